@@ -1,0 +1,25 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+QUICKSTART := runs/quickstart
+
+.PHONY: install fit test test-slow
+install: $(READY)
+
+# installed again only when what is to be installed changes
+$(READY): setup.cfg pyproject.toml constraints.txt entry/__main__.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	touch $@
+
+# goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
+fit: $(READY)
+	$(BIN)/python -m lightning fit --config configs/quickstart.yaml \
+		$(if $(wildcard $(QUICKSTART)/checkpoints/last.ckpt),--ckpt_path last)
+
+test: $(READY)
+	$(BIN)/python -m pytest -q
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow

@@ -1,0 +1,68 @@
+"""`python -m lightning {fit,validate,test,predict}`: LightningCLI in generic mode, with errors for the reader.
+
+Lightning 2.6 has no `__main__.py` of its own, so setup.cfg maps this file into the package by name; nothing else of lightning is
+touched. The model and the data come from the YAML by `class_path`. Beyond LightningCLI: a mistake in the configuration is one
+line and exit code 2, a missing checkpoint is an error (Lightning warns and starts from scratch), a second run may use the same folder.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+
+def main(args=None):
+    """Run the command line; `args` defaults to `sys.argv[1:]`."""
+    import warnings
+
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    class Parser(LightningArgumentParser):
+        def error(self, message, ex=None):
+            complain(message)
+
+    class CLI(LightningCLI):
+        def _parse_ckpt_path(self):
+            path = self.config[self.config.subcommand].get("ckpt_path")
+            if path and str(path) not in ("last", "best", "hpc", "registry") and ":" not in str(path):
+                if not Path(path).is_file():
+                    complain(f"ckpt_path: no checkpoint file at {path}")
+                try:
+                    super()._parse_ckpt_path()
+                except Exception as error:  # torch.load raises many types for a file that is no checkpoint
+                    complain(f"ckpt_path: {path} is not a readable checkpoint ({error})")
+
+        def instantiate_classes(self):
+            try:
+                super().instantiate_classes()
+            except (ValueError, TypeError, OSError) as error:
+                raise MisconfigurationException(str(error)) from error
+
+    warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
+    try:
+        CLI(
+            args=args,
+            parser_class=Parser,
+            parser_kwargs={"prog": "python -m lightning"},
+            save_config_kwargs={"overwrite": True},
+        )
+    except MisconfigurationException as error:
+        complain(error)
+    except UserWarning as error:
+        if "there is no last checkpoint available" not in str(error):
+            raise
+        complain("ckpt_path: 'last' was asked for, but the run's folder holds no checkpoint to resume from")
+
+
+def complain(message):
+    """One line on stderr, exit code 2."""
+    line = " ".join(str(message).split())
+    # jsonargparse reports every member of a Union and the whole value; the reader needs the cause alone
+    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
+    line = re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""The LightningModule and everything with weights or sigma in it."""
+
+from lightning_modules.motion_control import MotionControlModule
+
+__all__ = ["MotionControlModule"]
