@@ -1,0 +1,25 @@
+"""Motion conditions: dense tracks -> control tensor (training), strokes -> control tensor (inference). No weights, no I/O."""
+
+from conditions.condition import Condition
+from conditions.dense import DenseFlow
+from conditions.flow import average_magnitude, flow_to_pixels, global_visibility, motion_bucket, motion_mask
+from conditions.gaussian import GaussianFiltered
+from conditions.picture import control_picture, control_video
+from conditions.region import RegionWise
+from conditions.rng import mix, uniform
+
+__all__ = [
+    "Condition",
+    "DenseFlow",
+    "GaussianFiltered",
+    "RegionWise",
+    "average_magnitude",
+    "control_picture",
+    "control_video",
+    "flow_to_pixels",
+    "global_visibility",
+    "mix",
+    "motion_bucket",
+    "motion_mask",
+    "uniform",
+]

@@ -1,0 +1,121 @@
+"""What every condition is: a control from tracks (training), a control from strokes (inference), a record of itself."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+
+class Condition(ABC):
+    """A kind of motion control. It has no weights and no state besides its arguments.
+
+    The control tensor is float32: dx, dy in pixels from frame 1, and a mask in {0, 1}.
+
+    A subclass keeps each constructor argument in an attribute of its name (`record` reads them) and implements
+    `control`, `draw` and, where its arguments limit the frame, `check`.
+    """
+
+    def __call__(
+        self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor] = None
+    ) -> Tensor:
+        """Control of a batch of tracked clips: a pure function, sample by sample, of flow, visibility and seed.
+
+        Args:
+            flow: (B, L, 2, H, W) float, displacement from frame 1 in pixels, x before y.
+            visibility: (B, L, H, W) bool, whether a pixel of frame 1 is visible in frame i.
+            seed: (B,) int64, one per sample.
+            magnitude: `average_magnitude(flow)`, (B, H, W), where the caller has it already: its mean is the motion
+                bucket, so a caller who needs both reads the flow once.
+
+        Returns:
+            (B, L, 3, H, W) float32 on the device of `flow`.
+
+        Raises:
+            ValueError: shapes or types do not fit, or the frame is too small (`check`).
+        """
+        if flow.ndim != 5 or flow.shape[2] != 2 or not flow.is_floating_point():
+            raise ValueError(f"flow: expected (B, L, 2, H, W) float, got {tuple(flow.shape)} {flow.dtype}")
+        batch, frames, _, height, width = flow.shape
+        if visibility.shape != (batch, frames, height, width) or visibility.dtype != torch.bool:
+            expected = (batch, frames, height, width)
+            raise ValueError(f"visibility: expected {expected} bool, got {tuple(visibility.shape)} {visibility.dtype}")
+        if seed.shape != (batch,) or seed.dtype != torch.int64:
+            raise ValueError(f"seed: expected ({batch},) int64, got {tuple(seed.shape)} {seed.dtype}")
+        self.check(height, width)
+        # Displacements are data, not activations: a training step's autocast must not round them to bfloat16.
+        with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
+            return self.control(flow, visibility, seed, magnitude)
+
+    @abstractmethod
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
+        """`__call__` on checked arguments."""
+
+    @abstractmethod
+    def draw(
+        self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
+    ) -> Tensor:
+        """Control from a user's strokes.
+
+        Args:
+            tracks: key points of each stroke, (n, 2) as x, y in pixels; one point is a click, which stays.
+            brush: (H, W), non-zero where the user brushed; None for no brush.
+            frames: number of frames L.
+            height: frame height H.
+            width: frame width W.
+
+        Returns:
+            (L, 3, H, W) float32 on the CPU.
+
+        Raises:
+            ValueError: one line with the index of the track and what was expected.
+        """
+
+    def check(self, height: int, width: int) -> None:
+        """Raise ValueError where a frame of this size cannot be controlled with these arguments."""
+
+    def record(self) -> dict[str, Any]:
+        """Class path and constructor arguments, as a YAML would give them; what a checkpoint stores."""
+        names = inspect.signature(type(self)).parameters
+        return {
+            "class_path": f"conditions.{type(self).__name__}",
+            "init_args": {name: getattr(self, name) for name in names},
+        }
+
+    @staticmethod
+    def from_record(record: dict[str, Any]) -> "Condition":
+        """The condition that `record` describes. Only classes of this package are made, whatever the record names.
+
+        Raises:
+            ValueError: no such class, or arguments it does not take.
+        """
+        path, arguments = record.get("class_path"), record.get("init_args", {})
+        known = {f"conditions.{cls.__name__}": cls for cls in _concrete(Condition)}
+        if path not in known:
+            raise ValueError(f"class_path: expected one of {', '.join(sorted(known))}, got {path!r}")
+        unknown = set(arguments) - set(inspect.signature(known[path]).parameters)
+        if unknown:
+            raise ValueError(f"init_args: {path} takes no argument {', '.join(sorted(unknown))}")
+        return known[path](**arguments)
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{name}={value!r}" for name, value in self.record()["init_args"].items())
+        return f"{type(self).__name__}({arguments})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Condition) and self.record() == other.record()
+
+    __hash__ = None
+
+
+def _concrete(cls: type) -> list[type]:
+    """Subclasses of `cls` that can be made and belong to this package."""
+    found = []
+    for sub in cls.__subclasses__():
+        found += _concrete(sub)
+        if not inspect.isabstract(sub) and sub.__module__.startswith("conditions."):
+            found.append(sub)
+    return found

@@ -1,0 +1,69 @@
+"""What is read off dense tracks alone: pixels, global visibility, motion mask, motion bucket."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+MOTION_NORMS = ("l2", "squared")
+
+
+def flow_to_pixels(flow: Tensor, step: Tensor | float | None = None) -> Tensor:
+    """Displacement in pixels from any form that a batch stores it in.
+
+    Args:
+        flow: (..., 2, H, W) float16 or float32 in pixels, or uint16 stored as `round(px / step) + 32768`.
+        step: pixels per unit of uint16: a number, or (B,) for a batch `flow` (B, L, 2, H, W). Ignored for floats.
+
+    Returns:
+        float32 of the shape of `flow`.
+    """
+    if flow.dtype in (torch.float16, torch.float32):
+        return flow.to(torch.float32)
+    if flow.dtype != torch.uint16:
+        raise ValueError(f"flow: expected float16, float32 or uint16, got {flow.dtype}")
+    if step is None:
+        raise ValueError("step: expected the pixels per unit of the stored uint16 flow, got None")
+    if isinstance(step, Tensor):
+        step = step.to(flow.device, torch.float32).reshape(-1, *[1] * (flow.ndim - 1)) if step.ndim else step.item()
+    return flow.to(torch.float32).sub_(32768.0).mul_(step)
+
+
+def global_visibility(visibility: Tensor) -> Tensor:
+    """Eq. 5, `M_g = prod_i M^i`: visible in every frame. (B, L, H, W) bool -> (B, H, W) bool."""
+    # A reduction of bytes is vectorised on the CPU where the one of bools (`all`) is not: 0.1 ms instead of 3 a clip.
+    return visibility.view(torch.uint8).amin(dim=1).view(torch.bool)
+
+
+def average_magnitude(flow: Tensor, motion_norm: str = "l2") -> Tensor:
+    """Mean over all L frames, frame 1 included, of the length of the displacement or of its square.
+
+    Args:
+        flow: (B, L, 2, H, W) in pixels.
+        motion_norm: "l2" for `||f^i||_2`, "squared" for `||f^i||^2`.
+
+    Returns:
+        (B, H, W) float32.
+    """
+    total = flow.new_zeros(flow.shape[0], *flow.shape[-2:], dtype=torch.float32)
+    square = torch.empty_like(total)
+    # Frame by frame: each stays in the cache, and nothing of the size of the flow is made.
+    for frame in flow.to(torch.float32).unbind(dim=1):
+        u, v = frame.unbind(dim=1)
+        if motion_norm == "squared":
+            total.addcmul_(u, u).addcmul_(v, v)
+        else:
+            total.add_(torch.mul(u, u, out=square).addcmul_(v, v).sqrt_())
+    return total.div_(flow.shape[1])
+
+
+def motion_mask(flow: Tensor, motion_norm: str = "l2") -> Tensor:
+    """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the released
+    code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool."""
+    return average_magnitude(flow, motion_norm) > 1.0
+
+
+def motion_bucket(flow: Tensor) -> Tensor:
+    """The clip's motion bucket id: mean over frames and pixels of `||f||_2` of the flow before any masking, in pixels
+    (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32."""
+    return average_magnitude(flow).mean(dim=(1, 2))

@@ -1,0 +1,95 @@
+"""A user's strokes as sparse flow: tracks through their key points, carried by the region around each start."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from scipy.interpolate import PchipInterpolator
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Strokes:
+    flow: Tensor
+    """(L, 2, H, W) float32: displacement in pixels from frame 1 in the filled regions, zero elsewhere."""
+    filled: Tensor
+    """(H, W) bool: union of the regions."""
+    brush: Tensor
+    """(H, W) bool: what the user brushed."""
+
+
+def track_points(track: ArrayLike, index: int) -> np.ndarray:
+    """A track as (n, 2) float64; ValueError with its index where it is none."""
+    try:
+        points = np.asarray(track, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"track {index}: expected (n, 2) numbers x, y, got points of other kinds") from None
+    if points.size == 0:
+        raise ValueError(f"track {index}: expected at least one point, got none")
+    if points.ndim != 2 or points.shape[1] != 2:
+        raise ValueError(f"track {index}: expected shape (n, 2) as x, y, got {points.shape}")
+    if not np.isfinite(points).all():
+        raise ValueError(f"track {index}: expected finite points, got {points[~np.isfinite(points).all(1)][0].tolist()}")
+    return points
+
+
+def interpolate_track(points: np.ndarray, frames: int) -> np.ndarray:
+    """PCHIP through the key points at uniform knots. (n, 2) -> (L, 2); a single point stays where it is.
+
+    (The released code turns a single point into a track to its (+1, +1) neighbour.)
+    """
+    if len(points) == 1:
+        return np.repeat(points, frames, axis=0)
+    return PchipInterpolator(np.linspace(0, 1, len(points)), points, axis=0)(np.linspace(0, 1, frames))
+
+
+def draw_strokes(
+    tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int, region_size: int
+) -> Strokes:
+    """Sparse flow of strokes.
+
+    The region around a start (x, y), rounded down to a pixel, is `[y - k // 2, y - k // 2 + k)`, the same in x: for an
+    even k, `[y - k/2, y + k/2)`. It is clipped at the border (the released code drops it at the left and top ones).
+    Where regions overlap, the later track wins.
+
+    Args:
+        tracks: see `Condition.draw`.
+        brush: (H, W), non-zero where brushed, or None.
+        frames: L.
+        height: H.
+        width: W.
+        region_size: k.
+
+    Raises:
+        ValueError: an empty, non-finite or misshapen track, a start outside the frame, or a brush of another size.
+    """
+    if frames < 1:
+        raise ValueError(f"frames: expected at least 1, got {frames}")
+    flow = torch.zeros(frames, 2, height, width)
+    filled = torch.zeros(height, width, dtype=torch.bool)
+    for index, track in enumerate(tracks):
+        points = track_points(track, index)
+        x, y = np.floor(points[0]).astype(int).tolist()
+        if not (0 <= x < width and 0 <= y < height):
+            raise ValueError(
+                f"track {index}: expected a start inside the {height} x {width} frame, got x, y = {points[0].tolist()}"
+            )
+        displacement = torch.from_numpy(interpolate_track(points, frames) - points[0]).to(torch.float32)
+        top, left = y - region_size // 2, x - region_size // 2
+        rows, columns = slice(max(top, 0), top + region_size), slice(max(left, 0), left + region_size)
+        flow[:, :, rows, columns] = displacement[:, :, None, None]
+        filled[rows, columns] = True
+    return Strokes(flow, filled, _brush(brush, height, width))
+
+
+def _brush(brush: ArrayLike | None, height: int, width: int) -> Tensor:
+    if brush is None:
+        return torch.zeros(height, width, dtype=torch.bool)
+    mask = torch.as_tensor(brush).cpu() != 0
+    if mask.shape != (height, width):
+        raise ValueError(f"brush: expected the frame's size ({height}, {width}), got {tuple(mask.shape)}")
+    return mask
