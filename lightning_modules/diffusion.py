@@ -1,0 +1,212 @@
+"""EDM diffusion (Karras et al. 2022) as SVD uses it: noise, preconditioning, loss, Euler sampling. Free functions and one small class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import Tensor
+
+CONDITIONINGS = ("image_embedding", "fps", "motion_bucket_id", "image_latent", "sigma_aug")
+
+
+def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (len(seeds), *shape) float32, one generator per sample.
+
+    A sample's bits depend on its seed, the shape and the kind of device, not on the batch it is in. No global generator moves.
+    """
+    return torch.stack([torch.randn(shape, generator=_generator(seed, device), device=device) for seed in seeds])
+
+
+def _generator(seed: int, device: torch.device | str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(seed) % 2**63)
+
+
+def sample_sigma(
+    seeds: Sequence[int], p_mean: float = 0.7, p_std: float = 1.6, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Noise levels (B,) with log sigma ~ N(p_mean, p_std), drawn on the CPU so that every device sees the same."""
+    return torch.exp(p_mean + p_std * randn(seeds, ())).to(device, non_blocking=True)
+
+
+def precondition(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """c_skip, c_out, c_in, c_noise of SVD's v-prediction (sigma_data = 1), each of sigma's shape.
+
+    Denoised = c_skip * x + c_out * F(c_in * x, c_noise).
+    """
+    scale = sigma**2 + 1
+    return 1 / scale, -sigma / scale.sqrt(), 1 / scale.sqrt(), 0.25 * sigma.log()
+
+
+def edm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+    """Weighted squared error (sigma^2 + 1) / sigma^2 * |denoised - clean|^2, the mean over every frame's values.
+
+    Args:
+        denoised: (B, L, C, h, w) network's estimate.
+        clean: (B, L, C, h, w) scaled latents.
+        sigma: (B,) noise level of each clip.
+
+    Returns:
+        (B, L); its mean is the loss. Equal to the unweighted mean (F - v)^2, v = (noise - sigma clean) / sqrt(sigma^2 + 1).
+    """
+    weight = (sigma**2 + 1) / sigma**2
+    return weight[:, None] * (denoised - clean).square().flatten(2).mean(2)
+
+
+class Denoiser:
+    """The UNet as an EDM denoiser, with dropout of its five conditionings.
+
+    Args:
+        unet: SVD's UNet; the output of its `add_time_proj` is hooked for the dropout.
+    """
+
+    def __init__(self, unet: UNetSpatioTemporalConditionModel):
+        self.unet = unet
+        self._keep_ids: Tensor | None = None
+        # the id's embedding is zeroed, not the id: 0 fps has an embedding too
+        unet.add_time_proj.register_forward_hook(self._drop_ids)
+
+    def _drop_ids(self, module: torch.nn.Module, args: tuple, embedding: Tensor) -> Tensor:
+        if self._keep_ids is None:
+            return embedding
+        return embedding * self._keep_ids.reshape(-1, 1)
+
+    def network(
+        self,
+        noisy: Tensor,
+        c_noise: Tensor,
+        image_latent: Tensor,
+        image_embedding: Tensor,
+        ids: Tensor,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The bare prediction F, (B, L, C, h, w) in the UNet's dtype.
+
+        Args:
+            noisy: (B, L, C, h, w) noisy latents, already scaled by c_in.
+            c_noise: (B,) timestep, 0.25 ln sigma.
+            image_latent: (B, C, h, w) first frame's latent, not scaled; concatenated to every frame.
+            image_embedding: (B, n, D) image tokens for the cross-attention; SVD has n = 1.
+            ids: (B, 3) fps, motion bucket, sigma_aug.
+            keep: (B, 5) bool in the order of `CONDITIONINGS`, False where one is dropped; None keeps all.
+        """
+        dtype = self.unet.conv_in.weight.dtype
+        if keep is not None:
+            image_embedding = image_embedding * keep[:, 0, None, None]
+            image_latent = image_latent * keep[:, 3, None, None, None]
+        latent = image_latent[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
+        self._keep_ids = None if keep is None else keep[:, [1, 2, 4]]
+        try:
+            inputs = torch.cat([noisy.to(dtype), latent.to(dtype)], dim=2)
+            return self.unet(inputs, c_noise, image_embedding.to(dtype), ids, return_dict=False)[0]
+        finally:
+            self._keep_ids = None
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        sigma: Tensor,
+        image_latent: Tensor,
+        image_embedding: Tensor,
+        ids: Tensor,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """Denoised latents (B, L, C, h, w), in the dtype of `noisy`.
+
+        Args:
+            noisy: (B, L, C, h, w) clean latents plus sigma times noise, float32 or float64.
+            sigma: (B,) noise level of each clip, shared by its frames.
+            image_latent: As in `network`.
+            image_embedding: As in `network`.
+            ids: As in `network`.
+            keep: As in `network`.
+        """
+        c_skip, c_out, c_in, c_noise = precondition(sigma)
+        c_skip, c_out, c_in = (c.to(noisy.dtype).view(-1, 1, 1, 1, 1) for c in (c_skip, c_out, c_in))
+        prediction = self.network(c_in * noisy, c_noise, image_latent, image_embedding, ids, keep)
+        return c_skip * noisy + c_out * prediction.to(noisy.dtype)
+
+
+def karras_sigmas(
+    steps: int = 25,
+    sigma_min: float = 0.002,
+    sigma_max: float = 700.0,
+    rho: float = 7.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """(steps + 1,) decreasing noise levels, the last 0 (EDM eq. 5); those of diffusers' scheduler in the SVD configuration."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
+    sigmas = (high + ramp * (low - high)) ** rho
+    return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype)
+
+
+def euler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+    """Euler's method along dx/dsigma = (x - D(x, sigma)) / sigma (EDM alg. 1 without churn).
+
+    Args:
+        denoise: (x, sigma) -> denoised x; sigma is (B,).
+        x: (B, ...) latents at noise level sigmas[0].
+        sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
+    """
+    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
+        slope = (x - denoise(x, sigma.expand(len(x)))) / sigma
+        x = x + (following - sigma) * slope
+    return x
+
+
+def guided(
+    denoiser: Denoiser, image_latent: Tensor, image_embedding: Tensor, ids: Tensor, scale: Tensor
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Classifier-free guidance as one batch of both branches: (x, sigma) -> u + scale (c - u).
+
+    The unconditional branch zeroes the image embedding and the image latent only; ids and motion stay in both.
+
+    Args:
+        denoiser: The network.
+        image_latent: (B, C, h, w) first frame's latent, not scaled.
+        image_embedding: (B, n, D) image tokens.
+        ids: (B, 3) fps, motion bucket, sigma_aug.
+        scale: (L,) guidance of each frame.
+    """
+    latents = torch.cat([torch.zeros_like(image_latent), image_latent])
+    embeddings = torch.cat([torch.zeros_like(image_embedding), image_embedding])
+    ids = torch.cat([ids, ids])
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), latents, embeddings, ids)
+        unconditional, conditional = both.chunk(2)
+        return unconditional + scale.to(x.dtype).view(-1, 1, 1, 1) * (conditional - unconditional)
+
+    return denoise
+
+
+def euler_sample(
+    denoiser: Denoiser,
+    noise: Tensor,
+    image_latent: Tensor,
+    image_embedding: Tensor,
+    ids: Tensor,
+    steps: int = 25,
+    guidance: tuple[float, float] = (1.0, 2.5),
+    sigmas: Tensor | None = None,
+) -> Tensor:
+    """Scaled latents (B, L, C, h, w) of new clips, in the dtype of `noise`.
+
+    Args:
+        denoiser: The network; motion is what its UNet's injection was given before.
+        noise: (B, L, C, h, w) standard normal, float32 or float64.
+        image_latent: (B, C, h, w) first frame's latent, not scaled.
+        image_embedding: (B, n, D) image tokens.
+        ids: (B, 3) fps, motion bucket, sigma_aug.
+        steps: Number of Euler steps.
+        guidance: Guidance of the first and of the last frame, linear in between.
+        sigmas: (steps + 1,) noise levels in place of `karras_sigmas(steps)`.
+    """
+    if sigmas is None:
+        sigmas = karras_sigmas(steps, dtype=noise.dtype, device=noise.device)
+    scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
+    denoise = guided(denoiser, image_latent, image_embedding, ids, scale)
+    return euler(denoise, noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas)

@@ -1,0 +1,169 @@
+"""Motion features into a stock diffusers UNet, through forward hooks at the first res block of every level (ReMoCo eq. 8, fig. 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch.nn.functional as F
+from diffusers import UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+
+from lightning_modules.motion_encoder import GroupNorm, TemporalConv, seeded
+
+UNET_GROUPS = 32
+
+
+class AdaptiveScale(nn.Module):
+    """One conv stack of eq. 8, gamma or beta: Conv2d 3x3 to a quarter of the channels, temporal Conv1d back, zero at the start."""
+
+    def __init__(self, feature_channels: int, channels: int):
+        super().__init__()
+        self.spatial = nn.Conv2d(feature_channels, channels // 4, 3, padding=1)
+        self.temporal = TemporalConv(channels // 4, channels)
+        nn.init.zeros_(self.temporal.weight)
+        nn.init.zeros_(self.temporal.bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, L, C_s, h, w) -> (B*L, C, h, w)."""
+        return self.temporal(self.spatial(feature.flatten(0, 1).to(self.spatial.weight.dtype)), feature.shape[1])
+
+
+class Modulation(nn.Module):
+    """`h + GN_32(h) * gamma + beta` (eq. 8); gamma and beta come from the motion feature, each by its own convolutions."""
+
+    def __init__(self, feature_channels: int, channels: int):
+        super().__init__()
+        self.norm = GroupNorm(UNET_GROUPS, channels)
+        self.gamma = AdaptiveScale(feature_channels, channels)
+        self.beta = AdaptiveScale(feature_channels, channels)
+
+    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """Feature (B, L, C_s, h, w) -> (gamma, beta), each (B*L, C, h, w): what depends on the clip alone."""
+        return self.gamma(feature), self.beta(feature)
+
+    def forward(self, h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        return (per_clip(h, gamma) + per_clip(self.norm(h), gamma) * gamma + beta).flatten(0, 1)
+
+
+class Concat(nn.Module):
+    """`h + P0([h, l])` (ReMoCo_C): P0 is a 1x1 convolution of h and the feature together, zero at the start."""
+
+    def __init__(self, feature_channels: int, channels: int):
+        super().__init__()
+        self.project = zero(nn.Conv2d(channels + feature_channels, channels, 1))
+
+    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """Feature -> its share of P0 (B*L, C, h, w); P0 is linear, so the share of h is added per step."""
+        weight = self.project.weight[:, self.project.out_channels :]
+        return (F.conv2d(feature.flatten(0, 1).to(weight.dtype), weight, self.project.bias),)
+
+    def forward(self, h: Tensor, projected: Tensor) -> Tensor:
+        weight = self.project.weight[:, : self.project.out_channels]
+        own = F.conv2d(h.to(weight.dtype), weight).to(h.dtype)
+        return (per_clip(h, projected) + (per_clip(own, projected) + projected)).flatten(0, 1)
+
+
+class Add(nn.Module):
+    """`h + P0(l)` (ReMoCo_+): P0 is a 1x1 convolution, zero at the start."""
+
+    def __init__(self, feature_channels: int, channels: int):
+        super().__init__()
+        self.project = zero(nn.Conv2d(feature_channels, channels, 1))
+
+    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """Feature (B, L, C_s, h, w) -> projection (B*L, C, h, w)."""
+        return (self.project(feature.flatten(0, 1).to(self.project.weight.dtype)),)
+
+    def forward(self, h: Tensor, projected: Tensor) -> Tensor:
+        return (per_clip(h, projected) + projected).flatten(0, 1)
+
+
+KINDS = {"modulation": Modulation, "concat": Concat, "add": Add}
+
+
+def per_clip(h: Tensor, part: Tensor) -> Tensor:
+    """(n*B*L, C, h, w) -> (n, B*L, C, h, w): guidance runs n branches that share the clips' motion."""
+    return h.unflatten(0, (-1, len(part)))
+
+
+def zero(conv: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with weight and bias set to zero."""
+    nn.init.zeros_(conv.weight)
+    nn.init.zeros_(conv.bias)
+    return conv
+
+
+class Injection(nn.Module):
+    """The weights at the 8 places, and the motion features of the current batch.
+
+    `set` (training) or `prepare` (sampling) before the UNet runs; `set(None)` gives the bare UNet. Under gradient
+    checkpointing the hooks run again in the backward pass, so the features stay set until the next `set`: call it again only
+    after the backward pass. A UNet batch that is n times the features' batch, as guidance makes it, sees them n times.
+
+    Args:
+        kind: `modulation`, `concat` or `add`.
+        channels: Channels of the UNet's levels.
+        feature_channels: Channels of the motion features, scale by scale.
+        seed: Seed of the initial weights.
+    """
+
+    def __init__(self, kind: str, channels: Sequence[int], feature_channels: Sequence[int], seed: int = 0):
+        super().__init__()
+        if kind not in KINDS:
+            raise ValueError(f"injection is {kind!r}, expected one of {', '.join(KINDS)}")
+        with seeded(seed):
+            self.down = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels, channels))
+            self.up = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels[::-1], channels[::-1]))
+        self._features: list[Tensor] | None = None
+        self._controls: list[tuple[Tensor, ...]] | None = None
+
+    def set(self, features: list[Tensor] | None) -> None:
+        """Use these features, one (B, L, C_s, h_s, w_s) per scale, from now on; None removes the control."""
+        self._controls = None
+        self._features = None if features is None else [*features, *features[::-1]]
+
+    def prepare(self, features: list[Tensor]) -> None:
+        """As `set`, but all gammas and betas are computed now, once: they depend on the clip alone, not on the step."""
+        self.set(features)
+        places = [*self.down, *self.up]
+        self._controls = [place.control(feature) for place, feature in zip(places, self._features)]
+
+    def controls(self) -> list[tuple[Tensor, ...]] | None:
+        """What `prepare` computed, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None before it."""
+        return self._controls
+
+    def inject(self, place: nn.Module, index: int, h: Tensor) -> Tensor:
+        """`h` (n*B*L, C, h, w) with the motion at one place added."""
+        if self._features is None:
+            return h
+        control = place.control(self._features[index]) if self._controls is None else self._controls[index]
+        return place(h, *(part.to(h.dtype) for part in control))
+
+
+def attach(
+    unet: UNetSpatioTemporalConditionModel, kind: Literal["modulation", "concat", "add"] = "modulation", seed: int = 0
+) -> Injection:
+    """Hook an injection into the UNet: right after conv1 of the first res block of every down and up level.
+
+    Args:
+        unet: Stock diffusers UNet; its code and its state dict stay as they are.
+        kind: `modulation` (eq. 8), `concat` or `add` (the ablation).
+        seed: Seed of the initial weights.
+
+    Returns:
+        The injection's weights and switch. Until `set` is called the UNet computes what it did before.
+    """
+    widths = list(unet.config.block_out_channels)
+    injection = Injection(kind, widths, widths, seed)
+    blocks = [*unet.down_blocks, *unet.up_blocks]
+    for index, (block, place) in enumerate(zip(blocks, [*injection.down, *injection.up])):
+        block.resnets[0].spatial_res_block.conv1.register_forward_hook(_hook(injection, place, index))
+    return injection
+
+
+def _hook(injection: Injection, place: nn.Module, index: int):
+    def hook(module: nn.Module, args: tuple, h: Tensor) -> Tensor:
+        return injection.inject(place, index, h)
+
+    return hook

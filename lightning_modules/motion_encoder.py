@@ -1,0 +1,122 @@
+"""Motion encoder: the control tensor -> motion features at the UNet's four scales (ReMoCo 3.3; sizes of the released weights)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ENCODER_GROUPS = 8
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Initialise parameters from their own seed, on the CPU, and leave every global generator where it was.
+
+    On the meta device nothing is drawn. CUDA's generators are not touched: `torch.manual_seed` would reseed them.
+    """
+    meta = torch.get_default_device().type == "meta"
+    with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm computed in at least float32, whatever the input's dtype; the result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        y = F.group_norm(x.to(dtype), self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
+        return y.to(x.dtype)
+
+
+class TemporalConv(nn.Conv1d):
+    """Convolution of kernel 3 over the frames of every pixel; the first and last frame are repeated at the ends."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(in_channels, out_channels, 3)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        """(B*frames, C, h, w) -> (B*frames, C', h, w)."""
+        height, width = x.shape[2:]
+        # a 3 x 1 kernel over (frames, pixels) is the same convolution and keeps channels-last memory as it is
+        x = x.unflatten(0, (-1, frames)).flatten(3).transpose(1, 2)
+        x = F.conv2d(F.pad(x, (0, 0, 1, 1), mode="replicate"), self.weight.unsqueeze(-1), self.bias)
+        return x.transpose(1, 2).flatten(0, 1).unflatten(2, (height, width))
+
+
+class SpatioTemporalConv(nn.Module):
+    """Conv2d 3x3 followed by a temporal convolution."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
+        super().__init__()
+        self.spatial = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.temporal = TemporalConv(out_channels, out_channels)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.temporal(self.spatial(x), frames)
+
+
+class Stem(nn.Module):
+    """Three strided convolutions from pixels to the latent grid (1/8), GroupNorm and SiLU between them."""
+
+    def __init__(self, in_channels: int, channels: int):
+        super().__init__()
+        widths = (in_channels, channels // 4, channels // 2, channels)
+        self.convs = nn.ModuleList(SpatioTemporalConv(i, o, stride=2) for i, o in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList(GroupNorm(ENCODER_GROUPS, width) for width in widths[1:3])
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.silu(norm(conv(x, frames)))
+        return self.convs[-1](x, frames)
+
+
+class Stage(nn.Module):
+    """GroupNorm, SiLU, spatial and temporal convolution, then half the resolution."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.norm = GroupNorm(ENCODER_GROUPS, in_channels)
+        self.conv = SpatioTemporalConv(in_channels, out_channels)
+        self.down = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.down(self.conv(F.silu(self.norm(x)), frames))
+
+
+class MotionEncoder(nn.Module):
+    """Control tensor -> one feature map per scale of the UNet (69,195,440 parameters at SVD's size).
+
+    Args:
+        channels: Channels of the UNet's levels, `unet.config.block_out_channels`; the first must be a multiple of 32.
+        control_channels: Channels of the control: dx, dy, mask.
+        seed: Seed of the initial weights.
+    """
+
+    def __init__(self, channels: Sequence[int] = (320, 640, 1280, 1280), control_channels: int = 3, seed: int = 0):
+        super().__init__()
+        if any(width % (4 * ENCODER_GROUPS if i == 0 else ENCODER_GROUPS) for i, width in enumerate(channels)):
+            raise ValueError(f"channels {tuple(channels)}: the first must be a multiple of 32, the others of 8")
+        with seeded(seed):
+            self.stem = Stem(control_channels, channels[0])
+            self.stages = nn.ModuleList(Stage(i, o) for i, o in zip(channels, channels[1:]))
+
+    def forward(self, control: Tensor) -> list[Tensor]:
+        """Features of a batch of controls.
+
+        Args:
+            control: (B, L, 3, H, W) dx and dy in pixels, mask in {0, 1}; H and W multiples of 8.
+
+        Returns:
+            One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up as the UNet's levels are.
+        """
+        frames = control.shape[1]
+        x = self.stem(control.flatten(0, 1).to(self.stem.convs[0].spatial.weight.dtype), frames)
+        features = [x]
+        for stage in self.stages:
+            features.append(stage(features[-1], frames))
+        return [feature.unflatten(0, (-1, frames)) for feature in features]

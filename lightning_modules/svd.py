@@ -1,0 +1,345 @@
+"""Stable Video Diffusion: load it or build it with random weights, freeze it, add LoRA, checkpoint its activations."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from diffusers.models.attention import TemporalBasicTransformerBlock
+from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from lightning_modules.motion_encoder import seeded
+
+VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
+RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SPACE_TO_DEPTH_SCALE = 2.0  # frames in [-1, 1] have a standard deviation of about 0.5
+COMPONENTS = {
+    "unet": UNetSpatioTemporalConditionModel,
+    "vae": AutoencoderKLTemporalDecoder,
+    "image_encoder": CLIPVisionModelWithProjection,
+}
+LORA_TARGETS = ("attention", "linear")
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Keyword arguments that differ from SVD's own, by component."""
+
+    unet: dict[str, Any]
+    vae: dict[str, Any]
+    image_encoder: dict[str, Any]
+
+
+def _size(
+    channels: tuple[int, ...], layers: int, heads: tuple[int, ...], embedding: int, ids: int, vae: tuple[int, ...], clip: dict
+) -> Size:
+    unet = {
+        "block_out_channels": channels,
+        "layers_per_block": layers,
+        "num_attention_heads": heads,
+        "cross_attention_dim": embedding,
+        "addition_time_embed_dim": ids,
+        "projection_class_embeddings_input_dim": 3 * ids,
+    }
+    autoencoder = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "block_out_channels": vae,
+        "layers_per_block": layers,
+        "latent_channels": 4,
+    }
+    return Size(unet, autoencoder, {"projection_dim": embedding, "hidden_act": "gelu", **clip})
+
+
+SIZES = {
+    "tiny": _size(
+        (32, 64, 64, 64), 1, (2, 4, 4, 4), 32, 32, (32, 32, 32, 32),
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8},
+    ),
+    "small": _size(
+        (64, 128, 256, 256), 1, (2, 4, 8, 8), 128, 64, (32, 64, 128, 128),
+        {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,
+         "image_size": 64, "patch_size": 8},
+    ),
+    "full": _size(
+        (320, 640, 1280, 1280), 2, (5, 10, 20, 20), 1024, 256, (128, 256, 512, 512),
+        {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
+         "image_size": 224, "patch_size": 14},
+    ),
+}  # fmt: skip
+
+
+class SVD(nn.Module):
+    """The networks of Stable Video Diffusion.
+
+    Args:
+        unet: Denoising UNet.
+        image_encoder: CLIP vision model with projection.
+        vae: Autoencoder, or None for latents that are a space-to-depth rearrangement of the frames.
+        name: What these weights are called, kept in `identity`.
+
+    Attributes:
+        identity: `name` and `hash`, the SHA-256 of all weights; `hash` is "meta" on the meta device.
+        latent_channels: Channels of a latent: 4, or 192 without a VAE.
+        latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
+    """
+
+    def __init__(
+        self,
+        unet: UNetSpatioTemporalConditionModel,
+        image_encoder: CLIPVisionModelWithProjection,
+        vae: AutoencoderKLTemporalDecoder | None,
+        name: dict[str, Any],
+    ):
+        super().__init__()
+        set_res_block_eps(unet)
+        self.unet, self.image_encoder, self.vae = unet, image_encoder, vae
+        self.latent_channels: int = unet.config.out_channels
+        self.latent_scale: float = SPACE_TO_DEPTH_SCALE if vae is None else vae.config.scaling_factor
+        self.identity = {**name, "hash": weights_hash(self)}
+
+    @classmethod
+    def load(cls, path_or_id: str | Path, revision: str | None = None) -> SVD:
+        """Load diffusers' folders unet/, vae/ and image_encoder/ (safetensors only).
+
+        Args:
+            path_or_id: Local folder, or the hub id `owner/name` of a repository in that layout.
+            revision: Revision of the hub id.
+
+        Raises:
+            MisconfigurationException: a folder, a file or a weight is missing.
+        """
+        parts = {name: _load_component(str(path_or_id), name, revision) for name in COMPONENTS}
+        channels = parts["vae"].config.latent_channels
+        found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
+        if found != (2 * channels, channels):
+            raise MisconfigurationException(
+                f"svd: {path_or_id}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} and "
+                f"{channels} as in image-to-video SVD"
+            )
+        return cls(**parts, name={"svd": str(path_or_id), "revision": revision})
+
+    @classmethod
+    def random(
+        cls, size: Literal["tiny", "small", "full"], seed: int = 0, latents: Literal["vae", "space_to_depth"] = "vae"
+    ) -> SVD:
+        """Build with random weights; no global generator moves, and on the meta device nothing is allocated.
+
+        Args:
+            size: `tiny` (tests), `small` (some 40 M parameters, a CPU trains it) or `full` (SVD's own sizes).
+            seed: Seed of the weights.
+            latents: `vae`: a random VAE. `space_to_depth`: no VAE, latents are 8 x 8 blocks of pixels as 192 channels.
+        """
+        if size not in SIZES:
+            raise MisconfigurationException(f"random_init is {size!r}, expected one of {', '.join(SIZES)}")
+        if latents not in ("vae", "space_to_depth"):
+            raise MisconfigurationException(f"latents is {latents!r}, expected vae or space_to_depth")
+        sizes = SIZES[size]
+        channels = sizes.vae["latent_channels"] if latents == "vae" else 3 * VAE_FACTOR**2
+        with seeded(seed):
+            unet = UNetSpatioTemporalConditionModel(in_channels=2 * channels, out_channels=channels, **sizes.unet)
+            image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.image_encoder))
+            vae = AutoencoderKLTemporalDecoder(**sizes.vae) if latents == "vae" else None
+        return cls(unet, image_encoder, vae, {"random_init": size, "init_seed": seed, "latents": latents})
+
+    def freeze(self, compute_dtype: torch.dtype, train_unet: bool = False) -> SVD:
+        """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in float32.
+
+        Args:
+            compute_dtype: Dtype of the frozen UNet and image encoder.
+            train_unet: Leave the UNet trainable, in float32.
+        """
+        self.requires_grad_(False).eval()
+        dtypes = {"image_encoder": compute_dtype, "unet": torch.float32 if train_unet else compute_dtype, "vae": torch.float32}
+        for name, part in self.named_children():
+            nn.Module.to(part, dtypes[name])  # diffusers' own `to` warns about modules to keep in float32, of which there are none
+        self.unet.requires_grad_(train_unet)
+        return self
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Recompute the UNet's res blocks, spatial and temporal transformer blocks in the backward pass (non-reentrant)."""
+        self.unet.enable_gradient_checkpointing(_checkpointed)
+        for block in self.unet.modules():
+            if type(block) is TemporalBasicTransformerBlock:
+                block.__class__ = CheckpointedTemporalBlock
+
+    @torch.no_grad()
+    def encode(self, frames: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
+        """Posterior of the latents, computed in float32 also inside autocast, without gradients.
+
+        Args:
+            frames: (N, 3, H, W) in [-1, 1]; H and W multiples of 8.
+            chunk: Frames per pass.
+
+        Returns:
+            mean and standard deviation, each (N, C, H/8, W/8) float32, not scaled; the mean is the mode. The space-to-depth
+            latents have a standard deviation of 0.
+        """
+        if self.vae is None:
+            mean = F.pixel_unshuffle(frames.float(), VAE_FACTOR)
+            return mean, torch.zeros_like(mean)
+        with torch.autocast(frames.device.type, enabled=False):
+            posteriors = [self.vae.encode(part.float()).latent_dist for part in frames.split(chunk)]
+        return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); float32, one clip per pass."""
+        latents = latents.float() / self.latent_scale
+        if self.vae is None:
+            return F.pixel_shuffle(latents, VAE_FACTOR)
+        with torch.autocast(latents.device.type, enabled=False):
+            return torch.stack([self.vae.decode(clip, num_frames=len(clip)).sample for clip in latents])
+
+    @torch.no_grad()
+    def embed_image(self, first_frame: Tensor) -> Tensor:
+        """CLIP embedding (B, 1, D) of frames (B, 3, H, W) in [-1, 1], in the image encoder's dtype."""
+        encoder = self.image_encoder
+        return encoder(clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)).image_embeds[:, None]
+
+
+def _load_component(path: str, name: str, revision: str | None) -> nn.Module:
+    """One of SVD's folders from a local path or the hub, complete or not at all."""
+    cls, folder = COMPONENTS[name], Path(path).expanduser()
+    if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:
+        if not (folder / name / "config.json").is_file():
+            raise MisconfigurationException(
+                f"svd: {folder / name / 'config.json'} not found, expected the folders unet/, vae/ and image_encoder/ of a "
+                "diffusers SVD, or a hub id owner/name"
+            )
+        path = str(folder)
+    try:
+        model, info = cls.from_pretrained(
+            path, subfolder=name, revision=revision, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise MisconfigurationException(f"svd: cannot load {name} of {path} as {cls.__name__}: {reason}") from error
+    if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))):
+        raise MisconfigurationException(
+            f"svd: {path}/{name} lacks {len(wrong)} weights of {cls.__name__}, the first is {wrong[0]}"
+        )
+    return model
+
+
+def set_res_block_eps(unet: nn.Module) -> int:
+    """Set eps 1e-5 in every GroupNorm of the spatial and temporal res blocks; returns how many were different."""
+    blocks = [m for m in unet.modules() if isinstance(m, (ResnetBlock2D, TemporalResnetBlock))]
+    changed = [norm for block in blocks for norm in (block.norm1, block.norm2) if norm.eps != RES_BLOCK_EPS]
+    for norm in changed:
+        norm.eps = RES_BLOCK_EPS
+    return len(changed)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of all parameters and buffers; "meta" where there are no values.
+
+    Half-precision weights hash as the float32 they convert to. The cost is one reading of the weights per core.
+    """
+    state = sorted(module.state_dict().items())
+    if any(tensor.is_meta for _, tensor in state):
+        return "meta"
+
+    def digest(item: tuple[str, Tensor]) -> bytes:
+        name, tensor = item
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + hashlib.sha256(values.numpy()).digest()).digest()
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return hashlib.sha256(b"".join(pool.map(digest, state))).hexdigest()
+
+
+def _checkpointed(function: Any, *args: Any) -> Any:
+    # no layer of the UNet draws random numbers, so the generators' state need not be saved
+    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
+
+
+class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
+    """diffusers' temporal block, recomputed in the backward pass; diffusers itself checkpoints the spatial blocks only."""
+
+    def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor | None = None) -> Tensor:
+        if not torch.is_grad_enabled():
+            return super().forward(hidden_states, num_frames, encoder_hidden_states)
+        return _checkpointed(super().forward, hidden_states, num_frames, encoder_hidden_states)
+
+
+def add_lora(unet: nn.Module, targets: Literal["attention", "linear"], rank: int = 32, seed: int = 0) -> None:
+    """Inject LoRA, W + B A with scale 1 (alpha = rank), float32 whatever the base's dtype; B is zero at the start.
+
+    Args:
+        unet: Network to inject into, in place; everything but the LoRA weights loses its gradient.
+        targets: `attention`: q, k, v and output projections, spatial and temporal. `linear`: every nn.Linear.
+        rank: Rank of A and B.
+        seed: Seed of A.
+    """
+    if targets not in LORA_TARGETS:
+        raise ValueError(f"lora is {targets!r}, expected one of {', '.join(LORA_TARGETS)}")
+    names = [name for name, module in unet.named_modules() if type(module) is nn.Linear]
+    if targets == "attention":
+        names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names)
+    with seeded(seed):
+        inject_adapter_in_model(config, unet)
+    for layer in lora_layers(unet).values():
+        layer.lora_A.float(), layer.lora_B.float()
+
+
+def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
+    """Name of the linear layer -> peft's layer around it."""
+    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+
+
+def merge_lora(unet: nn.Module) -> None:
+    """Add B A to the base weights, for sampling without overhead. In a half-precision base this rounds, and cannot be undone."""
+    for layer in lora_layers(unet).values():
+        layer.merge()
+
+
+@contextmanager
+def without_lora(unet: nn.Module) -> Iterator[None]:
+    """The network without its LoRA, for comparison."""
+    layers = lora_layers(unet).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def clip_input(frames: Tensor, size: int) -> Tensor:
+    """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as diffusers' SVD pipeline prepares them."""
+    height, width = frames.shape[-2:]
+    frames = _blur(_blur(frames.float(), width / size).mT, height / size).mT
+    frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
+    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    return ((frames + 1) / 2 - mean) / std
+
+
+def _blur(frames: Tensor, factor: float) -> Tensor:
+    """Gaussian blur along the last axis before shrinking it by `factor`: sigma (factor - 1) / 2, two sigmas wide."""
+    sigma = max((factor - 1) / 2, 0.001)
+    size = int(max(4 * sigma, 3)) // 2 * 2 + 1
+    x = torch.arange(size, device=frames.device, dtype=frames.dtype) - size // 2
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).view(1, 1, 1, size)
+    padded = F.pad(frames, (size // 2, size // 2, 0, 0), mode="reflect")
+    return F.conv2d(padded.flatten(0, 1)[:, None], kernel).view(frames.shape)
