@@ -17,6 +17,8 @@ def main(args=None):
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+    from callbacks import LastCheckpoint, SaveRunConfig, resolve_checkpoint
+
     class Parser(LightningArgumentParser):
         def error(self, message, ex=None):
             complain(message)
@@ -38,11 +40,18 @@ def main(args=None):
             except (ValueError, TypeError, OSError) as error:
                 raise MisconfigurationException(str(error)) from error
 
+        def _prepare_subcommand_kwargs(self, subcommand):
+            kwargs = super()._prepare_subcommand_kwargs(subcommand)
+            if any(isinstance(callback, LastCheckpoint) for callback in self.trainer.callbacks):
+                kwargs["ckpt_path"] = resolve_checkpoint(self.trainer, kwargs.get("ckpt_path"))
+            return kwargs
+
     warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
     try:
         CLI(
             args=args,
             parser_class=Parser,
+            save_config_callback=SaveRunConfig,
             parser_kwargs={"prog": "python -m lightning"},
             save_config_kwargs={"overwrite": True},
         )

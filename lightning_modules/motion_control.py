@@ -340,7 +340,7 @@ class MotionControlModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         trained = self.trained()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint[record.KEY] = {"architecture": self.architecture(), "base": self.base_name() | self.svd.identity}
+        checkpoint[record.KEY] = {"architecture": self.architecture(), "base": self.svd.identity}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         found = record.of(checkpoint, "the checkpoint")

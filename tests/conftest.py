@@ -29,3 +29,35 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def repo() -> Path:
     return REPO
+
+
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Run `python -m lightning ARGS` in this process; returns (exit code, stderr's last line)."""
+
+    def run(*args) -> tuple[int, str]:
+        from lightning.__main__ import main
+
+        monkeypatch.setattr("sys.argv", ["python -m lightning", *map(str, args)])
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        err = capsys.readouterr().err.strip()
+        return code, err.splitlines()[-1] if err else ""
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def sprites(tmp_path_factory) -> Path:
+    """Root of a small embedded set, made once: 6 training and 3 validation clips of 4 frames, 64 x 64."""
+    from datamodules import SpritesDataModule
+
+    root = tmp_path_factory.mktemp("sprites")
+    SpritesDataModule(root=str(root), **SPRITES).prepare_data()
+    return root
+
+
+SPRITES = dict(clips=6, val_clips=3, frames=4, height=64, width=64)
