@@ -1,0 +1,22 @@
+"""What happens around training: checkpoints, the run's folder, averages, samples, metrics, throughput."""
+
+from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, resolve_checkpoint
+from callbacks.ema import EMA
+from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
+from callbacks.samples import SampleLogger
+from callbacks.throughput import Throughput
+from callbacks.video_metrics import VideoMetrics
+
+__all__ = [
+    "EMA",
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "RunFolder",
+    "SampleLogger",
+    "SaveRunConfig",
+    "Throughput",
+    "VideoMetrics",
+    "resolve_checkpoint",
+    "run_folder",
+]

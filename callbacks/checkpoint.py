@@ -1,0 +1,146 @@
+"""Checkpoints that are whole or absent: atomic writing, safe reading, and finding `last` and `best` by name."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.run_folder import run_folder
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes a checkpoint beside its target and renames it into place; reads tensors and plain values only.
+
+    At any moment, kill -9 and power loss included, the target is the last complete checkpoint: the new file is flushed to
+    the disk before the rename (Lightning's own writer moves from `$TMPDIR`, which across file systems is a plain copy).
+    A plugin: `trainer.plugins: [{class_path: callbacks.AtomicCheckpointIO}]`.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Save `checkpoint` at `path`, or leave `path` as it was.
+
+        Raises:
+            MisconfigurationException: the disk is full or not writable, or `path` is not a local path.
+        """
+        target = _local(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of runs that were killed while writing
+                leftover.unlink(missing_ok=True)
+            try:
+                with open(temporary, "wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer reports a failed write as a RuntimeError raised on top of the OSError
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise MisconfigurationException(
+                f"checkpoint {target}: could not be written ({cause.strerror or cause}); the file before it is untouched"
+            ) from error
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable | None = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Load `path` with `weights_only=True`, whatever the argument says: files may come from strangers.
+
+        Raises:
+            MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
+        """
+        target = _local(path)
+        if not target.is_file():
+            raise MisconfigurationException(f"checkpoint {target}: no such file")
+        try:
+            with zipfile.ZipFile(target) as archive:
+                damaged = archive.testzip()  # torch.load does not compare checksums
+            if damaged is None:
+                return torch.load(target, map_location=map_location, weights_only=True)
+        except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
+            reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+            raise MisconfigurationException(f"checkpoint {target}: not a readable checkpoint ({reason})") from error
+        raise MisconfigurationException(f"checkpoint {target}: damaged, the checksum of {damaged} does not match")
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete the file, if it is there."""
+        _local(path).unlink(missing_ok=True)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`checkpoints/last.ckpt` of the run folder: replaced every `every_n_train_steps` steps, and when training ends.
+
+    Stock `ModelCheckpoint` either misses the steps after the last multiple or numbers the files. Nothing is saved on an
+    exception: half-restored or broken weights would replace the good file, and resuming repeats the same steps bit for bit.
+
+    Args:
+        every_n_train_steps: optimizer steps between two writes.
+    """
+
+    def __init__(self, every_n_train_steps: int = 500) -> None:
+        super().__init__(filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the final state, unless this step was just saved."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`checkpoints/best.ckpt` of the run folder: the state at the validation with the lowest monitored value.
+
+    Args:
+        monitor: the logged value to minimise.
+    """
+
+    def __init__(self, monitor: str = "val/loss") -> None:
+        super().__init__(
+            filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False
+        )
+
+
+def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None) -> str | None:
+    """Turn `last` and `best` into the file in the trainer's run folder; leave anything else as it is.
+
+    Lightning itself only warns when there is no last checkpoint, and knows `best` only in the process that made it.
+
+    Raises:
+        MisconfigurationException: the run folder has no such checkpoint.
+    """
+    if ckpt_path not in ("last", "best"):
+        return ckpt_path
+    path = run_folder(trainer) / "checkpoints" / f"{ckpt_path}.ckpt"
+    if not path.is_file():
+        raise MisconfigurationException(f"ckpt_path {ckpt_path}: there is no checkpoint {path}")
+    return str(path)
+
+
+def _local(path: str | Path) -> Path:
+    if "://" in str(path):
+        raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
+    return Path(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the folder's entry of a renamed file to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

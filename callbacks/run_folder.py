@@ -1,0 +1,165 @@
+"""The run's folder: one place for logs, checkpoints and samples, with a stable name and one run at a time in it."""
+
+import fcntl
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+
+LOCK = ".lock"
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where the run keeps its files: the first logger's folder, else `default_root_dir`.
+
+    Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone.
+    """
+    for logger in trainer.loggers[:1]:
+        folder = getattr(logger, "log_dir", None) or logger.save_dir
+        if folder is not None:
+            return Path(folder)
+    return Path(trainer.default_root_dir)
+
+
+class RunFolder(Callback):
+    """Keeps runs apart in a folder with a stable name.
+
+    A fit that does not continue the run in the folder moves that run aside to `<folder>.previous-N`, so a second run neither
+    dies nor overwrites; two fits at once in one folder are an error; at the end of a fit it says where everything is.
+    Meant for `TensorBoardLogger(save_dir=..., name=..., version="")`. Put it first among the callbacks.
+    """
+
+    def __init__(self) -> None:
+        self._lock: IO[str] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Lock the folder, before weights load."""
+        if stage == "fit" and _writes(trainer):
+            self._on_rank_zero(trainer, self._acquire)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Move another run aside; only now does the trainer say which checkpoint it continues from."""
+        if _writes(trainer):
+            self._on_rank_zero(trainer, lambda folder: self._clear(trainer, folder))
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say where the results are."""
+        if not _writes(trainer):
+            return
+        folder = run_folder(trainer)
+        lines = [f"Run folder:   {folder}", f"Checkpoints:  {folder / 'checkpoints'}"]
+        if (folder / "samples").is_dir():
+            lines.append(f"Samples:      {folder / 'samples'}")
+        if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+            lines.append(f"TensorBoard:  tensorboard --logdir {folder}")
+        rank_zero_print("\n".join(lines))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the folder back."""
+        self._release()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the folder back."""
+        self._release()
+
+    def _on_rank_zero(self, trainer: Trainer, action: Callable[[Path], None]) -> None:
+        """Run `action` on rank 0; where it fails, every rank raises, instead of waiting for the first."""
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                action(run_folder(trainer))
+            except MisconfigurationException as error:
+                problem = str(error)
+        problem = trainer.strategy.broadcast(problem)
+        if problem is not None:
+            raise MisconfigurationException(problem)
+
+    def _clear(self, trainer: Trainer, folder: Path) -> None:
+        if _continues(trainer.ckpt_path, folder) or not _holds_a_run(folder):
+            return
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.close()  # opened before any hook; reopens in the new folder at its next write
+        aside = _free_name(folder)
+        os.rename(folder.resolve(), aside)
+        (aside / LOCK).unlink(missing_ok=True)
+        self._release()
+        self._acquire(folder)
+        rank_zero_print(f"A new run in {folder}: the run that was there is now {aside}")
+
+    def _acquire(self, folder: Path) -> None:
+        """A POSIX record lock: it dies with this process, and forked workers that outlive a kill do not hold it."""
+        if Path.cwd().is_relative_to(folder.resolve()):
+            raise MisconfigurationException(
+                f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / LOCK, "w")
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            lock.close()
+            raise MisconfigurationException(
+                f"run folder {folder}: another fit is running in it; wait for it or give the logger another `name`"
+            ) from None
+        except OSError as error:
+            rank_zero_warn(f"run folder {folder}: its file system has no locks ({error}); start only one fit in it")
+        self._lock = lock
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Saves the resolved configuration in the run folder: `config.yaml` of a fit, `config_validate.yaml`, ... of the rest.
+
+    Args as LightningCLI gives them; use with `save_config_kwargs={"overwrite": True}`, since a resumed run finds its own.
+    """
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save; a fit waits until `RunFolder` has moved an older run aside."""
+        if stage != "fit":
+            self.config_filename = f"config_{stage}.yaml"
+            super().setup(trainer, pl_module, stage)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the configuration of a fit."""
+        super().setup(trainer, pl_module, "fit")
+
+
+@rank_zero_only
+def rank_zero_print(text: str) -> None:
+    """Print on rank 0: what a person started the command for, so not a log message that can be filtered out."""
+    print(text, flush=True)
+
+
+def _writes(trainer: Trainer) -> bool:
+    return bool(trainer.loggers) and not trainer.fast_dev_run
+
+
+def _continues(ckpt_path: str | Path | None, folder: Path) -> bool:
+    """Whether the run in `folder` goes on: from a checkpoint in it, or from the one a requeued SLURM job left."""
+    if ckpt_path is None:
+        return False
+    return Path(ckpt_path).name.startswith("hpc_ckpt_") or Path(ckpt_path).resolve().is_relative_to(folder.resolve())
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / "config.yaml").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def _free_name(folder: Path) -> Path:
+    folder = folder.resolve()
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.previous-{number}")).exists():
+        number += 1
+    return aside

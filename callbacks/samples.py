@@ -1,0 +1,157 @@
+"""Samples of the model while it trains: the same few validation clips, as moving strips."""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from conditions import control_picture
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard.summary import Summary
+
+from callbacks.ema import EMA
+from callbacks.pictures import gif, panel_factor, sheet, strip, to_pictures, write_mp4
+from callbacks.run_folder import rank_zero_print, run_folder
+
+
+class SampleLogger(Callback):
+    """Shows how far the model is: per clip first frame, control, one denoised prediction, generated and reference.
+
+    At every validation, and every `every_n_steps` optimizer steps between them, for the first clips of the validation set with
+    the same noise each time. Written to `<run folder>/samples/step-000123/` (`clip-00.mp4`, ..., `sheet.png`) and to
+    TensorBoard (a GIF per clip and the sheet). Rank 0 works, the others go on. Averaged weights are used when `EMA` is there.
+
+    Args:
+        every_n_steps: optimizer steps between two schedules; 0 = at validations only.
+        clips: how many clips.
+        sigma: noise level of the denoised prediction, the latents' standard deviation being about 1.
+        fps: frames per second of the videos.
+    """
+
+    def __init__(self, every_n_steps: int = 0, clips: int = 4, sigma: float = 2.0, fps: float = 8.0) -> None:
+        for name, value, least in (("every_n_steps", every_n_steps, 0), ("clips", clips, 1)):
+            if value < least:
+                raise MisconfigurationException(f"SampleLogger.{name} must be at least {least}, got {value}")
+        for name, value in (("sigma", sigma), ("fps", fps)):
+            if value <= 0:
+                raise MisconfigurationException(f"SampleLogger.{name} must be positive, got {value}")
+        self.every_n_steps = every_n_steps
+        self.clips = clips
+        self.sigma = sigma
+        self.fps = fps
+        self._batches: list[dict[str, Any]] = []
+        self._sampled_at = -1
+        self._loaded_step = 0
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Remember the step: `validate` does not restore it."""
+        self._loaded_step = checkpoint["global_step"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do not repeat the samples of the step a run continues from."""
+        self._sampled_at = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Sample on the schedule."""
+        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+            self._sample(trainer, pl_module, trainer.global_step)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Sample at a validation, before `EMA` takes the averaged weights away."""
+        if not trainer.sanity_checking:
+            self._sample(trainer, pl_module, trainer.global_step or self._loaded_step)
+
+    def _sample(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run or step == self._sampled_at:
+            return
+        self._sampled_at = step
+        self._batches = self._batches or first_clips(trainer, self.clips)
+        folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        rank_zero_print(f"Sampling {len(self._batches)} clips at step {step} ...")
+        start = time.perf_counter()
+        strips = []
+        for index, batch in enumerate(self._batches):
+            strips.append(self._strip(trainer, pl_module, batch, step))
+            write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
+        Image.fromarray(sheet(strips)).save(folder / "sheet.png")
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                self._to_tensorboard(logger, strips, step)
+        rank_zero_print(f"Sampled in {time.perf_counter() - start:.1f} s: {folder}")
+
+    def _strip(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], step: int) -> np.ndarray:
+        batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
+        with sampling(trainer, pl_module):
+            control = pl_module.control(batch)[0]
+            denoised = pl_module.denoise_once(batch, self.sigma)[0]
+            generated = pl_module.sample(batch)[0]
+        first = batch["first_frame"][0]
+        panels = {
+            "first frame": to_pictures(first),
+            "control": _control_panel(control, first),
+            f"denoised, sigma {self.sigma:g}": to_pictures(denoised),
+            "generated": to_pictures(generated),
+        }
+        if "video" in batch:  # absent when latents are cached
+            panels["reference"] = to_pictures(batch["video"][0])
+        return strip(panels, f"step {step}   {batch['key'][0]}")
+
+    def _to_tensorboard(self, logger: TensorBoardLogger, strips: list[np.ndarray], step: int) -> None:
+        """As GIFs: `SummaryWriter.add_video` writes nothing without moviepy, and says nothing."""
+        writer = logger.experiment
+        for index, moving in enumerate(strips):
+            encoded = gif(moving, self.fps)
+            height, width = moving.shape[1:3]
+            image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded)
+            value = Summary.Value(tag=f"samples/clip-{index:02d}", image=image)
+            writer._get_file_writer().add_summary(Summary(value=[value]), step)
+        writer.add_image("samples/sheet", sheet(strips), step, dataformats="HWC")
+
+
+def _control_panel(control: Tensor, first: Tensor) -> np.ndarray:
+    """The control drawn at the size of the panel: arrows drawn on a tiny frame and enlarged would be blocks."""
+    factor = panel_factor(first.shape[-1])
+    control = control.float().cpu() * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1)
+    control, first = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first.cpu()))
+    return control_picture(control, first)
+
+
+@contextmanager
+def sampling(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
+    """Evaluate the module as a validation step would: its precision, averaged weights, no gradients, evaluation mode."""
+    training = [module for module in pl_module.modules() if module.training]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for callback in trainer.callbacks:
+            if isinstance(callback, EMA):
+                stack.enter_context(callback.averaged(pl_module))
+        stack.enter_context(trainer.precision_plugin.val_step_context())
+        pl_module.eval()
+        try:
+            yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+def first_clips(trainer: Trainer, count: int) -> list[dict[str, Any]]:
+    """The first clips of the validation set as batches of one, the same on any number of ranks.
+
+    Read from the data set, not by an iterator of its loader: that would draw from the global random state.
+    """
+    loader = trainer.val_dataloaders
+    if loader is None and trainer.datamodule is not None:
+        loader = trainer.datamodule.val_dataloader()  # the first validation is still to come
+    if loader is None:
+        raise MisconfigurationException("SampleLogger needs a data module with a val_dataloader: it samples its first clips")
+    dataset = loader.dataset
+    return [loader.collate_fn([dataset[index]]) for index in range(min(count, len(dataset)))]

@@ -1,0 +1,134 @@
+"""FVD and FID of generated against reference clips, at validation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from callbacks.pictures import to_uint8
+from callbacks.run_folder import rank_zero_print
+from callbacks.samples import sampling
+from metrics import FrechetVideoDistance, I3DFeatures, InceptionFeatures, RandomFrameFeatures, RandomVideoFeatures
+from metrics.frechet import warn_if_few
+
+
+class VideoMetrics(Callback):
+    """Generates every validation clip once, over all ranks, and logs FVD (clips) and FID (all their frames).
+
+    The names say which features: `val/fvd_i3d_styleganv` and `val/fid_inception` with the networks of the literature,
+    `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project only.
+    The protocol (network, resize, frames, n, reference) is printed and logged as text beside each number. The networks live
+    here and not on the module, whose checkpoints they would fill.
+
+    Args:
+        fvd_network: path of `i3d_torchscript.pt`; none = seeded random features.
+        fid_network: path of a TorchScript Inception V3; none = seeded random features.
+        clips: use only the first clips of the validation set, since sampling is dear; none = all.
+        every_n_validations: sample at every n-th validation of a fit.
+    """
+
+    def __init__(
+        self,
+        fvd_network: str | None = None,
+        fid_network: str | None = None,
+        clips: int | None = None,
+        every_n_validations: int = 1,
+    ) -> None:
+        for name, path in (("fvd_network", fvd_network), ("fid_network", fid_network)):
+            if path is not None and not Path(path).is_file():
+                raise MisconfigurationException(f"VideoMetrics.{name} {path}: no such file, expected a TorchScript network")
+        if clips is not None and clips < 2:
+            raise MisconfigurationException(f"VideoMetrics.clips must be at least 2, got {clips}")
+        if every_n_validations < 1:
+            raise MisconfigurationException(f"VideoMetrics.every_n_validations must be at least 1, got {every_n_validations}")
+        self.fvd_network = fvd_network
+        self.fid_network = fid_network
+        self.clips = clips
+        self.every_n_validations = every_n_validations
+        self.fvd: FrechetVideoDistance | None = None
+        self.fid: FrechetInceptionDistance | None = None
+        self._left = 0
+        self._validations = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Load the feature networks, so that a wrong file is found before training."""
+        if stage not in ("fit", "validate") or self.fvd is not None:
+            return
+        try:
+            video = RandomVideoFeatures() if self.fvd_network is None else I3DFeatures(self.fvd_network)
+            frame = RandomFrameFeatures() if self.fid_network is None else InceptionFeatures(self.fid_network)
+        except ValueError as error:
+            raise MisconfigurationException(f"VideoMetrics: {error}") from error
+        self.fvd = FrechetVideoDistance(video)
+        self.fid = FrechetInceptionDistance(feature=frame, antialias=False)
+        self.fid.orig_dtype = torch.float32  # set by its update; a rank without a clip computes too
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew, with this rank's share of the first `clips` clips (rank r has clips r, r + ranks, ...)."""
+        self.fvd.to(pl_module.device).reset()
+        self.fid.to(pl_module.device).reset()
+        self._left = 0
+        if trainer.sanity_checking:
+            return
+        self._validations += 1
+        if trainer.state.fn == "validate" or self._validations % self.every_n_validations == 0:
+            everything = len(trainer.val_dataloaders.dataset)
+            cap = everything if self.clips is None else min(self.clips, everything)
+            self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Generate this batch's clips and add both sides."""
+        if self._left == 0 or trainer.sanity_checking:
+            return
+        if "video" not in batch:
+            raise MisconfigurationException("VideoMetrics needs validation clips with frames, but the shards hold latents only")
+        batch = _first(batch, self._left)
+        self._left -= len(batch["key"])
+        with sampling(trainer, pl_module):
+            generated = to_uint8(pl_module.sample(batch))
+        for videos, real in ((to_uint8(batch["video"]), True), (generated, False)):
+            self.fvd.update(videos, real=real)
+            for frames in videos:  # clip by clip: frames of a whole batch may not fit beside the model
+                self.fid.update(frames, real=real)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the distances, from the sums of all ranks."""
+        if trainer.sanity_checking:
+            return
+        count = torch.tensor(int(self.fvd.fake_n), device=pl_module.device)
+        count = int(trainer.strategy.reduce(count, reduce_op="sum"))
+        if count == 0:
+            return
+        if count < 2:
+            raise MisconfigurationException(f"VideoMetrics needs at least 2 validation clips, got {count}")
+        numbers = {
+            f"val/fvd_{self.fvd.feature.name}": self.fvd.compute().float(),
+            f"val/fid_{self.fid.inception.name}": self.fid.compute(),
+        }
+        frames = count * (self.fvd.frames or 0)
+        warn_if_few(frames, self.fid.inception.num_features, "frames")
+        fid_protocol = f"{self.fid.inception.protocol}; all frames of the same {count} clips; reference: raw; float64"
+        for (name, value), protocol in zip(numbers.items(), (self.fvd.protocol, fid_protocol), strict=True):
+            pl_module.log(name, value, sync_dist=True)  # equal on all ranks already; this keeps Lightning quiet
+            rank_zero_print(f"{name} = {value:.4f}   [{protocol}]")
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                    logger.experiment.add_text(f"{name}_protocol", protocol, trainer.global_step)
+
+
+def _first(batch: dict[str, Any], count: int) -> dict[str, Any]:
+    """The first `count` clips of a batch."""
+    return {key: value[:count] for key, value in batch.items()}
