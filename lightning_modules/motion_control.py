@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from conditions import Condition, flow_to_pixels, mix, motion_bucket, uniform
+from conditions import Condition, average_magnitude, flow_to_pixels, mix, uniform
 from lightning_modules import record
 from lightning_modules.diffusion import Denoiser, edm_loss, euler_sample, randn, sample_sigma
 from lightning_modules.injection import attach
@@ -141,12 +141,17 @@ class MotionControlModule(L.LightningModule):
         except ValueError as error:
             raise MisconfigurationException(f"model.condition: {error}") from error
 
-    def configure_model(self) -> None:
-        """Build or load the networks; after the data is known to be there, on the device context of the strategy."""
+    def configure_model(self, compute_dtype: torch.dtype | None = None) -> None:
+        """Build or load the networks; after the data is known to be there, on the device context of the strategy.
+
+        Args:
+            compute_dtype: Dtype of the frozen networks; by default what the trainer's precision says, float32 without one.
+        """
         if self.svd is not None:
             return
-        precision = self._trainer.precision if self._trainer is not None else "32-true"
-        self.compute_dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0], torch.float32)
+        precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
+        by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
+        self.compute_dtype = compute_dtype or by_precision
         if self.random_init:
             self.svd = SVD.random(self.random_init, seed=self.init_seed, latents=self.latents)
         else:
@@ -198,13 +203,15 @@ class MotionControlModule(L.LightningModule):
             sigma_aug: (B,) standard deviation of the noise on the first frame, in units of [-1, 1].
         """
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
+        magnitude = average_magnitude(flow)  # read once: it is the motion mask and, as a mean, the motion bucket
         first = as_float(batch["first_frame"])
         noised = first + sigma_aug[:, None, None, None] * self.noise(batch, AUG_NOISE, first.shape[1:])
+        seed = self.seeds(batch, REGION).to(flow.device, non_blocking=True)
         return Conditioning(
-            control=self.condition(flow, batch["visibility"], self.seeds(batch, REGION).to(flow.device)),
+            control=self.condition(flow, batch["visibility"], seed, magnitude),
             image_latent=self.svd.encode(noised)[0],
             image_embedding=self.svd.embed_image(first),
-            ids=torch.stack([batch["fps"].float(), motion_bucket(flow), sigma_aug], dim=1),
+            ids=torch.stack([batch["fps"].float(), magnitude.mean((1, 2)), sigma_aug], dim=1),
         )
 
     @torch.no_grad()
@@ -286,19 +293,26 @@ class MotionControlModule(L.LightningModule):
         """
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
-            frames = batch["flow"].shape[1]
-            shape = (frames, self.svd.latent_channels, *cond.image_latent.shape[2:])
-            self.injection.prepare(self.motion_encoder(cond.control))
-            latents = euler_sample(
-                self.denoiser,
-                self.noise(batch, INITIAL, shape),
-                cond.image_latent,
-                cond.image_embedding,
-                cond.ids,
-                steps=self.sample_steps,
-                guidance=self.guidance,
-            )
-            return self.svd.decode(latents).clamp(-1, 1)
+            frames = cond.control.shape[1]
+            noise = self.noise(batch, INITIAL, (frames, self.svd.latent_channels, *cond.image_latent.shape[2:]))
+            return self.generate(cond, noise, self.sample_steps, self.guidance)
+
+    @torch.no_grad()
+    def generate(self, cond: Conditioning, noise: Tensor, steps: int, guidance: tuple[float, float]) -> Tensor:
+        """Frames (B, L, 3, H, W) in [-1, 1] from standard normal noise (B, L, C, H/8, W/8).
+
+        Args:
+            cond: Conditioning of the clips.
+            noise: What the sampler starts from.
+            steps: Euler steps.
+            guidance: Guidance scale of the first and the last frame.
+        """
+        # the motion depends on the clip alone, so its features are computed once, not per step
+        self.injection.prepare(self.motion_encoder(cond.control))
+        latents = euler_sample(
+            self.denoiser, noise, cond.image_latent, cond.image_embedding, cond.ids, steps=steps, guidance=guidance
+        )
+        return self.svd.decode(latents).clamp(-1, 1)
 
     @torch.no_grad()
     def denoise_once(self, batch: dict, sigma: float) -> Tensor:
