@@ -1,0 +1,18 @@
+"""Clips in, batches out. Names are imported on first use, so that a loader's workers do not import lightning."""
+
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "WebVidDataModule": "datamodules.webvid",
+    "SpritesDataModule": "datamodules.sprites",
+    "BadClip": "datamodules.errors",
+    "BadShards": "datamodules.errors",
+}
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)

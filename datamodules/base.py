@@ -1,0 +1,244 @@
+"""What every data module of shards shares: loaders, the position, and the watch over bad clips."""
+
+from __future__ import annotations
+
+import logging
+import math
+import multiprocessing
+from collections import deque
+from typing import Any, Iterator, Optional, Sequence, Union
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
+
+from datamodules.dataset import ClipDataset
+from datamodules.errors import BadShards
+from datamodules.order import EachOnce, Order, PositionSampler
+from datamodules.shards import ClipShape, Shards
+
+log = logging.getLogger(__name__)
+RECENT = 1000
+MAX_BAD = RECENT // 100
+
+
+class ClipLoader(DataLoader):
+    """A DataLoader that logs each bad clip once, by key, and stops a run whose data are broken.
+
+    The watch is in the main process, where batches arrive: more than 1 % replaced among the last 1000 training samples of this
+    rank, or a position for which no candidate was good, raises MisconfigurationException.
+    """
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        try:
+            for batch in super().__iter__():
+                yield self._watched(batch)
+        except BadShards as error:  # from a worker it arrives with a traceback as its message
+            raise MisconfigurationException(str(error).strip().splitlines()[-1].split("BadShards: ")[-1]) from None
+
+    def _watched(self, batch: dict[str, Any]) -> dict[str, Any]:
+        state = vars(self).setdefault("_watch", {"recent": deque(maxlen=RECENT), "logged": set()})
+        for text in batch.pop("bad"):
+            state["recent"].append(bool(text))
+            for line in text.splitlines():
+                if line not in state["logged"]:
+                    state["logged"].add(line)
+                    log.warning("clip replaced: %s", line)
+        bad = sum(state["recent"])
+        if self.dataset.order.shuffle and bad > MAX_BAD:
+            raise MisconfigurationException(
+                f"{self.dataset.shards.pattern}: {bad} of the last {len(state['recent'])} clips could not be used (more than 1 %); "
+                f"see the log for their keys, or run `python -m datamodules.prepare verify` on the shards"
+            )
+        return batch
+
+
+class ClipDataModule(pl.LightningDataModule):
+    """Loaders over `train_set` and `val_set`, which a subclass opens with `open_shards`. The position is the only state.
+
+    Args are those of the subclasses; see `WebVidDataModule`.
+    """
+
+    def __init__(
+        self, shape: ClipShape, batch_size: int, val_batch_size: Optional[int], num_workers: int, seed: int
+    ) -> None:
+        super().__init__()
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # validation may have fewer clips than ranks
+        val_batch_size = batch_size if val_batch_size is None else val_batch_size
+        _require(shape.frames >= 2, "frames", shape.frames, "at least 2")
+        for name in ("height", "width"):
+            size = getattr(shape, name)
+            _require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8, the VAE's factor")
+        _require(shape.fps > 0, "fps", shape.fps, "positive")
+        _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        _require(val_batch_size >= 1, "val_batch_size", val_batch_size, "at least 1")
+        _require(num_workers >= 0, "num_workers", num_workers, "at least 0")
+        self.shape, self.batch_size, self.val_batch_size = shape, batch_size, val_batch_size
+        self.num_workers, self.seed = num_workers, seed
+        self.train_set: Optional[ClipDataset] = None
+        self.val_set: Optional[ClipDataset] = None
+        self._loaded: Optional[int] = None  # position from a checkpoint, until a train loader is made
+        self._origin = (0, 0)  # (position, global_step) at which this fit began
+        self._counted: Any = None  # the trainer whose steps `_origin` counts
+
+    def open_shards(self, pattern: Union[str, Sequence[str]], train: bool) -> ClipDataset:
+        """Open a set and check it against this module's arguments."""
+        try:
+            shards = Shards(pattern)
+            shards.require(self.shape)
+        except BadShards as error:
+            raise MisconfigurationException(str(error)) from None
+        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train))
+
+    # Position
+
+    @property
+    def position(self) -> int:
+        """Samples consumed by the optimizer steps taken so far, over all ranks; a window of accumulation cut short does not count."""
+        if self._loaded is not None:
+            return self._loaded
+        begin, step = self._origin
+        trainer = self._counted
+        return begin + (trainer.global_step - step) * self._per_step(trainer) if trainer is not None else begin
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = int(state_dict["position"])
+
+    def _per_step(self, trainer: Any) -> int:
+        return trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
+
+    def _rebase(self, trainer: Any) -> None:
+        """Count from here: the trainer's steps, batch size, ranks or accumulation may be new."""
+        fresh = self._loaded is None and trainer is not self._counted
+        self._origin = (0 if fresh else self.position, trainer.global_step)
+        self._loaded, self._counted = None, trainer
+
+    # Loaders
+
+    def train_dataloader(self) -> ClipLoader:
+        trainer, dataset = self.trainer, _opened(self.train_set, "train")
+        if trainer is None:  # plain use, without Lightning
+            batches = math.ceil(len(dataset) / self.batch_size)
+            return self._loader(dataset, self.batch_size, PositionSampler(self.batch_size, batches, lambda: self.position))
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            raise MisconfigurationException(
+                "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes, use trainer.accumulate_grad_batches"
+            )
+        self._rebase(trainer)
+        batches = self._epoch_batches(trainer, len(dataset))
+        _align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
+        sampler = PositionSampler(
+            self.batch_size, batches, lambda: self.position, lambda: _remaining_batches(trainer), trainer.global_rank, trainer.world_size
+        )
+        return self._loader(dataset, self.batch_size, sampler)
+
+    def _epoch_batches(self, trainer: Any, clips: int) -> int:
+        """Batches in a Lightning epoch: the whole run where only max_steps ends it, else one pass in whole accumulation windows."""
+        window = trainer.accumulate_grad_batches
+        if _only_steps(trainer):
+            batches = trainer.max_steps * window
+        else:
+            batches = math.ceil(clips / (self.batch_size * trainer.world_size * window)) * window
+        limited = _limited(trainer, batches)
+        if limited % window and not trainer.fast_dev_run:
+            raise MisconfigurationException(
+                f"trainer.limit_train_batches: {limited} batches are no multiple of accumulate_grad_batches={window}"
+            )
+        return batches
+
+    def val_dataloader(self) -> Union[ClipLoader, list]:
+        if self.val_set is None:
+            return []
+        trainer = self.trainer
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        return self._loader(self.val_set, self.val_batch_size, EachOnce(len(self.val_set), rank, world_size))
+
+    def test_dataloader(self) -> Union[ClipLoader, list]:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> Union[ClipLoader, list]:
+        return self.val_dataloader()
+
+    def _loader(self, dataset: ClipDataset, batch_size: int, sampler: torch.utils.data.Sampler) -> ClipLoader:
+        return ClipLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            multiprocessing_context=_workers_context() if self.num_workers else None,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _workers_context() -> multiprocessing.context.BaseContext:
+    """Workers are forked from a clean server process: forking this one, with its threads of torch and gloo, can deadlock."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["datamodules.dataset"])
+    return context
+
+
+def _only_steps(trainer: Any) -> bool:
+    return trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
+
+
+def _limited(trainer: Any, batches: int) -> int:
+    limit = trainer.limit_train_batches
+    return min(limit, batches) if isinstance(limit, int) else int(batches * limit)
+
+
+def _remaining_batches(trainer: Any) -> int:
+    """Batches until max_steps, from the last finished step; no more are worth decoding."""
+    if trainer.max_steps <= 0:
+        return 2**62
+    return max(0, trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+
+
+def _align_progress(trainer: Any, consumed: int, batches: int) -> None:
+    """After a restore, make Lightning's count of this epoch's batches agree with the position.
+
+    They differ when the checkpoint was cut inside an accumulation window, or when batch size, ranks, accumulation or
+    max_steps changed; Lightning would then step early, or end the epoch in the wrong place.
+
+    Args:
+        trainer: with its loops restored.
+        consumed: batches, of the size they now have, that the position stands for.
+        batches: in a whole epoch.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    progress = loop.batch_progress
+    if not trainer.fit_loop.is_resuming:
+        return
+    total, current = progress.total, progress.current
+    in_hook = total.ready == total.started == total.processed == total.completed + 1  # saved in on_train_batch_end
+    done = current.completed + in_hook
+    epoch = _limited(trainer, batches)
+    window = trainer.accumulate_grad_batches
+    if _only_steps(trainer) and epoch == batches:
+        wanted = trainer.global_step * window
+        progress.is_last_batch = progress.is_last_batch and trainer.global_step >= trainer.max_steps
+    elif done % window == 0 and done <= epoch and (consumed - done) % epoch == 0:
+        wanted = done
+    elif progress.is_last_batch:
+        wanted = epoch
+    else:
+        wanted = consumed % epoch // window * window
+    for tracker in (total, current):
+        for name in ("ready", "started", "processed", "completed"):
+            setattr(tracker, name, getattr(tracker, name) + wanted - done)
+
+
+def _opened(dataset: Optional[ClipDataset], stage: str) -> ClipDataset:
+    if dataset is None:
+        raise MisconfigurationException(f"the {stage} shards are not open: call prepare_data() and setup() first")
+    return dataset
+
+
+def _require(condition: bool, name: str, value: Any, expected: str) -> None:
+    if not condition:
+        raise MisconfigurationException(f"data.{name}={value}: expected {expected}")

@@ -1,0 +1,15 @@
+"""The two things that can go wrong with data. Kept free of imports, so that a loader's workers start fast."""
+
+
+class BadClip(Exception):
+    """One clip or video cannot be used. Training replaces it, preparation lists it; the message is one line."""
+
+
+class BadShards(Exception):
+    """A shard set, or what was asked of it, is wrong as a whole. The message is one line that names file and field."""
+
+
+def one_line(error: BaseException) -> str:
+    """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, (BadClip, BadShards)) else f"{type(error).__name__}: {text}"

@@ -1,0 +1,328 @@
+"""The on-disk format: one writer, one reader.
+
+A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.mkv`, `KEY.visibility.png`, `KEY.txt`
+(caption) and `KEY.json`. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every member, and the
+folder's `index.json` lists its shards with what all clips have in common. Members are read with `os.pread` at their offset and
+checked against their CRC before anything decodes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tarfile
+import zlib
+from collections import OrderedDict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Iterable, Mapping, Optional, Sequence, Union
+
+import numpy as np
+
+from datamodules.errors import BadClip, BadShards
+from datamodules.storage import atomic_file, json_bytes, write_atomic
+
+FORMAT = 1
+INDEX = "index.json"
+VIDEO, FLOW, VISIBILITY, CAPTION, META = "mp4", "flow.mkv", "visibility.png", "txt", "json"
+MEMBERS = (VIDEO, FLOW, VISIBILITY, CAPTION, META)
+OPEN_SHARDS = 64
+
+
+@dataclass(frozen=True)
+class ClipShape:
+    """What all clips of a set have in common."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+
+    def __str__(self) -> str:
+        return f"{self.frames} frames of {self.height}x{self.width} at {self.fps:g} fps"
+
+
+def sanitised(name: str) -> str:
+    """A key webdataset can read: it splits member names at the first dot, and `/` and `..` are paths. Unique per name."""
+    slug = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:48] or "clip"
+    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+
+
+def sidecar(shard: Path) -> Path:
+    return shard.with_name(shard.name[: -len(".tar")] + ".index.json")
+
+
+class ShardWriter:
+    """Writes one shard and its sidecar; nothing has their names until `close`.
+
+    Args:
+        path: the shard, ending in `.tar`.
+    """
+
+    def __init__(self, path: Union[str, Path]) -> None:
+        import webdataset
+
+        self.path = Path(path)
+        self._context = atomic_file(self.path)
+        self._file = self._context.__enter__()
+        self._tar = webdataset.TarWriter(
+            self._file, user="remoco", group="remoco", mode=0o444, mtime=0, encoder=False, compress=False
+        )
+        self._keys: set[str] = set()
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> None:
+        """Append a clip. `key` must be as `sanitised` makes them, and new in this shard."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
+            raise ValueError(f"key {key!r} is not one that webdataset can read back")
+        if key in self._keys:
+            raise ValueError(f"key {key!r} is already in {self.path}")
+        self._keys.add(key)
+        self._tar.write({"__key__": key, **members})
+
+    def close(self) -> dict[str, Any]:
+        """Finish the shard and return its entry for the folder's index."""
+        self._tar.close()
+        self._file.flush()
+        self._file.seek(0)
+        index = scan(self._file, self.path.name)
+        self._file.seek(0)
+        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
+        self._context.__exit__(None, None, None)
+        data = json_bytes(index)
+        write_atomic(sidecar(self.path), data)
+        return entry(index, digest, data)
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        try:
+            self._context.__exit__(RuntimeError, RuntimeError("aborted"), None)
+        except RuntimeError:
+            pass
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        self.abort() if kind else self.close()
+
+
+def entry(index: dict[str, Any], digest: str, sidecar_bytes: bytes) -> dict[str, Any]:
+    """One shard's line in the folder's index."""
+    return {
+        "name": index["shard"],
+        "clips": len(index["keys"]),
+        "bytes": index["bytes"],
+        "sha256": digest,
+        "index_crc32": zlib.crc32(sidecar_bytes),
+    }
+
+
+def scan(file: Any, name: str) -> dict[str, Any]:
+    """Read a tar from its headers into the sidecar's content: keys, and per member kind a list of [offset, size, crc32]."""
+    keys: list[str] = []
+    members: dict[str, list[Optional[list[int]]]] = {kind: [] for kind in MEMBERS}
+    with tarfile.open(fileobj=file, mode="r:") as tar:
+        for info in tar:
+            key, _, kind = info.name.partition(".")
+            if not info.isfile() or "/" in info.name:
+                raise BadShards(f"{name}: member {info.name!r} is not a plain file at the top level")
+            if not keys or keys[-1] != key:
+                keys.append(key)
+                for column in members.values():
+                    column.append(None)
+            if kind not in members:
+                members[kind] = [None] * len(keys)
+            content = tar.extractfile(info).read()
+            members[kind][-1] = [info.offset_data, info.size, zlib.crc32(content)]
+    size = os.fstat(file.fileno()).st_size
+    return {"format": FORMAT, "shard": name, "bytes": size, "keys": keys, "members": members}
+
+
+def write_index(folder: Union[str, Path], shape: ClipShape, entries: Iterable[dict[str, Any]]) -> None:
+    """Write the folder's `index.json`: the last thing written, so that a set with an index is complete."""
+    shards = sorted(entries, key=lambda shard: shard["name"])
+    content = {
+        "format": FORMAT, **asdict(shape), "clips": sum(shard["clips"] for shard in shards), "shards": shards,
+    }  # fmt: skip
+    write_atomic(Path(folder) / INDEX, json_bytes(content))
+
+
+def read_index(path: Path) -> dict[str, Any]:
+    """Read and check a folder's `index.json`."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadShards(
+            f"{path} is missing: shards are made by `python -m datamodules.prepare`, which writes it when the set is complete"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise BadShards(f"{path} does not read: {error}") from None
+    try:
+        if content["format"] != FORMAT:
+            raise BadShards(f"{path}: format is {content['format']!r}, this version reads {FORMAT}")
+        shape_of(content)
+        for shard in content["shards"]:
+            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar", shard["name"]):
+                raise BadShards(f"{path}: shard name {shard['name']!r} is not a file name ending in .tar")
+            int(shard["clips"]), int(shard["bytes"]), str(shard["sha256"]), int(shard["index_crc32"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadShards(f"{path}: field {error} is missing or of the wrong type") from None
+    return content
+
+
+def shape_of(index: Mapping[str, Any]) -> ClipShape:
+    return ClipShape(int(index["frames"]), int(index["height"]), int(index["width"]), float(index["fps"]))
+
+
+def expand(pattern: Union[str, Path, Sequence[str]]) -> list[Path]:
+    """A folder, a glob or a brace pattern (or a list of them) to the folders and tars it names.
+
+    Raises:
+        BadShards: nothing matches; the message names the pattern.
+    """
+    import glob
+
+    import braceexpand
+
+    patterns = [str(pattern)] if isinstance(pattern, (str, Path)) else [str(item) for item in pattern]
+    found: list[Path] = []
+    for text in patterns:
+        matches: list[Path] = []
+        for plain in [text] if os.path.exists(text) else braceexpand.braceexpand(text):
+            names = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
+            matches += [Path(name) for name in names if os.path.isdir(name) or name.endswith(".tar")]
+        if not matches:
+            raise BadShards(f"shards: nothing matches {text!r}, expected a folder of shards, a glob or a brace pattern of .tar files")
+        found += matches
+    return list(dict.fromkeys(found))
+
+
+class Shards:
+    """Random access to the clips of a set, by (shard number, clip number in the shard).
+
+    Only the folder indexes are read up front; sidecars and file handles are kept for the last `OPEN_SHARDS` shards.
+
+    Args:
+        pattern: a folder, a glob or a brace pattern of `.tar` files, or a list of them.
+    """
+
+    def __init__(self, pattern: Union[str, Path, Sequence[str]]) -> None:
+        self.pattern = pattern
+        chosen: dict[Path, Optional[set[str]]] = {}
+        for path in expand(pattern):
+            if path.is_dir():
+                chosen[path] = None
+            elif chosen.setdefault(path.parent, set()) is not None:
+                chosen[path.parent].add(path.name)
+        self.shape: ClipShape
+        self._folders = list(chosen)
+        self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
+        counts: list[int] = []
+        for number, (folder, names) in enumerate(chosen.items()):
+            index = read_index(folder / INDEX)
+            shape = shape_of(index)
+            if number and shape != self.shape:
+                raise BadShards(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
+            self.shape = shape
+            listed = [shard for shard in index["shards"] if names is None or shard["name"] in names]
+            if names is not None and len(listed) != len(names):
+                unknown = sorted(names - {shard["name"] for shard in listed})[0]
+                raise BadShards(f"{folder / INDEX} does not list {unknown}")
+            self._shards += [(number, shard["name"], shard["index_crc32"]) for shard in listed]
+            counts += [shard["clips"] for shard in listed]
+        self.counts = np.asarray(counts, dtype=np.int64)
+        if not self.counts.sum():
+            raise BadShards(f"shards: {pattern!s} holds no clips")
+        self._forget()
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_sidecars", "_handles")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    def _forget(self) -> None:
+        self._sidecars: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._handles: OrderedDict[int, Any] = OrderedDict()
+
+    def path(self, shard: int) -> Path:
+        folder, name, _ = self._shards[shard]
+        return self._folders[folder] / name
+
+    def require(self, shape: ClipShape) -> None:
+        """Raise BadShards unless the clips are exactly of this shape; nothing is rescaled silently."""
+        for field in ("frames", "height", "width", "fps"):
+            have, want = getattr(self.shape, field), getattr(shape, field)
+            if have != want:
+                raise BadShards(
+                    f"{self._folders[0] / INDEX}: {field} is {have:g}, but {field}={want:g} was asked; the shards hold {self.shape}"
+                )
+
+    def key(self, shard: int, clip: int) -> str:
+        return self._sidecar(shard)["keys"][clip]
+
+    def read(self, shard: int, clip: int, kinds: Sequence[str]) -> dict[str, bytes]:
+        """The members of a clip, each checked against its CRC-32.
+
+        Raises:
+            BadClip: shard or member missing, truncated or changed.
+        """
+        index = self._sidecar(shard)
+        key = index["keys"][clip]
+        members = {}
+        for kind in kinds:
+            place = index["members"][kind][clip] if kind in index["members"] else None
+            if place is None:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} is missing")
+            offset, size, crc = (int(value) for value in place)
+            try:
+                data = os.pread(self._handle(shard).fileno(), size, offset)
+            except OSError as error:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} does not read: {error.strerror}") from error
+            if len(data) != size:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} is cut short at {len(data)} of {size} bytes")
+            if zlib.crc32(data) != crc:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} has changed since it was written (CRC-32)")
+            members[kind] = data
+        return members
+
+    def _handle(self, shard: int) -> Any:
+        def opened() -> Any:
+            return open(self.path(shard), "rb", buffering=0)
+
+        return _recent(self._handles, shard, opened, lambda file: file.close())
+
+    def _sidecar(self, shard: int) -> dict[str, Any]:
+        return _recent(self._sidecars, shard, lambda: self._load_sidecar(shard), lambda index: None)
+
+    def _load_sidecar(self, shard: int) -> dict[str, Any]:
+        path = sidecar(self.path(shard))
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise BadClip(f"{path} does not read: {error.strerror}") from error
+        if zlib.crc32(data) != self._shards[shard][2]:
+            raise BadClip(f"{path} has changed since the set's {INDEX} was written (CRC-32)")
+        index = json.loads(data)
+        index["members"] = {
+            kind: column if None in column else np.asarray(column, dtype=np.int64)
+            for kind, column in index["members"].items()
+        }
+        return index
+
+
+def _recent(cache: OrderedDict, number: int, make: Any, drop: Any) -> Any:
+    """Get an entry of a least-recently-used cache of OPEN_SHARDS entries."""
+    if number in cache:
+        cache.move_to_end(number)
+        return cache[number]
+    value = cache[number] = make()
+    if len(cache) > OPEN_SHARDS:
+        drop(cache.popitem(last=False)[1])
+    return value

@@ -1,0 +1,119 @@
+"""The embedded synthetic set: textured sprites with exact tracks, as real shards that the real writer wrote."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Optional
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tqdm import tqdm
+
+from datamodules import samples
+from datamodules.base import ClipDataModule
+from datamodules.scene import random_scene, render, tracks
+from datamodules.shards import ClipShape, ShardWriter, write_index
+from datamodules.storage import json_bytes, sync_folder, write_atomic
+
+VERSION = 1
+CLIPS_PER_SHARD = 64
+
+
+class SpritesDataModule(ClipDataModule):
+    """Textured objects that move over a panning or zooming background, with exact flow and visibility.
+
+    The set is written once, in `prepare_data`, under a folder of `root` named after what it depends on, and reused afterwards.
+
+    Args:
+        root: folder that holds the sets.
+        clips: training clips.
+        val_clips: validation clips, from other seeds.
+        batch_size: clips per batch and rank.
+        val_batch_size: clips per validation batch; as batch_size when not given.
+        num_workers: processes that read and decode, per rank; 0 decodes in the training process.
+        seed: of the sample order.
+        data_seed: of the scenes.
+        frames: frames per clip.
+        height: in pixels, a multiple of 8.
+        width: in pixels, a multiple of 8.
+        fps: frames per second.
+
+    Raises:
+        MisconfigurationException: a bad argument.
+    """
+
+    def __init__(
+        self,
+        root: str = "data/sprites",
+        clips: int = 48,
+        val_clips: int = 8,
+        batch_size: int = 4,
+        val_batch_size: Optional[int] = None,
+        num_workers: int = 2,
+        seed: int = 0,
+        data_seed: int = 0,
+        frames: int = 16,
+        height: int = 128,
+        width: int = 192,
+        fps: float = 8.0,
+    ) -> None:
+        super().__init__(ClipShape(frames, height, width, float(fps)), batch_size, val_batch_size, num_workers, seed)
+        for name, count in (("clips", clips), ("val_clips", val_clips)):
+            if count < 1:
+                raise MisconfigurationException(f"data.{name}={count}: expected at least 1")
+        if data_seed < 0:
+            raise MisconfigurationException(f"data.data_seed={data_seed}: expected at least 0")
+        self.counts = {"train": clips, "val": val_clips}
+        self.data_seed = data_seed
+        digest = hashlib.sha256(json_bytes(self._config())).hexdigest()[:8]
+        self.folder = Path(root) / f"{frames}x{height}x{width}-{clips}+{val_clips}-{digest}"
+
+    def _config(self) -> dict[str, Any]:
+        return {"version": VERSION, "data_seed": self.data_seed, "counts": self.counts, **vars(self.shape)}
+
+    def prepare_data(self) -> None:
+        """Write the set unless it is there. Several processes may do so at once: the first one to finish wins."""
+        if (self.folder / "config.json").exists():
+            return
+        temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            with tqdm(total=sum(self.counts.values()), desc="sprites", unit="clip") as bar:
+                for split, count in self.counts.items():
+                    write_split(temporary / split, self.shape, [self.data_seed, list(self.counts).index(split)], count, bar)
+            write_atomic(temporary / "config.json", json_bytes(self._config()))
+            try:
+                os.replace(temporary, self.folder)
+            except OSError:
+                if not (self.folder / "config.json").exists():
+                    raise
+            sync_folder(self.folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def setup(self, stage: Optional[str] = None) -> None:
+        if self.train_set is None:
+            self.train_set = self.open_shards(str(self.folder / "train"), train=True)
+            self.val_set = self.open_shards(str(self.folder / "val"), train=False)
+
+
+def write_split(folder: Path, shape: ClipShape, seed: list[int], count: int, bar: tqdm) -> None:
+    """Write `count` clips, a pure function of shape and seed, as shards with their index."""
+    folder.mkdir(parents=True)
+    entries = []
+    for first in range(0, count, CLIPS_PER_SHARD):
+        writer = ShardWriter(folder / f"{first // CLIPS_PER_SHARD:05d}.tar")
+        for number in range(first, min(count, first + CLIPS_PER_SHARD)):
+            writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number]))
+            bar.update()
+        entries.append(writer.close())
+    write_index(folder, shape, entries)
+
+
+def sprite(shape: ClipShape, seed: list[int]) -> dict[str, bytes]:
+    """The members of one synthetic clip."""
+    scene = random_scene(seed, shape.frames, shape.height, shape.width)
+    flow, visibility = tracks(scene)
+    source = {"name": "sprites", "seed": seed, "start": 0.0}
+    tracker = {"name": "exact", "version": str(VERSION)}
+    return samples.encode(render(scene), flow, visibility, shape.fps, source, tracker, scene.caption)

@@ -1,0 +1,46 @@
+"""Shards of videos (WebVid-10M or any other) as a LightningDataModule."""
+
+from typing import Optional, Union
+
+from datamodules.base import ClipDataModule
+from datamodules.shards import ClipShape
+
+
+class WebVidDataModule(ClipDataModule):
+    """Clips and tracks from shards that `python -m datamodules.prepare` made.
+
+    The sample at a position is a pure function of (seed, position), whatever the number of workers and ranks. Clips that cannot be
+    used are replaced and logged; more than 1 % of them stop the run.
+
+    Args:
+        shards: training shards: a folder, a glob or a brace pattern of .tar files, or a list of them.
+        val_shards: validation shards, as above; none: no validation.
+        batch_size: clips per batch and rank.
+        val_batch_size: clips per validation batch; as batch_size when not given.
+        num_workers: processes that read and decode, per rank; 0 decodes in the training process.
+        seed: of the sample order.
+        frames: frames per clip; must be those of the shards, as height, width and fps.
+        height: in pixels, a multiple of 8.
+        width: in pixels, a multiple of 8.
+        fps: frames per second.
+
+    Raises:
+        MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is decoded.
+    """
+
+    def __init__(
+        self,
+        shards: Union[str, list[str]],
+        val_shards: Optional[Union[str, list[str]]] = None,
+        batch_size: int = 8,
+        val_batch_size: Optional[int] = None,
+        num_workers: int = 4,
+        seed: int = 0,
+        frames: int = 16,
+        height: int = 320,
+        width: int = 512,
+        fps: float = 8.0,
+    ) -> None:
+        super().__init__(ClipShape(frames, height, width, fps), batch_size, val_batch_size, num_workers, seed)
+        self.train_set = self.open_shards(shards, train=True)
+        self.val_set = None if val_shards is None else self.open_shards(val_shards, train=False)
