@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
+from conditions.flow import empty_float32
 from conditions.region import check_fits, check_region_size
 from conditions.strokes import draw_strokes
 
@@ -28,7 +29,7 @@ class DenseFlow(Condition):
 
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
         batch, frames, _, height, width = flow.shape
-        control = torch.empty(batch, frames, 3, height, width, dtype=torch.float32, device=flow.device)
+        control = empty_float32((batch, frames, 3, height, width), flow.device)
         control[:, :, :2] = flow
         control[:, :, 2] = visibility
         return control

@@ -8,6 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from conditions.flow import empty_float32
 from conditions.region import SparseCondition, candidate_regions, draw_regions, split_regions
 from conditions.strokes import draw_strokes
 
@@ -21,15 +22,31 @@ def gaussian_matrix(size: int, kernel_size: int, sigma: float, device: torch.dev
     return weight.masked_fill_(distance.abs() > kernel_size // 2, 0.0).to(torch.float32)
 
 
-def gaussian_filter(maps: Tensor, kernel_size: int, sigma: float) -> Tensor:
-    """Correlate every (H, W) map with the Gaussian of centre weight 1, zeros beyond the border: the sum over points of
-    their value times `exp(-distance^2 / (2 sigma^2))` within the kernel's square. (..., H, W) float32 -> the same.
+def filter_points(flow: Tensor, points: Tensor, kernel_size: int, sigma: float) -> Tensor:
+    """Displacement at `points`, correlated with the Gaussian of centre weight 1, zeros beyond the border: the sum over
+    points of their value times `exp(-distance^2 / (2 sigma^2))` within the kernel's square.
 
-    The kernel is separable, and one dense product per axis is faster than a convolution of 99 taps on CPU and GPU.
+    The kernel is separable: one matrix product per axis, faster than a convolution of 99 taps. On the CPU it runs over
+    the points alone, about 64 of 320 x 512; counting them on a GPU would stall it, so there it runs over all pixels.
+
+    Args:
+        flow: (B, L, 2, H, W) in pixels.
+        points: (B, H, W) bool.
+        kernel_size: side of the kernel.
+        sigma: its standard deviation in pixels.
+
+    Returns:
+        (B, L, 2, H, W) float32.
     """
-    height, width = maps.shape[-2:]
-    across = gaussian_matrix(width, kernel_size, sigma, maps.device)
-    return gaussian_matrix(height, kernel_size, sigma, maps.device) @ (maps @ across)
+    down, across = (gaussian_matrix(size, kernel_size, sigma, flow.device) for size in flow.shape[-2:])
+    flow = flow.to(torch.float32)
+    if flow.device.type != "cpu":
+        return down @ ((flow * points[:, None, None]) @ across)
+    out = empty_float32(flow.shape, flow.device)
+    for clip, at, target in zip(flow, points, out):
+        y, x = at.nonzero(as_tuple=True)
+        torch.matmul(clip[:, :, None, y, x] * down[:, y], across[x], out=target)
+    return out
 
 
 def region_points(regions: Tensor, visible: Tensor, region_size: int) -> Tensor:
@@ -89,7 +106,7 @@ class GaussianFiltered(SparseCondition):
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, self.min_mask_ratio)
         points = region_points(regions, visible, self.region_size)
-        out.copy_(gaussian_filter(flow * points.to(torch.float32)[:, None, None], self.kernel_size, self.sigma))
+        out.copy_(filter_points(flow, points, self.kernel_size, self.sigma))
 
     def draw(
         self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
@@ -99,5 +116,5 @@ class GaussianFiltered(SparseCondition):
         points = draw_strokes(tracks, brush, frames, height, width, region_size=1)
         regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
         mask = (regions.filled | regions.brush) & self.motion_mask
-        flow = gaussian_filter(points.flow, self.kernel_size, self.sigma)
+        flow = filter_points(points.flow[None], points.filled[None], self.kernel_size, self.sigma)[0]
         return torch.cat([flow, mask.to(torch.float32).expand(frames, 1, -1, -1)], dim=1)

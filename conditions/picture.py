@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 _LONG_SIDE = 768  # drawn at about this size and averaged down, so that lines on small frames are thin and smooth
+_SHIFT = 4  # fractional bits of the coordinates that cv2 draws at
 _MASK_COLOUR = np.array([255.0, 214.0, 80.0])
 
 
 def flow_colours(flow: np.ndarray, longest: float) -> np.ndarray:
-    """Colour wheel: hue is the direction, saturation the square root of the length relative to `longest`.
+    """Colour wheel: hue is the direction, saturation grows with the square root of the length relative to `longest`.
 
     (H, W, 2) pixels -> (H, W, 3) float32 RGB in [0, 255]. To the right is red, down is yellow-green, left is cyan, up is
-    violet; no motion is white. The square root keeps the directions of slow pixels readable beside fast ones.
+    violet. The root keeps the directions of slow pixels readable beside fast ones.
     """
     length = np.linalg.norm(flow, axis=2)
     hue = np.degrees(np.arctan2(flow[..., 1], flow[..., 0])) % 360.0
-    saturation = np.sqrt(np.clip(length / max(longest, 1e-6), 0.0, 1.0))
+    saturation = 0.25 + 0.75 * np.sqrt(np.clip(length / max(longest, 1e-6), 0.0, 1.0))
     hsv = np.stack([hue, saturation, np.ones_like(hue)], axis=2).astype(np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB) * 255.0
 
@@ -75,17 +76,35 @@ def _picture(image: np.ndarray, flow: np.ndarray, mask: np.ndarray, longest: flo
 
 
 def _arrow_starts(flow: np.ndarray, longest: float) -> np.ndarray:
-    """At most one pixel per cell of a coarse grid: the moving one nearest to the centre of the cell's moving pixels, so
-    that a lone region has its arrow in its middle and a dense field stays readable. (H, W, 2) -> (n, 2) x, y."""
+    """A few moving pixels that stand for the others, so that a lone region has its arrow in its middle and a dense field
+    stays readable: one per cell of a coarse grid, nearest to the centre of the cell's moving pixels, fastest cells
+    first; left out where it is close to another one, or lies on an arrow that points the same way.
+    (H, W, 2) -> (n, 2) x, y."""
     cell = max(8, round(min(flow.shape[:2]) / 10))
     moving = np.argwhere(np.linalg.norm(flow, axis=2) > max(0.5, 0.1 * longest))
-    starts = []
+    candidates = []
     cells = moving // cell
     for key in np.unique(cells, axis=0):
         inside = moving[(cells == key).all(axis=1)]
         distance = np.linalg.norm(inside - inside.mean(axis=0), axis=1)
-        starts.append(inside[distance.argmin()][::-1])
-    return np.array(starts, dtype=int).reshape(-1, 2)
+        candidates.append(inside[distance.argmin()])
+    candidates.sort(key=lambda at: -np.linalg.norm(flow[tuple(at)]))
+    kept: list[np.ndarray] = []
+    for y, x in candidates:
+        start, move = np.array([x, y]), flow[y, x]
+        if not any(_repeats(start, move, other, flow[other[1], other[0]], cell) for other in kept):
+            kept.append(start)
+    return np.array(kept, dtype=int).reshape(-1, 2)
+
+
+def _repeats(start: np.ndarray, move: np.ndarray, other: np.ndarray, other_move: np.ndarray, cell: int) -> bool:
+    offset, reach = start - other, float(other_move @ other_move)
+    if offset @ offset < cell**2:
+        return True
+    aligned = move @ other_move > 0.8 * np.linalg.norm(move) * np.sqrt(reach)
+    ends = np.linspace(0.0, 1.0, 9)[:, None]
+    gap = np.linalg.norm((start + ends * move)[:, None] - (other + ends * other_move)[None], axis=2).min()
+    return bool(aligned and gap < 0.4 * cell)
 
 
 def _draw_contour(canvas: np.ndarray, mask: np.ndarray, scale: int) -> None:
@@ -95,24 +114,30 @@ def _draw_contour(canvas: np.ndarray, mask: np.ndarray, scale: int) -> None:
 
 
 def _draw_path(canvas: np.ndarray, path: np.ndarray, scale: int) -> None:
-    """Polyline through a pixel's positions with a head at its end: dark below, white on top, readable on any ground."""
-    points = ((path + 0.5) * scale * 16).round().astype(np.int32)  # 4 fractional bits
-    head = _arrow_head(path * scale, scale)
-    for colour, width in (((0, 0, 0), 3), ((255, 255, 255), 1)):
-        thickness = round(width * max(1.0, scale / 2))
-        cv2.polylines(canvas, [points], False, colour, thickness, cv2.LINE_AA, shift=4)
+    """Polyline through a pixel's positions with a filled head at its end: dark below, white on top, so that it is
+    readable on any ground."""
+    path = (path + 0.5) * scale
+    head = _arrow_head(path, max(0.016 * max(canvas.shape), 4.0 * scale))
+    line, rim = max(2, round(0.8 * scale)), max(2, scale // 2)
+    for colour, extra in (((0, 0, 0), 2 * rim), ((255, 255, 255), 0)):
+        cv2.polylines(canvas, [_fixed(path)], False, colour, line + extra, cv2.LINE_AA, shift=_SHIFT)
         if head is not None:
-            wings = ((head + 0.5 * scale) * 16).round().astype(np.int32)
-            cv2.polylines(canvas, [wings], False, colour, thickness, cv2.LINE_AA, shift=4)
+            cv2.polylines(canvas, [_fixed(head)], True, colour, max(1, extra), cv2.LINE_AA, shift=_SHIFT)
+            cv2.fillPoly(canvas, [_fixed(head)], colour, cv2.LINE_AA, shift=_SHIFT)
 
 
-def _arrow_head(path: np.ndarray, scale: int) -> np.ndarray | None:
-    """Three points of the head, in canvas pixels; None for a path too short to have a direction."""
-    behind = path[np.linalg.norm(path - path[-1], axis=1) > scale]
-    if len(behind) == 0:
+def _fixed(points: np.ndarray) -> np.ndarray:
+    return (points * 2**_SHIFT).round().astype(np.int32)
+
+
+def _arrow_head(path: np.ndarray, size: float) -> np.ndarray | None:
+    """Triangle whose tip is the path's end, turned as its last stretch; None for a path too short to have a direction."""
+    travelled = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
+    size = min(size, 0.6 * travelled)
+    behind = path[np.linalg.norm(path - path[-1], axis=1) > 0.5 * size]
+    if size < 1.0 or len(behind) == 0:
         return None
     back = behind[-1] - path[-1]
-    travelled = np.linalg.norm(path[-1] - path[0])
-    back *= min(5.0 * max(1.0, scale / 2), max(0.4 * travelled, 2.0)) / np.linalg.norm(back)
-    turn = np.array([[0.85, -0.53], [0.53, 0.85]])  # 32 degrees
-    return np.stack([path[-1] + turn @ back, path[-1], path[-1] + turn.T @ back])
+    back *= size / np.linalg.norm(back)
+    across = 0.45 * np.array([-back[1], back[0]])
+    return np.stack([path[-1] + back + across, path[-1], path[-1] + back - across])

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import MOTION_NORMS, average_magnitude, global_visibility
+from conditions.flow import MOTION_NORMS, average_magnitude, empty_float32, global_visibility
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
 
@@ -129,7 +129,7 @@ class SparseCondition(Condition):
 
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
         batch, frames, _, height, width = flow.shape
-        control = torch.empty(batch, frames, 3, height, width, dtype=torch.float32, device=flow.device)
+        control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
         if self.motion_mask:
             if magnitude is None or self.motion_norm != "l2":
