@@ -221,13 +221,13 @@ def _align_progress(trainer: Any, consumed: int, batches: int) -> None:
     window = trainer.accumulate_grad_batches
     if _only_steps(trainer) and epoch == batches:
         wanted = trainer.global_step * window
-        progress.is_last_batch = progress.is_last_batch and trainer.global_step >= trainer.max_steps
     elif done % window == 0 and done <= epoch and (consumed - done) % epoch == 0:
         wanted = done
-    elif progress.is_last_batch:
+    elif progress.is_last_batch and done == current.ready:
         wanted = epoch
     else:
         wanted = consumed % epoch // window * window
+    progress.is_last_batch = wanted >= epoch
     for tracker in (total, current):
         for name in ("ready", "started", "processed", "completed"):
             setattr(tracker, name, getattr(tracker, name) + wanted - done)

@@ -10,7 +10,8 @@ import io
 import os
 import tempfile
 from dataclasses import dataclass
-from typing import Iterator, Union
+from fractions import Fraction
+from typing import Iterator, Optional, Union
 
 import av
 import cv2
@@ -184,7 +185,7 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
         path = os.path.join(folder, "clip.mp4")
         with av.open(path, "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=_rational(fps), options=options)
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for index, image in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
@@ -193,12 +194,6 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
             container.mux(stream.encode())
         with open(path, "rb") as file:
             return file.read()
-
-
-def _rational(fps: float):
-    from fractions import Fraction
-
-    return Fraction(fps).limit_denominator(1001)
 
 
 def decode_mp4(data: bytes, shape: tuple[int, int, int, int], trusted: bool) -> np.ndarray:
@@ -213,11 +208,8 @@ def decode_mp4(data: bytes, shape: tuple[int, int, int, int], trusted: bool) -> 
         BadClip: does not decode, or to another shape.
     """
     try:
-        if trusted and decord is not None:
-            reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-            count = len(reader)
-            images = reader.get_batch(range(count)).asnumpy() if count == shape[0] else np.empty((count, 0, 0, 3))
-        else:
+        images = _decord(data) if trusted and decord is not None else None
+        if images is None:
             with av.open(io.BytesIO(data), format="mp4") as container:
                 stream = _video_stream(container)
                 stream.codec_context.thread_count = 1
@@ -230,3 +222,12 @@ def decode_mp4(data: bytes, shape: tuple[int, int, int, int], trusted: bool) -> 
     if found != tuple(shape):
         raise BadClip(f"mp4 has shape {found}, expected {tuple(shape)}")
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _decord(data: bytes) -> Optional[np.ndarray]:
+    """(L, H, W, 3) uint8; None where decord refuses, as it does for many widths that are no multiple of 64."""
+    try:
+        reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
+        return reader.get_batch(range(len(reader))).asnumpy()
+    except decord.DECORDError:
+        return None
