@@ -52,7 +52,8 @@ def released_style(flow: np.ndarray, strip: np.ndarray, rng: np.random.Generator
     blocks = rng.random((height // 8, width // 8)) > rng.uniform(0.95, 1.0)
     blocks &= cv2.resize(visible.astype(np.uint8), (width // 8, height // 8), interpolation=cv2.INTER_NEAREST) > 0
     masked = flow * np.kron(blocks, np.ones((8, 8), np.float32))[None, :, :, None]
-    control = np.concatenate([masked, np.repeat(moving.astype(np.float32)[None, :, :, None], length, axis=0)], axis=-1)
+    mask = np.repeat(moving.astype(np.float32)[None, :, :, None], length, axis=0)
+    control = np.concatenate([masked, mask], axis=-1)
     return np.ascontiguousarray(control.transpose(0, 3, 1, 2)), bucket
 
 
@@ -86,7 +87,8 @@ def rows(batch: int) -> dict[tuple[str, str, int], callable]:
         released = RegionWise(visibility_rule="block", motion_norm="squared")
         add("region-wise, released rules, + bucket", device, batch, lambda *x: with_bucket(released, *x),
             flow, visibility, seed)
-        add("region-wise k 7 + bucket", device, batch, lambda *x: with_bucket(RegionWise(7), *x), flow, visibility, seed)
+        add("region-wise k 7 + bucket", device, batch, lambda *x: with_bucket(RegionWise(7), *x),
+            flow, visibility, seed)
         add("Gaussian 99, 10 + bucket", device, batch, lambda *x: with_bucket(GaussianFiltered(), *x),
             flow, visibility, seed)
         add("dense + bucket", device, batch, lambda *x: with_bucket(DenseFlow(), *x), flow, visibility, seed)
@@ -115,7 +117,8 @@ def main() -> None:
     released = statistics.median(next(iter(times.values())))
     print(f"{arguments.rounds} rounds, {FRAMES} x {HEIGHT} x {WIDTH}, torch {torch.__version__}, one thread"
           + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""))
-    print("\n| what | device | clips per call | ms per clip: median [quartiles] | times faster |\n|---|---|---|---|---|")
+    print("\n| what | device | clips per call | ms per clip: median [quartiles] | times faster |")
+    print("|---|---|---|---|---|")
     for (what, device, n), values in times.items():
         low, middle, high = statistics.quantiles(values, n=4)
         print(f"| {what} | {device} | {n} | {middle:.2f} [{low:.2f}..{high:.2f}] | {released / middle:.1f} |")

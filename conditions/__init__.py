@@ -1,4 +1,4 @@
-"""Motion conditions: dense tracks -> control tensor (training), strokes -> control tensor (inference). No weights, no I/O."""
+"""Motion conditions: dense tracks -> control (training), strokes -> control (inference). No weights, no I/O."""
 
 from conditions.condition import Condition
 from conditions.dense import DenseFlow

@@ -25,8 +25,9 @@ def flow_to_pixels(flow: Tensor, step: Tensor | float | None = None) -> Tensor:
         raise ValueError(f"flow: expected float16, float32 or uint16, got {flow.dtype}")
     if step is None:
         raise ValueError("step: expected the pixels per unit of the stored uint16 flow, got None")
-    step = torch.as_tensor(step, dtype=torch.float32).to(flow.device, non_blocking=True)
-    step = step.reshape(step.shape + (1,) * (flow.ndim - 1)) if step.ndim else step
+    step = torch.as_tensor(step, dtype=torch.float32)
+    if step.ndim:
+        step = step.to(flow.device).reshape(-1, *[1] * (flow.ndim - 1))
     if flow.device.type != "cpu":
         return flow.to(torch.float32).sub_(32768.0).mul_(step)
     pixels = empty_float32(flow.shape, flow.device)
@@ -68,8 +69,8 @@ def average_magnitude(flow: Tensor, motion_norm: str = "l2") -> Tensor:
 
 
 def motion_mask(flow: Tensor, motion_norm: str = "l2") -> Tensor:
-    """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the released
-    code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool."""
+    """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the
+    released code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool."""
     return average_magnitude(flow, motion_norm) > 1.0
 
 

@@ -67,15 +67,16 @@ def region_points(regions: Tensor, visible: Tensor, region_size: int) -> Tensor:
 class GaussianFiltered(SparseCondition):
     """Point trajectories spread by a Gaussian, as in DragNUWA, with ReMoCo's motion mask: the paper's baseline.
 
-    One point stands for each selected region: its visible pixel nearest to the centre, with the displacement there. The
-    regions are those that `RegionWise` (with its "pixel" rule) selects for the same seed, so a comparison changes the
-    condition and nothing else. Where Gaussians of several points overlap they add up.
+    One point stands for each selected region: its visible pixel nearest to the centre, with the displacement there.
+    The regions are those that `RegionWise` (with its "pixel" rule) selects for the same seed, so a comparison changes
+    the condition and nothing else. Where Gaussians of several points overlap they add up.
 
-    The filter is that of the released DragNUWA 1.5 (`DragNUWA_net.py` of ProjectNUWA/DragNUWA: a frozen convolution with
-    `exp(-d^2 / (2 sigma^2))`, zero padding), whose weight at the centre is 1, so that a point keeps its displacement;
-    there with kernel 199 and sigma 20. Kernel 99 and sigma 10 are the values of `bivariate_Gaussian(99, 10, 10, ...)` in
-    the code around MotionCtrl and MOFA-Video, which divides the kernel by its sum: the point itself then has 1/628 of
-    its displacement. That scale is not followed.
+    The filter is that of the released DragNUWA 1.5 (`DragNUWA_net.py` of ProjectNUWA/DragNUWA: a frozen convolution
+    with `exp(-d^2 / (2 sigma^2))`, zero padding), whose weight at the centre is 1, so that a point keeps its
+    displacement; there with kernel 199 and sigma 20. Kernel 99 and sigma 10 are the values of
+    `bivariate_Gaussian(99, 10, 10, ...)` (as in This&That, Kiteretsu77/This_and_That_VDM; the helper is also in
+    MOFA-Video), which divides the kernel by its sum: the point itself then has 1/628 of its displacement. That scale
+    is not followed.
 
     Args:
         region_size: k, pixels per side of a region, of which one pixel gives the point.
@@ -111,7 +112,7 @@ class GaussianFiltered(SparseCondition):
     def draw(
         self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
     ) -> Tensor:
-        """Control from strokes: the start pixels' displacements, filtered; the mask is RegionWise's, brush OR regions."""
+        """Control from strokes: the start pixels' displacements, filtered; mask as RegionWise's, brush OR regions."""
         self.check(height, width)
         points = draw_strokes(tracks, brush, frames, height, width, region_size=1)
         regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)

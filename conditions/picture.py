@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import cv2
 import numpy as np
 import torch
@@ -15,8 +17,8 @@ _MASK_COLOUR = np.array([255.0, 214.0, 80.0])
 def flow_colours(flow: np.ndarray, longest: float) -> np.ndarray:
     """Colour wheel: hue is the direction, saturation grows with the square root of the length relative to `longest`.
 
-    (H, W, 2) pixels -> (H, W, 3) float32 RGB in [0, 255]. To the right is red, down is yellow-green, left is cyan, up is
-    violet. The root keeps the directions of slow pixels readable beside fast ones.
+    (H, W, 2) pixels -> (H, W, 3) float32 RGB in [0, 255]. To the right is red, down is yellow-green, left is cyan, up
+    is violet. The root keeps the directions of slow pixels readable beside fast ones.
     """
     length = np.linalg.norm(flow, axis=2)
     hue = np.degrees(np.arctan2(flow[..., 1], flow[..., 0])) % 360.0
@@ -44,7 +46,7 @@ def control_video(control: Tensor, frame: Tensor) -> np.ndarray:
     return np.stack(_pictures(control, frame, range(len(control))))
 
 
-def _pictures(control: Tensor, frame: Tensor, times) -> list[np.ndarray]:
+def _pictures(control: Tensor, frame: Tensor, times: Iterable[int]) -> list[np.ndarray]:
     if control.ndim != 4 or control.shape[1] != 3:
         raise ValueError(f"control: expected (L, 3, H, W), got {tuple(control.shape)}")
     if frame.shape != control.shape[1:]:
@@ -76,32 +78,36 @@ def _picture(image: np.ndarray, flow: np.ndarray, mask: np.ndarray, longest: flo
 
 
 def _arrow_starts(flow: np.ndarray, longest: float) -> np.ndarray:
-    """A few moving pixels that stand for the others, so that a lone region has its arrow in its middle and a dense field
-    stays readable: one per cell of a coarse grid, nearest to the centre of the cell's moving pixels, fastest cells
-    first; left out where it is close to another one, or lies on an arrow that points the same way.
-    (H, W, 2) -> (n, 2) x, y."""
+    """A few moving pixels that stand for the others: one in the middle of each small connected area, such as a region
+    or a Gaussian, and one per cell of a coarse grid over larger areas, fastest first; left out where it is close to
+    another one, or lies on an arrow that points the same way. (H, W, 2) -> (n, 2) x, y."""
     cell = max(8, round(min(flow.shape[:2]) / 10))
-    moving = np.argwhere(np.linalg.norm(flow, axis=2) > max(0.5, 0.1 * longest))
+    mask = np.linalg.norm(flow, axis=2) > max(0.5, 0.1 * longest)
+    if not mask.any():
+        return np.zeros((0, 2), dtype=int)
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    moving = np.argwhere(mask)
+    label = labels[mask]
+    large = stats[label][:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]].max(axis=1) > 2 * cell
+    keys = np.column_stack([label, np.where(large[:, None], moving // cell, -1)])
+    _, group = np.unique(keys, axis=0, return_inverse=True)
     candidates = []
-    cells = moving // cell
-    for key in np.unique(cells, axis=0):
-        inside = moving[(cells == key).all(axis=1)]
-        distance = np.linalg.norm(inside - inside.mean(axis=0), axis=1)
-        candidates.append(inside[distance.argmin()])
+    for members in np.split(moving[np.argsort(group, kind="stable")], np.cumsum(np.bincount(group))[:-1]):
+        distance = np.linalg.norm(members - members.mean(axis=0), axis=1)
+        candidates.append(members[distance.argmin()])
     candidates.sort(key=lambda at: -np.linalg.norm(flow[tuple(at)]))
     kept: list[np.ndarray] = []
     for y, x in candidates:
         start, move = np.array([x, y]), flow[y, x]
         if not any(_repeats(start, move, other, flow[other[1], other[0]], cell) for other in kept):
             kept.append(start)
-    return np.array(kept, dtype=int).reshape(-1, 2)
+    return np.array(kept)
 
 
 def _repeats(start: np.ndarray, move: np.ndarray, other: np.ndarray, other_move: np.ndarray, cell: int) -> bool:
-    offset, reach = start - other, float(other_move @ other_move)
-    if offset @ offset < cell**2:
+    if np.linalg.norm(start - other) < cell:
         return True
-    aligned = move @ other_move > 0.8 * np.linalg.norm(move) * np.sqrt(reach)
+    aligned = move @ other_move > 0.8 * np.linalg.norm(move) * np.linalg.norm(other_move)
     ends = np.linspace(0.0, 1.0, 9)[:, None]
     gap = np.linalg.norm((start + ends * move)[:, None] - (other + ends * other_move)[None], axis=2).min()
     return bool(aligned and gap < 0.4 * cell)
@@ -131,7 +137,7 @@ def _fixed(points: np.ndarray) -> np.ndarray:
 
 
 def _arrow_head(path: np.ndarray, size: float) -> np.ndarray | None:
-    """Triangle whose tip is the path's end, turned as its last stretch; None for a path too short to have a direction."""
+    """Triangle whose tip is the path's end, turned as its last stretch; None where the path has no direction."""
     travelled = np.linalg.norm(np.diff(path, axis=0), axis=1).sum()
     size = min(size, 0.6 * travelled)
     behind = path[np.linalg.norm(path - path[-1], axis=1) > 0.5 * size]

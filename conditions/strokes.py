@@ -33,7 +33,8 @@ def track_points(track: ArrayLike, index: int) -> np.ndarray:
     if points.ndim != 2 or points.shape[1] != 2:
         raise ValueError(f"track {index}: expected shape (n, 2) as x, y, got {points.shape}")
     if not np.isfinite(points).all():
-        raise ValueError(f"track {index}: expected finite points, got {points[~np.isfinite(points).all(1)][0].tolist()}")
+        wrong = points[~np.isfinite(points).all(axis=1)][0].tolist()
+        raise ValueError(f"track {index}: expected finite points, got x, y = {wrong}")
     return points
 
 

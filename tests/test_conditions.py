@@ -1,4 +1,4 @@
-"""Conditions from tracks: random numbers, region selection, masks, the classes; parity with the released training data."""
+"""Conditions from tracks: random numbers, region selection, masks, classes; parity with the released training data."""
 
 import math
 import random
