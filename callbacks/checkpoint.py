@@ -18,9 +18,9 @@ from callbacks.run_folder import run_folder
 class AtomicCheckpointIO(CheckpointIO):
     """Writes a checkpoint beside its target and renames it into place; reads tensors and plain values only.
 
-    At any moment, kill -9 and power loss included, the target is the last complete checkpoint: the new file is flushed to
-    the disk before the rename (Lightning's own writer moves from `$TMPDIR`, which across file systems is a plain copy).
-    A plugin: `trainer.plugins: [{class_path: callbacks.AtomicCheckpointIO}]`.
+    At any moment, kill -9 and power loss included, the target is the last complete checkpoint: the new file is flushed
+    to the disk before the rename (Lightning's own writer moves from `$TMPDIR`, which across file systems is a plain
+    copy). A plugin: `trainer.plugins: [{class_path: callbacks.AtomicCheckpointIO}]`.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -51,7 +51,7 @@ class AtomicCheckpointIO(CheckpointIO):
             if not isinstance(cause, OSError):
                 raise
             raise MisconfigurationException(
-                f"checkpoint {target}: could not be written ({cause.strerror or cause}); the file before it is untouched"
+                f"checkpoint {target}: not written ({cause.strerror or cause}); the file before it is untouched"
             ) from error
 
     def load_checkpoint(
@@ -87,7 +87,7 @@ class LastCheckpoint(ModelCheckpoint):
     """`checkpoints/last.ckpt` of the run folder: replaced every `every_n_train_steps` steps, and when training ends.
 
     Stock `ModelCheckpoint` either misses the steps after the last multiple or numbers the files. Nothing is saved on an
-    exception: half-restored or broken weights would replace the good file, and resuming repeats the same steps bit for bit.
+    exception: half-restored or broken weights would replace the good file, and a resume repeats the steps bit for bit.
 
     Args:
         every_n_train_steps: optimizer steps between two writes.

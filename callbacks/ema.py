@@ -14,10 +14,10 @@ from torch import Tensor
 class EMA(Callback):
     """Averages the trained parameters over optimizer steps and evaluates with the average.
 
-    `shadow <- decay * shadow + (1 - decay) * parameter`, in fp32, after every optimizer step (not every micro-batch). During
-    validation, test and predict the module holds the average, outside of them its own weights, also after an exception. The
-    average is saved with the checkpoint and continues bit for bit. Lightning's `EMAWeightAveraging` copies the frozen weights
-    too and cannot load adapter-only checkpoints.
+    `shadow <- decay * shadow + (1 - decay) * parameter`, in fp32, after every optimizer step (not every micro-batch).
+    During validation, test and predict the module holds the average, outside of them its own weights, also after an
+    exception. The average is saved with the checkpoint and continues bit for bit. Lightning's `EMAWeightAveraging`
+    copies the frozen weights too and cannot load adapter-only checkpoints. Put it before the callbacks that sample.
 
     Args:
         decay: weight of the past, in [0, 1).

@@ -37,8 +37,8 @@ def strip(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
     """Panels side by side, each under its label, under one title.
 
     Args:
-        panels: label -> (H, W, 3) still or (L, H, W, 3) moving picture, uint8; one L, and one H, W or a panel that is already
-            enlarged by `panel_factor`.
+        panels: label -> (H, W, 3) still or (L, H, W, 3) moving picture, uint8; one L, and one H, W or a panel that is
+            already enlarged by `panel_factor`.
         title: a line over all of them.
 
     Returns:

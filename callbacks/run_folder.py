@@ -31,9 +31,9 @@ def run_folder(trainer: Trainer) -> Path:
 class RunFolder(Callback):
     """Keeps runs apart in a folder with a stable name.
 
-    A fit that does not continue the run in the folder moves that run aside to `<folder>.previous-N`, so a second run neither
-    dies nor overwrites; two fits at once in one folder are an error; at the end of a fit it says where everything is.
-    Meant for `TensorBoardLogger(save_dir=..., name=..., version="")`. Put it first among the callbacks.
+    A fit that does not continue the run in the folder moves that run aside to `<folder>.previous-N`, so a second run
+    neither dies nor overwrites; two fits at once in one folder are an error; at the end of a fit it says where
+    everything is. Meant for `TensorBoardLogger(save_dir=..., name=..., version="")`. Put it first among the callbacks.
     """
 
     def __init__(self) -> None:
@@ -120,15 +120,15 @@ class RunFolder(Callback):
 
 
 class SaveRunConfig(SaveConfigCallback):
-    """Saves the resolved configuration in the run folder: `config.yaml` of a fit, `config_validate.yaml`, ... of the rest.
+    """Saves the resolved configuration in the run folder: `config.yaml` of a fit, `config_validate.yaml` and so on.
 
-    Args as LightningCLI gives them; use with `save_config_kwargs={"overwrite": True}`, since a resumed run finds its own.
+    Args as LightningCLI gives them; use with `save_config_kwargs={"overwrite": True}`, as a resumed run finds its own.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save; a fit waits until `RunFolder` has moved an older run aside."""
         if stage != "fit":
-            self.config_filename = f"config_{stage}.yaml"
+            self.config_filename = f"config_{trainer.state.fn.value}.yaml"
             super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

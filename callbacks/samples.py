@@ -25,9 +25,10 @@ from callbacks.run_folder import rank_zero_print, run_folder
 class SampleLogger(Callback):
     """Shows how far the model is: per clip first frame, control, one denoised prediction, generated and reference.
 
-    At every validation, and every `every_n_steps` optimizer steps between them, for the first clips of the validation set with
-    the same noise each time. Written to `<run folder>/samples/step-000123/` (`clip-00.mp4`, ..., `sheet.png`) and to
-    TensorBoard (a GIF per clip and the sheet). Rank 0 works, the others go on. Averaged weights are used when `EMA` is there.
+    At every validation, and every `every_n_steps` optimizer steps between them, for the first clips of the validation
+    set with the same noise each time. Written to `<run folder>/samples/step-000123/` (`clip-00.mp4`, ..., `sheet.png`)
+    and to TensorBoard (a GIF per clip and the sheet). Rank 0 works, the others go on. Averaged weights are used when
+    `EMA` is there.
 
     Args:
         every_n_steps: optimizer steps between two schedules; 0 = at validations only.
@@ -127,7 +128,7 @@ def _control_panel(control: Tensor, first: Tensor) -> np.ndarray:
 
 @contextmanager
 def sampling(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
-    """Evaluate the module as a validation step would: its precision, averaged weights, no gradients, evaluation mode."""
+    """Evaluate the module as a validation step would: precision, averaged weights, no gradients, eval mode."""
     training = [module for module in pl_module.modules() if module.training]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -152,6 +153,6 @@ def first_clips(trainer: Trainer, count: int) -> list[dict[str, Any]]:
     if loader is None and trainer.datamodule is not None:
         loader = trainer.datamodule.val_dataloader()  # the first validation is still to come
     if loader is None:
-        raise MisconfigurationException("SampleLogger needs a data module with a val_dataloader: it samples its first clips")
+        raise MisconfigurationException("SampleLogger needs a val_dataloader: it samples its first clips")
     dataset = loader.dataset
     return [loader.collate_fn([dataset[index]]) for index in range(min(count, len(dataset)))]

@@ -11,11 +11,12 @@ from lightning.pytorch.callbacks import Callback
 
 
 class Throughput(Callback):
-    """Logs `throughput/clips_per_s` (all ranks), `throughput/data_wait` and `memory/peak_gib` every `log_every_n_steps`.
+    """Logs clips per second, waiting for data, and peak memory every `log_every_n_steps`.
 
-    `data_wait` is the share of the training time between the end of a step and the arrival of the next batch. Validation
-    counts neither as waiting nor as training; writing a checkpoint counts as training time. The device is waited for once
-    per log, not in every step (which Lightning's ThroughputMonitor does). Put it after callbacks that work in a step's end.
+    `throughput/clips_per_s` is over all ranks. `throughput/data_wait` is the share of the training time between the end
+    of a step and the arrival of the next batch. Validation counts neither as waiting nor as training; writing a
+    checkpoint counts as training time. The device is waited for once per log, not in every step (which Lightning's
+    ThroughputMonitor does). Put it after callbacks that work in a step's end.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +73,7 @@ class Throughput(Callback):
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """The most memory held so far: of the device's allocator on CUDA, of this process (without its workers) elsewhere."""
+    """The most memory held so far: of the device's allocator on CUDA, of this process without workers elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -21,9 +21,9 @@ class VideoMetrics(Callback):
     """Generates every validation clip once, over all ranks, and logs FVD (clips) and FID (all their frames).
 
     The names say which features: `val/fvd_i3d_styleganv` and `val/fid_inception` with the networks of the literature,
-    `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project only.
-    The protocol (network, resize, frames, n, reference) is printed and logged as text beside each number. The networks live
-    here and not on the module, whose checkpoints they would fill.
+    `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
+    only. The protocol (network, resize, frames, n, reference) is printed and logged as text beside each number. The
+    networks live here and not on the module, whose checkpoints they would fill.
 
     Args:
         fvd_network: path of `i3d_torchscript.pt`; none = seeded random features.
@@ -41,11 +41,11 @@ class VideoMetrics(Callback):
     ) -> None:
         for name, path in (("fvd_network", fvd_network), ("fid_network", fid_network)):
             if path is not None and not Path(path).is_file():
-                raise MisconfigurationException(f"VideoMetrics.{name} {path}: no such file, expected a TorchScript network")
+                raise MisconfigurationException(f"VideoMetrics.{name} {path}: no such file (TorchScript)")
         if clips is not None and clips < 2:
             raise MisconfigurationException(f"VideoMetrics.clips must be at least 2, got {clips}")
         if every_n_validations < 1:
-            raise MisconfigurationException(f"VideoMetrics.every_n_validations must be at least 1, got {every_n_validations}")
+            raise MisconfigurationException(f"VideoMetrics.every_n_validations is {every_n_validations}, not positive")
         self.fvd_network = fvd_network
         self.fid_network = fid_network
         self.clips = clips
@@ -94,7 +94,7 @@ class VideoMetrics(Callback):
         if self._left == 0 or trainer.sanity_checking:
             return
         if "video" not in batch:
-            raise MisconfigurationException("VideoMetrics needs validation clips with frames, but the shards hold latents only")
+            raise MisconfigurationException("VideoMetrics needs validation clips with frames, not latents only")
         batch = _first(batch, self._left)
         self._left -= len(batch["key"])
         with sampling(trainer, pl_module):

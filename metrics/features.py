@@ -1,8 +1,8 @@
 """Feature networks of the Frechet metrics: the real ones from TorchScript files, and seeded random stand-ins.
 
-One seam. A video network takes uint8 videos (B, L, 3, H, W), a frame network uint8 images (N, 3, H, W); both return (·, D)
-float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know to compare).
-Nothing here downloads, unpickles, or touches the global random state.
+One seam. A video network takes uint8 videos (N, L, 3, H, W), a frame network uint8 images (N, 3, H, W); both return
+(N, D) float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know to
+compare). Nothing here downloads, unpickles, or touches the global random state.
 """
 
 import hashlib
@@ -39,7 +39,9 @@ def load_torchscript(path: str | Path) -> torch.jit.ScriptModule:
         network = torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"feature network {path}: not a readable TorchScript file") from error
-    return network.eval().requires_grad_(False)
+    for parameter in network.parameters():
+        parameter.requires_grad = False
+    return network.eval()
 
 
 def describe_file(path: str | Path) -> str:
@@ -179,11 +181,11 @@ def _mean_and_deviation(x: Tensor) -> Tensor:
     return torch.cat([flat.mean(-1), flat.std(-1, correction=0)], dim=-1)
 
 
-def _random_conv(kind: type[nn.Conv2d] | type[nn.Conv3d], inputs: int, outputs: int, generator: torch.Generator) -> nn.Module:
-    """A stride-2 convolution drawn from `generator` only (a layer's own initialisation would move the global state)."""
+def _random_conv(kind: type[nn.Conv2d] | type[nn.Conv3d], inputs: int, outputs: int, rng: torch.Generator) -> nn.Module:
+    """A stride-2 convolution drawn from `rng` only (a layer's own initialisation would move the global state)."""
     layer = nn.utils.skip_init(kind, inputs, outputs, kernel_size=3, stride=2, padding=1)
     with torch.no_grad():
         fan_in = layer.weight[0].numel()
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * (2 / fan_in) ** 0.5)
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=rng) * (2 / fan_in) ** 0.5)
         layer.bias.zero_()
     return layer.requires_grad_(False)

@@ -15,8 +15,8 @@ PUBLISHED_CLIPS = 1000  # the published tables use this many; fewer give a biase
 def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> Tensor:
     """Squared 2-Wasserstein distance between two Gaussians (Dowson and Landau 1982; Heusel et al. 2017, eq. 6).
 
-    `|mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1^1/2 sigma2 sigma1^1/2)^1/2)`. The symmetric product has the
-    eigenvalues of `sigma1 sigma2`, but stays real and non-negative when a covariance is singular (fewer clips than features).
+    `|mu1 - mu2|^2 + tr(sigma1) + tr(sigma2) - 2 tr((sigma1 sigma2)^1/2)`. The last trace is the sum of the singular
+    values of `sigma1^1/2 sigma2^1/2`: real and accurate also when a covariance is singular (fewer clips than features).
 
     Args:
         mu1: mean, (D,).
@@ -28,11 +28,14 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
         Scalar float64.
     """
     mu1, sigma1, mu2, sigma2 = (x.double() for x in (mu1, sigma1, mu2, sigma2))
-    values, vectors = torch.linalg.eigh(sigma1)
-    root1 = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    product = root1 @ sigma2 @ root1
-    trace_root = torch.linalg.eigvalsh((product + product.T) / 2).clamp_min(0).sqrt().sum()
+    trace_root = torch.linalg.svdvals(_root(sigma1) @ _root(sigma2)).sum()
     return (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace_root
+
+
+def _root(sigma: Tensor) -> Tensor:
+    """The symmetric square root of a covariance."""
+    values, vectors = torch.linalg.eigh(sigma)
+    return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
 class FrechetVideoDistance(torchmetrics.Metric):
@@ -49,8 +52,8 @@ class FrechetVideoDistance(torchmetrics.Metric):
     Example:
         >>> from metrics import FrechetVideoDistance, RandomVideoFeatures
         >>> fvd = FrechetVideoDistance(RandomVideoFeatures(seed=0))
-        >>> clips = torch.randint(0, 256, (4, 8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-        >>> fvd.update(clips, real=True)
+        >>> clips = torch.randint(0, 256, (4, 8, 3, 16, 16), dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0)) >>> fvd.update(clips, real=True)
         >>> fvd.update(clips, real=False)
         >>> bool(fvd.compute() < 1e-6)
         True
