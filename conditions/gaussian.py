@@ -74,9 +74,8 @@ class GaussianFiltered(SparseCondition):
     The filter is that of the released DragNUWA 1.5 (`DragNUWA_net.py` of ProjectNUWA/DragNUWA: a frozen convolution
     with `exp(-d^2 / (2 sigma^2))`, zero padding), whose weight at the centre is 1, so that a point keeps its
     displacement; there with kernel 199 and sigma 20. Kernel 99 and sigma 10 are the values of
-    `bivariate_Gaussian(99, 10, 10, ...)` (as in This&That, Kiteretsu77/This_and_That_VDM; the helper is also in
-    MOFA-Video), which divides the kernel by its sum: the point itself then has 1/628 of its displacement. That scale
-    is not followed.
+    `bivariate_Gaussian(99, 10, 10, ...)` in `gradio_utils/traj_utils.py` of TencentARC/MotionCtrl, which divides the
+    kernel by its sum: the point itself then has 1/628 of its displacement. That scale is not followed.
 
     Args:
         region_size: k, pixels per side of a region, of which one pixel gives the point.
