@@ -1,0 +1,85 @@
+"""Dense tracks without weights: DIS optical flow (Kroeger et al., ECCV 2016, in OpenCV) from frame 1 to every frame."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from datamodules.trackers.base import Tracks, inside
+
+
+class DIS:
+    """Tracks by small steps, each refined against frame 1.
+
+    The flow to frame t - 1, carried on by the flow from t - 1 to t, starts the direct flow from frame 1 to t; of the two, each pixel keeps
+    the one whose colours around it agree better (the carried one where the direct one is lost). The same backwards; a
+    pixel is visible where the way forth and back returns to it. On the sprites this halves the error of the direct flow.
+
+    Args:
+        tolerance: distance in pixels that the way forth and back may miss its start by.
+        relative: the same, as a share of the displacement's length; the larger of the two counts.
+    """
+
+    name = "dis"
+
+    def __init__(self, tolerance: float = 1.0, relative: float = 0.05) -> None:
+        self.tolerance, self.relative = tolerance, relative
+        self.version = f"1-opencv-{cv2.__version__}"
+
+    def __call__(self, frames: np.ndarray) -> Tracks:
+        length, _, height, width = frames.shape
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)  # the bits must not depend on the machine's cores
+        try:
+            grey = [cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for frame in frames]
+            flow = np.zeros((length, 2, height, width), dtype=np.float32)
+            visibility = np.ones((length, height, width), dtype=bool)
+            forth = back = np.zeros((height, width, 2), dtype=np.float32)
+            for t in range(1, length):
+                step, step_back = _coarse(grey[t - 1], grey[t]), _coarse(grey[t], grey[t - 1])
+                forth = _refined(grey[0], grey[t], forth + _at(step, forth))
+                back = _refined(grey[t], grey[0], step_back + _at(back, step_back))
+                flow[t] = forth.transpose(2, 0, 1)
+                visibility[t] = self._consistent(forth, back)
+        finally:
+            cv2.setNumThreads(threads)
+        return Tracks(flow, visibility)
+
+    def _consistent(self, forth: np.ndarray, back: np.ndarray) -> np.ndarray:
+        x, y = _moved(forth)
+        miss = np.linalg.norm(forth + _at(back, forth), axis=-1)
+        allowed = np.maximum(self.tolerance, self.relative * np.linalg.norm(forth, axis=-1))
+        returns = cv2.medianBlur((miss < allowed).astype(np.uint8), 5).astype(bool)
+        return inside(x, y, *forth.shape[:2]) & returns
+
+
+def _moved(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where each pixel goes: x, y as float32 maps."""
+    y, x = np.mgrid[: flow.shape[0], : flow.shape[1]].astype(np.float32)
+    return x + flow[..., 0], y + flow[..., 1]
+
+
+def _at(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """An image or a flow, read where `flow` leads; beyond the border its last value."""
+    return cv2.remap(image, *_moved(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _coarse(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(H, W, 2) float32 flow between neighbouring frames, to half resolution."""
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method.setFinestScale(1)
+    return method.calc(first, second, None)
+
+
+def _refined(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """The flow found from `start` at full resolution; `start` itself where it explains the colours clearly better."""
+    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method.setFinestScale(0)
+    method.setCoarsestScale(2)
+    found = method.calc(first, second, start.copy())
+    errors = [
+        cv2.GaussianBlur(cv2.absdiff(first.astype(np.float32), _at(second.astype(np.float32), flow)), (0, 0), 2)
+        for flow in (start, found)
+    ]
+    best = np.where((errors[0] < 0.9 * errors[1])[..., None], start, found)
+    return np.dstack([cv2.medianBlur(np.ascontiguousarray(best[..., c]), 5) for c in range(2)])
