@@ -1,0 +1,186 @@
+"""The names of a released MotionPro network: its sizes read from them, and our parameter names turned into them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
+LORA_SUFFIX = {"lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight"}
+SPATIAL_RES = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+MODULATION = {
+    "norm": "flow_cond_norm",
+    "gamma.spatial": "flow_gamma_spatial",
+    "gamma.temporal": "flow_gamma_temporal",
+    "beta.spatial": "flow_beta_spatial",
+    "beta.temporal": "flow_beta_temporal",
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of a released network, all read from its weights but `head_channels`."""
+
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    attention: tuple[bool, ...]  # per down level
+    transformer_layers: int
+    cross_attention_dim: int
+    addition_time_embed_dim: int
+    in_channels: int
+    out_channels: int
+    head_channels: int
+    lora: str | None  # `linear`, `attention` or None
+    lora_rank: int | None
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], head_channels: int = HEAD_CHANNELS) -> Architecture:
+        """Read the sizes from the shapes of the diffusion network's tensors, named as released.
+
+        Raises:
+            MisconfigurationException: a tensor the sizes are read from is missing.
+        """
+        plain = {name.replace(".linear.", "."): shape for name, shape in shapes.items()}
+        try:
+            return cls._of(plain, shapes, head_channels)
+        except (KeyError, IndexError, StopIteration) as error:
+            raise MisconfigurationException(
+                f"released: no network in the released layout: its sizes cannot be read without {error}"
+            ) from error
+
+    @classmethod
+    def _of(cls, plain: Mapping[str, tuple], shapes: Mapping[str, tuple], head_channels: int) -> Architecture:
+        inputs = 1 + max(int(name.split(".")[1]) for name in plain if name.startswith("input_blocks."))
+        downs = [n for n in range(inputs) if f"input_blocks.{n}.0.op.weight" in plain]
+        layers = (downs[0] if downs else inputs) - 1
+        firsts = range(1, inputs, layers + 1)
+        cross = next(shape for name, shape in plain.items() if name.endswith(".attn2.to_k.weight"))
+        depths = {int(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))}
+        ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
+        if len(ranks) > 1:
+            raise MisconfigurationException(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
+        ids = plain["label_emb.0.0.weight"][1]
+        return cls(
+            block_out_channels=tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts),
+            layers_per_block=layers,
+            attention=tuple(f"input_blocks.{n}.1.norm.weight" in plain for n in firsts),
+            transformer_layers=1 + max(depths),
+            cross_attention_dim=cross[1],
+            addition_time_embed_dim=ids // 3,
+            in_channels=plain["input_blocks.0.0.weight"][1],
+            out_channels=plain["out.2.weight"][0],
+            head_channels=head_channels,
+            # the time embedding is no attention projection: LoRA on it means LoRA on every linear layer
+            lora=None if not ranks else "linear" if "time_embed.0.lora_down.weight" in shapes else "attention",
+            lora_rank=ranks.pop() if ranks else None,
+        )
+
+    def unet_config(self) -> dict[str, Any]:
+        """Arguments of diffusers' `UNetSpatioTemporalConditionModel`."""
+        down = ("DownBlockSpatioTemporal", "CrossAttnDownBlockSpatioTemporal")
+        up = ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal")
+        return {
+            "in_channels": self.in_channels,
+            "out_channels": self.out_channels,
+            "down_block_types": tuple(down[has] for has in self.attention),
+            "up_block_types": tuple(up[has] for has in self.attention[::-1]),
+            "block_out_channels": self.block_out_channels,
+            "addition_time_embed_dim": self.addition_time_embed_dim,
+            "projection_class_embeddings_input_dim": 3 * self.addition_time_embed_dim,
+            "layers_per_block": self.layers_per_block,
+            "cross_attention_dim": self.cross_attention_dim,
+            "transformer_layers_per_block": self.transformer_layers,
+            "num_attention_heads": tuple(width // self.head_channels for width in self.block_out_channels),
+        }
+
+
+def released_name(part: str, ours: str, architecture: Architecture, with_lora: Iterable[str] = ()) -> str:
+    """Our parameter name -> the released one, without prefix.
+
+    Args:
+        part: `unet`, `motion_encoder` or `injection`.
+        ours: Name in that module's state dict; in the UNet with or without peft's `base_layer`.
+        architecture: Sizes.
+        with_lora: Names of the linear layers that have LoRA; their own weights are called `X.linear.*` in a released file.
+    """
+    if part == "motion_encoder":
+        return _encoder_name(ours)
+    if part == "injection":
+        return _injection_name(ours, architecture)
+    ours = ours.replace(".base_layer.", ".")
+    for suffix, theirs in LORA_SUFFIX.items():
+        if ours.endswith(f".{suffix}"):
+            return f"{_unet_name(ours.removesuffix(f'.{suffix}'), architecture)}.{theirs}"
+    layer, leaf = ours.rsplit(".", 1)
+    return f"{_unet_name(layer, architecture)}{'.linear' if layer in with_lora else ''}.{leaf}"
+
+
+def _unet_name(layer: str, architecture: Architecture) -> str:
+    """A layer of diffusers' UNet -> the released one."""
+    per_level = architecture.layers_per_block + 1
+    fixed = {
+        "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2",
+        "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2",
+        "conv_in": "input_blocks.0.0",
+        "conv_norm_out": "out.0",
+        "conv_out": "out.2",
+    }
+    if layer in fixed:
+        return fixed[layer]
+    if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", layer):
+        kind, j, rest = match[1], int(match[2]), match[3]
+        return f"middle_block.{2 * j + (kind == 'attentions')}.{_block_name(kind, rest)}"
+    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", layer)
+    side, i, kind, j, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
+    if kind == "downsamplers":
+        return f"input_blocks.{(i + 1) * per_level}.0.op"
+    if kind == "upsamplers":
+        has_attention = architecture.attention[::-1][i]
+        return f"output_blocks.{(i + 1) * per_level - 1}.{1 + has_attention}.conv"
+    block = f"input_blocks.{1 + i * per_level + j}" if side == "down" else f"output_blocks.{i * per_level + j}"
+    return f"{block}.{int(kind == 'attentions')}.{_block_name(kind, rest)}"
+
+
+def _block_name(kind: str, rest: str) -> str:
+    """A layer inside a res block or a transformer -> the released one."""
+    head, _, tail = rest.partition(".")
+    if kind == "resnets":
+        return {"spatial_res_block": "", "temporal_res_block": "time_stack."}[head] + SPATIAL_RES[tail] if tail else rest
+    if head == "temporal_transformer_blocks":
+        return f"time_stack.{tail}"
+    if head == "time_pos_embed":
+        return {"linear_1": "time_pos_embed.0", "linear_2": "time_pos_embed.2"}[tail]
+    return rest
+
+
+def _encoder_name(ours: str) -> str:
+    """A parameter of `MotionEncoder` -> `flow_blocks.*`."""
+    if match := re.fullmatch(r"stem\.convs\.(\d+)\.(spatial|temporal)\.(.*)", ours):
+        return f"flow_blocks.0.{4 * int(match[1]) + (match[2] == 'temporal')}.{match[3]}"
+    if match := re.fullmatch(r"stem\.norms\.(\d+)\.(.*)", ours):
+        return f"flow_blocks.0.{4 * int(match[1]) + 2}.{match[2]}"
+    match = re.fullmatch(r"stages\.(\d+)\.(norm|conv\.spatial|conv\.temporal|down)\.(.*)", ours)
+    index = {"norm": "0", "conv.spatial": "2", "conv.temporal": "3", "down": "4.op"}[match[2]]
+    return f"flow_blocks.{int(match[1]) + 1}.{index}.{match[3]}"
+
+
+def _injection_name(ours: str, architecture: Architecture) -> str:
+    """A parameter of `Injection` with modulation -> `flow_*` of a level's first res block."""
+    side, level, layer = ours.split(".", 2)
+    layer, leaf = layer.rsplit(".", 1)
+    first = int(level) * (architecture.layers_per_block + 1)
+    block = f"input_blocks.{1 + first}" if side == "down" else f"output_blocks.{first}"
+    return f"{block}.0.{MODULATION[layer]}.{leaf}"
