@@ -2,6 +2,7 @@
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, resolve_checkpoint
 from callbacks.ema import EMA
+from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
 from callbacks.samples import SampleLogger
 from callbacks.throughput import Throughput
@@ -12,6 +13,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "BestCheckpoint",
     "LastCheckpoint",
+    "PredictionWriter",
     "RunFolder",
     "SampleLogger",
     "SaveRunConfig",

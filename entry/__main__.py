@@ -43,9 +43,13 @@ def main(args=None):
         def _prepare_subcommand_kwargs(self, subcommand):
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
             if any(isinstance(callback, LastCheckpoint) for callback in self.trainer.callbacks):
-                kwargs["ckpt_path"] = resolve_checkpoint(self.trainer, kwargs.get("ckpt_path"))
+                # set on the trainer, so that a module's setup can refuse the checkpoint before it loads weights
+                self.trainer.ckpt_path = resolve_checkpoint(self.trainer, kwargs.get("ckpt_path"))
+                kwargs["ckpt_path"] = None
             return kwargs
 
+    # the data modules here resume by position
+    warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable")
     warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
     try:
         CLI(

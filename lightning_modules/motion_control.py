@@ -114,15 +114,19 @@ class MotionControlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
-        data = self.trainer.datamodule
-        if hasattr(data, "height"):
-            self.check_size(data.height, data.width)
-        if self.trainer.ckpt_path and stage in ("fit", "validate", "test", "predict"):
-            found = record.read(self.trainer.ckpt_path)
-            if stage != "fit":
-                self.take_condition(found)
-            record.check_architecture(found, self.architecture(), self.trainer.ckpt_path)
-            record.check_base(found, self.base_name(), self.trainer.ckpt_path)
+        shape = getattr(self.trainer.datamodule, "shape", None)
+        if shape is not None:
+            self.check_size(shape.height, shape.width)
+        # known this early when set on the trainer, as `python -m lightning` does; else on_load_checkpoint is the first to see it
+        if self.trainer.ckpt_path:
+            self.check_record(record.read(self.trainer.ckpt_path), str(self.trainer.ckpt_path))
+
+    def check_record(self, found: dict, name: str) -> None:
+        """Raise unless a checkpoint's architecture and base are the configured ones; outside of fit, take its condition."""
+        if self._trainer is None or self.trainer.state.fn != "fit":
+            self.take_condition(found)
+        record.check_architecture(found, self.architecture(), name)
+        record.check_base(found, self.base_name(), name)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise unless frames of this size fit the condition and the UNet.
@@ -224,18 +228,6 @@ class MotionControlModule(L.LightningModule):
             mean, std = (x.unflatten(0, video.shape[:2]) for x in self.svd.encode(as_float(video.flatten(0, 1))))
         return (mean + std * self.noise(batch, POSTERIOR, mean.shape[1:])) * self.svd.latent_scale
 
-    def denoise(self, noisy: Tensor, sigma: Tensor, cond: Conditioning, keep: Tensor | None = None) -> Tensor:
-        """Denoised latents (B, L, C, h, w) of the controlled UNet.
-
-        Args:
-            noisy: (B, L, C, h, w) latents plus sigma times noise.
-            sigma: (B,) noise level.
-            cond: Conditioning of the clips.
-            keep: (B, 5) bool, False where a conditioning is dropped; None keeps all.
-        """
-        self.injection.set(self.motion_encoder(cond.control))
-        return self.denoiser(noisy, sigma, cond.image_latent, cond.image_embedding, cond.ids, keep)
-
     # ---- steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
@@ -245,7 +237,9 @@ class MotionControlModule(L.LightningModule):
         sigma = sample_sigma(self.seeds(batch, SIGMA).tolist(), self.p_mean, self.p_std, self.device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * self.noise(batch, NOISE, clean.shape[1:])
         keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device) >= self.dropout
-        loss = edm_loss(self.denoise(noisy, sigma, cond, keep), clean, sigma).mean()
+        self.injection.set(self.motion_encoder(cond.control))
+        denoised = self.denoiser(noisy, sigma, cond.image_latent, cond.image_embedding, cond.ids, keep)
+        loss = edm_loss(denoised, clean, sigma).mean()
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 
@@ -254,9 +248,13 @@ class MotionControlModule(L.LightningModule):
         clean = self.clean_latents(batch)
         cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
         noise = self.noise(batch, NOISE, clean.shape[1:])
+        self.injection.prepare(self.motion_encoder(cond.control))
         for value, metric in zip(VALIDATION_SIGMAS, self.validation_loss):
             sigma = clean.new_full((len(clean),), value)
-            metric.update(edm_loss(self.denoise(clean + value * noise, sigma, cond), clean, sigma))
+            denoised = self.denoiser(
+                clean + value * noise, sigma, cond.image_latent, cond.image_embedding, cond.ids
+            )
+            metric.update(edm_loss(denoised, clean, sigma))
 
     test_step = validation_step
 
@@ -280,7 +278,7 @@ class MotionControlModule(L.LightningModule):
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Any]:
         video = self.sample(batch)
-        return {"key": batch["key"], "video": ((video + 1) * 127.5).round().clamp(0, 255).byte().cpu()}
+        return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": ((video + 1) * 127.5).round().clamp(0, 255).byte().cpu()}
 
     # ---- what callbacks show
 
@@ -321,7 +319,9 @@ class MotionControlModule(L.LightningModule):
             clean = self.clean_latents(batch)
             cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
             noisy = clean + sigma * self.noise(batch, NOISE, clean.shape[1:])
-            denoised = self.denoise(noisy, clean.new_full((len(clean),), sigma), cond)
+            self.injection.prepare(self.motion_encoder(cond.control))
+            level = clean.new_full((len(clean),), sigma)
+            denoised = self.denoiser(noisy, level, cond.image_latent, cond.image_embedding, cond.ids)
             return self.svd.decode(denoised).clamp(-1, 1)
 
     def autocast(self) -> torch.autocast:
@@ -348,8 +348,10 @@ class MotionControlModule(L.LightningModule):
 
     def take_condition(self, found: dict) -> None:
         """Use the condition a checkpoint was trained with, and say so."""
-        self.condition = Condition.from_record(found["architecture"]["condition"])
-        rank_zero_info(f"condition of the checkpoint: {found['architecture']['condition']}")
+        kept = found["architecture"]["condition"]
+        if kept != self.condition.record():
+            rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
+            self.condition = Condition.from_record(kept)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         trained = self.trained()
@@ -358,6 +360,7 @@ class MotionControlModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         found = record.of(checkpoint, "the checkpoint")
+        self.check_record(found, "the checkpoint")
         record.check_hash(found, self.svd.identity)
         record.check_names(checkpoint["state_dict"], self.trained())
 

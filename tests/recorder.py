@@ -23,7 +23,7 @@ class Recorder(L.Callback):
             "step": trainer.global_step,
             "keys": list(batch["key"]),
             "position": batch["position"].tolist(),
-            "loss": float(outputs["loss"].detach()).hex(),
+            "loss": float(outputs["loss"].detach() * trainer.accumulate_grad_batches).hex(),
         }
         with open(self.path.format(rank=trainer.global_rank), "a") as file:
             print(json.dumps(line), file=file)

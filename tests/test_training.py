@@ -13,6 +13,7 @@ from callbacks import AtomicCheckpointIO, LastCheckpoint
 from conditions import GaussianFiltered, RegionWise
 from datamodules import SpritesDataModule
 from lightning_modules import MotionControlModule
+from lightning_modules.svd import without_lora
 from tests.conftest import SPRITES
 from tests.recorder import Recorder, read
 
@@ -112,7 +113,7 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(sprites):
     for stream in range(8):
         assert torch.equal(net.noise(batch, stream, (5,))[1:2], net.noise(one, stream, (5,)))
     assert torch.equal(net.control(batch)[1:2], net.control(one))
-    torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=2e-3, rtol=0)
 
 
 def test_positions_change_the_draws(sprites):
@@ -182,9 +183,17 @@ def test_a_checkpoint_holds_what_was_trained_and_nothing_else(tmp_path, sprites)
 def test_another_architecture_or_base_is_refused_before_weights_load(tmp_path, sprites, monkeypatch, changes, named):
     trainer(tmp_path, 1).fit(module(), data(sprites))
     monkeypatch.setattr(MotionControlModule, "configure_model", lambda self: pytest.fail("built before the check"))
+    resumed = trainer(tmp_path, 2)
+    resumed.ckpt_path = str(tmp_path / "last.ckpt")  # what `python -m lightning fit --ckpt_path` does
     with pytest.raises(MisconfigurationException, match=named) as caught:
-        trainer(tmp_path, 2).fit(module(**changes), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
+        resumed.fit(module(**changes), data(sprites))
     assert "\n" not in str(caught.value)
+
+
+def test_another_architecture_is_refused_by_trainer_fit_too(tmp_path, sprites):
+    trainer(tmp_path, 1).fit(module(), data(sprites))
+    with pytest.raises(MisconfigurationException, match="injection"):
+        trainer(tmp_path, 2).fit(module(injection="add"), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path, sprites):
@@ -228,9 +237,12 @@ def test_the_uncontrolled_start_is_the_bare_unet(sprites):
         clean = net.clean_latents(batch)
         cond = net.conditioning(batch, torch.full((1,), 0.02))
         sigma = torch.full((1,), 2.0)
-        controlled = net.denoise(clean, sigma, cond)
+        inputs = clean, sigma, cond.image_latent, cond.image_embedding, cond.ids
+        net.injection.set(net.motion_encoder(cond.control))
+        controlled = net.denoiser(*inputs)
         net.injection.set(None)
-        bare = net.denoiser(clean, sigma, cond.image_latent, cond.image_embedding, cond.ids, None)
+        with without_lora(net.svd.unet):
+            bare = net.denoiser(*inputs)
     assert torch.equal(controlled, bare)
 
 
