@@ -24,35 +24,50 @@ RECENT = 1000
 MAX_BAD = RECENT // 100
 
 
-class ClipLoader(DataLoader):
-    """A DataLoader that logs each bad clip once, by key, and stops a run whose data are broken.
+class BadClipWatch:
+    """Logs each bad clip once and stops a run whose data are broken.
 
-    The watch is in the main process, where batches arrive: more than 1 % replaced among the last 1000 training samples of this
-    rank, or a position for which no candidate was good, raises MisconfigurationException.
+    More than 1 % replaced among the last 1000 training samples of this process raises MisconfigurationException. Evaluation replaces and
+    logs, but does not stop: one bad clip in a small validation set comes back at every validation.
+
+    Args:
+        stop: whether to stop.
     """
 
+    def __init__(self, stop: bool) -> None:
+        self.stop = stop
+        self.recent: deque[bool] = deque(maxlen=RECENT)
+        self.logged: set[str] = set()
+
+    def __call__(self, reasons: list[str], pattern: Any) -> None:
+        """Take in a batch's reasons: per sample one line for each candidate that failed."""
+        for text in reasons:
+            self.recent.append(bool(text))
+            for line in text.splitlines():
+                if line not in self.logged:
+                    self.logged.add(line)
+                    log.warning("clip replaced: %s", line)
+        bad = sum(self.recent)
+        if self.stop and bad > MAX_BAD:
+            raise MisconfigurationException(
+                f"{pattern}: {bad} of the last {len(self.recent)} clips could not be used (more than 1 %); the log has "
+                f"their keys, and `python -m datamodules.prepare verify` lists all that is bad"
+            )
+
+
+class ClipLoader(DataLoader):
+    """A DataLoader whose batches pass a `BadClipWatch` in the main process, however they are consumed."""
+
+    watch: Optional[BadClipWatch] = None
+
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        watch = self.watch or BadClipWatch(stop=False)  # Lightning's copy for predict has no watch
         try:
             for batch in super().__iter__():
-                yield self._watched(batch)
+                watch(batch.pop("bad"), self.dataset.shards.pattern)
+                yield batch
         except BadShards as error:  # from a worker it arrives with a traceback as its message
             raise MisconfigurationException(str(error).strip().splitlines()[-1].split("BadShards: ")[-1]) from None
-
-    def _watched(self, batch: dict[str, Any]) -> dict[str, Any]:
-        state = vars(self).setdefault("_watch", {"recent": deque(maxlen=RECENT), "logged": set()})
-        for text in batch.pop("bad"):
-            state["recent"].append(bool(text))
-            for line in text.splitlines():
-                if line not in state["logged"]:
-                    state["logged"].add(line)
-                    log.warning("clip replaced: %s", line)
-        bad = sum(state["recent"])
-        if self.dataset.order.shuffle and bad > MAX_BAD:
-            raise MisconfigurationException(
-                f"{self.dataset.shards.pattern}: {bad} of the last {len(state['recent'])} clips could not be used (more than 1 %); "
-                f"see the log for their keys, or run `python -m datamodules.prepare verify` on the shards"
-            )
-        return batch
 
 
 class ClipDataModule(pl.LightningDataModule):
@@ -77,6 +92,7 @@ class ClipDataModule(pl.LightningDataModule):
         _require(num_workers >= 0, "num_workers", num_workers, "at least 0")
         self.shape, self.batch_size, self.val_batch_size = shape, batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
+        self._watches = {stop: BadClipWatch(stop) for stop in (True, False)}
         self.train_set: Optional[ClipDataset] = None
         self.val_set: Optional[ClipDataset] = None
         self._loaded: Optional[int] = None  # position from a checkpoint, until a train loader is made
@@ -165,7 +181,7 @@ class ClipDataModule(pl.LightningDataModule):
         return self.val_dataloader()
 
     def _loader(self, dataset: ClipDataset, batch_size: int, sampler: torch.utils.data.Sampler) -> ClipLoader:
-        return ClipLoader(
+        loader = ClipLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
@@ -174,6 +190,8 @@ class ClipDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
+        loader.watch = self._watches[dataset.order.shuffle]
+        return loader
 
 
 def _workers_context() -> multiprocessing.context.BaseContext:
