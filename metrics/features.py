@@ -1,8 +1,8 @@
 """Feature networks of the Frechet metrics: the real ones from TorchScript files, and seeded random stand-ins.
 
 One seam. A video network takes uint8 videos (N, L, 3, H, W), a frame network uint8 images (N, 3, H, W); both return
-(N, D) float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know to
-compare). Nothing here downloads, unpickles, or touches the global random state.
+(N, D) float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know
+to compare). Nothing here downloads, unpickles, or touches the global random state.
 """
 
 import hashlib
