@@ -18,6 +18,7 @@ from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -229,7 +230,7 @@ def _load_component(path: str, name: str, revision: str | None) -> nn.Module:
         model, info = cls.from_pretrained(
             path, subfolder=name, revision=revision, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise MisconfigurationException(f"svd: cannot load {name} of {path} as {cls.__name__}: {reason}") from error
     if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))):
