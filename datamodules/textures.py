@@ -33,13 +33,12 @@ def background_texture(rng: np.random.Generator, height: int, width: int) -> tup
     palette = _palette(rng, hue, spread=0.12, saturation=(0.15, 0.5), value=(0.25, 0.85))
     kind = str(rng.choice(["marble", "tiles", "hills"]))
     if kind == "marble":
-        field = _noise(rng, size, 1.1, size / 3)
-        field = np.sin(2.5 * field + 0.8 * _noise(rng, size, 1.0, size / 8))
+        field = np.sin(2.2 * _noise(rng, size, 1.8, size / 3) + 0.25 * _noise(rng, size, 1.0, size / 12))
     elif kind == "tiles":
         field = _checks(rng, size, max(4, round(size / rng.uniform(22, 40)))) + 0.35 * _noise(rng, size, 1.0, size / 6)
     else:
-        field = np.round(1.4 * _noise(rng, size, 1.4, size / 3)) + 0.3 * _noise(rng, size, 0.9, size / 8)
-    return Texture(_coloured(rng, field, palette, grain=0.10)), f"{name} {kind}"
+        field = np.round(1.4 * _noise(rng, size, 1.9, size / 3)) + 0.2 * _noise(rng, size, 1.0, size / 10)
+    return Texture(_coloured(rng, field, palette, grain=0.06)), f"{name} {kind}"
 
 
 def object_texture(rng: np.random.Generator, radius: float) -> tuple[Texture, str]:
@@ -55,8 +54,8 @@ def object_texture(rng: np.random.Generator, radius: float) -> tuple[Texture, st
     elif kind == "dotted":
         field = 1.2 * np.tanh(3 * (np.sin(count * x) * np.sin(count * y) - 0.2))
     else:
-        field = np.sin(3.0 * _noise(rng, size, 1.2, size / 2.5))
-    return Texture(_coloured(rng, field, palette, grain=0.08)), f"{kind} {name}"
+        field = np.sin(3.0 * _noise(rng, size, 1.9, size / 2.5))
+    return Texture(_coloured(rng, field, palette, grain=0.04)), f"{kind} {name}"
 
 
 def _hue(rng: np.random.Generator) -> tuple[str, float]:

@@ -55,9 +55,9 @@ def test_ten_thousand_shards_of_a_thousand_clips_are_cheap():
     import time
 
     order = Order(np.full(10_000, 1000), seed=0)
-    begin = time.perf_counter()
+    begin = time.process_time()
     places = {order.locate(p) for p in range(7_654_321, 7_654_321 + 500)}
-    assert len(places) == 500 and time.perf_counter() - begin < 2
+    assert len(places) == 500 and time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("world_size, batch_size", [(1, 4), (2, 2), (4, 1)])
