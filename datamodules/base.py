@@ -27,8 +27,9 @@ MAX_BAD = RECENT // 100
 class BadClipWatch:
     """Logs each bad clip once and stops a run whose data are broken.
 
-    More than 1 % replaced among the last 1000 training samples of this process raises MisconfigurationException. Evaluation replaces and
-    logs, but does not stop: one bad clip in a small validation set comes back at every validation.
+    More than 1 % replaced among the last 1000 training samples of this process raises MisconfigurationException.
+    Evaluation replaces and logs, but does not stop: one bad clip in a small validation set comes back at every
+    validation.
 
     Args:
         stop: whether to stop.
@@ -71,7 +72,7 @@ class ClipLoader(DataLoader):
 
 
 class ClipDataModule(pl.LightningDataModule):
-    """Loaders over `train_set` and `val_set`, which a subclass opens with `open_shards`. The position is the only state.
+    """Loaders over `train_set` and `val_set`, which a subclass opens; the position is the only state.
 
     Args are those of the subclasses; see `WebVidDataModule`.
     """
@@ -112,7 +113,7 @@ class ClipDataModule(pl.LightningDataModule):
 
     @property
     def position(self) -> int:
-        """Samples consumed by the optimizer steps taken so far, over all ranks; a window of accumulation cut short does not count."""
+        """Samples consumed by the optimizer steps so far, over all ranks; an accumulation window cut short counts nothing."""
         if self._loaded is not None:
             return self._loaded
         begin, step = self._origin
@@ -140,21 +141,29 @@ class ClipDataModule(pl.LightningDataModule):
         trainer, dataset = self.trainer, _opened(self.train_set, "train")
         if trainer is None:  # plain use, without Lightning
             batches = math.ceil(len(dataset) / self.batch_size)
-            return self._loader(dataset, self.batch_size, PositionSampler(self.batch_size, batches, lambda: self.position))
+            return self._loader(
+                dataset, self.batch_size, PositionSampler(self.batch_size, batches, lambda: self.position)
+            )
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
             raise MisconfigurationException(
-                "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes, use trainer.accumulate_grad_batches"
+                "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes; "
+                "use trainer.accumulate_grad_batches"
             )
         self._rebase(trainer)
         batches = self._epoch_batches(trainer, len(dataset))
         _align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
         sampler = PositionSampler(
-            self.batch_size, batches, lambda: self.position, lambda: _remaining_batches(trainer), trainer.global_rank, trainer.world_size
+            self.batch_size,
+            batches,
+            lambda: self.position,
+            lambda: _remaining_batches(trainer),
+            trainer.global_rank,
+            trainer.world_size,
         )
         return self._loader(dataset, self.batch_size, sampler)
 
     def _epoch_batches(self, trainer: Any, clips: int) -> int:
-        """Batches in a Lightning epoch: the whole run where only max_steps ends it, else one pass in whole accumulation windows."""
+        """Batches in a Lightning epoch: the run where only max_steps ends it, else one pass in whole accumulation windows."""
         window = trainer.accumulate_grad_batches
         if _only_steps(trainer):
             batches = trainer.max_steps * window
@@ -195,7 +204,7 @@ class ClipDataModule(pl.LightningDataModule):
 
 
 def _workers_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a clean server process: forking this one, with its threads of torch and gloo, can deadlock."""
+    """Workers are forked from a clean server: forking this process, with its threads of torch and gloo, can deadlock."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["datamodules.dataset"])
     return context

@@ -1,7 +1,7 @@
 """Videos to arrays and arrays to mp4.
 
-Strangers' videos are opened with PyAV only: decord segfaults on corrupt containers. decord, where there is a wheel, decodes
-only mp4 that `encode_mp4` wrote and whose checksum matched before it got here.
+Strangers' videos are opened with PyAV only: decord segfaults on corrupt containers. decord, where there is a wheel,
+decodes only mp4 that `encode_mp4` wrote and whose checksum matched before it got here.
 """
 
 from __future__ import annotations
@@ -123,14 +123,16 @@ def read_clip(path: Union[str, os.PathLike], start: float, frames: int, fps: flo
         raise BadClip(f"does not decode: {one_line(error)}") from error
     if filled < frames:
         needed = clip_seconds(frames, fps)
-        raise BadClip(f"ends too early: {frames} frames at {fps:g} fps from {start:.2f} s need {needed:.2f} s, {filled} found")
+        raise BadClip(
+            f"ends too early: {frames} frames at {fps:g} fps from {start:.2f} s need {needed:.2f} s, {filled} found"
+        )
     if distinct < 0.75 * frames:
         raise BadClip(f"has {distinct} different pictures where a clip of {frames} frames at {fps:g} fps was asked")
     return Clip(out, start)
 
 
 def _pictures_from(container, stream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds since the stream's start, picture) in order, beginning no later than `start` where there is such a picture."""
+    """(seconds since the stream's start, picture) in order, from no later than `start` where there is such a picture."""
     origin = stream.start_time or 0
     if start > 0:
         container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)
@@ -167,7 +169,9 @@ def _fit(picture: av.VideoFrame, height: int, width: int) -> np.ndarray:
     size = (max(width, round(columns * scale)), max(height, round(rows * scale)))
     if size != (image.shape[1], image.shape[0]):
         smaller = size[0] < image.shape[1]
-        image = cv2.resize(np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+        image = cv2.resize(
+            np.ascontiguousarray(image), size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+        )
     top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
     return image[top : top + height, left : left + width].transpose(2, 0, 1)
 
@@ -181,7 +185,14 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
     if height % 2 or width % 2:
         raise BadClip(f"mp4 needs even sizes, not {height}x{width}")
     # x264's mbtree gives other bytes from one call to the next, on one thread too (measured: 15 results in 400 calls)
-    options = {"crf": str(crf), "preset": "medium", "g": str(length), "threads": "1", "flags": "+bitexact", "x264-params": "no-mbtree=1"}
+    options = {
+        "crf": str(crf),
+        "preset": "medium",
+        "g": str(length),
+        "threads": "1",
+        "flags": "+bitexact",
+        "x264-params": "no-mbtree=1",
+    }
     # faststart rewrites the file, which needs a real file
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:
         path = os.path.join(folder, "clip.mp4")

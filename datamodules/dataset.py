@@ -42,7 +42,10 @@ class ClipDataset(Dataset):
             except BadClip as error:
                 failures.append(str(error))
                 continue
-            tensors = {name: torch.as_tensor(sample[name]) for name in ("video", "flow", "flow_step", "visibility", "first_frame", "fps")}
+            tensors = {
+                name: torch.as_tensor(sample[name])
+                for name in ("video", "flow", "flow_step", "visibility", "first_frame", "fps")
+            }
             counts = {"position": torch.tensor(position), "replaced": torch.tensor(attempt)}
             return {**tensors, **counts, "key": sample["key"], "bad": "\n".join(failures)}
         raise BadShards(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")

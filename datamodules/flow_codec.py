@@ -37,7 +37,9 @@ def quantise(flow: np.ndarray, step: float = STEP) -> np.ndarray:
         raise BadClip(f"flow is not finite in {int((~np.isfinite(flow)).sum())} of {flow.size} values")
     steps = np.rint(flow.astype(np.float64) / step)
     if steps.size and (steps.min() < -ZERO or steps.max() > ZERO - 1):
-        raise BadClip(f"flow of {np.abs(flow).max():.1f} px exceeds the {step * (ZERO - 1):.0f} px that step {step} can hold")
+        raise BadClip(
+            f"flow of {np.abs(flow).max():.1f} px exceeds the {step * (ZERO - 1):.0f} px that step {step} can hold"
+        )
     return (steps + ZERO).astype(np.uint16)
 
 

@@ -1,8 +1,8 @@
 """Sample order as a pure function of (seed, position), and the samplers that turn positions into batches.
 
-Position = samples the run consumed before, over all ranks. Epoch = position // N, each epoch another permutation: shards are
-permuted, then clips inside windows of consecutive permuted shards, so that a reader needs the sidecars of one window only.
-Permutations sort a hash (splitmix64), not a library's generator: they are the same with every numpy.
+Position = samples the run consumed before, over all ranks. Epoch = position // N, each epoch another permutation:
+shards are permuted, then clips inside windows of consecutive permuted shards, so that a reader needs the sidecars of
+one window only. Permutations sort a hash (splitmix64), not a library's generator: they are the same with every numpy.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def _kept(cache: OrderedDict, key: object, make: Callable, limit: int):
 class PositionSampler(DistributedSampler):
     """Yields the positions of this rank: sample i of batch b is at start + b * batch * ranks + rank * batch + i.
 
-    A DistributedSampler, so that Lightning leaves it alone. Its length is that of a whole Lightning epoch, because Lightning adds
-    the batches done before a resume to those it fetches; what it yields begins at `start()`, asked anew by each iteration.
+    A DistributedSampler, so that Lightning leaves it alone. Its length is that of a whole Lightning epoch, because
+    Lightning adds the batches done before a resume to those it fetches; what it yields begins at `start()`, asked
+    anew by each iteration.
 
     Args:
         batch_size: samples per batch and rank.

@@ -1,4 +1,4 @@
-"""Processes that run tasks and may die doing so: a codec that crashes on a stranger's file costs that file, not the job."""
+"""Processes that run tasks and may die doing so: a codec that crashes on a file costs that file, not the job."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Videos to shards: `python -m datamodules.prepare VIDEOS SHARDS`, and `python -m datamodules.prepare verify SHARDS`.
 
-A block is a fixed number of consecutive videos; its clips become one tar, or several when videos give many clips. Each finished clip is
-kept beside the shards until its block is written, so a killed job goes on without redoing it, and the shards' bytes do not
-depend on how many processes made them.
+A block is a fixed number of consecutive videos; its clips become one tar, or several when videos give many clips.
+Each finished clip is kept beside the shards until its block is written, so a killed job goes on without redoing it,
+and the shards' bytes do not depend on how many processes made them.
 """
 
 from __future__ import annotations
@@ -140,8 +140,12 @@ class Job:
             found = json.loads(path.read_bytes())
             for name, value in plan.items():
                 if found.get(name) != value:
-                    what = "the videos have changed" if name == "sources" else f"{name} is {found.get(name)}, not {value}"
-                    raise BadShards(f"{path}: these shards were begun otherwise: {what}; give another folder, or delete this one")
+                    what = (
+                        "the videos have changed" if name == "sources" else f"{name} is {found.get(name)}, not {value}"
+                    )
+                    raise BadShards(
+                        f"{path}: these shards were begun otherwise: {what}; give another folder, or delete this one"
+                    )
             return
         if self.folder.exists() and any(self.folder.iterdir()):
             raise BadShards(f"{self.folder} is not empty and holds no {PLAN}, expected a new folder")
@@ -197,13 +201,12 @@ class Job:
         """Join the block's parts into its tars; the block's record, written last, makes them count."""
         parts = self._parts(block)
         results = [json.loads((parts / f"{number:08d}.json").read_bytes()) for number in self._numbers(block)]
-        keys = [(number, key) for number, result in zip(self._numbers(block), results) for key in result["clips"]]
+        keys = [key for result in results for key in result["clips"]]
         entries, size = [], self.settings.clips_per_shard
         for first in range(0, len(keys), size):
-            with_clips = keys[first : first + size]
             writer = ShardWriter(self.folder / f"{block:05d}-{first // size:03d}.tar")
             try:
-                for number, key in with_clips:
+                for key in keys[first : first + size]:
                     writer.write(key, _read_part(parts / f"{key}.part"))
                 entries.append(writer.close())
             except BaseException:
@@ -223,7 +226,9 @@ class Job:
                     file.write(json_bytes(result) + b"\n")
         if not entries:
             reason = json.loads((self.folder / REPORT).read_text(encoding="utf-8").splitlines()[0])["bad"][0]["reason"]
-            raise BadShards(f"none of the {len(self.videos)} videos gave a clip, see {self.folder / REPORT}; the first: {reason}")
+            raise BadShards(
+                f"none of the {len(self.videos)} videos gave a clip, see {self.folder / REPORT}; the first: {reason}"
+            )
         write_index(self.folder, self.settings.shape, entries)
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -232,10 +237,13 @@ class Job:
         size = sum(shard["bytes"] for shard in index["shards"])
         lines = [json.loads(line) for line in (self.folder / REPORT).read_text(encoding="utf-8").splitlines()]
         bad = [(line["video"], fault["reason"]) for line in lines for fault in line["bad"]]
-        text = f"{index['clips']} clips of {self.settings.shape} in {len(index['shards'])} shards, {size / 1e6 / max(1, index['clips']):.2f} MB each: {self.folder}"
+        count, each = index["clips"], size / 1e6 / max(1, index["clips"])
+        text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.folder}"
         listed = "".join(f"\n  {name}: {reason}" for name, reason in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        return text + (f"\n{len(bad)} clips or videos left out, see {self.folder / REPORT}:{listed}{more}" if bad else "")
+        return text + (
+            f"\n{len(bad)} clips or videos left out, see {self.folder / REPORT}:{listed}{more}" if bad else ""
+        )
 
 
 def _digest(videos: list[Video]) -> str:
@@ -317,7 +325,9 @@ def _quiet_codecs() -> None:
 
 def _write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None:
     task.parts.mkdir(parents=True, exist_ok=True)
-    write_atomic(task.parts / f"{task.number:08d}.json", json_bytes({"video": task.video.name, "clips": keys, "bad": bad}))
+    write_atomic(
+        task.parts / f"{task.number:08d}.json", json_bytes({"video": task.video.name, "clips": keys, "bad": bad})
+    )
 
 
 def _write_part(path: Path, members: dict[str, bytes]) -> None:

@@ -40,7 +40,9 @@ def encode(
     """
     length, _, height, width = frames.shape
     if flow.shape != (length, 2, height, width) or visibility.shape != (length, height, width):
-        raise BadClip(f"video {frames.shape}, flow {flow.shape} and visibility {visibility.shape} do not belong together")
+        raise BadClip(
+            f"video {frames.shape}, flow {flow.shape} and visibility {visibility.shape} do not belong together"
+        )
     if not visibility[0].all():
         raise BadClip("visibility of frame 1 is not all true")
     members = {
@@ -64,7 +66,11 @@ def encode(
 
 
 def decode(members: dict[str, bytes], shape: ClipShape, trusted: bool = True) -> dict[str, Any]:
-    """Shard members to arrays: video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16 with flow_step, visibility (L, H, W) bool, fps.
+    """Shard members to arrays.
+
+    Returns:
+        video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16 with flow_step in pixels, visibility (L, H, W) bool, first_frame,
+        fps.
 
     Raises:
         BadClip: anything that does not decode to this shape.

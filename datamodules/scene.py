@@ -1,9 +1,9 @@
 """Synthetic scenes with exact tracks: textured objects over a textured background, all moving by similarities.
 
-A scene is a stack of layers, background first. Each layer has a periodic, band-limited texture and, except the background, an
-outline given by a signed distance; both are functions of layer coordinates, which a similarity per frame carries into the image.
-So a surface point keeps its colour, its path is known exactly, and it is visible while no layer above covers it and it is
-inside the frame. Pixel centres have integer coordinates.
+A scene is a stack of layers, background first. Each layer has a periodic, band-limited texture and, except the
+background, an outline given by a signed distance; both are functions of layer coordinates, which a similarity per
+frame carries into the image. So a surface point keeps its colour, its path is known exactly, and it is visible while
+no layer above covers it and it is inside the frame. Pixel centres have integer coordinates.
 """
 
 from __future__ import annotations
@@ -86,7 +86,11 @@ def render(scene: Scene) -> np.ndarray:
 
 
 def tracks(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
-    """Exact flow (L, 2, H, W) float32 in pixels from frame 1 and visibility (L, H, W) bool, for every pixel centre of frame 1."""
+    """Exact tracks of every pixel centre of frame 1.
+
+    Returns:
+        flow (L, 2, H, W) float32 in pixels from frame 1, and visibility (L, H, W) bool.
+    """
     x, y = _grid(scene)
     flow = np.zeros((scene.frames, 2, scene.height, scene.width), dtype=np.float32)
     visibility = np.ones((scene.frames, scene.height, scene.width), dtype=bool)
@@ -120,7 +124,7 @@ def _relief(u: np.ndarray, v: np.ndarray, distance: np.ndarray) -> np.ndarray:
 
 
 def random_scene(seed: list[int], frames: int, height: int, width: int) -> Scene:
-    """A scene that is a pure function of its arguments; motion scales with the frame and spreads over the whole clip."""
+    """A scene, a pure function of the arguments; motion scales with the frame and spreads over the whole clip."""
     rng = np.random.default_rng(seed)
     unit = min(height, width)
     layers = [_background(rng, frames, height, width)]
@@ -128,7 +132,9 @@ def random_scene(seed: list[int], frames: int, height: int, width: int) -> Scene
         radius = unit * rng.uniform(0.14, 0.26)
         texture, colour = object_texture(rng, radius)
         outline, shape = _random_outline(rng, radius)
-        layers.append(Layer(_object_motion(rng, frames, height, width, radius), texture, outline, f"a {colour} {shape}"))
+        layers.append(
+            Layer(_object_motion(rng, frames, height, width, radius), texture, outline, f"a {colour} {shape}")
+        )
     return Scene(tuple(layers), frames, height, width)
 
 

@@ -1,9 +1,9 @@
 """The on-disk format: one writer, one reader.
 
-A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.mkv`, `KEY.visibility.png`, `KEY.txt`
-(caption) and `KEY.json`. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every member, and the
-folder's `index.json` lists its shards with what all clips have in common. Members are read with `os.pread` at their offset and
-checked against their CRC before anything decodes them.
+A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.mkv`, `KEY.visibility.png`,
+`KEY.txt` (caption) and `KEY.json`. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every
+member, and the folder's `index.json` lists its shards with what all clips have in common. Members are read with
+`os.pread` at their offset and checked against their CRC before anything decodes them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class ClipShape:
 
 
 def sanitised(name: str) -> str:
-    """A key webdataset can read: it splits member names at the first dot, and `/` and `..` are paths. Unique per name."""
+    """A key webdataset can read, unique per name: it splits names at the first dot, and `/` and `..` are paths."""
     slug = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:48] or "clip"
     return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
 
@@ -120,7 +120,7 @@ def entry(index: dict[str, Any], digest: str, sidecar_bytes: bytes) -> dict[str,
 
 
 def scan(file: Any, name: str) -> dict[str, Any]:
-    """Read a tar from its headers into the sidecar's content: keys, and per member kind a list of [offset, size, crc32]."""
+    """A tar's headers to the sidecar's content: keys, and per member kind a list of [offset, size, crc32]."""
     keys: list[str] = []
     members: dict[str, list[Optional[list[int]]]] = {kind: [] for kind in MEMBERS}
     with tarfile.open(fileobj=file, mode="r:") as tar:
@@ -155,7 +155,7 @@ def read_index(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadShards(
-            f"{path} is missing: shards are made by `python -m datamodules.prepare`, which writes it when the set is complete"
+            f"{path} is missing: `python -m datamodules.prepare` makes shards, and writes it when the set is complete"
         ) from None
     except (OSError, ValueError) as error:
         raise BadShards(f"{path} does not read: {error}") from None
@@ -194,7 +194,9 @@ def expand(pattern: Union[str, Path, Sequence[str]]) -> list[Path]:
             names = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
             matches += [Path(name) for name in names if os.path.isdir(name) or name.endswith(".tar")]
         if not matches:
-            raise BadShards(f"shards: nothing matches {text!r}, expected a folder of shards, a glob or a brace pattern of .tar files")
+            raise BadShards(
+                f"shards: nothing matches {text!r}, expected a folder of shards, or a glob or brace pattern of .tar"
+            )
         found += matches
     return list(dict.fromkeys(found))
 
@@ -261,7 +263,8 @@ class Shards:
             have, want = getattr(self.shape, field), getattr(shape, field)
             if have != want:
                 raise BadShards(
-                    f"{self._folders[0] / INDEX}: {field} is {have:g}, but {field}={want:g} was asked; the shards hold {self.shape}"
+                    f"{self._folders[0] / INDEX}: {field} is {have:g}, but {field}={want:g} was asked; "
+                    f"the shards hold {self.shape}"
                 )
 
     def key(self, shard: int, clip: int) -> str:

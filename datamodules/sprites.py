@@ -22,7 +22,8 @@ CLIPS_PER_SHARD = 64
 class SpritesDataModule(ClipDataModule):
     """Textured objects that move over a panning or zooming background, with exact flow and visibility.
 
-    The set is written once, in `prepare_data`, under a folder of `root` named after what it depends on, and reused afterwards.
+    The set is written once, in `prepare_data`, under a folder of `root` named after what it depends on, and reused
+    afterwards.
 
     Args:
         root: folder that holds the sets.
@@ -80,7 +81,9 @@ class SpritesDataModule(ClipDataModule):
         try:
             with tqdm(total=sum(self.counts.values()), desc="sprites", unit="clip") as bar:
                 for split, count in self.counts.items():
-                    write_split(temporary / split, self.shape, [self.data_seed, list(self.counts).index(split)], count, bar)
+                    write_split(
+                        temporary / split, self.shape, [self.data_seed, list(self.counts).index(split)], count, bar
+                    )
             write_atomic(temporary / "config.json", json_bytes(self._config()))
             try:
                 os.replace(temporary, self.folder)

@@ -10,7 +10,16 @@ import numpy as np
 
 TEXELS = 2  # per pixel of layer coordinates
 
-_HUES = {"red": 0.0, "orange": 0.07, "yellow": 0.14, "green": 0.36, "teal": 0.48, "blue": 0.6, "purple": 0.76, "pink": 0.91}
+_HUES = {
+    "red": 0.0,
+    "orange": 0.07,
+    "yellow": 0.14,
+    "green": 0.36,
+    "teal": 0.48,
+    "blue": 0.6,
+    "purple": 0.76,
+    "pink": 0.91,
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,8 @@ def _palette(
     """(4, 3) colours in 0..255 from dark to light around a hue."""
     values = np.linspace(*value, 4) + rng.uniform(-0.04, 0.04, 4)
     colours = [
-        colorsys.hsv_to_rgb((hue + rng.uniform(-spread, spread)) % 1, rng.uniform(*saturation), min(1, v)) for v in values
+        colorsys.hsv_to_rgb((hue + rng.uniform(-spread, spread)) % 1, rng.uniform(*saturation), min(1, v))
+        for v in values
     ]
     return 255 * np.asarray(colours)
 

@@ -9,8 +9,8 @@ from datamodules.shards import ClipShape
 class WebVidDataModule(ClipDataModule):
     """Clips and tracks from shards that `python -m datamodules.prepare` made.
 
-    The sample at a position is a pure function of (seed, position), whatever the number of workers and ranks. Clips that cannot be
-    used are replaced and logged; more than 1 % of them stop the run.
+    The sample at a position is a pure function of (seed, position), whatever the number of workers and ranks. Clips
+    that cannot be used are replaced and logged; more than 1 % of them stop the run.
 
     Args:
         shards: training shards: a folder, a glob or a brace pattern of .tar files, or a list of them.
@@ -25,7 +25,8 @@ class WebVidDataModule(ClipDataModule):
         fps: frames per second.
 
     Raises:
-        MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is decoded.
+        MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is
+        decoded.
     """
 
     def __init__(

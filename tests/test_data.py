@@ -22,7 +22,9 @@ SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 
 @pytest.fixture(scope="module")
 def sprites(tmp_path_factory):
-    module = SpritesDataModule(str(tmp_path_factory.mktemp("s")), clips=6, val_clips=5, frames=3, height=16, width=24, num_workers=0)
+    module = SpritesDataModule(
+        str(tmp_path_factory.mktemp("s")), clips=6, val_clips=5, frames=3, height=16, width=24, num_workers=0
+    )
     module.prepare_data()
     return module.folder
 
@@ -45,7 +47,9 @@ def test_flow_error_is_at_most_half_a_step(step, frames):
     assert np.abs(flow_codec.to_pixels(stored, step) - flow).max() <= step / 2 + 1e-5
 
 
-@pytest.mark.parametrize("value, message", [(np.nan, "not finite"), (np.inf, "not finite"), (5000.0, "exceeds the 4096 px")])
+@pytest.mark.parametrize(
+    "value, message", [(np.nan, "not finite"), (np.inf, "not finite"), (5000.0, "exceeds the 4096 px")]
+)
 def test_flow_that_cannot_be_stored_is_refused(value, message):
     flow = np.zeros((3, 2, 8, 8), dtype=np.float32)
     flow[1, 0, 2, 2] = value
@@ -65,7 +69,9 @@ def test_flow_that_moves_frame_1_or_misses_the_bound_is_refused():
 @pytest.mark.parametrize("frames", [1, 15, 16, 17, 40])
 def test_visibility_comes_back(frames):
     visibility = np.random.default_rng(1).random((frames, 10, 12)) > 0.3
-    assert (flow_codec.decode_visibility(flow_codec.encode_visibility(visibility), visibility.shape) == visibility).all()
+    assert (
+        flow_codec.decode_visibility(flow_codec.encode_visibility(visibility), visibility.shape) == visibility
+    ).all()
 
 
 def test_broken_bytes_raise_bad_clip_and_nothing_else():
@@ -121,9 +127,7 @@ def test_surface_points_keep_their_colour_along_their_track():
 
 
 def _inner(scene, t, x, y):
-    return np.all(
-        [np.abs(layer.outline(*layer.motion.to_layer(t, x, y))) > 2.5 for layer in scene.layers[1:]], axis=0
-    )
+    return np.all([np.abs(layer.outline(*layer.motion.to_layer(t, x, y))) > 2.5 for layer in scene.layers[1:]], axis=0)
 
 
 def _bilinear(plane, x, y):
@@ -308,7 +312,10 @@ def test_a_broken_clip_is_replaced_the_same_with_any_number_of_workers(broken, c
             batches = list(webvid(broken, num_workers=workers, seed=4).train_dataloader())
         rows[workers] = [row for b in batches for row in zip(b["key"], b["replaced"].tolist(), b["position"].tolist())]
         logged = [record.getMessage() for record in caplog.records]
-        assert sum("sprite-000002" in line for line in logged) == 1 and sum("sprite-000004" in line for line in logged) == 1
+        assert (
+            sum("sprite-000002" in line for line in logged) == 1
+            and sum("sprite-000004" in line for line in logged) == 1
+        )
         assert all("CRC-32" in line for line in logged)
         caplog.clear()
     assert rows[0] == rows[2] and len(rows[0]) == 6 and sum(replaced > 0 for _, replaced, _ in rows[0]) == 2
@@ -330,6 +337,8 @@ def test_a_shard_that_vanishes_is_one_line(sprites, tmp_path, workers):
     shutil.copytree(sprites / "train", tmp_path / "set")
     module = webvid(tmp_path / "set", num_workers=workers)
     (tmp_path / "set/00000.tar").unlink()
-    with pytest.raises(MisconfigurationException, match="16 clips in a row cannot be used; the last: .*No such file") as raised:
+    with pytest.raises(
+        MisconfigurationException, match="16 clips in a row cannot be used; the last: .*No such file"
+    ) as raised:
         next(iter(module.train_dataloader()))
     assert "\n" not in str(raised.value)

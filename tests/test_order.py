@@ -63,7 +63,8 @@ def test_ten_thousand_shards_of_a_thousand_clips_are_cheap():
 @pytest.mark.parametrize("world_size, batch_size", [(1, 4), (2, 2), (4, 1)])
 def test_ranks_share_the_positions_of_a_global_batch(world_size, batch_size):
     ranks = [
-        list(PositionSampler(batch_size, batches=3, start=lambda: 100, rank=r, world_size=world_size)) for r in range(world_size)
+        list(PositionSampler(batch_size, batches=3, start=lambda: 100, rank=r, world_size=world_size))
+        for r in range(world_size)
     ]
     for batch in range(3):
         drawn = sorted(p for rank in ranks for p in rank[batch * batch_size : (batch + 1) * batch_size])
@@ -86,7 +87,10 @@ class Recorder(pl.LightningModule):
         self.drawn, self.stepped, self.progress, self.stop_at, self.validated = [], [], [], stop_at, []
 
     def training_step(self, batch, batch_idx):
-        if self.stop_at is not None and len(self.stepped) * self.trainer.accumulate_grad_batches + len(self.drawn) >= self.stop_at:
+        if (
+            self.stop_at is not None
+            and len(self.stepped) * self.trainer.accumulate_grad_batches + len(self.drawn) >= self.stop_at
+        ):
             raise KeyboardInterrupt
         self.drawn.append(batch["position"].tolist())
         self.progress.append((batch_idx, self.trainer.num_training_batches))
@@ -109,13 +113,29 @@ def root(tmp_path_factory):
 
 
 def data(root, **arguments):
-    options = {"clips": 10, "val_clips": 3, "batch_size": 2, "num_workers": 0, "frames": 2, "height": 16, "width": 16, **arguments}
+    options = {
+        "clips": 10,
+        "val_clips": 3,
+        "batch_size": 2,
+        "num_workers": 0,
+        "frames": 2,
+        "height": 16,
+        "width": 16,
+        **arguments,
+    }
     return SpritesDataModule(root, **options)
 
 
 def fit(root, folder, resume=None, model=None, callbacks=(), loader=None, **trainer):
     model = model or Recorder()
-    options = {"max_epochs": -1, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False, **trainer}
+    options = {
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": False,
+        "enable_progress_bar": False,
+        **trainer,
+    }
     checkpoint = ModelCheckpoint(folder, filename="{step}", save_top_k=-1, every_n_train_steps=1)
     run = pl.Trainer(callbacks=[checkpoint, *callbacks], enable_model_summary=False, **options)
     module = data(root, **(loader or {}))
@@ -143,7 +163,12 @@ def test_epochs_are_whole_accumulation_windows_and_go_on_where_the_last_stopped(
 def test_resume_in_the_epoch(root, tmp_path, step, workers):
     fit(root, tmp_path, max_steps=9, accumulate_grad_batches=2)
     run, model, _ = fit(
-        root, tmp_path, tmp_path / f"step={step}.ckpt", max_steps=9, accumulate_grad_batches=2, loader={"num_workers": workers}
+        root,
+        tmp_path,
+        tmp_path / f"step={step}.ckpt",
+        max_steps=9,
+        accumulate_grad_batches=2,
+        loader={"num_workers": workers},
     )
     assert model.stepped == [list(range(4 * s, 4 * s + 4)) for s in range(step, 9)]
     assert model.progress == [(i, 18) for i in range(2 * step, 18)] and run.global_step == 9
@@ -178,7 +203,12 @@ def test_a_window_cut_short_is_redone(root, tmp_path, limit):
 def test_other_batch_size_and_accumulation_go_on_at_the_position(root, tmp_path, batch_size, accumulate, limit):
     fit(root, tmp_path, max_steps=3)
     run, model, _ = fit(
-        root, tmp_path, tmp_path / "step=3.ckpt", accumulate_grad_batches=accumulate, loader={"batch_size": batch_size}, **limit
+        root,
+        tmp_path,
+        tmp_path / "step=3.ckpt",
+        accumulate_grad_batches=accumulate,
+        loader={"batch_size": batch_size},
+        **limit,
     )
     size = batch_size * accumulate
     assert model.stepped == [list(range(6 + size * s, 6 + size * (s + 1))) for s in range(len(model.stepped))]

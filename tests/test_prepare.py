@@ -79,7 +79,9 @@ def test_every_video_is_a_clip_or_a_reason(shards):
     found = Shards(str(shards))
     keys = [found.key(s, c) for s, count in enumerate(found.counts) for c in range(count)]
     assert len(keys) == len(set(keys)) == 5 and not any("." in key for key in keys)
-    first = next((s, c) for s, count in enumerate(found.counts) for c in range(count) if found.read(s, c, ["txt"])["txt"])
+    first = next(
+        (s, c) for s, count in enumerate(found.counts) for c in range(count) if found.read(s, c, ["txt"])["txt"]
+    )
     meta = json.loads(found.read(*first, ["json"])["json"])
     assert found.read(*first, ["txt"])["txt"] == b"a caption" and meta["source"]["name"] == "a.v2.mp4"
     assert meta["tracker"]["name"] == "dis" and meta["source"]["start"] == 0.75
@@ -102,7 +104,11 @@ def test_a_finished_job_is_left_alone_and_another_is_refused(folder, shards, cap
 def test_every_n_seconds(folder, tmp_path):
     assert run(folder / "sub", tmp_path / "o", *SMALL, "--every", 0.5, "--workers", 1) == 0
     found = Shards(str(tmp_path / "o"))
-    starts = [json.loads(found.read(s, c, ["json"])["json"])["source"]["start"] for s, n in enumerate(found.counts) for c in range(n)]
+    starts = [
+        json.loads(found.read(s, c, ["json"])["json"])["source"]["start"]
+        for s, n in enumerate(found.counts)
+        for c in range(n)
+    ]
     assert starts == [0.0, 0.5, 1.0, 1.5] and found.counts.tolist() == [2, 2]
 
 
@@ -157,7 +163,9 @@ def test_kill_9_loses_no_clip_and_changes_no_byte(folder, shards, tmp_path):
     command = [sys.executable, "-m", "datamodules.prepare", str(folder), str(out), *SMALL, "--workers", "1"]
     kills = 0
     for attempt in range(20):
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
         known = _finished(out)
         while process.poll() is None and _finished(out) <= known:
             time.sleep(0.005)
@@ -200,7 +208,12 @@ def test_a_full_disk_stops_the_job_and_leaves_no_half_written_file(folder, tmp_p
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    task = prepare.Task(prepare.videos_in(str(folder / "sub"))[0], 0, tmp_path / "p", prepare.Settings(3, 32, 40, 6.0, "dis", None, 1 / 8, 2))
+    task = prepare.Task(
+        prepare.videos_in(str(folder / "sub"))[0],
+        0,
+        tmp_path / "p",
+        prepare.Settings(3, 32, 40, 6.0, "dis", None, 1 / 8, 2),
+    )
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device" in prepare.prepare_video(task)
     assert list((tmp_path / "p").iterdir()) == []

@@ -11,9 +11,10 @@ from datamodules.trackers.base import Tracks, inside
 class DIS:
     """Tracks by small steps, each refined against frame 1.
 
-    The flow to frame t - 1, carried on by the flow from t - 1 to t, starts the direct flow from frame 1 to t; of the two, each pixel keeps
-    the one whose colours around it agree better (the carried one where the direct one is lost). The same backwards; a
-    pixel is visible where the way forth and back returns to it. On the sprites this halves the error of the direct flow.
+    The flow to frame t - 1, carried on by the flow from t - 1 to t, starts the direct flow from frame 1 to t; of the
+    two, each pixel keeps the one whose colours around it agree better (the carried one where the direct one is lost).
+    The same backwards; a pixel is visible where the way forth and back returns to it. On the sprites this halves the
+    error of the direct flow.
 
     Args:
         tolerance: distance in pixels that the way forth and back may miss its start by.
@@ -31,7 +32,9 @@ class DIS:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the bits must not depend on the machine's cores
         try:
-            grey = [cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for frame in frames]
+            grey = [
+                cv2.cvtColor(np.ascontiguousarray(frame.transpose(1, 2, 0)), cv2.COLOR_RGB2GRAY) for frame in frames
+            ]
             flow = np.zeros((length, 2, height, width), dtype=np.float32)
             visibility = np.ones((length, height, width), dtype=bool)
             forth = back = np.zeros((height, width, 2), dtype=np.float32)
