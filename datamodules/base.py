@@ -113,7 +113,7 @@ class ClipDataModule(pl.LightningDataModule):
 
     @property
     def position(self) -> int:
-        """Samples consumed by the optimizer steps so far, over all ranks; an accumulation window cut short counts nothing."""
+        """Samples consumed by the optimizer steps so far, over all ranks; a window cut short counts nothing."""
         if self._loaded is not None:
             return self._loaded
         begin, step = self._origin
@@ -163,7 +163,7 @@ class ClipDataModule(pl.LightningDataModule):
         return self._loader(dataset, self.batch_size, sampler)
 
     def _epoch_batches(self, trainer: Any, clips: int) -> int:
-        """Batches in a Lightning epoch: the run where only max_steps ends it, else one pass in whole accumulation windows."""
+        """Batches in a Lightning epoch: all of max_steps, or one pass in whole accumulation windows."""
         window = trainer.accumulate_grad_batches
         if _only_steps(trainer):
             batches = trainer.max_steps * window
@@ -204,7 +204,7 @@ class ClipDataModule(pl.LightningDataModule):
 
 
 def _workers_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a clean server: forking this process, with its threads of torch and gloo, can deadlock."""
+    """Workers are forked from a clean server: forking this process, with its threads, can deadlock."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["datamodules.dataset"])
     return context

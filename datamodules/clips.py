@@ -132,7 +132,7 @@ def read_clip(path: Union[str, os.PathLike], start: float, frames: int, fps: flo
 
 
 def _pictures_from(container, stream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds since the stream's start, picture) in order, from no later than `start` where there is such a picture."""
+    """(seconds since the stream's start, picture) in order, from no later than `start` where possible."""
     origin = stream.start_time or 0
     if start > 0:
         container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)

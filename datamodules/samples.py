@@ -69,8 +69,8 @@ def decode(members: dict[str, bytes], shape: ClipShape, trusted: bool = True) ->
     """Shard members to arrays.
 
     Returns:
-        video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16 with flow_step in pixels, visibility (L, H, W) bool, first_frame,
-        fps.
+        video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16 with flow_step in pixels, visibility (L, H, W) bool,
+        first_frame, fps.
 
     Raises:
         BadClip: anything that does not decode to this shape.
