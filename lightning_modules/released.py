@@ -1,31 +1,40 @@
-"""Released MotionPro weights: read, build the same network, write back. The one place that knows foreign weight names.
+"""Released MotionPro weights: read them, build the same network, convert them to our files and back.
 
-A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. `load_released` reads
-it, `build` makes the diffusers UNet with LoRA, motion encoder and modulation out of it, `to_released` goes back.
+A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This and its neighbours
+`released_*.py` are the one place that knows those names.
 
-    python -m lightning_modules.released convert motionpro.pt adapter/ --base
-    python -m lightning_modules.released export adapter/ motionpro.safetensors
+    python -m lightning_modules.released convert motionpro.pt FOLDER --base
+    python -m lightning_modules.released export FOLDER motionpro.pt
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import math
+import os
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.embeddings import Timesteps
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lightning_modules.diffusion import Denoiser
-from lightning_modules.injection import Injection, attach
-from lightning_modules.motion_encoder import MotionEncoder
-from lightning_modules.released_names import HEAD_CHANNELS, Architecture, released_name
-from lightning_modules.svd import add_lora, lora_layers, set_res_block_eps
+from lightning_modules.released_encoders import (
+    image_encoder_from_released,
+    image_encoder_to_released,
+    vae_from_released,
+    vae_to_released,
+)
+from lightning_modules.released_names import HEAD_CHANNELS, Architecture, check_tensors
+from lightning_modules.released_network import Network, Released, build, empty, names
+
+__all__ = [
+    "Architecture", "Network", "Released", "adapter_of", "build", "convert", "empty", "export", "load_adapter", "load_released",
+    "names", "read_tensors", "released_tensors", "take_apart",
+]  # fmt: skip
 
 # top of a released file -> what it holds
 GROUPS = {
@@ -34,40 +43,10 @@ GROUPS = {
     "conditioner.embedders.0.": "image_encoder",
     "conditioner.embedders.3.": "conditioning_vae",
 }
-
-
-@dataclass
-class Network:
-    """The diffusion network: UNet with LoRA, motion encoder, modulation, and the denoiser around the UNet."""
-
-    unet: UNetSpatioTemporalConditionModel
-    motion_encoder: MotionEncoder
-    injection: Injection
-    denoiser: Denoiser
-
-    def parts(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet, "motion_encoder": self.motion_encoder, "injection": self.injection}
-
-
-@dataclass
-class Released:
-    """A released file, taken apart; tensors named as in our modules, as stored, not copied.
-
-    Attributes:
-        architecture: Sizes.
-        unet: Base UNet, diffusers' names.
-        lora: LoRA of the UNet, named as peft names it inside the UNet (`X.lora_A.default.weight`).
-        motion_encoder: State dict of `MotionEncoder`.
-        injection: State dict of `Injection`.
-        others: The file's remaining tensors by group (`vae`, `image_encoder`, `conditioning_vae`), named as in the file.
-    """
-
-    architecture: Architecture
-    unet: dict[str, Tensor]
-    lora: dict[str, Tensor]
-    motion_encoder: dict[str, Tensor]
-    injection: dict[str, Tensor]
-    others: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+ADAPTER = "adapter.safetensors"
+EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}  # in the file -> in Released
 
 
 def load_released(path: str | Path, head_channels: int | None = None) -> Released:
@@ -98,14 +77,15 @@ def _head_channels(path: Path) -> int:
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a `.pt` or safetensors file, without the names `module` and `state_dict` around them."""
+    """All tensors of a `.pt` or safetensors file, without the names `module` and `state_dict` around them.
+
+    `.pt` and `.ckpt` files are memory-mapped and nothing in them is executed.
+    """
     path = Path(path)
     if not path.is_file():
         raise MisconfigurationException(f"released: no file {path}")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
             state = load_file(path)
         else:
             state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
@@ -147,91 +127,181 @@ def take_apart(state: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS) 
     return Released(architecture, **parts)
 
 
-def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> None:
-    """Raise, with lists, unless names and shapes are exactly the expected ones."""
-    wrong = {
-        "unknown": sorted(found.keys() - expected.keys()),
-        "missing": sorted(expected.keys() - found.keys()),
-        "misshapen": [
-            f"{name} {found[name]} instead of {expected[name]}"
-            for name in sorted(found.keys() & expected.keys())
-            if found[name] != expected[name]
-        ],
-    }
-    if any(wrong.values()):
-        lists = "; ".join(f"{len(some)} {kind}: {', '.join(some)}" for kind, some in wrong.items() if some)
-        raise MisconfigurationException(f"released: tensors are not those of the network, nothing loaded: {lists}")
+def released_tensors(released: Released) -> dict[str, Tensor]:
+    """Tensors of the diffusion network named as released, without prefix: the inverse of `take_apart`.
 
-
-def names(architecture: Architecture) -> dict[str, tuple[str, str, tuple[int, ...]]]:
-    """Released name -> (part, our name, shape) for every tensor of the network; nothing is allocated.
-
-    Parts are `unet`, `lora`, `motion_encoder`, `injection`. The map is a bijection: no tensor is reshaped.
+    Raises:
+        MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them, in our names.
     """
-    network = empty(architecture)
-    with_lora = set(lora_layers(network.unet))
-    table = {}
-    for part, module in network.parts().items():
-        for ours, tensor in module.state_dict().items():
-            owner = "lora" if ".lora_" in ours else part
-            key = ours if owner == "lora" else ours.replace(".base_layer.", ".")
-            table[released_name(part, ours, architecture, with_lora)] = owner, key, tuple(tensor.shape)
-    return table
+    table = names(released.architecture)
+    check_tensors(
+        {f"{part}.{k}": tuple(t.shape) for part in _PARTS for k, t in getattr(released, part).items()},
+        {f"{part}.{ours}": shape for part, ours, shape in table.values()},
+    )
+    return {name: getattr(released, part)[ours] for name, (part, ours, _) in table.items()}
 
 
-def empty(architecture: Architecture) -> Network:
-    """The network on the meta device: structure without memory."""
-    with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel(**architecture.unet_config())
-        set_res_block_eps(unet)
-        if architecture.lora:
-            add_lora(unet, architecture.lora, architecture.lora_rank)
-        encoder = MotionEncoder(architecture.block_out_channels)
-        injection = attach(unet, "modulation")
-    return Network(unet, encoder, injection, Denoiser(unet))
+_PARTS = ("unet", "lora", "motion_encoder", "injection")
 
 
-def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:
-    """The released network with its weights, in evaluation mode; gradients are those of training (LoRA, encoder, modulation).
+def adapter_of(released: Released) -> dict[str, Tensor]:
+    """What was trained, named as in an adapter file: `unet.X.lora_A.weight`, `motion_encoder.*`, `injection.*`."""
+    return {
+        f"{prefix}.{name.replace('.default.', '.')}": tensor.contiguous()
+        for prefix, part in ADAPTER_PARTS.items()
+        for name, tensor in getattr(released, part).items()
+    }
+
+
+def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """An adapter file, or a training checkpoint of ours, as `lora`, `motion_encoder` and `injection` with our modules' names."""
+    state = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTER_PARTS.values()}
+    for name, tensor in state.items():
+        prefix, _, ours = name.removeprefix("svd.").partition(".")
+        if prefix not in ADAPTER_PARTS:
+            raise MisconfigurationException(f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
+        for side in ("lora_A", "lora_B"):
+            ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
+        parts[ADAPTER_PARTS[prefix]][ours] = tensor
+    return parts
+
+
+def load_adapter(path: str | Path, unet: nn.Module, motion_encoder: nn.Module, injection: nn.Module) -> None:
+    """Load an adapter file into a UNet with LoRA, an encoder and an injection, in place; all of it or nothing.
+
+    Raises:
+        MisconfigurationException: its tensors are not exactly those of the modules.
+    """
+    parts = read_adapter(path)
+    modules = {"lora": unet, "motion_encoder": motion_encoder, "injection": injection}
+    targets = {
+        part: {name: p for name, p in module.state_dict(keep_vars=True).items() if part != "lora" or ".lora_" in name}
+        for part, module in modules.items()
+    }
+    shapes = [
+        {f"{part}.{name}": tuple(t.shape) for part, state in side.items() for name, t in state.items()}
+        for side in (parts, targets)
+    ]
+    check_tensors(*shapes, "adapter")
+    with torch.no_grad():
+        for part, state in parts.items():
+            for name, tensor in state.items():
+                targets[part][name].copy_(tensor)
+
+
+def convert(source: str | Path, folder: str | Path, base: bool = False, head_channels: int | None = None) -> list[Path]:
+    """Write a released file as our adapter file and, if asked, its frozen networks as diffusers' folders.
 
     Args:
-        released: What `load_released` read.
-        dtype: Dtype of all weights.
+        source: Released `.pt` or safetensors file.
+        folder: Gets `adapter.safetensors`.
+        base: Also write `unet/`, and `vae/` and `image_encoder/` where the file has them: a folder for `model.init_args.svd`.
+        head_channels: As in `load_released`.
+
+    Returns:
+        The weight files written.
     """
-    network = empty(released.architecture)
-    with_lora = set(lora_layers(network.unet))
-    unet = {_peft_name(name, with_lora): tensor for name, tensor in released.unet.items()} | released.lora
-    for module, state in zip(network.parts().values(), (unet, released.motion_encoder, released.injection)):
-        # copied: training must not write into the mapped file
-        module.load_state_dict({name: t.to(dtype, copy=True) for name, t in state.items()}, assign=True)
-        module.eval()
-    for layer in network.unet.modules():
-        if type(layer) is Timesteps:
-            layer.__class__ = PortableTimesteps
-    return network
+    folder, released = Path(folder), load_released(source, head_channels)
+    written = [_save(adapter_of(released), folder / ADAPTER)]
+    if not base:
+        return written
+    config = {"_class_name": "UNetSpatioTemporalConditionModel", **released.architecture.unet_config()}
+    written.append(_save_component(folder / "unet", config, released.unet, "diffusion_pytorch_model"))
+    extras = {f"conditioner.embedders.3.{k}": t for k, t in released.others.get("conditioning_vae", {}).items()}
+    if "vae" in released.others:
+        config, state = vae_from_released(released.others["vae"])
+        config = {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215, **config}
+        written.append(_save_component(folder / "vae", config, state, "diffusion_pytorch_model"))
+    if "image_encoder" in released.others:
+        config, state, rest = image_encoder_from_released(released.others["image_encoder"])
+        config = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", **config}
+        written.append(_save_component(folder / "image_encoder", config, state, "model"))
+        extras |= {f"conditioner.embedders.0.{k}": t for k, t in rest.items()}
+    return [*written, _save(extras, folder / EXTRAS)] if extras else written
 
 
-# arguments at which float32 exp was rounded up from a near tie on the machine that made the reference outputs; for halves to 160
-ROUNDED_UP = (-0.115129255, -0.86346942, -2.4177144, -2.558428, -3.9016025, -7.627313, -7.9950876)
+def export(source: str | Path, out: str | Path, base: str | Path | None = None) -> int:
+    """Write a trained controller and its base in the released layout; returns the number of tensors.
 
+    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero elsewhere.
 
-class PortableTimesteps(Timesteps):
-    """diffusers' sinusoidal embedding, its frequencies the same float32 bits on every machine.
-
-    torch takes float32 exp from the vendor's library, which rounds near ties differently by CPU type; one unit in the last place
-    of one frequency moves the network's float64 output by 2e-9. So exp is rounded correctly here, and up where the reference was.
+    Args:
+        source: A folder of `convert`, an adapter file, or a training checkpoint.
+        out: `.pt` or `.safetensors` file to write.
+        base: Folder with `unet/` and, to be included, `vae/` and `image_encoder/`. Default: the adapter's folder.
     """
+    source = Path(source)
+    adapter = source / ADAPTER if source.is_dir() else source
+    base = Path(base) if base else adapter.parent
+    for file in (adapter, base / UNET_WEIGHTS, base / "unet/config.json"):
+        if not file.is_file():
+            raise MisconfigurationException(f"export: no file {file}, expected an adapter and the diffusers folder of its base")
+    parts = read_adapter(adapter)
+    ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise MisconfigurationException(f"export: {adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one rank")
+    config = json.loads((base / "unet/config.json").read_text())
+    architecture = Architecture.from_unet(config, "linear", ranks.pop())
+    for part, name, shape in names(architecture).values():
+        if part == "lora" and name not in parts["lora"]:
+            parts["lora"][name] = torch.zeros(shape)
+    network = released_tensors(Released(architecture, unet=load_file(base / UNET_WEIGHTS), **parts))
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in network.items()}
+    if (base / "vae").is_dir():
+        vae = vae_to_released(load_file(base / "vae/diffusion_pytorch_model.safetensors"))
+        state |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
+    if (base / "image_encoder").is_dir():
+        encoder = image_encoder_to_released(load_file(base / "image_encoder/model.safetensors"))
+        state |= {f"conditioner.embedders.0.{name}": tensor for name, tensor in encoder.items()}
+    if (base / EXTRAS).is_file():
+        state |= load_file(base / EXTRAS)
+    _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
+    return len(state)
 
-    def forward(self, timesteps: Tensor) -> Tensor:
-        half = self.num_channels // 2
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
-        frequencies = exponents.double().exp().float()
-        up = torch.isin(exponents, torch.tensor(ROUNDED_UP, dtype=torch.float32))
-        frequencies = torch.where(up, frequencies.nextafter(torch.tensor(1.0)), frequencies).to(timesteps.device)
-        angles = timesteps[:, None].float() * frequencies
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+def _save_component(folder: Path, config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> Path:
+    path = _save(state, folder / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return path
 
 
-def _peft_name(name: str, with_lora: set[str]) -> str:
-    layer, leaf = name.rsplit(".", 1)
-    return f"{layer}.base_layer.{leaf}" if layer in with_lora else name
+def _save(state: Mapping[str, Tensor], path: Path) -> Path:
+    """Write tensors to a safetensors file, or a `.pt` with them under `module`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata={"format": "pt"})
+    else:
+        torch.save({"module": dict(state)}, partial)
+    os.replace(partial, path)
+    return path
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lightning_modules.released", description="Released weights to ours and back.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    to_ours = commands.add_parser("convert", help="released file -> our adapter file")
+    to_ours.add_argument("source", metavar="IN", help="released .pt or .safetensors file")
+    to_ours.add_argument("folder", metavar="OUT", help="folder to write")
+    to_ours.add_argument("--base", action="store_true", help="also write the frozen networks as diffusers' folders")
+    to_theirs = commands.add_parser("export", help="our weights -> released layout")
+    to_theirs.add_argument("source", metavar="IN", help="folder of convert, adapter file, or training checkpoint")
+    to_theirs.add_argument("out", metavar="OUT", help=".pt or .safetensors file to write")
+    to_theirs.add_argument("--base", help="diffusers' folder of the base; default: where the adapter is")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "convert":
+            for path in convert(args.source, args.folder, args.base):
+                print(f"wrote {path}")
+        else:
+            print(f"wrote {args.out}: {export(args.source, args.out, args.base)} tensors")
+    except (MisconfigurationException, OSError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

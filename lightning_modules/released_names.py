@@ -54,9 +54,9 @@ class Architecture:
         plain = {name.replace(".linear.", "."): shape for name, shape in shapes.items()}
         try:
             return cls._of(plain, shapes, head_channels)
-        except (KeyError, IndexError, StopIteration) as error:
+        except (KeyError, IndexError, ValueError, StopIteration) as error:
             raise MisconfigurationException(
-                f"released: no network in the released layout: its sizes cannot be read without {error}"
+                f"released: no network in the released layout: its sizes cannot be read without {error or 'attn2.to_k.weight'}"
             ) from error
 
     @classmethod
@@ -71,8 +71,14 @@ class Architecture:
         if len(ranks) > 1:
             raise MisconfigurationException(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         ids = plain["label_emb.0.0.weight"][1]
+        widths = tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts)
+        if any(width % head_channels for width in widths):
+            raise MisconfigurationException(
+                f"released: {head_channels} channels per attention head do not divide the levels' {widths}; the weights do not "
+                "tell this size: give num_head_channels in a JSON of the same name beside the file"
+            )
         return cls(
-            block_out_channels=tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts),
+            block_out_channels=widths,
             layers_per_block=layers,
             attention=tuple(f"input_blocks.{n}.1.norm.weight" in plain for n in firsts),
             transformer_layers=1 + max(depths),
@@ -84,6 +90,24 @@ class Architecture:
             # the time embedding is no attention projection: LoRA on it means LoRA on every linear layer
             lora=None if not ranks else "linear" if "time_embed.0.lora_down.weight" in shapes else "attention",
             lora_rank=ranks.pop() if ranks else None,
+        )
+
+    @classmethod
+    def from_unet(cls, config: Mapping[str, Any], lora: str | None, lora_rank: int | None) -> Architecture:
+        """Sizes of a diffusers UNet, `unet.config`, with the LoRA that was added to it."""
+        widths, heads = config["block_out_channels"], config["num_attention_heads"]
+        return cls(
+            block_out_channels=tuple(widths),
+            layers_per_block=config["layers_per_block"],
+            attention=tuple("CrossAttn" in kind for kind in config["down_block_types"]),
+            transformer_layers=config["transformer_layers_per_block"],
+            cross_attention_dim=config["cross_attention_dim"],
+            addition_time_embed_dim=config["addition_time_embed_dim"],
+            in_channels=config["in_channels"],
+            out_channels=config["out_channels"],
+            head_channels=widths[0] // (heads if isinstance(heads, int) else heads[0]),
+            lora=lora,
+            lora_rank=lora_rank,
         )
 
     def unet_config(self) -> dict[str, Any]:
@@ -184,3 +208,19 @@ def _injection_name(ours: str, architecture: Architecture) -> str:
     first = int(level) * (architecture.layers_per_block + 1)
     block = f"input_blocks.{1 + first}" if side == "down" else f"output_blocks.{first}"
     return f"{block}.0.{MODULATION[layer]}.{leaf}"
+
+
+def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
+    """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they belong to is for the error."""
+    wrong = {
+        "unknown": sorted(found.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - found.keys()),
+        "misshapen": [
+            f"{name} {found[name]} instead of {expected[name]}"
+            for name in sorted(found.keys() & expected.keys())
+            if found[name] != expected[name]
+        ],
+    }
+    if any(wrong.values()):
+        lists = "; ".join(f"{len(some)} {kind}: {', '.join(some)}" for kind, some in wrong.items() if some)
+        raise MisconfigurationException(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
