@@ -1,4 +1,4 @@
-"""EDM diffusion (Karras et al. 2022) as SVD uses it: noise, preconditioning, loss, Euler sampling. Free functions and one small class."""
+"""EDM diffusion (Karras et al. 2022) as SVD uses it: noise, preconditioning, loss, Euler sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ CONDITIONINGS = ("image_embedding", "fps", "motion_bucket_id", "image_latent", "
 def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Standard normal noise (len(seeds), *shape) float32, one generator per sample.
 
-    A sample's bits depend on its seed, the shape and the kind of device, not on the batch it is in. No global generator moves.
+    A sample's bits depend on its seed, the shape and the kind of device, not on the batch it is in. No global
+    generator moves.
     """
     return torch.stack([torch.randn(shape, generator=_generator(seed, device), device=device) for seed in seeds])
 
@@ -48,7 +49,8 @@ def edm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         sigma: (B,) noise level of each clip.
 
     Returns:
-        (B, L); its mean is the loss. Equal to the unweighted mean (F - v)^2, v = (noise - sigma clean) / sqrt(sigma^2 + 1).
+        (B, L); its mean is the loss. Equal to the unweighted mean (F - v)^2 with
+        v = (noise - sigma clean) / sqrt(sigma^2 + 1).
     """
     weight = (sigma**2 + 1) / sigma**2
     return weight[:, None] * (denoised - clean).square().flatten(2).mean(2)
@@ -136,7 +138,7 @@ def karras_sigmas(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """(steps + 1,) decreasing noise levels, the last 0 (EDM eq. 5); those of diffusers' scheduler in the SVD configuration."""
+    """(steps + 1,) decreasing noise levels, the last 0 (EDM eq. 5); equal to diffusers' scheduler set up for SVD."""
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = (high + ramp * (low - high)) ** rho

@@ -1,4 +1,4 @@
-"""Motion features into a stock diffusers UNet, through forward hooks at the first res block of every level (ReMoCo eq. 8, fig. 9)."""
+"""Motion features into a stock diffusers UNet, by hooks in the first res block of every level (eq. 8, fig. 9)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNET_GROUPS = 32
 
 
 class AdaptiveScale(nn.Module):
-    """One conv stack of eq. 8, gamma or beta: Conv2d 3x3 to a quarter of the channels, temporal Conv1d back, zero at the start."""
+    """gamma or beta of eq. 8: Conv2d 3x3 to a quarter of the channels, temporal Conv1d back; zero at the start."""
 
     def __init__(self, feature_channels: int, channels: int):
         super().__init__()
@@ -30,7 +30,7 @@ class AdaptiveScale(nn.Module):
 
 
 class Modulation(nn.Module):
-    """`h + GN_32(h) * gamma + beta` (eq. 8); gamma and beta come from the motion feature, each by its own convolutions."""
+    """`h + GN_32(h) * gamma + beta` (eq. 8), gamma and beta from the motion feature, each by its own convolutions."""
 
     def __init__(self, feature_channels: int, channels: int):
         super().__init__()
@@ -98,8 +98,9 @@ class Injection(nn.Module):
     """The weights at the 8 places, and the motion features of the current batch.
 
     `set` (training) or `prepare` (sampling) before the UNet runs; `set(None)` gives the bare UNet. Under gradient
-    checkpointing the hooks run again in the backward pass, so the features stay set until the next `set`: call it again only
-    after the backward pass. A UNet batch that is n times the features' batch, as guidance makes it, sees them n times.
+    checkpointing the hooks run again in the backward pass, so the features stay set until the next `set`: call it
+    again only after the backward pass. A UNet batch that is n times the features' batch, as guidance makes it, sees
+    them n times.
 
     Args:
         kind: `modulation`, `concat` or `add`.

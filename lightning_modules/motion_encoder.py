@@ -1,4 +1,4 @@
-"""Motion encoder: the control tensor -> motion features at the UNet's four scales (ReMoCo 3.3; sizes of the released weights)."""
+"""Motion encoder: the control tensor -> motion features at the UNet's four scales (ReMoCo 3.3)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Released MotionPro weights: read them, build the same network, convert them to our files and back.
 
-A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This and its neighbours
-`released_*.py` are the one place that knows those names.
+A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This and
+its neighbours `released_*.py` are the one place that knows those names.
 
     python -m lightning_modules.released convert motionpro.pt FOLDER --base
     python -m lightning_modules.released export FOLDER motionpro.pt
@@ -32,8 +32,8 @@ from lightning_modules.released_names import HEAD_CHANNELS, Architecture, check_
 from lightning_modules.released_network import Network, Released, build, empty, names
 
 __all__ = [
-    "Architecture", "Network", "Released", "adapter_of", "build", "convert", "empty", "export", "load_adapter", "load_released",
-    "names", "read_tensors", "released_tensors", "take_apart",
+    "Architecture", "Network", "Released", "adapter_of", "build", "convert", "empty", "export", "load_adapter",
+    "load_released", "names", "read_tensors", "released_tensors", "take_apart",
 ]  # fmt: skip
 
 # top of a released file -> what it holds
@@ -46,7 +46,8 @@ GROUPS = {
 ADAPTER = "adapter.safetensors"
 EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
 UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}  # in the file -> in Released
+# prefix in an adapter file -> field of Released
+ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}
 
 
 def load_released(path: str | Path, head_channels: int | None = None) -> Released:
@@ -54,12 +55,12 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
 
     Args:
         path: The file.
-        head_channels: Channels per attention head, the one size weights do not show. Default: `num_head_channels` in the JSON
-            of the same name beside the file (at its top or under `config`), else 64, the released network's.
+        head_channels: Channels per attention head, the one size weights do not show. Default: `num_head_channels` in
+            the JSON of the same name beside the file (at its top or under `config`), else 64, the released network's.
 
     Raises:
-        MisconfigurationException: no such file, unreadable, or its tensors are not exactly those of the network; the error
-            lists the unknown, missing and misshapen ones.
+        MisconfigurationException: no such file, unreadable, or its tensors are not exactly those of the network; the
+            error lists the unknown, missing and misshapen ones.
     """
     groups = split_groups(read_tensors(path))
     head_channels = head_channels or _head_channels(Path(path))
@@ -120,7 +121,8 @@ def take_apart(state: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS) 
     """
     architecture = Architecture.of({name: tuple(tensor.shape) for name, tensor in state.items()}, head_channels)
     expected = names(architecture)
-    check_tensors({name: tuple(t.shape) for name, t in state.items()}, {k: shape for k, (_, _, shape) in expected.items()})
+    shapes = {name: shape for name, (_, _, shape) in expected.items()}
+    check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
     parts: dict[str, dict[str, Tensor]] = {"unet": {}, "lora": {}, "motion_encoder": {}, "injection": {}}
     for name, (part, ours, _) in expected.items():
         parts[part][ours] = state[name]
@@ -154,13 +156,15 @@ def adapter_of(released: Released) -> dict[str, Tensor]:
 
 
 def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """An adapter file, or a training checkpoint of ours, as `lora`, `motion_encoder` and `injection` with our modules' names."""
+    """An adapter file or a training checkpoint as state dicts of `lora`, `motion_encoder` and `injection`."""
     state = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTER_PARTS.values()}
     for name, tensor in state.items():
         prefix, _, ours = name.removeprefix("svd.").partition(".")
         if prefix not in ADAPTER_PARTS:
-            raise MisconfigurationException(f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
+            raise MisconfigurationException(
+                f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*"
+            )
         for side in ("lora_A", "lora_B"):
             ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
         parts[ADAPTER_PARTS[prefix]][ours] = tensor
@@ -196,7 +200,8 @@ def convert(source: str | Path, folder: str | Path, base: bool = False, head_cha
     Args:
         source: Released `.pt` or safetensors file.
         folder: Gets `adapter.safetensors`.
-        base: Also write `unet/`, and `vae/` and `image_encoder/` where the file has them: a folder for `model.init_args.svd`.
+        base: Also write `unet/`, and `vae/` and `image_encoder/` where the file has them: a folder for
+            `model.init_args.svd`.
         head_channels: As in `load_released`.
 
     Returns:
@@ -211,7 +216,7 @@ def convert(source: str | Path, folder: str | Path, base: bool = False, head_cha
     extras = {f"conditioner.embedders.3.{k}": t for k, t in released.others.get("conditioning_vae", {}).items()}
     if "vae" in released.others:
         config, state = vae_from_released(released.others["vae"])
-        config = {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215, **config}
+        config |= {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215}
         written.append(_save_component(folder / "vae", config, state, "diffusion_pytorch_model"))
     if "image_encoder" in released.others:
         config, state, rest = image_encoder_from_released(released.others["image_encoder"])
@@ -224,7 +229,8 @@ def convert(source: str | Path, folder: str | Path, base: bool = False, head_cha
 def export(source: str | Path, out: str | Path, base: str | Path | None = None) -> int:
     """Write a trained controller and its base in the released layout; returns the number of tensors.
 
-    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero elsewhere.
+    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero
+    elsewhere.
 
     Args:
         source: A folder of `convert`, an adapter file, or a training checkpoint.
@@ -236,11 +242,15 @@ def export(source: str | Path, out: str | Path, base: str | Path | None = None) 
     base = Path(base) if base else adapter.parent
     for file in (adapter, base / UNET_WEIGHTS, base / "unet/config.json"):
         if not file.is_file():
-            raise MisconfigurationException(f"export: no file {file}, expected an adapter and the diffusers folder of its base")
+            raise MisconfigurationException(
+                f"export: no file {file}, expected an adapter and the diffusers folder of its base"
+            )
     parts = read_adapter(adapter)
     ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
     if len(ranks) != 1:
-        raise MisconfigurationException(f"export: {adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one rank")
+        raise MisconfigurationException(
+            f"export: {adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one rank"
+        )
     config = json.loads((base / "unet/config.json").read_text())
     architecture = Architecture.from_unet(config, "linear", ranks.pop())
     for part, name, shape in names(architecture).values():
@@ -280,7 +290,9 @@ def _save(state: Mapping[str, Tensor], path: Path) -> Path:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lightning_modules.released", description="Released weights to ours and back.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lightning_modules.released", description="Released weights to ours and back."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     to_ours = commands.add_parser("convert", help="released file -> our adapter file")
     to_ours.add_argument("source", metavar="IN", help="released .pt or .safetensors file")

@@ -1,4 +1,4 @@
-"""The released file's VAE and image encoder (Stability AI's and OpenCLIP's names) as diffusers and transformers name them, and back."""
+"""VAE and image encoder of a released file, in Stability AI's and OpenCLIP's names, to diffusers' and back."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def vae_from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
 
 
 def vae_to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `vae_from_released`; a `quant_conv` other than the identity is folded into the encoder's last convolution."""
+    """Inverse of `vae_from_released`; a `quant_conv` that is not the identity is folded into `encoder.conv_out`."""
     levels = len({m[1] for name in state if (m := re.match(r"encoder\.down_blocks\.(\d+)\.", name))})
     result = {
         _vae_name(name, levels): tensor[..., None, None] if _is_projection(name) else tensor
@@ -112,13 +112,17 @@ def _vae_res_name(rest: str) -> str:
 def image_encoder_from_released(
     state: Mapping[str, Tensor],
 ) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Tensor]]:
-    """`conditioner.embedders.0` -> (config, state dict) of transformers' `CLIPVisionModelWithProjection`, and what it has no use for.
+    """`conditioner.embedders.0` -> config and state dict of `CLIPVisionModelWithProjection`, and what is left over.
 
     Raises:
         MisconfigurationException: tensors of the vision tower are unknown, missing or misshapen; the error lists them.
     """
     visual = {name.removeprefix(VISUAL): t for name, t in state.items() if name.startswith(VISUAL)}
-    check_tensors({name: () for name in CLIP_TOP.values() if name in visual}, dict.fromkeys(CLIP_TOP.values(), ()), "image encoder")
+    check_tensors(
+        {name: () for name in CLIP_TOP.values() if name in visual},
+        dict.fromkeys(CLIP_TOP.values(), ()),
+        "image encoder",
+    )
     patch = visual["conv1.weight"].shape[-1]
     width = visual["conv1.weight"].shape[0]
     layers = len({m[1] for name in visual if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name))})
@@ -140,7 +144,8 @@ def image_encoder_from_released(
         {name: tuple(t.shape) for name, t in expected.items()},
         "image encoder",
     )
-    return config, {name: _clip_tensor(name, visual) for name in ours}, {k: t for k, t in state.items() if not k.startswith(VISUAL)}
+    rest = {name: tensor for name, tensor in state.items() if not name.startswith(VISUAL)}
+    return config, {name: _clip_tensor(name, visual) for name in ours}, rest
 
 
 def _clip_tensor(ours: str, visual: Mapping[str, Tensor]) -> Tensor:

@@ -55,8 +55,9 @@ class Architecture:
         try:
             return cls._of(plain, shapes, head_channels)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
+            needed = error or "attn2.to_k.weight"
             raise MisconfigurationException(
-                f"released: no network in the released layout: its sizes cannot be read without {error or 'attn2.to_k.weight'}"
+                f"released: no network in the released layout: its sizes cannot be read without {needed}"
             ) from error
 
     @classmethod
@@ -66,7 +67,9 @@ class Architecture:
         layers = (downs[0] if downs else inputs) - 1
         firsts = range(1, inputs, layers + 1)
         cross = next(shape for name, shape in plain.items() if name.endswith(".attn2.to_k.weight"))
-        depths = {int(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))}
+        depths = {
+            int(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))
+        }
         ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
         if len(ranks) > 1:
             raise MisconfigurationException(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
@@ -74,8 +77,8 @@ class Architecture:
         widths = tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts)
         if any(width % head_channels for width in widths):
             raise MisconfigurationException(
-                f"released: {head_channels} channels per attention head do not divide the levels' {widths}; the weights do not "
-                "tell this size: give num_head_channels in a JSON of the same name beside the file"
+                f"released: {head_channels} channels per attention head do not divide the levels' {widths}; weights do "
+                "not tell this size: give num_head_channels in a JSON of the same name beside the file"
             )
         return cls(
             block_out_channels=widths,
@@ -136,7 +139,8 @@ def released_name(part: str, ours: str, architecture: Architecture, with_lora: I
         part: `unet`, `motion_encoder` or `injection`.
         ours: Name in that module's state dict; in the UNet with or without peft's `base_layer`.
         architecture: Sizes.
-        with_lora: Names of the linear layers that have LoRA; their own weights are called `X.linear.*` in a released file.
+        with_lora: Names of the linear layers that have LoRA; their own weights are called `X.linear.*` in a released
+            file.
     """
     if part == "motion_encoder":
         return _encoder_name(ours)
@@ -182,7 +186,9 @@ def _block_name(kind: str, rest: str) -> str:
     """A layer inside a res block or a transformer -> the released one."""
     head, _, tail = rest.partition(".")
     if kind == "resnets":
-        return {"spatial_res_block": "", "temporal_res_block": "time_stack."}[head] + SPATIAL_RES[tail] if tail else rest
+        if head == "time_mixer":
+            return rest
+        return ("time_stack." if head == "temporal_res_block" else "") + SPATIAL_RES[tail]
     if head == "temporal_transformer_blocks":
         return f"time_stack.{tail}"
     if head == "time_pos_embed":
@@ -211,7 +217,7 @@ def _injection_name(ours: str, architecture: Architecture) -> str:
 
 
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
-    """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they belong to is for the error."""
+    """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they are of is for the error."""
     wrong = {
         "unknown": sorted(found.keys() - expected.keys()),
         "missing": sorted(expected.keys() - found.keys()),

@@ -28,7 +28,8 @@ class Released:
         lora: LoRA of the UNet, named as peft names it inside the UNet (`X.lora_A.default.weight`).
         motion_encoder: State dict of `MotionEncoder`.
         injection: State dict of `Injection`.
-        others: The file's remaining tensors by group (`vae`, `image_encoder`, `conditioning_vae`), named as in the file.
+        others: The file's remaining tensors by group (`vae`, `image_encoder`, `conditioning_vae`), named as in the
+            file.
     """
 
     architecture: Architecture
@@ -82,7 +83,7 @@ def empty(architecture: Architecture) -> Network:
 
 
 def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:
-    """The released network with its weights, in evaluation mode; gradients are those of training (LoRA, encoder, modulation).
+    """The released network with its weights, in evaluation mode; LoRA, encoder and modulation have gradients.
 
     Args:
         released: What `load_released` read.
@@ -106,15 +107,17 @@ def _peft_name(name: str, with_lora: set[str]) -> str:
     return f"{layer}.base_layer.{leaf}" if layer in with_lora else name
 
 
-# arguments at which float32 exp was rounded up from a near tie on the machine that made the reference outputs; for halves to 160
+# arguments of exp that were rounded up from a near tie where the reference outputs were made; complete for levels of up
+# to 320 channels
 ROUNDED_UP = (-0.115129255, -0.86346942, -2.4177144, -2.558428, -3.9016025, -7.627313, -7.9950876)
 
 
 class PortableTimesteps(Timesteps):
     """diffusers' sinusoidal embedding, its frequencies the same float32 bits on every machine.
 
-    torch takes float32 exp from the vendor's library, which rounds near ties differently by CPU type; one unit in the last place
-    of one frequency moves the network's float64 output by 2e-9. So exp is rounded correctly here, and up where the reference was.
+    torch takes float32 exp from a library that rounds near ties differently by CPU type; one unit in the last place of
+    one frequency moves the network's float64 output by 2e-9. So exp is rounded correctly here, and up where the
+    reference was.
     """
 
     def forward(self, timesteps: Tensor) -> Tensor:

@@ -49,7 +49,13 @@ class Size:
 
 
 def _size(
-    channels: tuple[int, ...], layers: int, heads: tuple[int, ...], embedding: int, ids: int, vae: tuple[int, ...], clip: dict
+    channels: tuple[int, ...],
+    layers: int,
+    heads: tuple[int, ...],
+    embedding: int,
+    ids: int,
+    vae: tuple[int, ...],
+    clip: dict,
 ) -> Size:
     unet = {
         "block_out_channels": channels,
@@ -132,8 +138,8 @@ class SVD(nn.Module):
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
             raise MisconfigurationException(
-                f"svd: {path_or_id}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} and "
-                f"{channels} as in image-to-video SVD"
+                f"svd: {path_or_id}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
+                f"and {channels} as in image-to-video SVD"
             )
         return cls(**parts, name={"svd": str(path_or_id), "revision": revision})
 
@@ -168,14 +174,19 @@ class SVD(nn.Module):
             train_unet: Leave the UNet trainable, in float32.
         """
         self.requires_grad_(False).eval()
-        dtypes = {"image_encoder": compute_dtype, "unet": torch.float32 if train_unet else compute_dtype, "vae": torch.float32}
+        dtypes = {
+            "image_encoder": compute_dtype,
+            "unet": torch.float32 if train_unet else compute_dtype,
+            "vae": torch.float32,
+        }
         for name, part in self.named_children():
-            nn.Module.to(part, dtypes[name])  # diffusers' own `to` warns about modules to keep in float32, of which there are none
+            # diffusers' own `to` warns about modules to keep in float32, of which there are none
+            nn.Module.to(part, dtypes[name])
         self.unet.requires_grad_(train_unet)
         return self
 
     def enable_gradient_checkpointing(self) -> None:
-        """Recompute the UNet's res blocks, spatial and temporal transformer blocks in the backward pass (non-reentrant)."""
+        """Recompute res blocks, spatial and temporal transformer blocks in the backward pass (non-reentrant)."""
         self.unet.enable_gradient_checkpointing(_checkpointed)
         for block in self.unet.modules():
             if type(block) is TemporalBasicTransformerBlock:
@@ -190,8 +201,8 @@ class SVD(nn.Module):
             chunk: Frames per pass.
 
         Returns:
-            mean and standard deviation, each (N, C, H/8, W/8) float32, not scaled; the mean is the mode. The space-to-depth
-            latents have a standard deviation of 0.
+            mean and standard deviation, each (N, C, H/8, W/8) float32, not scaled; the mean is the mode. The
+            space-to-depth latents have a standard deviation of 0.
         """
         if self.vae is None:
             mean = F.pixel_unshuffle(frames.float(), VAE_FACTOR)
@@ -202,7 +213,7 @@ class SVD(nn.Module):
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); float32, one clip per pass."""
+        """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); float32, clip by clip."""
         latents = latents.float() / self.latent_scale
         if self.vae is None:
             return F.pixel_shuffle(latents, VAE_FACTOR)
@@ -222,8 +233,8 @@ def _load_component(path: str, name: str, revision: str | None) -> nn.Module:
     if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:
         if not (folder / name / "config.json").is_file():
             raise MisconfigurationException(
-                f"svd: {folder / name / 'config.json'} not found, expected the folders unet/, vae/ and image_encoder/ of a "
-                "diffusers SVD, or a hub id owner/name"
+                f"svd: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
+                "a diffusers SVD, or a hub id owner/name"
             )
         path = str(folder)
     try:
@@ -261,7 +272,8 @@ def weights_hash(module: nn.Module) -> str:
     def digest(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item
         values = tensor.detach().to("cpu", torch.float32).contiguous()
-        return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + hashlib.sha256(values.numpy()).digest()).digest()
+        content = hashlib.sha256(values.numpy()).digest()
+        return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + content).digest()
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         return hashlib.sha256(b"".join(pool.map(digest, state))).hexdigest()
@@ -273,7 +285,7 @@ def _checkpointed(function: Any, *args: Any) -> Any:
 
 
 class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
-    """diffusers' temporal block, recomputed in the backward pass; diffusers itself checkpoints the spatial blocks only."""
+    """diffusers' temporal block, recomputed in the backward pass; diffusers checkpoints the spatial blocks only."""
 
     def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor | None = None) -> Tensor:
         if not torch.is_grad_enabled():
@@ -308,7 +320,7 @@ def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
 
 
 def merge_lora(unet: nn.Module) -> None:
-    """Add B A to the base weights, for sampling without overhead. In a half-precision base this rounds, and cannot be undone."""
+    """Add B A to the base weights, for sampling without overhead. A half-precision base rounds it: no way back."""
     for layer in lora_layers(unet).values():
         layer.merge()
 
@@ -327,7 +339,7 @@ def without_lora(unet: nn.Module) -> Iterator[None]:
 
 
 def clip_input(frames: Tensor, size: int) -> Tensor:
-    """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as diffusers' SVD pipeline prepares them."""
+    """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as in diffusers' SVD pipeline."""
     height, width = frames.shape[-2:]
     frames = _blur(_blur(frames.float(), width / size).mT, height / size).mT
     frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)

@@ -39,7 +39,12 @@ def wake(injection: Injection) -> None:
 
 def test_features_have_the_unets_scales(svd, encoder):
     features = encoder(control(2, 5, 64))
-    assert [tuple(f.shape) for f in features] == [(2, 5, 32, 8, 8), (2, 5, 64, 4, 4), (2, 5, 64, 2, 2), (2, 5, 64, 1, 1)]
+    assert [tuple(f.shape) for f in features] == [
+        (2, 5, 32, 8, 8),
+        (2, 5, 64, 4, 4),
+        (2, 5, 64, 2, 2),
+        (2, 5, 64, 1, 1),
+    ]
     odd = [f.shape[-2:] for f in encoder(10 * randn([0], (2, 3, 72, 40)))]
     assert [tuple(size) for size in odd] == [(9, 5), (5, 3), (3, 2), (2, 1)]
 
@@ -125,7 +130,9 @@ def test_modulation_is_equation_8():
         x = F.conv2d(feature.flatten(0, 1), s.spatial.weight, s.spatial.bias, padding=1)
         x = x.view(2, 3, 16, 16).permute(0, 3, 2, 1).flatten(0, 1)  # (B*h*w, C/4, L)
         x = torch.cat([x[..., :1], x, x[..., -1:]], dim=-1)
-        return F.conv1d(x, s.temporal.weight, s.temporal.bias).view(2, 16, 64, 3).permute(0, 3, 2, 1).reshape(6, 64, 4, 4)
+        return (
+            F.conv1d(x, s.temporal.weight, s.temporal.bias).view(2, 16, 64, 3).permute(0, 3, 2, 1).reshape(6, 64, 4, 4)
+        )
 
     norm = F.group_norm(h, 32, place.norm.weight, place.norm.bias, 1e-5)
     torch.testing.assert_close(place(h, *place.control(feature)), h + norm * stack("gamma") + stack("beta"))
@@ -144,7 +151,9 @@ def test_variants_are_the_projection_they_claim(kind):
 
 def test_places_are_the_first_res_block_of_every_level(svd):
     hooked = {
-        name for name, module in svd.unet.named_modules() if isinstance(module, torch.nn.Conv2d) and module._forward_hooks
+        name
+        for name, module in svd.unet.named_modules()
+        if isinstance(module, torch.nn.Conv2d) and module._forward_hooks
     }
     assert not hooked
     names = set(svd.unet.state_dict())

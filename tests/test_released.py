@@ -55,7 +55,11 @@ def whole_file(parity, tmp_path_factory):
     vae = vae_to_released(identity_quant_conv(svd.vae.state_dict()))
     clip = image_encoder_to_released(clip_model().state_dict())
     clip["open_clip.model.logit_scale"] = torch.tensor(4.6)
-    groups = {"first_stage_model": vae, "conditioner.embedders.0": clip, "conditioner.embedders.3": {"encoder.x": torch.ones(3)}}
+    groups = {
+        "first_stage_model": vae,
+        "conditioner.embedders.0": clip,
+        "conditioner.embedders.3": {"encoder.x": torch.ones(3)},
+    }
     state = {f"module.{prefix}.{k}": t for prefix, tensors in groups.items() for k, t in tensors.items()}
     return ParitySet(parity.config, parity.weights | state, {}).write(folder)
 
@@ -81,7 +85,12 @@ def test_full_size_map_is_a_bijection():
     assert len(table) == 2476
     assert {name: shape for name, (_, _, shape) in table.items()} == shapes
     assert len({(part, ours) for part, ours, _ in table.values()}) == 2476
-    assert Counter(part for part, _, _ in table.values()) == {"unet": 1428, "lora": 928, "motion_encoder": 40, "injection": 80}
+    assert Counter(part for part, _, _ in table.values()) == {
+        "unet": 1428,
+        "lora": 928,
+        "motion_encoder": 40,
+        "injection": 80,
+    }
     with torch.device("meta"):
         stock = SVD.random("full").unet
         state = {ours: shape for part, ours, shape in table.values() if part == "unet"}
@@ -115,7 +124,10 @@ def test_wrong_tensors_are_listed_and_nothing_is_loaded(parity, tmp_path):
     with pytest.raises(MisconfigurationException) as error:
         load_released(path)
     message = str(error.value)
-    assert "1 unknown: surprise.weight; 1 missing: middle_block.0.in_layers.2.bias; 1 misshapen: flow_blocks.1.2.bias (5,)" in message
+    assert (
+        "1 unknown: surprise.weight; 1 missing: middle_block.0.in_layers.2.bias; 1 misshapen: flow_blocks.1.2.bias (5,)"
+        in message
+    )
     assert "nothing loaded" in message and "\n" not in message
 
 
@@ -148,7 +160,12 @@ def test_head_channels_come_from_the_json_beside(parity, released_file):
     assert load_released(released_file).architecture.head_channels == 8
     assert load_released(released_file, head_channels=16).architecture.head_channels == 16
     released_file.with_suffix(".json").unlink()
-    assert load_released(released_file).architecture.unet_config()["num_attention_heads"] == (1, 2, 2, 2)  # 64 as released
+    assert load_released(released_file).architecture.unet_config()["num_attention_heads"] == (
+        1,
+        2,
+        2,
+        2,
+    )  # 64 as released
     with pytest.raises(MisconfigurationException, match="num_head_channels in a JSON of the same name"):
         load_released(released_file, head_channels=48)
 
@@ -170,7 +187,9 @@ def test_convert_and_export_are_inverse_bit_for_bit(whole_file, tmp_path, suffix
     assert main(["export", str(tmp_path / "ours"), str(out)]) == 0
     original, again = read_tensors(whole_file), read_tensors(out)
     assert original.keys() == again.keys()
-    assert all(torch.equal(original[name], again[name]) and original[name].dtype == again[name].dtype for name in original)
+    assert all(
+        torch.equal(original[name], again[name]) and original[name].dtype == again[name].dtype for name in original
+    )
     assert f"{len(original)} tensors" in capsys.readouterr().out
 
 
@@ -221,7 +240,9 @@ def test_a_checkpoint_with_attention_lora_is_exported_with_zeros_elsewhere(relea
     for part in ("motion_encoder", "injection"):
         trained |= {f"{part}.{n}": p.detach() for n, p in network.parts()[part].named_parameters()}
     torch.save({"state_dict": trained, "global_step": 3}, tmp_path / "last.ckpt")
-    assert export(tmp_path / "last.ckpt", tmp_path / "out.pt", base=tmp_path) == len(names(load_released(released_file).architecture))
+    assert export(tmp_path / "last.ckpt", tmp_path / "out.pt", base=tmp_path) == len(
+        names(load_released(released_file).architecture)
+    )
     exported = load_released(tmp_path / "out.pt", head_channels=8)
     assert exported.architecture.lora == "linear"
     assert not exported.lora["time_embedding.linear_1.lora_B.default.weight"].any()

@@ -84,7 +84,9 @@ def test_random_weights_depend_on_the_seed_alone():
     first = SVD.random("tiny", seed=3)
     torch.manual_seed(2)
     again, other = SVD.random("tiny", seed=3), SVD.random("tiny", seed=4)
-    assert first.identity == again.identity == {**first.identity, "random_init": "tiny", "init_seed": 3, "latents": "vae"}
+    assert (
+        first.identity == again.identity == {**first.identity, "random_init": "tiny", "init_seed": 3, "latents": "vae"}
+    )
     assert first.identity["hash"] != other.identity["hash"]
     torch.manual_seed(1)
     assert torch.equal(torch.get_rng_state(), before)
@@ -156,7 +158,11 @@ def test_text_to_video_weights_are_refused(folder, tmp_path):
 
 def test_frozen_dtypes_and_gradients():
     svd = SVD.random("tiny").freeze(torch.bfloat16)
-    assert {p.dtype for p in svd.unet.parameters()} == {torch.bfloat16} == {p.dtype for p in svd.image_encoder.parameters()}
+    assert (
+        {p.dtype for p in svd.unet.parameters()}
+        == {torch.bfloat16}
+        == {p.dtype for p in svd.image_encoder.parameters()}
+    )
     assert {p.dtype for p in svd.vae.parameters()} == {torch.float32}
     assert not any(p.requires_grad for p in svd.parameters()) and not svd.unet.training
     svd.freeze(torch.bfloat16, train_unet=True)
@@ -240,10 +246,15 @@ def test_one_step_at_the_papers_rate_changes_every_trained_tensor():
     add_lora(svd.unet, "attention", rank=4)
     encoder = MotionEncoder(svd.unet.config.block_out_channels)
     injection = attach(svd.unet, "modulation")
-    for place in (*injection.down, *injection.up):  # away from the start, where gamma and beta pass no gradient to the encoder
+    for place in (
+        *injection.down,
+        *injection.up,
+    ):  # away from the start, where gamma and beta pass no gradient to the encoder
         for stack in (place.gamma, place.beta):
             torch.nn.init.constant_(stack.temporal.weight, 0.01)
-    trained = {n: p for m in (svd.unet, encoder, injection) for n, p in m.named_parameters(str(id(m))) if p.requires_grad}
+    trained = {
+        n: p for m in (svd.unet, encoder, injection) for n, p in m.named_parameters(str(id(m))) if p.requires_grad
+    }
     assert {p.dtype for p in trained.values()} == {torch.float32}
     before = {name: p.detach().clone() for name, p in trained.items()}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-5)
