@@ -48,8 +48,13 @@ def main(args=None):
                 kwargs["ckpt_path"] = None
             return kwargs
 
-    # the data modules here resume by position
-    warnings.filterwarnings("ignore", message=r".*your dataloader is not resumable")
+    for known in (
+        r".*your dataloader is not resumable",  # the data modules here resume by position
+        r".*module\(s\) in eval mode at the start of training",  # frozen networks are
+        r".*You have overridden `transfer_batch_to_device`",  # the module's is the one that is meant
+        r".*isinstance\(treespec, LeafSpec\)",  # lightning's own use of torch
+    ):
+        warnings.filterwarnings("ignore", message=known)
     warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
     try:
         CLI(
