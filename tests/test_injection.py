@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning_modules.diffusion import Denoiser, euler_sample, randn
 from lightning_modules.injection import Injection, Modulation, attach
 from lightning_modules.motion_encoder import MotionEncoder, TemporalConv
-from lightning_modules.svd import SVD
+from lightning_modules.svd import SVD, add_lora
 from tests.test_svd import inputs
 
 KINDS = ("modulation", "concat", "add")
@@ -228,3 +228,26 @@ def test_two_backward_passes_accumulate_as_one_batch(svd, encoder):
     for one, p in zip(whole, encoder.parameters()):
         # a bias in front of GroupNorm has no gradient but rounding
         torch.testing.assert_close(p.grad, one, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_dynamo_traces_the_controlled_unet_whole_and_once(svd, encoder):
+    """No graph break with hooks, LoRA, dropout and checkpointing; other features do not recompile."""
+    add_lora(svd.unet, "attention", rank=2)
+    injection = attach(svd.unet, "modulation")
+    wake(injection)
+    svd.enable_gradient_checkpointing()
+    denoiser, x = Denoiser(svd.unet), inputs(svd)
+    keep = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]]).bool()
+    weight = injection.up[2].gamma.temporal.weight
+
+    def gradient(scale: float) -> torch.Tensor:
+        injection.set(encoder(scale * control()))
+        return torch.autograd.grad(denoiser(*x, keep).square().mean(), weight)[0]
+
+    expected = [gradient(scale) for scale in (1.0, 0.5)]
+    torch._dynamo.reset()
+    denoiser.unet = torch.compile(svd.unet, backend="eager", fullgraph=True)
+    assert torch.equal(gradient(1.0), expected[0])
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        assert torch.equal(gradient(0.5), expected[1])
