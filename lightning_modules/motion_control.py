@@ -17,6 +17,8 @@ from lightning_modules import record
 from lightning_modules.diffusion import Denoiser, edm_loss, euler_sample, randn, sample_sigma
 from lightning_modules.injection import attach
 from lightning_modules.motion_encoder import MotionEncoder
+from lightning_modules.released import load_released
+from lightning_modules.released_base import check_bundle, released_svd
 from lightning_modules.svd import SVD, add_lora
 
 # one random stream per purpose, so that adding a draw never shifts another
@@ -63,6 +65,8 @@ class MotionControlModule(L.LightningModule):
         sample_steps: Euler steps of a sample.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
+        released: A released MotionPro file to start from, base, LoRA, encoder and modulation; with `svd` the VAE and image encoder
+            come from there.
     """
 
     def __init__(
@@ -86,10 +90,13 @@ class MotionControlModule(L.LightningModule):
         sample_steps: int = 25,
         guidance: tuple[float, float] = (1.0, 2.5),
         seed: int = 0,
+        released: str | None = None,
     ):
         super().__init__()
-        if (svd is None) == (random_init is None):
+        if released is None and (svd is None) == (random_init is None):
             raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
+        if released is not None and random_init is not None:
+            raise ValueError("model: released brings its own base, so random_init must be null")
         if train_base and lora:
             raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
         if svd is not None and latents != "vae":
@@ -106,6 +113,9 @@ class MotionControlModule(L.LightningModule):
         self.p_mean, self.p_std, self.dropout = p_mean, p_std, dropout
         self.gradient_checkpointing = gradient_checkpointing
         self.sample_steps, self.guidance, self.seed = sample_steps, guidance, seed
+        self.released = released
+        if released is not None:
+            check_bundle(self.architecture())
         self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint compares the names
         self.svd: SVD | None = None
         self.validation_loss = torch.nn.ModuleList(MeanMetric() for _ in VALIDATION_SIGMAS)
@@ -156,7 +166,14 @@ class MotionControlModule(L.LightningModule):
         precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
         self.compute_dtype = compute_dtype or by_precision
-        if self.random_init:
+        released = load_released(self.released) if self.released else None
+        if released is not None:
+            if released.architecture.lora_rank != self.lora_rank:
+                raise MisconfigurationException(
+                    f"model.lora_rank is {self.lora_rank}, {self.released} has rank {released.architecture.lora_rank}"
+                )
+            self.svd = released_svd(released, self.released, self.svd_path, self.revision)
+        elif self.random_init:
             self.svd = SVD.random(self.random_init, seed=self.init_seed, latents=self.latents)
         else:
             self.svd = SVD.load(self.svd_path, revision=self.revision)
@@ -166,6 +183,10 @@ class MotionControlModule(L.LightningModule):
             add_lora(unet, self.lora, self.lora_rank, seed=self.init_seed)
         self.motion_encoder = MotionEncoder(unet.config.block_out_channels, seed=self.init_seed)
         self.injection = attach(unet, self.injection_kind, seed=self.init_seed)
+        if released is not None:
+            unet.load_state_dict(released.lora, strict=False)
+            self.motion_encoder.load_state_dict(released.motion_encoder)
+            self.injection.load_state_dict(released.injection)
         if self.gradient_checkpointing:
             self.svd.enable_gradient_checkpointing()
         self.denoiser = Denoiser(unet)
@@ -344,6 +365,8 @@ class MotionControlModule(L.LightningModule):
         """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
         if self.random_init:
             return {"random_init": self.random_init, "init_seed": self.init_seed}
+        if self.released:
+            return {"released": self.released}
         return {"svd": self.svd_path, "revision": self.revision}
 
     def take_condition(self, found: dict) -> None:

@@ -47,8 +47,9 @@ def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
 def check_base(found: dict, wanted: dict, path: str | Path) -> None:
     """Raise where the names alone tell that the base differs: random weights of another size or seed, or none at all."""
     base = found["base"]
-    # two folders may hold the same weights, so paths are compared by the weights' hash once they are loaded
-    same = "svd" in base and "svd" in wanted or all(base.get(field) == value for field, value in wanted.items())
+    # two files may hold the same weights, so paths are compared by the weights' hash once they are loaded
+    by_path = {"svd", "released"}
+    same = base.keys() & by_path and wanted.keys() & by_path or all(base.get(k) == v for k, v in wanted.items())
     if not same:
         was = {k: v for k, v in base.items() if k != "hash"}
         raise MisconfigurationException(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")

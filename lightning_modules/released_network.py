@@ -96,10 +96,15 @@ def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:
         # copied: training must not write into the mapped file
         module.load_state_dict({name: t.to(dtype, copy=True) for name, t in state.items()}, assign=True)
         module.eval()
-    for layer in network.unet.modules():
+    use_portable_timesteps(network.unet)
+    return network
+
+
+def use_portable_timesteps(unet: nn.Module) -> None:
+    """Give every sinusoidal embedding of the UNet the same bits on every machine."""
+    for layer in unet.modules():
         if type(layer) is Timesteps:
             layer.__class__ = PortableTimesteps
-    return network
 
 
 def _peft_name(name: str, with_lora: set[str]) -> str:

@@ -76,7 +76,7 @@ def _size(
 
 SIZES = {
     "tiny": _size(
-        (32, 64, 64, 64), 1, (2, 4, 4, 4), 32, 32, (32, 32, 32, 32),
+        (64, 64, 64, 64), 1, (4, 4, 4, 4), 32, 32, (32, 32, 32, 32),
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "image_size": 32, "patch_size": 8},
     ),
@@ -133,7 +133,7 @@ class SVD(nn.Module):
         Raises:
             MisconfigurationException: a folder, a file or a weight is missing.
         """
-        parts = {name: _load_component(str(path_or_id), name, revision) for name in COMPONENTS}
+        parts = {name: load_component(str(path_or_id), name, revision) for name in COMPONENTS}
         channels = parts["vae"].config.latent_channels
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
@@ -227,7 +227,7 @@ class SVD(nn.Module):
         return encoder(clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)).image_embeds[:, None]
 
 
-def _load_component(path: str, name: str, revision: str | None) -> nn.Module:
+def load_component(path: str, name: str, revision: str | None) -> nn.Module:
     """One of SVD's folders from a local path or the hub, complete or not at all."""
     cls, folder = COMPONENTS[name], Path(path).expanduser()
     if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:

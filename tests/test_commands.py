@@ -107,23 +107,33 @@ def test_no_traceback_reaches_the_user(sprites, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def paper_shards(tmp_path_factory) -> Path:
-    """Two clips at the paper's size, so that the full configurations have shards to point at."""
+def shards(tmp_path_factory) -> dict[str, Path]:
+    """A clip at the sizes that shipped configurations ask for, so that they have shards to point at."""
     from datamodules import SpritesDataModule
 
-    root = tmp_path_factory.mktemp("paper")
-    SpritesDataModule(root=str(root), clips=1, val_clips=1, frames=16, height=320, width=512).prepare_data()
-    return next(path.parent for path in sorted(root.rglob("index.json")))
+    folders = {}
+    for name, height, width in (("remoco_svd", 320, 512), ("own_videos", 128, 192)):
+        sprites = SpritesDataModule(
+            root=str(tmp_path_factory.mktemp(name)), clips=1, val_clips=1, frames=16, height=height, width=width
+        )
+        sprites.prepare_data()
+        folders[name] = sprites.folder / "train"
+    return folders
 
 
 @pytest.mark.parametrize(
     "configs",
-    [[CONFIGS / "quickstart.yaml"], [CONFIGS / "remoco_svd.yaml"]]
+    [
+        [CONFIGS / "quickstart.yaml"],
+        [CONFIGS / "quickstart.yaml", CONFIGS / "own_videos.yaml"],
+        [CONFIGS / "remoco_svd.yaml"],
+        [CONFIGS / "remoco_svd.yaml", CONFIGS / "motionpro_released.yaml"],
+    ]
     + [[CONFIGS / "remoco_svd.yaml", overlay] for overlay in EXPERIMENTS]
     + [[CONFIGS / "quickstart.yaml", overlay] for overlay in EXPERIMENTS],
     ids=lambda paths: "+".join(path.stem for path in paths),
 )
-def test_every_shipped_yaml_builds(configs, paper_shards, monkeypatch):
+def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
     """Parsed, instantiated, and its networks built on the meta device at their real size."""
     from lightning.pytorch.cli import LightningCLI
 
@@ -131,7 +141,11 @@ def test_every_shipped_yaml_builds(configs, paper_shards, monkeypatch):
     if "remoco_svd" in configs[0].stem:
         # the weights are the user's; their shapes are the full size
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
-        args += [f"--data.init_args.shards={paper_shards}", f"--data.init_args.val_shards={paper_shards}"]
+        args += ["--model.init_args.released=null"]
+    for name, folder in shards.items():
+        if name in {path.stem for path in configs}:
+            args += [f"--data.init_args.shards={folder}"]
+            args += [f"--data.init_args.val_shards={folder}"]
     monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, name: None)
     monkeypatch.setattr("sys.argv", ["python -m lightning", *args])
     built = LightningCLI()
@@ -145,6 +159,12 @@ def test_every_shipped_yaml_builds(configs, paper_shards, monkeypatch):
         assert record["condition"]["init_args"][name] == value
     if "remoco_svd" in configs[0].stem:
         assert sum(p.numel() for p in built.model.motion_encoder.parameters()) == 69_195_440
+
+
+def test_no_yaml_is_left_out():
+    known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
+    assert {path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS} == set(EXPERIMENTS)
 
 
 def test_the_sweep_has_every_point():

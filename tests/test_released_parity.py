@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import CLIPVisionModelWithProjection
 
+from conditions import RegionWise
+from lightning_modules import MotionControlModule
 from lightning_modules.diffusion import edm_loss, euler_sample, karras_sigmas
 from lightning_modules.released import Network, Released, build, load_released
-from lightning_modules.svd import without_lora
+from lightning_modules.svd import SVD, without_lora
 from tests.parity import ParitySet, load_set
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -20,13 +25,48 @@ def parity(request) -> ParitySet:
 
 
 @pytest.fixture(scope="module")
-def released(parity, tmp_path_factory) -> Released:
-    return load_released(parity.write(tmp_path_factory.mktemp("released")))
+def released_file(parity, tmp_path_factory) -> Path:
+    return parity.write(tmp_path_factory.mktemp("released"))
 
 
-@pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=["float64", "float32"])
-def network(request, released) -> Network:
-    return build(released, request.param)
+@pytest.fixture(scope="module")
+def released(released_file) -> Released:
+    return load_released(released_file)
+
+
+def through_the_module(path: Path, released: Released) -> Network:
+    """What `model.init_args.released: PATH` builds; the sets hold no VAE and image encoder, so tiny ones lie beside them."""
+    sizes = released.architecture
+    folder = path.parent / "svd"
+    others = SVD.random("tiny")
+    others.vae.save_pretrained(folder / "vae")
+    config = others.image_encoder.config
+    config.projection_dim = sizes.cross_attention_dim
+    CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
+    module = MotionControlModule(
+        RegionWise(visibility_rule="block", motion_norm="squared"),
+        released=str(path),
+        svd=str(folder),
+        lora=sizes.lora,
+        lora_rank=sizes.lora_rank,
+    )
+    module.configure_model()
+    return Network(module.svd.unet, module.motion_encoder, module.injection, module.denoiser)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(torch.float64, "functions"), (torch.float32, "functions"), (torch.float64, "module"), (torch.float32, "module")],
+    ids=["float64-functions", "float32-functions", "float64-module", "float32-module"],
+)
+def network(request, released, released_file) -> Network:
+    dtype, way = request.param
+    if way == "functions":
+        return build(released, dtype)
+    network = through_the_module(released_file, released)
+    for part in network.parts().values():
+        part.to(dtype)
+    return network
 
 
 class Case:

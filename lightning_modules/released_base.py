@@ -1,0 +1,68 @@
+"""`model.init_args.released`: a released file as the base of the LightningModule and the start of what it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from lightning_modules.released_encoders import image_encoder_from_released, vae_from_released
+from lightning_modules.released_network import Released, use_portable_timesteps
+from lightning_modules.svd import SVD, load_component
+
+# what the released weights were trained with (docs/fidelity.md)
+CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}
+BUNDLE = {"injection": "modulation", "lora": "linear", "train_base": False, "latents": "vae"}
+
+
+def check_bundle(architecture: dict[str, Any]) -> None:
+    """Raise ValueError unless a module's architecture is the one the released weights belong to.
+
+    Args:
+        architecture: `MotionControlModule.architecture()`.
+    """
+    condition = architecture["condition"]
+    found = {"class_path": condition["class_path"], **condition["init_args"]}
+    wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
+    wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
+    if wrong:
+        raise ValueError(f"model.released: the released weights belong to another bundle: {'; '.join(wrong)}")
+
+
+def released_svd(released: Released, path: str, svd: str | None = None, revision: str | None = None) -> SVD:
+    """The frozen networks of a released file.
+
+    Args:
+        released: The file, taken apart.
+        path: Its path, for the identity and errors.
+        svd: diffusers' folder or hub id for the VAE and the image encoder, in place of the file's own.
+        revision: Revision of the hub id.
+
+    Raises:
+        MisconfigurationException: neither the file nor `svd` has a VAE or an image encoder.
+    """
+    unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
+    unet.load_state_dict(released.unet)
+    use_portable_timesteps(unet)
+    vae, encoder = (_component(name, released, path, svd, revision) for name in ("vae", "image_encoder"))
+    return SVD(unet, encoder, vae, {"released": path})
+
+
+def _component(name: str, released: Released, path: str, svd: str | None, revision: str | None) -> nn.Module:
+    if svd is not None:
+        return load_component(svd, name, revision)
+    if name not in released.others:
+        raise MisconfigurationException(
+            f"released: {path} holds no {name}; give model.init_args.svd, a diffusers SVD to take it from"
+        )
+    if name == "vae":
+        config, state = vae_from_released(released.others[name])
+        model = AutoencoderKLTemporalDecoder(**config)
+    else:
+        config, state, _ = image_encoder_from_released(released.others[name])
+        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+    model.load_state_dict(state)
+    return model
