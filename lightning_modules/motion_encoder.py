@@ -33,6 +33,18 @@ class GroupNorm(nn.GroupNorm):
         return y.to(x.dtype)
 
 
+class CentredGroupNorm(GroupNorm):
+    """GroupNorm that takes each group's mean away beforehand.
+
+    A control is zero almost everywhere, and on an almost constant map the CPU kernel's `x * scale + shift` cancels: in
+    float32 it moved the UNet's output for a zero control by 8e-5, against 4e-6 like this.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
+        return super().forward((groups - groups.mean((2, 3, 4), keepdim=True)).flatten(1, 2)).to(x.dtype)
+
+
 class TemporalConv(nn.Conv1d):
     """Convolution of kernel 3 over the frames of every pixel; the first and last frame are repeated at the ends."""
 
@@ -67,7 +79,7 @@ class Stem(nn.Module):
         super().__init__()
         widths = (in_channels, channels // 4, channels // 2, channels)
         self.convs = nn.ModuleList(SpatioTemporalConv(i, o, stride=2) for i, o in zip(widths, widths[1:]))
-        self.norms = nn.ModuleList(GroupNorm(ENCODER_GROUPS, width) for width in widths[1:3])
+        self.norms = nn.ModuleList(CentredGroupNorm(ENCODER_GROUPS, width) for width in widths[1:3])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         for conv, norm in zip(self.convs, self.norms):
@@ -80,7 +92,7 @@ class Stage(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.norm = GroupNorm(ENCODER_GROUPS, in_channels)
+        self.norm = CentredGroupNorm(ENCODER_GROUPS, in_channels)
         self.conv = SpatioTemporalConv(in_channels, out_channels)
         self.down = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 

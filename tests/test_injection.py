@@ -39,12 +39,8 @@ def wake(injection: Injection) -> None:
 
 def test_features_have_the_unets_scales(svd, encoder):
     features = encoder(control(2, 5, 64))
-    assert [tuple(f.shape) for f in features] == [
-        (2, 5, 32, 8, 8),
-        (2, 5, 64, 4, 4),
-        (2, 5, 64, 2, 2),
-        (2, 5, 64, 1, 1),
-    ]
+    widths = svd.unet.config.block_out_channels
+    assert [tuple(f.shape) for f in features] == [(2, 5, c, size, size) for c, size in zip(widths, (8, 4, 2, 1))]
     odd = [f.shape[-2:] for f in encoder(10 * randn([0], (2, 3, 72, 40)))]
     assert [tuple(size) for size in odd] == [(9, 5), (5, 3), (3, 2), (2, 1)]
 
@@ -56,11 +52,26 @@ def test_features_of_a_clip_do_not_depend_on_its_batch(encoder):
             torch.testing.assert_close(one[0], two[b])
 
 
-def test_encoder_group_norm_is_float32_in_a_bfloat16_encoder(encoder):
+@pytest.fixture
+def norm():
+    return MotionEncoder((32, 64)).stages[0].norm
+
+
+def test_encoder_group_norm_is_float32_in_a_bfloat16_encoder(norm):
     x = 300 + randn([0], (2, 32, 4, 4))[0].bfloat16()
-    norm = encoder.stages[0].norm
-    exact = F.group_norm(x.float(), 8, norm.weight, norm.bias, norm.eps)
-    assert torch.equal(copy.deepcopy(norm).bfloat16()(x), exact.bfloat16())
+    exact = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), norm.eps)
+    # the error is that of rounding the result, half a unit of bfloat16
+    torch.testing.assert_close(copy.deepcopy(norm).bfloat16()(x).double(), exact, rtol=1.01 * 2**-8, atol=1e-6)
+
+
+def test_encoder_group_norm_is_exact_on_an_almost_constant_map(norm):
+    """A control is zero almost everywhere; torch's own float32 GroupNorm is off by 5e-5 here."""
+    x = 5 + 1e-6 * randn([0], (2, 32, 16, 16))[0]
+    exact = F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), norm.eps)
+    assert (norm(x) - exact).abs().max() < 1e-6
+
+
+def test_a_bfloat16_encoder_gives_bfloat16_features(encoder):
     assert [f.dtype for f in encoder.bfloat16()(control())] == [torch.bfloat16] * 4
 
 
@@ -227,7 +238,7 @@ def test_two_backward_passes_accumulate_as_one_batch(svd, encoder):
     backward(slice(1, 2))
     for one, p in zip(whole, encoder.parameters()):
         # a bias in front of GroupNorm has no gradient but rounding
-        torch.testing.assert_close(p.grad, one, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(p.grad, one, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.slow
