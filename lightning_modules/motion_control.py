@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
 from conditions import Condition, average_magnitude, flow_to_pixels, mix, uniform
@@ -190,6 +191,8 @@ class MotionControlModule(L.LightningModule):
         if self.gradient_checkpointing:
             self.svd.enable_gradient_checkpointing()
         self.denoiser = Denoiser(unet)
+        # buffers are constants: synchronised in every forward pass, they would deadlock ranks with unequal numbers of validation clips
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""

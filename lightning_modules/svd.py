@@ -76,7 +76,7 @@ def _size(
 
 SIZES = {
     "tiny": _size(
-        (64, 64, 64, 64), 1, (4, 4, 4, 4), 32, 32, (32, 32, 32, 32),
+        (32, 64, 64, 64), 1, (2, 4, 4, 4), 32, 32, (32, 32, 32, 32),
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
          "image_size": 32, "patch_size": 8},
     ),

@@ -269,6 +269,13 @@ def test_sampling_is_deterministic_and_changes_nothing(sprites):
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())
 
 
+@pytest.mark.gpu
+def test_trains_in_bf16_on_a_gpu(tmp_path, sprites):
+    net = module(gradient_checkpointing=True)
+    trainer(tmp_path, 2, accelerator="gpu", precision="bf16-mixed").fit(net, data(sprites))
+    assert all(np.isfinite(float.fromhex(line["loss"])) for line in read(tmp_path / "steps.jsonl"))
+
+
 @pytest.mark.parametrize(
     "changes, named",
     [
