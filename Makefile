@@ -17,6 +17,7 @@ $(READY): setup.cfg pyproject.toml constraints.txt entry/__main__.py
 fit: $(READY)
 	$(BIN)/python -m lightning fit --config configs/quickstart.yaml \
 		$(if $(wildcard $(QUICKSTART)/checkpoints/last.ckpt),--ckpt_path last)
+	@echo "The strips in $(QUICKSTART)/samples show the path from clips to a controlled sample; so few steps are no learned control."
 
 test: $(READY)
 	$(BIN)/python -m pytest -q

@@ -18,7 +18,6 @@ from lightning_modules import record
 from lightning_modules.diffusion import Denoiser, edm_loss, euler_sample, randn, sample_sigma
 from lightning_modules.injection import attach
 from lightning_modules.motion_encoder import MotionEncoder
-from lightning_modules.released import load_released
 from lightning_modules.released_base import check_bundle, released_svd
 from lightning_modules.svd import SVD, add_lora
 
@@ -167,8 +166,11 @@ class MotionControlModule(L.LightningModule):
         precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
         self.compute_dtype = compute_dtype or by_precision
-        released = load_released(self.released) if self.released else None
-        if released is not None:
+        released = None
+        if self.released:
+            from lightning_modules.released import load_released  # it is a command too: not imported with the package
+
+            released = load_released(self.released)
             if released.architecture.lora_rank != self.lora_rank:
                 raise MisconfigurationException(
                     f"model.lora_rank is {self.lora_rank}, {self.released} has rank {released.architecture.lora_rank}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from lightning_modules.motion_encoder import seeded
 from lightning_modules.released_encoders import image_encoder_from_released, vae_from_released
 from lightning_modules.released_network import Released, use_portable_timesteps
 from lightning_modules.svd import SVD, load_component
@@ -44,8 +46,9 @@ def released_svd(released: Released, path: str, svd: str | None = None, revision
     Raises:
         MisconfigurationException: neither the file nor `svd` has a VAE or an image encoder.
     """
-    unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
-    unet.load_state_dict(released.unet)
+    with torch.device("meta"):  # nothing is drawn or allocated for weights that are about to be replaced
+        unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
+    unet.load_state_dict(released.unet, assign=True)
     use_portable_timesteps(unet)
     vae, encoder = (_component(name, released, path, svd, revision) for name in ("vae", "image_encoder"))
     return SVD(unet, encoder, vae, {"released": path})
@@ -60,9 +63,11 @@ def _component(name: str, released: Released, path: str, svd: str | None, revisi
         )
     if name == "vae":
         config, state = vae_from_released(released.others[name])
-        model = AutoencoderKLTemporalDecoder(**config)
+        with torch.device("meta"):
+            model = AutoencoderKLTemporalDecoder(**config)
     else:
         config, state, _ = image_encoder_from_released(released.others[name])
-        model = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
-    model.load_state_dict(state)
+        with seeded(0):  # not on meta: it has buffers that are in no file
+            model = CLIPVisionModelWithProjection(CLIPVisionConfig(**config))
+    model.load_state_dict(state, assign=True)
     return model
