@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import ClipDataset
+from datamodules.dataset import ClipDataset, collate
 from datamodules.errors import BadShards
 from datamodules.order import EachOnce, Order, PositionSampler
 from datamodules.shards import ClipShape, Shards
@@ -100,14 +100,22 @@ class ClipDataModule(pl.LightningDataModule):
         self._origin = (0, 0)  # (position, global_step) at which this fit began
         self._counted: Any = None  # the trainer whose steps `_origin` counts
 
-    def open_shards(self, pattern: Union[str, Sequence[str]], train: bool) -> ClipDataset:
-        """Open a set and check it against this module's arguments."""
+    def open_shards(
+        self, pattern: Union[str, Sequence[str]], train: bool, use_latents: bool = False
+    ) -> ClipDataset:
+        """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
         try:
             shards = Shards(pattern)
             shards.require(self.shape)
         except BadShards as error:
             raise MisconfigurationException(str(error)) from None
-        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train))
+        latents = use_latents and shards.latents is not None
+        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), latents)
+
+    @property
+    def latents(self) -> Optional[dict[str, str]]:
+        """Hashes of the weights (`vae`, `image_encoder`) that made the latents of the training batches; None without."""
+        return self.train_set.shards.latents if self.train_set is not None and self.train_set.latents else None
 
     # Position
 
@@ -198,6 +206,7 @@ class ClipDataModule(pl.LightningDataModule):
             multiprocessing_context=_workers_context() if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
+            collate_fn=collate,
         )
         loader.watch = self._watches[dataset.order.shuffle]
         return loader

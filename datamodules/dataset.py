@@ -1,11 +1,12 @@
-"""Positions to samples. Imports no lightning, so that a loader's workers start fast."""
+"""Positions to samples and batches. Imports no lightning, so that a loader's workers start fast."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Sequence, Union
 
+import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from datamodules import samples
 from datamodules.errors import BadClip, BadShards
@@ -13,6 +14,8 @@ from datamodules.order import Order
 from datamodules.shards import Shards
 
 ATTEMPTS = 16
+_LATENTS = ("latent_mean", "latent_std", "image_embedding")
+_DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.bool_: torch.bool}
 
 
 class ClipDataset(Dataset):
@@ -21,10 +24,12 @@ class ClipDataset(Dataset):
     Args:
         shards: the set.
         order: which clip is at which position.
+        latents: give the cached latents in place of the video.
     """
 
-    def __init__(self, shards: Shards, order: Order) -> None:
-        self.shards, self.order = shards, order
+    def __init__(self, shards: Shards, order: Order, latents: bool = False) -> None:
+        self.shards, self.order, self.latents = shards, order, latents
+        self._latent_shapes: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         return len(self.order)
@@ -35,17 +40,52 @@ class ClipDataset(Dataset):
         Raises:
             BadShards: ATTEMPTS candidates in a row failed.
         """
+        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+
+    def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
+        """The samples at these positions as a batch, for DataLoader: clips are decoded to where the batch has them."""
+        specs = samples.arrays(self.shards.shape, self.latents)
+        batch: dict[str, Any] = {
+            name: _empty((len(positions), *size), _DTYPES[dtype]) for name, (size, dtype) in specs.items()
+        }
+        views = {name: tensor.numpy() for name, tensor in batch.items()}
+        rest = [
+            self._fill(int(position), {name: view[row] for name, view in views.items()})
+            for row, position in enumerate(positions)
+        ]
+        numbers = ("flow_step", "fps", "position", "replaced", *(_LATENTS if self.latents else ()))
+        batch.update({name: torch.from_numpy(np.stack([row[name] for row in rest])) for name in numbers})
+        return {**batch, "key": [row["key"] for row in rest], "bad": [row["bad"] for row in rest]}
+
+    def _fill(self, position: int, out: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Decode the clip at a position, or the first replacement that can be used, into one row of a batch."""
         failures: list[str] = []
         for attempt in range(ATTEMPTS):
             try:
-                sample = samples.load(self.shards, *self.order.candidate(position, attempt))
+                found = samples.load_into(self.shards, *self.order.candidate(position, attempt), out)
+                self._require_same_latents(found)
             except BadClip as error:
                 failures.append(str(error))
                 continue
-            tensors = {
-                name: torch.as_tensor(sample[name])
-                for name in ("video", "flow", "flow_step", "visibility", "first_frame", "fps")
-            }
-            counts = {"position": torch.tensor(position), "replaced": torch.tensor(attempt)}
-            return {**tensors, **counts, "key": sample["key"], "bad": "\n".join(failures)}
+            counts = {"position": np.int64(position), "replaced": np.int64(attempt)}
+            return {**found, **counts, "bad": "\n".join(failures)}
         raise BadShards(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")
+
+    def _require_same_latents(self, found: dict[str, Any]) -> None:
+        shapes = [found[name].shape for name in _LATENTS if name in found]
+        if self._latent_shapes and shapes != self._latent_shapes:
+            raise BadClip(f"{found['key']}: latents have shapes {shapes}, other clips {self._latent_shapes}")
+        self._latent_shapes = shapes
+
+
+def collate(rows: Union[dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]:
+    """What `__getitems__` gives is a batch already; rows from `dataset[position]` are stacked."""
+    return rows if isinstance(rows, dict) else default_collate(rows)
+
+
+def _empty(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Not initialised; in a loader's worker in shared memory, from where the training process reads it as it is."""
+    if get_worker_info() is None:
+        return torch.empty(size, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(size)) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage, 0, size)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Mapping
 
 import numpy as np
+import safetensors.numpy
 
-from datamodules import clips, flow_codec
-from datamodules.errors import BadClip
-from datamodules.shards import CAPTION, FLOW, META, VIDEO, VISIBILITY, ClipShape, Shards
+from datamodules import clips, flow_codec, mp4
+from datamodules.errors import BadClip, one_line
+from datamodules.shards import CAPTION, FLOW, LATENT, META, VIDEO, VISIBILITY, ClipShape, Shards
 from datamodules.storage import json_bytes
 
 
@@ -59,53 +60,116 @@ def encode(
         "height": height,
         "width": width,
         "fps": fps,
-        "flow": {"codec": "ffv1-gray16", "step": step, "bound": step / 2, "mean_magnitude": round(magnitude, 4)},
+        "flow": {"codec": flow_codec.CODEC, "step": step, "bound": step / 2, "mean_magnitude": round(magnitude, 4)},
         "visible": round(float(visibility.mean()), 6),
     }
     return {**members, META: json_bytes(meta)}
 
 
-def decode(members: dict[str, bytes], shape: ClipShape, trusted: bool = True) -> dict[str, Any]:
+def arrays(shape: ClipShape, latents: bool) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Shape and dtype of the arrays that a decoded clip fills, by name."""
+    picture = (shape.height, shape.width)
+    names = {
+        "flow": ((shape.frames, 2, *picture), np.uint16),
+        "visibility": ((shape.frames, *picture), np.bool_),
+        "first_frame": ((3, *picture), np.uint8),
+    }
+    return names if latents else {"video": ((shape.frames, 3, *picture), np.uint8), **names}
+
+
+def decode(members: Mapping[str, bytes], shape: ClipShape) -> dict[str, Any]:
+    """Shard members to new arrays, as `decode_into` fills them, with its other values."""
+    out = {name: np.empty(*spec) for name, spec in arrays(shape, latents=False).items()}
+    return {**out, **decode_into(members, shape, out)}
+
+
+def decode_into(members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Shard members to arrays.
 
+    Args:
+        members: by kind.
+        shape: of the clip.
+        out: what `arrays` describes, contiguous; video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16, visibility
+            (L, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first frame alone. What is
+            in them after an error means nothing.
+
     Returns:
-        video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16 with flow_step in pixels, visibility (L, H, W) bool,
-        first_frame, fps.
+        flow_step in pixels and fps; where latents are among the members, latent_mean, latent_std (L, C, h, w) and
+        image_embedding (1, D), float16.
 
     Raises:
-        BadClip: anything that does not decode to this shape.
+        BadClip: anything that does not decode to this shape, or whose values cannot be.
     """
     size = (shape.height, shape.width)
-    meta = read_meta(members[META])
-    flow = flow_codec.decode_flow(members[FLOW], (shape.frames, 2, *size))
-    visibility = flow_codec.decode_visibility(members[VISIBILITY], (shape.frames, *size))
-    video = clips.decode_mp4(members[VIDEO], (shape.frames, 3, *size), trusted)
-    return {
-        "video": video,
-        "flow": flow,
-        "flow_step": np.float32(meta["flow"]["step"]),
-        "visibility": visibility,
-        "first_frame": video[0],
-        "fps": np.float32(meta["fps"]),
-    }
+    meta = read_meta(members[META], shape)
+    flow_codec.decode_flow(members[FLOW], (shape.frames, 2, *size), out["flow"])
+    visibility = flow_codec.decode_visibility(members[VISIBILITY], (shape.frames, *size), out["visibility"])
+    if not visibility[0].all():
+        raise BadClip("visibility of frame 1 is not all true")
+    found: dict[str, Any] = {"flow_step": np.float32(meta["flow"]["step"]), "fps": np.float32(meta["fps"])}
+    if "video" in out:
+        mp4.decode_mp4(members[VIDEO], (shape.frames, 3, *size), out["video"])
+        out["first_frame"][:] = out["video"][0]
+    else:
+        out["first_frame"][:] = mp4.decode_first_frame(members[VIDEO], (3, *size))
+    return {**found, **read_latents(members[LATENT], shape.frames)} if LATENT in members else found
 
 
-def read_meta(data: bytes) -> dict[str, Any]:
+def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
+    """The clip's JSON, checked.
+
+    Raises:
+        BadClip: a field missing, another shape, or a mean displacement beyond the frame's diagonal: a lost tracker.
+    """
     try:
         meta = json.loads(data)
-        step, fps = float(meta["flow"]["step"]), float(meta["fps"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadClip(f"json lacks fps or flow.step ({type(error).__name__})") from error
-    if not (0 < step < 1e3 and 0 < fps < 1e4):
-        raise BadClip(f"json has fps {fps} and flow.step {step}")
+        step, magnitude = float(meta["flow"]["step"]), float(meta["flow"]["mean_magnitude"])
+        found = ClipShape(int(meta["frames"]), int(meta["height"]), int(meta["width"]), float(meta["fps"]))
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
+        raise BadClip(f"json lacks a field or has one of the wrong type ({one_line(error)})") from error
+    if found != shape:
+        raise BadClip(f"json has {found}, expected {shape}")
+    if not 0 < step <= 1:
+        raise BadClip(f"json has flow.step {step}, expected a number in (0, 1]")
+    if not 0 <= magnitude <= (diagonal := float(np.hypot(shape.height, shape.width))):
+        raise BadClip(f"flow is {magnitude:.0f} px in the mean, more than the frame's diagonal of {diagonal:.0f} px")
     return meta
 
 
-def load(shards: Shards, shard: int, clip: int) -> dict[str, Any]:
-    """Read, check and decode one clip of a set; adds its `key`."""
+def read_latents(data: bytes, frames: int) -> dict[str, np.ndarray]:
+    """The cached posterior and image embedding.
+
+    Raises:
+        BadClip: not the three float16 arrays, not finite, or a negative standard deviation.
+    """
     try:
-        members = shards.read(shard, clip, (VIDEO, FLOW, VISIBILITY, META))
-        return {**decode(members, shards.shape), "key": shards.key(shard, clip)}
+        found = safetensors.numpy.load(data)
+        mean, std, embedding = (found[name] for name in ("latent_mean", "latent_std", "image_embedding"))
+    except Exception as error:  # safetensors raises its own type, KeyError and more
+        raise BadClip(f"latents do not read ({one_line(error)})") from error
+    if mean.ndim != 4 or len(mean) != frames or std.shape != mean.shape or embedding.ndim != 2 or len(embedding) != 1:
+        raise BadClip(
+            f"latents have shapes {mean.shape}, {std.shape}, {embedding.shape}, "
+            f"expected ({frames}, C, h, w) twice and (1, D)"
+        )
+    for name, array in (("latent_mean", mean), ("latent_std", std), ("image_embedding", embedding)):
+        if array.dtype != np.float16 or not np.isfinite(array).all():
+            raise BadClip(f"{name} is {array.dtype}, expected finite float16")
+    if (std < 0).any():
+        raise BadClip("latent_std is negative")
+    return {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+
+
+def load_into(shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Read, check and decode one clip of a set into `out`; the rest, with its `key`, is returned.
+
+    Raises:
+        BadClip: it cannot be used; the message names it.
+    """
+    kinds = (VIDEO, FLOW, VISIBILITY, META) if "video" in out else (VIDEO, FLOW, VISIBILITY, META, LATENT)
+    try:
+        members = shards.read(shard, clip, kinds)
+        return {**decode_into(members, shards.shape, out), "key": shards.key(shard, clip)}
     except BadClip as error:
         raise BadClip(f"{_name(shards, shard, clip)}: {error}") from error
 

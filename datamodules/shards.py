@@ -1,13 +1,14 @@
 """The on-disk format: one writer, one reader.
 
-A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.mkv`, `KEY.visibility.png`,
-`KEY.txt` (caption) and `KEY.json`. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every
+A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.z`, `KEY.visibility.png`,
+`KEY.txt` (caption) and `KEY.json`, and `KEY.latent.safetensors` where latents are cached. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every
 member, and the folder's `index.json` lists its shards with what all clips have in common. Members are read with
 `os.pread` at their offset and checked against their CRC before anything decodes them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,16 +18,18 @@ import zlib
 from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence, Union
+from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
-from datamodules.errors import BadClip, BadShards
+from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.storage import atomic_file, json_bytes, write_atomic
 
-FORMAT = 1
+FORMAT = 2
 INDEX = "index.json"
-VIDEO, FLOW, VISIBILITY, CAPTION, META = "mp4", "flow.mkv", "visibility.png", "txt", "json"
+VIDEO, FLOW, VISIBILITY, CAPTION, META, LATENT = (
+    "mp4", "flow.z", "visibility.png", "txt", "json", "latent.safetensors",
+)  # fmt: skip
 MEMBERS = (VIDEO, FLOW, VISIBILITY, CAPTION, META)
 OPEN_SHARDS = 64
 
@@ -47,7 +50,7 @@ class ClipShape:
 def sanitised(name: str) -> str:
     """A key webdataset can read, unique per name: it splits names at the first dot, and `/` and `..` are paths."""
     slug = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:48] or "clip"
-    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:8]}"
+    return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
 def sidecar(shard: Path) -> Path:
@@ -96,6 +99,8 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Leave nothing behind."""
+        with contextlib.suppress(OSError):  # the disk may be full
+            self._tar.close()
         try:
             self._context.__exit__(RuntimeError, RuntimeError("aborted"), None)
         except RuntimeError:
@@ -140,11 +145,47 @@ def scan(file: Any, name: str) -> dict[str, Any]:
     return {"format": FORMAT, "shard": name, "bytes": size, "keys": keys, "members": members}
 
 
-def write_index(folder: Union[str, Path], shape: ClipShape, entries: Iterable[dict[str, Any]]) -> None:
-    """Write the folder's `index.json`: the last thing written, so that a set with an index is complete."""
+def unpack(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and members of every clip of a shard, checked against its sidecar.
+
+    Raises:
+        BadClip: shard or sidecar missing, truncated or changed.
+    """
+    try:
+        index = json.loads(sidecar(path).read_bytes())
+        with open(path, "rb") as file:
+            for clip, key in enumerate(index["keys"]):
+                members = {}
+                for kind, places in index["members"].items():
+                    if places[clip] is not None:
+                        offset, size, crc = places[clip]
+                        file.seek(offset)
+                        members[kind] = file.read(size)
+                        if zlib.crc32(members[kind]) != crc:
+                            raise BadClip(f"{path}: {key}.{kind} has changed since it was written (CRC-32)")
+                yield key, members
+    except (OSError, ValueError, KeyError) as error:
+        raise BadClip(f"{path} does not read: {error}") from error
+
+
+def write_index(
+    folder: Union[str, Path],
+    shape: ClipShape,
+    entries: Iterable[dict[str, Any]],
+    latents: Optional[Mapping[str, str]] = None,
+) -> None:
+    """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
+
+    Args:
+        folder: of the shards.
+        shape: of the clips.
+        entries: one per shard, from `ShardWriter.close`.
+        latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
+    """
     shards = sorted(entries, key=lambda shard: shard["name"])
     content = {
         "format": FORMAT, **asdict(shape), "clips": sum(shard["clips"] for shard in shards), "shards": shards,
+        **({} if latents is None else {"latents": dict(latents)}),
     }  # fmt: skip
     write_atomic(Path(folder) / INDEX, json_bytes(content))
 
@@ -219,6 +260,7 @@ class Shards:
             elif chosen.setdefault(path.parent, set()) is not None:
                 chosen[path.parent].add(path.name)
         self.shape: ClipShape
+        self.latents: Optional[dict[str, str]] = None  # hashes of the weights that all cached latents were made with
         self._folders = list(chosen)
         self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
         counts: list[int] = []
@@ -228,6 +270,7 @@ class Shards:
             if number and shape != self.shape:
                 raise BadShards(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
             self.shape = shape
+            self._take_latents(index.get("latents"), number)
             listed = [shard for shard in index["shards"] if names is None or shard["name"] in names]
             if names is not None and len(listed) != len(names):
                 unknown = sorted(names - {shard["name"] for shard in listed})[0]
@@ -252,6 +295,14 @@ class Shards:
     def _forget(self) -> None:
         self._sidecars: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._handles: OrderedDict[int, Any] = OrderedDict()
+
+    def _take_latents(self, found: Optional[dict[str, str]], number: int) -> None:
+        """Latents count when every folder has them; made with different weights, they must not be mixed."""
+        if number and found and self.latents and found != self.latents:
+            raise BadShards(
+                f"{self._folders[number] / INDEX}: latents were made with other weights than those of {self._folders[0]}"
+            )
+        self.latents = found if found and (not number or self.latents) else None
 
     def path(self, shard: int) -> Path:
         folder, name, _ = self._shards[shard]
@@ -284,6 +335,8 @@ class Shards:
             if place is None:
                 raise BadClip(f"{self.path(shard)}: {key}.{kind} is missing")
             offset, size, crc = (int(value) for value in place)
+            if offset < 0 or not 0 <= size <= index["bytes"] - offset:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} is listed outside of the file")
             try:
                 data = os.pread(self._handle(shard).fileno(), size, offset)
             except OSError as error:
@@ -312,12 +365,22 @@ class Shards:
             raise BadClip(f"{path} does not read: {error.strerror}") from error
         if zlib.crc32(data) != self._shards[shard][2]:
             raise BadClip(f"{path} has changed since the set's {INDEX} was written (CRC-32)")
-        index = json.loads(data)
-        index["members"] = {
-            kind: column if None in column else np.asarray(column, dtype=np.int64)
-            for kind, column in index["members"].items()
-        }
-        return index
+        try:
+            return _checked_sidecar(json.loads(data), int(self.counts[shard]))
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+            raise BadClip(f"{path} is no index of {int(self.counts[shard])} clips ({one_line(error)})") from error
+
+
+def _checked_sidecar(index: dict[str, Any], clips: int) -> dict[str, Any]:
+    """Columns as arrays, where no member is missing, so that a shard's index stays small in memory."""
+    lengths = {len(index["keys"]), *(len(column) for column in index["members"].values())}
+    if lengths != {clips}:
+        raise ValueError(f"its columns have {sorted(lengths)} entries")
+    columns = {
+        kind: column if None in column else np.asarray(column, dtype=np.int64).reshape(clips, 3)
+        for kind, column in index["members"].items()
+    }
+    return {"keys": index["keys"], "bytes": int(index["bytes"]), "members": columns}
 
 
 def _recent(cache: OrderedDict, number: int, make: Any, drop: Any) -> Any:

@@ -23,6 +23,8 @@ class WebVidDataModule(ClipDataModule):
         height: in pixels, a multiple of 8.
         width: in pixels, a multiple of 8.
         fps: frames per second.
+        use_latents: where the shards have cached latents, train on them (`latent_mean`, `latent_std`,
+            `image_embedding`; no `video`); validation always decodes its videos.
 
     Raises:
         MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is
@@ -41,7 +43,8 @@ class WebVidDataModule(ClipDataModule):
         height: int = 320,
         width: int = 512,
         fps: float = 8.0,
+        use_latents: bool = True,
     ) -> None:
         super().__init__(ClipShape(frames, height, width, fps), batch_size, val_batch_size, num_workers, seed)
-        self.train_set = self.open_shards(shards, train=True)
+        self.train_set = self.open_shards(shards, train=True, use_latents=use_latents)
         self.val_set = None if val_shards is None else self.open_shards(val_shards, train=False)

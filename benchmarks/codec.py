@@ -1,0 +1,75 @@
+"""Megabytes per clip on disk, member by member, over the named set of clip_set.py, and the flow's largest error.
+
+    python benchmarks/codec.py [--clips ../shared/clips]
+
+1 MB is 10^6 bytes; what tar adds (headers and padding, at most 1.5 KB a member) is counted. Without the folder of real
+videos only the generated clips are measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
+
+import clip_set  # noqa: E402
+from datamodules import flow_codec  # noqa: E402
+from datamodules.shards import FLOW, MEMBERS, VISIBILITY  # noqa: E402
+
+GOAL = 1.05
+BLOCK = 512
+
+
+def in_tar(size: int) -> int:
+    """Bytes that a member takes in a tar: its header, and its content in whole blocks."""
+    return BLOCK + -(-size // BLOCK) * BLOCK
+
+
+def measure(clip: clip_set.Tracked) -> dict[str, float]:
+    """Encode a clip; MB of each member and of the clip in a tar, largest error in px, CPU ms to decode the tracks."""
+    members = clip.encode()
+    begin = time.process_time()
+    stored = flow_codec.decode_flow(members[FLOW], clip.flow.shape)
+    visibility = flow_codec.decode_visibility(members[VISIBILITY], clip.visibility.shape)
+    milliseconds = (time.process_time() - begin) * 1e3
+    assert (visibility == clip.visibility).all()
+    error = float(np.abs(flow_codec.to_pixels(stored, flow_codec.STEP) - clip.flow).max())
+    sizes = {kind: len(members[kind]) / 1e6 for kind in MEMBERS}
+    total = sum(in_tar(len(data)) for data in members.values()) / 1e6
+    return {**sizes, "clip": total, "error": error, "ms": milliseconds}
+
+
+def row(name: str, magnitude: float, values: dict[str, float]) -> str:
+    sizes = " | ".join(f"{values[kind]:.3f}" for kind in MEMBERS[:3])
+    small = sum(values[kind] for kind in MEMBERS[3:])
+    rest = f"{small:.4f} | {values['clip']:.3f} | {values['error']:.4f} | {values['ms']:.0f}"
+    return f"| {name} | {magnitude:.1f} | {sizes} | {rest} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "clips")
+    folder = parser.parse_args().clips
+    print(f"| clip | mean flow, px | {' | '.join(MEMBERS[:3])} | txt + json | clip, MB | largest error, px | tracks, ms |")
+    print("|---" * 9 + "|")
+    found, magnitudes = [], []
+    sources = [clip_set.generated(number) for number in range(clip_set.GENERATED)]
+    if folder.is_dir():
+        sources += clip_set.real(folder)
+    for clip in sources:
+        found.append(measure(clip))
+        magnitudes.append(clip.magnitude)
+        print(row(clip.name, clip.magnitude, found[-1]), flush=True)
+    mean = {key: float(np.mean([values[key] for values in found])) for key in found[0]}
+    mean["error"] = max(values["error"] for values in found)
+    print(row(f"mean of {len(found)}", float(np.mean(magnitudes)), mean))
+    print(f"\ngoal at most {GOAL} MB: {'reached' if mean['clip'] <= GOAL else 'NOT REACHED'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""Clips per second of one core: our data path beside a loader in the released style, with and without cached latents.
+
+    python benchmarks/loader.py [--rounds 10] [--batch 4] [--profile]
+
+Every path begins at files (in the page cache) and ends with what a training step takes from the host:
+
+- released style, our own code of what it does: a tar read in order, per clip an mp4 decoded with decord, displacements
+  as float16 npy, visibility as a JPEG strip; all made float, frames in [-1, 1]; the region-wise control with mask and
+  bucket in numpy (`kron`); collated by default;
+- ours: `WebVidDataModule`'s loader, uint8 video, uint16 flow and bool visibility in one batch. The control is made
+  from it on the device.
+
+One process, one thread. Rounds are interleaved; medians of CPU time per clip (`time.process_time`), wall time beside
+it. The clips are the 8 generated ones of clip_set.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import statistics
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable, Iterator
+
+import cv2
+import numpy as np
+import safetensors.numpy
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
+
+import clip_set  # noqa: E402
+from benchmarks.conditions import released_style  # noqa: E402
+from conditions import RegionWise, average_magnitude, flow_to_pixels  # noqa: E402
+from datamodules import WebVidDataModule, flow_codec, mp4, samples  # noqa: E402
+from datamodules.shards import FLOW, LATENT, VIDEO, VISIBILITY, ClipShape, ShardWriter, write_index  # noqa: E402
+
+try:
+    import decord
+except (ImportError, OSError):
+    decord = None
+
+SHAPE = ClipShape(clip_set.FRAMES, clip_set.HEIGHT, clip_set.WIDTH, clip_set.FPS)
+
+
+class ReleasedStyle(IterableDataset):
+    """Clips of the released layout, one after the other, each with its dense floats and its control."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rng = np.random.default_rng(0)
+        with tarfile.open(self.path) as tar:
+            members: dict[str, bytes] = {}
+            for info in tar:
+                members[info.name.split(".", 1)[1]] = tar.extractfile(info).read()
+                if len(members) == 4:
+                    yield released_sample(members, rng)
+                    members = {}
+
+
+def released_sample(members: dict[str, bytes], rng: np.random.Generator) -> dict[str, Any]:
+    flow = np.load(io.BytesIO(members["npy"]), allow_pickle=False)
+    strip = cv2.imdecode(np.frombuffer(members["jpg"], np.uint8), cv2.IMREAD_GRAYSCALE)
+    frames = released_frames(members["mp4"]).astype(np.float32) / 127.5 - 1
+    control, bucket = released_style(flow, strip, rng)
+    dense = np.concatenate([np.zeros_like(flow[:1]), flow]).astype(np.float32)
+    visible = strip.reshape(SHAPE.height, SHAPE.frames - 1, SHAPE.width).transpose(1, 0, 2).astype(np.float32) / 255
+    return {
+        "video": np.ascontiguousarray(frames.transpose(0, 3, 1, 2)),
+        "flow": np.ascontiguousarray(dense.transpose(0, 3, 1, 2)),
+        "visibility": np.ascontiguousarray(visible),
+        "control": control,
+        "bucket": np.float32(bucket),
+        "fps": json.loads(members["json"])["fps"],
+    }
+
+
+def released_frames(data: bytes) -> np.ndarray:
+    """(L, H, W, 3) uint8, with decord where there is a wheel."""
+    if decord is None:
+        return mp4.decode_mp4(data, (SHAPE.frames, 3, SHAPE.height, SHAPE.width)).transpose(0, 2, 3, 1)
+    reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
+    return reader.get_batch(range(len(reader))).asnumpy()
+
+
+def write_released(path: Path, clips: list[clip_set.Tracked]) -> float:
+    """The released layout; MB per clip."""
+    with tarfile.open(path, "w") as tar:
+        for number, clip in enumerate(clips):
+            flow = io.BytesIO()
+            np.save(flow, np.ascontiguousarray(clip.flow[1:].transpose(0, 2, 3, 1)).astype(np.float16))
+            strip = np.concatenate(list(clip.visibility[1:].astype(np.uint8) * 255), axis=1)
+            jpeg = cv2.imencode(".jpg", strip)[1].tobytes()
+            meta = json.dumps({"fps": SHAPE.fps}).encode()
+            video = clip.encode()[VIDEO]
+            for kind, data in {"mp4": video, "npy": flow.getvalue(), "jpg": jpeg, "json": meta}.items():
+                info = tarfile.TarInfo(f"{number:06d}.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return path.stat().st_size / len(clips) / 1e6
+
+
+def write_ours(folder: Path, clips: list[clip_set.Tracked], latents: bool) -> float:
+    """Our layout; MB per clip. The latents are random: reading them costs the same."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    with_latents = {"vae": "benchmark", "image_encoder": "benchmark"} if latents else None
+    writer = ShardWriter(folder / "00000-000.tar")
+    for number, clip in enumerate(clips):
+        members = clip.encode()
+        if latents:
+            size = (SHAPE.frames, 4, SHAPE.height // 8, SHAPE.width // 8)
+            mean, std = rng.normal(size=size).astype(np.float16), rng.random(size).astype(np.float16)
+            embedding = rng.normal(size=(1, 1024)).astype(np.float16)
+            members[LATENT] = safetensors.numpy.save(
+                {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+            )
+        writer.write(f"clip-{number}", members)
+    entry = writer.close()
+    write_index(folder, SHAPE, [entry], with_latents)
+    return entry["bytes"] / len(clips) / 1e6
+
+
+def ours(folder: Path, batch: int) -> DataLoader:
+    data = WebVidDataModule(str(folder), batch_size=batch, num_workers=0, height=SHAPE.height, width=SHAPE.width)
+    return data.train_dataloader()
+
+
+def with_condition(loader: DataLoader) -> Iterator[torch.Tensor]:
+    """The batches' controls and buckets, made on the CPU."""
+    condition = RegionWise()
+    for batch in loader:
+        flow = flow_to_pixels(batch["flow"], batch["flow_step"])
+        magnitude = average_magnitude(flow)
+        yield condition(flow, batch["visibility"], batch["position"], magnitude), magnitude.mean((1, 2))
+
+
+def timed(batches: Any, clips: int) -> tuple[float, float]:
+    """CPU and wall ms per clip of one pass."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    for _ in batches:
+        pass
+    return (time.process_time() - cpu) / clips * 1e3, (time.perf_counter() - wall) / clips * 1e3
+
+
+def profile(folder: Path) -> None:
+    """Where our time goes: CPU ms per clip of each part, over the clips of a set."""
+    data = WebVidDataModule(str(folder), num_workers=0, height=SHAPE.height, width=SHAPE.width).train_set.shards
+    size, n = (SHAPE.height, SHAPE.width), int(data.counts[0])
+    kinds = (VIDEO, FLOW, VISIBILITY, "json", LATENT)
+    clips = [data.read(0, number, kinds) for number in range(n)]
+    out = {name: np.empty(*spec) for name, spec in samples.arrays(SHAPE, latents=False).items()}
+    parts: dict[str, Callable[[dict[str, bytes]], Any]] = {
+        "flow": lambda m: flow_codec.decode_flow(m[FLOW], (SHAPE.frames, 2, *size), out["flow"]),
+        "video": lambda m: mp4.decode_mp4(m[VIDEO], (SHAPE.frames, 3, *size), out["video"]),
+        "first frame alone": lambda m: mp4.decode_first_frame(m[VIDEO], (3, *size)),
+        "visibility": lambda m: flow_codec.decode_visibility(m[VISIBILITY], (SHAPE.frames, *size), out["visibility"]),
+        "latents": lambda m: samples.read_latents(m[LATENT], SHAPE.frames),
+    }
+    print("\n| part | CPU ms per clip |\n|---|---|")
+    times = [timed((data.read(0, number, kinds) for number in range(n)), n)[0] for _ in range(5)]
+    print(f"| read and CRC-32, with latents | {statistics.median(times):.1f} |")
+    for name, part in parts.items():
+        times = [timed(map(part, clips), n)[0] for _ in range(5)]
+        print(f"| {name} | {statistics.median(times):.1f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--profile", action="store_true", help="print where our time goes")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        clips = [clip_set.generated(number) for number in range(clip_set.GENERATED)]
+        sizes = {
+            "released style": write_released(root / "released.tar", clips),
+            "ours": write_ours(root / "ours", clips, latents=False),
+            "ours, cached latents": write_ours(root / "latents", clips, latents=True),
+        }
+        sizes["ours + control on the CPU"] = sizes["ours"]
+        paths: dict[str, Callable[[], Any]] = {
+            "released style": lambda: DataLoader(ReleasedStyle(root / "released.tar"), arguments.batch),
+            "ours": lambda: ours(root / "ours", arguments.batch),
+            "ours, cached latents": lambda: ours(root / "latents", arguments.batch),
+            "ours + control on the CPU": lambda: with_condition(ours(root / "ours", arguments.batch)),
+        }
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
+        for number in range(arguments.rounds + 1):
+            for what, make in paths.items():
+                batches = make()
+                found = timed(batches, len(clips))
+                if number:  # the first one warms up
+                    times[what].append(found)
+        report(times, sizes)
+        if arguments.profile:
+            profile(root / "latents")
+
+
+def report(times: dict[str, list[tuple[float, float]]], sizes: dict[str, float]) -> None:
+    reference = [statistics.median(column) for column in zip(*times["released style"])]
+    rounds = len(times["released style"])
+    print(f"{rounds} interleaved rounds, one process, one thread, torch {torch.__version__}\n")
+    print("| loader | MB per clip | CPU ms per clip [quartiles] | clips/s per core | times | wall ms per clip | times |")
+    print("|---" * 7 + "|")
+    for what, pairs in times.items():
+        cpu, wall = (statistics.median(column) for column in zip(*pairs))
+        low, _, high = statistics.quantiles([pair[0] for pair in pairs], n=4)
+        print(
+            f"| {what} | {sizes[what]:.2f} | {cpu:.1f} [{low:.1f}..{high:.1f}] | {1e3 / cpu:.1f} | "
+            f"{reference[0] / cpu:.1f} | {wall:.1f} | {reference[1] / wall:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
