@@ -2,7 +2,16 @@
 
 from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.dis import DIS
+from datamodules.trackers.dot import DOT, DotOptions
 
-TRACKERS = {"dis": DIS}
 
-__all__ = ["DIS", "TRACKERS", "Tracker", "Tracks"]
+def make_tracker(name: str, dot: DotOptions = DotOptions()) -> Tracker:
+    """A tracker by name; weights are looked for now, and loaded with the first clip.
+
+    Raises:
+        BadShards: files that are missing; the message names the option.
+    """
+    return DOT(dot) if name == "dot" else DIS()
+
+
+__all__ = ["DIS", "DOT", "DotOptions", "Tracker", "Tracks", "make_tracker"]
