@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, Callable, Iterable, Iterator, Optional
 
+number = 0  # of this process among its pool's workers; the process that takes a dead one's place takes its number
+
 
 @dataclass
 class Died:
@@ -15,11 +17,56 @@ class Died:
     exit_code: Optional[int]
 
 
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Any
-    task: Any = None
+class Worker:
+    """A process that runs `function` on one task after another; a new one takes its place when it dies.
+
+    Args:
+        function: must not raise; it and the tasks must pickle.
+        number: what `pool.number` is in the process.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], number: int = 0) -> None:
+        self._function, self._number = function, number
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([function.__module__])
+        self.task: Any = None
+        self._start()
+
+    def _start(self) -> None:
+        self.pipe, there = self._context.Pipe()
+        self.process = self._context.Process(target=_serve, args=(self._function, there, self._number), daemon=True)
+        self.process.start()
+        there.close()
+
+    def give(self, task: Any) -> None:
+        self.task = task
+        try:
+            self.pipe.send(task)
+        except OSError:  # it died while it waited
+            self._replace()
+            self.pipe.send(task)
+
+    def take(self) -> tuple[Any, Any]:
+        """Wait for the task given last; (task, result or Died)."""
+        task, self.task = self.task, None
+        try:
+            return task, self.pipe.recv()
+        except (EOFError, OSError):
+            return task, Died(self._replace())
+
+    def _replace(self) -> Optional[int]:
+        """Start a new process; the exit code of the old one."""
+        self.process.join()
+        self.pipe.close()
+        exit_code = self.process.exitcode
+        self._start()
+        return exit_code
+
+    def stop(self) -> None:
+        self.pipe.close()
+        if self.task is not None:
+            self.process.terminate()
+        self.process.join()
 
 
 def run(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
@@ -27,62 +74,35 @@ def run(function: Callable[[Any], Any], tasks: Iterable[Any], workers: int) -> I
 
     `function` must not raise; it and the tasks must pickle.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([function.__module__])
     queue = iter(tasks)
-    running: list[_Worker] = []
+    running: list[Worker] = []
+
+    def give(worker: Worker) -> bool:
+        task = next(queue, None)
+        if task is not None:
+            worker.give(task)
+        return task is not None
+
     try:
-        for _ in range(workers):
-            worker = _start(context, function)
-            running.append(worker)
-            if not _give(worker, queue):
+        for place in range(workers):
+            running.append(Worker(function, place))
+            if not give(running[-1]):
                 break
         while busy := [worker for worker in running if worker.task is not None]:
-            for ready in wait([worker.pipe for worker in busy] + [worker.process.sentinel for worker in busy]):
-                worker = next((w for w in busy if ready in (w.pipe, w.process.sentinel) and w.task is not None), None)
-                if worker is None:
-                    continue
-                task, result = worker.task, _receive(worker)
-                worker.task = None
-                if isinstance(result, Died):
-                    running.remove(worker)
-                    worker = _start(context, function)
-                    running.append(worker)
-                _give(worker, queue)
-                yield task, result
+            ready = set(map(id, wait([item for worker in busy for item in (worker.pipe, worker.process.sentinel)])))
+            for worker in busy:
+                if id(worker.pipe) in ready or not worker.process.is_alive():
+                    finished = worker.take()
+                    give(worker)
+                    yield finished
     finally:
         for worker in running:
-            worker.pipe.close()
-            if worker.task is not None:
-                worker.process.terminate()
-        for worker in running:
-            worker.process.join()
+            worker.stop()
 
 
-def _start(context: Any, function: Callable[[Any], Any]) -> _Worker:
-    here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(function, there), daemon=True)
-    process.start()
-    there.close()
-    return _Worker(process, here)
-
-
-def _give(worker: _Worker, queue: Iterator[Any]) -> bool:
-    worker.task = next(queue, None)
-    if worker.task is not None:
-        worker.pipe.send(worker.task)
-    return worker.task is not None
-
-
-def _receive(worker: _Worker) -> Any:
-    try:
-        return worker.pipe.recv()
-    except (EOFError, OSError):
-        worker.process.join()
-        return Died(worker.process.exitcode)
-
-
-def _serve(function: Callable[[Any], Any], pipe: Any) -> None:
+def _serve(function: Callable[[Any], Any], pipe: Any, place: int) -> None:
+    global number
+    number = place
     while True:
         try:
             pipe.send(function(pipe.recv()))

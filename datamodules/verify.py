@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from datamodules import flow_codec, pool, samples
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.shards import CAPTION, FLOW, INDEX, META, VIDEO, VISIBILITY, Shards, read_index
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, read_index
 
 
 def verify_shards(pattern: str, workers: int) -> list[str]:
@@ -57,16 +57,12 @@ def _verify_clips(shards: Shards, number: int) -> list[str]:
 
 def _fault(shards: Shards, number: int, clip: int) -> Optional[str]:
     try:
-        members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META))
+        latents = (LATENT,) if shards.latents else ()
+        members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META, *latents))
         sample = samples.decode(members, shards.shape)
-        meta = samples.read_meta(members[META])
-        for field in ("frames", "height", "width", "fps"):
-            if meta[field] != getattr(shards.shape, field):
-                return f"json has {field} {meta[field]}, the set {getattr(shards.shape, field)}"
+        meta = samples.read_meta(members[META], shards.shape)
         if meta["flow"]["bound"] * 2 != meta["flow"]["step"]:
             return f"json has flow bound {meta['flow']['bound']} at step {meta['flow']['step']}"
-        if not sample["visibility"][0].all():
-            return "frame 1 is not all visible"
         flow = flow_codec.to_pixels(sample["flow"], meta["flow"]["step"]).astype(np.float64)
         magnitude = float(np.sqrt((flow**2).sum(1)).mean())
         if abs(magnitude - meta["flow"]["mean_magnitude"]) > meta["flow"]["bound"] * 2**0.5 + 1e-3:

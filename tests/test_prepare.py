@@ -11,31 +11,13 @@ import av
 import numpy as np
 import pytest
 
-from datamodules import clips, prepare
+from datamodules import clips, prepare, work
 from datamodules.errors import BadClip
-from datamodules.scene import random_scene, render, tracks
 from datamodules.shards import Shards
-from datamodules.trackers import DIS
+from datamodules.sources import videos_in
+from tests.videos import write_video
 
 SMALL = ["--frames", "3", "--fps", "6", "--height", "32", "--width", "40", "--clips_per_shard", "2"]
-
-
-def write_video(path, frames=24, fps=12, height=48, width=64, seed=0, times=None):
-    """A moving scene as mp4; `times` are frame times in milliseconds, for a variable frame rate."""
-    video = render(random_scene([seed], frames, height, width))
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "10", "g": "8"})
-        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-        if times is not None:
-            from fractions import Fraction
-
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for index, image in enumerate(video):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
-            frame.pts = index if times is None else times[index]
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-    return video
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +128,7 @@ def test_verify_lists_what_is_bad(shards, tmp_path, capsys):
     shutil.copytree(shards, broken)
     name = sorted(path.name for path in broken.glob("*.tar"))[0]
     index = json.loads((broken / name.replace(".tar", ".index.json")).read_bytes())
-    offset, size, _ = index["members"]["flow.mkv"][0]
+    offset, size, _ = index["members"]["flow.z"][0]
     (broken / name).chmod(0o644)
     data = bytearray((broken / name).read_bytes())
     data[offset + size // 2] ^= 1
@@ -154,7 +136,7 @@ def test_verify_lists_what_is_bad(shards, tmp_path, capsys):
     capsys.readouterr()
     assert run("verify", broken, "--workers", 1) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2 and "SHA-256" in lines[0] and f"{index['keys'][0]}.flow.mkv has changed" in lines[1]
+    assert len(lines) == 2 and "SHA-256" in lines[0] and f"{index['keys'][0]}.flow.z has changed" in lines[1]
 
 
 @pytest.mark.slow
@@ -185,10 +167,10 @@ def _finished(out):
 
 
 def test_a_clip_that_is_done_is_not_redone(folder, tmp_path, monkeypatch):
-    videos = prepare.videos_in(str(folder / "sub"))
-    settings = prepare.Settings(3, 32, 40, 6.0, "dis", 0.5, 1 / 8, 2)
-    task = prepare.Task(videos[0], 0, tmp_path / "parts", settings)
-    real, calls = prepare.encode_clip, []
+    videos = videos_in(str(folder / "sub"))
+    settings = work.Settings(3, 32, 40, 6.0, "dis", 0.5, 1 / 8, 2)
+    task = work.Task(videos[0], 0, tmp_path / "parts", settings)
+    real, calls = work.encode_clip, []
 
     def dies_at_the_third(video, start, settings):
         calls.append(start)
@@ -196,10 +178,10 @@ def test_a_clip_that_is_done_is_not_redone(folder, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(video, start, settings)
 
-    monkeypatch.setattr(prepare, "encode_clip", dies_at_the_third)
+    monkeypatch.setattr(work, "encode_clip", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
-        prepare.prepare_video(task)
-    assert prepare.prepare_video(task) is None
+        work.prepare_video(task)
+    assert work.prepare_video(task) is None
     assert calls == [0.0, 0.5, 1.0, 1.0, 1.5]
     assert len(json.loads((tmp_path / "parts/00000000.json").read_bytes())["clips"]) == 4
 
@@ -208,14 +190,14 @@ def test_a_full_disk_stops_the_job_and_leaves_no_half_written_file(folder, tmp_p
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    task = prepare.Task(
-        prepare.videos_in(str(folder / "sub"))[0],
+    task = work.Task(
+        videos_in(str(folder / "sub"))[0],
         0,
         tmp_path / "p",
-        prepare.Settings(3, 32, 40, 6.0, "dis", None, 1 / 8, 2),
+        work.Settings(3, 32, 40, 6.0, "dis", None, 1 / 8, 2),
     )
     monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device" in prepare.prepare_video(task)
+    assert "No space left on device" in work.prepare_video(task)
     assert list((tmp_path / "p").iterdir()) == []
 
 
@@ -281,21 +263,3 @@ def test_too_short_says_how_much_is_missing(tmp_path):
     write_video(tmp_path / "v.mp4", frames=12, fps=12)
     with pytest.raises(BadClip, match="ends too early: 16 frames at 8 fps from 0.00 s need 1.88 s, 8 found"):
         clips.read_clip(tmp_path / "v.mp4", 0, 16, 8, 48, 64)
-
-
-# Trackers
-
-
-def test_dis_follows_the_sprites():
-    scene = random_scene([0, 0, 2], 16, 96, 128)
-    flow, visibility = tracks(scene)
-    found = DIS()(render(scene))
-    assert found.flow.dtype == np.float32 and found.visibility.dtype == bool
-    assert (found.flow[0] == 0).all() and found.visibility[0].all()
-    error = np.hypot(*(found.flow - flow).transpose(1, 0, 2, 3))[1:]
-    both = visibility[1:] & found.visibility[1:]
-    still = np.hypot(*flow.transpose(1, 0, 2, 3))[1:]
-    assert np.median(error[both]) < 0.2 and error[both].mean() < 0.15 * still[both].mean()
-    assert (visibility[1:] == found.visibility[1:]).mean() > 0.8
-    again = DIS()(render(scene))
-    assert (again.flow == found.flow).all() and (again.visibility == found.visibility).all()
