@@ -1,17 +1,15 @@
 """Videos to arrays and arrays to mp4.
 
-Strangers' videos are opened with PyAV only: decord segfaults on corrupt containers. decord, where there is a wheel,
-decodes only mp4 that `encode_mp4` wrote and whose checksum matched before it got here.
+Videos are opened with PyAV: decord segfaults on corrupt containers. What `encode_mp4` wrote is decoded in `mp4`.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Iterator, Optional, Union
+from typing import Any, BinaryIO, Iterator, Union
 
 import av
 import cv2
@@ -19,12 +17,8 @@ import numpy as np
 
 from datamodules.errors import BadClip, one_line
 
-try:
-    import decord
-except (ImportError, OSError):  # no wheel on Arm
-    decord = None
-
 CRF = 18
+Source = Union[str, os.PathLike, BinaryIO]
 
 
 @dataclass(frozen=True)
@@ -35,14 +29,14 @@ class Clip:
     start: float
 
 
-def video_seconds(path: Union[str, os.PathLike]) -> float:
+def video_seconds(source: Source) -> float:
     """Duration of the video stream in seconds, from the container, or from its packets where the container is silent.
 
     Raises:
         BadClip: the file does not open or has no video.
     """
     try:
-        with av.open(str(path)) as container:
+        with _opened(source) as container:
             stream = _video_stream(container)
             if stream.duration:
                 return float(stream.duration * stream.time_base)
@@ -53,6 +47,18 @@ def video_seconds(path: Union[str, os.PathLike]) -> float:
         raise
     except Exception as error:
         raise BadClip(f"does not open: {one_line(error)}") from error
+
+
+def _opened(source: Source) -> Any:
+    return av.open(source if hasattr(source, "read") else str(source))
+
+
+def pictures(source: Source) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds since the stream's start, picture) of a whole video, in order; whatever PyAV raises passes through."""
+    with _opened(source) as container:
+        stream = _video_stream(container)
+        stream.codec_context.thread_count = 1
+        yield from _pictures_from(container, stream, 0.0)
 
 
 def _video_stream(container):
@@ -84,7 +90,7 @@ def middle_start(seconds: float, frames: int, fps: float) -> float:
     return max(0.0, (seconds - frames / fps) / 2)
 
 
-def read_clip(path: Union[str, os.PathLike], start: float, frames: int, fps: float, height: int, width: int) -> Clip:
+def read_clip(source: Source, start: float, frames: int, fps: float, height: int, width: int) -> Clip:
     """Decode `frames` frames at `fps` from second `start`, upright, resized so that the crop just fits, centre-cropped.
 
     Each wanted instant takes the picture shown then (by time stamp, so variable frame rates need nothing else).
@@ -96,7 +102,7 @@ def read_clip(path: Union[str, os.PathLike], start: float, frames: int, fps: flo
     out = np.empty((frames, 3, height, width), dtype=np.uint8)
     filled, distinct = 0, 0
     try:
-        with av.open(str(path)) as container:
+        with _opened(source) as container:
             stream = _video_stream(container)
             stream.codec_context.thread_count = 1
             held, period = None, 0.0
@@ -206,40 +212,3 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
             container.mux(stream.encode())
         with open(path, "rb") as file:
             return file.read()
-
-
-def decode_mp4(data: bytes, shape: tuple[int, int, int, int], trusted: bool) -> np.ndarray:
-    """mp4 bytes to (L, 3, H, W) uint8.
-
-    Args:
-        data: the file.
-        shape: what the clip must have.
-        trusted: the bytes are ours and their checksum matched, so decord may read them.
-
-    Raises:
-        BadClip: does not decode, or to another shape.
-    """
-    try:
-        images = _decord(data) if trusted and decord is not None else None
-        if images is None:
-            with av.open(io.BytesIO(data), format="mp4") as container:
-                stream = _video_stream(container)
-                stream.codec_context.thread_count = 1
-                images = np.stack([picture.to_ndarray(format="rgb24") for picture in container.decode(stream)])
-    except BadClip:
-        raise
-    except Exception as error:
-        raise BadClip(f"mp4 does not decode: {one_line(error)}") from error
-    found = (images.shape[0], 3, *images.shape[1:3])
-    if found != tuple(shape):
-        raise BadClip(f"mp4 has shape {found}, expected {tuple(shape)}")
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-def _decord(data: bytes) -> Optional[np.ndarray]:
-    """(L, H, W, 3) uint8; None where decord refuses, as it does for many widths that are no multiple of 64."""
-    try:
-        reader = decord.VideoReader(io.BytesIO(data), num_threads=1)
-        return reader.get_batch(range(len(reader))).asnumpy()
-    except decord.DECORDError:
-        return None

@@ -146,7 +146,7 @@ def test_the_traces_are_gone_after_an_error_too(checkout, capfd):
 @pytest.mark.parametrize(
     "missing, message",
     [
-        (".", "dot/models/__init__.py is missing, expected a checkout of DOT"),
+        (".", "dot/models is missing there, expected a checkout of DOT"),
         ("checkpoints/cvo_raft_patch_8.pth", "--dot-estimator-path .*cvo_raft_patch_8.pth: no such file"),
         ("configs/raft_patch_4_alpha.json", "--dot-refiner-config .*raft_patch_4_alpha.json: no such file"),
     ],

@@ -131,8 +131,8 @@ def _check(options: DotOptions) -> tuple[Path, dict[str, str]]:
     if options.root is None:
         raise BadShards("--tracker dot needs --dot-root, a checkout of https://github.com/16lemoing/dot")
     root = Path(options.root).expanduser().absolute()
-    if not (root / "dot" / "models" / "__init__.py").is_file():
-        raise BadShards(f"--dot-root {options.root}: dot/models/__init__.py is missing, expected a checkout of DOT")
+    if not (root / "dot" / "models").is_dir() and not (root / "dot" / "models.py").is_file():
+        raise BadShards(f"--dot-root {options.root}: dot/models is missing there, expected a checkout of DOT")
     if options.num_tracks < 1 or options.num_tracks % SIM_TRACKS:
         raise BadShards(f"--dot-num-tracks {options.num_tracks}: expected a multiple of {SIM_TRACKS}")
     for name in ("height", "width"):
