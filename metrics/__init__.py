@@ -8,13 +8,16 @@ from metrics.features import (
     RandomVideoFeatures,
 )
 from metrics.frechet import FrechetVideoDistance, frechet_distance
+from metrics.trajectory import MeanTrackDistance, track_queries
 
 __all__ = [
     "FeatureNetwork",
     "FrechetVideoDistance",
     "I3DFeatures",
     "InceptionFeatures",
+    "MeanTrackDistance",
     "RandomFrameFeatures",
     "RandomVideoFeatures",
     "frechet_distance",
+    "track_queries",
 ]
