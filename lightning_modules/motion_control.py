@@ -196,6 +196,16 @@ class MotionControlModule(L.LightningModule):
         # buffers are constants: synchronised in every forward pass, they would deadlock ranks with unequal numbers of validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
+    def on_fit_start(self) -> None:
+        """Refuse a latent cache of other networks than the ones that were loaded."""
+        cached = getattr(self.trainer.datamodule, "latents", None) or {}
+        for name, found in cached.items():
+            if self.svd.hashes.get(name) != found:
+                raise MisconfigurationException(
+                    f"data.shards: the cached latents were made with another {name} (hash {found[:12]}) than this base's "
+                    f"({self.svd.hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
+                )
+
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -240,7 +250,7 @@ class MotionControlModule(L.LightningModule):
         return Conditioning(
             control=self.condition(flow, batch["visibility"], seed, magnitude),
             image_latent=self.svd.encode(noised)[0],
-            image_embedding=self.svd.embed_image(first),
+            image_embedding=batch["image_embedding"] if "image_embedding" in batch else self.svd.embed_image(first),
             ids=torch.stack([batch["fps"].float(), magnitude.mean((1, 2)), sigma_aug], dim=1),
         )
 

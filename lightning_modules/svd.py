@@ -103,7 +103,8 @@ class SVD(nn.Module):
         name: What these weights are called, kept in `identity`.
 
     Attributes:
-        identity: `name` and `hash`, the SHA-256 of all weights; `hash` is "meta" on the meta device.
+        hashes: `weights_hash` of each network by its name, as loaded.
+        identity: `name` and `hash`, one SHA-256 for all of them; `hash` is "meta" on the meta device.
         latent_channels: Channels of a latent: 4, or 192 without a VAE.
         latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
     """
@@ -120,7 +121,10 @@ class SVD(nn.Module):
         self.unet, self.image_encoder, self.vae = unet, image_encoder, vae
         self.latent_channels: int = unet.config.out_channels
         self.latent_scale: float = SPACE_TO_DEPTH_SCALE if vae is None else vae.config.scaling_factor
-        self.identity = {**name, "hash": weights_hash(self)}
+        networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
+        self.hashes = {part: weights_hash(network) for part, network in networks.items()}
+        whole = "meta" if "meta" in self.hashes.values() else hashlib.sha256(repr(self.hashes).encode()).hexdigest()
+        self.identity = {**name, "hash": whole}
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None) -> SVD:
