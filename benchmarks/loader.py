@@ -8,7 +8,7 @@ Every path begins at files (in the page cache) and ends with what a training ste
   as float16 npy, visibility as a JPEG strip; all made float, frames in [-1, 1]; the region-wise control with mask and
   bucket in numpy (`kron`); collated by default;
 - ours: `WebVidDataModule`'s loader, uint8 video, uint16 flow and bool visibility in one batch. The control is made
-  from it on the device.
+  from it on the device; the last row adds making it here, on the CPU.
 
 One process, one thread. Rounds are interleaved; medians of CPU time per clip (`time.process_time`), wall time beside
 it. The clips are the 8 generated ones of clip_set.py.

@@ -131,7 +131,8 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
         raise BadClip(f"json has {found}, expected {shape}")
     if not 0 < step <= 1:
         raise BadClip(f"json has flow.step {step}, expected a number in (0, 1]")
-    if not 0 <= magnitude <= (diagonal := float(np.hypot(shape.height, shape.width))):
+    diagonal = float(np.hypot(shape.height, shape.width))
+    if not 0 <= magnitude <= diagonal:
         raise BadClip(f"flow is {magnitude:.0f} px in the mean, more than the frame's diagonal of {diagonal:.0f} px")
     return meta
 

@@ -1,5 +1,8 @@
 """Order and resume: the sample at a position, and that Lightning draws each position exactly once."""
 
+import re
+import subprocess
+import sys
 from collections import Counter
 
 import lightning.pytorch as pl
@@ -10,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.order import EachOnce, Order, PositionSampler, permutation, splitmix
+from datamodules.shards import Shards
 from datamodules.sprites import SpritesDataModule
 
 
@@ -220,3 +224,53 @@ def test_limit_train_batches_must_hold_whole_windows(root, tmp_path):
         fit(root, tmp_path, max_steps=4, accumulate_grad_batches=2, limit_train_batches=3)
     _, model, _ = fit(root, tmp_path, max_steps=4, accumulate_grad_batches=2, limit_train_batches=4)
     assert model.stepped == [list(range(4 * s, 4 * s + 4)) for s in range(4)]
+
+
+# What is read
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """(shard, clip) of every clip that is read."""
+    found, read = [], Shards.read
+
+    def counted(shards, shard, clip, kinds):
+        found.append((str(shards.pattern), shard, clip))
+        return read(shards, shard, clip, kinds)
+
+    monkeypatch.setattr(Shards, "read", counted)
+    return found
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_resume_reads_nothing_twice(root, tmp_path, reads, step):
+    options = {"num_sanity_val_steps": 0, "limit_val_batches": 0}
+    fit(root, tmp_path, max_steps=step, **options)
+    before = reads[:]
+    assert len(before) == 2 * step
+    fit(root, tmp_path, tmp_path / f"step={step}.ckpt", max_steps=5, **options)
+    assert len(reads) == len(set(reads)) == 10  # one epoch: each clip once, over both runs
+    assert not set(before) & set(reads[len(before) :])
+
+
+@pytest.mark.parametrize("world_size, batch_size, workers", [(1, 4, 0), (1, 4, 2), (2, 2, 0), (2, 2, 1), (4, 1, 0)])
+def test_the_clip_at_a_position_is_the_same_with_any_number_of_ranks_and_workers(root, world_size, batch_size, workers):
+    module = data(root, batch_size=batch_size, num_workers=workers)
+    module.prepare_data()
+    module.setup()
+    found = {}
+    for rank in range(world_size):
+        sampler = PositionSampler(batch_size, 3, lambda: 6, rank=rank, world_size=world_size)
+        for batch in module._loader(module.train_set, batch_size, sampler):
+            found.update(zip(batch["position"].tolist(), batch["key"]))
+    expected = {p: module.train_set.shards.key(*module.train_set.order.locate(p)) for p in range(6, 18)}
+    assert found == expected
+
+
+def test_ten_thousand_shards_start_in_little_memory(repo):
+    """Slack on purpose: 100 MB where 13 are used, and memory that does not grow with the windows gone through."""
+    command = [sys.executable, str(repo / "benchmarks/index.py"), "--windows", "30"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
+    assert "for 10000000 clips" in lines[0]
+    start, middle, end = (int(re.search(r"(\d+) MB", line)[1]) for line in lines[:3])
+    assert start < 100 and end < 100 and end - middle < 20
