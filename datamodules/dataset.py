@@ -85,7 +85,8 @@ def collate(rows: Union[dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]
 
 def _empty(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """Not initialised; in a loader's worker in shared memory, from where the training process reads it as it is."""
-    if get_worker_info() is None:
-        return torch.empty(size, dtype=dtype)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(size)) * dtype.itemsize)
+    count = int(np.prod(size)) * dtype.itemsize
+    if get_worker_info() is None:  # numpy asks the kernel for huge pages, as torch does not: first use costs less
+        return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(size)
+    storage = torch.UntypedStorage._new_shared(count)
     return torch.empty(0, dtype=dtype).set_(storage, 0, size)

@@ -4,6 +4,8 @@ import io
 import json
 import logging
 import shutil
+import struct
+import zlib
 
 import av
 import numpy as np
@@ -66,6 +68,30 @@ def test_flow_that_moves_frame_1_or_misses_the_bound_is_refused():
     flow[0] = 0
     with pytest.raises(BadClip, match="exceeds the bound"):
         flow_codec.encode_flow(flow, bound=0.01)
+
+
+def test_flow_decodes_as_the_data_page_says():
+    """Read here from docs/data.md alone: what is on disk must not change unnoticed."""
+    rng = np.random.default_rng(0)
+    flow = np.cumsum(rng.normal(size=(3, 2, 16, 24)) * 2, axis=-1).astype(np.float32)
+    flow[1, :, 4:9, 5:11] += 700
+    flow[0] = 0
+    data = flow_codec.encode_flow(flow)
+    magic, frames, components, height, width, *sizes = struct.unpack_from("<4s4H3I", data)
+    first, second, third = (
+        zlib.decompress(data[end - size : end]) for end, size in zip(24 + np.cumsum(sizes), sizes)
+    )
+    pairs = np.frombuffer(first, np.uint8).astype(np.int16)
+    residual = np.stack([pairs & 15, pairs >> 4], axis=1).reshape(-1)
+    residual[residual > 7] -= 16
+    wide = np.frombuffer(second, np.int8).astype(np.int16)
+    assert (residual == -8).sum() == wide.size > 100 and (wide == -128).sum() == len(third) // 2 > 4
+    wide[wide == -128] = np.frombuffer(third, "<i2")
+    residual[residual == -8] = wide
+    r = residual.view("u2").reshape(-1, height, width)
+    r[:, 0, 0] += 32768
+    values = np.cumsum(np.cumsum(r, 1, dtype="u2"), 2, dtype="u2").reshape(frames, components, height, width)
+    assert magic == b"FLW1" and (values == flow_codec.quantise(flow)[1:]).all()
 
 
 @pytest.mark.parametrize("frames", [1, 15, 16, 17, 40])
