@@ -7,6 +7,7 @@ runs in a process of its own on the node, as the pool's do, so that a decoder th
 from __future__ import annotations
 
 import os
+import socket
 from typing import Any, Callable, Iterable, Iterator, Optional
 
 from datamodules import pool
@@ -65,9 +66,17 @@ def _ray() -> Any:
 def _connect(ray: Any, address: str, workers: int) -> None:
     options = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
+        _reach(address)
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise BadShards(f"--ray {address}: no cluster there: {one_line(error)}") from error
+
+
+def _reach(address: str) -> None:
+    """Knock at HOST:PORT first: Ray tries for many minutes where nobody answers."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _result(ray: Any, reference: Any) -> Any:

@@ -244,6 +244,10 @@ def test_ray_goes_on_after_kill_9(folder, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(folder, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("ray", reason="needs Ray: pip install 'remoco[ray]'")
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x"):
+        assert run(folder, tmp_path / "o", *SMALL, "--ray", address) == 2
+        assert f"--ray {address}: no cluster there" in capsys.readouterr().err.strip().splitlines()[-1]
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(folder, tmp_path / "o", *SMALL, "--ray", "auto") == 2
     assert "--ray needs Ray: pip install 'remoco[ray]'" in capsys.readouterr().err
