@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -15,27 +14,17 @@ from torchmetrics import MeanMetric
 
 from conditions import Condition, average_magnitude, flow_to_pixels, mix, uniform
 from lightning_modules import record
+from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning, as_float
 from lightning_modules.diffusion import Denoiser, edm_loss, euler_sample, randn, sample_sigma
 from lightning_modules.injection import attach
 from lightning_modules.motion_encoder import MotionEncoder
-from lightning_modules.released_base import check_bundle, released_svd
+from lightning_modules.released_base import check_bundle, read_released, released_svd
 from lightning_modules.svd import SVD, add_lora
 
 # one random stream per purpose, so that adding a draw never shifts another
 REGION, POSTERIOR, SIGMA, NOISE, AUG_SIGMA, AUG_NOISE, DROPOUT, INITIAL = range(8)
 # sigmas of the validation loss: the 10, 30, 50, 70 and 90 % quantiles of the training distribution N(0.7, 1.6)
 VALIDATION_SIGMAS = (0.26, 0.87, 2.01, 4.66, 15.7)
-INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
-
-
-@dataclass
-class Conditioning:
-    """What the UNet is conditioned on, for a batch of B clips."""
-
-    control: Tensor  # (B, L, 3, H, W) dx, dy in pixels, mask
-    image_latent: Tensor  # (B, C, H/8, W/8), mode of the noise-augmented first frame, not scaled
-    image_embedding: Tensor  # (B, 1, D)
-    ids: Tensor  # (B, 3) fps, motion bucket, sigma_aug
 
 
 class MotionControlModule(L.LightningModule):
@@ -124,6 +113,11 @@ class MotionControlModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
+        if self.trainer.precision in ("bf16-true", "16-true"):
+            raise MisconfigurationException(
+                f"trainer.precision is {self.trainer.precision}, expected {self.trainer.precision.split('-')[0]}-mixed: what is "
+                "trained stays float32, since a step at this learning rate is lost in half precision"
+            )
         shape = getattr(self.trainer.datamodule, "shape", None)
         if shape is not None:
             self.check_size(shape.height, shape.width)
@@ -168,13 +162,7 @@ class MotionControlModule(L.LightningModule):
         self.compute_dtype = compute_dtype or by_precision
         released = None
         if self.released:
-            from lightning_modules.released import load_released  # it is a command too: not imported with the package
-
-            released = load_released(self.released)
-            if released.architecture.lora_rank != self.lora_rank:
-                raise MisconfigurationException(
-                    f"model.lora_rank is {self.lora_rank}, {self.released} has rank {released.architecture.lora_rank}"
-                )
+            released = read_released(self.released, self.lora_rank)
             self.svd = released_svd(released, self.released, self.svd_path, self.revision)
         elif self.random_init:
             self.svd = SVD.random(self.random_init, seed=self.init_seed, latents=self.latents)
@@ -401,8 +389,3 @@ class MotionControlModule(L.LightningModule):
         self.check_record(found, "the checkpoint")
         record.check_hash(found, self.svd.identity)
         record.check_names(checkpoint["state_dict"], self.trained())
-
-
-def as_float(frames: Tensor) -> Tensor:
-    """uint8 [0, 255] or float [-1, 1] frames -> float32 [-1, 1]."""
-    return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames.float()

@@ -11,8 +11,9 @@ from PIL import Image
 
 from conditions import Condition
 from lightning_modules import record
+from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
 from lightning_modules.diffusion import randn
-from lightning_modules.motion_control import Conditioning, MotionControlModule
+from lightning_modules.motion_control import MotionControlModule
 
 
 class MotionControlPipeline:
@@ -63,7 +64,7 @@ class MotionControlPipeline:
         num_frames: int = 16,
         fps: int = 8,
         motion_bucket_id: float = 17.0,
-        noise_aug_strength: float = 0.02,
+        noise_aug_strength: float = INFERENCE_SIGMA_AUG,
         num_inference_steps: int = 25,
         min_guidance_scale: float = 1.0,
         max_guidance_scale: float = 2.5,

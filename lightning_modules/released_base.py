@@ -34,6 +34,22 @@ def check_bundle(architecture: dict[str, Any]) -> None:
         raise ValueError(f"model.released: the released weights belong to another bundle: {'; '.join(wrong)}")
 
 
+def read_released(path: str, lora_rank: int) -> Released:
+    """Read a released file for a module with LoRA of this rank.
+
+    Raises:
+        MisconfigurationException: the file is not a released one, or has another rank.
+    """
+    from lightning_modules.released import load_released  # a command too: importing it with the package would make runpy warn
+
+    released = load_released(path)
+    if released.architecture.lora_rank != lora_rank:
+        raise MisconfigurationException(
+            f"model.lora_rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}"
+        )
+    return released
+
+
 def released_svd(released: Released, path: str, svd: str | None = None, revision: str | None = None) -> SVD:
     """The frozen networks of a released file.
 

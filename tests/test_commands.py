@@ -80,6 +80,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.init_args.height=72"], "height"),
         (["--data.init_args.frames=1"], "frames"),
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
+        (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
         (["--ckpt_path=last"], "last"),
         (["--ckpt_path=best"], "best"),
