@@ -4,9 +4,10 @@ A generated clip is a sprites scene of 16 x 320 x 512 whose motion is scaled unt
 is 1, 1.8, 3.2, 5.8, 10, 19, 33 or 60 px, and whose exact flow gets a learned tracker's kind of error:
 
 - end-point error (mean length) of 0.3 to 0.8 px, spread evenly over the clips in a seeded order;
-- correlated in space as errors of networks that estimate flow at 1/8 resolution are: half of the variance is white noise
-  on a grid of 8 px, half on one of 16 px, upsampled smoothly (cubic), x and y on their own. With these grids FFV1 takes
-  about what it took in the measurement that the goal comes from (813 KB); on 4 and 9 px everything takes a quarter more;
+- correlated in space as errors of networks that estimate flow at 1/8 resolution are: half of the variance is white
+  noise on a grid of 8 px, half on one of 16 px, upsampled smoothly (cubic), x and y on their own. With these grids
+  FFV1 takes about what it took in the measurement that the goal comes from (813 KB); on 4 and 9 px everything takes a
+  quarter more;
 - correlated in time as errors of tracks are: a third of the variance is the same in all frames, the rest is new in each;
 - motion boundaries are blurred (3 x 3) before the noise, as upsampling does.
 

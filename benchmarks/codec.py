@@ -55,7 +55,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "clips")
     folder = parser.parse_args().clips
-    print(f"| clip | mean flow, px | {' | '.join(MEMBERS[:3])} | txt + json | clip, MB | largest error, px | tracks, ms |")
+    sizes = " | ".join(MEMBERS[:3])
+    print(f"| clip | mean flow, px | {sizes} | txt + json | clip, MB | largest error, px | tracks, ms |")
     print("|---" * 9 + "|")
     found, magnitudes = [], []
     sources = [clip_set.generated(number) for number in range(clip_set.GENERATED)]

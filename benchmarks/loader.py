@@ -212,7 +212,7 @@ def report(times: dict[str, list[tuple[float, float]]], sizes: dict[str, float])
     reference = [statistics.median(column) for column in zip(*times["released style"])]
     rounds = len(times["released style"])
     print(f"{rounds} interleaved rounds, one process, one thread, torch {torch.__version__}\n")
-    print("| loader | MB per clip | CPU ms per clip [quartiles] | clips/s per core | times | wall ms per clip | times |")
+    print("| loader | MB per clip | CPU ms per clip [quartiles] | clips/s per core | times | wall ms | times |")
     print("|---" * 7 + "|")
     for what, pairs in times.items():
         cpu, wall = (statistics.median(column) for column in zip(*pairs))

@@ -114,7 +114,7 @@ class ClipDataModule(pl.LightningDataModule):
 
     @property
     def latents(self) -> Optional[dict[str, str]]:
-        """Hashes of the weights (`vae`, `image_encoder`) that made the latents of the training batches; None without."""
+        """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
         return self.train_set.shards.latents if self.train_set is not None and self.train_set.latents else None
 
     # Position

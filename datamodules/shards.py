@@ -1,9 +1,10 @@
 """The on-disk format: one writer, one reader.
 
 A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.z`, `KEY.visibility.png`,
-`KEY.txt` (caption) and `KEY.json`, and `KEY.latent.safetensors` where latents are cached. Beside `NAME.tar` lies `NAME.index.json` with the offset, size and CRC-32 of every
-member, and the folder's `index.json` lists its shards with what all clips have in common. Members are read with
-`os.pread` at their offset and checked against their CRC before anything decodes them.
+`KEY.txt` (caption) and `KEY.json`, and `KEY.latent.safetensors` where latents are cached. Beside `NAME.tar` lies
+`NAME.index.json` with the offset, size and CRC-32 of every member, and the folder's `index.json` lists its shards with
+what all clips have in common. Members are read with `os.pread` at their offset and checked against their CRC before
+anything decodes them.
 """
 
 from __future__ import annotations
@@ -300,7 +301,7 @@ class Shards:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
         if number and found and self.latents and found != self.latents:
             raise BadShards(
-                f"{self._folders[number] / INDEX}: latents were made with other weights than those of {self._folders[0]}"
+                f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
         self.latents = found if found and (not number or self.latents) else None
 

@@ -1,4 +1,4 @@
-"""Broken data while reading: replaced, counted and logged, or one line for the whole set; never garbage, never a crash."""
+"""Broken data while reading: replaced, counted and logged, or one line for the whole set; no garbage, no crash."""
 
 import json
 import logging
@@ -179,7 +179,8 @@ OTHER = sprite(ClipShape(4, 24, 16, 8.0), [9])
 
 
 @pytest.mark.parametrize(
-    "kind, reason", [("mp4", "mp4 has frames of"), (FLOW, "flow is"), ("visibility.png", "visibility is"), (META, "json")]
+    "kind, reason",
+    [("mp4", "mp4 has frames of"), (FLOW, "flow is"), ("visibility.png", "visibility is"), (META, "json")],
 )
 def test_member_of_another_shape(clips, tmp_path, caplog, kind, reason):
     broken = [{**m, kind: OTHER[kind]} if n == 2 else m for n, m in enumerate(clips)]
