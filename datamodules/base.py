@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import multiprocessing
+import os
 from collections import deque
+from functools import partial
 from typing import Any, Iterator, Optional, Sequence, Union
 
 import lightning.pytorch as pl
@@ -14,7 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
-from datamodules.dataset import ClipDataset, collate
+from datamodules.dataset import ClipDataset, collate, exit_with
 from datamodules.errors import BadShards
 from datamodules.order import EachOnce, Order, PositionSampler
 from datamodules.shards import ClipShape, Shards
@@ -101,7 +103,7 @@ class ClipDataModule(pl.LightningDataModule):
         self._counted: Any = None  # the trainer whose steps `_origin` counts
 
     def open_shards(
-        self, pattern: Union[str, Sequence[str]], train: bool, use_latents: bool = False
+        self, pattern: Union[str, Sequence[str]], train: bool, use_latents: bool = False, decoder: str = "pyav"
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
         try:
@@ -110,7 +112,7 @@ class ClipDataModule(pl.LightningDataModule):
         except BadShards as error:
             raise MisconfigurationException(str(error)) from None
         latents = use_latents and shards.latents is not None
-        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), latents)
+        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), latents, decoder)
 
     @property
     def latents(self) -> Optional[dict[str, str]]:
@@ -207,6 +209,7 @@ class ClipDataModule(pl.LightningDataModule):
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
+            worker_init_fn=partial(exit_with, os.getpid()),
         )
         loader.watch = self._watches[dataset.order.shuffle]
         return loader

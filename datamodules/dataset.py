@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from typing import Any, Sequence, Union
 
 import numpy as np
@@ -25,10 +28,11 @@ class ClipDataset(Dataset):
         shards: the set.
         order: which clip is at which position.
         latents: give the cached latents in place of the video.
+        decoder: of the video, `pyav` or `decord`.
     """
 
-    def __init__(self, shards: Shards, order: Order, latents: bool = False) -> None:
-        self.shards, self.order, self.latents = shards, order, latents
+    def __init__(self, shards: Shards, order: Order, latents: bool = False, decoder: str = "pyav") -> None:
+        self.shards, self.order, self.latents, self.decoder = shards, order, latents, decoder
         self._latent_shapes: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
@@ -62,7 +66,7 @@ class ClipDataset(Dataset):
         failures: list[str] = []
         for attempt in range(ATTEMPTS):
             try:
-                found = samples.load_into(self.shards, *self.order.candidate(position, attempt), out)
+                found = samples.load_into(self.shards, *self.order.candidate(position, attempt), out, self.decoder)
                 self._require_same_latents(found)
             except BadClip as error:
                 failures.append(str(error))
@@ -81,6 +85,26 @@ class ClipDataset(Dataset):
 def collate(rows: Union[dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]:
     """What `__getitems__` gives is a batch already; rows from `dataset[position]` are stacked."""
     return rows if isinstance(rows, dict) else default_collate(rows)
+
+
+def exit_with(training: int, worker: int) -> None:
+    """End this worker soon after the training process is gone. A killed one cannot tell it, and torch's own watch looks
+    at the worker's parent, which is the server that forked it, and waits for its workers in turn.
+
+    Args:
+        training: process id of the training process.
+        worker: number of the worker, as DataLoader calls this.
+    """
+
+    def watch() -> None:
+        while True:
+            time.sleep(2)
+            try:
+                os.kill(training, 0)
+            except ProcessLookupError:
+                os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _empty(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:

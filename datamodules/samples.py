@@ -83,7 +83,9 @@ def decode(members: Mapping[str, bytes], shape: ClipShape) -> dict[str, Any]:
     return {**out, **decode_into(members, shape, out)}
 
 
-def decode_into(members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def decode_into(
+    members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str, np.ndarray], decoder: str = "pyav"
+) -> dict[str, Any]:
     """Shard members to arrays.
 
     Args:
@@ -92,6 +94,7 @@ def decode_into(members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str
         out: what `arrays` describes, contiguous; video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16, visibility
             (L, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first frame alone. What is
             in them after an error means nothing.
+        decoder: of the video, see `mp4.decode_mp4`.
 
     Returns:
         flow_step in pixels and fps; where latents are among the members, latent_mean, latent_std (L, C, h, w) and
@@ -108,7 +111,7 @@ def decode_into(members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str
         raise BadClip("visibility of frame 1 is not all true")
     found: dict[str, Any] = {"flow_step": np.float32(meta["flow"]["step"]), "fps": np.float32(meta["fps"])}
     if "video" in out:
-        mp4.decode_mp4(members[VIDEO], (shape.frames, 3, *size), out["video"])
+        mp4.decode_mp4(members[VIDEO], (shape.frames, 3, *size), out["video"], decoder)
         out["first_frame"][:] = out["video"][0]
     else:
         out["first_frame"][:] = mp4.decode_first_frame(members[VIDEO], (3, *size))
@@ -161,7 +164,9 @@ def read_latents(data: bytes, frames: int) -> dict[str, np.ndarray]:
     return {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
 
 
-def load_into(shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def load_into(
+    shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav"
+) -> dict[str, Any]:
     """Read, check and decode one clip of a set into `out`; the rest, with its `key`, is returned.
 
     Raises:
@@ -170,7 +175,7 @@ def load_into(shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarra
     kinds = (VIDEO, FLOW, VISIBILITY, META) if "video" in out else (VIDEO, FLOW, VISIBILITY, META, LATENT)
     try:
         members = shards.read(shard, clip, kinds)
-        return {**decode_into(members, shards.shape, out), "key": shards.key(shard, clip)}
+        return {**decode_into(members, shards.shape, out, decoder), "key": shards.key(shard, clip)}
     except BadClip as error:
         raise BadClip(f"{_name(shards, shard, clip)}: {error}") from error
 
