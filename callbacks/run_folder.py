@@ -126,9 +126,18 @@ class SaveRunConfig(SaveConfigCallback):
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Save; a fit waits until `RunFolder` has moved an older run aside."""
+        """Save; a fit waits until `RunFolder` has moved an older run aside.
+
+        Without the checkpoint: the file says what a run is, not where one of its parts began.
+        """
+        command = trainer.state.fn.value
+        self.config = self.config.clone()
+        if command in self.config:
+            self.config[command].ckpt_path = None
+        else:
+            self.config.ckpt_path = None
         if stage != "fit":
-            self.config_filename = f"config_{trainer.state.fn.value}.yaml"
+            self.config_filename = f"config_{command}.yaml"
             super().setup(trainer, pl_module, stage)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks.pictures import to_uint8
@@ -113,7 +114,8 @@ class VideoMetrics(Callback):
         if count == 0:
             return
         if count < 2:
-            raise MisconfigurationException(f"VideoMetrics needs at least 2 validation clips, got {count}")
+            rank_zero_warn(f"VideoMetrics: no distance of distributions with {count} validation clip, at least 2 are needed")
+            return
         numbers = {
             f"val/fvd_{self.fvd.feature.name}": self.fvd.compute().float(),
             f"val/fid_{self.fid.inception.name}": self.fid.compute(),

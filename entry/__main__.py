@@ -66,6 +66,10 @@ def main(args=None):
         )
     except MisconfigurationException as error:
         complain(error)
+    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError) as error:
+        if error.filename is None:
+            raise
+        complain(f"{error.filename}: {error.strerror}")
     except UserWarning as error:
         if "there is no last checkpoint available" not in str(error):
             raise

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
@@ -94,6 +94,11 @@ class MotionControlModule(L.LightningModule):
             raise ValueError(f"model: lora_rank is {lora_rank}, expected at least 1")
         if not 0 <= dropout < 1:
             raise ValueError(f"model: dropout is {dropout}, expected a probability in [0, 1)")
+        if sample_steps < 1:
+            raise ValueError(f"model: sample_steps is {sample_steps}, expected at least 1")
+        for name, value in (("learning_rate", learning_rate), ("weight_decay", weight_decay), ("p_std", p_std)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"model: {name} is {value}, expected a number of at least 0")
         self.condition = condition
         self.svd_path, self.revision, self.random_init, self.init_seed = svd, revision, random_init, init_seed
         self.latents, self.train_base, self.injection_kind = latents, train_base, injection
@@ -106,6 +111,7 @@ class MotionControlModule(L.LightningModule):
         if released is not None:
             check_bundle(self.architecture())
         self.strict_loading = False  # a checkpoint holds what was trained; on_load_checkpoint compares the names
+        self.loaded = False  # whether weights of a checkpoint are in place
         self.svd: SVD | None = None
         self.validation_loss = torch.nn.ModuleList(MeanMetric() for _ in VALIDATION_SIGMAS)
 
@@ -384,7 +390,15 @@ class MotionControlModule(L.LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
         checkpoint[record.KEY] = {"architecture": self.architecture(), "base": self.svd.identity}
 
+    def on_validation_start(self) -> None:
+        """Say so when what is evaluated is not what was trained."""
+        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
+            rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
+
+    on_test_start = on_predict_start = on_validation_start
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        self.loaded = True
         found = record.of(checkpoint, "the checkpoint")
         self.check_record(found, "the checkpoint")
         record.check_hash(found, self.svd.identity)

@@ -28,7 +28,12 @@ class MotionControlPipeline:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, svd: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+        cls,
+        path: str | Path,
+        svd: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        ema: bool = True,
     ) -> MotionControlPipeline:
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
@@ -37,6 +42,7 @@ class MotionControlPipeline:
             svd: Where the base is now, when not where the checkpoint says; its weights must be the same.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
+            ema: Use the averaged weights where the run kept them, as its validation did.
 
         Raises:
             MisconfigurationException: not a checkpoint of ours, or over another base.
@@ -52,7 +58,8 @@ class MotionControlPipeline:
         module.configure_model(dtype)
         checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         module.on_load_checkpoint(checkpoint)
-        module.load_state_dict(checkpoint["state_dict"], strict=False)
+        averaged = checkpoint["callbacks"].get("EMA", {}).get("shadow", {}) if ema else {}
+        module.load_state_dict(checkpoint["state_dict"] | averaged, strict=False)
         return cls(module.to(device))
 
     @torch.no_grad()

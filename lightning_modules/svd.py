@@ -247,7 +247,7 @@ def load_component(path: str, name: str, revision: str | None) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise MisconfigurationException(f"svd: cannot load {name} of {path} as {cls.__name__}: {reason}") from error
+        raise MisconfigurationException(f"svd: cannot load {name} of {path} as {cls.__name__} (or reach its hub): {reason}") from error
     if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))):
         raise MisconfigurationException(
             f"svd: {path}/{name} lacks {len(wrong)} weights of {cls.__name__}, the first is {wrong[0]}"
@@ -345,8 +345,9 @@ def without_lora(unet: nn.Module) -> Iterator[None]:
 def clip_input(frames: Tensor, size: int) -> Tensor:
     """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as in diffusers' SVD pipeline."""
     height, width = frames.shape[-2:]
-    frames = _blur(_blur(frames.float(), width / size).mT, height / size).mT
-    frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
+    with torch.autocast(frames.device.type, enabled=False):  # bfloat16 rounds pixels visibly
+        frames = _blur(_blur(frames.float(), width / size).mT, height / size).mT
+        frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
     mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return ((frames + 1) / 2 - mean) / std
 

@@ -92,9 +92,11 @@ def test_every_second_validation(tmp_path):
     assert Count.seen == [0, 5, 5, 10]
 
 
-def test_one_validation_clip_is_too_few(tmp_path):
-    with pytest.raises(MisconfigurationException, match="at least 2 validation clips, got 1"):
-        trainer(tmp_path, [VideoMetrics()]).fit(Module(), datamodule=Data(val=1))
+def test_one_validation_clip_is_too_few_for_a_distance_and_no_reason_to_stop(tmp_path):
+    run = trainer(tmp_path, [VideoMetrics()])
+    with pytest.warns(UserWarning, match="with 1 validation clip, at least 2"):
+        run.fit(Module(), datamodule=Data(val=1))
+    assert not any("fvd" in name for name in run.callback_metrics)
 
 
 class Clock:

@@ -81,6 +81,10 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.init_args.frames=1"], "frames"),
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
+        (["--model.init_args.learning_rate=-1"], "learning_rate"),
+        (["--model.init_args.sample_steps=0"], "sample_steps"),
+        (["--data.init_args.root=/dev/null"], "/dev/null"),
+        (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
         (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
         (["--ckpt_path=last"], "last"),
         (["--ckpt_path=best"], "best"),
@@ -156,7 +160,10 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
     record = built.model.architecture()
     if "injection" in wanted:
         assert record["injection"] == wanted["injection"]
-    for name, value in wanted.get("condition", {}).get("init_args", {}).items():
+    condition = wanted.get("condition", {})
+    if "class_path" in condition:
+        assert record["condition"]["class_path"] == condition["class_path"]
+    for name, value in condition.get("init_args", {}).items():
         assert record["condition"]["init_args"][name] == value
     if "remoco_svd" in configs[0].stem:
         assert sum(p.numel() for p in built.model.motion_encoder.parameters()) == 69_195_440
@@ -184,8 +191,21 @@ def recorder(path: Path, kill_at: int = 0) -> list[str]:
     ]
 
 
-def weights(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+def assert_same(a, b) -> None:
+    """The same nested values, tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
 
 
 EXACT = {
@@ -202,11 +222,12 @@ EXACT = {
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_equals_never_killed(sprites, tmp_path):
+@pytest.mark.parametrize("kill_at", [4, 5])
+def test_killed_and_resumed_equals_never_killed(sprites, tmp_path, kill_at):
     whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
     command("fit", *quick(sprites, whole, **EXACT), *recorder(tmp_path / "whole.jsonl"))
     done = command(
-        "fit", *quick(sprites, killed, **EXACT), *recorder(tmp_path / "killed.jsonl", kill_at=5), check=False
+        "fit", *quick(sprites, killed, **EXACT), *recorder(tmp_path / "killed.jsonl", kill_at=kill_at), check=False
     )
     assert done.returncode == -9
     other_workers = EXACT | {"data.init_args.num_workers": 2}
@@ -217,10 +238,12 @@ def test_killed_and_resumed_equals_never_killed(sprites, tmp_path):
         "--ckpt_path=last",
     )
     expected = read(tmp_path / "whole.jsonl")
-    assert read(tmp_path / "killed.jsonl") == expected[:5]
+    assert read(tmp_path / "killed.jsonl") == expected[:kill_at]
     assert read(tmp_path / "resumed.jsonl") == expected[3:]  # the last checkpoint before the kill was at step 3
-    a, b = weights(whole), weights(killed)
-    assert a.keys() == b.keys() and all(torch.equal(p, b[name]) for name, p in a.items())
+    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed))
+    assert_same(a["state_dict"], b["state_dict"])
+    assert_same(a["optimizer_states"], b["optimizer_states"])
+    assert_same(a["callbacks"]["EMA"], b["callbacks"]["EMA"])
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks import EMA
 from lightning_modules.pipeline import MotionControlPipeline
 from tests.test_training import data, module, perturb, trainer
 
@@ -33,6 +34,16 @@ def test_carries_the_trained_weights(checkpoint):
     pipe = MotionControlPipeline.from_checkpoint(checkpoint)
     saved = torch.load(checkpoint, weights_only=True)["state_dict"]
     assert all(torch.equal(saved[name], p) for name, p in pipe.module.trained().items())
+
+
+def test_carries_the_averaged_weights_of_a_run_with_ema(sprites, tmp_path):
+    run = trainer(tmp_path, 2)
+    run.callbacks.insert(0, EMA(0.9))
+    run.fit(module(learning_rate=1e-3), data(sprites))
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    for ema, expected in ((True, saved["callbacks"]["EMA"]["shadow"]), (False, saved["state_dict"])):
+        pipe = MotionControlPipeline.from_checkpoint(tmp_path / "last.ckpt", ema=ema)
+        assert all(torch.equal(expected[name], p) for name, p in pipe.module.trained().items())
 
 
 @pytest.mark.parametrize(

@@ -287,6 +287,7 @@ def test_trains_in_bf16_on_a_gpu(tmp_path, sprites):
         (dict(train_base=True), "lora"),
         (dict(lora_rank=0), "lora_rank"),
         (dict(dropout=1.5), "dropout"),
+        (dict(p_std=-1), "p_std"),
         (dict(svd="somewhere"), "svd"),
     ],
 )
