@@ -177,17 +177,18 @@ def test_places_are_the_first_res_block_of_every_level(svd):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prepared_controls_are_shared_by_the_branches_of_guidance(svd, encoder, kind):
-    denoiser, x = Denoiser(svd.unet), inputs(svd)
-    injection = attach(svd.unet, kind)
+    # float64: a random tiny network amplifies the rounding of a larger batch
+    denoiser, x = Denoiser(svd.unet.double()), tuple(part.double() for part in inputs(svd))
+    injection = attach(svd.unet, kind).double()
     wake(injection)
     with torch.no_grad():
-        features = encoder(control())
+        features = encoder.double()(control().double())
         injection.set(features)
         once = denoiser(*x)
         twice = denoiser(*(torch.cat([part, part]) for part in x))
         injection.prepare(features)
         assert torch.equal(denoiser(*x), once)
-        torch.testing.assert_close(twice, torch.cat([once, once]), atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(twice, torch.cat([once, once]), atol=1e-9, rtol=1e-9)
         calls = []
         injection.down[0].register_forward_hook(lambda *args: calls.append(0))
         encoded = []
