@@ -21,7 +21,7 @@ from datamodules import pool
 from datamodules.errors import BadClip, BadShards
 from datamodules.shards import INDEX, ShardWriter, unpack, write_index
 from datamodules.sources import Video
-from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
 from datamodules.work import Settings, Task, give_up, part_path, read_part, result_path, write_part
 
 REPORT = "report.jsonl"
@@ -165,6 +165,7 @@ class Job:
             raise BadShards(
                 f"none of the {len(self.videos)} videos gave a clip, see {self.folder / REPORT}; the first: {reason}"
             )
+        clear_leftovers(self.folder)
         write_index(self.folder, self.settings.shape, entries)
         shutil.rmtree(self.state, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from datamodules import mp4
 from datamodules.errors import BadClip, BadShards
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter, write_index
-from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
 
 PLAN = "latents.json"
 REPORT = "report.jsonl"
@@ -118,6 +118,7 @@ def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> N
         for record in records:
             for line in record["bad"]:
                 file.write(json_bytes(line) + b"\n")
+    clear_leftovers(out)
     write_index(out, shards.shape, [record["entry"] for record in records], latents=hashes)
     shutil.rmtree(state, ignore_errors=True)
 

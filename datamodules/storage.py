@@ -26,6 +26,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def clear_leftovers(folder: Path) -> None:
+    """Delete what killed processes were writing in a folder in which nobody writes now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut, where the file system supports it."""
     with contextlib.suppress(OSError):

@@ -238,6 +238,7 @@ def test_ray_goes_on_after_kill_9(folder, tmp_path):
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    (out / ".00000-000.tar.1.tmp").write_bytes(b"what it was writing")
     assert run(folder, out, *arguments[1:], "--ray", "local") == 0
     assert run(folder, tmp_path / "whole", *arguments[1:]) == 0
     assert contents(out) == contents(tmp_path / "whole")
