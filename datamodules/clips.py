@@ -190,6 +190,7 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
     length, _, height, width = frames.shape
     if height % 2 or width % 2:
         raise BadClip(f"mp4 needs even sizes, not {height}x{width}")
+    # without CABAC a clip decodes in 19 instead of 27 ms at 320 x 512, for 9 % more bytes at the same PSNR;
     # x264's mbtree gives other bytes from one call to the next, on one thread too (measured: 15 results in 400 calls)
     options = {
         "crf": str(crf),
@@ -197,7 +198,7 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
         "g": str(length),
         "threads": "1",
         "flags": "+bitexact",
-        "x264-params": "no-mbtree=1",
+        "x264-params": "no-mbtree=1:cabac=0",
     }
     # faststart rewrites the file, which needs a real file
     with tempfile.TemporaryDirectory(prefix="clip-") as folder:

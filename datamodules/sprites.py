@@ -15,7 +15,7 @@ from datamodules.scene import random_scene, render, tracks
 from datamodules.shards import ClipShape, ShardWriter, write_index
 from datamodules.storage import json_bytes, sync_folder, write_atomic
 
-VERSION = 2
+VERSION = 3
 CLIPS_PER_SHARD = 64
 
 
