@@ -16,15 +16,16 @@ The sprites' pictures have no sensor noise; the real videos stand for that.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator
 
 import cv2
 import numpy as np
 
-from datamodules import clips, samples
+from datamodules import samples
 from datamodules.errors import BadClip
+from datamodules.prepare import clips
 from datamodules.scene import Motion, Scene, random_scene, render, tracks
 from datamodules.trackers import DIS
 

@@ -18,6 +18,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
 import clip_set  # noqa: E402
+
 from datamodules import flow_codec  # noqa: E402
 from datamodules.shards import FLOW, MEMBERS, VISIBILITY  # noqa: E402
 

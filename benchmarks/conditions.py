@@ -82,15 +82,37 @@ def rows(batch: int) -> dict[tuple[str, str, int], callable]:
             add("region-wise + bucket", device, n, lambda *x: with_bucket(RegionWise(), *x), flow, visibility, seed)
         add("  of it: magnitude for mask and bucket", device, 1, average_magnitude, flow)
         add("  of it: the control", device, 1, RegionWise(), flow, visibility, seed, average_magnitude(flow))
-        add("region-wise + bucket, from stored uint16", device, batch,
-            lambda f, v, s: with_bucket(RegionWise(), flow_to_pixels(f, STEP), v, s), stored, visibility, seed)
+        add(
+            "region-wise + bucket, from stored uint16",
+            device,
+            batch,
+            lambda f, v, s: with_bucket(RegionWise(), flow_to_pixels(f, STEP), v, s),
+            stored,
+            visibility,
+            seed,
+        )
         released = RegionWise(visibility_rule="block", motion_norm="squared")
-        add("region-wise, released rules, + bucket", device, batch, lambda *x: with_bucket(released, *x),
-            flow, visibility, seed)
-        add("region-wise k 7 + bucket", device, batch, lambda *x: with_bucket(RegionWise(7), *x),
-            flow, visibility, seed)
-        add("Gaussian 99, 10 + bucket", device, batch, lambda *x: with_bucket(GaussianFiltered(), *x),
-            flow, visibility, seed)
+        add(
+            "region-wise, released rules, + bucket",
+            device,
+            batch,
+            lambda *x: with_bucket(released, *x),
+            flow,
+            visibility,
+            seed,
+        )
+        add(
+            "region-wise k 7 + bucket", device, batch, lambda *x: with_bucket(RegionWise(7), *x), flow, visibility, seed
+        )
+        add(
+            "Gaussian 99, 10 + bucket",
+            device,
+            batch,
+            lambda *x: with_bucket(GaussianFiltered(), *x),
+            flow,
+            visibility,
+            seed,
+        )
         add("dense + bucket", device, batch, lambda *x: with_bucket(DenseFlow(), *x), flow, visibility, seed)
     return table
 
@@ -115,8 +137,10 @@ def main() -> None:
             if round_index >= 2:  # two rounds to warm up
                 times[name].append(elapsed * 1e3 / name[2])
     released = statistics.median(next(iter(times.values())))
-    print(f"{arguments.rounds} rounds, {FRAMES} x {HEIGHT} x {WIDTH}, torch {torch.__version__}, one thread"
-          + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""))
+    print(
+        f"{arguments.rounds} rounds, {FRAMES} x {HEIGHT} x {WIDTH}, torch {torch.__version__}, one thread"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "")
+    )
     print("\n| what | device | clips per call | ms per clip: median [quartiles] | times faster |")
     print("|---|---|---|---|---|")
     for (what, device, n), values in times.items():

@@ -24,8 +24,9 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator
+from typing import Any
 
 import cv2
 import numpy as np
@@ -36,6 +37,7 @@ from torch.utils.data import DataLoader, IterableDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
 import clip_set  # noqa: E402
+
 from benchmarks.conditions import released_style  # noqa: E402
 from conditions import RegionWise, average_magnitude, flow_to_pixels  # noqa: E402
 from datamodules import WebVidDataModule, flow_codec, mp4, samples  # noqa: E402

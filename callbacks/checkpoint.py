@@ -110,9 +110,7 @@ class BestCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, monitor: str = "val/loss") -> None:
-        super().__init__(
-            filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False
-        )
+        super().__init__(filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False)
 
 
 def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None) -> str | None:

@@ -10,17 +10,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from lightning_modules.conditioning import to_uint8
+
 MIN_PANEL = 192  # pixels of a panel's width: smaller frames are enlarged by a whole factor, so that labels fit
 GIF_WIDTH = 1280
 GAP, MARGIN = 6, 8
 PAPER, INK, FAINT = (255, 255, 255), (25, 25, 25), (115, 115, 115)
-
-
-def to_uint8(video: Tensor) -> Tensor:
-    """Floats in [-1, 1] to uint8 [0, 255], clamped and rounded; uint8 passes."""
-    if video.dtype.is_floating_point:
-        return ((video.float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    return video
 
 
 def to_pictures(video: Tensor) -> np.ndarray:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from conditions import control_picture
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -19,6 +18,7 @@ from torch.utils.tensorboard.summary import Summary
 from callbacks.ema import EMA
 from callbacks.pictures import gif, panel_factor, sheet, strip, to_pictures, write_mp4
 from callbacks.run_folder import rank_zero_print, run_folder
+from conditions import control_picture
 
 
 class SampleLogger(Callback):

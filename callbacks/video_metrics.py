@@ -11,9 +11,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from callbacks.pictures import to_uint8
 from callbacks.run_folder import rank_zero_print
 from callbacks.samples import sampling
+from lightning_modules.conditioning import to_uint8
 from metrics import FrechetVideoDistance, I3DFeatures, InceptionFeatures, RandomFrameFeatures, RandomVideoFeatures
 from metrics.frechet import warn_if_few
 
@@ -114,7 +114,9 @@ class VideoMetrics(Callback):
         if count == 0:
             return
         if count < 2:
-            rank_zero_warn(f"VideoMetrics: no distance of distributions with {count} validation clip, at least 2 are needed")
+            rank_zero_warn(
+                f"VideoMetrics: no distance of distributions with {count} validation clip, at least 2 are needed"
+            )
             return
         numbers = {
             f"val/fvd_{self.fvd.feature.name}": self.fvd.compute().float(),

@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from numpy.typing import ArrayLike
@@ -19,9 +19,7 @@ class Condition(ABC):
     `control`, `draw` and, where its arguments limit the frame, `check`.
     """
 
-    def __call__(
-        self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor] = None
-    ) -> Tensor:
+    def __call__(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None = None) -> Tensor:
         """Control of a batch of tracked clips: a pure function, sample by sample, of flow, visibility and seed.
 
         Args:
@@ -51,12 +49,12 @@ class Condition(ABC):
             return self.control(flow, visibility, seed, magnitude)
 
     @abstractmethod
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
         """`__call__` on checked arguments."""
 
     @abstractmethod
     def draw(
-        self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
     ) -> Tensor:
         """Control from a user's strokes.
 

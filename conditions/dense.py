@@ -1,7 +1,6 @@
 """Dense displacement and visibility: the condition of MotionPro-Dense."""
 
 from collections.abc import Sequence
-from typing import Optional
 
 import torch
 from numpy.typing import ArrayLike
@@ -27,7 +26,7 @@ class DenseFlow(Condition):
         check_region_size(region_size)
         self.region_size = region_size
 
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         control[:, :, :2] = flow
@@ -35,7 +34,7 @@ class DenseFlow(Condition):
         return control
 
     def draw(
-        self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
     ) -> Tensor:
         """Control from strokes, saying what they say about each pixel and no more.
 

@@ -70,19 +70,22 @@ def average_magnitude(flow: Tensor, motion_norm: str = "l2") -> Tensor:
 
 def motion_mask(flow: Tensor, motion_norm: str = "l2") -> Tensor:
     """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the
-    released code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool."""
+    released code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool.
+    """
     return average_magnitude(flow, motion_norm) > 1.0
 
 
 def motion_bucket(flow: Tensor) -> Tensor:
     """The clip's motion bucket id: mean over frames and pixels of `||f||_2` of the flow before any masking, in pixels
-    (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32."""
+    (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32.
+    """
     return average_magnitude(flow).mean(dim=(1, 2))
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Not initialised. On the CPU numpy allocates it, which asks the kernel for huge pages as torch does not: the
-    first use of the 31 MB of a control costs 4 ms less."""
+    first use of the 31 MB of a control costs 4 ms less.
+    """
     if device.type == "cpu":
         return torch.from_numpy(np.empty(tuple(shape), np.float32))
     return torch.empty(shape, dtype=torch.float32, device=device)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 from numpy.typing import ArrayLike
@@ -15,7 +15,8 @@ from conditions.strokes import draw_strokes
 
 def gaussian_matrix(size: int, kernel_size: int, sigma: float, device: torch.device) -> Tensor:
     """(size, size) banded Toeplitz matrix of `exp(-d^2 / (2 sigma^2))`, zero beyond the kernel's half width: multiplied
-    from one side it filters that axis with zero padding."""
+    from one side it filters that axis with zero padding.
+    """
     at = torch.arange(size, device=device, dtype=torch.float64)
     distance = at[:, None] - at[None, :]
     weight = torch.exp(-distance.square() / (2.0 * sigma**2))
@@ -51,7 +52,8 @@ def filter_points(flow: Tensor, points: Tensor, kernel_size: int, sigma: float) 
 
 def region_points(regions: Tensor, visible: Tensor, region_size: int) -> Tensor:
     """One pixel per selected region: the visible one nearest to its centre (pixel (k // 2, k // 2); ties in raster
-    order). (B, R, C), (B, H, W) bool -> (B, H, W) bool."""
+    order). (B, R, C), (B, H, W) bool -> (B, H, W) bool.
+    """
     batch, height, width = visible.shape
     rows, columns = regions.shape[1:]
     offset = torch.arange(region_size, device=visible.device) - region_size // 2
@@ -109,7 +111,7 @@ class GaussianFiltered(SparseCondition):
         out.copy_(filter_points(flow, points, self.kernel_size, self.sigma))
 
     def draw(
-        self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
     ) -> Tensor:
         """Control from strokes: the start pixels' displacements, filtered; mask as RegionWise's, brush OR regions."""
         self.check(height, width)

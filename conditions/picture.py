@@ -42,7 +42,8 @@ def control_picture(control: Tensor, frame: Tensor) -> np.ndarray:
 
 def control_video(control: Tensor, frame: Tensor) -> np.ndarray:
     """`control_picture` growing over time: frame i shows the displacement and paths up to frame i.
-    (L, 3, H, W), (3, H, W) -> (L, H, W, 3) uint8."""
+    (L, 3, H, W), (3, H, W) -> (L, H, W, 3) uint8.
+    """
     return np.stack(_pictures(control, frame, range(len(control))))
 
 
@@ -80,7 +81,8 @@ def _picture(image: np.ndarray, flow: np.ndarray, mask: np.ndarray, longest: flo
 def _arrow_starts(flow: np.ndarray, longest: float) -> np.ndarray:
     """A few moving pixels that stand for the others: one in the middle of each small connected area, such as a region
     or a Gaussian, and one per cell of a coarse grid over larger areas, fastest first; left out where it is close to
-    another one, or lies on an arrow that points the same way. (H, W, 2) -> (n, 2) x, y."""
+    another one, or lies on an arrow that points the same way. (H, W, 2) -> (n, 2) x, y.
+    """
     cell = max(8, round(min(flow.shape[:2]) / 10))
     mask = np.linalg.norm(flow, axis=2) > max(0.5, 0.1 * longest)
     if not mask.any():
@@ -121,7 +123,8 @@ def _draw_contour(canvas: np.ndarray, mask: np.ndarray, scale: int) -> None:
 
 def _draw_path(canvas: np.ndarray, path: np.ndarray, scale: int) -> None:
     """Polyline through a pixel's positions with a filled head at its end: dark below, white on top, so that it is
-    readable on any ground."""
+    readable on any ground.
+    """
     path = (path + 0.5) * scale
     head = _arrow_head(path, max(0.016 * max(canvas.shape), 4.0 * scale))
     line, rim = max(2, round(0.8 * scale)), max(2, scale // 2)

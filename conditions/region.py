@@ -6,7 +6,7 @@ Letters: B batch, L frames, H x W pixels, k region size, R x C regions (R = ceil
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Optional
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,8 @@ def spread_regions(regions: Tensor, region_size: int, height: int, width: int) -
 
 def candidate_regions(visible: Tensor, region_size: int, visibility_rule: str) -> Tensor:
     """Regions that would give any control if selected: those that hold a globally visible pixel ("pixel"), or whose
-    top-left pixel is visible ("block", the released code's nearest sampling). (B, H, W) bool -> (B, R, C) bool."""
+    top-left pixel is visible ("block", the released code's nearest sampling). (B, H, W) bool -> (B, R, C) bool.
+    """
     if visibility_rule == "block":
         return visible[:, ::region_size, ::region_size]
     return split_regions(visible, region_size).any(dim=4).any(dim=2)
@@ -78,7 +79,8 @@ def select_regions(candidates: Tensor, mask_ratio: Tensor, draws: Tensor, first:
 
 def draw_regions(candidates: Tensor, seed: Tensor, min_mask_ratio: float) -> Tensor:
     """`select_regions` with r_m ~ U[min_mask_ratio, 1] and all draws taken from the sample's seed.
-    (B, R, C) bool, (B,) int64 -> (B, R, C) bool."""
+    (B, R, C) bool, (B,) int64 -> (B, R, C) bool.
+    """
     flat = candidates.flatten(1)
     numbers = uniform(seed, 2 + flat.shape[1])
     mask_ratio = min_mask_ratio + (1.0 - min_mask_ratio) * numbers[:, 0]
@@ -87,7 +89,8 @@ def draw_regions(candidates: Tensor, seed: Tensor, min_mask_ratio: float) -> Ten
 
 def region_pixels(regions: Tensor, visible: Tensor, region_size: int, visibility_rule: str) -> Tensor:
     """Pixels that selected regions control: the visible ones ("pixel", eq. 6), or all of them ("block").
-    (B, R, C), (B, H, W) bool -> (B, H, W) bool."""
+    (B, R, C), (B, H, W) bool -> (B, H, W) bool.
+    """
     pixels = spread_regions(regions, region_size, *visible.shape[-2:])
     return pixels & visible if visibility_rule == "pixel" else pixels
 
@@ -127,7 +130,7 @@ class SparseCondition(Condition):
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write all of `out` (B, L, 2, H, W), which is not initialised."""
 
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Optional[Tensor]) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
@@ -177,7 +180,7 @@ class RegionWise(SparseCondition):
         torch.mul(flow, pixels.to(torch.float32)[:, None, None], out=out)
 
     def draw(
-        self, tracks: Sequence[ArrayLike], brush: Optional[ArrayLike], frames: int, height: int, width: int
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
     ) -> Tensor:
         """Control from strokes: the k x k region around each start moves along its track; mask = brush OR regions."""
         self.check(height, width)

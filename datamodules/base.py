@@ -7,11 +7,12 @@ import math
 import multiprocessing
 import os
 from collections import deque
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Iterator, Optional, Sequence, Union
+from typing import Any
 
-import lightning.pytorch as pl
 import torch
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
@@ -61,7 +62,7 @@ class BadClipWatch:
 class ClipLoader(DataLoader):
     """A DataLoader whose batches pass a `BadClipWatch` in the main process, however they are consumed."""
 
-    watch: Optional[BadClipWatch] = None
+    watch: BadClipWatch | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         watch = self.watch or BadClipWatch(stop=False)  # Lightning's copy for predict has no watch
@@ -73,14 +74,14 @@ class ClipLoader(DataLoader):
             raise MisconfigurationException(str(error).strip().splitlines()[-1].split("BadShards: ")[-1]) from None
 
 
-class ClipDataModule(pl.LightningDataModule):
+class ClipDataModule(LightningDataModule):
     """Loaders over `train_set` and `val_set`, which a subclass opens; the position is the only state.
 
     Args are those of the subclasses; see `WebVidDataModule`.
     """
 
     def __init__(
-        self, shape: ClipShape, batch_size: int, val_batch_size: Optional[int], num_workers: int, seed: int
+        self, shape: ClipShape, batch_size: int, val_batch_size: int | None, num_workers: int, seed: int
     ) -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation may have fewer clips than ranks
@@ -96,14 +97,14 @@ class ClipDataModule(pl.LightningDataModule):
         self.shape, self.batch_size, self.val_batch_size = shape, batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
         self._watches = {stop: BadClipWatch(stop) for stop in (True, False)}
-        self.train_set: Optional[ClipDataset] = None
-        self.val_set: Optional[ClipDataset] = None
-        self._loaded: Optional[int] = None  # position from a checkpoint, until a train loader is made
+        self.train_set: ClipDataset | None = None
+        self.val_set: ClipDataset | None = None
+        self._loaded: int | None = None  # position from a checkpoint, until a train loader is made
         self._origin = (0, 0)  # (position, global_step) at which this fit began
         self._counted: Any = None  # the trainer whose steps `_origin` counts
 
     def open_shards(
-        self, pattern: Union[str, Sequence[str]], train: bool, use_latents: bool = False, decoder: str = "pyav"
+        self, pattern: str | Sequence[str], train: bool, use_latents: bool = False, decoder: str = "pyav"
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
         try:
@@ -115,7 +116,7 @@ class ClipDataModule(pl.LightningDataModule):
         return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), latents, decoder)
 
     @property
-    def latents(self) -> Optional[dict[str, str]]:
+    def latents(self) -> dict[str, str] | None:
         """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
         return self.train_set.shards.latents if self.train_set is not None and self.train_set.latents else None
 
@@ -186,17 +187,17 @@ class ClipDataModule(pl.LightningDataModule):
             )
         return batches
 
-    def val_dataloader(self) -> Union[ClipLoader, list]:
+    def val_dataloader(self) -> ClipLoader | list:
         if self.val_set is None:
             return []
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         return self._loader(self.val_set, self.val_batch_size, EachOnce(len(self.val_set), rank, world_size))
 
-    def test_dataloader(self) -> Union[ClipLoader, list]:
+    def test_dataloader(self) -> ClipLoader | list:
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> Union[ClipLoader, list]:
+    def predict_dataloader(self) -> ClipLoader | list:
         return self.val_dataloader()
 
     def _loader(self, dataset: ClipDataset, batch_size: int, sampler: torch.utils.data.Sampler) -> ClipLoader:
@@ -272,7 +273,7 @@ def _align_progress(trainer: Any, consumed: int, batches: int) -> None:
             setattr(tracker, name, getattr(tracker, name) + wanted - done)
 
 
-def _opened(dataset: Optional[ClipDataset], stage: str) -> ClipDataset:
+def _opened(dataset: ClipDataset | None, stage: str) -> ClipDataset:
     if dataset is None:
         raise MisconfigurationException(f"the {stage} shards are not open: call prepare_data() and setup() first")
     return dataset

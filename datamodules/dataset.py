@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Sequence, Union
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,7 +83,7 @@ class ClipDataset(Dataset):
         self._latent_shapes = shapes
 
 
-def collate(rows: Union[dict[str, Any], list[dict[str, Any]]]) -> dict[str, Any]:
+def collate(rows: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
     """What `__getitems__` gives is a batch already; rows from `dataset[position]` are stacked."""
     return rows if isinstance(rows, dict) else default_collate(rows)
 

@@ -1,4 +1,4 @@
-"""The two things that can go wrong with data. Kept free of imports, so that a loader's workers start fast."""
+"""What can go wrong with data and with the commands that make them. Kept free of imports, so that a loader's workers start fast."""
 
 
 class BadClip(Exception):
@@ -9,7 +9,11 @@ class BadShards(Exception):
     """A shard set, or what was asked of it, is wrong as a whole. The message is one line that names file and field."""
 
 
+class UsageError(Exception):
+    """A command cannot work with an option it was given. The message is one line that names the option."""
+
+
 def one_line(error: BaseException) -> str:
     """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, (BadClip, BadShards)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (BadClip, BadShards, UsageError)) else f"{type(error).__name__}: {text}"

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import struct
 import zlib
-from typing import Optional, Union
 
 import cv2
 import numpy as np
@@ -69,7 +68,7 @@ def to_pixels(stored: np.ndarray, step: float = STEP) -> np.ndarray:
     return (stored.astype(np.float32) - ZERO) * np.float32(step)
 
 
-def encode_flow(flow: np.ndarray, step: float = STEP, bound: Union[float, None] = None) -> bytes:
+def encode_flow(flow: np.ndarray, step: float = STEP, bound: float | None = None) -> bytes:
     """Encode (L, 2, H, W) displacements in pixels from frame 1; frame 1 itself must be zero.
 
     Args:
@@ -121,7 +120,7 @@ def _deflate(data: bytes, strategy: int, level: int = 6) -> bytes:
     return stream.compress(data) + stream.flush()
 
 
-def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: Optional[np.ndarray] = None) -> np.ndarray:
+def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray | None = None) -> np.ndarray:
     """Bytes to uint16 (L, 2, H, W), frame 1 filled with the stored zero (32768).
 
     Args:
@@ -193,9 +192,7 @@ def encode_visibility(visibility: np.ndarray) -> bytes:
     return png.tobytes()
 
 
-def decode_visibility(
-    data: bytes, shape: tuple[int, int, int], out: Optional[np.ndarray] = None
-) -> np.ndarray:
+def decode_visibility(data: bytes, shape: tuple[int, int, int], out: np.ndarray | None = None) -> np.ndarray:
     """Bytes to bool (L, H, W), into `out` where it is given.
 
     Raises:

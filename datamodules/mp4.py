@@ -1,4 +1,4 @@
-"""Decode the mp4 that `clips.encode_mp4` wrote, as fast as one thread can.
+"""Our clips' mp4: written with x264, and decoded as fast as one thread can.
 
 Opening such a file with libavformat costs a fifth of decoding it: it decodes pictures to learn what the header says.
 So the few boxes that lead to the H.264 samples are read here (ISO/IEC 14496-12), and libavcodec, through PyAV, gets the
@@ -8,9 +8,12 @@ only bytes whose checksum matched, and what it does not take (it refuses some fr
 
 from __future__ import annotations
 
+import os
 import struct
+import tempfile
+from collections.abc import Iterator
+from fractions import Fraction
 from io import BytesIO
-from typing import Iterator, Optional
 
 import av
 import cv2
@@ -23,12 +26,46 @@ try:
     import decord
 except ImportError:  # no wheel, as on Arm
     decord = None
+CRF = 18
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
 _SAMPLE_ENTRY = 78  # bytes of an avc1 entry before its boxes
 
 
+def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
+    """(L, 3, H, W) uint8, even sizes, to H.264 mp4 bytes; one key frame, because a clip is always read whole.
+
+    The bytes depend on the frames, fps, crf and the version of x264 only (one thread, no dates).
+    """
+    length, _, height, width = frames.shape
+    if height % 2 or width % 2:
+        raise BadClip(f"mp4 needs even sizes, not {height}x{width}")
+    # without CABAC a clip decodes in 19 instead of 27 ms at 320 x 512, for 9 % more bytes at the same PSNR;
+    # x264's mbtree gives other bytes from one call to the next, on one thread too (measured: 15 results in 400 calls)
+    options = {
+        "crf": str(crf),
+        "preset": "medium",
+        "g": str(length),
+        "threads": "1",
+        "flags": "+bitexact",
+        "x264-params": "no-mbtree=1:cabac=0",
+    }
+    # faststart rewrites the file, which needs a real file
+    with tempfile.TemporaryDirectory(prefix="clip-") as folder:
+        path = os.path.join(folder, "clip.mp4")
+        with av.open(path, "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            for index, image in enumerate(frames):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
+                frame.pts = index
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        with open(path, "rb") as file:
+            return file.read()
+
+
 def decode_mp4(
-    data: bytes, shape: tuple[int, int, int, int], out: Optional[np.ndarray] = None, decoder: str = "pyav"
+    data: bytes, shape: tuple[int, int, int, int], out: np.ndarray | None = None, decoder: str = "pyav"
 ) -> np.ndarray:
     """mp4 bytes to (L, 3, H, W) uint8.
 
@@ -36,7 +73,7 @@ def decode_mp4(
         data: the file.
         shape: what the clip must have.
         out: contiguous array of that shape to decode into; a new one by default.
-        decoder: `pyav`, or `decord` for a file that `clips.encode_mp4` wrote and whose checksum matched.
+        decoder: `pyav`, or `decord` for a file that `encode_mp4` wrote and whose checksum matched.
 
     Raises:
         BadClip: does not decode, or to another shape.
@@ -55,7 +92,7 @@ def decode_mp4(
     return out
 
 
-def _decord(data: bytes) -> Optional[np.ndarray]:
+def _decord(data: bytes) -> np.ndarray | None:
     """(L, H, W, 3) uint8, or None where decord is not there or does not take the file."""
     if decord is None:
         return None

@@ -8,7 +8,7 @@ one window only. Permutations sort a hash (splitmix64), not a library's generato
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Callable, Iterator, Optional
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from torch.utils.data import DistributedSampler
@@ -17,7 +17,7 @@ WINDOW = 16
 _GAMMA, _M1, _M2 = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def splitmix(*words: "int | np.ndarray") -> np.ndarray:
+def splitmix(*words: int | np.ndarray) -> np.ndarray:
     """Hash broadcasted integers to uint64 with a chain of splitmix64 finalisers."""
     state = np.uint64(0)
     with np.errstate(over="ignore"):
@@ -122,7 +122,7 @@ class PositionSampler(DistributedSampler):
         batch_size: int,
         batches: int,
         start: Callable[[], int],
-        limit: Optional[Callable[[], int]] = None,
+        limit: Callable[[], int] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:

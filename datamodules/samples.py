@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from datamodules import clips, flow_codec, mp4
+from datamodules import flow_codec, mp4
 from datamodules.errors import BadClip, one_line
 from datamodules.shards import CAPTION, FLOW, LATENT, META, VIDEO, VISIBILITY, ClipShape, Shards
 from datamodules.storage import json_bytes
@@ -47,7 +48,7 @@ def encode(
     if not visibility[0].all():
         raise BadClip("visibility of frame 1 is not all true")
     members = {
-        VIDEO: clips.encode_mp4(frames, fps),
+        VIDEO: mp4.encode_mp4(frames, fps),
         FLOW: flow_codec.encode_flow(flow, step),
         VISIBILITY: flow_codec.encode_visibility(visibility),
         CAPTION: caption.encode(),

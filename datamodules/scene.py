@@ -8,8 +8,8 @@ no layer above covers it and it is inside the frame. Pixel centres have integer 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable, Optional
 
 import numpy as np
 
@@ -42,7 +42,7 @@ class Layer:
 
     motion: Motion
     texture: Texture
-    outline: Optional[Outline] = None
+    outline: Outline | None = None
     name: str = "background"
 
     def covers(self, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:

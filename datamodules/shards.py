@@ -17,9 +17,10 @@ import re
 import tarfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class ShardWriter:
         path: the shard, ending in `.tar`.
     """
 
-    def __init__(self, path: Union[str, Path]) -> None:
+    def __init__(self, path: str | Path) -> None:
         import webdataset
 
         self.path = Path(path)
@@ -107,7 +108,7 @@ class ShardWriter:
         except RuntimeError:
             pass
 
-    def __enter__(self) -> "ShardWriter":
+    def __enter__(self) -> ShardWriter:
         return self
 
     def __exit__(self, kind: Any, *rest: Any) -> None:
@@ -128,7 +129,7 @@ def entry(index: dict[str, Any], digest: str, sidecar_bytes: bytes) -> dict[str,
 def scan(file: Any, name: str) -> dict[str, Any]:
     """A tar's headers to the sidecar's content: keys, and per member kind a list of [offset, size, crc32]."""
     keys: list[str] = []
-    members: dict[str, list[Optional[list[int]]]] = {kind: [] for kind in MEMBERS}
+    members: dict[str, list[list[int] | None]] = {kind: [] for kind in MEMBERS}
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             key, _, kind = info.name.partition(".")
@@ -170,10 +171,10 @@ def unpack(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
 
 
 def write_index(
-    folder: Union[str, Path],
+    folder: str | Path,
     shape: ClipShape,
     entries: Iterable[dict[str, Any]],
-    latents: Optional[Mapping[str, str]] = None,
+    latents: Mapping[str, str] | None = None,
 ) -> None:
     """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
 
@@ -218,7 +219,7 @@ def shape_of(index: Mapping[str, Any]) -> ClipShape:
     return ClipShape(int(index["frames"]), int(index["height"]), int(index["width"]), float(index["fps"]))
 
 
-def expand(pattern: Union[str, Path, Sequence[str]]) -> list[Path]:
+def expand(pattern: str | Path | Sequence[str]) -> list[Path]:
     """A folder, a glob or a brace pattern (or a list of them) to the folders and tars it names.
 
     Raises:
@@ -252,16 +253,16 @@ class Shards:
         pattern: a folder, a glob or a brace pattern of `.tar` files, or a list of them.
     """
 
-    def __init__(self, pattern: Union[str, Path, Sequence[str]]) -> None:
+    def __init__(self, pattern: str | Path | Sequence[str]) -> None:
         self.pattern = pattern
-        chosen: dict[Path, Optional[set[str]]] = {}
+        chosen: dict[Path, set[str] | None] = {}
         for path in expand(pattern):
             if path.is_dir():
                 chosen[path] = None
             elif chosen.setdefault(path.parent, set()) is not None:
                 chosen[path.parent].add(path.name)
         self.shape: ClipShape
-        self.latents: Optional[dict[str, str]] = None  # hashes of the weights that all cached latents were made with
+        self.latents: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
         self._folders = list(chosen)
         self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
         counts: list[int] = []
@@ -297,7 +298,7 @@ class Shards:
         self._sidecars: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._handles: OrderedDict[int, Any] = OrderedDict()
 
-    def _take_latents(self, found: Optional[dict[str, str]], number: int) -> None:
+    def _take_latents(self, found: dict[str, str] | None, number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
         if number and found and self.latents and found != self.latents:
             raise BadShards(

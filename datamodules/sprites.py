@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
@@ -49,7 +49,7 @@ class SpritesDataModule(ClipDataModule):
         clips: int = 48,
         val_clips: int = 8,
         batch_size: int = 4,
-        val_batch_size: Optional[int] = None,
+        val_batch_size: int | None = None,
         num_workers: int = 2,
         seed: int = 0,
         data_seed: int = 0,
@@ -94,7 +94,7 @@ class SpritesDataModule(ClipDataModule):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
-    def setup(self, stage: Optional[str] = None) -> None:
+    def setup(self, stage: str | None = None) -> None:
         if self.train_set is None:
             self.train_set = self.open_shards(str(self.folder / "train"), train=True)
             self.val_set = self.open_shards(str(self.folder / "val"), train=False)

@@ -1,6 +1,6 @@
 """Shards of videos (WebVid-10M or any other) as a LightningDataModule."""
 
-from typing import Literal, Optional, Union
+from typing import Literal
 
 from datamodules.base import ClipDataModule
 from datamodules.shards import ClipShape
@@ -34,10 +34,10 @@ class WebVidDataModule(ClipDataModule):
 
     def __init__(
         self,
-        shards: Union[str, list[str]],
-        val_shards: Optional[Union[str, list[str]]] = None,
+        shards: str | list[str],
+        val_shards: str | list[str] | None = None,
         batch_size: int = 8,
-        val_batch_size: Optional[int] = None,
+        val_batch_size: int | None = None,
         num_workers: int = 4,
         seed: int = 0,
         frames: int = 16,

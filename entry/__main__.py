@@ -5,9 +5,10 @@ touched. The model and the data come from the YAML by `class_path`. Beyond Light
 line and exit code 2, a missing checkpoint is an error (Lightning warns and starts from scratch), a second run may use the same folder.
 """
 
-import re
 import sys
 from pathlib import Path
+
+from remoco.flags import cause
 
 
 def main(args=None):
@@ -78,11 +79,7 @@ def main(args=None):
 
 def complain(message):
     """One line on stderr, exit code 2."""
-    line = " ".join(str(message).split())
-    # jsonargparse reports every member of a Union and the whole value; the reader needs the cause alone
-    line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
-    line = re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
-    print(f"error: {line}", file=sys.stderr)
+    print(f"python -m lightning: error: {cause(message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,25 +1,172 @@
-"""What the UNet is conditioned on, as tensors."""
+"""What the UNet is conditioned on: one class that travels whole, made from a batch in training and from a drawing at inference."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from conditions import Condition, average_magnitude, flow_to_pixels
+from lightning_modules.svd import SVD
+
 INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
+IDS = ("fps", "motion_bucket_id", "sigma_aug")  # what SVD embeds as vectors, in its order
+CONDITIONINGS = (
+    "image_embedding",
+    "fps",
+    "motion_bucket_id",
+    "image_latent",
+    "sigma_aug",
+)  # the order of the dropout's draws
 
 
-@dataclass
+@dataclass(frozen=True)
 class Conditioning:
-    """What the UNet is conditioned on, for a batch of B clips."""
+    """What the UNet is conditioned on, for a batch of B clips.
 
-    control: Tensor  # (B, L, 3, H, W) dx, dy in pixels, mask
-    image_latent: Tensor  # (B, C, H/8, W/8), mode of the noise-augmented first frame, not scaled
-    image_embedding: Tensor  # (B, 1, D)
-    ids: Tensor  # (B, 3) fps, motion bucket, sigma_aug
+    Attributes:
+        image_latent: (B, C, H/8, W/8), mode of the noise-augmented first frame, not scaled; concatenated to every frame.
+        image_embedding: (B, n, D) image tokens for the cross-attention; SVD has n = 1.
+        ids: (B, 3) in the order of `IDS`: frames per second, motion bucket (mean displacement in pixels), sigma_aug.
+        control: (B, L, 3, H, W) dx, dy in pixels, mask; None where the motion was given to the injection already.
+        keep: Name in `CONDITIONINGS` -> (B,) bool, False where it is dropped; names that are absent are kept.
+    """
+
+    image_latent: Tensor
+    image_embedding: Tensor
+    ids: Tensor
+    control: Tensor | None = None
+    keep: dict[str, Tensor] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        first: Conditioning | Tensor,
+        image_embedding: Tensor | None,
+        ids: Tensor | None,
+        keep: Tensor | None = None,
+    ) -> Conditioning:
+        """A conditioning as it is, or one from image latent, image embedding, ids and a (B, 5) keep, given one by one."""
+        if isinstance(first, Conditioning):
+            return first
+        if image_embedding is None or ids is None:
+            raise TypeError("expected a Conditioning, or image_latent, image_embedding and ids")
+        return cls(first, image_embedding, ids).dropping(keep)
+
+    def dropping(self, keep: Tensor | None) -> Conditioning:
+        """The same with dropout: (B, 5) bool in the order of `CONDITIONINGS`, False where one is dropped; None keeps all."""
+        return replace(self, keep=None if keep is None else dict(zip(CONDITIONINGS, keep.unbind(1), strict=True)))
+
+    def without_image(self) -> Conditioning:
+        """The unconditional branch of guidance: image embedding and image latent are zero, ids and motion stay."""
+        return replace(
+            self,
+            image_latent=torch.zeros_like(self.image_latent),
+            image_embedding=torch.zeros_like(self.image_embedding),
+        )
+
+    def followed_by(self, other: Conditioning) -> Conditioning:
+        """Both as one batch; the motion is the injection's, which repeats it for each branch."""
+        return Conditioning(
+            torch.cat([self.image_latent, other.image_latent]),
+            torch.cat([self.image_embedding, other.image_embedding]),
+            torch.cat([self.ids, other.ids]),
+        )
+
+    def kept(self, name: str, value: Tensor) -> Tensor:
+        """The value of a conditioning, zero for the clips that drop it."""
+        if self.keep is None or name not in self.keep:
+            return value
+        return value * self.keep[name].view(-1, *[1] * (value.ndim - 1))
+
+    def kept_ids(self) -> Tensor | None:
+        """(B, 3) bool in the order of `IDS`; None when all are kept."""
+        if self.keep is None:
+            return None
+        everything = torch.ones(len(self.ids), dtype=torch.bool, device=self.ids.device)
+        return torch.stack([self.keep.get(name, everything) for name in IDS], dim=1)
 
 
-def as_float(frames: Tensor) -> Tensor:
+def to_float(frames: Tensor) -> Tensor:
     """uint8 [0, 255] or float [-1, 1] frames -> float32 [-1, 1]."""
     return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames.float()
+
+
+def to_uint8(frames: Tensor) -> Tensor:
+    """Frames in [-1, 1] -> uint8 [0, 255], clamped and rounded; uint8 passes."""
+    return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte() if frames.dtype.is_floating_point else frames
+
+
+def control_of(condition: Condition, batch: dict, seeds: Tensor) -> Tensor:
+    """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions."""
+    flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
+    return condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True))
+
+
+@torch.no_grad()
+def conditioning_of(
+    svd: SVD, condition: Condition, batch: dict, seeds: Tensor, sigma_aug: Tensor, noise: Tensor
+) -> Conditioning:
+    """Conditioning of a batch's clips, nothing dropped.
+
+    Args:
+        svd: The frozen networks.
+        condition: How flow and visibility become the control.
+        batch: A batch as in docs/data.md.
+        seeds: (B,) int64, draw the regions.
+        sigma_aug: (B,) standard deviation of the noise on the first frame, in units of [-1, 1].
+        noise: (B, 3, H, W) standard normal, for the first frame.
+    """
+    flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
+    magnitude = average_magnitude(flow)  # read once: it is the motion mask and, as a mean, the motion bucket
+    control = condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), magnitude)
+    ids = {"fps": batch["fps"].float(), "motion_bucket_id": magnitude.mean((1, 2)), "sigma_aug": sigma_aug}
+    return from_first_frame(svd, batch["first_frame"], control, ids, noise, batch.get("image_embedding"))
+
+
+@torch.no_grad()
+def from_first_frame(
+    svd: SVD,
+    first_frame: Tensor,
+    control: Tensor,
+    ids: dict[str, Tensor],
+    noise: Tensor,
+    embedding: Tensor | None = None,
+) -> Conditioning:
+    """Conditioning of clips that start with these frames and move as the control says.
+
+    Args:
+        svd: The frozen networks.
+        first_frame: (B, 3, H, W) uint8, or float in [-1, 1].
+        control: (B, L, 3, H, W).
+        ids: (B,) for each of `IDS`.
+        noise: (B, 3, H, W) standard normal, scaled by sigma_aug and added to the frame whose latent is taken.
+        embedding: (B, 1, D) of the image encoder, where it is cached.
+    """
+    first = to_float(first_frame)
+    noised = first + ids["sigma_aug"][:, None, None, None] * noise
+    return Conditioning(
+        image_latent=svd.encode(noised)[0],
+        image_embedding=svd.embed_image(first) if embedding is None else embedding,
+        ids=torch.stack([ids[name] for name in IDS], dim=1),
+        control=control,
+    )
+
+
+@torch.no_grad()
+def clean_latents_of(svd: SVD, batch: dict, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+    """(B, L, C, H/8, W/8) scaled latents: a sample of the VAE posterior, cached or encoded now.
+
+    Args:
+        svd: The frozen networks.
+        batch: A batch as in docs/data.md.
+        noise: Shape of a clip's latents -> (B, *shape) standard normal.
+    """
+    if "latent_mean" in batch:
+        mean, std = batch["latent_mean"].float(), batch["latent_std"].float()
+    else:
+        video = batch["video"]
+        mean, std = (x.unflatten(0, video.shape[:2]) for x in svd.encode(to_float(video.flatten(0, 1))))
+    return (mean + std * noise(mean.shape[1:])) * svd.latent_scale

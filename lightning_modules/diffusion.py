@@ -8,7 +8,8 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-CONDITIONINGS = ("image_embedding", "fps", "motion_bucket_id", "image_latent", "sigma_aug")
+from lightning_modules.conditioning import CONDITIONINGS as CONDITIONINGS
+from lightning_modules.conditioning import Conditioning
 
 
 def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -78,9 +79,9 @@ class Denoiser:
         self,
         noisy: Tensor,
         c_noise: Tensor,
-        image_latent: Tensor,
-        image_embedding: Tensor,
-        ids: Tensor,
+        cond: Conditioning | Tensor,
+        image_embedding: Tensor | None = None,
+        ids: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
         """The bare prediction F, (B, L, C, h, w) in the UNet's dtype.
@@ -88,20 +89,19 @@ class Denoiser:
         Args:
             noisy: (B, L, C, h, w) noisy latents, already scaled by c_in.
             c_noise: (B,) timestep, 0.25 ln sigma.
-            image_latent: (B, C, h, w) first frame's latent, not scaled; concatenated to every frame.
-            image_embedding: (B, n, D) image tokens for the cross-attention; SVD has n = 1.
-            ids: (B, 3) fps, motion bucket, sigma_aug.
-            keep: (B, 5) bool in the order of `CONDITIONINGS`, False where one is dropped; None keeps all.
+            cond: What the UNet is conditioned on, its dropout included; or the image latent (B, C, h, w), with the next three.
+            image_embedding: (B, n, D) image tokens, where `cond` is the image latent.
+            ids: (B, 3) fps, motion bucket, sigma_aug, where `cond` is the image latent.
+            keep: (B, 5) bool in the order of `CONDITIONINGS`, where `cond` is the image latent; None keeps all.
         """
+        cond = Conditioning.of(cond, image_embedding, ids, keep)
         dtype = self.unet.conv_in.weight.dtype
-        if keep is not None:
-            image_embedding = image_embedding * keep[:, 0, None, None]
-            image_latent = image_latent * keep[:, 3, None, None, None]
-        latent = image_latent[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
-        self._keep_ids = None if keep is None else keep[:, [1, 2, 4]]
+        embedding = cond.kept("image_embedding", cond.image_embedding)
+        latent = cond.kept("image_latent", cond.image_latent)[:, None].expand(-1, noisy.shape[1], -1, -1, -1)
+        self._keep_ids = cond.kept_ids()
         try:
             inputs = torch.cat([noisy.to(dtype), latent.to(dtype)], dim=2)
-            return self.unet(inputs, c_noise, image_embedding.to(dtype), ids, return_dict=False)[0]
+            return self.unet(inputs, c_noise, embedding.to(dtype), cond.ids, return_dict=False)[0]
         finally:
             self._keep_ids = None
 
@@ -109,9 +109,9 @@ class Denoiser:
         self,
         noisy: Tensor,
         sigma: Tensor,
-        image_latent: Tensor,
-        image_embedding: Tensor,
-        ids: Tensor,
+        cond: Conditioning | Tensor,
+        image_embedding: Tensor | None = None,
+        ids: Tensor | None = None,
         keep: Tensor | None = None,
     ) -> Tensor:
         """Denoised latents (B, L, C, h, w), in the dtype of `noisy`.
@@ -119,14 +119,15 @@ class Denoiser:
         Args:
             noisy: (B, L, C, h, w) clean latents plus sigma times noise, float32 or float64.
             sigma: (B,) noise level of each clip, shared by its frames.
-            image_latent: As in `network`.
+            cond: As in `network`, as are the three after it.
             image_embedding: As in `network`.
             ids: As in `network`.
             keep: As in `network`.
         """
+        cond = Conditioning.of(cond, image_embedding, ids, keep)
         c_skip, c_out, c_in, c_noise = precondition(sigma)
         c_skip, c_out, c_in = (c.to(noisy.dtype).view(-1, 1, 1, 1, 1) for c in (c_skip, c_out, c_in))
-        prediction = self.network(c_in * noisy, c_noise, image_latent, image_embedding, ids, keep)
+        prediction = self.network(c_in * noisy, c_noise, cond)
         return c_skip * noisy + c_out * prediction.to(noisy.dtype)
 
 
@@ -145,22 +146,35 @@ def karras_sigmas(
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype)
 
 
-def euler(denoise: Callable[[Tensor, Tensor], Tensor], x: Tensor, sigmas: Tensor) -> Tensor:
+def euler(
+    denoise: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    sigmas: Tensor,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
     """Euler's method along dx/dsigma = (x - D(x, sigma)) / sigma (EDM alg. 1 without churn).
 
     Args:
         denoise: (x, sigma) -> denoised x; sigma is (B,).
         x: (B, ...) latents at noise level sigmas[0].
         sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
+        on_step: Called after each step with its number, from 0, and the denoised estimate of that step: progress and
+            previews; what it raises ends the sampling.
     """
-    for sigma, following in zip(sigmas[:-1], sigmas[1:]):
-        slope = (x - denoise(x, sigma.expand(len(x)))) / sigma
-        x = x + (following - sigma) * slope
+    for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+        denoised = denoise(x, sigma.expand(len(x)))
+        x = x + (following - sigma) * ((x - denoised) / sigma)
+        if on_step is not None:
+            on_step(step, denoised)
     return x
 
 
 def guided(
-    denoiser: Denoiser, image_latent: Tensor, image_embedding: Tensor, ids: Tensor, scale: Tensor
+    denoiser: Denoiser,
+    cond: Conditioning | Tensor,
+    image_embedding: Tensor | None = None,
+    ids: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Classifier-free guidance as one batch of both branches: (x, sigma) -> u + scale (c - u).
 
@@ -168,18 +182,16 @@ def guided(
 
     Args:
         denoiser: The network.
-        image_latent: (B, C, h, w) first frame's latent, not scaled.
-        image_embedding: (B, n, D) image tokens.
-        ids: (B, 3) fps, motion bucket, sigma_aug.
+        cond: What the clips are conditioned on; or their image latent, with the next two.
+        image_embedding: (B, n, D) image tokens, where `cond` is the image latent.
+        ids: (B, 3) fps, motion bucket, sigma_aug, where `cond` is the image latent.
         scale: (L,) guidance of each frame.
     """
-    latents = torch.cat([torch.zeros_like(image_latent), image_latent])
-    embeddings = torch.cat([torch.zeros_like(image_embedding), image_embedding])
-    ids = torch.cat([ids, ids])
+    cond = Conditioning.of(cond, image_embedding, ids)
+    both = cond.without_image().followed_by(cond)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        both = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), latents, embeddings, ids)
-        unconditional, conditional = both.chunk(2)
+        unconditional, conditional = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
         return unconditional + scale.to(x.dtype).view(-1, 1, 1, 1) * (conditional - unconditional)
 
     return denoise
@@ -188,27 +200,29 @@ def guided(
 def euler_sample(
     denoiser: Denoiser,
     noise: Tensor,
-    image_latent: Tensor,
-    image_embedding: Tensor,
-    ids: Tensor,
+    cond: Conditioning | Tensor,
+    image_embedding: Tensor | None = None,
+    ids: Tensor | None = None,
     steps: int = 25,
     guidance: tuple[float, float] = (1.0, 2.5),
     sigmas: Tensor | None = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Scaled latents (B, L, C, h, w) of new clips, in the dtype of `noise`.
 
     Args:
         denoiser: The network; motion is what its UNet's injection was given before.
         noise: (B, L, C, h, w) standard normal, float32 or float64.
-        image_latent: (B, C, h, w) first frame's latent, not scaled.
-        image_embedding: (B, n, D) image tokens.
-        ids: (B, 3) fps, motion bucket, sigma_aug.
+        cond: What the clips are conditioned on; or their image latent (B, C, h, w), not scaled, with the next two.
+        image_embedding: (B, n, D) image tokens, where `cond` is the image latent.
+        ids: (B, 3) fps, motion bucket, sigma_aug, where `cond` is the image latent.
         steps: Number of Euler steps.
         guidance: Guidance of the first and of the last frame, linear in between.
         sigmas: (steps + 1,) noise levels in place of `karras_sigmas(steps)`.
+        on_step: Called after each step, see `euler`.
     """
+    cond = Conditioning.of(cond, image_embedding, ids)
     if sigmas is None:
         sigmas = karras_sigmas(steps, dtype=noise.dtype, device=noise.device)
     scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
-    denoise = guided(denoiser, image_latent, image_embedding, ids, scale)
-    return euler(denoise, noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas)
+    return euler(guided(denoiser, cond, scale=scale), noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)

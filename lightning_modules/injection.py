@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
-from lightning_modules.motion_encoder import GroupNorm, TemporalConv, seeded
+from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 
 UNET_GROUPS = 32
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conditions import Condition
 from lightning_modules import record
-from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
+from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame, to_uint8
 from lightning_modules.diffusion import randn
 from lightning_modules.motion_control import MotionControlModule
 
@@ -103,18 +103,15 @@ class MotionControlPipeline:
         if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != torch.uint8:
             raise ValueError(f"image is {tuple(frame.shape)} {frame.dtype}, expected (height, width, 3) uint8 (RGB)")
         height, width = frame.shape[:2]
-        module.check_size(height, width)
+        record.check_size(module.condition, height, width)
         control = module.condition.draw(tracks, brush, num_frames, height, width)
-        first = frame.permute(2, 0, 1)[None] / 127.5 - 1
-        noised = first + noise_aug_strength * randn([seed], first.shape[1:], module.device)
+        first = frame.permute(2, 0, 1)[None]
+        noise = randn([seed], first.shape[1:], module.device)
+        ids = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
+        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in ids.items()}
         with module.autocast():
-            cond = Conditioning(
-                control=control[None].to(module.device),
-                image_latent=module.svd.encode(noised)[0],
-                image_embedding=module.svd.embed_image(first),
-                ids=torch.tensor([[fps, motion_bucket_id, noise_aug_strength]], device=module.device),
-            )
+            cond = from_first_frame(module.svd, first, control[None].to(module.device), ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn([seed + 1], shape, module.device)
-            video = module.generate(cond, noise, num_inference_steps, (min_guidance_scale, max_guidance_scale))
-        return ((video[0] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            video = module.networks.generate(cond, noise, num_inference_steps, (min_guidance_scale, max_guidance_scale))
+        return to_uint8(video[0]).permute(0, 2, 3, 1).cpu().numpy()

@@ -1,4 +1,4 @@
-"""The record in a checkpoint: which architecture and which frozen base its weights belong to, and the errors when they differ."""
+"""What belongs together: arguments, the frame size, and a checkpoint's record of architecture and frozen base; one-line errors."""
 
 from __future__ import annotations
 
@@ -6,10 +6,69 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from conditions import Condition
+
 KEY = "remoco"
+
+
+class RecordedModule(LightningModule):
+    """A module whose checkpoints hold what was trained and a record of what it belongs to.
+
+    A subclass has `condition`, `architecture()`, `base_name()` and, once it is built, `svd` with its `identity`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strict_loading = False  # on_load_checkpoint compares the names
+        self.loaded = False  # whether weights of a checkpoint are in place
+
+    def architecture(self) -> dict[str, Any]:
+        """What a checkpoint must agree on with the configuration, apart from the frozen base."""
+        raise NotImplementedError
+
+    def base_name(self) -> dict[str, Any]:
+        """The base by the names it was asked for."""
+        raise NotImplementedError
+
+    def trained(self) -> dict[str, Tensor]:
+        """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def check_record(self, found: dict, name: str) -> None:
+        """Raise unless a checkpoint's architecture and base are the configured ones; outside of fit, take its condition."""
+        kept = found["architecture"]["condition"]
+        fitting = self._trainer is not None and self.trainer.state.fn == "fit"
+        if not fitting and kept != self.condition.record():
+            rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
+            self.condition = Condition.from_record(kept)
+        check_architecture(found, self.architecture(), name)
+        check_base(found, self.base_name(), name)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the trained tensors alone, and add the record."""
+        trained = self.trained()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
+        checkpoint[KEY] = {"architecture": self.architecture(), "base": self.svd.identity}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse a checkpoint of another architecture, base or set of tensors."""
+        self.loaded = True
+        found = of(checkpoint, "the checkpoint")
+        self.check_record(found, "the checkpoint")
+        check_hash(found, self.svd.identity)
+        check_names(checkpoint["state_dict"], self.trained())
+
+    def on_validation_start(self) -> None:
+        """Say so when what is evaluated is not what was trained."""
+        if self.trainer.state.fn != "fit" and not self.loaded and getattr(self, "released", None) is None:
+            rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
+
+    on_test_start = on_predict_start = on_validation_start
 
 
 def read(path: str | Path) -> dict[str, Any]:
@@ -72,4 +131,63 @@ def check_names(state: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
     if wrong:
         raise MisconfigurationException(
             f"ckpt_path: {len(wrong)} tensors are missing, unknown or misshapen in the checkpoint: {', '.join(wrong[:5])}"
+        )
+
+
+def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
+    """Raise unless cached latents were made with the networks that were loaded; both are network -> hash."""
+    for name, found in cached.items():
+        if hashes.get(name) != found:
+            raise MisconfigurationException(
+                f"data.shards: the cached latents were made with another {name} (hash {found[:12]}) than this base's "
+                f"({hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
+            )
+
+
+def check_size(condition: Condition, height: int, width: int) -> None:
+    """Raise unless frames of this size, in pixels, fit the condition and the UNet."""
+    # 8 by the VAE, then three halvings in the UNet whose skip connections must meet again
+    if height % 64 or width % 64:
+        raise MisconfigurationException(
+            f"data: frames of {height} x {width}: height and width must be multiples of 64 (VAE 8 x UNet 8)"
+        )
+    try:
+        condition.check(height, width)
+    except ValueError as error:
+        raise MisconfigurationException(f"model.condition: {error}") from error
+
+
+def check_arguments(
+    svd: str | None,
+    random_init: str | None,
+    released: str | None,
+    train_base: bool,
+    lora: str | None,
+    latents: str,
+) -> None:
+    """Raise ValueError where arguments of the module exclude each other."""
+    if released is None and (svd is None) == (random_init is None):
+        raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
+    if released is not None and random_init is not None:
+        raise ValueError("model: released brings its own base, so random_init must be null")
+    if train_base and lora:
+        raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
+    if svd is not None and latents != "vae":
+        raise ValueError("model: latents: space_to_depth goes with random_init; a pretrained SVD has its VAE")
+
+
+def check_numbers(**numbers: tuple[float, float, float | None]) -> None:
+    """Raise ValueError unless each name's (value, least, bound) has least <= value < bound; no bound is infinity."""
+    for name, (value, least, bound) in numbers.items():
+        if not least <= value < (float("inf") if bound is None else bound):
+            expected = f"a number of at least {least}" if bound is None else f"a probability in [{least}, {bound})"
+            raise ValueError(f"model: {name} is {value}, expected {expected}")
+
+
+def check_precision(precision: str) -> None:
+    """Raise where a trainer's precision would keep what is trained in half precision."""
+    if precision in ("bf16-true", "16-true"):
+        raise MisconfigurationException(
+            f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained stays float32, since a "
+            "step at this learning rate is lost in half precision"
         )

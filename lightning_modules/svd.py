@@ -1,11 +1,9 @@
-"""Stable Video Diffusion: load it or build it with random weights, freeze it, add LoRA, checkpoint its activations."""
+"""Stable Video Diffusion: load it or build it with random weights, freeze it, checkpoint its activations."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +14,13 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from diffusers.models.attention import TemporalBasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.motion_encoder import seeded
+from lightning_modules.layers import seeded
+from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -35,8 +32,6 @@ COMPONENTS = {
     "vae": AutoencoderKLTemporalDecoder,
     "image_encoder": CLIPVisionModelWithProjection,
 }
-LORA_TARGETS = ("attention", "linear")
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @dataclass(frozen=True)
@@ -247,7 +242,9 @@ def load_component(path: str, name: str, revision: str | None) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())
-        raise MisconfigurationException(f"svd: cannot load {name} of {path} as {cls.__name__} (or reach its hub): {reason}") from error
+        raise MisconfigurationException(
+            f"svd: cannot load {name} of {path} as {cls.__name__} (or reach its hub): {reason}"
+        ) from error
     if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))):
         raise MisconfigurationException(
             f"svd: {path}/{name} lacks {len(wrong)} weights of {cls.__name__}, the first is {wrong[0]}"
@@ -295,51 +292,6 @@ class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, num_frames, encoder_hidden_states)
         return _checkpointed(super().forward, hidden_states, num_frames, encoder_hidden_states)
-
-
-def add_lora(unet: nn.Module, targets: Literal["attention", "linear"], rank: int = 32, seed: int = 0) -> None:
-    """Inject LoRA, W + B A with scale 1 (alpha = rank), float32 whatever the base's dtype; B is zero at the start.
-
-    Args:
-        unet: Network to inject into, in place; everything but the LoRA weights loses its gradient.
-        targets: `attention`: q, k, v and output projections, spatial and temporal. `linear`: every nn.Linear.
-        rank: Rank of A and B.
-        seed: Seed of A.
-    """
-    if targets not in LORA_TARGETS:
-        raise ValueError(f"lora is {targets!r}, expected one of {', '.join(LORA_TARGETS)}")
-    names = [name for name, module in unet.named_modules() if type(module) is nn.Linear]
-    if targets == "attention":
-        names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
-    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names)
-    with seeded(seed):
-        inject_adapter_in_model(config, unet)
-    for layer in lora_layers(unet).values():
-        layer.lora_A.float(), layer.lora_B.float()
-
-
-def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
-    """Name of the linear layer -> peft's layer around it."""
-    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
-
-
-def merge_lora(unet: nn.Module) -> None:
-    """Add B A to the base weights, for sampling without overhead. A half-precision base rounds it: no way back."""
-    for layer in lora_layers(unet).values():
-        layer.merge()
-
-
-@contextmanager
-def without_lora(unet: nn.Module) -> Iterator[None]:
-    """The network without its LoRA, for comparison."""
-    layers = lora_layers(unet).values()
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.enable_adapters(True)
 
 
 def clip_input(frames: Tensor, size: int) -> Tensor:

@@ -129,6 +129,4 @@ def warn_if_few(n: int, features: int, unit: str) -> None:
     if n < PUBLISHED_CLIPS and unit == "clips":
         rank_zero_warn(f"FVD over {n} clips is not comparable with published ones (n = 1000)")
     if n < features:
-        rank_zero_warn(
-            f"a Frechet distance over {n} {unit} with {features} features has singular covariances"
-        )
+        rank_zero_warn(f"a Frechet distance over {n} {unit} with {features} features has singular covariances")

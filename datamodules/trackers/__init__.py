@@ -5,13 +5,18 @@ from datamodules.trackers.dis import DIS
 from datamodules.trackers.dot import DOT, DotOptions
 
 
-def make_tracker(name: str, dot: DotOptions = DotOptions()) -> Tracker:
+def make_tracker(name: str, dot: DotOptions = DotOptions(), worker: int = 0) -> Tracker:
     """A tracker by name; weights are looked for now, and loaded with the first clip.
+
+    Args:
+        name: `dis` or `dot`.
+        dot: of `dot`.
+        worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:
         BadShards: files that are missing; the message names the option.
     """
-    return DOT(dot) if name == "dot" else DIS()
+    return DOT(dot, worker) if name == "dot" else DIS()
 
 
 __all__ = ["DIS", "DOT", "DotOptions", "Tracker", "Tracks", "make_tracker"]

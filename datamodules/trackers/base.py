@@ -9,7 +9,8 @@ import numpy as np
 
 class Tracks(NamedTuple):
     """flow (L, 2, H, W) float32: displacement (x, y) in pixels from frame 1, zero in frame 1.
-    visibility (L, H, W) bool: whether frame 1's pixel is seen in the frame, all true in frame 1."""
+    visibility (L, H, W) bool: whether frame 1's pixel is seen in the frame, all true in frame 1.
+    """
 
     flow: np.ndarray
     visibility: np.ndarray

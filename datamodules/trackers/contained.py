@@ -6,9 +6,9 @@ import contextlib
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Iterator
 
 import numpy as np
 
@@ -38,9 +38,7 @@ def contained(root: Path, modules: dict[str, ModuleType]) -> Iterator[None]:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
         cudnn = torch.backends.cudnn
-        stack.enter_context(
-            cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32)
-        )
+        stack.enter_context(cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32))
         yield
 
 

@@ -10,12 +10,11 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any, Optional
+from typing import Any
 
 import cv2
 import numpy as np
 
-from datamodules import pool
 from datamodules.errors import BadShards, one_line
 from datamodules.trackers.base import Tracks
 from datamodules.trackers.contained import contained
@@ -42,7 +41,7 @@ class DotOptions:
         refiner_path: checkpoint of the refiner.
     """
 
-    root: Optional[str] = None
+    root: str | None = None
     height: int = 512
     width: int = 512
     num_tracks: int = SIM_TRACKS
@@ -55,12 +54,13 @@ class DotOptions:
 
 
 class DOT:
-    """Tracks of DOT, loaded with the first clip; the pool's workers take the GPUs that torch sees in turn.
+    """Tracks of DOT, loaded with the first clip; workers take the GPUs that torch sees in turn.
 
     `version` holds what the tracks depend on: a hash of the checkout's code, configs and checkpoints, and the sizes.
 
     Args:
         options: see DotOptions.
+        worker: number of this process among those of its machine; it runs on the GPU of that number, modulo their count.
 
     Raises:
         BadShards: no checkout at `root`, a file missing, or a number that DOT cannot work with.
@@ -68,8 +68,8 @@ class DOT:
 
     name = "dot"
 
-    def __init__(self, options: DotOptions) -> None:
-        self.options = options
+    def __init__(self, options: DotOptions, worker: int = 0) -> None:
+        self.options, self.worker = options, worker
         self._root, self._files = _check(options)
         sizes = f"{options.height}x{options.width}-{options.num_tracks}"
         self.version = f"1-{_digest(self._root, self._files)}-{sizes}"
@@ -111,7 +111,7 @@ class DOT:
             sizes = {"height": self.options.height, "width": self.options.width}
             model = create_model(SimpleNamespace(model="dot", **sizes, **self._files))
             gpus = torch.cuda.device_count()
-            self._device = torch.device(f"cuda:{pool.number % gpus}" if gpus else "cpu")
+            self._device = torch.device(f"cuda:{self.worker % gpus}" if gpus else "cpu")
             self._model = model.to(self._device).eval()
         except Exception as error:  # any program may lie there
             raise BadShards(f"--dot-root {self._root}: DOT does not load: {one_line(error)}") from error

@@ -1,0 +1,102 @@
+"""The pool's tasks on the machines of a Ray cluster: the same functions, the same bytes.
+
+All machines must see the videos and the shards' folder under the same paths, and have this package installed. A task
+runs in a process of its own on the node, as the pool's do, so that a decoder that crashes or hangs costs its video.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from datamodules.errors import UsageError, one_line
+from datamodules.prepare import pool
+
+IN_FLIGHT = 2  # tasks per CPU of the cluster: one that runs and one that waits
+
+
+def run(
+    function: pool.Function, tasks: Iterable[Any], address: str, workers: int, gpus: int = 0
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (task, result or pool.Died) as they finish.
+
+    Args:
+        function: as `pool.run`'s; the number is 0, since a Ray worker sees the GPU it was given alone.
+        tasks: taken as the cluster gets free.
+        address: of the cluster: `auto` for the one this machine belongs to, HOST:PORT, or `local` to start one here.
+        workers: CPUs of a cluster started here.
+        gpus: GPUs that a task needs.
+
+    Raises:
+        UsageError: Ray is not installed, the cluster is not reached, or a node cannot run the task.
+    """
+    ray = _ray()
+    started = not ray.is_initialized()
+    if started:
+        _connect(ray, address, workers)
+    # a node that is lost is Ray's to retry; a process that dies on a video is reported, not retried
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_do)
+    queue, running = iter(tasks), {}
+    try:
+        while True:
+            room = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)
+            for task in (task for _, task in zip(range(room), queue)):
+                running[remote.remote(function, task)] = task
+            if not running:
+                return
+            for done in ray.wait(list(running), num_returns=1)[0]:
+                yield running.pop(done), _result(ray, done)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if started:
+            ray.shutdown()
+
+
+def _ray() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UsageError("--ray needs Ray: pip install 'remoco[ray]'") from None
+    return ray
+
+
+def _connect(ray: Any, address: str, workers: int) -> None:
+    options = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    try:
+        _reach(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UsageError(f"--ray {address}: no cluster there: {one_line(error)}") from error
+
+
+def _reach(address: str) -> None:
+    """Knock at HOST:PORT first: Ray tries for many minutes where nobody answers."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon:
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
+def _result(ray: Any, reference: Any) -> Any:
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        reason = (str(error).strip().splitlines() or ["?"])[-1]
+        raise UsageError(f"--ray: a node cannot run the task, is this package installed there? {reason}") from error
+    except ray.exceptions.RayError:
+        return pool.Died(None)
+
+
+_worker: pool.Worker | None = None
+
+
+def _do(function: pool.Function, task: Any) -> Any:
+    """Run a task in this Ray process's own worker, which later tasks use again."""
+    global _worker
+    if _worker is None:
+        _worker = pool.Worker(function)
+    _worker.give(task)
+    return _worker.take()[1]

@@ -1,0 +1,132 @@
+"""The commands `remoco prepare`, `remoco verify` and `remoco latents`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+from datamodules import flow_codec
+from datamodules.errors import UsageError
+from datamodules.prepare import pool, starts
+from datamodules.prepare.job import Job
+from datamodules.prepare.sources import videos_in
+from datamodules.prepare.video import Settings, cores, prepare_video
+from datamodules.trackers import DotOptions, make_tracker
+
+
+def prepare(
+    videos: str,
+    shards: str,
+    root: str | None = None,
+    tracker: Literal["dis", "dot"] = "dis",
+    dot: DotOptions = DotOptions(),
+    frames: int = 16,
+    fps: float = 8.0,
+    height: int = 320,
+    width: int = 512,
+    every: float | None = None,
+    shots: bool = False,
+    step: float = flow_codec.STEP,
+    clips_per_shard: int = 500,
+    workers: int | None = None,
+    timeout: float = 600.0,
+    retry: bool = False,
+    ray: str | None = None,
+) -> None:
+    """Turn videos into shards with tracks. Run the same command again to go on after an interruption.
+
+    Args:
+        videos: folder of videos and video2dataset tars, searched with its subfolders; or a .tar; or a WebVid .csv.
+        shards: folder for the shards, made if missing.
+        root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
+        tracker: what makes the tracks: `dis` is optical flow without weights, `dot` the method's own tracker.
+        dot: of --tracker dot.
+        frames: frames per clip.
+        fps: frames per second of a clip.
+        height: of a clip in pixels, a multiple of 8.
+        width: of a clip in pixels, a multiple of 8.
+        every: start a clip every so many seconds; without it, one clip from the middle of each video.
+        shots: look for cuts, and let no clip cross one; with --every, within each shot.
+        step: flow quantisation in pixels; the stored flow is off by at most half of it.
+        clips_per_shard: videos that go into a shard, and the most clips it holds.
+        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot.
+        timeout: seconds that a clip may take before its video is given up.
+        retry: try the videos that were left out again.
+        ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
+    """
+    settings = Settings(frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot)
+    gpus = _gpus() if tracker == "dot" else 0
+    workers = (gpus or cores()) if workers is None else workers
+    _check(settings, workers, timeout)
+    version = make_tracker(tracker, dot).version
+    job = Job(Path(shards).absolute(), videos_in(videos, root), settings, version, retry, timeout)
+    if not job.complete:
+        job.run(_runner(ray, workers, gpus))
+        job.finish()
+    print(job.summary())
+
+
+def _runner(ray: str | None, workers: int, gpus: int) -> Callable:
+    if ray is None:
+        return functools.partial(pool.run, prepare_video, workers=workers)
+    from datamodules.prepare import cluster
+
+    return functools.partial(cluster.run, prepare_video, address=ray, workers=workers, gpus=min(gpus, 1))
+
+
+def _check(settings: Settings, workers: int, timeout: float) -> None:
+    def require(good: bool, name: str, value: Any, expected: str) -> None:
+        if not good:
+            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+
+    require(settings.frames >= 2, "frames", settings.frames, "at least 2")
+    for name in ("height", "width"):
+        size = getattr(settings, name)
+        require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8")
+    require(settings.fps > 0, "fps", settings.fps, "a positive number")
+    require(settings.every is None or settings.every > 0, "every", settings.every, "a positive number of seconds")
+    require(0 < settings.step <= 1, "step", settings.step, "a number in (0, 1]")
+    require(settings.clips_per_shard >= 1, "clips_per_shard", settings.clips_per_shard, "at least 1")
+    require(workers >= 1, "workers", workers, "at least 1")
+    require(timeout > 0, "timeout", timeout, "a positive number of seconds")
+    if settings.shots:
+        starts.require_scenedetect()
+
+
+def _gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def verify(shards: str, workers: int | None = None) -> int:
+    """Read everything: checksums, shapes, bounds. Prints what is bad; the exit code is 1 when something is.
+
+    Args:
+        shards: a folder of shards, a glob or a brace pattern.
+        workers: processes; as many as there are cores when not given.
+    """
+    from datamodules.prepare.verify import verify_shards
+
+    bad = verify_shards(shards, cores() if workers is None else workers)
+    for line in bad:
+        print(line)
+    return 1 if bad else 0
+
+
+def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
+    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
+
+    Args:
+        shards: a folder of shards, a glob or a brace pattern.
+        out: folder for the copy, made if missing.
+        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
+        revision: revision of the hub id.
+    """
+    from datamodules.prepare.latents import cache
+
+    if svd is None:
+        raise UsageError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
+    print(cache(shards, Path(out), svd, revision))

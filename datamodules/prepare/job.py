@@ -1,0 +1,242 @@
+"""The state of a preparation: which videos are done, the shards of finished blocks, the report.
+
+A block is a fixed number of consecutive videos; its clips become one tar, or several when videos give many clips.
+Each finished clip is kept beside the shards until its block is written, so a killed job goes on without redoing it,
+and the shards' bytes do not depend on how many processes made them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from datamodules.errors import BadClip, BadShards
+from datamodules.prepare import pool
+from datamodules.prepare.sources import Video
+from datamodules.prepare.video import Settings, Task, give_up, part_path, read_part, result_path, write_part
+from datamodules.shards import INDEX, ShardWriter, unpack, write_index
+from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
+
+REPORT = "report.jsonl"
+PLAN = "prepare.json"
+Run = Callable[[Iterable[Task]], Iterator[tuple[Task, Any]]]
+
+
+class Job:
+    """A preparation, all of whose state lies in files under the shards' folder.
+
+    Args:
+        folder: of the shards.
+        videos: all of them, in order.
+        settings: of the clips.
+        tracker_version: part of what the bytes depend on.
+        retry: try the videos that were left out again, also when the set was complete.
+        timeout: seconds that a clip may take.
+
+    Raises:
+        BadShards: the folder holds a preparation of other videos or with other settings.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        videos: list[Video],
+        settings: Settings,
+        tracker_version: str,
+        retry: bool = False,
+        timeout: float | None = None,
+    ) -> None:
+        self.folder, self.videos, self.settings, self.timeout = folder, videos, settings, timeout
+        self.state = folder / ".prepare"
+        options = {name: value for name, value in asdict(settings).items() if name != "dot"}
+        plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
+        self._claim(plan, retry)
+        if retry:
+            self._reopen()
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / INDEX).exists()
+
+    def _claim(self, plan: dict[str, Any], retry: bool) -> None:
+        path = self.folder / PLAN
+        if path.exists():
+            found = json.loads(path.read_bytes())
+            if retry:  # a video that was bad may have been replaced, or have arrived
+                found["sizes"] = plan["sizes"]
+            for name, value in plan.items():
+                if found.get(name) != value:
+                    changed = {"sources": "the videos have changed", "sizes": "files have changed (--retry accepts it)"}
+                    what = changed.get(name, f"{name} is {found.get(name)}, not {value}")
+                    raise BadShards(
+                        f"{path}: these shards were begun otherwise: {what}; give another folder, or delete this one"
+                    )
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise BadShards(f"{self.folder} is not empty and holds no {PLAN}, expected a new folder")
+        (self.state / "blocks").mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json_bytes(plan))
+
+    @property
+    def blocks(self) -> range:
+        return range(-(-len(self.videos) // self.settings.clips_per_shard))
+
+    def _numbers(self, block: int) -> range:
+        size = self.settings.clips_per_shard
+        return range(block * size, min(len(self.videos), (block + 1) * size))
+
+    def _parts(self, block: int) -> Path:
+        return self.state / f"parts-{block:05d}"
+
+    def _record(self, block: int) -> Path:
+        return self.state / "blocks" / f"{block:05d}.json"
+
+    def run(self, run: Run) -> None:
+        """Prepare every video that has no result yet, and write each block once its videos are done.
+
+        Args:
+            run: yields each task with None, one line that stops the job, or pool.Died.
+
+        Raises:
+            BadShards: the disk is full, or whatever else is not a video's fault; what is finished stays.
+        """
+        open_blocks = [block for block in self.blocks if not self._record(block).exists()]
+        missing = {block: self._missing(block) for block in open_blocks}
+        done = len(self.videos) - sum(len(numbers) for numbers in missing.values())
+        with tqdm(total=len(self.videos), initial=done, desc="prepare", unit="video", smoothing=0.1) as bar:
+            for block in open_blocks:
+                if not missing[block]:
+                    self._commit(block)
+            for task, result in run(self._tasks(missing)):
+                if isinstance(result, pool.Died):
+                    give_up(task, result.exit_code)
+                elif result is not None:
+                    raise BadShards(f"{result}; what is finished stays, the same command goes on from there")
+                bar.update()
+                block = task.number // self.settings.clips_per_shard
+                missing[block].discard(task.number)
+                if not missing[block]:
+                    self._commit(block)
+
+    def _missing(self, block: int) -> set[int]:
+        parts = self._parts(block)
+        return {number for number in self._numbers(block) if not result_path(parts, number).exists()}
+
+    def _tasks(self, missing: dict[int, set[int]]) -> Iterator[Task]:
+        for block, numbers in missing.items():
+            for number in sorted(numbers):
+                yield Task(self.videos[number], number, self._parts(block), self.settings, self.timeout)
+
+    def _commit(self, block: int) -> None:
+        """Join the block's parts into its tars; the block's record, written last, makes them count."""
+        parts = self._parts(block)
+        results = [json.loads(result_path(parts, number).read_bytes()) for number in self._numbers(block)]
+        keys = [key for result in results for key in result["clips"]]
+        entries, size = [], self.settings.clips_per_shard
+        for first in range(0, len(keys), size):
+            writer = ShardWriter(self.folder / f"{block:05d}-{first // size:03d}.tar")
+            try:
+                for key in keys[first : first + size]:
+                    writer.write(key, read_part(part_path(parts, key)))
+                entries.append(writer.close())
+            except BaseException:
+                writer.abort()
+                raise
+        write_atomic(self._record(block), json_bytes({"entries": entries, "report": results}))
+        shutil.rmtree(parts, ignore_errors=True)
+
+    def finish(self) -> None:
+        """Write the report and the index of a job whose blocks are all done."""
+        entries: list[dict[str, Any]] = []
+        with atomic_file(self.folder / REPORT) as file:
+            for block in self.blocks:
+                record = json.loads(self._record(block).read_bytes())
+                entries += record["entries"]
+                for result in record["report"]:
+                    file.write(json_bytes(result) + b"\n")
+        if not entries:
+            reason = self._report()[0]["bad"][0]["reason"]
+            raise BadShards(
+                f"none of the {len(self.videos)} videos gave a clip, see {self.folder / REPORT}; the first: {reason}"
+            )
+        clear_leftovers(self.folder)
+        write_index(self.folder, self.settings.shape, entries)
+        shutil.rmtree(self.state, ignore_errors=True)
+
+    def _report(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / REPORT).read_bytes().splitlines()]
+
+    # Trying again
+
+    def _reopen(self) -> None:
+        """Take the blocks with bad videos apart, so that `run` does these videos again and nothing else."""
+        if self.complete:
+            if not any(result["bad"] for result in self._report()):
+                return
+            self._restore_records()
+            (self.folder / INDEX).unlink()
+        for block in self.blocks:
+            if self._record(block).exists():
+                self._reopen_block(block)
+            for number in self._numbers(block):
+                path = result_path(self._parts(block), number)
+                if path.exists() and json.loads(path.read_bytes())["bad"]:
+                    path.unlink()
+
+    def _restore_records(self) -> None:
+        report, entries = self._report(), json.loads((self.folder / INDEX).read_bytes())["shards"]
+        for block in self.blocks:
+            own = [entry for entry in entries if entry["name"].startswith(f"{block:05d}-")]
+            lines = [report[number] for number in self._numbers(block)]
+            write_atomic(self._record(block), json_bytes({"entries": own, "report": lines}))
+
+    def _reopen_block(self, block: int) -> None:
+        """Unpack a block's shards to parts again; its record, removed last, opens it."""
+        record, parts = json.loads(self._record(block).read_bytes()), self._parts(block)
+        if not any(result["bad"] for result in record["report"]):
+            return
+        parts.mkdir(parents=True, exist_ok=True)
+        for entry in record["entries"]:
+            try:
+                for key, members in unpack(self.folder / entry["name"]):
+                    write_part(part_path(parts, key), members)
+            except BadClip as error:
+                raise BadShards(f"--retry: {error}; delete {self.folder} and prepare again") from error
+        for number, result in zip(self._numbers(block), record["report"]):
+            write_atomic(result_path(parts, number), json_bytes(result))
+        self._record(block).unlink()
+
+    def summary(self) -> str:
+        """What the set holds, and what was left out."""
+        index = json.loads((self.folder / INDEX).read_bytes())
+        size = sum(shard["bytes"] for shard in index["shards"])
+        bad = [(line["video"], fault["reason"]) for line in self._report() for fault in line["bad"]]
+        count, each = index["clips"], size / 1e6 / max(1, index["clips"])
+        text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.folder}"
+        listed = "".join(f"\n  {name}: {reason}" for name, reason in bad[:20])
+        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
+        return text + (
+            f"\n{len(bad)} clips or videos left out, see {self.folder / REPORT}:{listed}{more}" if bad else ""
+        )
+
+
+def _digests(videos: list[Video]) -> dict[str, str]:
+    sources, sizes = hashlib.sha256(), hashlib.sha256()
+    for video in videos:
+        sources.update(json.dumps([video.name, video.caption]).encode())
+        sizes.update(f"{video.size if video.offset is not None else _size(video)},".encode())
+    return {"sources": sources.hexdigest(), "sizes": sizes.hexdigest()}
+
+
+def _size(video: Video) -> int:
+    try:
+        return -1 if video.fault else os.path.getsize(video.path)
+    except OSError:
+        return -1

@@ -1,0 +1,183 @@
+"""Shards to shards with the frozen networks' work cached: the VAE's posterior and the image embedding of each clip."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from datamodules import mp4
+from datamodules.errors import BadClip, BadShards
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter, write_index
+from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
+
+PLAN = "latents.json"
+REPORT = "report.jsonl"
+AHEAD = 8  # clips decoded ahead of the network
+
+
+def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str:
+    """Copy shards, each clip with `latent.safetensors` added; goes on after an interruption, shard by shard.
+
+    Clips that do not read are left out and listed in `report.jsonl`.
+
+    Args:
+        pattern: a folder of shards, a glob or a brace pattern.
+        out: folder of the copy.
+        svd: diffusers folder or hub id of Stable Video Diffusion.
+        revision: of the hub id.
+
+    Returns:
+        What was made, as one line.
+
+    Raises:
+        BadShards: nothing at `pattern`, no SVD there, or `out` holds something else.
+    """
+    shards = Shards(pattern)
+    encoder = Encoder(svd, revision)
+    state = out / ".latents"
+    _claim(out, state, {"shards": _digest(shards), **encoder.hashes})
+    if not (out / INDEX).exists():
+        with tqdm(total=len(shards), desc="latents", unit="clip") as bar:
+            for number, count in enumerate(shards.counts):
+                record = state / f"{number:05d}.json"
+                if record.exists():
+                    bar.update(int(count))
+                else:
+                    write_atomic(record, json_bytes(_cache_shard(shards, number, out, encoder, bar)))
+        _finish(out, state, shards, encoder.hashes)
+    index = json.loads((out / INDEX).read_bytes())
+    bad = (out / REPORT).read_bytes().count(b"\n")
+    return f"{index['clips']} clips with latents in {out}" + (f", {bad} left out, see {out / REPORT}" if bad else "")
+
+
+def _digest(shards: Shards) -> str:
+    sidecars = [[shards.path(number).name, int(count)] for number, count in enumerate(shards.counts)]
+    folders = sorted({shards.path(number).parent for number in range(len(shards.counts))})
+    indices = [hashlib.sha256((folder / INDEX).read_bytes()).hexdigest() for folder in folders]
+    return hashlib.sha256(json_bytes([sidecars, indices])).hexdigest()
+
+
+def _claim(out: Path, state: Path, plan: dict[str, str]) -> None:
+    path = out / PLAN
+    if path.exists():
+        found = json.loads(path.read_bytes())
+        for name, value in plan.items():
+            if found.get(name) != value:
+                raise BadShards(f"{path}: begun with another {name}; give another folder, or delete this one")
+    elif out.exists() and any(out.iterdir()):
+        raise BadShards(f"{out} is not empty and holds no {PLAN}, expected a new folder")
+    state.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json_bytes(plan))
+
+
+def _cache_shard(shards: Shards, number: int, out: Path, encoder: Encoder, bar: tqdm) -> dict[str, Any]:
+    bad: list[dict[str, str]] = []
+    writer = ShardWriter(out / f"{number:05d}.tar")
+    try:
+        for key, result in _decoded(shards, number):
+            try:
+                members, video = result.result()
+                writer.write(key, {**members, LATENT: encoder(video)})
+            except BadClip as error:
+                bad.append({"shard": shards.path(number).name, "key": key, "reason": str(error)})
+            bar.update()
+        return {"entry": writer.close(), "bad": bad}
+    except BaseException:
+        writer.abort()
+        raise
+
+
+def _decoded(shards: Shards, number: int) -> Iterator[tuple[str, Future]]:
+    """Key and (members, video) of each clip, decoded a few clips ahead in threads."""
+    waiting: deque[tuple[str, Future]] = deque()
+    with ThreadPoolExecutor(2) as pool:
+        for clip in range(int(shards.counts[number])):
+            waiting.append((shards.key(number, clip), pool.submit(_read, shards, number, clip)))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+
+def _read(shards: Shards, number: int, clip: int) -> tuple[dict[str, bytes], Any]:
+    members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META))
+    shape = (shards.shape.frames, 3, shards.shape.height, shards.shape.width)
+    return members, mp4.decode_mp4(members[VIDEO], shape)
+
+
+def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> None:
+    records = [json.loads((state / f"{number:05d}.json").read_bytes()) for number in range(len(shards.counts))]
+    with atomic_file(out / REPORT) as file:
+        for record in records:
+            for line in record["bad"]:
+                file.write(json_bytes(line) + b"\n")
+    clear_leftovers(out)
+    write_index(out, shards.shape, [record["entry"] for record in records], latents=hashes)
+    shutil.rmtree(state, ignore_errors=True)
+
+
+class Encoder:
+    """The VAE and the image encoder of an SVD, in float32, on a GPU where torch sees one.
+
+    Attributes:
+        hashes: of the weights of `vae` and `image_encoder`; training refuses latents of other weights.
+    """
+
+    def __init__(self, svd: str, revision: str | None) -> None:
+        import torch
+        from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+        from lightning_modules.svd import SVD, weights_hash
+
+        try:
+            networks = SVD.load(svd, revision)
+        except MisconfigurationException as error:
+            raise BadShards(str(error)) from error
+        self.hashes = {name: weights_hash(getattr(networks, name)) for name in ("vae", "image_encoder")}
+        del networks.unet
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.networks = networks.requires_grad_(False).eval().float().to(self.device)
+
+    def __call__(self, video: Any) -> bytes:
+        """(L, 3, H, W) uint8 to safetensors: latent_mean and latent_std (L, C, h, w), not scaled, and image_embedding
+        (1, D), float16.
+
+        Raises:
+            BadClip: a value that float16 cannot hold.
+        """
+        import torch
+        from safetensors.torch import save
+
+        from lightning_modules.conditioning import to_float
+
+        with exact(torch):
+            frames = to_float(torch.from_numpy(video).to(self.device))
+            mean, std = self.networks.encode(frames)
+            embedding = self.networks.embed_image(frames[:1])[0]
+            found = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
+        for name, tensor in tensors.items():
+            if not torch.isfinite(tensor).all():
+                raise BadClip(f"{name} has values that float16 cannot hold")
+        return save(tensors)
+
+
+@contextlib.contextmanager
+def exact(torch: Any) -> Iterator[None]:
+    """Full float32, and the same bits each time, on a GPU too."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        matmul.allow_tf32 = before

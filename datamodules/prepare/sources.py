@@ -1,0 +1,256 @@
+"""What there is to prepare: videos, in an order that does not depend on the machine.
+
+A folder may hold video files and tars that video2dataset wrote; a WebVid CSV names videos on disk. What cannot be a
+video is listed too, with its `fault`, so that the report accounts for every name.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datamodules.errors import BadShards, UsageError, one_line
+from datamodules.shards import sanitised
+
+SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video of the source.
+
+    Attributes:
+        name: what it is called there, unique, printable.
+        path: its file, or the tar it lies in.
+        caption: its text.
+        fault: why it cannot be used, where that is known without opening it.
+        offset: of its bytes in a tar; None for a file of its own.
+        size: of its bytes in a tar.
+    """
+
+    name: str
+    path: str
+    caption: str = ""
+    fault: str = ""
+    offset: int | None = None
+    size: int = 0
+
+    @property
+    def key(self) -> str:
+        return sanitised(self.name)
+
+    def source(self) -> str | io.RawIOBase:
+        """What PyAV opens: the path, or a fresh file object over the tar's bytes."""
+        return self.path if self.offset is None else Slice(self.path, self.offset, self.size)
+
+
+class Slice(io.RawIOBase):
+    """Read-only part of a file, so that a video in a tar is decoded where it lies."""
+
+    def __init__(self, path: str, offset: int, size: int) -> None:
+        super().__init__()
+        self._file, self._offset, self._size, self._place = open(path, "rb", buffering=0), offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self._place = max(0, place + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
+        return self._place
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._place)
+        data = os.pread(self._file.fileno(), left if size is None or size < 0 else min(size, left),
+                        self._offset + self._place)  # fmt: skip
+        self._place += len(data)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def videos_in(source: str, root: str | None = None) -> list[Video]:
+    """Every video of a folder (with its subfolders and video2dataset tars), a tar, or a WebVid CSV.
+
+    Args:
+        source: folder, `.tar` or `.csv`.
+        root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the CSV's own.
+
+    Returns:
+        The videos sorted by name. Of those with the same name, all but the first have a fault.
+
+    Raises:
+        UsageError: nothing there.
+        BadShards: a CSV without WebVid's columns.
+    """
+    path = Path(os.path.abspath(source))
+    if path.suffix.lower() == ".csv":
+        found = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
+    elif root is not None:
+        raise UsageError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
+    elif path.suffix.lower() == ".tar" and path.is_file():
+        found = list(_tar(path, path.name))
+    elif path.is_dir():
+        found = list(_folder(path))
+    else:
+        raise UsageError(f"videos: {source} is not a folder, nor a .tar or .csv file")
+    if not found:
+        expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
+        raise UsageError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
+    return _once_each(sorted(found, key=lambda video: video.name))
+
+
+def printable(text: str) -> str:
+    """The text in characters that UTF-8 can hold: undecodable bytes of a file name become escapes."""
+    return text.encode("utf-8", "surrogateescape" if _escaped(text) else "replace").decode("utf-8", "backslashreplace")
+
+
+def _escaped(text: str) -> bool:
+    return all(not 0xD800 <= ord(character) <= 0xDFFF or 0xDC80 <= ord(character) <= 0xDCFF for character in text)
+
+
+def _once_each(videos: list[Video]) -> list[Video]:
+    """A name that occurs again gets a fault, and a name of its own."""
+    counts: dict[str, int] = {}
+    for number, video in enumerate(videos):
+        counts[video.name] = counts.get(video.name, 0) + 1
+        if counts[video.name] > 1:
+            again = f"{video.name} ({counts[video.name]})"
+            videos[number] = replace(video, name=again, fault="is there more than once; the first was used")
+    return videos
+
+
+def _folder(root: Path) -> Iterator[Video]:
+    for parent, folders, files in os.walk(root):
+        folders.sort()
+        for file in sorted(files):
+            path = Path(parent, file)
+            suffix, name = path.suffix.lower(), printable(path.relative_to(root).as_posix())
+            if suffix not in SUFFIXES and suffix != ".tar":
+                continue
+            if not path.is_file():
+                yield Video(name, str(path), fault="is a broken link" if path.is_symlink() else "is not a file")
+            elif suffix == ".tar":
+                yield from _tar(path, name)
+            else:
+                yield Video(name, str(path), _caption(path))
+
+
+def _caption(path: Path) -> str:
+    try:
+        return path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+# WebVid
+
+
+def _webvid(path: Path, root: Path) -> list[Video]:
+    if not root.is_dir():
+        raise UsageError(f"--root {root} is not a folder, expected the one with the videos of {path}")
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in WEBVID_COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise BadShards(f"{path}: column {missing[0]} is missing, expected {', '.join(WEBVID_COLUMNS)}")
+            return [_webvid_video(row, reader.line_num, root) for row in reader]
+    except (OSError, csv.Error) as error:
+        raise BadShards(f"{path} does not read: {one_line(error)}") from error
+
+
+def _webvid_video(row: dict[str, Any], line: int, root: Path) -> Video:
+    identity, page = (printable((row[column] or "").strip()) for column in ("videoid", "page_dir"))
+    caption = printable((row["name"] or "").strip())
+    name = "/".join(part for part in (page.strip("/"), identity) if part)
+    parts = name.split("/")
+    if not identity or ".." in parts or "\0" in name:
+        return Video(name or f"line {line}", "", caption, fault=f"line {line} has no usable videoid and page_dir")
+    choices = [root.joinpath(*parts[:-1], f"{parts[-1]}.mp4"), root / f"{parts[-1]}.mp4"]
+    for choice in choices:
+        if choice.is_file():
+            return Video(name, str(choice), caption)
+    return Video(name, str(choices[0]), caption, fault=f"is not on disk, expected {choices[0].relative_to(root)}")
+
+
+# video2dataset
+
+
+def _tar(path: Path, name: str) -> Iterator[Video]:
+    """The samples of a tar: members that share the name up to its first dot. Nothing is unpacked."""
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            faults = []
+            try:
+                for info in tar:
+                    fault = _group(samples, info)
+                    if fault:
+                        faults.append(Video(f"{name}/{printable(info.name)}", str(path), fault=fault))
+            except tarfile.TarError as error:
+                faults.append(Video(name, str(path), fault=f"tar is cut short or broken: {one_line(error)}"))
+            end = os.fstat(file.fileno()).st_size
+            yield from faults
+            for key, members in samples.items():
+                yield _sample(tar, path, f"{name}/{printable(key)}", members, end)
+    except (OSError, tarfile.TarError) as error:
+        yield Video(name, str(path), fault=f"tar does not open: {one_line(error)}")
+
+
+def _group(samples: dict[str, dict[str, tarfile.TarInfo]], info: tarfile.TarInfo) -> str:
+    """Put a member to its sample; returns why it is left out, if it is."""
+    folder, _, base = info.name.rpartition("/")
+    stem, dot, suffix = base.partition(".")
+    if info.isdir():
+        return ""
+    if not info.isfile():
+        return "is a link or a device, not a file"
+    if ".." in info.name.split("/") or info.name.startswith("/"):
+        return "has a name that leaves the tar"
+    if not stem or not dot:
+        return ""
+    members = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
+    if suffix.lower() in members:
+        return "is there more than once; the first was used"
+    members[suffix.lower()] = info
+    return ""
+
+
+def _sample(tar: tarfile.TarFile, path: Path, name: str, members: dict[str, tarfile.TarInfo], end: int) -> Video:
+    suffix = next((suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
+    if suffix is None:
+        return Video(name, str(path), fault=f"has no video, only {' '.join(sorted(members))}")
+    video = members[suffix]
+    if video.offset_data + video.size > end:
+        return Video(name, str(path), fault="is cut short, as the tar is")
+    return Video(name, str(path), _tar_caption(tar, members), "", video.offset_data, video.size)
+
+
+def _tar_caption(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str:
+    """The sample's `.txt`, else `caption` in its `.json`."""
+    try:
+        if "txt" in members:
+            return tar.extractfile(members["txt"]).read().decode("utf-8", "replace").strip()
+        if "json" in members:
+            found = json.loads(tar.extractfile(members["json"]).read())
+            caption = found.get("caption") if isinstance(found, dict) else None
+            return printable(caption.strip()) if isinstance(caption, str) else ""
+    except (tarfile.TarError, OSError, ValueError):
+        pass
+    return ""

@@ -1,0 +1,72 @@
+"""Read a whole set and say what is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from tqdm import tqdm
+
+from datamodules import flow_codec, samples
+from datamodules.errors import BadClip, BadShards, one_line
+from datamodules.prepare import pool
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, read_index
+
+
+def verify_shards(pattern: str, workers: int) -> list[str]:
+    """One line for each thing that is wrong, in the order of the shards."""
+    shards = Shards(pattern)
+    found: dict[int, list[str]] = {}
+    with tqdm(total=len(shards), desc="verify", unit="clip") as bar:
+        for (_, number), lines in pool.run(_verify_shard, ((pattern, n) for n in range(len(shards.counts))), workers):
+            if isinstance(lines, pool.Died):
+                lines = [f"{shards.path(number)}: the process that read it died (exit code {lines.exit_code})"]
+            found[number] = lines
+            bar.update(int(shards.counts[number]))
+    return [line for number in sorted(found) for line in found[number]]
+
+
+def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:
+    pattern, number = task
+    try:
+        shards = Shards(pattern)
+        return [*_verify_file(shards, number), *_verify_clips(shards, number)]
+    except (BadClip, BadShards, OSError) as error:
+        return [one_line(error)]
+
+
+def _verify_file(shards: Shards, number: int) -> list[str]:
+    path = shards.path(number)
+    entry = next(item for item in read_index(path.parent / INDEX)["shards"] if item["name"] == path.name)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    if size != entry["bytes"]:
+        return [f"{path}: {size} bytes, expected {entry['bytes']}"]
+    return [] if digest == entry["sha256"] else [f"{path}: SHA-256 differs from {INDEX}"]
+
+
+def _verify_clips(shards: Shards, number: int) -> list[str]:
+    lines = []
+    for clip in range(int(shards.counts[number])):
+        fault = _fault(shards, number, clip)
+        if fault:
+            lines.append(f"{shards.path(number)}: {shards.key(number, clip)}: {fault}")
+    return lines
+
+
+def _fault(shards: Shards, number: int, clip: int) -> str | None:
+    try:
+        latents = (LATENT,) if shards.latents else ()
+        members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META, *latents))
+        sample = samples.decode(members, shards.shape)
+        meta = samples.read_meta(members[META], shards.shape)
+        if meta["flow"]["bound"] * 2 != meta["flow"]["step"]:
+            return f"json has flow bound {meta['flow']['bound']} at step {meta['flow']['step']}"
+        flow = flow_codec.to_pixels(sample["flow"], meta["flow"]["step"]).astype(np.float64)
+        magnitude = float(np.sqrt((flow**2).sum(1)).mean())
+        if abs(magnitude - meta["flow"]["mean_magnitude"]) > meta["flow"]["bound"] * 2**0.5 + 1e-3:
+            return f"mean flow is {magnitude:.3f} px, json says {meta['flow']['mean_magnitude']}"
+    except (BadClip, KeyError, TypeError) as error:
+        return one_line(error)
+    return None

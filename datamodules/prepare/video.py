@@ -1,0 +1,195 @@
+"""One video to the parts of its clips: what a worker of the preparation does, in whatever process it runs."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamodules import samples
+from datamodules.errors import BadClip, BadShards, one_line
+from datamodules.prepare import clips, starts
+from datamodules.prepare.sources import Video
+from datamodules.shards import ClipShape
+from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.trackers import DotOptions, Tracker, make_tracker
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the bytes of a clip depend on."""
+
+    frames: int
+    height: int
+    width: int
+    fps: float
+    tracker: str
+    every: float | None
+    step: float
+    clips_per_shard: int
+    shots: bool = False
+    dot: DotOptions = DotOptions()
+
+    @property
+    def shape(self) -> ClipShape:
+        return ClipShape(self.frames, self.height, self.width, self.fps)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One video: its clips go to `parts`, its result to `parts/NUMBER.json`; each clip may take `timeout` seconds."""
+
+    video: Video
+    number: int
+    parts: Path
+    settings: Settings
+    timeout: float | None = None
+
+
+def prepare_video(task: Task, worker: int = 0) -> str | None:
+    """Write the parts and the result of one video.
+
+    A clip that takes longer than the task's timeout ends the process: a decoder that hangs does not come back.
+
+    Args:
+        task: the video.
+        worker: number of this process among those of its machine; trackers take the GPUs in turn by it.
+
+    Returns:
+        None, or one line where the disk or the set-up, not the video, is at fault.
+    """
+    _quiet_codecs()
+    settings, done, bad = task.settings, [], []
+    try:
+        _alarm(task.timeout)
+        task.parts.mkdir(parents=True, exist_ok=True)
+        for index, start in enumerate(_starts(task, bad)):
+            _alarm(task.timeout)
+            key = clip_key(task.video, index)
+            part = part_path(task.parts, key)
+            if not part.exists():
+                try:
+                    members = encode_clip(task.video, start, settings, worker)
+                except BadClip as error:
+                    bad.append({"start": round(start, 3), "reason": str(error)})
+                    continue
+                write_part(part, members)
+            done.append(key)
+        write_result(task, done, bad)
+    except BadShards as error:
+        return str(error)
+    except OSError as error:
+        return f"{task.parts}: {error.strerror or error}"
+    finally:
+        _alarm(None)
+    return None
+
+
+def give_up(task: Task, exit_code: int | None) -> None:
+    """Write the result of a video whose process died: the clips it had finished, and how it ended."""
+    if exit_code == -getattr(signal, "SIGALRM", 0) and task.timeout is not None:
+        reason = f"a clip took longer than --timeout {task.timeout:g} s"
+    else:
+        reason = f"the process that read it died (exit code {exit_code})"
+    keys = sorted(path.stem for path in task.parts.glob(f"{task.video.key}-*.part"))
+    write_result(task, keys, [{"start": None, "reason": reason}])
+
+
+def _alarm(seconds: float | None) -> None:
+    """End this process after so many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+
+
+def _starts(task: Task, bad: list[dict[str, Any]]) -> list[float]:
+    video, settings = task.video, task.settings
+    try:
+        if video.fault:
+            raise BadClip(video.fault)
+        seconds = clips.video_seconds(video.source())
+        length = settings.frames / settings.fps
+        if seconds < clips.clip_seconds(settings.frames, settings.fps):
+            raise BadClip(f"lasts {seconds:.2f} s, a clip needs {length:.2f} s")
+        if settings.shots:
+            found = starts.find_shots(video.source(), progress=lambda: _alarm(task.timeout))
+            return starts.clip_starts_in_shots(found, settings.frames, settings.fps, settings.every)
+    except BadClip as error:
+        bad.append({"start": None, "reason": str(error)})
+        return []
+    return starts.clip_starts(seconds, settings.frames, settings.fps, settings.every)
+
+
+def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0) -> dict[str, bytes]:
+    """Cut a clip, track it, and encode both. Whatever a codec raises becomes BadClip."""
+    try:
+        shape = settings.shape
+        clip = clips.read_clip(video.source(), start, shape.frames, shape.fps, shape.height, shape.width)
+        track = _tracker(settings.tracker, settings.dot, worker)
+        flow, visibility = track(clip.frames)
+        source = {"name": video.name, "start": round(clip.start, 6)}
+        tracker = {"name": track.name, "version": track.version}
+        return samples.encode(clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step)
+    except (BadClip, BadShards, MemoryError, KeyboardInterrupt):
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            raise
+        raise BadClip(one_line(error)) from error
+
+
+@functools.lru_cache(maxsize=1)
+def _tracker(name: str, dot: DotOptions, worker: int) -> Tracker:
+    return make_tracker(name, dot, worker)
+
+
+def _quiet_codecs() -> None:
+    """Complaints about bad videos belong in the report, not over the progress bar."""
+    import av
+
+    av.logging.set_level(None)
+
+
+# Files
+
+
+def clip_key(video: Video, index: int) -> str:
+    return f"{video.key}-{index:05d}"
+
+
+def part_path(parts: Path, key: str) -> Path:
+    return parts / f"{key}.part"
+
+
+def result_path(parts: Path, number: int) -> Path:
+    return parts / f"{number:08d}.json"
+
+
+def write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None:
+    task.parts.mkdir(parents=True, exist_ok=True)
+    result = {"video": task.video.name, "clips": keys, "bad": bad}
+    write_atomic(result_path(task.parts, task.number), json_bytes(result))
+
+
+def write_part(path: Path, members: dict[str, bytes]) -> None:
+    """One line of JSON with the sizes, then the members."""
+    with atomic_file(path) as file:
+        file.write(json_bytes([[kind, len(data)] for kind, data in members.items()]) + b"\n")
+        for data in members.values():
+            file.write(data)
+
+
+def read_part(path: Path) -> dict[str, bytes]:
+    with open(path, "rb") as file:
+        return {kind: file.read(size) for kind, size in json.loads(file.readline())}
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

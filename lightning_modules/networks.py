@@ -1,0 +1,89 @@
+"""The networks of a module: the frozen base, LoRA in its UNet, the motion encoder and the injection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_modules.conditioning import Conditioning
+from lightning_modules.diffusion import Denoiser, euler_sample
+from lightning_modules.injection import Injection, attach
+from lightning_modules.lora import add_lora
+from lightning_modules.motion_encoder import MotionEncoder
+from lightning_modules.released.base import read_released, released_svd
+from lightning_modules.svd import SVD
+
+
+class Networks(NamedTuple):
+    """The networks, and what they do together."""
+
+    svd: SVD
+    motion_encoder: MotionEncoder
+    injection: Injection
+    denoiser: Denoiser
+
+    @torch.no_grad()
+    def generate(
+        self,
+        cond: Conditioning,
+        noise: Tensor,
+        steps: int,
+        guidance: tuple[float, float],
+        on_step: Callable[[int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Frames (B, L, 3, H, W) in [-1, 1] from standard normal noise (B, L, C, H/8, W/8).
+
+        Args:
+            cond: Conditioning of the clips.
+            noise: What the sampler starts from.
+            steps: Euler steps.
+            guidance: Guidance scale of the first and the last frame.
+            on_step: Called after each step with its number and the denoised latents; see `diffusion.euler`.
+        """
+        # the motion depends on the clip alone, so its features are computed once, not per step
+        self.injection.prepare(self.motion_encoder(cond.control))
+        latents = euler_sample(self.denoiser, noise, cond, steps=steps, guidance=guidance, on_step=on_step)
+        return self.svd.decode(latents).clamp(-1, 1)
+
+
+def build_networks(
+    compute_dtype: torch.dtype,
+    svd: str | None,
+    revision: str | None,
+    random_init: Literal["tiny", "small", "full"] | None,
+    init_seed: int,
+    latents: Literal["vae", "space_to_depth"],
+    released: str | None,
+    train_base: bool,
+    injection: Literal["modulation", "concat", "add"],
+    lora: Literal["attention", "linear"] | None,
+    lora_rank: int,
+    gradient_checkpointing: bool,
+) -> Networks:
+    """Build or load the networks; the arguments are those of `MotionControlModule`.
+
+    Raises:
+        MisconfigurationException: a folder, a file or a weight is missing or does not fit.
+    """
+    start = read_released(released, lora_rank) if released else None
+    if start is not None:
+        base = released_svd(start, released, svd, revision)
+    elif random_init:
+        base = SVD.random(random_init, seed=init_seed, latents=latents)
+    else:
+        base = SVD.load(svd, revision=revision)
+    base.freeze(compute_dtype, train_unet=train_base)
+    if lora:
+        add_lora(base.unet, lora, lora_rank, seed=init_seed)
+    encoder = MotionEncoder(base.unet.config.block_out_channels, seed=init_seed)
+    places = attach(base.unet, injection, seed=init_seed)
+    if start is not None:
+        base.unet.load_state_dict(start.lora, strict=False)
+        encoder.load_state_dict(start.motion_encoder)
+        places.load_state_dict(start.injection)
+    if gradient_checkpointing:
+        base.enable_gradient_checkpointing()
+    return Networks(base, encoder, places, Denoiser(base.unet))

@@ -1,0 +1,274 @@
+"""Released files: read them, take them apart, convert them to our files and back."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lightning_modules.released.encoders import (
+    image_encoder_from_released,
+    image_encoder_to_released,
+    vae_from_released,
+    vae_to_released,
+)
+from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors
+from lightning_modules.released.network import Released, names
+
+# top of a released file -> what it holds
+GROUPS = {
+    "model.diffusion_model.": "network",
+    "first_stage_model.": "vae",
+    "conditioner.embedders.0.": "image_encoder",
+    "conditioner.embedders.3.": "conditioning_vae",
+}
+ADAPTER = "adapter.safetensors"
+EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
+UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+# prefix in an adapter file -> field of Released
+ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}
+
+
+def load_released(path: str | Path, head_channels: int | None = None) -> Released:
+    """Read a released `.pt` (memory-mapped, nothing in it is executed) or safetensors file.
+
+    Args:
+        path: The file.
+        head_channels: Channels per attention head, the one size weights do not show. Default: `num_head_channels` in
+            the JSON of the same name beside the file (at its top or under `config`), else 64, the released network's.
+
+    Raises:
+        MisconfigurationException: no such file, unreadable, or its tensors are not exactly those of the network; the
+            error lists the unknown, missing and misshapen ones.
+    """
+    groups = split_groups(read_tensors(path))
+    head_channels = head_channels or _head_channels(Path(path))
+    released = take_apart(groups.pop("network"), head_channels)
+    released.others = groups
+    return released
+
+
+def _head_channels(path: Path) -> int:
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        return HEAD_CHANNELS
+    config = json.loads(beside.read_text())
+    return int(config.get("config", config).get("num_head_channels", HEAD_CHANNELS))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a `.pt` or safetensors file, without the names `module` and `state_dict` around them.
+
+    `.pt` and `.ckpt` files are memory-mapped and nothing in them is executed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MisconfigurationException(f"released: no file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except Exception as error:  # the two readers raise many types for a file that is neither
+        raise MisconfigurationException(f"released: cannot read {path} as weights: {error}".split("\n")[0]) from error
+    while isinstance(state, dict) and (inner := next((k for k in ("module", "state_dict") if k in state), None)):
+        state = state[inner]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise MisconfigurationException(f"released: {path} holds no dictionary of tensors")
+    return state
+
+
+def split_groups(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Sort a file's tensors into network, vae, image_encoder, conditioning_vae and cut their prefixes.
+
+    Names without a known prefix belong to the network, where they are checked.
+    """
+    groups: dict[str, dict[str, Tensor]] = {"network": {}}
+    for name, tensor in state.items():
+        name = name.removeprefix("module.")
+        prefix = next((prefix for prefix in GROUPS if name.startswith(prefix)), "")
+        groups.setdefault(GROUPS.get(prefix, "network"), {})[name.removeprefix(prefix)] = tensor
+    return groups
+
+
+def take_apart(state: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS) -> Released:
+    """Split and rename the tensors of a diffusion network, checking every name and shape.
+
+    Args:
+        state: Tensors named as released, without prefix.
+        head_channels: Channels per attention head.
+    """
+    architecture = Architecture.of({name: tuple(tensor.shape) for name, tensor in state.items()}, head_channels)
+    expected = names(architecture)
+    shapes = {name: shape for name, (_, _, shape) in expected.items()}
+    check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
+    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "lora": {}, "motion_encoder": {}, "injection": {}}
+    for name, (part, ours, _) in expected.items():
+        parts[part][ours] = state[name]
+    return Released(architecture, **parts)
+
+
+def released_tensors(released: Released) -> dict[str, Tensor]:
+    """Tensors of the diffusion network named as released, without prefix: the inverse of `take_apart`.
+
+    Raises:
+        MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them, in our names.
+    """
+    table = names(released.architecture)
+    check_tensors(
+        {f"{part}.{k}": tuple(t.shape) for part in _PARTS for k, t in getattr(released, part).items()},
+        {f"{part}.{ours}": shape for part, ours, shape in table.values()},
+    )
+    return {name: getattr(released, part)[ours] for name, (part, ours, _) in table.items()}
+
+
+_PARTS = ("unet", "lora", "motion_encoder", "injection")
+
+
+def adapter_of(released: Released) -> dict[str, Tensor]:
+    """What was trained, named as in an adapter file: `unet.X.lora_A.weight`, `motion_encoder.*`, `injection.*`."""
+    return {
+        f"{prefix}.{name.replace('.default.', '.')}": tensor.contiguous()
+        for prefix, part in ADAPTER_PARTS.items()
+        for name, tensor in getattr(released, part).items()
+    }
+
+
+def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """An adapter file or a training checkpoint as state dicts of `lora`, `motion_encoder` and `injection`."""
+    state = read_tensors(path)
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTER_PARTS.values()}
+    for name, tensor in state.items():
+        prefix, _, ours = name.removeprefix("svd.").partition(".")
+        if prefix not in ADAPTER_PARTS:
+            raise MisconfigurationException(
+                f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*"
+            )
+        for side in ("lora_A", "lora_B"):
+            ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
+        parts[ADAPTER_PARTS[prefix]][ours] = tensor
+    return parts
+
+
+def load_adapter(path: str | Path, unet: nn.Module, motion_encoder: nn.Module, injection: nn.Module) -> None:
+    """Load an adapter file into a UNet with LoRA, an encoder and an injection, in place; all of it or nothing.
+
+    Raises:
+        MisconfigurationException: its tensors are not exactly those of the modules.
+    """
+    parts = read_adapter(path)
+    modules = {"lora": unet, "motion_encoder": motion_encoder, "injection": injection}
+    targets = {
+        part: {name: p for name, p in module.state_dict(keep_vars=True).items() if part != "lora" or ".lora_" in name}
+        for part, module in modules.items()
+    }
+    shapes = [
+        {f"{part}.{name}": tuple(t.shape) for part, state in side.items() for name, t in state.items()}
+        for side in (parts, targets)
+    ]
+    check_tensors(*shapes, "adapter")
+    with torch.no_grad():
+        for part, state in parts.items():
+            for name, tensor in state.items():
+                targets[part][name].copy_(tensor)
+
+
+def convert(source: str | Path, folder: str | Path, base: bool = False, head_channels: int | None = None) -> list[Path]:
+    """Write a released file as our adapter file and, if asked, its frozen networks as diffusers' folders.
+
+    Args:
+        source: Released `.pt` or safetensors file.
+        folder: Gets `adapter.safetensors`.
+        base: Also write `unet/`, and `vae/` and `image_encoder/` where the file has them: a folder for
+            `model.init_args.svd`.
+        head_channels: As in `load_released`.
+
+    Returns:
+        The weight files written.
+    """
+    folder, released = Path(folder), load_released(source, head_channels)
+    written = [_save(adapter_of(released), folder / ADAPTER)]
+    if not base:
+        return written
+    config = {"_class_name": "UNetSpatioTemporalConditionModel", **released.architecture.unet_config()}
+    written.append(_save_component(folder / "unet", config, released.unet, "diffusion_pytorch_model"))
+    extras = {f"conditioner.embedders.3.{k}": t for k, t in released.others.get("conditioning_vae", {}).items()}
+    if "vae" in released.others:
+        config, state = vae_from_released(released.others["vae"])
+        config |= {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215}
+        written.append(_save_component(folder / "vae", config, state, "diffusion_pytorch_model"))
+    if "image_encoder" in released.others:
+        config, state, rest = image_encoder_from_released(released.others["image_encoder"])
+        config = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", **config}
+        written.append(_save_component(folder / "image_encoder", config, state, "model"))
+        extras |= {f"conditioner.embedders.0.{k}": t for k, t in rest.items()}
+    return [*written, _save(extras, folder / EXTRAS)] if extras else written
+
+
+def export(source: str | Path, out: str | Path, base: str | Path | None = None) -> int:
+    """Write a trained controller and its base in the released layout; returns the number of tensors.
+
+    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero
+    elsewhere.
+
+    Args:
+        source: A folder of `convert`, an adapter file, or a training checkpoint.
+        out: `.pt` or `.safetensors` file to write.
+        base: Folder with `unet/` and, to be included, `vae/` and `image_encoder/`. Default: the adapter's folder.
+    """
+    source = Path(source)
+    adapter = source / ADAPTER if source.is_dir() else source
+    base = Path(base) if base else adapter.parent
+    for file in (adapter, base / UNET_WEIGHTS, base / "unet/config.json"):
+        if not file.is_file():
+            raise MisconfigurationException(
+                f"export: no file {file}, expected an adapter and the diffusers folder of its base"
+            )
+    parts = read_adapter(adapter)
+    ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise MisconfigurationException(
+            f"export: {adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one rank"
+        )
+    config = json.loads((base / "unet/config.json").read_text())
+    architecture = Architecture.from_unet(config, "linear", ranks.pop())
+    for part, name, shape in names(architecture).values():
+        if part == "lora" and name not in parts["lora"]:
+            parts["lora"][name] = torch.zeros(shape)
+    network = released_tensors(Released(architecture, unet=load_file(base / UNET_WEIGHTS), **parts))
+    state = {f"model.diffusion_model.{name}": tensor for name, tensor in network.items()}
+    if (base / "vae").is_dir():
+        vae = vae_to_released(load_file(base / "vae/diffusion_pytorch_model.safetensors"))
+        state |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
+    if (base / "image_encoder").is_dir():
+        encoder = image_encoder_to_released(load_file(base / "image_encoder/model.safetensors"))
+        state |= {f"conditioner.embedders.0.{name}": tensor for name, tensor in encoder.items()}
+    if (base / EXTRAS).is_file():
+        state |= load_file(base / EXTRAS)
+    _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
+    return len(state)
+
+
+def _save_component(folder: Path, config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> Path:
+    path = _save(state, folder / f"{name}.safetensors")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return path
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> Path:
+    """Write tensors to a safetensors file, or a `.pt` with them under `module`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    if path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata={"format": "pt"})
+    else:
+        torch.save({"module": dict(state)}, partial)
+    os.replace(partial, path)
+    return path

@@ -1,0 +1,57 @@
+"""The validation loss: the denoising error at fixed noise levels, comparable from one validation to the next."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+
+from lightning_modules.conditioning import Conditioning
+from lightning_modules.diffusion import Denoiser, edm_loss
+
+# the 10, 30, 50, 70 and 90 % quantiles of the training distribution N(0.7, 1.6) of log sigma
+SIGMAS = (0.26, 0.87, 2.01, 4.66, 15.7)
+
+
+class FixedSigmaLoss(nn.ModuleList):
+    """Mean EDM loss at each of `SIGMAS`, over the clips of all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__(MeanMetric() for _ in SIGMAS)
+
+    def update(self, denoiser: Denoiser, clean: Tensor, cond: Conditioning, noise: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            denoiser: The network; the injection has the clips' motion.
+            clean: (B, L, C, h, w) scaled latents.
+            cond: Conditioning of the clips.
+            noise: As clean, standard normal; the same at every validation.
+        """
+        for value, metric in zip(SIGMAS, self, strict=True):
+            sigma = clean.new_full((len(clean),), value)
+            metric.update(edm_loss(denoiser(clean + value * noise, sigma, cond), clean, sigma))
+
+    def compute(self) -> dict[str, Tensor]:
+        """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""
+        losses = [metric.compute() for metric in self]
+        return {"loss": torch.stack(losses).mean()} | {
+            f"loss_sigma_{sigma:g}": loss for sigma, loss in zip(SIGMAS, losses, strict=True)
+        }
+
+    def reset(self) -> None:
+        """Begin a new validation."""
+        for metric in self:
+            metric.reset()
+
+
+def log_losses(module: LightningModule, stage: str, losses: FixedSigmaLoss) -> None:
+    """Log `STAGE/loss` and `STAGE/loss_sigma_S` of a whole evaluation, and begin a new one."""
+    values = {f"{stage}/{name}": value for name, value in losses.compute().items()}
+    losses.reset()
+    if not module.trainer.sanity_checking:
+        module.log_dict(values, sync_dist=False)
+    elif module.trainer.num_sanity_val_steps == float("inf") and module.logger:
+        # a whole validation before the first step: the value that later ones are compared with
+        module.logger.log_metrics({name: value.item() for name, value in values.items()}, step=0)

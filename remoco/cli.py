@@ -1,0 +1,93 @@
+"""The commands' names, and what all of them share: flags from a function's signature, and errors of one line.
+
+A command is a function. Its parameters without a default are positional, the others flags (`clips_per_shard` is
+`--clips-per-shard`, a bool is a switch, a list that may be repeated takes one value each time, a dataclass one flag per
+field); types come from the annotations, help from the docstring. What it returns is the exit code, nothing is 0.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from datamodules.errors import BadShards, UsageError, one_line
+from remoco import flags
+
+
+class Command(NamedTuple):
+    """Where a command's function is, `module:name`, imported when it is called, and its line in `remoco --help`."""
+
+    function: str
+    help: str
+
+
+COMMANDS: dict[str, Command | dict[str, Command]] = {
+    "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
+    "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
+    "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
+    "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; a user's mistake is one line on stderr and exit code 2.
+
+    Args:
+        arguments: The command line after `remoco`; that of the process by default.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    logging.getLogger("libav").setLevel(logging.CRITICAL)  # broken videos are reported, not shouted about
+    path, function = _find(arguments)
+    name = " ".join(["remoco", *path])
+    if function is None:
+        parser = flags.menu(name, _menu(path))
+        parser.parse_args(arguments[len(path) :])
+        return 0
+    parser = flags.parser(name, function)
+    values = flags.values(function, parser.parse_args(arguments[len(path) :]))
+    try:
+        return int(function(**values) or 0)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_mistake(error):
+            raise
+        text = str(error) if isinstance(error, (BadShards, UsageError)) else one_line(error)
+        print(f"{name}: error: {' '.join(text.removeprefix('MisconfigurationException: ').split())}", file=sys.stderr)
+        return 2
+
+
+def _is_mistake(error: Exception) -> bool:
+    """Whether the user can mend it: what our code raises for that, and files that are not there or not writable."""
+    lightnings = getattr(sys.modules.get("lightning.pytorch.utilities.exceptions"), "MisconfigurationException", ())
+    return isinstance(error, (BadShards, UsageError, OSError)) or isinstance(error, lightnings)
+
+
+def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:
+    """The words that name the command, and its function; None where they name a menu or nothing."""
+    found: Any = COMMANDS
+    path: list[str] = []
+    for word in arguments:
+        if not isinstance(found, dict) or word not in found:
+            break
+        found = found[word]
+        path.append(word)
+    if isinstance(found, dict):
+        return path, None
+    module, _, name = found.function.partition(":")
+    return path, getattr(import_module(module), name)
+
+
+def _menu(path: list[str]) -> dict[str, str]:
+    found: Any = COMMANDS
+    for word in path:
+        found = found[word]
+    return {
+        name: entry.help if isinstance(entry, Command) else f"One of: {', '.join(entry)}."
+        for name, entry in found.items()
+    }

@@ -1,0 +1,187 @@
+"""FVD and FID at validation, throughput, and both with the samples in two processes."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from callbacks import LastCheckpoint, Throughput, VideoMetrics
+from callbacks.pictures import to_uint8
+from metrics import FrechetVideoDistance, RandomFrameFeatures, RandomVideoFeatures
+from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
+from tests.support.callbacks_stand_in import Data, Module, trainer
+
+REPO = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")
+
+
+def expected(module: Module, clips: int) -> tuple[float, float]:
+    fvd, fid = FrechetVideoDistance(RandomVideoFeatures()), FrechetInceptionDistance(RandomFrameFeatures())
+    for index in range(clips):
+        batch = torch.utils.data.default_collate([Data().val[index]])
+        fake = to_uint8(module.sample(batch))
+        for videos, real in ((batch["video"], True), (fake, False)):
+            fvd.update(videos, real=real)
+            fid.update(videos.flatten(0, 1), real=real)
+    return float(fvd.compute()), float(fid.compute())
+
+
+@pytest.mark.parametrize("clips", [None, 3])
+def test_every_clip_once_and_the_numbers_of_the_metrics(tmp_path, clips):
+    module = Module()
+    run = trainer(tmp_path, [VideoMetrics(clips=clips)], num_sanity_val_steps=2)
+    run.fit(module, datamodule=Data())
+    assert sorted(module.sampled) == [f"square-{i:03d}" for i in range(clips or 5)]  # none in the sanity check
+    fvd, fid = expected(module, clips or 5)
+    assert float(run.callback_metrics["val/fvd_random_features"]) == pytest.approx(fvd, rel=1e-4)
+    assert float(run.callback_metrics["val/fid_random_features"]) == pytest.approx(fid, rel=1e-3)
+
+
+def test_the_protocol_is_logged_and_printed(tmp_path, capsys):
+    trainer(tmp_path, [VideoMetrics(clips=3)]).fit(Module(), datamodule=Data())
+    said = capsys.readouterr().out
+    assert "val/fvd_random_features = " in said and "3 generated" in said
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    text = events.Tensors("val/fvd_random_features_protocol/text_summary")[0].tensor_proto.string_val[0].decode()
+    assert "seed 0" in text and "reference: raw" in text
+
+
+def test_networks_from_files_have_the_real_names_and_stay_out_of_the_checkpoint(tmp_path):
+    i3d, inception = save_script(FakeI3D(), tmp_path / "i3d.pt"), save_script(FakeInception(), tmp_path / "inc.pt")
+    run = trainer(tmp_path, [VideoMetrics(i3d, inception), LastCheckpoint(4)])
+    run.fit(Module(), datamodule=Data())
+    assert {"val/fvd_i3d_styleganv", "val/fid_inception"} <= set(run.callback_metrics)
+    saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
+    assert set(saved["state_dict"]) == {"trained.weight", "trained.bias", "frozen.weight", "frozen.bias"}
+
+
+@pytest.mark.parametrize("argument", ["fvd_network", "fid_network"])
+def test_a_path_without_a_network_is_one_line_before_anything_runs(tmp_path, argument):
+    with pytest.raises(MisconfigurationException, match=f"VideoMetrics.{argument} .*nowhere.pt: no such file"):
+        VideoMetrics(**{argument: str(tmp_path / "nowhere.pt")})
+    (tmp_path / "text.pt").write_text("no network")
+    module = Module()
+    with pytest.raises(MisconfigurationException) as caught:
+        trainer(tmp_path, [VideoMetrics(**{argument: str(tmp_path / "text.pt")})]).fit(module, datamodule=Data())
+    assert "text.pt" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("arguments", [{"clips": 1}, {"every_n_validations": 0}])
+def test_arguments_out_of_range(arguments):
+    with pytest.raises(MisconfigurationException, match=f"VideoMetrics.{next(iter(arguments))}"):
+        VideoMetrics(**arguments)
+
+
+def test_every_second_validation(tmp_path):
+    class Count(Callback):
+        seen = []
+
+        def on_validation_end(self, trainer, pl_module):
+            self.seen.append(len(pl_module.sampled))
+
+    run = trainer(tmp_path, [VideoMetrics(every_n_validations=2), Count()], val_check_interval=1)
+    run.fit(Module(), datamodule=Data())
+    assert Count.seen == [0, 5, 5, 10]
+
+
+def test_one_validation_clip_is_too_few_for_a_distance_and_no_reason_to_stop(tmp_path):
+    run = trainer(tmp_path, [VideoMetrics()])
+    with pytest.warns(UserWarning, match="with 1 validation clip, at least 2"):
+        run.fit(Module(), datamodule=Data(val=1))
+    assert not any("fvd" in name for name in run.callback_metrics)
+
+
+class Clock:
+    """`time.perf_counter` that advances only when told to."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_throughput_counts_clips_and_waiting(tmp_path, monkeypatch):
+    """2 clips a step; 1 s waiting, 3 s working per step; a validation of 50 s counts for nothing."""
+    clock = Clock()
+    monkeypatch.setattr("callbacks.throughput.time.perf_counter", clock)
+
+    class Slow(Module):
+        def training_step(self, batch, batch_idx):
+            clock.now += 3
+            return super().training_step(batch, batch_idx)
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            clock.now += 1 if self.trainer.training else 50 / 3  # three validation batches
+            return batch
+
+    run = trainer(tmp_path, [Throughput()], max_steps=8, log_every_n_steps=2, val_check_interval=3)
+    run.fit(Slow(), datamodule=Data())
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    rates, waits = (events.Scalars(f"throughput/{name}") for name in ("clips_per_s", "data_wait"))
+    assert [event.step for event in rates] == [1, 3, 5, 7]
+    assert [event.value for event in rates] == pytest.approx([0.5] * 4)
+    assert [event.value for event in waits] == pytest.approx([0.25] * 4)
+    assert 0.05 < events.Scalars("memory/peak_gib")[0].value < 100
+
+
+def test_writing_a_checkpoint_is_not_waiting_for_data(tmp_path, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("callbacks.throughput.time.perf_counter", clock)
+
+    class Slow(Module):
+        def on_save_checkpoint(self, checkpoint):
+            clock.now += 10
+
+    run = trainer(tmp_path, [Throughput(), LastCheckpoint(1)], max_steps=6, log_every_n_steps=2)
+    run.fit(Slow(), datamodule=Data())
+    events = EventAccumulator(str(tmp_path / "run")).Reload()
+    assert max(event.value for event in events.Scalars("throughput/data_wait")) == 0
+
+
+DDP = """
+import sys, torch
+from callbacks import *
+from tests.support.callbacks_stand_in import Data, Module, trainer
+
+torch.manual_seed(0)
+module = Module()
+run = trainer(sys.argv[1], [RunFolder(), EMA(0.9), SampleLogger(every_n_steps=1, clips=2), VideoMetrics(), Throughput(),
+              LastCheckpoint(2), BestCheckpoint()], max_steps=2, val_check_interval=2, plugins=[AtomicCheckpointIO()],
+              devices=int(sys.argv[2]), strategy=sys.argv[3])
+run.fit(module, datamodule=Data(train=8, val=3, batch_size=1))
+clips = [key for key in module.sampled]
+print("SAMPLED", run.global_rank, len(clips), flush=True)
+if run.is_global_zero:
+    print("FVD", float(run.callback_metrics["val/fvd_random_features"]), flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one_and_do_not_wait_for_each_other(tmp_path):
+    """Three validation clips on two ranks: no padding, uneven work, samples on rank 0 only."""
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    (tmp_path / "script.py").write_text(DDP)
+
+    def launch(name, devices, strategy):
+        command = [sys.executable, "-W", "ignore", str(tmp_path / "script.py"), str(tmp_path / name), devices, strategy]
+        done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    said = launch("two", "2", "ddp")
+    # rank 0: 2 clips x (sample + denoise) x 2 steps, and 2 of 3 clips for FVD; rank 1: the third
+    assert {tuple(map(int, m)) for m in re.findall(r"SAMPLED (\d) (\d+)", said)} == {(0, 10), (1, 1)}
+    assert said.count("Run folder:") == 1
+    assert "is now" in launch("two", "2", "ddp")
+    one = launch("one", "1", "auto")
+    fvd = [float(re.search(r"FVD ([\d.e+-]+)", text).group(1)) for text in (said, one)]
+    assert fvd[0] == pytest.approx(fvd[1], rel=1e-3)

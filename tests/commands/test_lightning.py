@@ -1,0 +1,312 @@
+"""`python -m lightning`: the literal command, its errors, every shipped YAML, and whole runs killed, resumed and in two processes."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from importlib.metadata import files
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests.support.recorder import read
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+
+
+def quick(root: Path, run: Path, **more) -> list[str]:
+    """Arguments that shrink the quick start to seconds: its configuration, the small sprites, a run folder of our own."""
+    options = {
+        "trainer.accelerator": "cpu",
+        "trainer.max_steps": 2,
+        "trainer.limit_val_batches": 1,
+        "trainer.num_sanity_val_steps": 0,
+        "trainer.val_check_interval": 2,
+        "trainer.enable_progress_bar": "false",
+        "trainer.logger.init_args.save_dir": run.parent,
+        "trainer.logger.init_args.name": run.name,
+        "data.init_args.root": root,
+        "data.init_args.clips": 6,
+        "data.init_args.val_clips": 3,
+        "data.init_args.frames": 4,
+        "data.init_args.height": 64,
+        "data.init_args.width": 64,
+        "data.init_args.num_workers": 0,
+        "model.init_args.sample_steps": 2,
+    }
+    options |= more
+    return ["--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]
+
+
+def command(*args, cwd=None, check=True, **env) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning", *map(str, args)],
+        cwd=cwd or CONFIGS.parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_lightning_still_ships_no_main_of_its_own():
+    """When it does, pip overwrites ours in silence: then entry/ has to go."""
+    assert not [f for f in files("lightning") or [] if str(f).endswith("lightning/__main__.py")]
+
+
+@pytest.mark.slow
+def test_an_ordinary_install_adds_one_file_to_lightning(tmp_path):
+    """What `pip install .` puts beside lightning's own files; the editable install is the one these tests run in."""
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+    ]
+    subprocess.run([*pip, str(CONFIGS.parent)], check=True, capture_output=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("remoco-*.whl"))).namelist()
+    assert [name for name in names if name.startswith("lightning/")] == ["lightning/__main__.py"]
+    rooms = {"callbacks", "conditions", "datamodules", "lightning_modules", "metrics"}
+    for room in rooms:
+        sources = {str(path.relative_to(CONFIGS.parent)) for path in (CONFIGS.parent / room).rglob("*.py")}
+        assert sources <= set(names)
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == rooms | {"lightning"}
+
+
+def test_fit_test_and_predict(cli, sprites, tmp_path):
+    run = tmp_path / "runs" / "one"
+    assert cli("fit", *quick(sprites, run))[0] == 0
+    assert (run / "config.yaml").is_file()
+    last = run / "checkpoints" / "last.ckpt"
+    assert last.is_file() and list(run.glob("events.out.tfevents.*"))
+    assert cli("test", *quick(sprites, run), "--ckpt_path", last)[0] == 0
+    assert cli("predict", *quick(sprites, run), "--ckpt_path", last)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "changes, named",
+    [
+        (["--model.init_args.condition.init_args.region_size=0"], "region_size"),
+        (["--model.init_args.condition.init_args.region_size=65"], "region_size"),
+        (["--model.init_args.condition.init_args.min_mask_ratio=1.5"], "min_mask_ratio"),
+        (["--data.init_args.height=100"], "height"),
+        (["--data.init_args.height=72"], "height"),
+        (["--data.init_args.frames=1"], "frames"),
+        (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
+        (["--trainer.precision=bf16-true"], "bf16-mixed"),
+        (["--model.init_args.learning_rate=-1"], "learning_rate"),
+        (["--model.init_args.sample_steps=0"], "sample_steps"),
+        (["--data.init_args.root=/dev/null"], "/dev/null"),
+        (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
+        (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
+        (["--ckpt_path=last"], "last"),
+        (["--ckpt_path=best"], "best"),
+        (["--model.class_path=lightning_modules.Nope"], "lightning_modules.Nope"),
+        (["--config=no-such.yaml"], "no-such.yaml"),
+        (["--model.init_args.no_such_option=3"], "no_such_option"),
+        (
+            [
+                "--model.init_args.svd=no/such/folder",
+                "--model.init_args.random_init=null",
+                "--model.init_args.latents=vae",
+            ],
+            "no/such/folder",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_mistake_is_one_line_that_names_it(cli, sprites, tmp_path, monkeypatch, changes, named):
+    from lightning_modules.svd import SVD
+
+    monkeypatch.setattr(SVD, "random", lambda *a, **k: pytest.fail("weights before the check"))
+    code, line = cli("fit", *quick(sprites, tmp_path / "runs" / "one"), *changes)
+    assert code not in (0, None)
+    assert line.startswith("python -m lightning: error: ") and named in line, line
+
+
+def test_no_traceback_reaches_the_user(sprites, tmp_path):
+    done = command("fit", *quick(sprites, tmp_path / "runs" / "one"), "--data.init_args.height=100", check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr and "height" in done.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> dict[str, Path]:
+    """A clip at the sizes that shipped configurations ask for, so that they have shards to point at."""
+    from datamodules import SpritesDataModule
+
+    folders = {}
+    for name, height, width in (("remoco_svd", 320, 512), ("own_videos", 128, 192)):
+        sprites = SpritesDataModule(
+            root=str(tmp_path_factory.mktemp(name)), clips=1, val_clips=1, frames=16, height=height, width=width
+        )
+        sprites.prepare_data()
+        folders[name] = sprites.folder / "train"
+    return folders
+
+
+@pytest.mark.parametrize(
+    "configs",
+    [
+        [CONFIGS / "quickstart.yaml"],
+        [CONFIGS / "quickstart.yaml", CONFIGS / "own_videos.yaml"],
+        [CONFIGS / "remoco_svd.yaml"],
+        [CONFIGS / "remoco_svd.yaml", CONFIGS / "motionpro_released.yaml"],
+    ]
+    + [[CONFIGS / "remoco_svd.yaml", overlay] for overlay in EXPERIMENTS]
+    + [[CONFIGS / "quickstart.yaml", overlay] for overlay in EXPERIMENTS],
+    ids=lambda paths: "+".join(path.stem for path in paths),
+)
+def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
+    """Parsed, instantiated, and its networks built on the meta device at their real size."""
+    from lightning.pytorch.cli import LightningCLI
+
+    args = ["fit"] + [f"--config={path}" for path in configs]
+    if "remoco_svd" in configs[0].stem:
+        # the weights are the user's; their shapes are the full size
+        args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
+        args += ["--model.init_args.released=null"]
+    for name, folder in shards.items():
+        if name in {path.stem for path in configs}:
+            args += [f"--data.init_args.shards={folder}"]
+            args += [f"--data.init_args.val_shards={folder}"]
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr("sys.argv", ["python -m lightning", *args])
+    built = LightningCLI()
+    with torch.device("meta"):
+        built.model.configure_model()
+    wanted = yaml.safe_load(configs[-1].read_text()).get("model", {}).get("init_args", {})
+    record = built.model.architecture()
+    if "injection" in wanted:
+        assert record["injection"] == wanted["injection"]
+    condition = wanted.get("condition", {})
+    if "class_path" in condition:
+        assert record["condition"]["class_path"] == condition["class_path"]
+    for name, value in condition.get("init_args", {}).items():
+        assert record["condition"]["init_args"][name] == value
+    if "remoco_svd" in configs[0].stem:
+        assert sum(p.numel() for p in built.model.motion_encoder.parameters()) == 69_195_440
+
+
+def test_no_yaml_is_left_out():
+    known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
+    assert {path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS} == set(EXPERIMENTS)
+
+
+def test_the_sweep_has_every_point():
+    names = {path.stem for path in EXPERIMENTS}
+    assert {f"region_size_{k}" for k in (1, 2, 4, 8, 16)} <= names
+    assert {f"min_mask_ratio_{r}" for r in (0.8, 0.9, 0.95, 0.99)} <= names
+    assert {f"injection_{i}" for i in ("modulation", "concat", "add")} <= names
+    assert {"condition_region_wise", "condition_gaussian", "condition_no_mask"} <= names
+
+
+def recorder(path: Path, kill_at: int = 0) -> list[str]:
+    return [
+        "--trainer.callbacks+=tests.support.recorder.Recorder",
+        f"--trainer.callbacks.path={path}",
+        f"--trainer.callbacks.kill_at={kill_at}",
+    ]
+
+
+def assert_same(a, b) -> None:
+    """The same nested values, tensors bit for bit."""
+    assert type(a) is type(b)
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_same(a[key], b[key])
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b)
+        for x, y in zip(a, b):
+            assert_same(x, y)
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+EXACT = {
+    "trainer.max_steps": 8,
+    "trainer.val_check_interval": 4,
+    "trainer.callbacks": json.dumps(
+        [
+            {"class_path": "callbacks.RunFolder"},
+            {"class_path": "callbacks.EMA"},
+            {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 3}},
+        ]
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill_at", [4, 5])
+def test_killed_and_resumed_equals_never_killed(sprites, tmp_path, kill_at):
+    whole, killed = tmp_path / "runs" / "whole", tmp_path / "runs" / "killed"
+    command("fit", *quick(sprites, whole, **EXACT), *recorder(tmp_path / "whole.jsonl"))
+    done = command(
+        "fit", *quick(sprites, killed, **EXACT), *recorder(tmp_path / "killed.jsonl", kill_at=kill_at), check=False
+    )
+    assert done.returncode == -9
+    other_workers = EXACT | {"data.init_args.num_workers": 2}
+    command(
+        "fit",
+        *quick(sprites, killed, **other_workers),
+        *recorder(tmp_path / "resumed.jsonl"),
+        "--ckpt_path=last",
+    )
+    expected = read(tmp_path / "whole.jsonl")
+    assert read(tmp_path / "killed.jsonl") == expected[:kill_at]
+    assert read(tmp_path / "resumed.jsonl") == expected[3:]  # the last checkpoint before the kill was at step 3
+    a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, killed))
+    assert_same(a["state_dict"], b["state_dict"])
+    assert_same(a["optimizer_states"], b["optimizer_states"])
+    assert_same(a["callbacks"]["EMA"], b["callbacks"]["EMA"])
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(sprites, tmp_path):
+    """2 gloo ranks x 2 clips, 1 process x 4, and 2 x 2 by accumulation: the same samples, losses to 1e-6."""
+    single, double, summed = (tmp_path / "runs" / name for name in ("single", "double", "summed"))
+    # In float64 and at the paper's learning rate, because AdamW's first steps are lr x sign(gradient): where a gradient is near
+    # zero, the rounding of a sum in another order moves the weight by 2 lr. float32 agrees to 1.5e-7 at the first step only.
+    exact = {"trainer.precision": "64-true", "model.init_args.learning_rate": 1e-5}
+    big = EXACT | exact | {"trainer.max_steps": 4, "data.init_args.batch_size": 4}
+    command("fit", *quick(sprites, single, **big), *recorder(tmp_path / "single.jsonl"))
+    small = big | {"data.init_args.batch_size": 2}
+    # three validation clips one by one: the ranks have unequal numbers of batches
+    uneven = {"trainer.limit_val_batches": 1.0, "data.init_args.val_batch_size": 1}
+    ddp = small | uneven | {"trainer.devices": 2, "trainer.strategy": "ddp"}
+    command("fit", *quick(sprites, double, **ddp), *recorder(tmp_path / "double-{rank}.jsonl"))
+    accumulated = small | {"trainer.accumulate_grad_batches": 2, "trainer.val_check_interval": 8}
+    command("fit", *quick(sprites, summed, **accumulated), *recorder(tmp_path / "summed.jsonl"))
+    one = read(tmp_path / "single.jsonl")
+    ranks = [read(tmp_path / f"double-{rank}.jsonl") for rank in (0, 1)]
+    micro = read(tmp_path / "summed.jsonl")
+    pairs = {"ddp": list(zip(*ranks)), "accumulation": list(zip(micro[::2], micro[1::2]))}
+    for name, halves in pairs.items():
+        assert len(halves) == len(one) == 4, name
+        for (a, b), whole in zip(halves, one):
+            assert a["keys"] + b["keys"] == whole["keys"], name
+            assert a["position"] + b["position"] == whole["position"], name
+            mean = (float.fromhex(a["loss"]) + float.fromhex(b["loss"])) / 2
+            assert mean == pytest.approx(float.fromhex(whole["loss"]), abs=1e-6), name
+
+
+@pytest.mark.slow
+def test_from_any_folder(sprites, tmp_path):
+    command("fit", *quick(sprites, tmp_path / "runs" / "here"), cwd=tmp_path)
+    assert (tmp_path / "runs" / "here" / "checkpoints" / "last.ckpt").is_file()

@@ -1,0 +1,87 @@
+"""The README's commands, run as they are written."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.commands.test_lightning import CONFIGS, command
+
+REPO = CONFIGS.parent
+MARGIN = 0.7  # the README's: the loss falls by at least 30 %
+
+
+def scalars(run: Path, tag: str) -> list[float]:
+    events = EventAccumulator(str(run))
+    events.Reload()
+    return [event.value for event in events.Scalars(tag)]
+
+
+@pytest.mark.slow
+def test_the_quick_start_learns(tmp_path):
+    """`make fit`'s command: the loss at fixed sigmas and noise on held-out clips falls from step 0 by the stated margin."""
+    assert "-m lightning fit --config configs/quickstart.yaml" in (REPO / "Makefile").read_text()
+    run = tmp_path / "runs" / "quickstart"
+    done = command(
+        "fit",
+        f"--config={CONFIGS / 'quickstart.yaml'}",
+        f"--trainer.logger.init_args.save_dir={run.parent}",
+        f"--data.init_args.root={tmp_path / 'sprites'}",
+    )
+    for line in ("Run folder:", "Samples:", "TensorBoard:"):
+        assert line in done.stdout
+    loss = scalars(run, "val/loss")
+    assert loss[-1] < MARGIN * loss[0]
+    assert scalars(run, "memory/peak_gib")[-1] < 6
+    assert len(scalars(run, "val/fvd_random_features")) == 2
+    strips = sorted((run / "samples").glob("step-*/clip-*.mp4"))
+    assert len(strips) == 4 and all(path.stat().st_size > 1000 for path in strips)
+    again = command(
+        "fit",
+        f"--config={CONFIGS / 'quickstart.yaml'}",
+        f"--trainer.logger.init_args.save_dir={run.parent}",
+        f"--data.init_args.root={tmp_path / 'sprites'}",
+        "--ckpt_path=last",
+    )
+    assert "Run folder:" in again.stdout and scalars(run, "val/loss") == loss
+
+
+def readme_commands(section: str) -> list[list[str]]:
+    """The shell lines of the first block under a heading of the README, continuation lines joined."""
+    text = (REPO / "README.md").read_text().split(f"## {section}\n")[1]
+    block = re.search(r"```\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
+    return [shlex.split(line) for line in block.splitlines()]
+
+
+@pytest.mark.slow
+def test_your_own_videos(tmp_path):
+    """The README's lines, from a folder of videos to a checkpoint that resumes."""
+    from datamodules.mp4 import encode_mp4
+    from datamodules.scene import random_scene, render
+
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        frames = render(random_scene([7, number], 20, 144, 208))
+        (videos / f"video {number}.mp4").write_bytes(encode_mp4(frames, 8.0))
+    activate, prepare, fit = readme_commands("Your own videos")
+    assert activate == [".", ".venv/bin/activate"]
+    swap = {"VIDEOS": str(videos), "data/mine": str(tmp_path / "mine")}
+    prepare, fit = ([swap.get(word, word) for word in words] for words in (prepare, fit))
+    assert prepare[:2] == fit[:2] == ["python", "-m"]
+    fit += [f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=2"]
+    for words in (prepare, fit, [*fit[:-1], "--trainer.max_steps=3", "--ckpt_path=last"]):
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=REPO,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "runs" / "own_videos" / "checkpoints" / "last.ckpt").is_file()

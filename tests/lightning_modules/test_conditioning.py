@@ -1,0 +1,124 @@
+"""What a step gives the network: ids, latents, noise, dropout and guidance, by the method's definitions."""
+
+import math
+
+import pytest
+import torch
+
+from conditions import RegionWise, flow_to_pixels
+from lightning_modules import MotionControlModule, networks
+from lightning_modules.conditioning import CONDITIONINGS, Conditioning
+from lightning_modules.motion_control import AUG_NOISE, NOISE, POSTERIOR
+from tests.lightning_modules.test_training import data
+
+
+@pytest.fixture(scope="module")
+def net() -> MotionControlModule:
+    net = MotionControlModule(RegionWise(min_mask_ratio=0.5), random_init="tiny", latents="vae", guidance=(1.5, 3.5))
+    net.configure_model()
+    net.log = lambda *args, **kwargs: None
+    return net
+
+
+@pytest.fixture(scope="module")
+def batch(sprites) -> dict:
+    dm = data(sprites, batch_size=3)
+    dm.prepare_data()
+    dm.setup("validate")
+    return next(iter(dm.val_dataloader()))
+
+
+def pixels(frames: torch.Tensor) -> torch.Tensor:
+    return frames.double() / 127.5 - 1
+
+
+def test_conditioning(net, batch, monkeypatch):
+    seen = {}
+    encode, embed = net.svd.encode, net.svd.embed_image
+    monkeypatch.setattr(net.svd, "encode", lambda frames: seen.setdefault("encode", (frames, encode(frames)))[1])
+    monkeypatch.setattr(net.svd, "embed_image", lambda frames: seen.setdefault("embed", (frames, embed(frames)))[1])
+    sigma_aug = torch.tensor([0.01, 0.3, 2.0])
+    cond = net.conditioning(batch, sigma_aug)
+    flow = flow_to_pixels(batch["flow"], batch["flow_step"]).double()
+    magnitude = flow.square().sum(2).sqrt().mean((1, 2, 3))
+    torch.testing.assert_close(cond.ids.double(), torch.stack([batch["fps"], magnitude, sigma_aug], 1).double())
+    first = pixels(batch["video"][:, 0])
+    noise = net.noise(batch, AUG_NOISE, (3, 64, 64)).double()
+    expected = first + sigma_aug.double().view(-1, 1, 1, 1) * noise
+    torch.testing.assert_close(seen["encode"][0].double(), expected, atol=1e-5, rtol=0)
+    assert torch.equal(cond.image_latent, seen["encode"][1][0])  # the mode, not scaled
+    torch.testing.assert_close(seen["embed"][0].double(), first, atol=1e-6, rtol=0)  # the clean frame
+    assert torch.equal(cond.image_embedding, seen["embed"][1])
+    assert torch.equal(cond.control, net.control(batch))
+
+
+def test_clean_latents_are_a_scaled_posterior_sample(net, batch):
+    mean, std = (x.unflatten(0, (3, 4)) for x in net.svd.encode(pixels(batch["video"]).float().flatten(0, 1)))
+    expected = (mean + std * net.noise(batch, POSTERIOR, mean.shape[1:])) * 0.18215
+    torch.testing.assert_close(net.clean_latents(batch), expected)
+    assert std.max() > 0
+
+
+def test_training_step_trains_the_denoiser_of_the_method(net, batch, monkeypatch):
+    seen = {}
+
+    def denoiser(noisy, sigma, cond):
+        seen.update(noisy=noisy, sigma=sigma, cond=cond)
+        return noisy * 0.5
+
+    monkeypatch.setattr(net, "denoiser", denoiser)
+    loss = net.training_step(batch, 0)
+    clean = net.clean_latents(batch)
+    sigma = seen["sigma"].view(-1, 1, 1, 1, 1)
+    torch.testing.assert_close(seen["noisy"], clean + sigma * net.noise(batch, NOISE, clean.shape[1:]))
+    found = seen["cond"]
+    cond = net.conditioning(batch, found.ids[:, 2])
+    assert torch.equal(found.image_latent, cond.image_latent) and torch.equal(
+        found.image_embedding, cond.image_embedding
+    )
+    assert torch.equal(found.ids, cond.ids) and found.keep.keys() == set(CONDITIONINGS)
+    weight = (sigma**2 + 1) / sigma**2
+    torch.testing.assert_close(loss, (weight * (seen["noisy"] * 0.5 - clean) ** 2).mean())
+
+
+def test_draws_over_many_positions(net, monkeypatch):
+    """log sigma ~ N(0.7, 1.6), log sigma_aug ~ N(-3, 0.5), five independent dropouts of 0.1."""
+    count, seen = 6000, {}
+    zeros = torch.zeros(count, 1, 1, 1, 1)
+    monkeypatch.setattr(net, "clean_latents", lambda batch: zeros)
+
+    def conditioning(batch, sigma_aug):
+        seen["sigma_aug"] = sigma_aug
+        return Conditioning(None, None, None)
+
+    def denoiser(noisy, sigma, cond):
+        seen.update(sigma=sigma, keep=torch.stack([cond.keep[name] for name in CONDITIONINGS], dim=1))
+        return noisy
+
+    monkeypatch.setattr(net, "conditioning", conditioning)
+    monkeypatch.setattr(net.motion_encoder, "forward", lambda control: None)
+    monkeypatch.setattr(net, "denoiser", denoiser)
+    net.training_step({"position": torch.arange(count)}, 0)
+    for name, mean, std in (("sigma", 0.7, 1.6), ("sigma_aug", -3.0, 0.5)):
+        log = seen[name].log().double()
+        assert abs(log.mean() - mean) < 5 * std / math.sqrt(count)
+        assert abs(log.std() - std) < 5 * std / math.sqrt(2 * count)
+    keep = seen["keep"].double()
+    assert keep.shape == (count, 5)
+    assert (keep.mean(0) - 0.9).abs().max() < 5 * 0.3 / math.sqrt(count)
+    correlation = torch.corrcoef(torch.cat([keep, seen["sigma"].log()[:, None], seen["sigma_aug"].log()[:, None]], 1).T)
+    assert (correlation - torch.eye(7)).abs().max() < 5 / math.sqrt(count)
+
+
+def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch, monkeypatch):
+    seen = {}
+
+    def sampler(denoiser, noise, cond, steps, guidance, on_step):
+        seen.update(ids=cond.ids, steps=steps, guidance=guidance, noise=noise)
+        return noise
+
+    monkeypatch.setattr(networks, "euler_sample", sampler)
+    net.sample(batch)
+    assert seen["guidance"] == (1.5, 3.5) and seen["steps"] == 25
+    torch.testing.assert_close(seen["ids"][:, 2], torch.full((3,), 0.02))
+    assert seen["noise"].shape == (3, 4, 4, 8, 8)

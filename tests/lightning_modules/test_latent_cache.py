@@ -1,0 +1,68 @@
+"""Training on cached latents: the same numbers as encoding in the step, and no cache of another VAE."""
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from conditions import RegionWise
+from datamodules import WebVidDataModule
+from datamodules.prepare import latents
+from lightning_modules import MotionControlModule
+from lightning_modules.svd import SVD
+from tests.conftest import SPRITES
+from tests.lightning_modules.test_training import data, trainer
+
+
+def folder_of(svd: SVD, folder):
+    """Small weights in diffusers' real layout."""
+    for name in ("unet", "vae", "image_encoder"):
+        getattr(svd, name).save_pretrained(folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return folder_of(SVD.random("tiny", seed=1), tmp_path_factory.mktemp("svd"))
+
+
+@pytest.fixture(scope="module")
+def cached(sprites, base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("cached") / "shards"
+    dm = data(sprites)
+    dm.prepare_data()
+    latents(str(dm.folder / "train"), str(out), svd=str(base))
+    return dm.folder / "train", out
+
+
+def shards(folder) -> WebVidDataModule:
+    size = {name: SPRITES[name] for name in ("frames", "height", "width")}
+    return WebVidDataModule(str(folder), batch_size=2, num_workers=0, **size)
+
+
+def module(base) -> MotionControlModule:
+    return MotionControlModule(RegionWise(min_mask_ratio=0.5), svd=str(base), sample_steps=2)
+
+
+def test_the_cache_is_what_the_step_would_compute(base, cached):
+    net = module(base)
+    net.configure_model()
+    plain, with_latents = (next(iter(shards(folder).train_dataloader())) for folder in cached)
+    assert "video" not in with_latents and plain["key"] == with_latents["key"]
+    torch.testing.assert_close(net.clean_latents(with_latents), net.clean_latents(plain), atol=2e-3, rtol=2e-3)
+    sigma_aug = torch.full((2,), 0.02)
+    a, b = net.conditioning(plain, sigma_aug), net.conditioning(with_latents, sigma_aug)
+    torch.testing.assert_close(b.image_embedding.float(), a.image_embedding.float(), atol=2e-3, rtol=2e-3)
+    assert torch.equal(a.control, b.control) and torch.equal(a.image_latent, b.image_latent)
+
+
+def test_trains_from_the_cache(base, cached, tmp_path):
+    run = trainer(tmp_path, 2)
+    run.fit(module(base), shards(cached[1]))
+    assert run.global_step == 2
+
+
+def test_a_cache_of_another_vae_is_refused(cached, tmp_path):
+    other = folder_of(SVD.random("tiny", seed=1), tmp_path / "other")
+    SVD.random("tiny", seed=2).vae.save_pretrained(other / "vae")
+    with pytest.raises(MisconfigurationException, match="cached latents were made with another vae"):
+        trainer(tmp_path, 1).fit(module(other), shards(cached[1]))

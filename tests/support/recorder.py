@@ -1,0 +1,36 @@
+"""What the tests of exactness add to a run: every step's samples and loss, bit by bit, and a real SIGKILL on demand."""
+
+import json
+import os
+import signal
+
+from lightning.pytorch import Callback
+
+
+class Recorder(Callback):
+    """Append one JSON line per batch and rank: step, sample keys and positions, the loss as a hexadecimal float.
+
+    Args:
+        path: File to append to; `{rank}` is filled in.
+        kill_at: Send SIGKILL to this process after this many optimizer steps; 0 never.
+    """
+
+    def __init__(self, path: str, kill_at: int = 0):
+        self.path, self.kill_at = path, kill_at
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        line = {
+            "step": trainer.global_step,
+            "keys": list(batch["key"]),
+            "position": batch["position"].tolist(),
+            "loss": float(outputs["loss"].detach() * trainer.accumulate_grad_batches).hex(),
+        }
+        with open(self.path.format(rank=trainer.global_rank), "a") as file:
+            print(json.dumps(line), file=file)
+        if self.kill_at and trainer.global_step >= self.kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read(path) -> list[dict]:
+    with open(path) as file:
+        return [json.loads(line) for line in file]
