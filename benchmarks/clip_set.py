@@ -8,7 +8,7 @@ is 1, 1.8, 3.2, 5.8, 10, 19, 33 or 60 px, and whose exact flow gets a learned tr
   noise on a grid of 8 px, half on one of 16 px, upsampled smoothly (cubic), x and y on their own. With these grids
   FFV1 takes about what it took in the measurement that the goal comes from (813 KB); on 4 and 9 px everything takes a
   quarter more;
-- correlated in time as errors of tracks are: a third of the variance is the same in all frames, the rest is new in each;
+- correlated in time as errors of tracks are: a third of the variance is the same in all frames, the rest new in each;
 - motion boundaries are blurred (3 x 3) before the noise, as upsampling does.
 
 The sprites' pictures have no sensor noise; the real videos stand for that.

@@ -96,7 +96,7 @@ def rows(batch: int) -> dict[tuple[str, str, int], callable]:
             "region-wise, released rules, + bucket",
             device,
             batch,
-            lambda *x: with_bucket(released, *x),
+            lambda *x, released=released: with_bucket(released, *x),
             flow,
             visibility,
             seed,

@@ -72,7 +72,7 @@ class Condition(ABC):
             ValueError: one line with the index of the track and what was expected.
         """
 
-    def check(self, height: int, width: int) -> None:
+    def check(self, height: int, width: int) -> None:  # noqa: B027 (a condition may fit every frame)
         """Raise ValueError where a frame of this size cannot be controlled with these arguments."""
 
     def record(self) -> dict[str, Any]:

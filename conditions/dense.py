@@ -27,6 +27,7 @@ class DenseFlow(Condition):
         self.region_size = region_size
 
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
+        """All of the flow, (B, L, 3, H, W) with the motion mask; see `Condition.control`."""
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         control[:, :, :2] = flow
@@ -49,4 +50,5 @@ class DenseFlow(Condition):
         return torch.cat([strokes.flow, known], dim=1)
 
     def check(self, height: int, width: int) -> None:
+        """Raise ValueError where the regions of a drawing do not fit a frame of this size."""
         check_fits(self.region_size, height, width)

@@ -96,16 +96,19 @@ def region_pixels(regions: Tensor, visible: Tensor, region_size: int, visibility
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless an argument is one of its choices."""
     if value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_region_size(region_size: int) -> None:
+    """Raise ValueError unless it is an integer of at least 1."""
     if isinstance(region_size, bool) or not isinstance(region_size, int) or region_size < 1:
         raise ValueError(f"region_size: expected an integer of at least 1, got {region_size!r}")
 
 
 def check_fits(region_size: int, height: int, width: int) -> None:
+    """Raise ValueError where a region is larger than the frame."""
     if region_size > min(height, width):
         raise ValueError(f"region_size: expected at most the frame's {height} x {width} pixels, got {region_size}")
 
@@ -131,6 +134,7 @@ class SparseCondition(Condition):
         """Write all of `out` (B, L, 2, H, W), which is not initialised."""
 
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
+        """The trajectory in the chosen regions and the motion mask, (B, L, 3, H, W); see `Condition.control`."""
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
@@ -143,6 +147,7 @@ class SparseCondition(Condition):
         return control
 
     def check(self, height: int, width: int) -> None:
+        """Raise ValueError where a region is larger than the frame."""
         check_fits(self.region_size, height, width)
 
 
@@ -174,6 +179,7 @@ class RegionWise(SparseCondition):
         self.visibility_rule = visibility_rule
 
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
+        """Write the true flow in the chosen regions (eq. 6), zero elsewhere."""
         candidates = candidate_regions(visible, self.region_size, self.visibility_rule)
         regions = draw_regions(candidates, seed, self.min_mask_ratio)
         pixels = region_pixels(regions, visible, self.region_size, self.visibility_rule)

@@ -14,6 +14,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Strokes:
+    """Drawn tracks as displacements in filled regions."""
+
     flow: Tensor
     """(L, 2, H, W) float32: displacement in pixels from frame 1 in the filled regions, zero elsewhere."""
     filled: Tensor

@@ -132,9 +132,11 @@ class ClipDataModule(LightningDataModule):
         return begin + (trainer.global_step - step) * self._per_step(trainer) if trainer is not None else begin
 
     def state_dict(self) -> dict[str, Any]:
+        """The position, the only state of the data."""
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a position."""
         self._loaded = int(state_dict["position"])
 
     def _per_step(self, trainer: Any) -> int:
@@ -149,6 +151,7 @@ class ClipDataModule(LightningDataModule):
     # Loaders
 
     def train_dataloader(self) -> ClipLoader:
+        """Batches from the position on, in this rank's share."""
         trainer, dataset = self.trainer, _opened(self.train_set, "train")
         if trainer is None:  # plain use, without Lightning
             batches = math.ceil(len(dataset) / self.batch_size)
@@ -188,6 +191,7 @@ class ClipDataModule(LightningDataModule):
         return batches
 
     def val_dataloader(self) -> ClipLoader | list:
+        """Every validation clip once, over all ranks."""
         if self.val_set is None:
             return []
         trainer = self.trainer
@@ -195,9 +199,11 @@ class ClipDataModule(LightningDataModule):
         return self._loader(self.val_set, self.val_batch_size, EachOnce(len(self.val_set), rank, world_size))
 
     def test_dataloader(self) -> ClipLoader | list:
+        """As validation."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> ClipLoader | list:
+        """As validation."""
         return self.val_dataloader()
 
     def _loader(self, dataset: ClipDataset, batch_size: int, sampler: torch.utils.data.Sampler) -> ClipLoader:

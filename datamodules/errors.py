@@ -1,4 +1,4 @@
-"""What can go wrong with data and with the commands that make them. Kept free of imports, so that a loader's workers start fast."""
+"""What can go wrong with data and the commands that make them. Imports nothing: a loader's workers start fast."""
 
 
 class BadClip(Exception):

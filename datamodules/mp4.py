@@ -2,7 +2,7 @@
 
 Opening such a file with libavformat costs a fifth of decoding it: it decodes pictures to learn what the header says.
 So the few boxes that lead to the H.264 samples are read here (ISO/IEC 14496-12), and libavcodec, through PyAV, gets the
-samples. The pixels are those of PyAV and decord. decord, the other choice, is slower and crashes on broken files: it gets
+samples. The pixels are those of PyAV and decord. decord, the other choice, is slower, crashes on broken files and gets
 only bytes whose checksum matched, and what it does not take (it refuses some frame widths) PyAV does.
 """
 

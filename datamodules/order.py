@@ -79,6 +79,7 @@ class Order:
         return self._split(int(splitmix(self.seed, 3, position, attempt) % np.uint64(len(self))))
 
     def candidate(self, position: int, attempt: int) -> tuple[int, int]:
+        """(shard, clip) to try at a position: its own first, then its replacements."""
         return self.replacement(position, attempt) if attempt else self.locate(position)
 
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

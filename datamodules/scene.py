@@ -27,10 +27,12 @@ class Motion:
     scale: np.ndarray  # (L,)
 
     def to_image(self, t: int, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Layer coordinates to pixels in frame t."""
         c, s = self.scale[t] * np.cos(self.angle[t]), self.scale[t] * np.sin(self.angle[t])
         return self.centre[t, 0] + c * u - s * v, self.centre[t, 1] + s * u + c * v
 
     def to_layer(self, t: int, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels of frame t to layer coordinates."""
         x, y = x - self.centre[t, 0], y - self.centre[t, 1]
         c, s = np.cos(self.angle[t]) / self.scale[t], np.sin(self.angle[t]) / self.scale[t]
         return c * x + s * y, c * y - s * x
@@ -63,6 +65,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """What is to be seen, in words."""
         return f"{', '.join(layer.name for layer in self.layers[1:])} over {self.layers[0].name}"
 
 

@@ -56,6 +56,7 @@ def sanitised(name: str) -> str:
 
 
 def sidecar(shard: Path) -> Path:
+    """Path of a shard's index of members."""
     return shard.with_name(shard.name[: -len(".tar")] + ".index.json")
 
 
@@ -216,6 +217,7 @@ def read_index(path: Path) -> dict[str, Any]:
 
 
 def shape_of(index: Mapping[str, Any]) -> ClipShape:
+    """The clips' shape in a folder's index."""
     return ClipShape(int(index["frames"]), int(index["height"]), int(index["width"]), float(index["fps"]))
 
 
@@ -307,6 +309,7 @@ class Shards:
         self.latents = found if found and (not number or self.latents) else None
 
     def path(self, shard: int) -> Path:
+        """Path of a shard."""
         folder, name, _ = self._shards[shard]
         return self._folders[folder] / name
 
@@ -321,6 +324,7 @@ class Shards:
                 )
 
     def key(self, shard: int, clip: int) -> str:
+        """Key of a clip, from the shard's sidecar."""
         return self._sidecar(shard)["keys"][clip]
 
     def read(self, shard: int, clip: int, kinds: Sequence[str]) -> dict[str, bytes]:

@@ -95,6 +95,7 @@ class SpritesDataModule(ClipDataModule):
             shutil.rmtree(temporary, ignore_errors=True)
 
     def setup(self, stage: str | None = None) -> None:
+        """Open the set that `prepare_data` wrote."""
         if self.train_set is None:
             self.train_set = self.open_shards(str(self.folder / "train"), train=True)
             self.val_set = self.open_shards(str(self.folder / "val"), train=False)

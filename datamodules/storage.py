@@ -49,5 +49,6 @@ def json_bytes(value: Any) -> bytes:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
+    """Write a whole file, or leave the one before it."""
     with atomic_file(path) as file:
         file.write(data)

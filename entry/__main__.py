@@ -1,8 +1,9 @@
 """`python -m lightning {fit,validate,test,predict}`: LightningCLI in generic mode, with errors for the reader.
 
-Lightning 2.6 has no `__main__.py` of its own, so setup.cfg maps this file into the package by name; nothing else of lightning is
-touched. The model and the data come from the YAML by `class_path`. Beyond LightningCLI: a mistake in the configuration is one
-line and exit code 2, a missing checkpoint is an error (Lightning warns and starts from scratch), a second run may use the same folder.
+Lightning 2.6 has no `__main__.py` of its own, so setup.cfg maps this file into the package by name; nothing else of
+lightning is touched. The model and the data come from the YAML by `class_path`. Beyond LightningCLI: a mistake in the
+configuration is one line and exit code 2, a missing checkpoint is an error (Lightning warns and starts from scratch), a
+second run may use the same folder.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""What the UNet is conditioned on: one class that travels whole, made from a batch in training and from a drawing at inference."""
+"""What the UNet is conditioned on, as one class that travels whole; from a batch or a first frame and a drawing."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Conditioning:
     """What the UNet is conditioned on, for a batch of B clips.
 
     Attributes:
-        image_latent: (B, C, H/8, W/8), mode of the noise-augmented first frame, not scaled; concatenated to every frame.
+        image_latent: (B, C, H/8, W/8), mode of the noise-augmented first frame, not scaled; joined to every frame.
         image_embedding: (B, n, D) image tokens for the cross-attention; SVD has n = 1.
         ids: (B, 3) in the order of `IDS`: frames per second, motion bucket (mean displacement in pixels), sigma_aug.
         control: (B, L, 3, H, W) dx, dy in pixels, mask; None where the motion was given to the injection already.
@@ -48,7 +48,7 @@ class Conditioning:
         ids: Tensor | None,
         keep: Tensor | None = None,
     ) -> Conditioning:
-        """A conditioning as it is, or one from image latent, image embedding, ids and a (B, 5) keep, given one by one."""
+        """A conditioning as it is, or one from image latent, image embedding, ids and a (B, 5) keep."""
         if isinstance(first, Conditioning):
             return first
         if image_embedding is None or ids is None:
@@ -56,7 +56,7 @@ class Conditioning:
         return cls(first, image_embedding, ids).dropping(keep)
 
     def dropping(self, keep: Tensor | None) -> Conditioning:
-        """The same with dropout: (B, 5) bool in the order of `CONDITIONINGS`, False where one is dropped; None keeps all."""
+        """The same with dropout: `keep` is (B, 5) bool in the order of `CONDITIONINGS`; None keeps all."""
         return replace(self, keep=None if keep is None else dict(zip(CONDITIONINGS, keep.unbind(1), strict=True)))
 
     def without_image(self) -> Conditioning:

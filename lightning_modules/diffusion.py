@@ -89,7 +89,7 @@ class Denoiser:
         Args:
             noisy: (B, L, C, h, w) noisy latents, already scaled by c_in.
             c_noise: (B,) timestep, 0.25 ln sigma.
-            cond: What the UNet is conditioned on, its dropout included; or the image latent (B, C, h, w), with the next three.
+            cond: What the UNet is conditioned on, with dropout; or the image latent (B, C, h, w) and the next three.
             image_embedding: (B, n, D) image tokens, where `cond` is the image latent.
             ids: (B, 3) fps, motion bucket, sigma_aug, where `cond` is the image latent.
             keep: (B, 5) bool in the order of `CONDITIONINGS`, where `cond` is the image latent; None keeps all.

@@ -43,6 +43,7 @@ class Modulation(nn.Module):
         return self.gamma(feature), self.beta(feature)
 
     def forward(self, h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        """`h` (n*B*L, C, h, w) with the control's parts added."""
         return (per_clip(h, gamma) + per_clip(self.norm(h), gamma) * gamma + beta).flatten(0, 1)
 
 
@@ -59,6 +60,7 @@ class Concat(nn.Module):
         return (F.conv2d(feature.flatten(0, 1).to(weight.dtype), weight, self.project.bias),)
 
     def forward(self, h: Tensor, projected: Tensor) -> Tensor:
+        """`h` (n*B*L, C, h, w) with the control's parts added."""
         weight = self.project.weight[:, : self.project.out_channels]
         own = F.conv2d(h.to(weight.dtype), weight).to(h.dtype)
         return (per_clip(h, projected) + (per_clip(own, projected) + projected)).flatten(0, 1)
@@ -76,6 +78,7 @@ class Add(nn.Module):
         return (self.project(feature.flatten(0, 1).to(self.project.weight.dtype)),)
 
     def forward(self, h: Tensor, projected: Tensor) -> Tensor:
+        """`h` (n*B*L, C, h, w) with the control's parts added."""
         return (per_clip(h, projected) + projected).flatten(0, 1)
 
 

@@ -26,6 +26,7 @@ class GroupNorm(nn.GroupNorm):
     """GroupNorm computed in at least float32, whatever the input's dtype; the result has the input's dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (N, C, ...) in float32 or more; the result has the input's dtype."""
         dtype = torch.promote_types(x.dtype, torch.float32)
         y = F.group_norm(x.to(dtype), self.num_groups, self.weight.to(dtype), self.bias.to(dtype), self.eps)
         return y.to(x.dtype)

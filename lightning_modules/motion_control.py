@@ -1,4 +1,4 @@
-"""MotionControlModule: what `python -m lightning fit` trains. It wires the rooms together and holds no arithmetic of its own."""
+"""MotionControlModule: what `python -m lightning fit` trains. It wires the rooms together, without arithmetic."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ REGION, POSTERIOR, SIGMA, NOISE, AUG_SIGMA, AUG_NOISE, DROPOUT, INITIAL = range(
 class MotionControlModule(record.RecordedModule):
     """Region-wise motion control of a frozen Stable Video Diffusion.
 
-    Every random draw of a step is a function of (seed, position of the sample), none touches the global generators; the
-    batch split, the number of ranks and accumulation therefore see the same samples with the same noise.
+    Every random draw of a step is a function of (seed, position of the sample), none touches the global generators:
+    batch split, number of ranks and accumulation see the same samples with the same noise.
 
     Args:
         condition: How a clip's flow and visibility become the control tensor.
-        svd: Local folder or hub id of Stable Video Diffusion in diffusers' layout. Exactly one of `svd` and `random_init`.
+        svd: Local folder or hub id of Stable Video Diffusion in diffusers' layout; this or `random_init`.
         revision: Revision of the hub id.
         random_init: Build the base with random weights at this size instead of loading one: `tiny`, `small` or `full`.
         init_seed: Seed of every random initial weight: a random base, motion encoder, LoRA.
-        latents: With `random_init`: `vae` builds a random VAE, `space_to_depth` uses an invertible rearrangement of the pixels,
-            so that samples are pictures.
+        latents: With `random_init`: `vae` builds a random VAE, `space_to_depth` rearranges the pixels invertibly, so
+            that samples are pictures.
         train_base: Train the UNet too; for configurations without a pretrained base.
         injection: How motion features enter the UNet: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9).
         lora: LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null.
@@ -56,8 +56,8 @@ class MotionControlModule(record.RecordedModule):
         sample_steps: Euler steps of a sample.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
-        released: A released MotionPro file to start from, base, LoRA, encoder and modulation; with `svd` the VAE and image encoder
-            come from there.
+        released: A released MotionPro file to start from, base, LoRA, encoder and modulation; with `svd` the VAE and
+            image encoder come from there.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class MotionControlModule(record.RecordedModule):
         shape = getattr(self.trainer.datamodule, "shape", None)
         if shape is not None:
             record.check_size(self.condition, shape.height, shape.width)
-        # known this early when set on the trainer, as `python -m lightning` does; else on_load_checkpoint is the first to see it
+        # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
             self.check_record(record.read(self.trainer.ckpt_path), str(self.trainer.ckpt_path))
 
@@ -120,7 +120,7 @@ class MotionControlModule(record.RecordedModule):
         """Build or load the networks; after the data is known to be there, on the device context of the strategy.
 
         Args:
-            compute_dtype: Dtype of the frozen networks; by default what the trainer's precision says, float32 without one.
+            compute_dtype: Dtype of the frozen networks; by default the trainer's, float32 without one.
         """
         if self.svd is not None:
             return
@@ -128,12 +128,12 @@ class MotionControlModule(record.RecordedModule):
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
         self.compute_dtype = compute_dtype or by_precision
         self.networks = build_networks(
-            self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents, self.released,
-            self.train_base, self.injection_kind, self.lora, self.lora_rank, self.gradient_checkpointing,
+            self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
+            self.released, self.train_base, self.injection_kind, self.lora, self.lora_rank, self.gradient_checkpointing,
         )  # fmt: skip
         self.svd, self.motion_encoder, self.injection = self.networks[:3]  # registered: they have the weights
         self.denoiser = self.networks.denoiser
-        # buffers are constants: synchronised in every forward pass, they would deadlock ranks with unequal numbers of validation clips
+        # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
     def on_fit_start(self) -> None:
@@ -141,11 +141,13 @@ class MotionControlModule(record.RecordedModule):
         record.check_latent_cache(getattr(self.trainer.datamodule, "latents", None) or {}, self.svd.hashes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over what is trained."""
         return torch.optim.AdamW(self.trained().values(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
     # ---- a batch
 
     def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+        """Everything but the position goes to the device."""
         # the position seeds generators on the host: left there, no step waits for the device
         position = batch["position"]
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
@@ -175,6 +177,7 @@ class MotionControlModule(record.RecordedModule):
     # ---- steps
 
     def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+        """The EDM loss of a batch (eq. 9), all draws from the samples' positions."""
         sigma_aug = sample_sigma(self.seeds(batch, AUG_SIGMA).tolist(), -3.0, 0.5, self.device)
         cond = self.conditioning(batch, sigma_aug)
         clean = self.clean_latents(batch)
@@ -194,18 +197,21 @@ class MotionControlModule(record.RecordedModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
+        """Log `val/loss` and its parts."""
         log_losses(self, "val", self.validation_loss)
 
     def on_test_epoch_end(self) -> None:
+        """Log `test/loss` and its parts."""
         log_losses(self, "test", self.validation_loss)
 
     def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Any]:
+        """Generate the batch's clips, uint8 on the host."""
         return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": to_uint8(self.sample(batch)).cpu()}
 
     # ---- what callbacks show
 
     def evaluated(self, batch: dict) -> tuple[Tensor, Conditioning]:
-        """Clean latents and conditioning at the inference's noise on the first frame; the motion is set for the denoiser."""
+        """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
         clean = self.clean_latents(batch)
         cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
         self.injection.prepare(self.motion_encoder(cond.control))
@@ -233,23 +239,5 @@ class MotionControlModule(record.RecordedModule):
             return self.svd.decode(self.denoiser(noisy, clean.new_full((len(clean),), sigma), cond)).clamp(-1, 1)
 
     def autocast(self) -> torch.autocast:
+        """The compute dtype of the frozen networks, for calls outside of a trainer's loop."""
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
-
-    # ---- checkpoints
-
-    def architecture(self) -> dict[str, Any]:
-        """What a checkpoint must agree on with the configuration, apart from the frozen base."""
-        return {
-            "condition": self.condition.record(),
-            "injection": self.injection_kind,
-            "lora": self.lora,
-            "lora_rank": self.lora_rank if self.lora else None,
-            "train_base": self.train_base,
-            "latents": self.latents,
-        }
-
-    def base_name(self) -> dict[str, Any]:
-        """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
-        if self.random_init:
-            return {"random_init": self.random_init, "init_seed": self.init_seed}
-        return {"released": self.released} if self.released else {"svd": self.svd_path, "revision": self.revision}

@@ -21,6 +21,7 @@ class CentredGroupNorm(GroupNorm):
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """One step of the encoder: (B*L, C, h, w) in and out."""
         groups = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (self.num_groups, -1))
         return super().forward((groups - groups.mean((2, 3, 4), keepdim=True)).flatten(1, 2)).to(x.dtype)
 
@@ -34,6 +35,7 @@ class SpatioTemporalConv(nn.Module):
         self.temporal = TemporalConv(out_channels, out_channels)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        """One step of the encoder: (B*L, C, h, w) in and out."""
         return self.temporal(self.spatial(x), frames)
 
 
@@ -47,6 +49,7 @@ class Stem(nn.Module):
         self.norms = nn.ModuleList(CentredGroupNorm(ENCODER_GROUPS, width) for width in widths[1:3])
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        """One step of the encoder: (B*L, C, h, w) in and out."""
         for conv, norm in zip(self.convs, self.norms):
             x = F.silu(norm(conv(x, frames)))
         return self.convs[-1](x, frames)
@@ -62,6 +65,7 @@ class Stage(nn.Module):
         self.down = nn.Conv2d(out_channels, out_channels, 3, stride=2, padding=1)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
+        """One step of the encoder: (B*L, C, h, w) in and out."""
         return self.down(self.conv(F.silu(self.norm(x)), frames))
 
 

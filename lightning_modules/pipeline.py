@@ -1,4 +1,4 @@
-"""MotionControlPipeline: an image, drawn tracks and a brushed mask -> a video, with the conventions of diffusers' SVD pipeline."""
+"""MotionControlPipeline: an image, drawn tracks and a brushed mask to a video, in diffusers' conventions."""
 
 from __future__ import annotations
 

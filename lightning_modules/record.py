@@ -1,4 +1,4 @@
-"""What belongs together: arguments, the frame size, and a checkpoint's record of architecture and frozen base; one-line errors."""
+"""What belongs together: arguments, frame size, and a checkpoint's record of architecture and frozen base."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEY = "remoco"
 class RecordedModule(LightningModule):
     """A module whose checkpoints hold what was trained and a record of what it belongs to.
 
-    A subclass has `condition`, `architecture()`, `base_name()` and, once it is built, `svd` with its `identity`.
+    A subclass has `MotionControlModule`'s arguments as attributes and, once it is built, `svd` with its `identity`.
     """
 
     def __init__(self) -> None:
@@ -29,18 +29,27 @@ class RecordedModule(LightningModule):
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the configuration, apart from the frozen base."""
-        raise NotImplementedError
+        return {
+            "condition": self.condition.record(),
+            "injection": self.injection_kind,
+            "lora": self.lora,
+            "lora_rank": self.lora_rank if self.lora else None,
+            "train_base": self.train_base,
+            "latents": self.latents,
+        }
 
     def base_name(self) -> dict[str, Any]:
-        """The base by the names it was asked for."""
-        raise NotImplementedError
+        """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
+        if self.random_init:
+            return {"random_init": self.random_init, "init_seed": self.init_seed}
+        return {"released": self.released} if self.released else {"svd": self.svd_path, "revision": self.revision}
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def check_record(self, found: dict, name: str) -> None:
-        """Raise unless a checkpoint's architecture and base are the configured ones; outside of fit, take its condition."""
+        """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
         kept = found["architecture"]["condition"]
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if not fitting and kept != self.condition.record():
@@ -94,7 +103,7 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
 
 
 def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
-    """Raise unless the checkpoint's architecture is the configured one; the error names the first field that differs."""
+    """Raise unless the checkpoint's architecture is the configured one, with the first field that differs."""
     for field, value in wanted.items():
         if found["architecture"].get(field) != value:
             raise MisconfigurationException(
@@ -104,7 +113,7 @@ def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
 
 
 def check_base(found: dict, wanted: dict, path: str | Path) -> None:
-    """Raise where the names alone tell that the base differs: random weights of another size or seed, or none at all."""
+    """Raise where names alone tell that the base differs: random weights of another size or seed, or none."""
     base = found["base"]
     # two files may hold the same weights, so paths are compared by the weights' hash once they are loaded
     by_path = {"svd", "released"}
@@ -130,7 +139,7 @@ def check_names(state: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
     wrong += [name for name in sorted(state.keys() & trained.keys()) if state[name].shape != trained[name].shape]
     if wrong:
         raise MisconfigurationException(
-            f"ckpt_path: {len(wrong)} tensors are missing, unknown or misshapen in the checkpoint: {', '.join(wrong[:5])}"
+            f"ckpt_path: {len(wrong)} tensors are missing, unknown or misshapen there: {', '.join(wrong[:5])}"
         )
 
 
@@ -188,6 +197,6 @@ def check_precision(precision: str) -> None:
     """Raise where a trainer's precision would keep what is trained in half precision."""
     if precision in ("bf16-true", "16-true"):
         raise MisconfigurationException(
-            f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained stays float32, since a "
-            "step at this learning rate is lost in half precision"
+            f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
+            "since a step at this learning rate is lost in half precision"
         )

@@ -289,6 +289,7 @@ class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
     """diffusers' temporal block, recomputed in the backward pass; diffusers checkpoints the spatial blocks only."""
 
     def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor | None = None) -> Tensor:
+        """As diffusers' block."""
         if not torch.is_grad_enabled():
             return super().forward(hidden_states, num_frames, encoder_hidden_states)
         return _checkpointed(super().forward, hidden_states, num_frames, encoder_hidden_states)

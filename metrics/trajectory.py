@@ -1,4 +1,4 @@
-"""MD-Vid: how far generated motion is from the drawn tracks, measured by a point tracker (ReMoCo sec. 4.1; tables 2 and 3)."""
+"""MD-Vid: how far generated motion is from the drawn tracks, by a point tracker (ReMoCo sec. 4.1; tables 2, 3)."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ BLOCK = 8  # pixels around each start that the tracker is asked for (released ev
 def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """What a point tracker is asked for: the 8 x 8 block of pixels around each start, in frame 0.
 
-    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is cut
-    off, and the released script then reads other points' tracks; here the returned index stays with its start.
+    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is
+    cut off, and the released script then reads other points' tracks; here the returned index stays with its start.
 
     Args:
         starts: (N, 2) integer pixels x, y of the tracks' first points, inside the frame.
@@ -74,7 +74,7 @@ class MeanTrackDistance(torchmetrics.Metric):
         """
         if tracks.shape != target.shape or tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.numel() == 0:
             raise ValueError(
-                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2), N and L-1 at least 1"
+                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected one (N, L-1, 2), not empty"
             )
         self.total += torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1).mean()
         self.videos += 1

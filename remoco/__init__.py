@@ -1,1 +1,1 @@
-"""The door for commands: `remoco prepare | verify | latents | convert | export`. Training's door is `python -m lightning`."""
+"""The door for commands, `remoco COMMAND`. Training's door is `python -m lightning`."""

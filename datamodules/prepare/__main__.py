@@ -1,4 +1,4 @@
-"""`python -m datamodules.prepare [verify | latents]`: another name of `remoco prepare`, `remoco verify`, `remoco latents`."""
+"""`python -m datamodules.prepare [verify | latents]`: another name of `remoco prepare`, `verify` and `latents`."""
 
 import sys
 

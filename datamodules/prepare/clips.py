@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Union
+from typing import Any, BinaryIO
 
 import av
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodules.errors import BadClip, one_line
 
-Source = Union[str, os.PathLike, BinaryIO]
+Source = str | os.PathLike | BinaryIO
 
 
 @dataclass(frozen=True)

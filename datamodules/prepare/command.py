@@ -15,13 +15,15 @@ from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import Settings, cores, prepare_video
 from datamodules.trackers import DotOptions, make_tracker
 
+_DOT = DotOptions()
+
 
 def prepare(
     videos: str,
     shards: str,
     root: str | None = None,
     tracker: Literal["dis", "dot"] = "dis",
-    dot: DotOptions = DotOptions(),
+    dot: DotOptions = _DOT,
     frames: int = 16,
     fps: float = 8.0,
     height: int = 320,

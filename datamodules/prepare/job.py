@@ -64,6 +64,7 @@ class Job:
 
     @property
     def complete(self) -> bool:
+        """Whether the set has its index."""
         return (self.folder / INDEX).exists()
 
     def _claim(self, plan: dict[str, Any], retry: bool) -> None:
@@ -86,6 +87,7 @@ class Job:
 
     @property
     def blocks(self) -> range:
+        """Numbers of the blocks."""
         return range(-(-len(self.videos) // self.settings.clips_per_shard))
 
     def _numbers(self, block: int) -> range:

@@ -40,6 +40,7 @@ class Worker:
         there.close()
 
     def give(self, task: Any) -> None:
+        """Hand the worker its next task."""
         self.task = task
         try:
             self.pipe.send(task)
@@ -64,6 +65,7 @@ class Worker:
         return exit_code
 
     def stop(self) -> None:
+        """End the process; a task that runs is given up."""
         self.pipe.close()
         if self.task is not None:
             self.process.terminate()
@@ -73,7 +75,7 @@ class Worker:
 def run(function: Function, tasks: Iterable[Any], workers: int) -> Iterator[tuple[Any, Any]]:
     """Yield (task, result or Died) as they finish, at most `workers` at a time, each in one of as many fresh processes.
 
-    `function` is given the task and the worker's number, 0 to workers - 1; it must not raise; it and the tasks must pickle.
+    `function` gets the task and the worker's number, 0 to workers - 1; it must not raise; it and the tasks must pickle.
     """
     queue = iter(tasks)
     running: list[Worker] = []

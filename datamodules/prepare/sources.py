@@ -45,6 +45,7 @@ class Video:
 
     @property
     def key(self) -> str:
+        """What its clips' keys begin with."""
         return sanitised(self.name)
 
     def source(self) -> str | io.RawIOBase:
@@ -60,19 +61,24 @@ class Slice(io.RawIOBase):
         self._file, self._offset, self._size, self._place = open(path, "rb", buffering=0), offset, size, 0
 
     def readable(self) -> bool:
+        """Always."""
         return True
 
     def seekable(self) -> bool:
+        """Always."""
         return True
 
     def tell(self) -> int:
+        """Where the next read begins, from the start of the part."""
         return self._place
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a place in the part; returns it."""
         self._place = max(0, place + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
         return self._place
 
     def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, none at the end of the part."""
         left = max(0, self._size - self._place)
         data = os.pread(self._file.fileno(), left if size is None or size < 0 else min(size, left),
                         self._offset + self._place)  # fmt: skip
@@ -80,6 +86,7 @@ class Slice(io.RawIOBase):
         return data
 
     def close(self) -> None:
+        """Close the file around the part."""
         self._file.close()
         super().close()
 

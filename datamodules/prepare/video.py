@@ -39,6 +39,7 @@ class Settings:
 
     @property
     def shape(self) -> ClipShape:
+        """Shape of the clips."""
         return ClipShape(self.frames, self.height, self.width, self.fps)
 
 
@@ -160,18 +161,22 @@ def _quiet_codecs() -> None:
 
 
 def clip_key(video: Video, index: int) -> str:
+    """Key of a video's clip: what its members and its part are called."""
     return f"{video.key}-{index:05d}"
 
 
 def part_path(parts: Path, key: str) -> Path:
+    """Where a finished clip waits for its shard."""
     return parts / f"{key}.part"
 
 
 def result_path(parts: Path, number: int) -> Path:
+    """Where a video's result is."""
     return parts / f"{number:08d}.json"
 
 
 def write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None:
+    """Write which clips a video gave and what was left out."""
     task.parts.mkdir(parents=True, exist_ok=True)
     result = {"video": task.video.name, "clips": keys, "bad": bad}
     write_atomic(result_path(task.parts, task.number), json_bytes(result))
@@ -186,6 +191,7 @@ def write_part(path: Path, members: dict[str, bytes]) -> None:
 
 
 def read_part(path: Path) -> dict[str, bytes]:
+    """The members that `write_part` wrote."""
     with open(path, "rb") as file:
         return {kind: file.read(size) for kind, size in json.loads(file.readline())}
 

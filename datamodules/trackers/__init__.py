@@ -4,8 +4,10 @@ from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.dis import DIS
 from datamodules.trackers.dot import DOT, DotOptions
 
+_DOT = DotOptions()
 
-def make_tracker(name: str, dot: DotOptions = DotOptions(), worker: int = 0) -> Tracker:
+
+def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
     """A tracker by name; weights are looked for now, and loaded with the first clip.
 
     Args:

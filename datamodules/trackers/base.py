@@ -25,7 +25,9 @@ class Tracker(Protocol):
     name: str
     version: str
 
-    def __call__(self, frames: np.ndarray) -> Tracks: ...
+    def __call__(self, frames: np.ndarray) -> Tracks:
+        """Track a clip."""
+        ...
 
 
 def inside(x: np.ndarray, y: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -28,6 +28,7 @@ class DIS:
         self.version = f"1-opencv-{cv2.__version__}"
 
     def __call__(self, frames: np.ndarray) -> Tracks:
+        """Track a clip, (L, 3, H, W) uint8."""
         length, _, height, width = frames.shape
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the bits must not depend on the machine's cores

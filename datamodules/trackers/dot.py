@@ -60,7 +60,7 @@ class DOT:
 
     Args:
         options: see DotOptions.
-        worker: number of this process among those of its machine; it runs on the GPU of that number, modulo their count.
+        worker: number of this process among those of its machine; it picks the GPU, modulo their count.
 
     Raises:
         BadShards: no checkout at `root`, a file missing, or a number that DOT cannot work with.
@@ -77,6 +77,7 @@ class DOT:
         self._model: Any = None
 
     def __call__(self, frames: np.ndarray) -> Tracks:
+        """Track a clip, (L, 3, H, W) uint8."""
         import torch
 
         with contained(self._root, self._modules), torch.no_grad():

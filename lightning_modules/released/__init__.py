@@ -1,7 +1,7 @@
 """Released MotionPro weights: read them, build the same network, convert them to our files and back.
 
-A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This folder
-is the one place that knows those names.
+A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This
+folder is the one place that knows those names.
 
     remoco convert motionpro.pt FOLDER --base
     remoco export FOLDER motionpro.pt

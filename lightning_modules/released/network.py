@@ -51,6 +51,7 @@ class Network:
     denoiser: Denoiser
 
     def parts(self) -> dict[str, nn.Module]:
+        """The modules by the names of their parts."""
         return {"unet": self.unet, "motion_encoder": self.motion_encoder, "injection": self.injection}
 
 
@@ -127,6 +128,7 @@ class PortableTimesteps(Timesteps):
     """
 
     def forward(self, timesteps: Tensor) -> Tensor:
+        """Timesteps (N,) -> embeddings (N, channels), cosines first."""
         half = self.num_channels // 2
         exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
         frequencies = exponents.double().exp().float()

@@ -1,4 +1,4 @@
-"""`python -m lightning`: the literal command, its errors, every shipped YAML, and whole runs killed, resumed and in two processes."""
+"""`python -m lightning`: its errors, every shipped YAML, and whole runs killed, resumed and in two processes."""
 
 import json
 import os
@@ -19,7 +19,7 @@ EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
 
 
 def quick(root: Path, run: Path, **more) -> list[str]:
-    """Arguments that shrink the quick start to seconds: its configuration, the small sprites, a run folder of our own."""
+    """Arguments that shrink the quick start to seconds: the small sprites, a run folder of our own."""
     options = {
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
@@ -281,8 +281,9 @@ def test_killed_and_resumed_equals_never_killed(sprites, tmp_path, kill_at):
 def test_two_processes_equal_one(sprites, tmp_path):
     """2 gloo ranks x 2 clips, 1 process x 4, and 2 x 2 by accumulation: the same samples, losses to 1e-6."""
     single, double, summed = (tmp_path / "runs" / name for name in ("single", "double", "summed"))
-    # In float64 and at the paper's learning rate, because AdamW's first steps are lr x sign(gradient): where a gradient is near
-    # zero, the rounding of a sum in another order moves the weight by 2 lr. float32 agrees to 1.5e-7 at the first step only.
+    # In float64 and at the paper's learning rate, because AdamW's first steps are lr x sign(gradient): where a gradient
+    # is near zero, the rounding of a sum in another order moves the weight by 2 lr. float32 agrees to 1.5e-7 at the
+    # first step only.
     exact = {"trainer.precision": "64-true", "model.init_args.learning_rate": 1e-5}
     big = EXACT | exact | {"trainer.max_steps": 4, "data.init_args.batch_size": 4}
     command("fit", *quick(sprites, single, **big), *recorder(tmp_path / "single.jsonl"))

@@ -24,7 +24,7 @@ def scalars(run: Path, tag: str) -> list[float]:
 
 @pytest.mark.slow
 def test_the_quick_start_learns(tmp_path):
-    """`make fit`'s command: the loss at fixed sigmas and noise on held-out clips falls from step 0 by the stated margin."""
+    """`make fit`'s command: the loss at fixed sigmas on held-out clips falls from step 0 by the stated margin."""
     assert "-m lightning fit --config configs/quickstart.yaml" in (REPO / "Makefile").read_text()
     run = tmp_path / "runs" / "quickstart"
     done = command(

@@ -195,7 +195,7 @@ def test_resume_at_and_in_an_epoch(root, tmp_path, step):
 @pytest.mark.parametrize("limit", [{"max_steps": 9}, {"max_epochs": 3}])
 def test_a_window_cut_short_is_redone(root, tmp_path, limit):
     saver = ModelCheckpoint(tmp_path, filename="cut", save_on_exception=True, every_n_train_steps=10**6)
-    with pytest.raises(BaseException):
+    with pytest.raises(BaseException):  # noqa: B017 (however it stops)
         fit(root, tmp_path / "a", model=Recorder(stop_at=5), callbacks=[saver], accumulate_grad_batches=2, **limit)
     cut = next(tmp_path.glob("*cut*.ckpt"))
     run, model, _ = fit(root, tmp_path / "b", cut, accumulate_grad_batches=2, **limit)

@@ -142,7 +142,7 @@ def test_kill_9_loses_no_clip_and_changes_no_byte(folder, shards, tmp_path):
     out = tmp_path / "o"
     command = [sys.executable, "-m", "datamodules.prepare", str(folder), str(out), *SMALL, "--workers", "1"]
     kills = 0
-    for attempt in range(20):
+    for _ in range(20):
         process = subprocess.Popen(
             command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )

@@ -49,7 +49,7 @@ def test_a_file_without_vae_needs_svd(parity, tmp_path):
 
 
 def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp_path):  # noqa: F811
-    """The whole way round: file -> one step of training -> checkpoint -> released layout, frozen tensors bit for bit."""
+    """The whole way: file -> one step of training -> checkpoint -> released layout, frozen tensors bit for bit."""
     module = MotionControlModule(**BUNDLE, released=str(whole_file), learning_rate=1e-4, sample_steps=2)
     module.configure_model()
     released = load_released(whole_file)

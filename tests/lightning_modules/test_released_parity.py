@@ -36,7 +36,7 @@ def released(released_file) -> Released:
 
 
 def through_the_module(path: Path, released: Released) -> Network:
-    """What `model.init_args.released: PATH` builds; the sets hold no VAE and image encoder, so tiny ones lie beside them."""
+    """What `model.init_args.released: PATH` builds; the sets hold no VAE and image encoder: tiny ones lie beside."""
     sizes = released.architecture
     folder = path.parent / "svd"
     others = SVD.random("tiny")

@@ -148,7 +148,7 @@ def test_resume_continues_with_the_same_bits(tmp_path, sprites, accumulate):
 
 @pytest.mark.parametrize("precision, steps", [("32-true", 1), ("64-true", 3)])
 def test_accumulation_sees_the_samples_of_one_large_batch(tmp_path, sprites, precision, steps):
-    """Equal to 1e-6; in float32 at the first step, since AdamW turns the rounding of a near-zero gradient into a step of lr."""
+    """Equal to 1e-6; in float32 at the first step: AdamW turns the rounding of a near-zero gradient into a step."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     trainer(tmp_path / "a", steps, precision=precision).fit(module(), data(sprites, batch_size=4))

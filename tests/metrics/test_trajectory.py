@@ -37,7 +37,7 @@ def test_equals_the_released_numbers(recorded):
 
 
 def test_at_the_border_the_index_stays_with_its_start():
-    """The released script takes every 64th point from the 36th on, which is another track's as soon as one block is cut off."""
+    """The released script takes every 64th point from the 36th on: another track's as soon as one block is cut off."""
     starts = torch.tensor([[1, 2], [40, 20], [95, 63]])
     queries, centres = track_queries(starts, 64, 96)
     assert torch.equal(queries[centres, 1:].long(), starts)
