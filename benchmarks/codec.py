@@ -1,6 +1,6 @@
 """Megabytes per clip on disk, member by member, over the named set of clip_set.py, and the flow's largest error.
 
-    python benchmarks/codec.py [--clips ../shared/clips]
+    python benchmarks/codec.py [--clips FOLDER]
 
 1 MB is 10^6 bytes; what tar adds (headers and padding, at most 1.5 KB a member) is counted. Without the folder of real
 videos only the generated clips are measured.
@@ -54,14 +54,14 @@ def row(name: str, magnitude: float, values: dict[str, float]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=Path, default=Path(__file__).resolve().parents[2] / "shared" / "clips")
+    parser.add_argument("--clips", type=Path, help="folder of real videos, measured besides generated clips")
     folder = parser.parse_args().clips
     sizes = " | ".join(MEMBERS[:3])
     print(f"| clip | mean flow, px | {sizes} | txt + json | clip, MB | largest error, px | tracks, ms |")
     print("|---" * 9 + "|")
     found, magnitudes = [], []
     sources = [clip_set.generated(number) for number in range(clip_set.GENERATED)]
-    if folder.is_dir():
+    if folder is not None:
         sources += clip_set.real(folder)
     for clip in sources:
         found.append(measure(clip))

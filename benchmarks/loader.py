@@ -115,18 +115,18 @@ def write_ours(folder: Path, clips: list[clip_set.Tracked], latents: bool) -> fl
     folder.mkdir()
     rng = np.random.default_rng(0)
     with_latents = {"vae": "benchmark", "image_encoder": "benchmark"} if latents else None
-    writer = ShardWriter(folder / "00000-000.tar")
-    for number, clip in enumerate(clips):
-        members = clip.encode()
-        if latents:
-            size = (SHAPE.frames, 4, SHAPE.height // 8, SHAPE.width // 8)
-            mean, std = rng.normal(size=size).astype(np.float16), rng.random(size).astype(np.float16)
-            embedding = rng.normal(size=(1, 1024)).astype(np.float16)
-            members[LATENT] = safetensors.numpy.save(
-                {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
-            )
-        writer.write(f"clip-{number}", members)
-    entry = writer.close()
+    with ShardWriter(folder / "00000-000.tar") as writer:
+        for number, clip in enumerate(clips):
+            members = clip.encode()
+            if latents:
+                size = (SHAPE.frames, 4, SHAPE.height // 8, SHAPE.width // 8)
+                mean, std = rng.normal(size=size).astype(np.float16), rng.random(size).astype(np.float16)
+                embedding = rng.normal(size=(1, 1024)).astype(np.float16)
+                members[LATENT] = safetensors.numpy.save(
+                    {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+                )
+            writer.write(f"clip-{number}", members)
+    entry = writer.entry
     write_index(folder, SHAPE, [entry], with_latents)
     return entry["bytes"] / len(clips) / 1e6
 

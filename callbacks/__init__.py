@@ -4,7 +4,7 @@ from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpo
 from callbacks.ema import EMA
 from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
-from callbacks.samples import SampleLogger
+from callbacks.sample_logger import SampleLogger
 from callbacks.throughput import Throughput
 from callbacks.video_metrics import VideoMetrics
 

@@ -1,7 +1,5 @@
 """Checkpoints that are whole or absent: atomic writing, safe reading, and finding `last` and `best` by name."""
 
-import os
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.run_folder import run_folder
+from datamodules.storage import atomic_file
+from lightning_modules.record import read_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -30,21 +30,12 @@ class AtomicCheckpointIO(CheckpointIO):
             MisconfigurationException: the disk is full or not writable, or `path` is not a local path.
         """
         target = _local(path)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             for leftover in target.parent.glob(f".{target.name}.*.tmp"):  # of runs that were killed while writing
                 leftover.unlink(missing_ok=True)
-            try:
-                with open(temporary, "wb") as file:
-                    torch.save(checkpoint, file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
-            _sync_folder(target.parent)
+            with atomic_file(target) as file:
+                torch.save(checkpoint, file)
         except (OSError, RuntimeError) as error:
             # torch's zip writer reports a failed write as a RuntimeError raised on top of the OSError
             cause = error if isinstance(error, OSError) else error.__context__
@@ -65,18 +56,7 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
         """
-        target = _local(path)
-        if not target.is_file():
-            raise MisconfigurationException(f"checkpoint {target}: no such file")
-        try:
-            with zipfile.ZipFile(target) as archive:
-                damaged = archive.testzip()  # torch.load does not compare checksums
-            if damaged is None:
-                return torch.load(target, map_location=map_location, weights_only=True)
-        except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
-            reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-            raise MisconfigurationException(f"checkpoint {target}: not a readable checkpoint ({reason})") from error
-        raise MisconfigurationException(f"checkpoint {target}: damaged, the checksum of {damaged} does not match")
+        return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the file, if it is there."""
@@ -133,12 +113,3 @@ def _local(path: str | Path) -> Path:
     if "://" in str(path):
         raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
     return Path(path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush the folder's entry of a renamed file to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,8 +5,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 
-from callbacks.pictures import write_mp4
 from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.strips import write_mp4
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks.run_folder import rank_zero_print
-from callbacks.samples import sampling
+from callbacks.sample_logger import sampling
 from lightning_modules.conditioning import to_uint8
 from metrics import FrechetVideoDistance, I3DFeatures, InceptionFeatures, RandomFrameFeatures, RandomVideoFeatures
 from metrics.frechet import warn_if_few

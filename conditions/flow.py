@@ -68,18 +68,19 @@ def average_magnitude(flow: Tensor, motion_norm: str = "l2") -> Tensor:
     return average.div_(flow.shape[1])
 
 
-def motion_mask(flow: Tensor, motion_norm: str = "l2") -> Tensor:
+def motion_mask(flow: Tensor, motion_norm: str = "l2", magnitude: Tensor | None = None) -> Tensor:
     """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the
     released code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool.
+    `magnitude` is `average_magnitude(flow, motion_norm)` where it is known already.
     """
-    return average_magnitude(flow, motion_norm) > 1.0
+    return (average_magnitude(flow, motion_norm) if magnitude is None else magnitude) > 1.0
 
 
-def motion_bucket(flow: Tensor) -> Tensor:
+def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
     """The clip's motion bucket id: mean over frames and pixels of `||f||_2` of the flow before any masking, in pixels
-    (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32.
+    (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32. `magnitude` is `average_magnitude(flow)` where it is known.
     """
-    return average_magnitude(flow).mean(dim=(1, 2))
+    return (average_magnitude(flow) if magnitude is None else magnitude).mean(dim=(1, 2))
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:

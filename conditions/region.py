@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import MOTION_NORMS, average_magnitude, empty_float32, global_visibility
+from conditions.flow import MOTION_NORMS, empty_float32, global_visibility, motion_mask
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
 
@@ -139,9 +139,8 @@ class SparseCondition(Condition):
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
         if self.motion_mask:
-            if magnitude is None or self.motion_norm != "l2":
-                magnitude = average_magnitude(flow, self.motion_norm)
-            control[:, :, 2] = (magnitude > 1.0).to(torch.float32)[:, None]
+            known = magnitude if self.motion_norm == "l2" else None
+            control[:, :, 2] = motion_mask(flow, self.motion_norm, known).to(torch.float32)[:, None]
         else:
             control[:, :, 2] = 0.0
         return control

@@ -19,12 +19,14 @@ from torch.utils.data import DataLoader
 
 from datamodules.dataset import ClipDataset, collate, exit_with
 from datamodules.errors import BadShards
+from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
 from datamodules.shards import ClipShape, Shards
 
 log = logging.getLogger(__name__)
 RECENT = 1000
 MAX_BAD = RECENT // 100
+POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
 
 class BadClipWatch:
@@ -112,13 +114,14 @@ class ClipDataModule(LightningDataModule):
             shards.require(self.shape)
         except BadShards as error:
             raise MisconfigurationException(str(error)) from None
-        latents = use_latents and shards.latents is not None
-        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), latents, decoder)
+        cached = use_latents and shards.latent_hashes is not None
+        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder)
 
     @property
-    def latents(self) -> dict[str, str] | None:
+    def latent_hashes(self) -> dict[str, str] | None:
         """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
-        return self.train_set.shards.latents if self.train_set is not None and self.train_set.latents else None
+        opened = self.train_set
+        return opened.shards.latent_hashes if opened is not None and opened.use_latents else None
 
     # Position
 
@@ -133,10 +136,19 @@ class ClipDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the only state of the data."""
-        return {"position": self.position}
+        return {"version": POSITION_VERSION, "position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a position."""
+        """Go on from a position.
+
+        Raises:
+            MisconfigurationException: the state is of a later version, whose order may be another.
+        """
+        version = state_dict.get("version", 1)  # the first versions did not write it
+        if version > POSITION_VERSION:
+            raise MisconfigurationException(
+                f"the checkpoint's data position has version {version}, this program knows up to {POSITION_VERSION}"
+            )
         self._loaded = int(state_dict["position"])
 
     def _per_step(self, trainer: Any) -> int:
@@ -165,12 +177,12 @@ class ClipDataModule(LightningDataModule):
             )
         self._rebase(trainer)
         batches = self._epoch_batches(trainer, len(dataset))
-        _align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
+        align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
         sampler = PositionSampler(
             self.batch_size,
             batches,
             lambda: self.position,
-            lambda: _remaining_batches(trainer),
+            lambda: remaining_batches(trainer),
             trainer.global_rank,
             trainer.world_size,
         )
@@ -179,14 +191,14 @@ class ClipDataModule(LightningDataModule):
     def _epoch_batches(self, trainer: Any, clips: int) -> int:
         """Batches in a Lightning epoch: all of max_steps, or one pass in whole accumulation windows."""
         window = trainer.accumulate_grad_batches
-        if _only_steps(trainer):
+        if only_steps(trainer):
             batches = trainer.max_steps * window
         else:
             batches = math.ceil(clips / (self.batch_size * trainer.world_size * window)) * window
-        limited = _limited(trainer, batches)
-        if limited % window and not trainer.fast_dev_run:
+        capped = limited(trainer, batches)
+        if capped % window and not trainer.fast_dev_run:
             raise MisconfigurationException(
-                f"trainer.limit_train_batches: {limited} batches are no multiple of accumulate_grad_batches={window}"
+                f"trainer.limit_train_batches: {capped} batches are no multiple of accumulate_grad_batches={window}"
             )
         return batches
 
@@ -227,56 +239,6 @@ def _workers_context() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["datamodules.dataset"])
     return context
-
-
-def _only_steps(trainer: Any) -> bool:
-    return trainer.max_steps > 0 and trainer.max_epochs in (None, -1)
-
-
-def _limited(trainer: Any, batches: int) -> int:
-    limit = trainer.limit_train_batches
-    return min(limit, batches) if isinstance(limit, int) else int(batches * limit)
-
-
-def _remaining_batches(trainer: Any) -> int:
-    """Batches until max_steps, from the last finished step; no more are worth decoding."""
-    if trainer.max_steps <= 0:
-        return 2**62
-    return max(0, trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
-
-
-def _align_progress(trainer: Any, consumed: int, batches: int) -> None:
-    """After a restore, make Lightning's count of this epoch's batches agree with the position.
-
-    They differ when the checkpoint was cut inside an accumulation window, or when batch size, ranks, accumulation or
-    max_steps changed; Lightning would then step early, or end the epoch in the wrong place.
-
-    Args:
-        trainer: with its loops restored.
-        consumed: batches, of the size they now have, that the position stands for.
-        batches: in a whole epoch.
-    """
-    loop = trainer.fit_loop.epoch_loop
-    progress = loop.batch_progress
-    if not trainer.fit_loop.is_resuming:
-        return
-    total, current = progress.total, progress.current
-    in_hook = total.ready == total.started == total.processed == total.completed + 1  # saved in on_train_batch_end
-    done = current.completed + in_hook
-    epoch = _limited(trainer, batches)
-    window = trainer.accumulate_grad_batches
-    if _only_steps(trainer) and epoch == batches:
-        wanted = trainer.global_step * window
-    elif done % window == 0 and done <= epoch and (consumed - done) % epoch == 0:
-        wanted = done
-    elif progress.is_last_batch and done == current.ready:
-        wanted = epoch
-    else:
-        wanted = consumed % epoch // window * window
-    progress.is_last_batch = wanted >= epoch
-    for tracker in (total, current):
-        for name in ("ready", "started", "processed", "completed"):
-            setattr(tracker, name, getattr(tracker, name) + wanted - done)
 
 
 def _opened(dataset: ClipDataset | None, stage: str) -> ClipDataset:

@@ -28,19 +28,19 @@ class ClipDataset(Dataset):
     Args:
         shards: the set.
         order: which clip is at which position.
-        latents: give the cached latents in place of the video.
+        use_latents: give the cached latents in place of the video.
         decoder: of the video, `pyav` or `decord`.
     """
 
-    def __init__(self, shards: Shards, order: Order, latents: bool = False, decoder: str = "pyav") -> None:
-        self.shards, self.order, self.latents, self.decoder = shards, order, latents, decoder
+    def __init__(self, shards: Shards, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:
+        self.shards, self.order, self.use_latents, self.decoder = shards, order, use_latents, decoder
         self._latent_shapes: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         return len(self.order)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """DESIGN's batch row, with `replaced` = candidates that failed and `bad` = why, one line each.
+        """A row of `Batch`, with `replaced` = candidates that failed and `bad` = why, one line each.
 
         Raises:
             BadShards: ATTEMPTS candidates in a row failed.
@@ -48,8 +48,8 @@ class ClipDataset(Dataset):
         return {name: values[0] for name, values in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The samples at these positions as a batch, for DataLoader: clips are decoded to where the batch has them."""
-        specs = samples.arrays(self.shards.shape, self.latents)
+        """The samples at these positions as a `Batch` with `bad`, for DataLoader; clips are decoded to their place."""
+        specs = samples.arrays(self.shards.shape, self.use_latents)
         batch: dict[str, Any] = {
             name: _empty((len(positions), *size), _DTYPES[dtype]) for name, (size, dtype) in specs.items()
         }
@@ -58,7 +58,7 @@ class ClipDataset(Dataset):
             self._fill(int(position), {name: view[row] for name, view in views.items()})
             for row, position in enumerate(positions)
         ]
-        numbers = ("flow_step", "fps", "position", "replaced", *(_LATENTS if self.latents else ()))
+        numbers = ("flow_step", "fps", "position", "replaced", *(_LATENTS if self.use_latents else ()))
         batch.update({name: torch.from_numpy(np.stack([row[name] for row in rest])) for name in numbers})
         return {**batch, "key": [row["key"] for row in rest], "bad": [row["bad"] for row in rest]}
 

@@ -2,7 +2,7 @@
 
 Position = samples the run consumed before, over all ranks. Epoch = position // N, each epoch another permutation:
 shards are permuted, then clips inside windows of consecutive permuted shards, so that a reader needs the sidecars of
-one window only. Permutations sort a hash (splitmix64), not a library's generator: they are the same with every numpy.
+one window only. Permutations sort a hash (`chain_hash`), not a library's generator: they are the same with every numpy.
 """
 
 from __future__ import annotations
@@ -17,8 +17,11 @@ WINDOW = 16
 _GAMMA, _M1, _M2 = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
-def splitmix(*words: int | np.ndarray) -> np.ndarray:
-    """Hash broadcasted integers to uint64 with a chain of splitmix64 finalisers."""
+def chain_hash(*words: int | np.ndarray) -> np.ndarray:
+    """Hash broadcasted integers to uint64: splitmix64 finalisers in a chain that XORs each word in.
+
+    Not `conditions.mix`, which adds the words as SplitMix64 does: runs resume by the order this one gives.
+    """
     state = np.uint64(0)
     with np.errstate(over="ignore"):
         for word in words:
@@ -32,7 +35,7 @@ def splitmix(*words: int | np.ndarray) -> np.ndarray:
 
 def permutation(n: int, *words: int) -> np.ndarray:
     """A permutation of range(n) that depends on the words only."""
-    return np.argsort(splitmix(*words, np.arange(n)), kind="stable")
+    return np.argsort(chain_hash(*words, np.arange(n)), kind="stable")
 
 
 class Order:
@@ -76,7 +79,7 @@ class Order:
 
     def replacement(self, position: int, attempt: int) -> tuple[int, int]:
         """The clip taken when attempts 0..attempt - 1 at this position failed: hash(seed, position, attempt)."""
-        return self._split(int(splitmix(self.seed, 3, position, attempt) % np.uint64(len(self))))
+        return self._split(int(chain_hash(self.seed, 3, position, attempt) % np.uint64(len(self))))
 
     def candidate(self, position: int, attempt: int) -> tuple[int, int]:
         """(shard, clip) to try at a position: its own first, then its replacements."""

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import tarfile
 import zlib
 from collections import OrderedDict
@@ -61,22 +62,29 @@ def sidecar(shard: Path) -> Path:
 
 
 class ShardWriter:
-    """Writes one shard and its sidecar; nothing has their names until `close`.
+    """Writes one shard and its sidecar, as a context; nothing has their names until it ends without an error.
 
     Args:
         path: the shard, ending in `.tar`.
+
+    Attributes:
+        entry: the shard's line in the folder's index, once the context has ended.
     """
 
     def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.entry: dict[str, Any] = {}
+        self._keys: set[str] = set()
+
+    def __enter__(self) -> ShardWriter:
         import webdataset
 
-        self.path = Path(path)
         self._context = atomic_file(self.path)
         self._file = self._context.__enter__()
         self._tar = webdataset.TarWriter(
             self._file, user="remoco", group="remoco", mode=0o444, mtime=0, encoder=False, compress=False
         )
-        self._keys: set[str] = set()
+        return self
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append a clip. `key` must be as `sanitised` makes them, and new in this shard."""
@@ -87,33 +95,32 @@ class ShardWriter:
         self._keys.add(key)
         self._tar.write({"__key__": key, **members})
 
-    def close(self) -> dict[str, Any]:
-        """Finish the shard and return its entry for the folder's index."""
-        self._tar.close()
+    def __exit__(self, *error: Any) -> None:
+        try:
+            if error[0] is None:
+                self._tar.close()
+                data = self._finish()
+        except BaseException:
+            self._context.__exit__(*sys.exc_info())
+            raise
+        if error[0] is not None:
+            with contextlib.suppress(OSError):  # the disk may be full
+                self._tar.close()
+            self._context.__exit__(*error)
+            return
+        self._context.__exit__(None, None, None)
+        write_atomic(sidecar(self.path), data)
+
+    def _finish(self) -> bytes:
+        """Fill `entry`; the sidecar's bytes."""
         self._file.flush()
         self._file.seek(0)
         index = scan(self._file, self.path.name)
         self._file.seek(0)
         digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        self._context.__exit__(None, None, None)
         data = json_bytes(index)
-        write_atomic(sidecar(self.path), data)
-        return entry(index, digest, data)
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        with contextlib.suppress(OSError):  # the disk may be full
-            self._tar.close()
-        try:
-            self._context.__exit__(RuntimeError, RuntimeError("aborted"), None)
-        except RuntimeError:
-            pass
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: Any, *rest: Any) -> None:
-        self.abort() if kind else self.close()
+        self.entry = entry(index, digest, data)
+        return data
 
 
 def entry(index: dict[str, Any], digest: str, sidecar_bytes: bytes) -> dict[str, Any]:
@@ -182,7 +189,7 @@ def write_index(
     Args:
         folder: of the shards.
         shape: of the clips.
-        entries: one per shard, from `ShardWriter.close`.
+        entries: one per shard, `ShardWriter.entry`.
         latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
     """
     shards = sorted(entries, key=lambda shard: shard["name"])
@@ -264,7 +271,7 @@ class Shards:
             elif chosen.setdefault(path.parent, set()) is not None:
                 chosen[path.parent].add(path.name)
         self.shape: ClipShape
-        self.latents: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
+        self.latent_hashes: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
         self._folders = list(chosen)
         self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
         counts: list[int] = []
@@ -302,11 +309,11 @@ class Shards:
 
     def _take_latents(self, found: dict[str, str] | None, number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
-        if number and found and self.latents and found != self.latents:
+        if number and found and self.latent_hashes and found != self.latent_hashes:
             raise BadShards(
                 f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
-        self.latents = found if found and (not number or self.latents) else None
+        self.latent_hashes = found if found and (not number or self.latent_hashes) else None
 
     def path(self, shard: int) -> Path:
         """Path of a shard."""

@@ -106,11 +106,11 @@ def write_split(folder: Path, shape: ClipShape, seed: list[int], count: int, bar
     folder.mkdir(parents=True)
     entries = []
     for first in range(0, count, CLIPS_PER_SHARD):
-        writer = ShardWriter(folder / f"{first // CLIPS_PER_SHARD:05d}.tar")
-        for number in range(first, min(count, first + CLIPS_PER_SHARD)):
-            writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number]))
-            bar.update()
-        entries.append(writer.close())
+        with ShardWriter(folder / f"{first // CLIPS_PER_SHARD:05d}.tar") as writer:
+            for number in range(first, min(count, first + CLIPS_PER_SHARD)):
+                writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number]))
+                bar.update()
+        entries.append(writer.entry)
     write_index(folder, shape, entries)
 
 

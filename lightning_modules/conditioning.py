@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from conditions import Condition, average_magnitude, flow_to_pixels
+from conditions import Condition, average_magnitude, flow_to_pixels, motion_bucket
 from lightning_modules.svd import SVD
+
+if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
+    from datamodules.batch import Batch
 
 INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
 IDS = ("fps", "motion_bucket_id", "sigma_aug")  # what SVD embeds as vectors, in its order
@@ -99,7 +103,7 @@ def to_uint8(frames: Tensor) -> Tensor:
     return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte() if frames.dtype.is_floating_point else frames
 
 
-def control_of(condition: Condition, batch: dict, seeds: Tensor) -> Tensor:
+def control_of(condition: Condition, batch: Batch, seeds: Tensor) -> Tensor:
     """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions."""
     flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
     return condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True))
@@ -107,14 +111,14 @@ def control_of(condition: Condition, batch: dict, seeds: Tensor) -> Tensor:
 
 @torch.no_grad()
 def conditioning_of(
-    svd: SVD, condition: Condition, batch: dict, seeds: Tensor, sigma_aug: Tensor, noise: Tensor
+    svd: SVD, condition: Condition, batch: Batch, seeds: Tensor, sigma_aug: Tensor, noise: Tensor
 ) -> Conditioning:
     """Conditioning of a batch's clips, nothing dropped.
 
     Args:
         svd: The frozen networks.
         condition: How flow and visibility become the control.
-        batch: A batch as in docs/data.md.
+        batch: The clips.
         seeds: (B,) int64, draw the regions.
         sigma_aug: (B,) standard deviation of the noise on the first frame, in units of [-1, 1].
         noise: (B, 3, H, W) standard normal, for the first frame.
@@ -122,7 +126,7 @@ def conditioning_of(
     flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
     magnitude = average_magnitude(flow)  # read once: it is the motion mask and, as a mean, the motion bucket
     control = condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), magnitude)
-    ids = {"fps": batch["fps"].float(), "motion_bucket_id": magnitude.mean((1, 2)), "sigma_aug": sigma_aug}
+    ids = {"fps": batch["fps"].float(), "motion_bucket_id": motion_bucket(flow, magnitude), "sigma_aug": sigma_aug}
     return from_first_frame(svd, batch["first_frame"], control, ids, noise, batch.get("image_embedding"))
 
 
@@ -156,12 +160,12 @@ def from_first_frame(
 
 
 @torch.no_grad()
-def clean_latents_of(svd: SVD, batch: dict, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
+def clean_latents_of(svd: SVD, batch: Batch, noise: Callable[[tuple[int, ...]], Tensor]) -> Tensor:
     """(B, L, C, H/8, W/8) scaled latents: a sample of the VAE posterior, cached or encoded now.
 
     Args:
         svd: The frozen networks.
-        batch: A batch as in docs/data.md.
+        batch: The clips.
         noise: Shape of a clip's latents -> (B, *shape) standard normal.
     """
     if "latent_mean" in batch:

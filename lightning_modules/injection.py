@@ -38,7 +38,7 @@ class Modulation(nn.Module):
         self.gamma = AdaptiveScale(feature_channels, channels)
         self.beta = AdaptiveScale(feature_channels, channels)
 
-    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+    def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Feature (B, L, C_s, h, w) -> (gamma, beta), each (B*L, C, h, w): what depends on the clip alone."""
         return self.gamma(feature), self.beta(feature)
 
@@ -54,7 +54,7 @@ class Concat(nn.Module):
         super().__init__()
         self.project = zero(nn.Conv2d(channels + feature_channels, channels, 1))
 
-    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+    def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Feature -> its share of P0 (B*L, C, h, w); P0 is linear, so the share of h is added per step."""
         weight = self.project.weight[:, self.project.out_channels :]
         return (F.conv2d(feature.flatten(0, 1).to(weight.dtype), weight, self.project.bias),)
@@ -73,7 +73,7 @@ class Add(nn.Module):
         super().__init__()
         self.project = zero(nn.Conv2d(feature_channels, channels, 1))
 
-    def control(self, feature: Tensor) -> tuple[Tensor, ...]:
+    def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Feature (B, L, C_s, h, w) -> projection (B*L, C, h, w)."""
         return (self.project(feature.flatten(0, 1).to(self.project.weight.dtype)),)
 
@@ -120,29 +120,29 @@ class Injection(nn.Module):
             self.down = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels, channels))
             self.up = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels[::-1], channels[::-1]))
         self._features: list[Tensor] | None = None
-        self._controls: list[tuple[Tensor, ...]] | None = None
+        self._coefficients: list[tuple[Tensor, ...]] | None = None
 
     def set(self, features: list[Tensor] | None) -> None:
         """Use these features, one (B, L, C_s, h_s, w_s) per scale, from now on; None removes the control."""
-        self._controls = None
+        self._coefficients = None
         self._features = None if features is None else [*features, *features[::-1]]
 
     def prepare(self, features: list[Tensor]) -> None:
         """As `set`, but all gammas and betas are computed now, once: they depend on the clip alone, not on the step."""
         self.set(features)
         places = [*self.down, *self.up]
-        self._controls = [place.control(feature) for place, feature in zip(places, self._features)]
+        self._coefficients = [place.coefficients(feature) for place, feature in zip(places, self._features)]
 
-    def controls(self) -> list[tuple[Tensor, ...]] | None:
+    def coefficients(self) -> list[tuple[Tensor, ...]] | None:
         """What `prepare` computed, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None before it."""
-        return self._controls
+        return self._coefficients
 
     def inject(self, place: nn.Module, index: int, h: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the motion at one place added."""
         if self._features is None:
             return h
-        control = place.control(self._features[index]) if self._controls is None else self._controls[index]
-        return place(h, *(part.to(h.dtype) for part in control))
+        parts = place.coefficients(self._features[index]) if self._coefficients is None else self._coefficients[index]
+        return place(h, *(part.to(h.dtype) for part in parts))
 
 
 def attach(

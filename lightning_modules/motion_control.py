@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from lightning_modules.networks import build_networks
 from lightning_modules.released.base import check_bundle
 from lightning_modules.svd import SVD
 from lightning_modules.validation import FixedSigmaLoss, log_losses
+
+if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
+    from datamodules.batch import Batch
 
 # one random stream per purpose, so that adding a draw never shifts another
 REGION, POSTERIOR, SIGMA, NOISE, AUG_SIGMA, AUG_NOISE, DROPOUT, INITIAL = range(8)
@@ -56,6 +59,7 @@ class MotionControlModule(record.RecordedModule):
         sample_steps: Euler steps of a sample.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
+        adapter: An `adapter.safetensors` or a checkpoint with the LoRA, encoder and injection to start from.
         released: A released MotionPro file to start from, base, LoRA, encoder and modulation; with `svd` the VAE and
             image encoder come from there.
     """
@@ -82,10 +86,17 @@ class MotionControlModule(record.RecordedModule):
         guidance: tuple[float, float] = (1.0, 2.5),
         seed: int = 0,
         released: str | None = None,
+        adapter: str | None = None,
     ):
         super().__init__()
         record.check_arguments(
-            svd=svd, random_init=random_init, released=released, train_base=train_base, lora=lora, latents=latents
+            svd=svd,
+            random_init=random_init,
+            released=released,
+            train_base=train_base,
+            lora=lora,
+            latents=latents,
+            adapter=adapter,
         )
         record.check_numbers(
             lora_rank=(lora_rank, 1, None), dropout=(dropout, 0, 1), sample_steps=(sample_steps, 1, None),
@@ -94,7 +105,7 @@ class MotionControlModule(record.RecordedModule):
         self.condition = condition
         self.svd_path, self.revision, self.random_init, self.init_seed = svd, revision, random_init, init_seed
         self.latents, self.train_base, self.injection_kind = latents, train_base, injection
-        self.lora, self.lora_rank, self.released = lora, lora_rank, released
+        self.lora, self.lora_rank, self.released, self.adapter = lora, lora_rank, released, adapter
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.p_mean, self.p_std, self.dropout = p_mean, p_std, dropout
         self.gradient_checkpointing = gradient_checkpointing
@@ -104,13 +115,10 @@ class MotionControlModule(record.RecordedModule):
         self.svd: SVD | None = None
         self.validation_loss = FixedSigmaLoss()
 
-    # ---- building
-
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
         record.check_precision(self.trainer.precision)
-        shape = getattr(self.trainer.datamodule, "shape", None)
-        if shape is not None:
+        if shape := getattr(self.trainer.datamodule, "shape", None):
             record.check_size(self.condition, shape.height, shape.width)
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
@@ -129,7 +137,8 @@ class MotionControlModule(record.RecordedModule):
         self.compute_dtype = compute_dtype or by_precision
         self.networks = build_networks(
             self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
-            self.released, self.train_base, self.injection_kind, self.lora, self.lora_rank, self.gradient_checkpointing,
+            self.released, self.adapter, self.train_base, self.injection_kind, self.lora, self.lora_rank,
+            self.gradient_checkpointing,
         )  # fmt: skip
         self.svd, self.motion_encoder, self.injection = self.networks[:3]  # registered: they have the weights
         self.denoiser = self.networks.denoiser
@@ -138,45 +147,41 @@ class MotionControlModule(record.RecordedModule):
 
     def on_fit_start(self) -> None:
         """Refuse a latent cache of other networks than the ones that were loaded."""
-        record.check_latent_cache(getattr(self.trainer.datamodule, "latents", None) or {}, self.svd.hashes)
+        record.check_latent_cache(getattr(self.trainer.datamodule, "latent_hashes", None) or {}, self.svd.hashes)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over what is trained."""
         return torch.optim.AdamW(self.trained().values(), lr=self.learning_rate, weight_decay=self.weight_decay)
 
-    # ---- a batch
-
-    def transfer_batch_to_device(self, batch: dict, device: torch.device, dataloader_idx: int) -> dict:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Everything but the position goes to the device."""
         # the position seeds generators on the host: left there, no step waits for the device
         position = batch["position"]
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch | {"position": position}
 
-    def seeds(self, batch: dict, stream: int) -> Tensor:
+    def seeds(self, batch: Batch, stream: int) -> Tensor:
         """(B,) int64 on the host: one seed per sample of the batch for one purpose."""
         return mix(self.seed, batch["position"].cpu(), stream)
 
-    def noise(self, batch: dict, stream: int, shape: tuple[int, ...]) -> Tensor:
+    def noise(self, batch: Batch, stream: int, shape: tuple[int, ...]) -> Tensor:
         """(B, *shape) standard normal, a function of (seed, position) alone."""
         return randn(self.seeds(batch, stream).tolist(), shape, self.device)
 
-    def control(self, batch: dict) -> Tensor:
+    def control(self, batch: Batch) -> Tensor:
         """(B, L, 3, H, W) control tensor of the batch's clips."""
         return control_of(self.condition, batch, self.seeds(batch, REGION))
 
-    def conditioning(self, batch: dict, sigma_aug: Tensor) -> Conditioning:
+    def conditioning(self, batch: Batch, sigma_aug: Tensor) -> Conditioning:
         """Conditioning of the batch's clips; `sigma_aug` (B,) is the noise on the first frame, in units of [-1, 1]."""
         noise = self.noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
         return conditioning_of(self.svd, self.condition, batch, self.seeds(batch, REGION), sigma_aug, noise)
 
-    def clean_latents(self, batch: dict) -> Tensor:
+    def clean_latents(self, batch: Batch) -> Tensor:
         """(B, L, C, H/8, W/8) scaled latents of the batch's clips."""
         return clean_latents_of(self.svd, batch, partial(self.noise, batch, POSTERIOR))
 
-    # ---- steps
-
-    def training_step(self, batch: dict, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The EDM loss of a batch (eq. 9), all draws from the samples' positions."""
         sigma_aug = sample_sigma(self.seeds(batch, AUG_SIGMA).tolist(), -3.0, 0.5, self.device)
         cond = self.conditioning(batch, sigma_aug)
@@ -189,7 +194,7 @@ class MotionControlModule(record.RecordedModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(clean))
         return loss
 
-    def validation_step(self, batch: dict, batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at fixed sigmas with fixed noise and regions: the same draws at every validation."""
         clean, cond = self.evaluated(batch)
         self.validation_loss.update(self.denoiser, clean, cond, self.noise(batch, NOISE, clean.shape[1:]))
@@ -204,13 +209,11 @@ class MotionControlModule(record.RecordedModule):
         """Log `test/loss` and its parts."""
         log_losses(self, "test", self.validation_loss)
 
-    def predict_step(self, batch: dict, batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate the batch's clips, uint8 on the host."""
         return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": to_uint8(self.sample(batch)).cpu()}
 
-    # ---- what callbacks show
-
-    def evaluated(self, batch: dict) -> tuple[Tensor, Conditioning]:
+    def evaluated(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
         clean = self.clean_latents(batch)
         cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
@@ -218,7 +221,7 @@ class MotionControlModule(record.RecordedModule):
         return clean, cond
 
     @torch.no_grad()
-    def sample(self, batch: dict) -> Tensor:
+    def sample(self, batch: Batch) -> Tensor:
         """Generate the batch's clips from their first frames and controls.
 
         Returns:
@@ -231,7 +234,7 @@ class MotionControlModule(record.RecordedModule):
             return self.networks.generate(cond, noise, self.sample_steps, self.guidance)
 
     @torch.no_grad()
-    def denoise_once(self, batch: dict, sigma: float) -> Tensor:
+    def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
         """One denoising step from the true clip at noise level `sigma`, as (B, L, 3, H, W) in [-1, 1]."""
         with self.autocast():
             clean, cond = self.evaluated(batch)

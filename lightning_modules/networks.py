@@ -14,6 +14,7 @@ from lightning_modules.injection import Injection, attach
 from lightning_modules.lora import add_lora
 from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.released.base import read_released, released_svd
+from lightning_modules.released.files import load_adapter
 from lightning_modules.svd import SVD
 
 
@@ -57,6 +58,7 @@ def build_networks(
     init_seed: int,
     latents: Literal["vae", "space_to_depth"],
     released: str | None,
+    adapter: str | None,
     train_base: bool,
     injection: Literal["modulation", "concat", "add"],
     lora: Literal["attention", "linear"] | None,
@@ -84,6 +86,8 @@ def build_networks(
         base.unet.load_state_dict(start.lora, strict=False)
         encoder.load_state_dict(start.motion_encoder)
         places.load_state_dict(start.injection)
+    if adapter:
+        load_adapter(adapter, base.unet, encoder, places)
     if gradient_checkpointing:
         base.enable_gradient_checkpointing()
     return Networks(base, encoder, places, Denoiser(base.unet))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from lightning_modules import record
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame, to_uint8
 from lightning_modules.diffusion import randn
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.released.files import read_adapter
 
 
 class MotionControlPipeline:
@@ -47,7 +49,8 @@ class MotionControlPipeline:
         Raises:
             MisconfigurationException: not a checkpoint of ours, or over another base.
         """
-        found = record.read(path)
+        checkpoint = record.read_checkpoint(path)
+        found = record.of(checkpoint, str(path))
         base = {k: v for k, v in found["base"].items() if k not in ("hash", "latents")}
         architecture = found["architecture"] | {"condition": Condition.from_record(found["architecture"]["condition"])}
         if svd is not None:
@@ -56,10 +59,38 @@ class MotionControlPipeline:
             architecture.pop("lora_rank")
         module = MotionControlModule(**base, **architecture)
         module.configure_model(dtype)
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
         module.on_load_checkpoint(checkpoint)
         averaged = checkpoint["callbacks"].get("EMA", {}).get("shadow", {}) if ema else {}
         module.load_state_dict(checkpoint["state_dict"] | averaged, strict=False)
+        return cls(module.to(device))
+
+    @classmethod
+    def from_adapter(
+        cls,
+        path: str | Path,
+        svd: str,
+        condition: Condition,
+        lora: Literal["attention", "linear"] = "linear",
+        device: str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> MotionControlPipeline:
+        """Build the pipeline of an adapter file; what a checkpoint says of itself, a bare adapter leaves to the caller.
+
+        Args:
+            path: `adapter.safetensors`, as `remoco convert` writes it.
+            svd: diffusers' folder or hub id of the base.
+            condition: The condition it was trained with; the released weights' is
+                `RegionWise(visibility_rule="block", motion_norm="squared")`.
+            lora: Where it has LoRA; the released weights have it on every linear layer.
+            device: Device to run on.
+            dtype: Compute dtype of the frozen networks.
+
+        Raises:
+            MisconfigurationException: its tensors are not those of this architecture.
+        """
+        ranks = {t.shape[0] for name, t in read_adapter(path)["lora"].items() if ".lora_A." in name}
+        module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=max(ranks, default=1))
+        module.configure_model(dtype)
         return cls(module.to(device))
 
     @torch.no_grad()

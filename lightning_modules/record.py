@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +81,41 @@ class RecordedModule(LightningModule):
     on_test_start = on_predict_start = on_validation_start
 
 
+def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool = True) -> dict[str, Any]:
+    """The one reader of checkpoint files: tensors and plain values only, whatever the file says.
+
+    Args:
+        path: A local file.
+        map_location: As `torch.load`'s.
+        tensors: Read them all, with their checksums; else they stay in the file, memory-mapped, and are not checked.
+
+    Raises:
+        MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
+    """
+    if "://" in str(path):
+        raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
+    if not Path(path).is_file():
+        raise MisconfigurationException(f"checkpoint {path}: no such file")
+    try:
+        if not tensors:
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare checksums
+        if damaged is None:
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
+        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
+        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({reason})") from error
+    raise MisconfigurationException(f"checkpoint {path}: damaged, the checksum of {damaged} does not match")
+
+
 def read(path: str | Path) -> dict[str, Any]:
     """The record of a checkpoint file, read without its tensors.
 
     Raises:
         MisconfigurationException: there is no such file, it is no checkpoint, or none of ours.
     """
-    if not Path(path).is_file():
-        raise MisconfigurationException(f"ckpt_path: no checkpoint file at {path}")
-    try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # torch.load raises many types for a file that is no checkpoint
-        raise MisconfigurationException(f"ckpt_path: {path} is not a readable checkpoint ({error})") from error
-    return of(checkpoint, str(path))
+    return of(read_checkpoint(path, tensors=False), str(path))
 
 
 def of(checkpoint: dict, name: str) -> dict[str, Any]:
@@ -173,12 +196,17 @@ def check_arguments(
     train_base: bool,
     lora: str | None,
     latents: str,
+    adapter: str | None,
 ) -> None:
     """Raise ValueError where arguments of the module exclude each other."""
     if released is None and (svd is None) == (random_init is None):
         raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
     if released is not None and random_init is not None:
         raise ValueError("model: released brings its own base, so random_init must be null")
+    if released is not None and adapter is not None:
+        raise ValueError("model: released and adapter both bring what training starts from; give one")
+    if adapter is not None and not Path(adapter).is_file():
+        raise ValueError(f"model.adapter: no file {adapter}, expected adapter.safetensors or a checkpoint")
     if train_base and lora:
         raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
     if svd is not None and latents != "vae":

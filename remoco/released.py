@@ -2,29 +2,116 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
-def convert(source: str, folder: str, base: bool = False) -> None:
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from datamodules.storage import atomic_file, write_atomic
+from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
+from lightning_modules.released.encoders import (
+    image_encoder_from_released,
+    image_encoder_to_released,
+    vae_from_released,
+    vae_to_released,
+)
+from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
+
+EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
+WEIGHTS = {
+    "unet": "unet/diffusion_pytorch_model.safetensors",
+    "vae": "vae/diffusion_pytorch_model.safetensors",
+    "image_encoder": "image_encoder/model.safetensors",
+}
+
+
+def convert(source: str, folder: str, base: bool = False, head_channels: int | None = None) -> None:
     """Turn a released weights file into our adapter file: LoRA, motion encoder and modulation.
 
     Args:
         source: released .pt or .safetensors file; nothing in it is executed.
         folder: gets adapter.safetensors.
-        base: also write the frozen networks as diffusers' folders, for model.init_args.svd.
+        base: also write unet/, and vae/ and image_encoder/ where the file has them, for model.init_args.svd.
+        head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
     """
-    from lightning_modules import released
+    released = load_released(source, head_channels)
+    files: dict[str, Mapping[str, Tensor]] = {ADAPTER: adapter_of(released)}
+    if base:
+        files |= _base_files(released, Path(folder))
+    for name, state in files.items():
+        _save(state, Path(folder) / name)
+        print(f"wrote {Path(folder) / name}")
 
-    for path in released.convert(source, folder, base):
-        print(f"wrote {path}")
+
+def _base_files(released: Released, folder: Path) -> dict[str, Mapping[str, Tensor]]:
+    """Write the configurations of the frozen networks; file name -> tensors, still to be written."""
+    _config(folder / "unet", {"_class_name": "UNetSpatioTemporalConditionModel", **released.architecture.unet_config()})
+    files: dict[str, Mapping[str, Tensor]] = {WEIGHTS["unet"]: released.unet}
+    others = released.others
+    extras = {PREFIXES["conditioning_vae"] + name: t for name, t in others.get("conditioning_vae", {}).items()}
+    if "vae" in others:
+        config, files[WEIGHTS["vae"]] = vae_from_released(others["vae"])
+        config |= {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215}
+        _config(folder / "vae", config)
+    if "image_encoder" in others:
+        config, files[WEIGHTS["image_encoder"]], rest = image_encoder_from_released(others["image_encoder"])
+        names_of_it = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
+        _config(folder / "image_encoder", {**names_of_it, **config})
+        extras |= {PREFIXES["image_encoder"] + name: t for name, t in rest.items()}
+    return files | ({EXTRAS: extras} if extras else {})
 
 
 def export(source: str, out: str, base: str | None = None) -> None:
     """Write a trained controller and its base in the released layout.
 
+    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero
+    elsewhere.
+
     Args:
         source: folder of `remoco convert`, an adapter file, or a training checkpoint.
         out: .pt or .safetensors file to write.
-        base: diffusers' folder of the base; where the adapter is when not given.
+        base: folder with unet/ and, to be included, vae/ and image_encoder/; where the adapter is when not given.
     """
-    from lightning_modules import released
+    adapter = Path(source) / ADAPTER if Path(source).is_dir() else Path(source)
+    folder = Path(base) if base else adapter.parent
+    for file in (adapter, folder / WEIGHTS["unet"], folder / "unet/config.json"):
+        if not file.is_file():
+            raise MisconfigurationException(f"no file {file}, expected an adapter and the diffusers folder of its base")
+    parts = read_adapter(adapter)
+    ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
+    if len(ranks) != 1:
+        raise MisconfigurationException(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
+    config = json.loads((folder / "unet/config.json").read_text())
+    architecture = Architecture.from_unet(config, "linear", ranks.pop())
+    for part, name, shape in names(architecture).values():
+        if part == "lora" and name not in parts["lora"]:
+            parts["lora"][name] = torch.zeros(shape)
+    groups = {"network": released_tensors(Released(architecture, unet=load_file(folder / WEIGHTS["unet"]), **parts))}
+    for group, to_released in (("vae", vae_to_released), ("image_encoder", image_encoder_to_released)):
+        if (folder / group).is_dir():
+            groups[group] = to_released(load_file(folder / WEIGHTS[group]))
+    state = {PREFIXES[group] + name: tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
+    if (folder / EXTRAS).is_file():
+        state |= load_file(folder / EXTRAS)
+    _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
+    print(f"wrote {out}: {len(state)} tensors")
 
-    print(f"wrote {out}: {released.export(source, out, base)} tensors")
+
+def _config(folder: Path, config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+
+
+def _save(state: Mapping[str, Tensor], path: Path) -> None:
+    """Write tensors to a safetensors file, or a `.pt` with them under `module`, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        if path.suffix == ".safetensors":
+            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}, metadata={"format": "pt"}))
+        else:
+            torch.save({"module": dict(state)}, file)

@@ -19,13 +19,12 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.errors import BadClip, BadShards
-from datamodules.prepare import pool
+from datamodules.prepare import folder, pool
 from datamodules.prepare.sources import Video
 from datamodules.prepare.video import Settings, Task, give_up, part_path, read_part, result_path, write_part
-from datamodules.shards import INDEX, ShardWriter, unpack, write_index
-from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
+from datamodules.shards import INDEX, ShardWriter, unpack
+from datamodules.storage import json_bytes, write_atomic
 
-REPORT = "report.jsonl"
 PLAN = "prepare.json"
 Run = Callable[[Iterable[Task]], Iterator[tuple[Task, Any]]]
 
@@ -34,7 +33,7 @@ class Job:
     """A preparation, all of whose state lies in files under the shards' folder.
 
     Args:
-        folder: of the shards.
+        target: folder of the shards.
         videos: all of them, in order.
         settings: of the clips.
         tracker_version: part of what the bytes depend on.
@@ -47,15 +46,15 @@ class Job:
 
     def __init__(
         self,
-        folder: Path,
+        target: Path,
         videos: list[Video],
         settings: Settings,
         tracker_version: str,
         retry: bool = False,
         timeout: float | None = None,
     ) -> None:
-        self.folder, self.videos, self.settings, self.timeout = folder, videos, settings, timeout
-        self.state = folder / ".prepare"
+        self.folder, self.videos, self.settings, self.timeout = target, videos, settings, timeout
+        self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
         self._claim(plan, retry)
@@ -68,22 +67,13 @@ class Job:
         return (self.folder / INDEX).exists()
 
     def _claim(self, plan: dict[str, Any], retry: bool) -> None:
-        path = self.folder / PLAN
-        if path.exists():
-            found = json.loads(path.read_bytes())
-            if retry:  # a video that was bad may have been replaced, or have arrived
-                found["sizes"] = plan["sizes"]
-            for name, value in plan.items():
-                if found.get(name) != value:
-                    changed = {"sources": "the videos have changed", "sizes": "files have changed (--retry accepts it)"}
-                    what = changed.get(name, f"{name} is {found.get(name)}, not {value}")
-                    raise BadShards(
-                        f"{path}: these shards were begun otherwise: {what}; give another folder, or delete this one"
-                    )
-        elif self.folder.exists() and any(self.folder.iterdir()):
-            raise BadShards(f"{self.folder} is not empty and holds no {PLAN}, expected a new folder")
+        def what_differs(name: str, found: Any) -> str:
+            changed = {"sources": "the videos have changed", "sizes": "files have changed (--retry accepts it)"}
+            return changed.get(name, f"{name} is {found}, not {plan[name]}")
+
+        # a video that was bad may have been replaced, or have arrived
+        folder.claim(self.folder / PLAN, plan, what_differs, may_differ=["sizes"] if retry else [])
         (self.state / "blocks").mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json_bytes(plan))
 
     @property
     def blocks(self) -> range:
@@ -143,44 +133,33 @@ class Job:
         keys = [key for result in results for key in result["clips"]]
         entries, size = [], self.settings.clips_per_shard
         for first in range(0, len(keys), size):
-            writer = ShardWriter(self.folder / f"{block:05d}-{first // size:03d}.tar")
-            try:
+            with ShardWriter(self.folder / f"{block:05d}-{first // size:03d}.tar") as writer:
                 for key in keys[first : first + size]:
                     writer.write(key, read_part(part_path(parts, key)))
-                entries.append(writer.close())
-            except BaseException:
-                writer.abort()
-                raise
+            entries.append(writer.entry)
         write_atomic(self._record(block), json_bytes({"entries": entries, "report": results}))
         shutil.rmtree(parts, ignore_errors=True)
 
     def finish(self) -> None:
         """Write the report and the index of a job whose blocks are all done."""
-        entries: list[dict[str, Any]] = []
-        with atomic_file(self.folder / REPORT) as file:
-            for block in self.blocks:
-                record = json.loads(self._record(block).read_bytes())
-                entries += record["entries"]
-                for result in record["report"]:
-                    file.write(json_bytes(result) + b"\n")
+        records = [json.loads(self._record(block).read_bytes()) for block in self.blocks]
+        entries = [entry for record in records for entry in record["entries"]]
+        folder.write_report(self.folder, (result for record in records for result in record["report"]))
         if not entries:
-            reason = self._report()[0]["bad"][0]["reason"]
+            reason = folder.read_report(self.folder)[0]["bad"][0]["reason"]
             raise BadShards(
-                f"none of the {len(self.videos)} videos gave a clip, see {self.folder / REPORT}; the first: {reason}"
+                f"none of the {len(self.videos)} videos gave a clip, see {self.folder / folder.REPORT}; the first: "
+                f"{reason}"
             )
-        clear_leftovers(self.folder)
-        write_index(self.folder, self.settings.shape, entries)
+        folder.finish(self.folder, self.settings.shape, entries)
         shutil.rmtree(self.state, ignore_errors=True)
-
-    def _report(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / REPORT).read_bytes().splitlines()]
 
     # Trying again
 
     def _reopen(self) -> None:
         """Take the blocks with bad videos apart, so that `run` does these videos again and nothing else."""
         if self.complete:
-            if not any(result["bad"] for result in self._report()):
+            if not any(result["bad"] for result in folder.read_report(self.folder)):
                 return
             self._restore_records()
             (self.folder / INDEX).unlink()
@@ -193,7 +172,7 @@ class Job:
                     path.unlink()
 
     def _restore_records(self) -> None:
-        report, entries = self._report(), json.loads((self.folder / INDEX).read_bytes())["shards"]
+        report, entries = folder.read_report(self.folder), json.loads((self.folder / INDEX).read_bytes())["shards"]
         for block in self.blocks:
             own = [entry for entry in entries if entry["name"].startswith(f"{block:05d}-")]
             lines = [report[number] for number in self._numbers(block)]
@@ -219,13 +198,13 @@ class Job:
         """What the set holds, and what was left out."""
         index = json.loads((self.folder / INDEX).read_bytes())
         size = sum(shard["bytes"] for shard in index["shards"])
-        bad = [(line["video"], fault["reason"]) for line in self._report() for fault in line["bad"]]
+        bad = [(line["video"], fault["reason"]) for line in folder.read_report(self.folder) for fault in line["bad"]]
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
         text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.folder}"
         listed = "".join(f"\n  {name}: {reason}" for name, reason in bad[:20])
         more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
         return text + (
-            f"\n{len(bad)} clips or videos left out, see {self.folder / REPORT}:{listed}{more}" if bad else ""
+            f"\n{len(bad)} clips or videos left out, see {self.folder / folder.REPORT}:{listed}{more}" if bad else ""
         )
 
 

@@ -16,11 +16,11 @@ from tqdm import tqdm
 
 from datamodules import mp4
 from datamodules.errors import BadClip, BadShards
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter, write_index
-from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
+from datamodules.prepare import folder
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter
+from datamodules.storage import json_bytes, write_atomic
 
 PLAN = "latents.json"
-REPORT = "report.jsonl"
 AHEAD = 8  # clips decoded ahead of the network
 
 
@@ -44,7 +44,9 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
     shards = Shards(pattern)
     encoder = Encoder(svd, revision)
     state = out / ".latents"
-    _claim(out, state, {"shards": _digest(shards), **encoder.hashes})
+    plan = {"shards": _digest(shards), **encoder.hashes}
+    folder.claim(out / PLAN, plan, lambda name, _: f"with another {name}")
+    state.mkdir(parents=True, exist_ok=True)
     if not (out / INDEX).exists():
         with tqdm(total=len(shards), desc="latents", unit="clip") as bar:
             for number, count in enumerate(shards.counts):
@@ -55,8 +57,10 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
                     write_atomic(record, json_bytes(_cache_shard(shards, number, out, encoder, bar)))
         _finish(out, state, shards, encoder.hashes)
     index = json.loads((out / INDEX).read_bytes())
-    bad = (out / REPORT).read_bytes().count(b"\n")
-    return f"{index['clips']} clips with latents in {out}" + (f", {bad} left out, see {out / REPORT}" if bad else "")
+    bad = len(folder.read_report(out))
+    return f"{index['clips']} clips with latents in {out}" + (
+        f", {bad} left out, see {out / folder.REPORT}" if bad else ""
+    )
 
 
 def _digest(shards: Shards) -> str:
@@ -66,23 +70,9 @@ def _digest(shards: Shards) -> str:
     return hashlib.sha256(json_bytes([sidecars, indices])).hexdigest()
 
 
-def _claim(out: Path, state: Path, plan: dict[str, str]) -> None:
-    path = out / PLAN
-    if path.exists():
-        found = json.loads(path.read_bytes())
-        for name, value in plan.items():
-            if found.get(name) != value:
-                raise BadShards(f"{path}: begun with another {name}; give another folder, or delete this one")
-    elif out.exists() and any(out.iterdir()):
-        raise BadShards(f"{out} is not empty and holds no {PLAN}, expected a new folder")
-    state.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json_bytes(plan))
-
-
 def _cache_shard(shards: Shards, number: int, out: Path, encoder: Encoder, bar: tqdm) -> dict[str, Any]:
     bad: list[dict[str, str]] = []
-    writer = ShardWriter(out / f"{number:05d}.tar")
-    try:
+    with ShardWriter(out / f"{number:05d}.tar") as writer:
         for key, result in _decoded(shards, number):
             try:
                 members, video = result.result()
@@ -90,10 +80,7 @@ def _cache_shard(shards: Shards, number: int, out: Path, encoder: Encoder, bar: 
             except BadClip as error:
                 bad.append({"shard": shards.path(number).name, "key": key, "reason": str(error)})
             bar.update()
-        return {"entry": writer.close(), "bad": bad}
-    except BaseException:
-        writer.abort()
-        raise
+    return {"entry": writer.entry, "bad": bad}
 
 
 def _decoded(shards: Shards, number: int) -> Iterator[tuple[str, Future]]:
@@ -115,12 +102,8 @@ def _read(shards: Shards, number: int, clip: int) -> tuple[dict[str, bytes], Any
 
 def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> None:
     records = [json.loads((state / f"{number:05d}.json").read_bytes()) for number in range(len(shards.counts))]
-    with atomic_file(out / REPORT) as file:
-        for record in records:
-            for line in record["bad"]:
-                file.write(json_bytes(line) + b"\n")
-    clear_leftovers(out)
-    write_index(out, shards.shape, [record["entry"] for record in records], latents=hashes)
+    folder.write_report(out, (line for record in records for line in record["bad"]))
+    folder.finish(out, shards.shape, [record["entry"] for record in records], latents=hashes)
     shutil.rmtree(state, ignore_errors=True)
 
 

@@ -57,7 +57,7 @@ def _verify_clips(shards: Shards, number: int) -> list[str]:
 
 def _fault(shards: Shards, number: int, clip: int) -> str | None:
     try:
-        latents = (LATENT,) if shards.latents else ()
+        latents = (LATENT,) if shards.latent_hashes else ()
         members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META, *latents))
         sample = samples.decode(members, shards.shape)
         meta = samples.read_meta(members[META], shards.shape)

@@ -95,7 +95,7 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
 
 def give_up(task: Task, exit_code: int | None) -> None:
     """Write the result of a video whose process died: the clips it had finished, and how it ended."""
-    if exit_code == -getattr(signal, "SIGALRM", 0) and task.timeout is not None:
+    if exit_code == -signal.SIGALRM and task.timeout is not None:
         reason = f"a clip took longer than --timeout {task.timeout:g} s"
     else:
         reason = f"the process that read it died (exit code {exit_code})"
@@ -105,8 +105,7 @@ def give_up(task: Task, exit_code: int | None) -> None:
 
 def _alarm(seconds: float | None) -> None:
     """End this process after so many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
-    if hasattr(signal, "setitimer"):
-        signal.setitimer(signal.ITIMER_REAL, seconds or 0)
+    signal.setitimer(signal.ITIMER_REAL, seconds or 0)
 
 
 def _starts(task: Task, bad: list[dict[str, Any]]) -> list[float]:

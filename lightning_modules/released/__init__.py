@@ -1,4 +1,4 @@
-"""Released MotionPro weights: read them, build the same network, convert them to our files and back.
+"""Released MotionPro weights: read them, and build the same network.
 
 A released file holds the diffusion network in the naming of Stability AI's `generative-models`, LoRA inside. This
 folder is the one place that knows those names.
@@ -9,8 +9,6 @@ folder is the one place that knows those names.
 
 from lightning_modules.released.files import (
     adapter_of,
-    convert,
-    export,
     load_adapter,
     load_released,
     read_tensors,
@@ -26,9 +24,7 @@ __all__ = [
     "Released",
     "adapter_of",
     "build",
-    "convert",
     "empty",
-    "export",
     "load_adapter",
     "load_released",
     "names",

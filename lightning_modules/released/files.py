@@ -1,37 +1,27 @@
-"""Released files: read them, take them apart, convert them to our files and back."""
+"""Released files and adapter files: read them, take them apart, put them into modules."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_modules.released.encoders import (
-    image_encoder_from_released,
-    image_encoder_to_released,
-    vae_from_released,
-    vae_to_released,
-)
 from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors
 from lightning_modules.released.network import Released, names
 
-# top of a released file -> what it holds
-GROUPS = {
-    "model.diffusion_model.": "network",
-    "first_stage_model.": "vae",
-    "conditioner.embedders.0.": "image_encoder",
-    "conditioner.embedders.3.": "conditioning_vae",
+# what a released file holds -> how its tensors' names begin
+PREFIXES = {
+    "network": "model.diffusion_model.",
+    "vae": "first_stage_model.",
+    "image_encoder": "conditioner.embedders.0.",
+    "conditioning_vae": "conditioner.embedders.3.",
 }
 ADAPTER = "adapter.safetensors"
-EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
-UNET_WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 # prefix in an adapter file -> field of Released
 ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}
 
@@ -93,8 +83,8 @@ def split_groups(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     groups: dict[str, dict[str, Tensor]] = {"network": {}}
     for name, tensor in state.items():
         name = name.removeprefix("module.")
-        prefix = next((prefix for prefix in GROUPS if name.startswith(prefix)), "")
-        groups.setdefault(GROUPS.get(prefix, "network"), {})[name.removeprefix(prefix)] = tensor
+        group = next((group for group, prefix in PREFIXES.items() if name.startswith(prefix)), "network")
+        groups.setdefault(group, {})[name.removeprefix(PREFIXES[group])] = tensor
     return groups
 
 
@@ -178,97 +168,3 @@ def load_adapter(path: str | Path, unet: nn.Module, motion_encoder: nn.Module, i
         for part, state in parts.items():
             for name, tensor in state.items():
                 targets[part][name].copy_(tensor)
-
-
-def convert(source: str | Path, folder: str | Path, base: bool = False, head_channels: int | None = None) -> list[Path]:
-    """Write a released file as our adapter file and, if asked, its frozen networks as diffusers' folders.
-
-    Args:
-        source: Released `.pt` or safetensors file.
-        folder: Gets `adapter.safetensors`.
-        base: Also write `unet/`, and `vae/` and `image_encoder/` where the file has them: a folder for
-            `model.init_args.svd`.
-        head_channels: As in `load_released`.
-
-    Returns:
-        The weight files written.
-    """
-    folder, released = Path(folder), load_released(source, head_channels)
-    written = [_save(adapter_of(released), folder / ADAPTER)]
-    if not base:
-        return written
-    config = {"_class_name": "UNetSpatioTemporalConditionModel", **released.architecture.unet_config()}
-    written.append(_save_component(folder / "unet", config, released.unet, "diffusion_pytorch_model"))
-    extras = {f"conditioner.embedders.3.{k}": t for k, t in released.others.get("conditioning_vae", {}).items()}
-    if "vae" in released.others:
-        config, state = vae_from_released(released.others["vae"])
-        config |= {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215}
-        written.append(_save_component(folder / "vae", config, state, "diffusion_pytorch_model"))
-    if "image_encoder" in released.others:
-        config, state, rest = image_encoder_from_released(released.others["image_encoder"])
-        config = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model", **config}
-        written.append(_save_component(folder / "image_encoder", config, state, "model"))
-        extras |= {f"conditioner.embedders.0.{k}": t for k, t in rest.items()}
-    return [*written, _save(extras, folder / EXTRAS)] if extras else written
-
-
-def export(source: str | Path, out: str | Path, base: str | Path | None = None) -> int:
-    """Write a trained controller and its base in the released layout; returns the number of tensors.
-
-    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero
-    elsewhere.
-
-    Args:
-        source: A folder of `convert`, an adapter file, or a training checkpoint.
-        out: `.pt` or `.safetensors` file to write.
-        base: Folder with `unet/` and, to be included, `vae/` and `image_encoder/`. Default: the adapter's folder.
-    """
-    source = Path(source)
-    adapter = source / ADAPTER if source.is_dir() else source
-    base = Path(base) if base else adapter.parent
-    for file in (adapter, base / UNET_WEIGHTS, base / "unet/config.json"):
-        if not file.is_file():
-            raise MisconfigurationException(
-                f"export: no file {file}, expected an adapter and the diffusers folder of its base"
-            )
-    parts = read_adapter(adapter)
-    ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
-    if len(ranks) != 1:
-        raise MisconfigurationException(
-            f"export: {adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one rank"
-        )
-    config = json.loads((base / "unet/config.json").read_text())
-    architecture = Architecture.from_unet(config, "linear", ranks.pop())
-    for part, name, shape in names(architecture).values():
-        if part == "lora" and name not in parts["lora"]:
-            parts["lora"][name] = torch.zeros(shape)
-    network = released_tensors(Released(architecture, unet=load_file(base / UNET_WEIGHTS), **parts))
-    state = {f"model.diffusion_model.{name}": tensor for name, tensor in network.items()}
-    if (base / "vae").is_dir():
-        vae = vae_to_released(load_file(base / "vae/diffusion_pytorch_model.safetensors"))
-        state |= {f"first_stage_model.{name}": tensor for name, tensor in vae.items()}
-    if (base / "image_encoder").is_dir():
-        encoder = image_encoder_to_released(load_file(base / "image_encoder/model.safetensors"))
-        state |= {f"conditioner.embedders.0.{name}": tensor for name, tensor in encoder.items()}
-    if (base / EXTRAS).is_file():
-        state |= load_file(base / EXTRAS)
-    _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
-    return len(state)
-
-
-def _save_component(folder: Path, config: dict[str, Any], state: Mapping[str, Tensor], name: str) -> Path:
-    path = _save(state, folder / f"{name}.safetensors")
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return path
-
-
-def _save(state: Mapping[str, Tensor], path: Path) -> Path:
-    """Write tensors to a safetensors file, or a `.pt` with them under `module`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    if path.suffix == ".safetensors":
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial, metadata={"format": "pt"})
-    else:
-        torch.save({"module": dict(state)}, partial)
-    os.replace(partial, path)
-    return path

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks import LastCheckpoint, Throughput, VideoMetrics
-from callbacks.pictures import to_uint8
+from callbacks.strips import to_uint8
 from metrics import FrechetVideoDistance, RandomFrameFeatures, RandomVideoFeatures
 from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
 from tests.support.callbacks_stand_in import Data, Module, trainer

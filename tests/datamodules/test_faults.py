@@ -41,10 +41,10 @@ def write(folder, clips, hashes=None, per_shard=CLIPS):
     folder.mkdir(exist_ok=True)
     entries = []
     for first in range(0, len(clips), per_shard):
-        writer = ShardWriter(folder / f"{first:05d}-000.tar")
-        for number, members in enumerate(clips[first : first + per_shard], start=first):
-            writer.write(f"clip-{number}", members)
-        entries.append(writer.close())
+        with ShardWriter(folder / f"{first:05d}-000.tar") as writer:
+            for number, members in enumerate(clips[first : first + per_shard], start=first):
+                writer.write(f"clip-{number}", members)
+        entries.append(writer.entry)
     write_index(folder, SHAPE, entries, hashes)
     return folder
 
@@ -217,7 +217,7 @@ HASHES = {"vae": "a" * 64, "image_encoder": "b" * 64}
 def test_latents_take_the_place_of_the_video(clips, whole, tmp_path):
     folder = write(tmp_path / "set", clips, HASHES)
     data, plain = module(folder, val_shards=str(folder)), module(folder, use_latents=False)
-    assert data.latents == HASHES and plain.latents is None and module(whole).latents is None
+    assert data.latent_hashes == HASHES and plain.latent_hashes is None and module(whole).latent_hashes is None
     for batch, video in zip(data.train_dataloader(), plain.train_dataloader()):
         assert "video" not in batch and "latent_mean" not in video
         for name in ("key", "position", "replaced"):
@@ -260,7 +260,7 @@ def test_latents_of_different_weights_are_not_mixed(clips, whole, tmp_path):
     with pytest.raises(MisconfigurationException, match="b/index.json: latents were made with other weights"):
         WebVidDataModule([str(first), str(second)], **size)
     for folders in ([whole, first], [first, whole]):  # a folder without: no latents
-        assert WebVidDataModule([str(folder) for folder in folders], **size).latents is None
+        assert WebVidDataModule([str(folder) for folder in folders], **size).latent_hashes is None
 
 
 # Sets

@@ -30,10 +30,10 @@ def shards(tmp_path_factory):
     folder, shape = tmp_path_factory.mktemp("shards"), ClipShape(4, 32, 48, 8.0)
     entries = []
     for number in range(3):
-        writer = ShardWriter(folder / f"{number:05d}-000.tar")
-        for clip in range(2):
-            writer.write(f"clip-{number}-{clip}", sprite(shape, [number, clip]))
-        entries.append(writer.close())
+        with ShardWriter(folder / f"{number:05d}-000.tar") as writer:
+            for clip in range(2):
+                writer.write(f"clip-{number}-{clip}", sprite(shape, [number, clip]))
+        entries.append(writer.entry)
     write_index(folder, shape, entries)
     return folder
 
@@ -74,7 +74,7 @@ def test_the_index_names_the_weights(svd, cached):
     _, networks = svd
     expected = {"vae": weights_hash(networks.vae), "image_encoder": weights_hash(networks.image_encoder)}
     assert json.loads((cached / "index.json").read_bytes())["latents"] == expected
-    assert Shards(str(cached)).latents == expected
+    assert Shards(str(cached)).latent_hashes == expected
 
 
 def test_verify_reads_latents(cached, tmp_path, capsys):

@@ -148,7 +148,7 @@ def test_modulation_is_equation_8():
         )
 
     norm = F.group_norm(h, 32, place.norm.weight, place.norm.bias, 1e-5)
-    torch.testing.assert_close(place(h, *place.control(feature)), h + norm * stack("gamma") + stack("beta"))
+    torch.testing.assert_close(place(h, *place.coefficients(feature)), h + norm * stack("gamma") + stack("beta"))
 
 
 @pytest.mark.parametrize("kind", ["concat", "add"])

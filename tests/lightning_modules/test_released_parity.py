@@ -151,7 +151,7 @@ def test_motion_features_and_modulation(case):
     for scale in (1, 2, 3):
         case.check(features[scale].flatten(0, 1), f"motion_feat.{scale}", tolerance)
     case.network.injection.prepare(features)
-    for index, (gamma, beta) in enumerate(case.network.injection.controls()):
+    for index, (gamma, beta) in enumerate(case.network.injection.coefficients()):
         place = f"{'down' if index < 4 else 'up'}.{index % 4}.ch_step8"
         case.check(gamma[:, ::8], f"gamma.{place}", tolerance)
         case.check(beta[:, ::8], f"beta.{place}", tolerance)

@@ -82,7 +82,7 @@ def test_trained_is_fp32_frozen_is_bf16_and_one_step_changes_all(tmp_path, sprit
     assert {p.dtype for k, p in frozen.items() if k.startswith(("svd.unet", "svd.image_encoder"))} == {torch.bfloat16}
     states = run.optimizers[0].state
     assert {s["exp_avg"].dtype for s in states.values()} == {torch.float32}
-    # with one image token the cross-attention softmax is 1, so its queries and keys have no gradient (parity.md)
+    # with one image token the cross-attention softmax is 1, so its queries and keys have no gradient
     stuck = [k for k, p in trained.items() if torch.equal(p, probe.before[k]) and "attn2.to_" not in k]
     assert stuck == []
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
 from callbacks.ema import EMA
-from callbacks.pictures import gif, panel_factor, sheet, strip, to_pictures, write_mp4
 from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4
 from conditions import control_picture
 
 

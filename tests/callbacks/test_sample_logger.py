@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import EMA, SampleLogger
-from callbacks.pictures import gif, sheet, strip, to_pictures, write_mp4
+from callbacks.strips import gif, sheet, strip, to_pictures, write_mp4
 from tests.support.callbacks_stand_in import FRAMES, HEIGHT, WIDTH, Data, Module, trainer
 
 

@@ -1,0 +1,39 @@
+"""The batch: what the data modules return and the module takes (the table in docs/data.md)."""
+
+from __future__ import annotations
+
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+
+class Batch(TypedDict):
+    """B clips of L frames of H x W pixels; B is the batch size of this rank.
+
+    Attributes:
+        video: (B, L, 3, H, W) uint8, or float in [-1, 1]; absent when latents are cached.
+        latent_mean: (B, L, C, H/8, W/8) mean of the VAE's posterior, not scaled, when latents are cached.
+        latent_std: Its standard deviation.
+        image_embedding: (B, 1, D) of the image encoder, when latents are cached.
+        flow: (B, L, 2, H, W) displacement (x, y) from frame 1, which is zero: float pixels, or uint16 with `flow_step`.
+        flow_step: (B,) float32, pixels per unit of a stored flow, whose zero is 32768.
+        visibility: (B, L, H, W) bool, whether frame 1's pixel is seen in the frame; frame 1 is all true.
+        first_frame: (B, 3, H, W), as video.
+        fps: (B,) float32 frames per second.
+        position: (B,) int64, samples that the run consumed before this one, over all ranks.
+        key: Names of the clips.
+        replaced: (B,) int64, candidates that could not be used before this one.
+    """
+
+    video: NotRequired[Tensor]
+    latent_mean: NotRequired[Tensor]
+    latent_std: NotRequired[Tensor]
+    image_embedding: NotRequired[Tensor]
+    flow: Tensor
+    flow_step: NotRequired[Tensor]
+    visibility: Tensor
+    first_frame: Tensor
+    fps: Tensor
+    position: Tensor
+    key: list[str]
+    replaced: NotRequired[Tensor]
