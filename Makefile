@@ -10,7 +10,7 @@ install: $(READY)
 # installed again only when what is to be installed changes
 $(READY): setup.cfg pyproject.toml constraints.txt entry/__main__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' -c constraints.txt
 	touch $@
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over

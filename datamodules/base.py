@@ -57,7 +57,7 @@ class BadClipWatch:
         if self.stop and bad > MAX_BAD:
             raise MisconfigurationException(
                 f"{pattern}: {bad} of the last {len(self.recent)} clips could not be used (more than 1 %); the log has "
-                f"their keys, and `python -m datamodules.prepare verify` lists all that is bad"
+                f"their keys, and `remoco verify` lists all that is bad"
             )
 
 

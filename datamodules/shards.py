@@ -206,7 +206,7 @@ def read_index(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadShards(
-            f"{path} is missing: `python -m datamodules.prepare` makes shards, and writes it when the set is complete"
+            f"{path} is missing: `remoco prepare` makes shards, and writes it when the set is complete"
         ) from None
     except (OSError, ValueError) as error:
         raise BadShards(f"{path} does not read: {error}") from None

@@ -7,7 +7,7 @@ from datamodules.shards import ClipShape
 
 
 class WebVidDataModule(ClipDataModule):
-    """Clips and tracks from shards that `python -m datamodules.prepare` made.
+    """Clips and tracks from shards that `remoco prepare` made.
 
     The sample at a position is a pure function of (seed, position), whatever the number of workers and ranks. Clips
     that cannot be used are replaced and logged; more than 1 % of them stop the run.

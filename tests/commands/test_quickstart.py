@@ -73,7 +73,8 @@ def test_your_own_videos(tmp_path):
     assert activate == [".", ".venv/bin/activate"]
     swap = {"VIDEOS": str(videos), "data/mine": str(tmp_path / "mine")}
     prepare, fit = ([swap.get(word, word) for word in words] for words in (prepare, fit))
-    assert prepare[:2] == fit[:2] == ["python", "-m"]
+    assert prepare[0] == "remoco" and fit[:2] == ["python", "-m"]
+    prepare = ["python", "-m", *prepare]
     fit += [f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=2"]
     for words in (prepare, fit, [*fit[:-1], "--trainer.max_steps=3", "--ckpt_path=last"]):
         done = subprocess.run(
