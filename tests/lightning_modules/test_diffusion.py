@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
+from lightning_modules.conditioning import Conditioning
 from lightning_modules.diffusion import (
     CONDITIONINGS,
     Denoiser,
@@ -156,8 +157,9 @@ def test_sigmas_are_the_svd_schedulers(steps):
 class SmoothDenoiser(Denoiser):
     """A network without GroupNorm: the tiny UNet would blow float32 rounding up over the steps."""
 
-    def network(self, noisy, c_noise, image_latent, image_embedding, ids, keep=None):
-        context = image_latent[:, None] + image_embedding.mean((1, 2)).view(-1, 1, 1, 1, 1)
+    def network(self, noisy, c_noise, cond, image_embedding=None, ids=None, keep=None):
+        cond = Conditioning.of(cond, image_embedding, ids, keep)
+        context = cond.image_latent[:, None] + cond.image_embedding.mean((1, 2)).view(-1, 1, 1, 1, 1)
         return torch.tanh(noisy + context) * (1 + 0.1 * c_noise.view(-1, 1, 1, 1, 1))
 
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-FIXTURES = Path(__file__).parent / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 PREFIX = "module.model.diffusion_model."
 GAIN = {"lora_up": 0.6, "flow_gamma_temporal": 0.8, "flow_beta_temporal": 0.8}
 
