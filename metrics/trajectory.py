@@ -74,7 +74,7 @@ class MeanTrackDistance(torchmetrics.Metric):
         """
         if tracks.shape != target.shape or tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.numel() == 0:
             raise ValueError(
-                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected one (N, L-1, 2), not empty"
+                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2)"
             )
         self.total += torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1).mean()
         self.videos += 1

@@ -45,7 +45,7 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
     encoder = Encoder(svd, revision)
     state = out / ".latents"
     plan = {"shards": _digest(shards), **encoder.hashes}
-    folder.claim(out / PLAN, plan, lambda name, _: f"with another {name}")
+    folder.claim(out / PLAN, plan, lambda name, _: f"{name} is another")
     state.mkdir(parents=True, exist_ok=True)
     if not (out / INDEX).exists():
         with tqdm(total=len(shards), desc="latents", unit="clip") as bar:

@@ -151,7 +151,7 @@ def test_positions_run_on_through_epochs_and_max_steps_is_the_length(root, tmp_p
     run, model, module = fit(root, tmp_path, max_steps=9, accumulate_grad_batches=2)
     assert model.stepped == [list(range(4 * s, 4 * s + 4)) for s in range(9)]
     assert model.progress == [(i, 18) for i in range(18)]
-    assert module.state_dict() == {"position": 36}
+    assert module.state_dict() == {"version": 1, "position": 36}
     assert sorted(model.validated) == [0, 0, 1, 1, 2, 2]  # the sanity check, and once at the end
 
 

@@ -114,7 +114,7 @@ def test_other_weights_or_another_folder_are_refused(svd, shards, cached, tmp_pa
     shutil.copytree(svd[0], other)
     SVD.random("tiny", seed=2).vae.save_pretrained(other / "vae")
     for arguments, message in [
-        ((shards, cached, "--svd", other), "begun with another vae; give another folder"),
+        ((shards, cached, "--svd", other), "begun otherwise: vae is another; give another folder"),
         ((shards, svd[0], "--svd", svd[0]), "is not empty and holds no latents.json"),
         ((shards, tmp_path / "x", "--svd", tmp_path / "none"), "config.json not found"),
         ((tmp_path / "none", tmp_path / "x", "--svd", svd[0]), "nothing matches"),

@@ -6,7 +6,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
-from datamodules.prepare import latents
+from datamodules.prepare.command import latents
 from lightning_modules import MotionControlModule
 from lightning_modules.svd import SVD
 from tests.conftest import SPRITES

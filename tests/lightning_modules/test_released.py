@@ -301,5 +301,7 @@ def test_command_line_errors_are_one_line(tmp_path):
     command = [sys.executable, "-m", "lightning_modules.released", "convert", str(tmp_path / "none.pt"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.strip().splitlines()[-1] == f"released: no file {tmp_path / 'none.pt'}"
+    assert result.stderr.strip().splitlines()[-1] == (
+        f"remoco convert: error: released: no file {tmp_path / 'none.pt'}"
+    )
     assert "Traceback" not in result.stderr
