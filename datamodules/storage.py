@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from datamodules.errors import BadShards
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name` for a name that comes from data: the one way by which such a name becomes a path.
+
+    Raises:
+        BadShards: the name is none, or would lead out of the folder.
+    """
+    if not name or name in (".", "..") or any(character in name for character in ("/", "\\", "\0")):
+        raise BadShards(f"{folder}: {name!r} is no file name, it would lead out of the folder")
+    return folder / name
 
 
 @contextlib.contextmanager
@@ -27,6 +42,33 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` for the block; gives False, at once, where another process holds it.
+
+    The lock dies with this process. Where the file system has no locks, it is taken to be held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        with open(path, "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError:
+                yield True
+                return
+            with contextlib.suppress(FileNotFoundError):
+                if os.fstat(file.fileno()).st_ino == os.stat(path).st_ino:
+                    try:
+                        yield True
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+            # the one who held it deleted the file between opening and locking it here
+
+
 def clear_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing in a folder in which nobody writes now."""
     for path in folder.glob(".*.tmp"):
@@ -41,6 +83,34 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """All of a file that must be a regular one (a FIFO would be waited for, a device never ends) of `limit` bytes.
+
+    Raises:
+        ValueError: something else, or larger.
+        OSError: it does not read.
+    """
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError("is not a regular file")
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            raise ValueError(f"has {size} bytes, more than the {limit} it may have")
+        return file.read(size)
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON from anybody: what Python cannot hold, and NaN and Infinity, which JSON does not have, are ValueErrors."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON number")
+
+    try:
+        return json.loads(data, parse_constant=refuse)
+    except RecursionError:
+        raise ValueError("is nested too deeply") from None
 
 
 def json_bytes(value: Any) -> bytes:

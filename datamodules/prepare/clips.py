@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import heapq
 import os
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -14,6 +17,12 @@ import numpy as np
 from datamodules.errors import BadClip, one_line
 
 Source = str | os.PathLike | BinaryIO
+MAX_PIXELS = 8192 * 4352  # of a picture; 8K is 33 million, and what pretends to be more would take the memory
+REORDERED = 16  # pictures that H.264 may decode ahead of one that is shown before them
+
+
+class EndsTooEarly(BadClip):
+    """The video has no pictures any more where the clip needs them: no later clip has any either."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +40,7 @@ def video_seconds(source: Source) -> float:
         BadClip: the file does not open or has no video.
     """
     try:
-        with _opened(source) as container:
-            stream = _video_stream(container)
+        with _opened(source) as (container, stream):
             if stream.duration:
                 return float(stream.duration * stream.time_base)
             if container.duration:
@@ -44,22 +52,24 @@ def video_seconds(source: Source) -> float:
         raise BadClip(f"does not open: {one_line(error)}") from error
 
 
-def _opened(source: Source) -> Any:
-    return av.open(source if hasattr(source, "read") else str(source))
+@contextlib.contextmanager
+def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
+    """The container from its beginning, and its video stream, which refuses pictures of more than MAX_PIXELS."""
+    if hasattr(source, "read"):
+        source.seek(0)
+    with av.open(source if hasattr(source, "read") else str(source)) as container:
+        if not container.streams.video:
+            raise BadClip("has no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
+        yield container, stream
 
 
 def pictures(source: Source) -> Iterator[tuple[float, av.VideoFrame]]:
     """(seconds since the stream's start, picture) of a whole video, in order; whatever PyAV raises passes through."""
-    with _opened(source) as container:
-        stream = _video_stream(container)
-        stream.codec_context.thread_count = 1
-        yield from _pictures_from(container, stream, 0.0)
-
-
-def _video_stream(container):
-    if not container.streams.video:
-        raise BadClip("has no video stream")
-    return container.streams.video[0]
+    with _opened(source) as (container, stream):
+        yield from _decoded(container, stream)
 
 
 def _scan_seconds(container, stream) -> float:
@@ -91,40 +101,38 @@ def read_clip(source: Source, start: float, frames: int, fps: float, height: int
     Each wanted instant takes the picture shown then (by time stamp, so variable frame rates need nothing else).
 
     Raises:
-        BadClip: does not open or decode, ends too early, or has far fewer pictures than the clip needs.
+        EndsTooEarly: no pictures up to the clip's last frame.
+        BadClip: does not open or decode, or has far fewer pictures than the clip needs.
     """
     wanted = start + np.arange(frames) / fps
     out = np.empty((frames, 3, height, width), dtype=np.uint8)
     filled, distinct = 0, 0
     try:
-        with _opened(source) as container:
-            stream = _video_stream(container)
-            stream.codec_context.thread_count = 1
-            held, period = None, 0.0
-            for time, picture in _pictures_from(container, stream, start):
-                if held is not None:
-                    period = max(time - held[0], 0.0)
-                    count = int(np.searchsorted(wanted[filled:], time - 1e-6, side="left"))
-                    if count:
-                        out[filled : filled + count] = _fit(held[1], height, width)
-                        filled, distinct = filled + count, distinct + 1
-                        if filled == frames:
-                            break
-                held = (time, picture)
-            if held is None:
-                raise BadClip("has no frames")
-            # The last picture is shown for one more period.
-            count = int(np.searchsorted(wanted[filled:], held[0] + max(period, 1e-3), side="left"))
-            if filled < frames and count:
-                out[filled : filled + count] = _fit(held[1], height, width)
-                filled, distinct = filled + count, distinct + 1
+        held, period = None, 0.0
+        for time, picture in _pictures_from(source, start):
+            if held is not None:
+                period = max(time - held[0], 0.0)
+                count = int(np.searchsorted(wanted[filled:], time - 1e-6, side="left"))
+                if count:
+                    out[filled : filled + count] = _fit(held[1], height, width)
+                    filled, distinct = filled + count, distinct + 1
+                    if filled == frames:
+                        break
+            held = (time, picture)
+        if held is None:
+            raise EndsTooEarly("has no frames")
+        # The last picture is shown for one more period.
+        count = int(np.searchsorted(wanted[filled:], held[0] + max(period, 1e-3), side="left"))
+        if filled < frames and count:
+            out[filled : filled + count] = _fit(held[1], height, width)
+            filled, distinct = filled + count, distinct + 1
     except BadClip:
         raise
     except Exception as error:
         raise BadClip(f"does not decode: {one_line(error)}") from error
     if filled < frames:
         needed = clip_seconds(frames, fps)
-        raise BadClip(
+        raise EndsTooEarly(
             f"ends too early: {frames} frames at {fps:g} fps from {start:.2f} s need {needed:.2f} s, {filled} found"
         )
     if distinct < 0.75 * frames:
@@ -132,26 +140,45 @@ def read_clip(source: Source, start: float, frames: int, fps: float, height: int
     return Clip(out, start)
 
 
-def _pictures_from(container, stream, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
-    """(seconds since the stream's start, picture) in order, from no later than `start` where possible."""
-    origin = stream.start_time or 0
+def _pictures_from(source: Source, start: float) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds since the stream's start, picture) in order, from no later than `start` where there is such a one."""
     if start > 0:
-        container.seek(origin + int(start / stream.time_base), stream=stream, backward=True)
-    first = True
-    for picture in container.decode(stream):
-        if picture.pts is None:
-            continue
-        time = float((picture.pts - origin) * stream.time_base)
-        if first and time > start + 1e-6 and start > 0:
-            break  # the seek landed late (broken index): decode from the beginning
-        first = False
-        yield time, picture
-    else:
-        return
-    container.seek(origin, stream=stream, backward=True)
-    for picture in container.decode(stream):
-        if picture.pts is not None:
-            yield float((picture.pts - origin) * stream.time_base), picture
+        reached = False
+        with _opened(source) as (container, stream):
+            with contextlib.suppress(av.error.FFmpegError):  # what cannot be sought in is read from the beginning
+                container.seek((stream.start_time or 0) + int(start / stream.time_base), stream=stream, backward=True)
+                for time, picture in _decoded(container, stream):
+                    if not reached and time > start + 1e-6:
+                        break  # a broken index, or MPEG-TS, which is sought without one
+                    reached = True
+                    yield time, picture
+        if reached:
+            return
+    # opened again: in MPEG-TS a seek to the beginning lands late too
+    yield from pictures(source)
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, av.VideoFrame]]:
+    """(seconds since the stream's start, picture) from where the container stands, times never going back."""
+    origin, last = stream.start_time or 0, None
+    stamped = ((picture.pts, picture) for picture in container.decode(stream) if picture.pts is not None)
+    # AVI has one time stamp per packet, in the order of decoding, which B-frames leave
+    for stamp, picture in _sorted_stamps(stamped) if container.format.name == "avi" else stamped:
+        last = stamp if last is None else max(last, stamp)
+        yield float((last - origin) * stream.time_base), picture
+
+
+def _sorted_stamps(stamped: Iterable[tuple[int, av.VideoFrame]]) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The pictures as they come, which is the order they are shown in, with their time stamps in ascending order."""
+    stamps: list[int] = []
+    waiting: deque[av.VideoFrame] = deque()
+    for stamp, picture in stamped:
+        heapq.heappush(stamps, stamp)
+        waiting.append(picture)
+        if len(waiting) > REORDERED:
+            yield heapq.heappop(stamps), waiting.popleft()
+    while waiting:
+        yield heapq.heappop(stamps), waiting.popleft()
 
 
 def _fit(picture: av.VideoFrame, height: int, width: int) -> np.ndarray:

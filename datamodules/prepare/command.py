@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 from datamodules import flow_codec
 from datamodules.errors import UsageError
-from datamodules.prepare import pool, starts
+from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
-from datamodules.prepare.video import Settings, cores, prepare_video
+from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
 from datamodules.trackers import DotOptions, make_tracker
 
 _DOT = DotOptions()
+SIZE_FACTOR = 64  # of the networks: 8 by the VAE, and three halvings in the UNet; training refuses other sizes
 
 
 def prepare(
@@ -34,6 +35,8 @@ def prepare(
     clips_per_shard: int = 500,
     workers: int | None = None,
     timeout: float = 600.0,
+    video_timeout: float = VIDEO_TIMEOUT,
+    max_clips: int = MAX_CLIPS,
     retry: bool = False,
     ray: str | None = None,
 ) -> None:
@@ -47,27 +50,31 @@ def prepare(
         dot: of --tracker dot.
         frames: frames per clip.
         fps: frames per second of a clip.
-        height: of a clip in pixels, a multiple of 8.
-        width: of a clip in pixels, a multiple of 8.
+        height: of a clip in pixels, a multiple of 64.
+        width: of a clip in pixels, a multiple of 64.
         every: start a clip every so many seconds; without it, one clip from the middle of each video.
         shots: look for cuts, and let no clip cross one; with --every, within each shot.
         step: flow quantisation in pixels; the stored flow is off by at most half of it.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
         workers: processes; when not given as many as there are cores, or GPUs for --tracker dot.
         timeout: seconds that a clip may take before its video is given up.
+        video_timeout: seconds after which no further clip of a video is begun.
+        max_clips: clips that are tried in one video at most.
         retry: try the videos that were left out again.
         ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
     """
-    settings = Settings(frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot)
+    settings = Settings(frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips)
     gpus = _gpus() if tracker == "dot" else 0
     workers = (gpus or cores()) if workers is None else workers
-    _check(settings, workers, timeout)
+    _check(settings, workers, timeout, video_timeout)
     version = make_tracker(tracker, dot).version
-    job = Job(Path(shards).absolute(), videos_in(videos, root), settings, version, retry, timeout)
-    if not job.complete:
-        job.run(_runner(ray, workers, gpus))
-        job.finish()
-    print(job.summary())
+    found, target = videos_in(videos, root), Path(shards).absolute()
+    with folder.alone(target):
+        job = Job(target, found, settings, version, retry, timeout, video_timeout)
+        if not job.complete:
+            job.run(_runner(ray, workers, gpus))
+            job.finish()
+        print(job.summary())
 
 
 def _runner(ray: str | None, workers: int, gpus: int) -> Callable:
@@ -78,7 +85,7 @@ def _runner(ray: str | None, workers: int, gpus: int) -> Callable:
     return functools.partial(cluster.run, prepare_video, address=ray, workers=workers, gpus=min(gpus, 1))
 
 
-def _check(settings: Settings, workers: int, timeout: float) -> None:
+def _check(settings: Settings, workers: int, timeout: float, video_timeout: float) -> None:
     def require(good: bool, name: str, value: Any, expected: str) -> None:
         if not good:
             raise UsageError(f"--{name.replace('_', '-')} {value}: expected {expected}")
@@ -86,13 +93,17 @@ def _check(settings: Settings, workers: int, timeout: float) -> None:
     require(settings.frames >= 2, "frames", settings.frames, "at least 2")
     for name in ("height", "width"):
         size = getattr(settings, name)
-        require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8")
+        below = size // SIZE_FACTOR * SIZE_FACTOR
+        nearest = f"{below} or {below + SIZE_FACTOR}" if below > 0 else f"{SIZE_FACTOR}"
+        require(size > 0 and size % SIZE_FACTOR == 0, name, size, f"a multiple of {SIZE_FACTOR}, such as {nearest}")
     require(settings.fps > 0, "fps", settings.fps, "a positive number")
     require(settings.every is None or settings.every > 0, "every", settings.every, "a positive number of seconds")
     require(0 < settings.step <= 1, "step", settings.step, "a number in (0, 1]")
     require(settings.clips_per_shard >= 1, "clips_per_shard", settings.clips_per_shard, "at least 1")
     require(workers >= 1, "workers", workers, "at least 1")
     require(timeout > 0, "timeout", timeout, "a positive number of seconds")
+    require(video_timeout > 0, "video_timeout", video_timeout, "a positive number of seconds")
+    require(settings.max_clips >= 1, "max_clips", settings.max_clips, "at least 1")
     if settings.shots:
         starts.require_scenedetect()
 

@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from datamodules.errors import BadShards
 from datamodules.shards import ClipShape, write_index
-from datamodules.storage import atomic_file, clear_leftovers, json_bytes, write_atomic
+from datamodules.storage import (
+    atomic_file,
+    clear_leftovers,
+    held,
+    json_bytes,
+    parse_json,
+    read_regular,
+    write_atomic,
+)
 
 REPORT = "report.jsonl"
+LOCK = ".lock"
+LISTED = 20  # of what was left out, in the summary
+_LARGEST = 1 << 32  # bytes of a file of ours
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Be the only job in a folder for the block.
+
+    Raises:
+        BadShards: another one is at work there.
+    """
+    with held(folder / LOCK) as free:
+        if not free:
+            raise BadShards(f"{folder}: another process is at work in it; wait for it, or give another folder")
+        yield
 
 
 def claim(
@@ -29,32 +53,72 @@ def claim(
         BadShards: the folder holds another job, or something else.
     """
     if path.exists():
-        try:
-            found = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise BadShards(f"{path} does not read: {error}; give another folder, or delete this one") from error
+        found = read_record(path, "give another folder, or delete this one")
         for name, value in plan.items():
             if found.get(name) != value and name not in may_differ:
                 raise BadShards(
                     f"{path}: these shards were begun otherwise: {what_differs(name, found.get(name))}; "
                     "give another folder, or delete this one"
                 )
-    elif path.parent.exists() and any(path.parent.iterdir()):
+    elif path.parent.exists() and any(child.name != LOCK for child in path.parent.iterdir()):
         raise BadShards(f"{path.parent} is not empty and holds no {path.name}, expected a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json_bytes(plan))
 
 
+def read_record(path: Path, advice: str) -> dict[str, Any]:
+    """A JSON object that a job wrote.
+
+    Raises:
+        BadShards: damaged; the message ends with `advice`.
+    """
+    try:
+        found = parse_json(read_regular(path, _LARGEST))
+        if not isinstance(found, dict):
+            raise ValueError(f"is a {type(found).__name__}, expected an object")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadShards(f"{path} does not read: {reason}; {advice}") from error
+    return found
+
+
 def write_report(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    """One JSON line for each of them."""
+    """One JSON line for each source.
+
+    Args:
+        folder: of the shards.
+        lines: the source's name as `video` or `shard`; `clips`, the keys of those it gave; `bad`, what was left out:
+            its `reason`, with the `start` in seconds or the `key` of a clip.
+    """
     with atomic_file(folder / REPORT) as file:
         for line in lines:
             file.write(json_bytes(line) + b"\n")
 
 
 def read_report(folder: Path) -> list[dict[str, Any]]:
-    """The lines that `write_report` wrote."""
-    return [json.loads(line) for line in (folder / REPORT).read_bytes().splitlines()]
+    """The lines that `write_report` wrote.
+
+    Raises:
+        BadShards: damaged.
+    """
+    path = folder / REPORT
+    try:
+        lines = [parse_json(line) for line in read_regular(path, _LARGEST).splitlines()]
+        if not lines or not all(isinstance(line, dict) and isinstance(line.get("bad"), list) for line in lines):
+            raise ValueError("expected lines, each an object with a list `bad`")
+    except (OSError, ValueError) as error:
+        raise BadShards(f"{path} does not read: {error}; delete {folder} and make it again") from error
+    return lines
+
+
+def left_out(folder: Path) -> str:
+    """What a job left out and why, as the end of its summary; empty where nothing was."""
+    found = []
+    for line in read_report(folder):
+        source = line.get("video") or line.get("shard")
+        found += [f"\n  {' '.join(filter(None, [source, bad.get('key')]))}: {bad['reason']}" for bad in line["bad"]]
+    more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
+    return f"\nleft out: {len(found)}, see {folder / REPORT}{''.join(found[:LISTED])}{more}" if found else ""
 
 
 def finish(

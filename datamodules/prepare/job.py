@@ -21,11 +21,21 @@ from tqdm import tqdm
 from datamodules.errors import BadClip, BadShards
 from datamodules.prepare import folder, pool
 from datamodules.prepare.sources import Video
-from datamodules.prepare.video import Settings, Task, give_up, part_path, read_part, result_path, write_part
-from datamodules.shards import INDEX, ShardWriter, unpack
+from datamodules.prepare.video import (
+    VIDEO_TIMEOUT,
+    Settings,
+    Task,
+    give_up,
+    part_path,
+    read_part,
+    result_path,
+    write_part,
+)
+from datamodules.shards import INDEX, ShardWriter, read_index, unpack
 from datamodules.storage import json_bytes, write_atomic
 
 PLAN = "prepare.json"
+_AGAIN = "delete the folder and prepare again"
 Run = Callable[[Iterable[Task]], Iterator[tuple[Task, Any]]]
 
 
@@ -39,6 +49,7 @@ class Job:
         tracker_version: part of what the bytes depend on.
         retry: try the videos that were left out again, also when the set was complete.
         timeout: seconds that a clip may take.
+        video_timeout: seconds after which no further clip of a video is begun.
 
     Raises:
         BadShards: the folder holds a preparation of other videos or with other settings.
@@ -52,8 +63,10 @@ class Job:
         tracker_version: str,
         retry: bool = False,
         timeout: float | None = None,
+        video_timeout: float = VIDEO_TIMEOUT,
     ) -> None:
-        self.folder, self.videos, self.settings, self.timeout = target, videos, settings, timeout
+        self.folder, self.videos, self.settings = target, videos, settings
+        self.timeout, self.video_timeout = timeout, video_timeout
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
@@ -124,12 +137,13 @@ class Job:
     def _tasks(self, missing: dict[int, set[int]]) -> Iterator[Task]:
         for block, numbers in missing.items():
             for number in sorted(numbers):
-                yield Task(self.videos[number], number, self._parts(block), self.settings, self.timeout)
+                limits = (self.timeout, self.video_timeout)
+                yield Task(self.videos[number], number, self._parts(block), self.settings, *limits)
 
     def _commit(self, block: int) -> None:
         """Join the block's parts into its tars; the block's record, written last, makes them count."""
         parts = self._parts(block)
-        results = [json.loads(result_path(parts, number).read_bytes()) for number in self._numbers(block)]
+        results = [_result(result_path(parts, number)) for number in self._numbers(block)]
         keys = [key for result in results for key in result["clips"]]
         entries, size = [], self.settings.clips_per_shard
         for first in range(0, len(keys), size):
@@ -142,7 +156,7 @@ class Job:
 
     def finish(self) -> None:
         """Write the report and the index of a job whose blocks are all done."""
-        records = [json.loads(self._record(block).read_bytes()) for block in self.blocks]
+        records = [_block(self._record(block)) for block in self.blocks]
         entries = [entry for record in records for entry in record["entries"]]
         folder.write_report(self.folder, (result for record in records for result in record["report"]))
         if not entries:
@@ -168,11 +182,15 @@ class Job:
                 self._reopen_block(block)
             for number in self._numbers(block):
                 path = result_path(self._parts(block), number)
-                if path.exists() and json.loads(path.read_bytes())["bad"]:
+                if path.exists() and _result(path)["bad"]:
                     path.unlink()
 
     def _restore_records(self) -> None:
-        report, entries = folder.read_report(self.folder), json.loads((self.folder / INDEX).read_bytes())["shards"]
+        report, entries = folder.read_report(self.folder), read_index(self.folder / INDEX)["shards"]
+        if len(report) != len(self.videos):
+            raise BadShards(
+                f"{self.folder / folder.REPORT} has {len(report)} lines for {len(self.videos)} videos; {_AGAIN}"
+            )
         for block in self.blocks:
             own = [entry for entry in entries if entry["name"].startswith(f"{block:05d}-")]
             lines = [report[number] for number in self._numbers(block)]
@@ -180,7 +198,7 @@ class Job:
 
     def _reopen_block(self, block: int) -> None:
         """Unpack a block's shards to parts again; its record, removed last, opens it."""
-        record, parts = json.loads(self._record(block).read_bytes()), self._parts(block)
+        record, parts = _block(self._record(block)), self._parts(block)
         if not any(result["bad"] for result in record["report"]):
             return
         parts.mkdir(parents=True, exist_ok=True)
@@ -196,16 +214,27 @@ class Job:
 
     def summary(self) -> str:
         """What the set holds, and what was left out."""
-        index = json.loads((self.folder / INDEX).read_bytes())
+        index = read_index(self.folder / INDEX)
         size = sum(shard["bytes"] for shard in index["shards"])
-        bad = [(line["video"], fault["reason"]) for line in folder.read_report(self.folder) for fault in line["bad"]]
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
         text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.folder}"
-        listed = "".join(f"\n  {name}: {reason}" for name, reason in bad[:20])
-        more = f"\n  and {len(bad) - 20} more" if len(bad) > 20 else ""
-        return text + (
-            f"\n{len(bad)} clips or videos left out, see {self.folder / folder.REPORT}:{listed}{more}" if bad else ""
-        )
+        return text + folder.left_out(self.folder)
+
+
+def _result(path: Path) -> dict[str, Any]:
+    """What a video gave, as `write_result` wrote it."""
+    found = folder.read_record(path, _AGAIN)
+    if not all(isinstance(found.get(name), list) for name in ("clips", "bad")):
+        raise BadShards(f"{path} does not read: no lists `clips` and `bad`; {_AGAIN}")
+    return found
+
+
+def _block(path: Path) -> dict[str, Any]:
+    """The record of a finished block."""
+    found = folder.read_record(path, _AGAIN)
+    if not all(isinstance(found.get(name), list) for name in ("entries", "report")):
+        raise BadShards(f"{path} does not read: no lists `entries` and `report`; {_AGAIN}")
+    return found
 
 
 def _digests(videos: list[Video]) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tqdm import tqdm
 from datamodules import mp4
 from datamodules.errors import BadClip, BadShards
 from datamodules.prepare import folder
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter, read_index
 from datamodules.storage import json_bytes, write_atomic
 
 PLAN = "latents.json"
@@ -36,31 +35,34 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
         revision: of the hub id.
 
     Returns:
-        What was made, as one line.
+        What was made, and what was left out.
 
     Raises:
-        BadShards: nothing at `pattern`, no SVD there, or `out` holds something else.
+        BadShards: nothing at `pattern`, no SVD there, or `out` holds something else or is at work.
     """
     shards = Shards(pattern)
     encoder = Encoder(svd, revision)
+    with folder.alone(out):
+        _cache(shards, out, encoder)
+        index = read_index(out / INDEX)
+        return f"{index['clips']} clips with latents in {out}{folder.left_out(out)}"
+
+
+def _cache(shards: Shards, out: Path, encoder: Encoder) -> None:
     state = out / ".latents"
     plan = {"shards": _digest(shards), **encoder.hashes}
     folder.claim(out / PLAN, plan, lambda name, _: f"{name} is another")
+    if (out / INDEX).exists():
+        return
     state.mkdir(parents=True, exist_ok=True)
-    if not (out / INDEX).exists():
-        with tqdm(total=len(shards), desc="latents", unit="clip") as bar:
-            for number, count in enumerate(shards.counts):
-                record = state / f"{number:05d}.json"
-                if record.exists():
-                    bar.update(int(count))
-                else:
-                    write_atomic(record, json_bytes(_cache_shard(shards, number, out, encoder, bar)))
-        _finish(out, state, shards, encoder.hashes)
-    index = json.loads((out / INDEX).read_bytes())
-    bad = len(folder.read_report(out))
-    return f"{index['clips']} clips with latents in {out}" + (
-        f", {bad} left out, see {out / folder.REPORT}" if bad else ""
-    )
+    with tqdm(total=len(shards), desc="latents", unit="clip") as bar:
+        for number, count in enumerate(shards.counts):
+            record = state / f"{number:05d}.json"
+            if record.exists():
+                bar.update(int(count))
+            else:
+                write_atomic(record, json_bytes(_cache_shard(shards, number, out, encoder, bar)))
+    _finish(out, state, shards, encoder.hashes)
 
 
 def _digest(shards: Shards) -> str:
@@ -71,16 +73,18 @@ def _digest(shards: Shards) -> str:
 
 
 def _cache_shard(shards: Shards, number: int, out: Path, encoder: Encoder, bar: tqdm) -> dict[str, Any]:
+    done: list[str] = []
     bad: list[dict[str, str]] = []
     with ShardWriter(out / f"{number:05d}.tar") as writer:
         for key, result in _decoded(shards, number):
             try:
                 members, video = result.result()
                 writer.write(key, {**members, LATENT: encoder(video)})
+                done.append(key)
             except BadClip as error:
-                bad.append({"shard": shards.path(number).name, "key": key, "reason": str(error)})
+                bad.append({"key": key, "reason": str(error)})
             bar.update()
-    return {"entry": writer.entry, "bad": bad}
+    return {"entry": writer.entry, "report": {"shard": shards.path(number).name, "clips": done, "bad": bad}}
 
 
 def _decoded(shards: Shards, number: int) -> Iterator[tuple[str, Future]]:
@@ -101,8 +105,9 @@ def _read(shards: Shards, number: int, clip: int) -> tuple[dict[str, bytes], Any
 
 
 def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> None:
-    records = [json.loads((state / f"{number:05d}.json").read_bytes()) for number in range(len(shards.counts))]
-    folder.write_report(out, (line for record in records for line in record["bad"]))
+    paths = (state / f"{number:05d}.json" for number in range(len(shards.counts)))
+    records = [folder.read_record(path, "delete it, and the same command makes its shard again") for path in paths]
+    folder.write_report(out, (record["report"] for record in records))
     folder.finish(out, shards.shape, [record["entry"] for record in records], latents=hashes)
     shutil.rmtree(state, ignore_errors=True)
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from datamodules.errors import BadShards, UsageError, one_line
 from datamodules.shards import sanitised
+from datamodules.storage import parse_json, read_regular
 
 SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
 
 
@@ -34,6 +36,7 @@ class Video:
         fault: why it cannot be used, where that is known without opening it.
         offset: of its bytes in a tar; None for a file of its own.
         size: of its bytes in a tar.
+        note: why its caption is left out, if it is.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Video:
     fault: str = ""
     offset: int | None = None
     size: int = 0
+    note: str = ""
 
     @property
     def key(self) -> str:
@@ -143,26 +147,47 @@ def _once_each(videos: list[Video]) -> list[Video]:
 
 
 def _folder(root: Path) -> Iterator[Video]:
-    for parent, folders, files in os.walk(root):
+    unreadable: list[OSError] = []
+    for parent, folders, files in os.walk(root, onerror=unreadable.append):
         folders.sort()
         for file in sorted(files):
             path = Path(parent, file)
             suffix, name = path.suffix.lower(), printable(path.relative_to(root).as_posix())
             if suffix not in SUFFIXES and suffix != ".tar":
                 continue
-            if not path.is_file():
-                yield Video(name, str(path), fault="is a broken link" if path.is_symlink() else "is not a file")
+            fault = _not_a_file(path)
+            if fault:
+                yield Video(name, str(path), fault=fault)
             elif suffix == ".tar":
                 yield from _tar(path, name)
             else:
-                yield Video(name, str(path), _caption(path))
+                text, note = _caption(path)
+                yield Video(name, str(path), text, note=note)
+    for error in unreadable:
+        name = printable(os.path.relpath(os.fsdecode(error.filename), root))
+        yield Video(f"{name}/", str(error.filename), fault=f"the folder does not read: {error.strerror}")
 
 
-def _caption(path: Path) -> str:
+def _not_a_file(path: Path) -> str:
+    """Why a path that is listed is no file to read, if it is none."""
     try:
-        return path.with_suffix(".txt").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
+        return "" if stat.S_ISREG(os.stat(path).st_mode) else "is not a file"
+    except FileNotFoundError:
+        return "is a broken link"
+    except OSError as error:
+        return f"does not open: {error.strerror}"
+
+
+def _caption(path: Path) -> tuple[str, str]:
+    """The text beside a video, and why it is left out where there is one that cannot be used."""
+    try:
+        data = read_regular(path.with_suffix(".txt"), CAPTION_BYTES["txt"])
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return "", f"its caption {printable(path.with_suffix('.txt').name)} is left out: {reason}"
+    return data.decode("utf-8", "replace").strip(), ""
 
 
 # WebVid
@@ -199,24 +224,40 @@ def _webvid_video(row: dict[str, Any], line: int, root: Path) -> Video:
 # video2dataset
 
 
+class _Headers:
+    """A tar's file as tarfile reads headers: a damaged one asks for any size, or for the same bytes without end."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self._left = os.fstat(file.fileno()).st_size // 128 + 64  # tarfile takes two reads for a block of 512 bytes
+
+    def read(self, size: int) -> bytes:
+        """As a file's."""
+        self._left -= 1
+        if not 0 <= size <= 1 << 20 or self._left < 0:
+            raise tarfile.ReadError(f"a header of {size} bytes" if self._left >= 0 else "headers without end")
+        return self._file.read(size)
+
+
 def _tar(path: Path, name: str) -> Iterator[Video]:
     """The samples of a tar: members that share the name up to its first dot. Nothing is unpacked."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
             faults = []
             try:
                 for info in tar:
                     fault = _group(samples, info)
                     if fault:
                         faults.append(Video(f"{name}/{printable(info.name)}", str(path), fault=fault))
-            except tarfile.TarError as error:
+            except Exception as error:  # tarfile raises ValueError, OverflowError and more for broken headers
                 faults.append(Video(name, str(path), fault=f"tar is cut short or broken: {one_line(error)}"))
             end = os.fstat(file.fileno()).st_size
             yield from faults
             for key, members in samples.items():
-                yield _sample(tar, path, f"{name}/{printable(key)}", members, end)
-    except (OSError, tarfile.TarError) as error:
+                yield _sample(file, path, f"{name}/{printable(key)}", members, end)
+    except Exception as error:
         yield Video(name, str(path), fault=f"tar does not open: {one_line(error)}")
 
 
@@ -228,6 +269,8 @@ def _group(samples: dict[str, dict[str, tarfile.TarInfo]], info: tarfile.TarInfo
         return ""
     if not info.isfile():
         return "is a link or a device, not a file"
+    if info.sparse is not None or info.size < 0:
+        return "is stored sparse, not as it is" if info.size >= 0 else f"has a size of {info.size} bytes"
     if ".." in info.name.split("/") or info.name.startswith("/"):
         return "has a name that leaves the tar"
     if not stem or not dot:
@@ -239,25 +282,32 @@ def _group(samples: dict[str, dict[str, tarfile.TarInfo]], info: tarfile.TarInfo
     return ""
 
 
-def _sample(tar: tarfile.TarFile, path: Path, name: str, members: dict[str, tarfile.TarInfo], end: int) -> Video:
+def _sample(file: BinaryIO, path: Path, name: str, members: dict[str, tarfile.TarInfo], end: int) -> Video:
     suffix = next((suffix for suffix in members if f".{suffix.rpartition('.')[2]}" in SUFFIXES), None)
     if suffix is None:
         return Video(name, str(path), fault=f"has no video, only {' '.join(sorted(members))}")
     video = members[suffix]
     if video.offset_data + video.size > end:
         return Video(name, str(path), fault="is cut short, as the tar is")
-    return Video(name, str(path), _tar_caption(tar, members), "", video.offset_data, video.size)
+    text, note = _tar_caption(file, members)
+    return Video(name, str(path), text, "", video.offset_data, video.size, note)
 
 
-def _tar_caption(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str:
-    """The sample's `.txt`, else `caption` in its `.json`."""
+def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[str, str]:
+    """The sample's `.txt`, else `caption` in its `.json`; and why it is left out where it cannot be used."""
+    kind = next((kind for kind in CAPTION_BYTES if kind in members), None)
+    if kind is None:
+        return "", ""
+    info = members[kind]
     try:
-        if "txt" in members:
-            return tar.extractfile(members["txt"]).read().decode("utf-8", "replace").strip()
-        if "json" in members:
-            found = json.loads(tar.extractfile(members["json"]).read())
-            caption = found.get("caption") if isinstance(found, dict) else None
-            return printable(caption.strip()) if isinstance(caption, str) else ""
-    except (tarfile.TarError, OSError, ValueError):
-        pass
-    return ""
+        if info.size > CAPTION_BYTES[kind]:
+            raise ValueError(f"is larger than {CAPTION_BYTES[kind]} bytes")
+        file.seek(info.offset_data)
+        data = file.read(info.size)
+        if kind == "txt":
+            return data.decode("utf-8", "replace").strip(), ""
+        found = parse_json(data)
+    except (OSError, ValueError) as error:
+        return "", f"its caption .{kind} is left out: {one_line(error)}"
+    caption = found.get("caption") if isinstance(found, dict) else None
+    return printable(caption.strip()) if isinstance(caption, str) else "", ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -16,14 +16,19 @@ WIDTH = 256  # pictures are looked at in about this width
 MARGIN = 1e-3  # seconds; time stamps are read with 1e-6
 
 
-def clip_starts(seconds: float, frames: int, fps: float, every: float | None) -> list[float]:
-    """Starts of the clips of a video without cuts: the middle one, or one every so many seconds."""
+def clip_starts(seconds: float, frames: int, fps: float, every: float | None) -> Iterator[float]:
+    """Starts of the clips of a video without cuts: the middle one, or one every so many seconds.
+
+    They are made one by one: `seconds` may be a damaged container's, and then has no end.
+    """
     if every is None:
-        return [clips.middle_start(seconds, frames, fps)]
-    return [index * every for index in range(max(1, int((seconds - frames / fps) / every) + 1))]
+        return iter([clips.middle_start(seconds, frames, fps)])
+    return (index * every for index in range(max(1, int((seconds - frames / fps) / every) + 1)))
 
 
-def clip_starts_in_shots(shots: list[tuple[float, float]], frames: int, fps: float, every: float | None) -> list[float]:
+def clip_starts_in_shots(
+    shots: list[tuple[float, float]], frames: int, fps: float, every: float | None
+) -> Iterator[float]:
     """Starts of clips that cross no cut.
 
     Args:
@@ -42,10 +47,10 @@ def clip_starts_in_shots(shots: list[tuple[float, float]], frames: int, fps: flo
         longest = max((end - first for first, end in shots), default=0.0)
         raise BadClip(f"has no shot of {needed:.2f} s, the longest of {len(shots)} lasts {longest:.2f} s")
     if every is not None:
-        return [first + n * every for first, end in long for n in range(int((end - first - needed) / every) + 1)]
+        return (first + n * every for first, end in long for n in range(int((end - first - needed) / every) + 1))
     middle = (shots[0][0] + shots[-1][1]) / 2
     first, end = min(long, key=lambda shot: (max(shot[0] - middle, middle - shot[1], 0.0), shot[0]))
-    return [first + (end - first - needed) / 2]
+    return iter([first + (end - first - needed) / 2])
 
 
 def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list[tuple[float, float]]:

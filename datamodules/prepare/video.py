@@ -7,6 +7,8 @@ import functools
 import json
 import os
 import signal
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,11 @@ from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import ClipShape
-from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 
+MAX_CLIPS = 10_000  # starts that are tried in one video
+VIDEO_TIMEOUT = 6 * 3600.0
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
@@ -36,6 +40,7 @@ class Settings:
     clips_per_shard: int
     shots: bool = False
     dot: DotOptions = DotOptions()
+    max_clips: int = MAX_CLIPS
 
     @property
     def shape(self) -> ClipShape:
@@ -45,13 +50,16 @@ class Settings:
 
 @dataclass(frozen=True)
 class Task:
-    """One video: its clips go to `parts`, its result to `parts/NUMBER.json`; each clip may take `timeout` seconds."""
+    """One video: its clips go to `parts`, its result to `parts/NUMBER.json`; each clip may take `timeout` seconds, and
+    none is begun after `video_timeout`.
+    """
 
     video: Video
     number: int
     parts: Path
     settings: Settings
     timeout: float | None = None
+    video_timeout: float = VIDEO_TIMEOUT
 
 
 def prepare_video(task: Task, worker: int = 0) -> str | None:
@@ -67,11 +75,17 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
         None, or one line where the disk or the set-up, not the video, is at fault.
     """
     _quiet_codecs()
-    settings, done, bad = task.settings, [], []
+    settings, done, bad, began = task.settings, [], [], time.monotonic()
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)
-        for index, start in enumerate(_starts(task, bad)):
+        if task.video.note:
+            bad.append({"start": None, "reason": task.video.note})
+        for index, start in enumerate(_starts(task, bad, began)):
+            limit = _limit(task, index, began)
+            if limit:
+                bad.append({"start": round(start, 3), "reason": f"{limit} was reached: no clips from here on"})
+                break
             _alarm(task.timeout)
             key = clip_key(task.video, index)
             part = part_path(task.parts, key)
@@ -80,6 +94,8 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
                     members = encode_clip(task.video, start, settings, worker)
                 except BadClip as error:
                     bad.append({"start": round(start, 3), "reason": str(error)})
+                    if isinstance(error, clips.EndsTooEarly):
+                        break  # whatever the container says of its length
                     continue
                 write_part(part, members)
             done.append(key)
@@ -108,7 +124,14 @@ def _alarm(seconds: float | None) -> None:
     signal.setitimer(signal.ITIMER_REAL, seconds or 0)
 
 
-def _starts(task: Task, bad: list[dict[str, Any]]) -> list[float]:
+def _limit(task: Task, index: int, began: float) -> str:
+    """The limit that a video has reached before its clip `index`, if it has."""
+    if index >= task.settings.max_clips:
+        return f"--max-clips {task.settings.max_clips}"
+    return f"--video-timeout {task.video_timeout:g} s" if time.monotonic() - began > task.video_timeout else ""
+
+
+def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[float]:
     video, settings = task.video, task.settings
     try:
         if video.fault:
@@ -118,12 +141,20 @@ def _starts(task: Task, bad: list[dict[str, Any]]) -> list[float]:
         if seconds < clips.clip_seconds(settings.frames, settings.fps):
             raise BadClip(f"lasts {seconds:.2f} s, a clip needs {length:.2f} s")
         if settings.shots:
-            found = starts.find_shots(video.source(), progress=lambda: _alarm(task.timeout))
+            found = starts.find_shots(video.source(), progress=lambda: _still(task, began))
             return starts.clip_starts_in_shots(found, settings.frames, settings.fps, settings.every)
     except BadClip as error:
         bad.append({"start": None, "reason": str(error)})
-        return []
+        return iter([])
     return starts.clip_starts(seconds, settings.frames, settings.fps, settings.every)
+
+
+def _still(task: Task, began: float) -> None:
+    """What a long look at a whole video does now and then."""
+    limit = _limit(task, 0, began)
+    if limit:
+        raise BadClip(f"{limit} was reached while looking for cuts")
+    _alarm(task.timeout)
 
 
 def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0) -> dict[str, bytes]:
@@ -166,7 +197,7 @@ def clip_key(video: Video, index: int) -> str:
 
 def part_path(parts: Path, key: str) -> Path:
     """Where a finished clip waits for its shard."""
-    return parts / f"{key}.part"
+    return inside(parts, f"{key}.part")
 
 
 def result_path(parts: Path, number: int) -> Path:

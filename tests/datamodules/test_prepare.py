@@ -19,7 +19,7 @@ from datamodules.shards import Shards
 from tests.support.commands import prepare as run
 from tests.support.videos import write_video
 
-SMALL = ["--frames", "3", "--fps", "6", "--height", "32", "--width", "40", "--clips-per-shard", "2"]
+SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--clips-per-shard", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,8 @@ def test_every_n_seconds(folder, tmp_path):
     [
         (False, (), "is not a folder"),
         (True, (), "no video file under"),
-        (True, ("--height", 20), "--height 20: expected a positive multiple of 8"),
+        (True, ("--height", 20), "--height 20: expected a multiple of 64, such as 64"),
+        (True, ("--width", 500), "--width 500: expected a multiple of 64, such as 448 or 512"),
         (True, ("--frames", 1), "--frames 1: expected at least 2"),
         (True, ("--workers", 0), "--workers 0"),
         (True, ("--every", -1), "--every -1"),
@@ -166,7 +167,7 @@ def _finished(out):
 
 def test_a_clip_that_is_done_is_not_redone(folder, tmp_path, monkeypatch):
     videos = videos_in(str(folder / "sub"))
-    settings = work.Settings(3, 32, 40, 6.0, "dis", 0.5, 1 / 8, 2)
+    settings = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2)
     task = work.Task(videos[0], 0, tmp_path / "parts", settings)
     real, calls = work.encode_clip, []
 
@@ -192,7 +193,7 @@ def test_a_full_disk_stops_the_job_and_leaves_no_half_written_file(folder, tmp_p
         videos_in(str(folder / "sub"))[0],
         0,
         tmp_path / "p",
-        work.Settings(3, 32, 40, 6.0, "dis", None, 1 / 8, 2),
+        work.Settings(3, 64, 64, 6.0, "dis", None, 1 / 8, 2),
     )
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device" in work.prepare_video(task)

@@ -18,8 +18,8 @@ from datamodules.shards import Shards, sidecar, unpack
 from tests.support.commands import prepare as run
 from tests.support.videos import write_video
 
-SMALL = ["--frames", "3", "--fps", "6", "--height", "32", "--width", "40", "--clips-per-shard", "2"]
-SETTINGS = work.Settings(3, 32, 40, 6.0, "dis", 0.5, 1 / 8, 2)
+SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--clips-per-shard", "2"]
+SETTINGS = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2)
 
 
 @pytest.fixture(scope="module")

@@ -134,9 +134,14 @@ def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, c
     data[offset + 100] ^= 1
     (broken / "00001-000.tar").write_bytes(data)
     assert run("latents", broken, out, "--svd", svd[0]) == 0
-    assert "5 clips with latents" in capsys.readouterr().out
-    line = json.loads((out / "report.jsonl").read_text())
-    assert line["key"] == "clip-1-0" and "has changed since it was written" in line["reason"]
+    said = capsys.readouterr().out
+    assert "5 clips with latents" in said and "left out: 1, see " in said
+    lines = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
+    assert [line["shard"] for line in lines] == [f"0000{n}-000.tar" for n in range(3)]
+    assert [len(line["clips"]) for line in lines] == [2, 1, 2] and not lines[0]["bad"] and not lines[2]["bad"]
+    (bad,) = lines[1]["bad"]
+    assert bad["key"] == "clip-1-0" and "has changed since it was written" in bad["reason"]
+    assert f"  00001-000.tar clip-1-0: {bad['reason']}" in said.splitlines()
     assert Shards(str(out)).counts.tolist() == [2, 1, 2] and run("verify", out, "--workers", 1) == 0
 
 

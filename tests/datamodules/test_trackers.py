@@ -175,7 +175,7 @@ def test_the_version_is_that_of_code_and_weights(checkout):
 
 
 SIZES = ["--dot-height", "64", "--dot-width", "64", "--dot-num-tracks", "4096"]
-SMALL = ["--frames", "3", "--fps", "6", "--height", "32", "--width", "48", "--workers", "1"]
+SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--workers", "1"]
 
 
 def test_prepare_with_dot(checkout, tmp_path, capsys):
