@@ -7,6 +7,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.strips import write_mp4
+from datamodules.storage import inside
 
 
 class PredictionWriter(BasePredictionWriter):
@@ -22,7 +23,7 @@ class PredictionWriter(BasePredictionWriter):
         folder = run_folder(trainer) / "predictions"
         folder.mkdir(parents=True, exist_ok=True)
         for key, video, fps in zip(prediction["key"], prediction["video"], prediction["fps"], strict=True):
-            write_mp4(folder / f"{key}.mp4", video.permute(0, 2, 3, 1).numpy(), float(fps))
+            write_mp4(inside(folder, f"{key}.mp4"), video.permute(0, 2, 3, 1).numpy(), float(fps))
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where they are."""

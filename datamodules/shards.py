@@ -56,6 +56,17 @@ def sanitised(name: str) -> str:
     return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
+def check_key(key: Any) -> str:
+    """The key of a clip, when it is one that webdataset reads back and that is safe as a file's name.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
+        raise ValueError(f"key {key!r} is not one of 1 to 80 letters, digits, _ and -")
+    return key
+
+
 def sidecar(shard: Path) -> Path:
     """Path of a shard's index of members."""
     return shard.with_name(shard.name[: -len(".tar")] + ".index.json")
@@ -88,9 +99,7 @@ class ShardWriter:
 
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append a clip. `key` must be as `sanitised` makes them, and new in this shard."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
-            raise ValueError(f"key {key!r} is not one that webdataset can read back")
-        if key in self._keys:
+        if check_key(key) in self._keys:
             raise ValueError(f"key {key!r} is already in {self.path}")
         self._keys.add(key)
         self._tar.write({"__key__": key, **members})
@@ -166,6 +175,7 @@ def unpack(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         with open(path, "rb") as file:
             for clip, key in enumerate(index["keys"]):
                 members = {}
+                check_key(key)
                 for kind, places in index["members"].items():
                     if places[clip] is not None:
                         offset, size, crc = places[clip]
@@ -393,7 +403,7 @@ def _checked_sidecar(index: dict[str, Any], clips: int) -> dict[str, Any]:
         kind: column if None in column else np.asarray(column, dtype=np.int64).reshape(clips, 3)
         for kind, column in index["members"].items()
     }
-    return {"keys": index["keys"], "bytes": int(index["bytes"]), "members": columns}
+    return {"keys": [check_key(key) for key in index["keys"]], "bytes": int(index["bytes"]), "members": columns}
 
 
 def _recent(cache: OrderedDict, number: int, make: Any, drop: Any) -> Any:

@@ -9,6 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from datamodules.errors import BadShards
+
+
+def inside(folder: Path, name: str) -> Path:
+    """`folder / name` for a name that comes from data: the one way by which such a name becomes a path.
+
+    Raises:
+        BadShards: the name is none, or would lead out of the folder.
+    """
+    if not name or name in (".", "..") or any(character in name for character in ("/", "\\", "\0")):
+        raise BadShards(f"{folder}: {name!r} is no file name, it would lead out of the folder")
+    return folder / name
+
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:

@@ -19,6 +19,7 @@ def main(args=None):
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks import LastCheckpoint, SaveRunConfig, resolve_checkpoint
+    from datamodules.errors import BadShards
 
     class Parser(LightningArgumentParser):
         def error(self, message, ex=None):
@@ -58,7 +59,7 @@ def main(args=None):
             parser_kwargs={"prog": "python -m lightning"},
             save_config_kwargs={"overwrite": True},
         )
-    except MisconfigurationException as error:
+    except (MisconfigurationException, BadShards) as error:
         complain(error)
     except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError) as error:
         if error.filename is None:

@@ -16,7 +16,7 @@ from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import ClipShape
-from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
@@ -166,7 +166,7 @@ def clip_key(video: Video, index: int) -> str:
 
 def part_path(parts: Path, key: str) -> Path:
     """Where a finished clip waits for its shard."""
-    return parts / f"{key}.part"
+    return inside(parts, f"{key}.part")
 
 
 def result_path(parts: Path, number: int) -> Path:
