@@ -1,7 +1,8 @@
 """What happens around training: checkpoints, the run's folder, averages, samples, metrics, throughput."""
 
-from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, resolve_checkpoint
+from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, resolve_checkpoint
 from callbacks.ema import EMA
+from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
 from callbacks.sample_logger import SampleLogger

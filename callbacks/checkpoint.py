@@ -63,25 +63,6 @@ class AtomicCheckpointIO(CheckpointIO):
         _local(path).unlink(missing_ok=True)
 
 
-class LastCheckpoint(ModelCheckpoint):
-    """`checkpoints/last.ckpt` of the run folder: replaced every `every_n_train_steps` steps, and when training ends.
-
-    Stock `ModelCheckpoint` either misses the steps after the last multiple or numbers the files. Nothing is saved on an
-    exception: half-restored or broken weights would replace the good file, and a resume repeats the steps bit for bit.
-
-    Args:
-        every_n_train_steps: optimizer steps between two writes.
-    """
-
-    def __init__(self, every_n_train_steps: int = 500) -> None:
-        super().__init__(filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the final state, unless this step was just saved."""
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-
-
 class BestCheckpoint(ModelCheckpoint):
     """`checkpoints/best.ckpt` of the run folder: the state at the validation with the lowest monitored value.
 
@@ -91,6 +72,23 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str = "val/loss") -> None:
         super().__init__(filename="best", monitor=monitor, save_on_train_epoch_end=False, enable_version_counter=False)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write into the run folder, whatever the logger."""
+        self.dirpath = self.dirpath or str(run_folder(trainer) / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the best value so far, also where the run folder was moved or is named otherwise."""
+        old, new = state_dict.get("dirpath"), str(self.dirpath)
+        if old != new and old and (Path(new) / "best.ckpt").is_file():
+
+            def moved(value: Any) -> Any:
+                return new + value[len(old) :] if isinstance(value, str) and value.startswith(old) else value
+
+            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = {name: moved(value) for name, value in state_dict.items()} | {"best_k_models": best}
+        super().load_state_dict(state_dict)
 
 
 def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None) -> str | None:

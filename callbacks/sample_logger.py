@@ -17,6 +17,7 @@ from torch.utils.tensorboard.summary import Summary
 
 from callbacks.ema import EMA
 from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4
 from conditions import control_picture
 
@@ -48,21 +49,34 @@ class SampleLogger(Callback):
         self.sigma = sigma
         self.fps = fps
         self._batches: list[dict[str, Any]] = []
-        self._sampled_at = -1
+        self._sampled_at = -1  # the last step whose samples are complete
+        self._loaded_at = -1
         self._loaded_step = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last step whose samples are complete."""
+        return {"sampled_at": self._sampled_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """For a fit alone: `validate` samples the same step again."""
+        self._loaded_at = int(state_dict["sampled_at"])
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Remember the step: `validate` does not restore it."""
         self._loaded_step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Do not repeat the samples of the step a run continues from."""
-        self._sampled_at = trainer.global_step
+        """Do not repeat the samples of the step a run continues from, where it has them."""
+        self._sampled_at = self._loaded_at
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Sample on the schedule."""
-        if self.every_n_steps and trainer.global_step % self.every_n_steps == 0:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Sample on the schedule, when the step before is logged and validated."""
+        if self.every_n_steps and trainer.global_step and trainer.global_step % self.every_n_steps == 0:
             self._sample(trainer, pl_module, trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The last step's."""
+        self.on_train_batch_start(trainer, pl_module)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Sample at a validation, before `EMA` takes the averaged weights away."""
@@ -72,7 +86,6 @@ class SampleLogger(Callback):
     def _sample(self, trainer: Trainer, pl_module: LightningModule, step: int) -> None:
         if not trainer.is_global_zero or trainer.fast_dev_run or step == self._sampled_at:
             return
-        self._sampled_at = step
         self._batches = self._batches or first_clips(trainer, self.clips)
         folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +99,8 @@ class SampleLogger(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 self._to_tensorboard(logger, strips, step)
+                logger.save()  # a checkpoint will say that this step has its samples
+        self._sampled_at = step
         rank_zero_print(f"Sampled in {time.perf_counter() - start:.1f} s: {folder}")
 
     def _strip(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], step: int) -> np.ndarray:
@@ -137,7 +152,8 @@ def sampling(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         stack.enter_context(trainer.precision_plugin.val_step_context())
         pl_module.eval()
         try:
-            yield
+            with leaving_at_once(trainer):
+                yield
         finally:
             for module in training:
                 module.training = True

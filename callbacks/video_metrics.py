@@ -56,6 +56,14 @@ class VideoMetrics(Callback):
         self._left = 0
         self._validations = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations are over, so that a resume keeps the schedule."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As saved."""
+        self._validations = int(state_dict["validations"])
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the feature networks, so that a wrong file is found before training."""
         if stage not in ("fit", "validate") or self.fvd is not None:
@@ -76,8 +84,7 @@ class VideoMetrics(Callback):
         self._left = 0
         if trainer.sanity_checking:
             return
-        self._validations += 1
-        if trainer.state.fn == "validate" or self._validations % self.every_n_validations == 0:
+        if trainer.state.fn == "validate" or (self._validations + 1) % self.every_n_validations == 0:
             everything = len(trainer.val_dataloaders.dataset)
             cap = everything if self.clips is None else min(self.clips, everything)
             self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
@@ -104,6 +111,10 @@ class VideoMetrics(Callback):
             self.fvd.update(videos, real=real)
             for frames in videos:  # clip by clip: frames of a whole batch may not fit beside the model
                 self.fid.update(frames, real=real)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count."""
+        self._validations += not trainer.sanity_checking
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the distances, from the sums of all ranks."""

@@ -6,18 +6,31 @@ tested with, and a test names what is missing when that range grows.
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from lightning.pytorch.loops.fit_loop import _FitLoop
 
 # object -> attributes without which a resume would not be exact; dotted from a fitting Trainer
 NEEDED = {
     "fit_loop": ("is_resuming", "epoch_loop"),
-    "fit_loop.epoch_loop": ("batch_progress", "manual_optimization", "automatic_optimization"),
+    "fit_loop.epoch_loop": (
+        "batch_progress", "manual_optimization", "automatic_optimization", "val_loop", "_batches_that_stepped",
+    ),
+    "fit_loop.epoch_loop.val_loop": ("run", "batch_progress", "restarting", "reset_restart_stage"),
+    "_logger_connector": ("_first_loop_iter",),
+    "_accelerator_connector": ("cluster_environment",),
     "fit_loop.epoch_loop.batch_progress": ("total", "current", "is_last_batch"),
     "fit_loop.epoch_loop.batch_progress.total": ("ready", "started", "processed", "completed"),
     "precision_plugin": ("val_step_context",),
-    "strategy": ("broadcast", "reduce", "checkpoint_io"),
-}
-NEEDED_OF_CHECKPOINT = ("_should_skip_saving_checkpoint", "_save_topk_checkpoint", "_monitor_candidates")
+    "_checkpoint_connector": ("dump_checkpoint",),
+    "strategy": ("broadcast", "reduce", "reduce_boolean_decision", "checkpoint_io"),
+}  # fmt: skip
+NEEDED_OF_CHECKPOINT = (
+    "_should_skip_saving_checkpoint", "_save_topk_checkpoint", "_monitor_candidates", "_last_global_step_saved",
+)  # fmt: skip
 
 
 def only_steps(trainer: Any) -> bool:
@@ -70,3 +83,96 @@ def align_progress(trainer: Any, consumed: int, batches: int) -> None:
     for tracker in (total, current):
         for name in ("ready", "started", "processed", "completed"):
             setattr(tracker, name, getattr(tracker, name) + wanted - done)
+
+
+@contextmanager
+def between_batches(trainer: Any) -> Iterator[None]:
+    """Save as of the end of the batch before, also where the next one has arrived and is not begun."""
+    progress = trainer.fit_loop.epoch_loop.batch_progress
+    arrived = progress.total.ready == progress.total.started + 1
+    last = progress.is_last_batch
+    if arrived:
+        progress.total.ready -= 1
+        progress.current.ready -= 1
+        progress.is_last_batch = False
+    try:
+        yield
+    finally:
+        if arrived:
+            progress.total.ready += 1
+            progress.current.ready += 1
+            progress.is_last_batch = last
+
+
+def count_log_steps(trainer: Any) -> int:
+    """Log under the number of optimizer steps done; returns the number that was to be logged under.
+
+    Lightning counts for itself, one off during a validation, and once too often for each resume under accumulation.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    before, loop._batches_that_stepped = loop._batches_that_stepped, trainer.global_step
+    return before
+
+
+def restore_log_steps(trainer: Any, before: int) -> None:
+    """Undo `count_log_steps`."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = before
+
+
+class UnfinishedFitLoop(_FitLoop):
+    """Lightning's loop, which also begins where all steps are done and only a validation is left to repeat."""
+
+    begun = False
+
+    @property
+    def skip(self) -> bool:
+        """Never, at this beginning."""
+        return False
+
+    @property
+    def done(self) -> bool:
+        """Not before the epoch at hand is ended."""
+        return self.begun and super().done
+
+    def on_advance_start(self) -> None:
+        """From here on as Lightning's."""
+        self.begun = True
+        super().on_advance_start()
+
+
+def begin_also_when_done(trainer: Any) -> None:
+    """Let a fit start, and end again, whose steps are all done."""
+    trainer.fit_loop.__class__ = UnfinishedFitLoop
+
+
+def validate_now(trainer: Any) -> None:
+    """A whole validation at the start of a fit, as Lightning runs one after a step."""
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.batch_progress.reset()
+    loop.restarting = False
+    connector = trainer._logger_connector
+    first = connector._first_loop_iter
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
+
+
+def forget_validation(trainer: Any) -> None:
+    """Have no validation continued in its middle, where a checkpoint was saved inside of one."""
+    trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()
+
+
+def save_alone(trainer: Any, path: str) -> None:
+    """Save without waiting for other ranks, which may not come."""
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint()
+    if trainer.is_global_zero:
+        trainer.strategy.checkpoint_io.save_checkpoint(checkpoint, path)
+
+
+def slurm_requeue_signal(trainer: Any) -> int | None:
+    """The signal before SLURM's time limit, where Lightning's SLURMEnvironment is there and requeues."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not getattr(environment, "auto_requeue", False):
+        return None
+    return int(getattr(environment, "requeue_signal", None) or signal.SIGUSR1)

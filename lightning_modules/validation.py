@@ -50,8 +50,14 @@ def log_losses(module: LightningModule, stage: str, losses: FixedSigmaLoss) -> N
     """Log `STAGE/loss` and `STAGE/loss_sigma_S` of a whole evaluation, and begin a new one."""
     values = {f"{stage}/{name}": value for name, value in losses.compute().items()}
     losses.reset()
-    if not module.trainer.sanity_checking:
+    trainer = module.trainer
+    if not trainer.sanity_checking:
         module.log_dict(values, sync_dist=False)
-    elif module.trainer.num_sanity_val_steps == float("inf") and module.logger:
+    elif trainer.num_sanity_val_steps == float("inf"):
         # a whole validation before the first step: the value that later ones are compared with
-        module.logger.log_metrics({name: value.item() for name, value in values.items()}, step=0)
+        for logger in trainer.loggers:
+            logger.log_metrics({name: value.item() for name, value in values.items()}, step=0)
+    else:
+        return  # a few batches, to see that they work
+    if trainer.is_global_zero:
+        print(f"{stage}/loss = {values[f'{stage}/loss'].item():.4f} at step {trainer.global_step}", flush=True)

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from packaging.requirements import Requirement
 
-from datamodules.lightning_internals import NEEDED, NEEDED_OF_CHECKPOINT
+from datamodules.lightning_internals import NEEDED, NEEDED_OF_CHECKPOINT, UnfinishedFitLoop
 
 
 @pytest.mark.parametrize("where", NEEDED)
@@ -21,8 +21,12 @@ def test_a_trainer_has_what_the_resume_needs(where, tmp_path):
 
 
 def test_model_checkpoint_has_what_last_needs():
-    missing = [name for name in NEEDED_OF_CHECKPOINT if not hasattr(ModelCheckpoint, name)]
+    missing = [name for name in NEEDED_OF_CHECKPOINT if not hasattr(ModelCheckpoint(), name)]
     assert not missing, f"Lightning {version('lightning')} moved ModelCheckpoint.{missing[0]}"
+
+
+def test_the_fit_loop_asks_whether_to_skip():
+    assert isinstance(vars(UnfinishedFitLoop.__base__)["skip"], property), f"Lightning {version('lightning')}"
 
 
 def test_the_installed_lightning_is_in_the_tested_range(repo):
