@@ -1,6 +1,7 @@
 """What happens around training: checkpoints, the run's folder, averages, samples, metrics, throughput."""
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, resolve_checkpoint
+from callbacks.control_error import ControlErrors
 from callbacks.ema import EMA
 from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
@@ -12,6 +13,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
+    "ControlErrors",
     "LastCheckpoint",
     "PredictionWriter",
     "RunFolder",

@@ -1,5 +1,4 @@
-"""The plainest scenes: one shaded disc or box that moves along a bent path over a still gradient. Control is learned on them
-in minutes."""
+"""The plainest scenes, on which control is learned in minutes: a shaded disc or box on a bent path over a gradient."""
 
 from __future__ import annotations
 
