@@ -1,6 +1,7 @@
 """What happens around training: checkpoints, the run's folder, averages, samples, metrics, throughput."""
 
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, resolve_checkpoint
+from callbacks.control_error import ControlErrors
 from callbacks.ema import EMA
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.predictions import PredictionWriter
@@ -13,6 +14,7 @@ __all__ = [
     "EMA",
     "AtomicCheckpointIO",
     "BestCheckpoint",
+    "ControlErrors",
     "LastCheckpoint",
     "PredictionWriter",
     "RunFolder",

@@ -21,12 +21,14 @@ class EMA(Callback):
 
     Args:
         decay: weight of the past, in [0, 1).
+        warmup: at step n use (1 + n) / (10 + n) where that is less, so that a short run forgets its first weights.
     """
 
-    def __init__(self, decay: float = 0.999) -> None:
+    def __init__(self, decay: float = 0.999, warmup: bool = False) -> None:
         if not 0 <= decay < 1:
             raise MisconfigurationException(f"EMA.decay must be in [0, 1), got {decay}")
         self.decay = decay
+        self.warmup = warmup
         self.shadow: dict[str, Tensor] = {}
         self.swapped = False
         self._step = 0
@@ -49,7 +51,8 @@ class EMA(Callback):
         self._step = trainer.global_step
         parameters = _trained(pl_module)
         weights = [parameters[name].detach().float() for name in self.shadow]
-        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - self.decay)
+        decay = min(self.decay, (1 + self._step) / (10 + self._step)) if self.warmup else self.decay
+        torch._foreach_lerp_(list(self.shadow.values()), weights, 1 - decay)
 
     @contextmanager
     def averaged(self, pl_module: LightningModule) -> Iterator[None]:

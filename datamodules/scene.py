@@ -10,12 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
-from datamodules.textures import Texture, background_texture, object_texture
+from datamodules.textures import background_texture, object_texture
 
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+class Surface(Protocol):
+    """What a layer looks like."""
+
+    def sample(self, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Colours (..., 3) in 0..255 at layer coordinates."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +48,16 @@ class Motion:
 
 @dataclass(frozen=True)
 class Layer:
-    """A textured surface; `outline` is its signed distance in layer pixels, negative inside; None covers everything."""
+    """A textured surface; `outline` is its signed distance in layer pixels, negative inside; None covers everything.
+
+    `relief` lights it and darkens its rim.
+    """
 
     motion: Motion
-    texture: Texture
+    texture: Surface
     outline: Outline | None = None
     name: str = "background"
+    relief: bool = True
 
     def covers(self, t: int, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Whether image points (x, y) are on the layer in frame t."""
@@ -83,7 +95,9 @@ def render(scene: Scene) -> np.ndarray:
                 continue
             distance = layer.outline(u, v)
             alpha = np.clip(0.5 - distance * layer.motion.scale[t], 0, 1).astype(np.float32)[..., None]
-            image += alpha * (colour * _relief(u, v, distance) - image)
+            if layer.relief:
+                colour = colour * _relief(u, v, distance)
+            image += alpha * (colour - image)
         video[t] = np.clip(np.rint(image), 0, 255).astype(np.uint8).transpose(2, 0, 1)
     return video
 

@@ -1,32 +1,37 @@
-"""The embedded synthetic set: textured sprites with exact tracks, as real shards that the real writer wrote."""
+"""The embedded synthetic set: sprites with exact tracks, as real shards that the real writer wrote."""
 
 import hashlib
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
 from datamodules import samples
 from datamodules.base import ClipDataModule
-from datamodules.scene import random_scene, render, tracks
+from datamodules.plain import plain_scene
+from datamodules.scene import Scene, random_scene, render, tracks
 from datamodules.shards import ClipShape, ShardWriter, write_index
 from datamodules.storage import json_bytes, sync_folder, write_atomic
 
 VERSION = 3
 CLIPS_PER_SHARD = 64
+SceneKind = Literal["textured", "plain"]
 
 
 class SpritesDataModule(ClipDataModule):
-    """Textured objects that move over a panning or zooming background, with exact flow and visibility.
+    """Objects that move over a background, with exact flow and visibility.
 
     The set is written once, in `prepare_data`, under a folder of `root` named after what it depends on, and reused
     afterwards.
 
     Args:
         root: folder that holds the sets.
+        scene: `textured`, several textured objects over a panning or zooming background, or `plain`, one shaded disc or
+            box on a bent path over a still gradient. Of plain clips the second, fourth, ... has the first frame of the
+            one before it, and another motion.
         clips: training clips.
         val_clips: validation clips, from other seeds.
         batch_size: clips per batch and rank.
@@ -46,6 +51,7 @@ class SpritesDataModule(ClipDataModule):
     def __init__(
         self,
         root: str = "data/sprites",
+        scene: SceneKind = "textured",
         clips: int = 48,
         val_clips: int = 8,
         batch_size: int = 4,
@@ -62,15 +68,19 @@ class SpritesDataModule(ClipDataModule):
         for name, count in (("clips", clips), ("val_clips", val_clips)):
             if count < 1:
                 raise MisconfigurationException(f"data.{name}={count}: expected at least 1")
+        if scene not in get_args(SceneKind):
+            raise MisconfigurationException(f"data.scene={scene}: expected one of {', '.join(get_args(SceneKind))}")
         if data_seed < 0:
             raise MisconfigurationException(f"data.data_seed={data_seed}: expected at least 0")
         self.counts = {"train": clips, "val": val_clips}
         self.data_seed = data_seed
+        self.scene: SceneKind = scene
         digest = hashlib.sha256(json_bytes(self._config())).hexdigest()[:8]
         self.folder = Path(root) / f"{frames}x{height}x{width}-{clips}+{val_clips}-{digest}"
 
     def _config(self) -> dict[str, Any]:
-        return {"version": VERSION, "data_seed": self.data_seed, "counts": self.counts, **vars(self.shape)}
+        config = {"version": VERSION, "data_seed": self.data_seed, "counts": self.counts, **vars(self.shape)}
+        return config if self.scene == "textured" else {**config, "scene": self.scene}
 
     def prepare_data(self) -> None:
         """Write the set unless it is there. Several processes may do so at once: the first one to finish wins."""
@@ -81,9 +91,8 @@ class SpritesDataModule(ClipDataModule):
         try:
             with tqdm(total=sum(self.counts.values()), desc="sprites", unit="clip") as bar:
                 for split, count in self.counts.items():
-                    write_split(
-                        temporary / split, self.shape, [self.data_seed, list(self.counts).index(split)], count, bar
-                    )
+                    seed = [self.data_seed, list(self.counts).index(split)]
+                    write_split(temporary / split, self.scene, self.shape, seed, count, bar)
             write_atomic(temporary / "config.json", json_bytes(self._config()))
             try:
                 os.replace(temporary, self.folder)
@@ -101,23 +110,31 @@ class SpritesDataModule(ClipDataModule):
             self.val_set = self.open_shards(str(self.folder / "val"), train=False)
 
 
-def write_split(folder: Path, shape: ClipShape, seed: list[int], count: int, bar: tqdm) -> None:
-    """Write `count` clips, a pure function of shape and seed, as shards with their index."""
+def write_split(folder: Path, kind: SceneKind, shape: ClipShape, seed: list[int], count: int, bar: tqdm) -> None:
+    """Write `count` clips, a pure function of kind, shape and seed, as shards with their index."""
     folder.mkdir(parents=True)
     entries = []
     for first in range(0, count, CLIPS_PER_SHARD):
         with ShardWriter(folder / f"{first // CLIPS_PER_SHARD:05d}.tar") as writer:
             for number in range(first, min(count, first + CLIPS_PER_SHARD)):
-                writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number]))
+                writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number], kind))
                 bar.update()
         entries.append(writer.entry)
     write_index(folder, shape, entries)
 
 
-def sprite(shape: ClipShape, seed: list[int]) -> dict[str, bytes]:
+def sprite(shape: ClipShape, seed: list[int], kind: SceneKind = "textured") -> dict[str, bytes]:
     """The members of one synthetic clip."""
-    scene = random_scene(seed, shape.frames, shape.height, shape.width)
+    scene = scene_of(shape, seed, kind)
     flow, visibility = tracks(scene)
     source = {"name": "sprites", "seed": seed, "start": 0.0}
     tracker = {"name": "exact", "version": str(VERSION)}
     return samples.encode(render(scene), flow, visibility, shape.fps, source, tracker, scene.caption)
+
+
+def scene_of(shape: ClipShape, seed: list[int], kind: SceneKind) -> Scene:
+    """The scene of a clip; `seed` ends with the clip's number."""
+    size = shape.frames, shape.height, shape.width
+    if kind == "textured":
+        return random_scene(seed, *size)
+    return plain_scene([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)

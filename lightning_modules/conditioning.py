@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from conditions import Condition, average_magnitude, flow_to_pixels, motion_bucket
@@ -16,6 +18,7 @@ if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imp
     from datamodules.batch import Batch
 
 INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
+FITTING_CLIPS = 128  # of the training set, for latents that are fitted to it
 IDS = ("fps", "motion_bucket_id", "sigma_aug")  # what SVD embeds as vectors, in its order
 CONDITIONINGS = (
     "image_embedding",
@@ -101,6 +104,22 @@ def to_float(frames: Tensor) -> Tensor:
 def to_uint8(frames: Tensor) -> Tensor:
     """Frames in [-1, 1] -> uint8 [0, 255], clamped and rounded; uint8 passes."""
     return ((frames.float().clamp(-1, 1) + 1) * 127.5).round().byte() if frames.dtype.is_floating_point else frames
+
+
+def fit_latents(svd: SVD, trainer: Trainer) -> None:
+    """Fit latents that are fitted, on rank 0, on the first clips of the training order; not where it has been done.
+
+    Raises:
+        MisconfigurationException: there is no training set with frames.
+    """
+    if svd.pca is None or svd.pca.fitted:
+        return
+    dataset = getattr(trainer.datamodule, "train_set", None)
+    if dataset is None or "video" not in dataset[0]:
+        raise MisconfigurationException("model.latents: pca is fitted on the training set's frames, and there are none")
+    if trainer.is_global_zero:
+        svd.pca.fit(to_float(dataset[position]["video"]) for position in range(FITTING_CLIPS))
+    svd.pca.load_state_dict(trainer.strategy.broadcast({k: v.cpu() for k, v in svd.pca.state_dict().items()}))
 
 
 def control_of(condition: Condition, batch: Batch, seeds: Tensor) -> Tensor:

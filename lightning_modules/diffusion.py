@@ -32,6 +32,26 @@ def sample_sigma(
     return torch.exp(p_mean + p_std * randn(seeds, ())).to(device, non_blocking=True)
 
 
+def spread_sigma(
+    positions: Tensor, offset: Tensor, p_mean: float = 0.7, p_std: float = 1.6, device: torch.device | str = "cpu"
+) -> Tensor:
+    """As `sample_sigma`, but neighbouring samples divide the distribution evenly among them, which steadies the loss.
+
+    The quantile of the sample at a position is `frac(offset + position * golden ratio)` (Weyl's sequence), in exact
+    integer arithmetic, so still a function of seed and position alone.
+
+    Args:
+        positions: (B,) int64.
+        offset: int64, a hash of the seed.
+        p_mean: Mean of log sigma.
+        p_std: Standard deviation of log sigma.
+        device: Where the result is wanted.
+    """
+    word = offset + positions * (0x9E3779B97F4A7C15 - 2**64)  # int64 products wrap modulo 2^64
+    quantile = (((word >> 12) & (2**52 - 1)).double() + 0.5) / 2**52
+    return torch.exp(p_mean + p_std * torch.special.ndtri(quantile)).float().to(device, non_blocking=True)
+
+
 def precondition(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """c_skip, c_out, c_in, c_noise of SVD's v-prediction (sigma_data = 1), each of sigma's shape.
 
@@ -188,6 +208,8 @@ def guided(
         scale: (L,) guidance of each frame.
     """
     cond = Conditioning.of(cond, image_embedding, ids)
+    if scale is not None and bool((scale == 1).all()):  # the unconditional branch would be multiplied by zero
+        return lambda x, sigma: denoiser(x, sigma, cond)
     both = cond.without_image().followed_by(cond)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,17 +11,11 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, mix, uniform
-from lightning_modules import record
-from lightning_modules.conditioning import (
-    INFERENCE_SIGMA_AUG,
-    Conditioning,
-    clean_latents_of,
-    conditioning_of,
-    control_of,
-    to_uint8,
-)
-from lightning_modules.diffusion import edm_loss, randn, sample_sigma
+from lightning_modules import conditioning, record
+from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
+from lightning_modules.diffusion import edm_loss, randn, sample_sigma, spread_sigma
 from lightning_modules.networks import build_networks
+from lightning_modules.optimizer import Schedule
 from lightning_modules.released.base import check_bundle
 from lightning_modules.svd import SVD
 from lightning_modules.validation import FixedSigmaLoss, log_losses
@@ -42,21 +37,26 @@ class MotionControlModule(record.RecordedModule):
         condition: How a clip's flow and visibility become the control tensor.
         svd: Local folder or hub id of Stable Video Diffusion in diffusers' layout; this or `random_init`.
         revision: Revision of the hub id.
-        random_init: Build the base with random weights at this size instead of loading one: `tiny`, `small` or `full`.
+        random_init: Build the base with random weights of this size instead of loading one.
         init_seed: Seed of every random initial weight: a random base, motion encoder, LoRA.
         latents: With `random_init`: `vae` builds a random VAE, `space_to_depth` rearranges the pixels invertibly, so
-            that samples are pictures.
+            that samples are pictures, `pca` keeps their first components, fitted once to the training set.
+        pca_channels: How many components.
         train_base: Train the UNet too; for configurations without a pretrained base.
         injection: How motion features enter the UNet: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9).
         lora: LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null.
         lora_rank: Rank of LoRA; its alpha is the same, so its scale is 1.
-        learning_rate: Constant learning rate of AdamW.
+        flow_scale: Factor on the motion encoder's first weights of dx and dy; below 1 pixels do not drown the mask.
+        learning_rate: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW.
+        schedule: AdamW's moments, warm-up and decay.
         p_mean: Mean of log sigma in training.
         p_std: Standard deviation of log sigma in training.
+        spread_sigmas: Spread sigma evenly over neighbouring samples, in place of independent draws.
         dropout: Probability with which each of the five conditionings is dropped, independently.
         gradient_checkpointing: Recompute activations in the backward pass, in spatial and temporal blocks.
         sample_steps: Euler steps of a sample.
+        sample_sigma_max: Noise level that a sample starts from.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
         adapter: An `adapter.safetensors` or a checkpoint with the LoRA, encoder and injection to start from.
@@ -69,20 +69,25 @@ class MotionControlModule(record.RecordedModule):
         condition: Condition,
         svd: str | None = None,
         revision: str | None = None,
-        random_init: Literal["tiny", "small", "full"] | None = None,
+        random_init: Literal["micro", "tiny", "small", "full"] | None = None,
         init_seed: int = 0,
-        latents: Literal["vae", "space_to_depth"] = "vae",
+        latents: Literal["vae", "space_to_depth", "pca"] = "vae",
+        pca_channels: int = 8,
         train_base: bool = False,
         injection: Literal["modulation", "concat", "add"] = "modulation",
         lora: Literal["attention", "linear"] | None = "attention",
         lora_rank: int = 32,
+        flow_scale: float = 1.0,
         learning_rate: float = 1e-5,
         weight_decay: float = 0.01,
+        schedule: Schedule | None = None,
         p_mean: float = 0.7,
         p_std: float = 1.6,
+        spread_sigmas: bool = False,
         dropout: float = 0.1,
         gradient_checkpointing: bool = False,
         sample_steps: int = 25,
+        sample_sigma_max: float = 700.0,
         guidance: tuple[float, float] = (1.0, 2.5),
         seed: int = 0,
         released: str | None = None,
@@ -90,26 +95,31 @@ class MotionControlModule(record.RecordedModule):
     ):
         super().__init__()
         record.check_arguments(
-            svd=svd,
-            random_init=random_init,
-            released=released,
-            train_base=train_base,
-            lora=lora,
-            latents=latents,
+            svd=svd, random_init=random_init, released=released, train_base=train_base, lora=lora, latents=latents,
             adapter=adapter,
-        )
+        )  # fmt: skip
         record.check_numbers(
             lora_rank=(lora_rank, 1, None), dropout=(dropout, 0, 1), sample_steps=(sample_steps, 1, None),
             learning_rate=(learning_rate, 0, None), weight_decay=(weight_decay, 0, None), p_std=(p_std, 0, None),
         )  # fmt: skip
         self.condition = condition
         self.svd_path, self.revision, self.random_init, self.init_seed = svd, revision, random_init, init_seed
-        self.latents, self.train_base, self.injection_kind = latents, train_base, injection
+        self.latents, self.pca_channels, self.train_base, self.injection_kind = (
+            latents,
+            pca_channels,
+            train_base,
+            injection,
+        )
         self.lora, self.lora_rank, self.released, self.adapter = lora, lora_rank, released, adapter
-        self.learning_rate, self.weight_decay = learning_rate, weight_decay
-        self.p_mean, self.p_std, self.dropout = p_mean, p_std, dropout
-        self.gradient_checkpointing = gradient_checkpointing
-        self.sample_steps, self.guidance, self.seed = sample_steps, guidance, seed
+        self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
+        self.p_mean, self.p_std, self.spread_sigmas, self.dropout = p_mean, p_std, spread_sigmas, dropout
+        self.gradient_checkpointing, self.flow_scale = gradient_checkpointing, flow_scale
+        self.sample_steps, self.sample_sigma_max, self.guidance, self.seed = (
+            sample_steps,
+            sample_sigma_max,
+            guidance,
+            seed,
+        )
         if released is not None:
             check_bundle(self.architecture())
         self.svd: SVD | None = None
@@ -138,7 +148,7 @@ class MotionControlModule(record.RecordedModule):
         self.networks = build_networks(
             self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
             self.released, self.adapter, self.train_base, self.injection_kind, self.lora, self.lora_rank,
-            self.gradient_checkpointing,
+            self.gradient_checkpointing, self.pca_channels, self.flow_scale,
         )  # fmt: skip
         self.svd, self.motion_encoder, self.injection = self.networks[:3]  # registered: they have the weights
         self.denoiser = self.networks.denoiser
@@ -146,19 +156,14 @@ class MotionControlModule(record.RecordedModule):
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
     def on_fit_start(self) -> None:
-        """Refuse a latent cache of other networks than the ones that were loaded."""
+        """Refuse a latent cache of other networks than the ones that were loaded; fit what is fitted."""
+        conditioning.fit_latents(self.svd, self.trainer)
         record.check_latent_cache(getattr(self.trainer.datamodule, "latent_hashes", None) or {}, self.svd.hashes)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
+    def configure_optimizers(self) -> Any:
         """AdamW over what is trained."""
-        return torch.optim.AdamW(self.trained().values(), lr=self.learning_rate, weight_decay=self.weight_decay)
-
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Everything but the position goes to the device."""
-        # the position seeds generators on the host: left there, no step waits for the device
-        position = batch["position"]
-        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return batch | {"position": position}
+        steps, trained = self.trainer.max_steps, self.trained().values()
+        return self.schedule.optimizer(trained, self.learning_rate, self.weight_decay, steps)
 
     def seeds(self, batch: Batch, stream: int) -> Tensor:
         """(B,) int64 on the host: one seed per sample of the batch for one purpose."""
@@ -170,23 +175,28 @@ class MotionControlModule(record.RecordedModule):
 
     def control(self, batch: Batch) -> Tensor:
         """(B, L, 3, H, W) control tensor of the batch's clips."""
-        return control_of(self.condition, batch, self.seeds(batch, REGION))
+        return conditioning.control_of(self.condition, batch, self.seeds(batch, REGION))
 
     def conditioning(self, batch: Batch, sigma_aug: Tensor) -> Conditioning:
         """Conditioning of the batch's clips; `sigma_aug` (B,) is the noise on the first frame, in units of [-1, 1]."""
         noise = self.noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
-        return conditioning_of(self.svd, self.condition, batch, self.seeds(batch, REGION), sigma_aug, noise)
+        seeds = self.seeds(batch, REGION)
+        return conditioning.conditioning_of(self.svd, self.condition, batch, seeds, sigma_aug, noise)
 
     def clean_latents(self, batch: Batch) -> Tensor:
         """(B, L, C, H/8, W/8) scaled latents of the batch's clips."""
-        return clean_latents_of(self.svd, batch, partial(self.noise, batch, POSTERIOR))
+        return conditioning.clean_latents_of(self.svd, batch, partial(self.noise, batch, POSTERIOR))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The EDM loss of a batch (eq. 9), all draws from the samples' positions."""
         sigma_aug = sample_sigma(self.seeds(batch, AUG_SIGMA).tolist(), -3.0, 0.5, self.device)
         cond = self.conditioning(batch, sigma_aug)
         clean = self.clean_latents(batch)
-        sigma = sample_sigma(self.seeds(batch, SIGMA).tolist(), self.p_mean, self.p_std, self.device)
+        levels = self.p_mean, self.p_std, self.device
+        if self.spread_sigmas:
+            sigma = spread_sigma(batch["position"].cpu(), mix(self.seed, SIGMA), *levels)
+        else:
+            sigma = sample_sigma(self.seeds(batch, SIGMA).tolist(), *levels)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * self.noise(batch, NOISE, clean.shape[1:])
         keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device) >= self.dropout
         self.injection.set(self.motion_encoder(cond.control))
@@ -211,7 +221,8 @@ class MotionControlModule(record.RecordedModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate the batch's clips, uint8 on the host."""
-        return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": to_uint8(self.sample(batch)).cpu()}
+        generated = conditioning.to_uint8(self.sample(batch)).cpu()
+        return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": generated}
 
     def evaluated(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
@@ -221,17 +232,18 @@ class MotionControlModule(record.RecordedModule):
         return clean, cond
 
     @torch.no_grad()
-    def sample(self, batch: Batch) -> Tensor:
-        """Generate the batch's clips from their first frames and controls.
+    def sample(self, batch: Batch, controlled: bool = True) -> Tensor:
+        """Generate the batch's clips from their first frames and, where `controlled`, their controls.
 
         Returns:
             (B, L, 3, H, W) in [-1, 1]; the same for the same weights and batch.
         """
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
-            frames = cond.control.shape[1]
-            noise = self.noise(batch, INITIAL, (frames, self.svd.latent_channels, *cond.image_latent.shape[2:]))
-            return self.networks.generate(cond, noise, self.sample_steps, self.guidance)
+            shape = (cond.control.shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
+            cond = cond if controlled else replace(cond, control=None)
+            noise, sigma = self.noise(batch, INITIAL, shape), self.sample_sigma_max
+            return self.networks.generate(cond, noise, self.sample_steps, self.guidance, sigma_max=sigma)
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:

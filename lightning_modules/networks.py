@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import Denoiser, euler_sample
+from lightning_modules.diffusion import Denoiser, euler_sample, karras_sigmas
 from lightning_modules.injection import Injection, attach
 from lightning_modules.lora import add_lora
 from lightning_modules.motion_encoder import MotionEncoder
@@ -34,19 +34,25 @@ class Networks(NamedTuple):
         steps: int,
         guidance: tuple[float, float],
         on_step: Callable[[int, Tensor], None] | None = None,
+        sigma_max: float = 700.0,
     ) -> Tensor:
         """Frames (B, L, 3, H, W) in [-1, 1] from standard normal noise (B, L, C, H/8, W/8).
 
         Args:
-            cond: Conditioning of the clips.
+            cond: Conditioning of the clips; without a control the UNet runs bare.
             noise: What the sampler starts from.
             steps: Euler steps.
             guidance: Guidance scale of the first and the last frame.
             on_step: Called after each step with its number and the denoised latents; see `diffusion.euler`.
+            sigma_max: Noise level that the sampler starts from.
         """
         # the motion depends on the clip alone, so its features are computed once, not per step
-        self.injection.prepare(self.motion_encoder(cond.control))
-        latents = euler_sample(self.denoiser, noise, cond, steps=steps, guidance=guidance, on_step=on_step)
+        if cond.control is None:
+            self.injection.set(None)
+        else:
+            self.injection.prepare(self.motion_encoder(cond.control))
+        sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
+        latents = euler_sample(self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step)
         return self.svd.decode(latents).clamp(-1, 1)
 
 
@@ -54,9 +60,9 @@ def build_networks(
     compute_dtype: torch.dtype,
     svd: str | None,
     revision: str | None,
-    random_init: Literal["tiny", "small", "full"] | None,
+    random_init: Literal["micro", "tiny", "small", "full"] | None,
     init_seed: int,
-    latents: Literal["vae", "space_to_depth"],
+    latents: Literal["vae", "space_to_depth", "pca"],
     released: str | None,
     adapter: str | None,
     train_base: bool,
@@ -64,6 +70,8 @@ def build_networks(
     lora: Literal["attention", "linear"] | None,
     lora_rank: int,
     gradient_checkpointing: bool,
+    pca_channels: int = 8,
+    flow_scale: float = 1.0,
 ) -> Networks:
     """Build or load the networks; the arguments are those of `MotionControlModule`.
 
@@ -74,13 +82,15 @@ def build_networks(
     if start is not None:
         base = released_svd(start, released, svd, revision)
     elif random_init:
-        base = SVD.random(random_init, seed=init_seed, latents=latents)
+        base = SVD.random(random_init, init_seed, latents, pca_channels)
     else:
         base = SVD.load(svd, revision=revision)
     base.freeze(compute_dtype, train_unet=train_base)
     if lora:
         add_lora(base.unet, lora, lora_rank, seed=init_seed)
     encoder = MotionEncoder(base.unet.config.block_out_channels, seed=init_seed)
+    with torch.no_grad():
+        encoder.stem.convs[0].spatial.weight[:, :2] *= flow_scale
     places = attach(base.unet, injection, seed=init_seed)
     if start is not None:
         base.unet.load_state_dict(start.lora, strict=False)

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from conditions import Condition
+from lightning_modules.conditioning import fit_latents
 
 KEY = "remoco"
 
@@ -37,7 +38,7 @@ class RecordedModule(LightningModule):
             "lora_rank": self.lora_rank if self.lora else None,
             "train_base": self.train_base,
             "latents": self.latents,
-        }
+        } | ({"pca_channels": self.pca_channels} if self.latents == "pca" else {})
 
     def base_name(self) -> dict[str, Any]:
         """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
@@ -49,6 +50,10 @@ class RecordedModule(LightningModule):
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
+    def stored(self) -> dict[str, Tensor]:
+        """Name -> tensor of all that a checkpoint holds: what is trained, and latents that were fitted."""
+        return self.trained() | {name: b for name, b in self.named_buffers() if name.startswith("svd.pca.")}
+
     def check_record(self, found: dict, name: str) -> None:
         """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
         kept = found["architecture"]["condition"]
@@ -59,11 +64,19 @@ class RecordedModule(LightningModule):
         check_architecture(found, self.architecture(), name)
         check_base(found, self.base_name(), name)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Everything but the position goes to the device."""
+        # the position seeds generators on the host: left there, no step waits for the device
+        position = batch["position"]
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch | {"position": position}
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the trained tensors alone, and add the record."""
-        trained = self.trained()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in trained}
-        checkpoint[KEY] = {"architecture": self.architecture(), "base": self.svd.identity}
+        """Keep what was trained and fitted, and add the record."""
+        stored = self.stored()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in stored}
+        sampling = {"steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance)}
+        checkpoint[KEY] = {"architecture": self.architecture(), "base": self.svd.identity, "sampling": sampling}
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""
@@ -71,10 +84,11 @@ class RecordedModule(LightningModule):
         found = of(checkpoint, "the checkpoint")
         self.check_record(found, "the checkpoint")
         check_hash(found, self.svd.identity)
-        check_names(checkpoint["state_dict"], self.trained())
+        check_names(checkpoint["state_dict"], self.stored())
 
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
+        fit_latents(self.svd, self.trainer)
         if self.trainer.state.fn != "fit" and not self.loaded and getattr(self, "released", None) is None:
             rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
 
@@ -210,7 +224,7 @@ def check_arguments(
     if train_base and lora:
         raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
     if svd is not None and latents != "vae":
-        raise ValueError("model: latents: space_to_depth goes with random_init; a pretrained SVD has its VAE")
+        raise ValueError(f"model: latents: {latents} goes with random_init; a pretrained SVD has its VAE")
 
 
 def check_numbers(**numbers: tuple[float, float, float | None]) -> None:

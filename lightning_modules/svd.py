@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.layers import seeded
+from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
+from lightning_modules.pca import PatchPCA
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -51,8 +52,11 @@ def _size(
     ids: int,
     vae: tuple[int, ...],
     clip: dict,
+    attention: tuple[bool, ...] = (True, True, True, False),
 ) -> Size:
     unet = {
+        "down_block_types": tuple(f"{'CrossAttn' * here}DownBlockSpatioTemporal" for here in attention),
+        "up_block_types": tuple(f"{'CrossAttn' * here}UpBlockSpatioTemporal" for here in attention[::-1]),
         "block_out_channels": channels,
         "layers_per_block": layers,
         "num_attention_heads": heads,
@@ -70,6 +74,12 @@ def _size(
 
 
 SIZES = {
+    "micro": _size(
+        (32, 64), 1, (1, 2), 32, 32, (32, 32, 32, 32),
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8},
+        attention=(False, True),
+    ),
     "tiny": _size(
         (32, 64, 64, 64), 1, (2, 4, 4, 4), 32, 32, (32, 32, 32, 32),
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -94,13 +104,14 @@ class SVD(nn.Module):
     Args:
         unet: Denoising UNet.
         image_encoder: CLIP vision model with projection.
-        vae: Autoencoder, or None for latents that are a space-to-depth rearrangement of the frames.
+        vae: Autoencoder, or None for latents that are made of patches of the frames.
+        pca: Principal components of those patches; None with a VAE, or to keep all pixels.
         name: What these weights are called, kept in `identity`.
 
     Attributes:
         hashes: `weights_hash` of each network by its name, as loaded.
         identity: `name` and `hash`, one SHA-256 for all of them; `hash` is "meta" on the meta device.
-        latent_channels: Channels of a latent: 4, or 192 without a VAE.
+        latent_channels: Channels of a latent: 4, 192 without a VAE, or as many as `pca` keeps.
         latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
     """
 
@@ -110,12 +121,14 @@ class SVD(nn.Module):
         image_encoder: CLIPVisionModelWithProjection,
         vae: AutoencoderKLTemporalDecoder | None,
         name: dict[str, Any],
+        pca: PatchPCA | None = None,
     ):
         super().__init__()
         set_res_block_eps(unet)
-        self.unet, self.image_encoder, self.vae = unet, image_encoder, vae
+        use_fast_temporal_convs(unet)
+        self.unet, self.image_encoder, self.vae, self.pca = unet, image_encoder, vae, pca
         self.latent_channels: int = unet.config.out_channels
-        self.latent_scale: float = SPACE_TO_DEPTH_SCALE if vae is None else vae.config.scaling_factor
+        self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
         self.hashes = {part: weights_hash(network) for part, network in networks.items()}
         whole = "meta" if "meta" in self.hashes.values() else hashlib.sha256(repr(self.hashes).encode()).hexdigest()
@@ -144,26 +157,39 @@ class SVD(nn.Module):
 
     @classmethod
     def random(
-        cls, size: Literal["tiny", "small", "full"], seed: int = 0, latents: Literal["vae", "space_to_depth"] = "vae"
+        cls,
+        size: Literal["micro", "tiny", "small", "full"],
+        seed: int = 0,
+        latents: Literal["vae", "space_to_depth", "pca"] = "vae",
+        pca_channels: int = 8,
     ) -> SVD:
         """Build with random weights; no global generator moves, and on the meta device nothing is allocated.
 
         Args:
-            size: `tiny` (tests), `small` (some 40 M parameters, a CPU trains it) or `full` (SVD's own sizes).
+            size: `micro` (two levels, learns on a CPU in minutes), `tiny` (tests), `small` (some 40 M parameters, a CPU
+                trains it) or `full` (SVD's own sizes).
             seed: Seed of the weights.
             latents: `vae`: a random VAE. `space_to_depth`: no VAE, latents are 8 x 8 blocks of pixels as 192 channels.
+                `pca`: the first principal components of those blocks, still to be fitted.
+            pca_channels: How many components.
         """
         if size not in SIZES:
             raise MisconfigurationException(f"random_init is {size!r}, expected one of {', '.join(SIZES)}")
-        if latents not in ("vae", "space_to_depth"):
-            raise MisconfigurationException(f"latents is {latents!r}, expected vae or space_to_depth")
         sizes = SIZES[size]
-        channels = sizes.vae["latent_channels"] if latents == "vae" else 3 * VAE_FACTOR**2
+        by_latents = {
+            "vae": sizes.vae["latent_channels"],
+            "space_to_depth": 3 * VAE_FACTOR**2,
+            "pca": pca_channels,
+        }
+        if latents not in by_latents:
+            raise MisconfigurationException(f"latents is {latents!r}, expected one of {', '.join(by_latents)}")
+        channels = by_latents[latents]
         with seeded(seed):
             unet = UNetSpatioTemporalConditionModel(in_channels=2 * channels, out_channels=channels, **sizes.unet)
             image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.image_encoder))
             vae = AutoencoderKLTemporalDecoder(**sizes.vae) if latents == "vae" else None
-        return cls(unet, image_encoder, vae, {"random_init": size, "init_seed": seed, "latents": latents})
+        pca = PatchPCA(channels) if latents == "pca" else None
+        return cls(unet, image_encoder, vae, {"random_init": size, "init_seed": seed, "latents": latents}, pca)
 
     def freeze(self, compute_dtype: torch.dtype, train_unet: bool = False) -> SVD:
         """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in float32.
@@ -177,6 +203,7 @@ class SVD(nn.Module):
             "image_encoder": compute_dtype,
             "unet": torch.float32 if train_unet else compute_dtype,
             "vae": torch.float32,
+            "pca": torch.float32,
         }
         for name, part in self.named_children():
             # diffusers' own `to` warns about modules to keep in float32, of which there are none
@@ -201,10 +228,10 @@ class SVD(nn.Module):
 
         Returns:
             mean and standard deviation, each (N, C, H/8, W/8) float32, not scaled; the mean is the mode. The
-            space-to-depth latents have a standard deviation of 0.
+            latents without a VAE have a standard deviation of 0.
         """
         if self.vae is None:
-            mean = F.pixel_unshuffle(frames.float(), VAE_FACTOR)
+            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(frames.float(), VAE_FACTOR)
             return mean, torch.zeros_like(mean)
         with torch.autocast(frames.device.type, enabled=False):
             posteriors = [self.vae.encode(part.float()).latent_dist for part in frames.split(chunk)]
@@ -215,7 +242,7 @@ class SVD(nn.Module):
         """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); float32, clip by clip."""
         latents = latents.float() / self.latent_scale
         if self.vae is None:
-            return F.pixel_shuffle(latents, VAE_FACTOR)
+            return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, VAE_FACTOR)
         with torch.autocast(latents.device.type, enabled=False):
             return torch.stack([self.vae.decode(clip, num_frames=len(clip)).sample for clip in latents])
 
@@ -259,6 +286,13 @@ def set_res_block_eps(unet: nn.Module) -> int:
     for norm in changed:
         norm.eps = RES_BLOCK_EPS
     return len(changed)
+
+
+def use_fast_temporal_convs(unet: nn.Module) -> None:
+    """Compute the UNet's temporal convolutions by the kernels of two dimensions; weights and their names stay."""
+    for module in unet.modules():
+        if type(module) is nn.Conv3d and module.kernel_size == (3, 1, 1) and module.padding == (1, 0, 0):
+            module.__class__ = TemporalConv3d
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -1,5 +1,6 @@
 """Metrics as `torchmetrics.Metric` classes, tensor in and number out. Every number carries its protocol."""
 
+from metrics.control_error import ControlError, match_template, moving_object
 from metrics.features import (
     FeatureNetwork,
     I3DFeatures,
@@ -11,6 +12,7 @@ from metrics.frechet import FrechetVideoDistance, frechet_distance
 from metrics.trajectory import MeanTrackDistance, track_queries
 
 __all__ = [
+    "ControlError",
     "FeatureNetwork",
     "FrechetVideoDistance",
     "I3DFeatures",
@@ -19,5 +21,7 @@ __all__ = [
     "RandomFrameFeatures",
     "RandomVideoFeatures",
     "frechet_distance",
+    "match_template",
+    "moving_object",
     "track_queries",
 ]

@@ -15,6 +15,7 @@ from tests.support.callbacks_stand_in import Data, Module, trainer
 from tests.support.forks import Forks
 from tests.support.scalars import points
 
+
 class At(Callback):
     """Does something once, at one hook and step of a run: `hook:step:what`."""
 
@@ -118,9 +119,7 @@ def test_any_kill_leaves_no_trace(killed, whole, tmp_path, kills, name, accumula
     code = {"SIGKILL": -9, "SIGTERM": 143}[name]
     for kill in kills:
         started = (tmp_path / "run/checkpoints/last.ckpt").exists()
-        done = killed(
-            tmp_path, spec=f"{kill}:{name}", accumulate=accumulate, ckpt_path="last" if started else None
-        )
+        done = killed(tmp_path, spec=f"{kill}:{name}", accumulate=accumulate, ckpt_path="last" if started else None)
         assert done == code
     started = (tmp_path / "run/checkpoints/last.ckpt").exists()
     assert killed(tmp_path, accumulate=accumulate, ckpt_path="last" if started else None) == 0

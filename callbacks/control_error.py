@@ -1,0 +1,172 @@
+"""Is it controlled? The control error of generated validation clips, beside what it must be compared with."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.sample_logger import sampling
+from conditions import flow_to_pixels
+from datamodules.storage import json_bytes, write_atomic
+from lightning_modules.conditioning import to_uint8
+from metrics import ControlError, moving_object
+
+# how the clips that are scored come about -> what a person reads; in the order in which they are printed
+KINDS = {
+    "": "generated with its own control",
+    "_standing_still": "the first frame, repeated",
+    "_real": "the true clip: the scorer's own error",
+    "_swapped": "generated with another clip's control",
+    "_off": "generated without control",
+}
+
+
+class ControlErrors(Callback):
+    """Mean distance in pixels of the generated object from the track it was given, at validation and test.
+
+    For data whose tracks are exact and in which one thing moves over a still background (`SpritesDataModule` with
+    `scene: plain`). Logged as `val/control_error` and `test/control_error`, with `_standing_still`, `_real`, `_swapped`
+    and `_off` beside it: the control is learned where the first is far below the second and `_swapped` and `_off` are
+    not. Printed with what each means, and written to `metrics.json` in the run's folder, which keeps what else is in it.
+
+    Args:
+        clips: of the validation set, the first so many; none = all.
+        every_n_validations: measure at every n-th validation of a fit.
+    """
+
+    def __init__(self, clips: int | None = None, every_n_validations: int = 1) -> None:
+        if clips is not None and clips < 2:
+            raise MisconfigurationException(f"ControlErrors.clips must be at least 2, got {clips}")
+        if every_n_validations < 1:
+            raise MisconfigurationException(
+                f"ControlErrors.every_n_validations is {every_n_validations}, expected at least 1"
+            )
+        self.clips = clips
+        self.every_n_validations = every_n_validations
+        self.metrics = {kind: ControlError() for kind in KINDS}
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._validations = 0
+        self._left = 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew, with this rank's share of the first `clips` clips."""
+        if not trainer.sanity_checking:
+            self._validations += 1
+            due = trainer.state.fn != "fit" or self._validations % self.every_n_validations == 0
+            self._begin(trainer, pl_module, trainer.val_dataloaders if due else None)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew."""
+        self._begin(trainer, pl_module, trainer.test_dataloaders)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Generate this batch's clips and score them."""
+        if self._left == 0 or trainer.sanity_checking:
+            return
+        batch = {name: value[: self._left] for name, value in batch.items()}
+        self._left -= len(batch["key"])
+        self._score(trainer, pl_module, batch)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, print and write."""
+        if not trainer.sanity_checking:
+            self._report(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log, print and write."""
+        self._report(trainer, pl_module, "test")
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
+        for metric in self.metrics.values():
+            metric.to(pl_module.device).reset()
+        self.seconds = dict.fromkeys(KINDS, 0.0)
+        self._left = 0
+        if loader is not None:
+            everything = len(loader.dataset)
+            cap = everything if self.clips is None else min(self.clips, everything)
+            self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
+
+    def _score(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
+        if "video" not in batch:
+            raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
+        flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
+        masks, tracks = moving_object(flow)
+        first, real = to_uint8(batch["first_frame"]), to_uint8(batch["video"])
+        # half a batch away: neighbours may share their first frame, and then another's control would be a good one
+        other = torch.roll(torch.arange(len(masks)), len(masks) // 2 or 1)
+        swapped = batch | {name: batch[name][other] for name in ("flow", "flow_step", "visibility") if name in batch}
+        make = {
+            "": lambda: to_uint8(pl_module.sample(batch)),
+            "_standing_still": lambda: first[:, None].expand_as(real),
+            "_real": lambda: real,
+            "_swapped": lambda: to_uint8(pl_module.sample(swapped)),
+            "_off": lambda: to_uint8(pl_module.sample(batch, controlled=False)),
+        }
+        for kind, metric in self.metrics.items():
+            if kind == "_swapped" and len(masks) == 1:
+                continue  # a batch of one has no other clip
+            start = time.perf_counter()
+            with sampling(trainer, pl_module):
+                videos = make[kind]()
+            metric.update(videos, first, masks, tracks)
+            self.seconds[kind] += time.perf_counter() - start
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        counts = {
+            kind: int(trainer.strategy.reduce(m.clips.clone(), reduce_op="sum")) for kind, m in self.metrics.items()
+        }
+        results = {}
+        for kind, metric in self.metrics.items():
+            if counts[kind]:
+                value = float(metric.compute())
+                pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
+                results[f"control_error{kind}"] = {
+                    "value": value,
+                    "protocol": f"{KINDS[kind]}; {metric.protocol}",
+                    "n": counts[kind],
+                    "seconds": round(self.seconds[kind], 3),
+                }
+        if not results or not trainer.is_global_zero:
+            return
+        lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
+        lines += [
+            f"  {results[f'control_error{kind}']['value']:6.2f}  {text}" for kind, text in KINDS.items() if counts[kind]
+        ]
+        rank_zero_print("\n".join(lines))
+        write_metrics(run_folder(trainer) / "metrics.json", results)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
+                logger.experiment.add_text(f"{stage}/control_error_protocol", text, trainer.global_step)
+
+
+def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Put results, each {value, protocol, n, seconds}, into a JSON file; others that are in it stay.
+
+    Raises:
+        MisconfigurationException: the file is there and is no JSON object.
+    """
+    try:
+        there = json.loads(path.read_bytes()) if path.is_file() else {}
+        merged = {**there, **results}
+    except (ValueError, TypeError) as error:
+        raise MisconfigurationException(f"{path}: expected a JSON object of metrics ({error})") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json_bytes(merged))
