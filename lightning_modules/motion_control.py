@@ -22,7 +22,6 @@ from lightning_modules.conditioning import (
 from lightning_modules.diffusion import edm_loss, randn, sample_sigma
 from lightning_modules.networks import build_networks
 from lightning_modules.released.base import check_bundle
-from lightning_modules.svd import SVD
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 
 if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
@@ -112,7 +111,6 @@ class MotionControlModule(record.RecordedModule):
         self.sample_steps, self.guidance, self.seed = sample_steps, guidance, seed
         if released is not None:
             check_bundle(self.architecture())
-        self.svd: SVD | None = None
         self.validation_loss = FixedSigmaLoss()
 
     def setup(self, stage: str) -> None:
@@ -130,7 +128,7 @@ class MotionControlModule(record.RecordedModule):
         Args:
             compute_dtype: Dtype of the frozen networks; by default the trainer's, float32 without one.
         """
-        if self.svd is not None:
+        if hasattr(self, "networks"):
             return
         precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
@@ -229,7 +227,7 @@ class MotionControlModule(record.RecordedModule):
         """
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
-            frames = cond.control.shape[1]
+            frames = batch["flow"].shape[1]
             noise = self.noise(batch, INITIAL, (frames, self.svd.latent_channels, *cond.image_latent.shape[2:]))
             return self.networks.generate(cond, noise, self.sample_steps, self.guidance)
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from conditions import Condition
+from lightning_modules.svd import SVD
 
 KEY = "remoco"
 
@@ -22,6 +23,9 @@ class RecordedModule(LightningModule):
 
     A subclass has `MotionControlModule`'s arguments as attributes and, once it is built, `svd` with its `identity`.
     """
+
+    condition: Condition
+    svd: SVD
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import numpy as np
 
 from datamodules.errors import BadClip, one_line
 
-Source = str | os.PathLike | BinaryIO
+Source = str | os.PathLike | BinaryIO | io.RawIOBase
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _pictures_from(container, stream, start: float) -> Iterator[tuple[float, av.
 
 def _fit(picture: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """Upright, square pixels, the smaller scale that covers (height, width), centre crop; (3, height, width) uint8."""
-    image = picture.to_ndarray(format="rgb24")
+    image: np.ndarray = picture.to_ndarray(format="rgb24")
     aspect = picture.sample_aspect_ratio if hasattr(picture, "sample_aspect_ratio") else None
     stretch = float(aspect) if aspect else 1.0
     turns = round(picture.rotation / 90) % 4

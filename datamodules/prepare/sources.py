@@ -252,10 +252,10 @@ def _sample(tar: tarfile.TarFile, path: Path, name: str, members: dict[str, tarf
 def _tar_caption(tar: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> str:
     """The sample's `.txt`, else `caption` in its `.json`."""
     try:
-        if "txt" in members:
-            return tar.extractfile(members["txt"]).read().decode("utf-8", "replace").strip()
-        if "json" in members:
-            found = json.loads(tar.extractfile(members["json"]).read())
+        if text := "txt" in members and tar.extractfile(members["txt"]):
+            return text.read().decode("utf-8", "replace").strip()
+        if text := "json" in members and tar.extractfile(members["json"]):
+            found = json.loads(text.read())
             caption = found.get("caption") if isinstance(found, dict) else None
             return printable(caption.strip()) if isinstance(caption, str) else ""
     except (tarfile.TarError, OSError, ValueError):

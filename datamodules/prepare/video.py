@@ -67,7 +67,9 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
         None, or one line where the disk or the set-up, not the video, is at fault.
     """
     _quiet_codecs()
-    settings, done, bad = task.settings, [], []
+    settings = task.settings
+    done: list[str] = []
+    bad: list[dict[str, Any]] = []
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)
