@@ -16,8 +16,6 @@ from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
 from lightning_modules.diffusion import edm_loss, randn, sample_sigma, spread_sigma
 from lightning_modules.networks import build_networks
 from lightning_modules.optimizer import Schedule
-from lightning_modules.released.base import check_bundle
-from lightning_modules.svd import SVD
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 
 if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
@@ -94,35 +92,16 @@ class MotionControlModule(record.RecordedModule):
         adapter: str | None = None,
     ):
         super().__init__()
-        record.check_arguments(
-            svd=svd, random_init=random_init, released=released, train_base=train_base, lora=lora, latents=latents,
-            adapter=adapter,
-        )  # fmt: skip
-        record.check_numbers(
-            lora_rank=(lora_rank, 1, None), dropout=(dropout, 0, 1), sample_steps=(sample_steps, 1, None),
-            learning_rate=(learning_rate, 0, None), weight_decay=(weight_decay, 0, None), p_std=(p_std, 0, None),
-        )  # fmt: skip
         self.condition = condition
         self.svd_path, self.revision, self.random_init, self.init_seed = svd, revision, random_init, init_seed
-        self.latents, self.pca_channels, self.train_base, self.injection_kind = (
-            latents,
-            pca_channels,
-            train_base,
-            injection,
-        )
-        self.lora, self.lora_rank, self.released, self.adapter = lora, lora_rank, released, adapter
+        self.latents, self.pca_channels, self.train_base = latents, pca_channels, train_base
+        self.injection_kind, self.lora, self.lora_rank = injection, lora, lora_rank
+        self.released, self.adapter, self.flow_scale = released, adapter, flow_scale
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.p_mean, self.p_std, self.spread_sigmas, self.dropout = p_mean, p_std, spread_sigmas, dropout
-        self.gradient_checkpointing, self.flow_scale = gradient_checkpointing, flow_scale
-        self.sample_steps, self.sample_sigma_max, self.guidance, self.seed = (
-            sample_steps,
-            sample_sigma_max,
-            guidance,
-            seed,
-        )
-        if released is not None:
-            check_bundle(self.architecture())
-        self.svd: SVD | None = None
+        self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+        self.sample_steps, self.sample_sigma_max, self.guidance = sample_steps, sample_sigma_max, guidance
+        self.check_arguments()
         self.validation_loss = FixedSigmaLoss()
 
     def setup(self, stage: str) -> None:
@@ -140,7 +119,7 @@ class MotionControlModule(record.RecordedModule):
         Args:
             compute_dtype: Dtype of the frozen networks; by default the trainer's, float32 without one.
         """
-        if self.svd is not None:
+        if hasattr(self, "networks"):
             return
         precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
@@ -240,7 +219,7 @@ class MotionControlModule(record.RecordedModule):
         """
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
-            shape = (cond.control.shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
+            shape = (batch["flow"].shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
             cond = cond if controlled else replace(cond, control=None)
             noise, sigma = self.noise(batch, INITIAL, shape), self.sample_sigma_max
             return self.networks.generate(cond, noise, self.sample_steps, self.guidance, sigma_max=sigma)

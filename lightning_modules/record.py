@@ -14,6 +14,8 @@ from torch import Tensor
 
 from conditions import Condition
 from lightning_modules.conditioning import fit_latents
+from lightning_modules.released.base import check_bundle
+from lightning_modules.svd import SVD
 
 KEY = "remoco"
 
@@ -23,6 +25,9 @@ class RecordedModule(LightningModule):
 
     A subclass has `MotionControlModule`'s arguments as attributes and, once it is built, `svd` with its `identity`.
     """
+
+    condition: Condition
+    svd: SVD
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,6 +50,30 @@ class RecordedModule(LightningModule):
         if self.random_init:
             return {"random_init": self.random_init, "init_seed": self.init_seed}
         return {"released": self.released} if self.released else {"svd": self.svd_path, "revision": self.revision}
+
+    def check_arguments(self) -> None:
+        """Raise ValueError where arguments exclude each other, a number is out of its range or a file is not there."""
+        if self.released is None and (self.svd_path is None) == (self.random_init is None):
+            raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
+        if self.released is not None and self.random_init is not None:
+            raise ValueError("model: released brings its own base, so random_init must be null")
+        if self.released is not None and self.adapter is not None:
+            raise ValueError("model: released and adapter both bring what training starts from; give one")
+        if self.adapter is not None and not Path(self.adapter).is_file():
+            raise ValueError(f"model.adapter: no file {self.adapter}, expected adapter.safetensors or a checkpoint")
+        if self.train_base and self.lora:
+            raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
+        if self.svd_path is not None and self.latents != "vae":
+            raise ValueError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
+        ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
+        ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
+        for name, (least, bound) in ranges.items():
+            value = getattr(self, name)
+            if not least <= value < (float("inf") if bound is None else bound):
+                expected = f"a number of at least {least}" if bound is None else f"a probability in [{least}, {bound})"
+                raise ValueError(f"model: {name} is {value}, expected {expected}")
+        if self.released is not None:
+            check_bundle(self.architecture())
 
     def trained(self) -> dict[str, Tensor]:
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
@@ -201,38 +230,6 @@ def check_size(condition: Condition, height: int, width: int) -> None:
         condition.check(height, width)
     except ValueError as error:
         raise MisconfigurationException(f"model.condition: {error}") from error
-
-
-def check_arguments(
-    svd: str | None,
-    random_init: str | None,
-    released: str | None,
-    train_base: bool,
-    lora: str | None,
-    latents: str,
-    adapter: str | None,
-) -> None:
-    """Raise ValueError where arguments of the module exclude each other."""
-    if released is None and (svd is None) == (random_init is None):
-        raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
-    if released is not None and random_init is not None:
-        raise ValueError("model: released brings its own base, so random_init must be null")
-    if released is not None and adapter is not None:
-        raise ValueError("model: released and adapter both bring what training starts from; give one")
-    if adapter is not None and not Path(adapter).is_file():
-        raise ValueError(f"model.adapter: no file {adapter}, expected adapter.safetensors or a checkpoint")
-    if train_base and lora:
-        raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
-    if svd is not None and latents != "vae":
-        raise ValueError(f"model: latents: {latents} goes with random_init; a pretrained SVD has its VAE")
-
-
-def check_numbers(**numbers: tuple[float, float, float | None]) -> None:
-    """Raise ValueError unless each name's (value, least, bound) has least <= value < bound; no bound is infinity."""
-    for name, (value, least, bound) in numbers.items():
-        if not least <= value < (float("inf") if bound is None else bound):
-            expected = f"a number of at least {least}" if bound is None else f"a probability in [{least}, {bound})"
-            raise ValueError(f"model: {name} is {value}, expected {expected}")
 
 
 def check_precision(precision: str) -> None:
