@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.errors import BadShards, one_line
+from datamodules.errors import UsageError, one_line
 from datamodules.trackers.weights import digest, existing, load_weights, read_weights
 
 CO_TRACKER = "facebookresearch/co-tracker"
@@ -65,7 +65,7 @@ class LucasKanade:
     name = "lk"
 
     def __init__(
-        self, window: int = 15, tolerance: float = 1.0, fallback: Literal["dis"] | None = None
+        self, window: int = 11, tolerance: float = 0.5, fallback: Literal["dis"] | None = None
     ) -> None:
         self.window, self.tolerance, self.fallback = window, tolerance, fallback
         self.version = f"1-opencv-{cv2.__version__}-{window}-{tolerance:g}-{fallback or 'none'}"
@@ -138,7 +138,7 @@ class CoTracker:
         model: which of its models `path` belongs to.
 
     Raises:
-        BadShards: no such file or checkout; with the first clip, weights that do not fit the model.
+        UsageError: no such file or checkout; with the first clip, weights that do not fit the model.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class CoTracker:
         self._code = code
         self._local = _is_folder(code)
         if self._local and not (Path(code).expanduser() / "hubconf.py").is_file():
-            raise BadShards(f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}")
+            raise UsageError(f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}")
         self.version = f"1-{digest(self._file)}"
         self._model: Any = None
 
@@ -175,7 +175,7 @@ class CoTracker:
                 source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
             )
         except Exception as error:  # any program may lie there
-            raise BadShards(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
+            raise UsageError(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
         load_weights(model.model, self._file, "--dot-points-path")
         self._model = model.eval()
 
@@ -191,7 +191,7 @@ class Tapir:
             None, the installed `tapnet`.
 
     Raises:
-        BadShards: no such file or code; with the first clip, weights that do not fit.
+        UsageError: no such file or code; with the first clip, weights that do not fit.
     """
 
     name = "tapir"
@@ -200,7 +200,7 @@ class Tapir:
         self._file = existing(path, "--dot-points-path", "a checkpoint of TAPIR or BootsTAPIR")
         self._code = Path(code).expanduser().absolute() if code else None
         if self._code and not (self._code / "tapnet" / "torch" / "tapir_model.py").is_file():
-            raise BadShards(
+            raise UsageError(
                 f"--dot-points-code {code}: tapnet/torch/tapir_model.py is missing there, "
                 "expected a checkout of https://github.com/google-deepmind/tapnet"
             )
@@ -231,7 +231,7 @@ class Tapir:
                 pyramid_level=int(boots), extra_convs=boots, softmax_temperature=10.0 if boots else 20.0
             )
         except Exception as error:  # any program may lie there
-            raise BadShards(f"--dot-points-code {self._code}: TAPIR does not load: {one_line(error)}") from error
+            raise UsageError(f"--dot-points-code {self._code}: TAPIR does not load: {one_line(error)}") from error
         load_weights(model, self._file, "--dot-points-path")
         self._model = model.eval()
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from datamodules.errors import BadShards, one_line
+from datamodules.errors import UsageError, one_line
 
 WRAPPED = ("state_dict", "model")  # keys under which a training script may have saved the tensors
 PREFIXES = ("module.", "model.")  # what wrappers put before every name
@@ -20,13 +20,13 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
     """The file that an option names.
 
     Raises:
-        BadShards: none was given, or it is no file; the message names the option and what it should be.
+        UsageError: none was given, or it is no file; the message names the option and what it should be.
     """
     if path is None:
-        raise BadShards(f"{option} is missing, expected {what}")
+        raise UsageError(f"{option} is missing, expected {what}")
     file = Path(path).expanduser().absolute()
     if not file.is_file():
-        raise BadShards(f"{option} {path}: no such file, expected {what}")
+        raise UsageError(f"{option} {path}: no such file, expected {what}")
     return file
 
 
@@ -42,7 +42,7 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     Wrapping dictionaries (`state_dict`, `model`) and prefixes that all names share (`module.`, `model.`) are taken off.
 
     Raises:
-        BadShards: not such a file, or one that holds more than tensors in dictionaries.
+        UsageError: not such a file, or one that holds more than tensors in dictionaries.
     """
     try:
         if path.suffix == ".safetensors":
@@ -50,12 +50,12 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the file may be anything
-        raise BadShards(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
+        raise UsageError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
     for key in WRAPPED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
-        raise BadShards(f"{option} {path}: expected a dictionary of tensors")
+        raise UsageError(f"{option} {path}: expected a dictionary of tensors")
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in found)), None):
         found = {name[len(prefix) :]: value for name, value in found.items()}
     return dict(found)
@@ -65,7 +65,7 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
     """Fill a network from a file whose names and shapes are exactly its own.
 
     Raises:
-        BadShards: in one line, the file, and the first names that are missing, unknown, or of another shape.
+        UsageError: in one line, the file, and the first names that are missing, unknown, or of another shape.
     """
     found, wanted = read_weights(path, option), network.state_dict()
     faults = {
@@ -76,7 +76,7 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
     told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
     if told:
         shared = sum(name in wanted for name in found)
-        raise BadShards(
+        raise UsageError(
             f"{option} {path}: not the weights of {type(network).__name__} "
             f"({shared} of {len(wanted)} keys in common): {'; '.join(told)}"
         )
