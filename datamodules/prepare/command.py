@@ -87,6 +87,7 @@ def _check(settings: Settings, workers: int, timeout: float) -> None:
     for name in ("height", "width"):
         size = getattr(settings, name)
         require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8")
+        require(settings.tracker != "dot" or size >= 128, name, size, "at least 128 for --tracker dot")
     require(settings.fps > 0, "fps", settings.fps, "a positive number")
     require(settings.every is None or settings.every > 0, "every", settings.every, "a positive number of seconds")
     require(0 < settings.step <= 1, "step", settings.step, "a number in (0, 1]")

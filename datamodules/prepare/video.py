@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import samples
-from datamodules.errors import BadClip, BadShards, one_line
+from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import ClipShape
@@ -84,7 +84,7 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
                 write_part(part, members)
             done.append(key)
         write_result(task, done, bad)
-    except BadShards as error:
+    except (BadShards, UsageError) as error:
         return str(error)
     except OSError as error:
         return f"{task.parts}: {error.strerror or error}"
@@ -136,7 +136,7 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
         source = {"name": video.name, "start": round(clip.start, 6)}
         tracker = {"name": track.name, "version": track.version}
         return samples.encode(clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step)
-    except (BadClip, BadShards, MemoryError, KeyboardInterrupt):
+    except (BadClip, BadShards, UsageError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

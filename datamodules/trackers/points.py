@@ -4,7 +4,7 @@
 |---|---|---|
 | `LucasKanade` | nothing | Apache-2.0 (OpenCV) |
 | `Tapir` | tapnet's code and a checkpoint | both Apache-2.0 |
-| `CoTracker` | co-tracker's code (torch.hub or a checkout) and a checkpoint | both CC-BY-NC 4.0: not for commercial use |
+| `CoTracker` | co-tracker's code (torch.hub or a checkout) and a checkpoint | CC-BY-NC 4.0: not for commercial use |
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ import contextlib
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -29,7 +30,8 @@ CO_TRACKER = "facebookresearch/co-tracker"
 
 class PointTracks(NamedTuple):
     """tracks (L, M, 2) float32: x, y in pixels, centres at integers; visible (L, M) bool. In its own frame a query is
-    where it was asked, and visible."""
+    where it was asked, and visible.
+    """
 
     tracks: Tensor
     visible: Tensor
@@ -46,15 +48,17 @@ class PointTracker(Protocol):
     name: str
     version: str
 
-    def __call__(self, video: Tensor, queries: Tensor) -> PointTracks: ...
+    def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """Follow the queries."""
+        ...
 
 
 class LucasKanade:
     """Pyramidal Lucas-Kanade (Bouguet 2001, in OpenCV), frame by frame from the query's, forwards and backwards.
 
-    A step counts where the way back ends within `tolerance` of its start. Each point is then matched with its own
-    query frame from where the steps led, which takes their drift away and finds it again after it was hidden. A point
-    that both lose is not visible, and goes on with the step that failed, or with `fallback`'s.
+    A step counts where the way back ends within `tolerance` of its start. A point that the steps lose is matched with
+    its own query frame from where they led, which finds it again after it was hidden. Where that fails too it is not
+    visible, and goes on with the step that failed, or with `fallback`'s.
 
     Args:
         window: side of the matched patch in pixels.
@@ -64,13 +68,12 @@ class LucasKanade:
 
     name = "lk"
 
-    def __init__(
-        self, window: int = 11, tolerance: float = 0.5, fallback: Literal["dis"] | None = None
-    ) -> None:
+    def __init__(self, window: int = 11, tolerance: float = 0.3, fallback: Literal["dis"] | None = None) -> None:
         self.window, self.tolerance, self.fallback = window, tolerance, fallback
         self.version = f"1-opencv-{cv2.__version__}-{window}-{tolerance:g}-{fallback or 'none'}"
 
     def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """Follow the queries."""
         asked = queries.detach().cpu().numpy().astype(np.float32)
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the bits must not depend on the machine's cores
@@ -92,11 +95,11 @@ class LucasKanade:
                     continue
                 found, held = self._step(grey[before], grey[now], tracks[before, moving])
                 held &= visible[before, moving]
-                for frame in np.unique(start[moving]):
-                    of = np.flatnonzero(start[moving] == frame)
+                for frame in np.unique(start[moving[~held]]):
+                    of = np.flatnonzero(~held & (start[moving] == frame))
                     own = queries[moving[of], 1:]
                     matched, good = self._match(grey[frame], grey[now], own, found[of], levels=1)
-                    found[of[good]], held[of] = matched[good], held[of] | good
+                    found[of[good]], held[of] = matched[good], good
                 tracks[now, moving], visible[now, moving] = found, held & _inside(found, grey[now].shape)
         return tracks, visible
 
@@ -138,7 +141,7 @@ class CoTracker:
         model: which of its models `path` belongs to.
 
     Raises:
-        UsageError: no such file or checkout; with the first clip, weights that do not fit the model.
+        UsageError: no such file or checkout; with `load`, weights that do not fit the model.
     """
 
     def __init__(
@@ -152,13 +155,16 @@ class CoTracker:
         self._code = code
         self._local = _is_folder(code)
         if self._local and not (Path(code).expanduser() / "hubconf.py").is_file():
-            raise UsageError(f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}")
+            raise UsageError(
+                f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}"
+            )
         self.version = f"1-{digest(self._file)}"
         self._model: Any = None
 
     def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """Follow the queries."""
         if self._model is None:
-            self._load()
+            self.load()
         model = self._model.to(video.device)
         queries = queries.to(video.device, torch.float32)
         with torch.no_grad():
@@ -167,13 +173,15 @@ class CoTracker:
             )
         return PointTracks(tracks[0].float(), visible[0].bool())
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Build the model and read its weights, which the first call does otherwise."""
         entry = "cotracker3_offline" if self.name == "cotracker3" else "cotracker2"
         source = str(Path(self._code).expanduser()) if self._local else self._code
         try:
-            model = torch.hub.load(
-                source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
-            )
+            with torch.random.fork_rng(devices=[]):
+                model = torch.hub.load(
+                    source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
+                )
         except Exception as error:  # any program may lie there
             raise UsageError(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
         load_weights(model.model, self._file, "--dot-points-path")
@@ -191,7 +199,7 @@ class Tapir:
             None, the installed `tapnet`.
 
     Raises:
-        UsageError: no such file or code; with the first clip, weights that do not fit.
+        UsageError: no such file or code; with `load`, weights that do not fit.
     """
 
     name = "tapir"
@@ -208,8 +216,9 @@ class Tapir:
         self._model: Any = None
 
     def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """Follow the queries."""
         if self._model is None:
-            self._load()
+            self.load()
         model = self._model.to(video.device)
         queries = queries.to(video.device, torch.float32)
         with torch.no_grad():
@@ -221,17 +230,19 @@ class Tapir:
         tracks[frame, place], visible[frame, place] = queries[:, 1:], True
         return PointTracks(tracks, visible)
 
-    def _load(self) -> None:
+    def load(self) -> None:
+        """Build the model and read its weights, which the first call does otherwise."""
         boots = any(name.startswith("extra_convs.") for name in read_weights(self._file, "--dot-points-path"))
         try:
             with _importable(self._code):
                 module = importlib.import_module("tapnet.torch.tapir_model")
             # configs/tapir_config.py and configs/tapir_bootstrap_config.py of the release
-            model = module.TAPIR(
-                pyramid_level=int(boots), extra_convs=boots, softmax_temperature=10.0 if boots else 20.0
-            )
+            settings = {"pyramid_level": int(boots), "extra_convs": boots}
+            with torch.random.fork_rng(devices=[]):
+                model = module.TAPIR(softmax_temperature=10.0 if boots else 20.0, **settings)
         except Exception as error:  # any program may lie there
-            raise UsageError(f"--dot-points-code {self._code}: TAPIR does not load: {one_line(error)}") from error
+            where = self._code or "not given"
+            raise UsageError(f"--dot-points-code {where}: TAPIR does not load: {one_line(error)}") from error
         load_weights(model, self._file, "--dot-points-path")
         self._model = model.eval()
 

@@ -16,7 +16,7 @@ import torch
 from datamodules.errors import UsageError
 from datamodules.trackers.base import Tracks
 from datamodules.trackers.dot.dense import DenseTracker
-from datamodules.trackers.dot.raft import Raft, estimator, refiner
+from datamodules.trackers.dot.raft import estimator, refiner
 from datamodules.trackers.points import CO_TRACKER, CoTracker, LucasKanade, PointTracker, Tapir
 from datamodules.trackers.weights import digest, existing, load_weights
 
@@ -54,7 +54,7 @@ class DotOptions:
 
 
 class DOT:
-    """Tracks of DOT; the weights are loaded with the first clip; workers take the GPUs that torch sees in turn.
+    """Tracks of DOT; workers take the GPUs that torch sees in turn, with the first clip.
 
     Clips have sides of at least 128 pixels. On a CPU the same clip gives the same bits for any number of workers:
     each runs on one thread. `version` holds what the tracks depend on: hashes of the checkpoints, the sparse tracker,
@@ -65,8 +65,7 @@ class DOT:
         worker: number of this process among those of its machine; it picks the GPU, modulo their count.
 
     Raises:
-        UsageError: a file is missing, or a number that DOT cannot work with; with the first clip, weights that do not
-            fit, or a clip that is too small.
+        UsageError: a file is missing, weights do not fit, or a number that DOT cannot work with; a clip too small.
     """
 
     name = "dot"
@@ -74,16 +73,26 @@ class DOT:
     def __init__(self, options: DotOptions, worker: int = 0) -> None:
         self.options, self.worker = options, worker
         _check(options)
-        self._estimator = existing(options.estimator_path, "--dot-estimator-path", f"{ESTIMATOR} of DOT's README")
-        self._refiner = existing(options.refiner_path, "--dot-refiner-path", f"{REFINER} of DOT's README")
-        self._points = make_points(options)
+        files = {
+            "--dot-estimator-path": existing(
+                options.estimator_path, "--dot-estimator-path", f"{ESTIMATOR}, see docs/data.md"
+            ),
+            "--dot-refiner-path": existing(options.refiner_path, "--dot-refiner-path", f"{REFINER}, see docs/data.md"),
+        }
+        points = make_points(options)
+        with torch.random.fork_rng(devices=[]):
+            networks = estimator(), refiner()
+        for network, (option, path) in zip(networks, files.items()):
+            load_weights(network, path, option)
+            network.requires_grad_(False)
+        networks[0].use_statistics(options.statistics)
         parts = (
             f"{options.height}x{options.width}-{options.num_tracks}-{options.statistics}",
-            f"{digest(self._estimator)}-{digest(self._refiner)}",
-            f"{self._points.name}-{self._points.version}",
+            *map(digest, files.values()),
+            f"{points.name}-{points.version}",
         )
         self.version = "2-" + "-".join(parts)
-        self._dense: DenseTracker | None = None
+        self._dense = DenseTracker(points, *networks, (options.height, options.width), options.num_tracks)
 
     def __call__(self, frames: np.ndarray) -> Tracks:
         """Track a clip, (L, 3, H, W) uint8."""
@@ -91,9 +100,10 @@ class DOT:
         torch.set_num_threads(1)  # the bits must not depend on the machine's cores
         try:
             with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
-                if self._dense is None:
-                    self._dense = self._load()
-                video = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
+                gpus = torch.cuda.device_count()
+                device = torch.device(f"cuda:{self.worker % gpus}" if gpus else "cpu")
+                self._dense.estimator.to(device), self._dense.refiner.to(device)
+                video = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
                 tracks = self._dense.tracks(video).float().cpu().numpy()
         except torch.OutOfMemoryError as error:
             raise UsageError(f"--workers: DOT does not fit the GPU's memory: {str(error).splitlines()[0]}") from error
@@ -101,28 +111,20 @@ class DOT:
             torch.set_num_threads(threads)
         return to_clip(tracks, *frames.shape[2:])
 
-    def _load(self) -> DenseTracker:
-        options, gpus = self.options, torch.cuda.device_count()
-        self._device = torch.device(f"cuda:{self.worker % gpus}" if gpus else "cpu")
-        networks: list[Raft] = []
-        for make, path, name in ((estimator, self._estimator, "estimator"), (refiner, self._refiner, "refiner")):
-            network = make()
-            load_weights(network, path, f"--dot-{name}-path")
-            networks.append(network.requires_grad_(False).to(self._device))
-        networks[0].use_statistics(options.statistics)
-        return DenseTracker(self._points, *networks, (options.height, options.width), options.num_tracks)
-
 
 def make_points(options: DotOptions) -> PointTracker:
-    """The sparse tracker that the options name.
+    """The sparse tracker that the options name, its weights read.
 
     Raises:
-        UsageError: a file or its code is missing.
+        UsageError: a file or its code is missing, or the weights do not fit.
     """
-    if options.points == "tapir":
-        return Tapir(options.points_path, options.points_code)
-    if options.points in ("cotracker3", "cotracker2"):
-        return CoTracker(options.points_path, options.points_code or CO_TRACKER, options.points)
+    if options.points != "lk":
+        path, code = options.points_path, options.points_code
+        tracker = (
+            Tapir(path, code) if options.points == "tapir" else CoTracker(path, code or CO_TRACKER, options.points)
+        )
+        tracker.load()
+        return tracker
     if options.points_path or options.points_code:
         raise UsageError(f"--dot-points-path {options.points_path}: --dot-points lk has no weights and no code")
     return LucasKanade()

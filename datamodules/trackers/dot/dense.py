@@ -52,7 +52,13 @@ class DenseTracker:
         seeds: tuple[int, int] = (0, 0),
     ) -> None:
         self.points, self.estimator, self.refiner = points, estimator, refiner
-        self.size, self.num_tracks, self.at_once, self.threshold, self.seeds = size, num_tracks, at_once, threshold, seeds
+        self.size, self.num_tracks, self.at_once, self.threshold, self.seeds = (
+            size,
+            num_tracks,
+            at_once,
+            threshold,
+            seeds,
+        )
 
     @torch.no_grad()
     def tracks(self, video: Tensor) -> Tensor:

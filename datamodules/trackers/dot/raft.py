@@ -7,7 +7,8 @@ inside the network counts in coarse pixels, one per patch.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Iterator, Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,7 @@ class BatchNorm(nn.BatchNorm2d):
     running = False
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, C, H, W)."""
         stored = (self.running_mean, self.running_var) if self.running else (None, None)
         return F.batch_norm(x, *stored, self.weight, self.bias, training=not self.running, eps=self.eps)
 
@@ -42,6 +44,7 @@ class Block(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride), norm(out))
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block's output, smaller by the stride."""
         y = F.relu(self.norm1(self.conv1(x)))
         y = F.relu(self.norm2(self.conv2(y)))
         return F.relu(self.downsample(x) + y)
@@ -59,6 +62,7 @@ class Encoder(nn.Module):
         self.conv2 = nn.Conv2d(128, 256, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Encode frames."""
         x = F.relu(self.norm1(self.conv1(x)))
         return self.conv2(self.layer3(self.layer2(self.layer1(x))))
 
@@ -74,6 +78,7 @@ class MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(64 + 192, 128 - into, 3, padding=1)
 
     def forward(self, moved: Tensor, corr: Tensor) -> Tensor:
+        """Encode, at the coarse size."""
         c = F.relu(self.convc2(F.relu(self.convc1(corr))))
         f = F.relu(self.convf2(F.relu(self.convf1(moved))))
         return torch.cat([F.relu(self.conv(torch.cat([c, f], 1))), moved], 1)
@@ -90,6 +95,7 @@ class SepConvGRU(nn.Module):
                 self.add_module(f"conv{gate}{place}", nn.Conv2d(HIDDEN + 256, HIDDEN, size, padding=padding))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
+        """Hidden state (B, 128, h, w) after input (B, 256, h, w)."""
         for place in "12":
             convz, convr, convq = (self.get_submodule(f"conv{gate}{place}") for gate in "zrq")
             hx = torch.cat([h, x], 1)
@@ -108,6 +114,8 @@ def _mask(patch: int) -> nn.Sequential:
 
 
 class UpdateBlock(nn.Module):
+    """The parts of one iteration; `Raft.steps` puts them together."""
+
     def __init__(self, patch: int, alpha: bool) -> None:
         super().__init__()
         self.encoder, self.gru = MotionEncoder(alpha), SepConvGRU()
@@ -125,7 +133,8 @@ class Features(NamedTuple):
 
 class Step(NamedTuple):
     """One iteration: the correlation it read (B, 324, h, w), and hidden state, flow (B, 2, h, w) in coarse pixels and
-    visibility logit (B, 1, h, w) after it."""
+    visibility logit (B, 1, h, w) after it.
+    """
 
     corr: Tensor
     net: Tensor
@@ -209,9 +218,8 @@ class Raft(nn.Module):
         self, source: Features, target: Features, flow: Tensor | None = None, alpha: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Flow (B, H, W, 2) in pixels and the probability of being seen (B, H, W); see `steps`."""
-        for step in self.steps(source, target, flow, alpha):
-            pass
-        return self.upsampled(step)
+        *_, last = self.steps(source, target, flow, alpha)
+        return self.upsampled(last)
 
 
 def estimator() -> Raft:
@@ -225,7 +233,7 @@ def refiner() -> Raft:
 
 
 def require_size(patch: int, height: int, width: int) -> None:
-    """Refuse what leaves less than two coarse pixels on the last correlation level: the released code gives NaN there."""
+    """Refuse what leaves a correlation level less than two pixels: the released code gives NaN there."""
     if min(height, width) < 16 * patch or height % patch or width % patch:
         raise UsageError(
             f"DOT's {'estimator' if patch == 8 else 'refiner'} got {height} x {width} pixels, "
