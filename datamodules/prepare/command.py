@@ -53,8 +53,10 @@ def prepare(
         shots: look for cuts, and let no clip cross one; with --every, within each shot.
         step: flow quantisation in pixels; the stored flow is off by at most half of it.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
-        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot.
-        timeout: seconds that a clip may take before its video is given up.
+        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
+            takes 2.2 GB for each on a CPU.
+        timeout: seconds that each clip may take before its video is given up; --tracker dot takes about 240 for
+            each on one CPU core that it has to itself.
         retry: try the videos that were left out again.
         ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
     """

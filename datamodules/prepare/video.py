@@ -97,6 +97,8 @@ def give_up(task: Task, exit_code: int | None) -> None:
     """Write the result of a video whose process died: the clips it had finished, and how it ended."""
     if exit_code == -signal.SIGALRM and task.timeout is not None:
         reason = f"a clip took longer than --timeout {task.timeout:g} s"
+        if task.settings.tracker == "dot":
+            reason += " (which counts per clip; on a CPU --tracker dot needs minutes for one)"
     else:
         reason = f"the process that read it died (exit code {exit_code})"
     keys = sorted(path.stem for path in task.parts.glob(f"{task.video.key}-*.part"))
