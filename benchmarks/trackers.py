@@ -1,8 +1,9 @@
 """End-point error and visibility of every tracker against the exact tracks of the sprites.
 
-    python benchmarks/trackers.py [--clips 24] [--height 320] [--width 512] [--dot-root DOT]
+    python benchmarks/trackers.py [--clips 24] [--height 320] [--width 512] \
+        [--dot-estimator-path E --dot-refiner-path R [--dot-points lk|tapir|cotracker3|cotracker2 ...]]
 
-Prints the table of trackers.md. DOT only with a checkout of it and its checkpoints (docs/data.md); `no motion` is the
+Prints the table of trackers.md. DOT only with its checkpoints (docs/data.md); `no motion` is the
 floor that a tracker has to beat.
 """
 
@@ -55,12 +56,15 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--height", type=int, default=320)
     parser.add_argument("--width", type=int, default=512)
-    parser.add_argument("--dot-root", help="checkout of DOT, with its checkpoints")
+    for name in ("estimator-path", "refiner-path", "points-path", "points-code"):
+        parser.add_argument(f"--dot-{name}")
+    parser.add_argument("--dot-points", default="lk")
     parser.add_argument("--dot-num-tracks", type=int, default=2048)
     options = parser.parse_args()
     trackers = [Still(), DIS()]
-    if options.dot_root:
-        trackers.append(DOT(DotOptions(root=options.dot_root, num_tracks=options.dot_num_tracks)))
+    if options.dot_estimator_path:
+        dot = {name[4:]: value for name, value in vars(options).items() if name.startswith("dot_")}
+        trackers.append(DOT(DotOptions(**dot)))
     scores: dict[str, dict[str, list[float]]] = {each.name: defaultdict(list) for each in trackers}
     moved = []
     for number in range(options.clips):

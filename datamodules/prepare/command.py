@@ -56,8 +56,10 @@ def prepare(
         shots: look for cuts, and let no clip cross one; with --every, within each shot.
         step: flow quantisation in pixels; the stored flow is off by at most half of it.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
-        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot.
-        timeout: seconds that a clip may take before its video is given up.
+        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
+            takes 2.2 GB for each on a CPU.
+        timeout: seconds that each clip may take before its video is given up; --tracker dot takes about 240 for
+            each on one CPU core that it has to itself.
         video_timeout: seconds after which no further clip of a video is begun.
         max_clips: clips that are tried in one video at most.
         retry: try the videos that were left out again.
@@ -96,6 +98,7 @@ def _check(settings: Settings, workers: int, timeout: float, video_timeout: floa
         below = size // SIZE_FACTOR * SIZE_FACTOR
         nearest = f"{below} or {below + SIZE_FACTOR}" if below > 0 else f"{SIZE_FACTOR}"
         require(size > 0 and size % SIZE_FACTOR == 0, name, size, f"a multiple of {SIZE_FACTOR}, such as {nearest}")
+        require(settings.tracker != "dot" or size >= 128, name, size, "at least 128 for --tracker dot")
     require(settings.fps > 0, "fps", settings.fps, "a positive number")
     require(settings.every is None or settings.every > 0, "every", settings.every, "a positive number of seconds")
     require(0 < settings.step <= 1, "step", settings.step, "a number in (0, 1]")

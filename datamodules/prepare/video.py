@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import samples
-from datamodules.errors import BadClip, BadShards, one_line
+from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import ClipShape
@@ -102,7 +102,7 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
                 write_part(part, members)
             done.append(key)
         write_result(task, done, bad)
-    except BadShards as error:
+    except (BadShards, UsageError) as error:
         return str(error)
     except OSError as error:
         return f"{task.parts}: {error.strerror or error}"
@@ -115,6 +115,8 @@ def give_up(task: Task, exit_code: int | None) -> None:
     """Write the result of a video whose process died: the clips it had finished, and how it ended."""
     if exit_code == -signal.SIGALRM and task.timeout is not None:
         reason = f"a clip took longer than --timeout {task.timeout:g} s"
+        if task.settings.tracker == "dot":
+            reason += " (which counts per clip; on a CPU --tracker dot needs minutes for one)"
     else:
         reason = f"the process that read it died (exit code {exit_code})"
     keys = sorted(path.stem for path in task.parts.glob(f"{task.video.key}-*.part"))
@@ -169,7 +171,7 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
         source = {"name": video.name, "start": round(clip.start, 6)}
         tracker = {"name": track.name, "version": track.version}
         return samples.encode(clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step)
-    except (BadClip, BadShards, MemoryError, KeyboardInterrupt):
+    except (BadClip, BadShards, UsageError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

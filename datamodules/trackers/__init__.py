@@ -8,7 +8,7 @@ _DOT = DotOptions()
 
 
 def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
-    """A tracker by name; weights are looked for now, and loaded with the first clip.
+    """A tracker by name, its weights read.
 
     Args:
         name: `dis` or `dot`.
@@ -16,7 +16,7 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
         worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:
-        BadShards: files that are missing; the message names the option.
+        UsageError: files that are missing or do not fit; the message names the option.
     """
     return DOT(dot, worker) if name == "dot" else DIS()
 

@@ -1,0 +1,161 @@
+"""Dense Optical Tracking (Le Moing, Ponce, Schmid, CVPR 2024), the tracker of the method, with its released weights.
+
+The networks are ours and compute what the released code computes (docs/dot.md); the weights are not part of this
+project, and whose they are is in docs/data.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+
+from datamodules.errors import UsageError
+from datamodules.trackers.base import Tracks
+from datamodules.trackers.dot.dense import DenseTracker
+from datamodules.trackers.dot.raft import estimator, refiner
+from datamodules.trackers.points import CO_TRACKER, CoTracker, LucasKanade, PointTracker, Tapir
+from datamodules.trackers.weights import digest, existing, load_weights
+
+ESTIMATOR = "cvo_raft_patch_8.pth"
+REFINER = "movi_f_raft_patch_4_alpha.pth"
+
+
+@dataclass(frozen=True)
+class DotOptions:
+    """What DOT runs with. Checkpoints are read without running code from them.
+
+    Args:
+        estimator_path: checkpoint of the motion boundaries, `cvo_raft_patch_8.pth` of DOT's README.
+        refiner_path: checkpoint of the refiner, `movi_f_raft_patch_4_alpha.pth` of DOT's README.
+        points: sparse tracker: `lk` (OpenCV, needs nothing), `tapir` (Apache-2.0), `cotracker3` or `cotracker2`
+            (CC-BY-NC: tracks for non-commercial use).
+        points_path: checkpoint of the sparse tracker; not of `lk`.
+        points_code: its code: for CoTracker a checkout or a name for torch.hub, for TAPIR a checkout of tapnet, or
+            none where it is installed. That code is run.
+        height: that the refiner works at, in pixels; the clip is resized to it and the tracks back.
+        width: that the refiner works at, in pixels.
+        num_tracks: sparse tracks that the dense ones start from.
+        statistics: of the estimator's batch norm: `batch` as DOT's own scripts run it, or `running` as trained.
+    """
+
+    estimator_path: str | None = None
+    refiner_path: str | None = None
+    points: Literal["lk", "tapir", "cotracker3", "cotracker2"] = "lk"
+    points_path: str | None = None
+    points_code: str | None = None
+    height: int = 512
+    width: int = 512
+    num_tracks: int = 2048
+    statistics: Literal["batch", "running"] = "batch"
+
+
+class DOT:
+    """Tracks of DOT; workers take the GPUs that torch sees in turn, with the first clip.
+
+    Clips have sides of at least 128 pixels. On a CPU the same clip gives the same bits for any number of workers:
+    each runs on one thread. `version` holds what the tracks depend on: hashes of the checkpoints, the sparse tracker,
+    sizes, number of tracks and the batch norm's statistics.
+
+    Args:
+        options: see DotOptions.
+        worker: number of this process among those of its machine; it picks the GPU, modulo their count.
+
+    Raises:
+        UsageError: a file is missing, weights do not fit, or a number that DOT cannot work with; a clip too small.
+    """
+
+    name = "dot"
+
+    def __init__(self, options: DotOptions, worker: int = 0) -> None:
+        self.options, self.worker = options, worker
+        _check(options)
+        files = {
+            "--dot-estimator-path": existing(
+                options.estimator_path, "--dot-estimator-path", f"{ESTIMATOR}, see docs/data.md"
+            ),
+            "--dot-refiner-path": existing(options.refiner_path, "--dot-refiner-path", f"{REFINER}, see docs/data.md"),
+        }
+        points = make_points(options)
+        with torch.random.fork_rng(devices=[]):
+            networks = estimator(), refiner()
+        for network, (option, path) in zip(networks, files.items()):
+            load_weights(network, path, option)
+            network.requires_grad_(False)
+        networks[0].use_statistics(options.statistics)
+        parts = (
+            f"{options.height}x{options.width}-{options.num_tracks}-{options.statistics}",
+            *map(digest, files.values()),
+            f"{points.name}-{points.version}",
+        )
+        self.version = "2-" + "-".join(parts)
+        self._dense = DenseTracker(points, *networks, (options.height, options.width), options.num_tracks)
+
+    def __call__(self, frames: np.ndarray) -> Tracks:
+        """Track a clip, (L, 3, H, W) uint8."""
+        threads, cudnn = torch.get_num_threads(), torch.backends.cudnn
+        torch.set_num_threads(1)  # the bits must not depend on the machine's cores
+        try:
+            with cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=cudnn.allow_tf32):
+                gpus = torch.cuda.device_count()
+                device = torch.device(f"cuda:{self.worker % gpus}" if gpus else "cpu")
+                self._dense.estimator.to(device), self._dense.refiner.to(device)
+                video = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
+                tracks = self._dense.tracks(video).float().cpu().numpy()
+        except torch.OutOfMemoryError as error:
+            raise UsageError(f"--workers: DOT does not fit the GPU's memory: {str(error).splitlines()[0]}") from error
+        finally:
+            torch.set_num_threads(threads)
+        return to_clip(tracks, *frames.shape[2:])
+
+
+def make_points(options: DotOptions) -> PointTracker:
+    """The sparse tracker that the options name, its weights read.
+
+    Raises:
+        UsageError: a file or its code is missing, or the weights do not fit.
+    """
+    if options.points != "lk":
+        path, code = options.points_path, options.points_code
+        tracker = (
+            Tapir(path, code) if options.points == "tapir" else CoTracker(path, code or CO_TRACKER, options.points)
+        )
+        tracker.load()
+        return tracker
+    if options.points_path or options.points_code:
+        raise UsageError(f"--dot-points-path {options.points_path}: --dot-points lk has no weights and no code")
+    return LucasKanade()
+
+
+def _check(options: DotOptions) -> None:
+    if options.num_tracks < 1:
+        raise UsageError(f"--dot-num-tracks {options.num_tracks}: expected at least 1")
+    for name in ("height", "width"):
+        size = getattr(options, name)
+        if size < 64 or size % 4:
+            raise UsageError(f"--dot-{name} {size}: expected at least 64 and a multiple of 4")
+
+
+def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:
+    """Points in pixels of the refiner's size to displacements and visibility of a clip.
+
+    Args:
+        tracks: (L, h, w, 3) = x, y and 0 or 1 for seen, of every pixel of frame 1.
+        height: of the clip.
+        width: of the clip.
+    """
+    h, w = tracks.shape[1:3]
+    y, x = np.mgrid[:h, :w].astype(np.float32)
+    moved = (tracks[..., :2] - np.stack([x, y], axis=-1)).astype(np.float32)
+    seen = tracks[..., 2].astype(np.float32)
+    if (h, w) != (height, width):
+        size = (width, height)
+        moved = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in moved])
+        seen = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in seen])
+        moved *= np.float32([width / w, height / h])
+    visibility = seen > 0.5
+    moved[0], visibility[0] = 0, True
+    return Tracks(np.ascontiguousarray(moved.transpose(0, 3, 1, 2)), visibility)

@@ -1,0 +1,87 @@
+"""Checkpoints of networks that other people trained: read without unpickling code, loaded whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from datamodules.errors import UsageError, one_line
+
+WRAPPED = ("state_dict", "model")  # keys under which a training script may have saved the tensors
+PREFIXES = ("module.", "model.")  # what wrappers put before every name
+
+
+def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
+    """The file that an option names.
+
+    Raises:
+        UsageError: none was given, or it is no file; the message names the option and what it should be.
+    """
+    if path is None:
+        raise UsageError(f"{option} is missing, expected {what}")
+    file = Path(path).expanduser().absolute()
+    if not file.is_file():
+        raise UsageError(f"{option} {path}: no such file, expected {what}")
+    return file
+
+
+def digest(path: Path) -> str:
+    """Twelve hex digits that tell one file from another."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def read_weights(path: Path, option: str) -> dict[str, Tensor]:
+    """The tensors of a `.safetensors` file or of one that `torch.save` wrote, on the CPU.
+
+    Wrapping dictionaries (`state_dict`, `model`) and prefixes that all names share (`module.`, `model.`) are taken off.
+
+    Raises:
+        UsageError: not such a file, or one that holds more than tensors in dictionaries.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            found = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the file may be anything
+        raise UsageError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
+    for key in WRAPPED:
+        if isinstance(found, dict) and isinstance(found.get(key), dict):
+            found = found[key]
+    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+        raise UsageError(f"{option} {path}: expected a dictionary of tensors")
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in found)), None):
+        found = {name[len(prefix) :]: value for name, value in found.items()}
+    return dict(found)
+
+
+def load_weights(network: nn.Module, path: Path, option: str) -> None:
+    """Fill a network from a file whose names and shapes are exactly its own.
+
+    Raises:
+        UsageError: in one line, the file, and the first names that are missing, unknown, or of another shape.
+    """
+    found, wanted = read_weights(path, option), network.state_dict()
+    faults = {
+        "missing": [name for name in wanted if name not in found],
+        "unknown": [name for name in found if name not in wanted],
+        "of another shape": [name for name in wanted if name in found and found[name].shape != wanted[name].shape],
+    }
+    told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
+    if told:
+        shared = sum(name in wanted for name in found)
+        raise UsageError(
+            f"{option} {path}: not the weights of {type(network).__name__} "
+            f"({shared} of {len(wanted)} keys in common): {'; '.join(told)}"
+        )
+    network.load_state_dict(found)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

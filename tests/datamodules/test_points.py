@@ -1,0 +1,199 @@
+"""Point trackers: Lucas-Kanade against exact tracks, the others' code through stand-ins, weights that do not fit."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from datamodules.errors import UsageError
+from datamodules.scene import random_scene, render, tracks
+from datamodules.trackers.points import CoTracker, LucasKanade, Tapir
+from datamodules.trackers.weights import load_weights, read_weights
+
+
+def panned(frames=5, height=96, width=128):
+    """A textured picture that moves by (3, -2) pixels a frame."""
+    noise = np.random.RandomState(0).rand(height + 80, width + 80, 3).astype(np.float32)
+    picture = (255 * cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 2), None, 0, 1, cv2.NORM_MINMAX)).astype(np.uint8)
+    views = [picture[40 + 2 * t :, 40 - 3 * t :][:height, :width] for t in range(frames)]
+    return torch.from_numpy(np.stack(views).transpose(0, 3, 1, 2).copy())
+
+
+@pytest.mark.parametrize("fallback", [None, "dis"])
+def test_lucas_kanade_follows_queries_of_any_frame(fallback):
+    video = panned()
+    queries = torch.tensor([[0, 40, 50], [2, 60.5, 40.25], [4, 70, 30], [0, 126, 3]])
+    found, visible = LucasKanade(fallback=fallback)(video, queries)
+    assert found.shape == (5, 4, 2) and found.dtype == torch.float32 and visible.dtype == torch.bool
+    expected = queries[:, 1:] + (torch.arange(5)[:, None] - queries[:, 0])[..., None] * torch.tensor([3.0, -2])
+    assert (found - expected)[:, :3].norm(dim=-1).max() < 0.1 and visible[:, :3].all()
+    assert visible[:, 3].tolist() == [True, False, False, False, False]  # it leaves the frame
+    for t, point in ((0, 0), (2, 1), (4, 2), (0, 3)):
+        assert (found[t, point] == queries[point, 1:]).all()
+
+
+def test_lucas_kanade_repeats_its_bits_and_takes_no_queries():
+    video = panned(3)
+    queries = torch.cat([torch.randint(3, (40, 1)), torch.randint(90, (40, 2))], 1).float()
+    first, second = LucasKanade()(video, queries), LucasKanade()(video, queries)
+    assert (first.tracks == second.tracks).all() and (first.visible == second.visible).all()
+    assert LucasKanade()(video, queries[:0]).tracks.shape == (3, 0, 2)
+
+
+def test_lucas_kanade_says_where_it_lost_a_point():
+    scene = random_scene([0, 0, 2], 16, 96, 128)
+    flow, visibility = tracks(scene)
+    y, x = (a.ravel() for a in np.mgrid[4:92:4, 4:124:4])
+    queries = torch.from_numpy(np.stack([0 * x, x, y], 1)).float()
+    found, visible = LucasKanade()(torch.from_numpy(render(scene)), queries)
+    error = np.linalg.norm(found.numpy() - (np.stack([x, y], 1) + flow[:, :, y, x].transpose(0, 2, 1)), axis=-1)
+    seen = visible.numpy()
+    assert np.median(error[1:][seen[1:]]) < 0.4 and error[1:][seen[1:]].mean() < 0.3 * error[1:][~seen[1:]].mean()
+    assert visibility[:, y, x][1:][seen[1:]].mean() > 0.9
+
+
+# the others' code is theirs: these stand-ins keep its contract and nothing else
+
+HUBCONF = """
+import torch
+
+class Network(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.rand(2))
+
+class Predictor(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.model = Network()
+
+    def forward(self, video, queries, backward_tracking):
+        assert video.shape == (1, 4, 3, 32, 48) and video.dtype == torch.float32 and video.max() > 1
+        assert not self.training and not torch.is_grad_enabled() and backward_tracking
+        time = torch.arange(video.shape[1])[None, :, None, None] - queries[:, None, :, :1]
+        tracks = queries[:, None, :, 1:] + time * self.model.shift
+        return tracks, tracks[..., 0] < 30
+
+def cotracker3_offline(*, pretrained):
+    assert not pretrained
+    return Predictor()
+"""
+
+TAPIR = """
+import torch
+
+class TAPIR(torch.nn.Module):
+    def __init__(self, pyramid_level, extra_convs, softmax_temperature):
+        super().__init__()
+        assert (pyramid_level, softmax_temperature) == ((1, 10.0) if extra_convs else (0, 20.0))
+        self.shift = torch.nn.Parameter(torch.rand(2))
+        if extra_convs:
+            self.extra_convs = torch.nn.Linear(2, 2)
+
+    def forward(self, video, query_points):
+        assert video.shape == (1, 4, 32, 48, 3) and -1 <= video.min() < 0 < video.max() <= 1
+        time = torch.arange(4)[None, None, :, None] - query_points[:, :, None, :1]
+        tracks = query_points[:, :, None, [2, 1]] + time * self.shift + 0.25
+        sure = torch.where(tracks[..., 0] < 30, -5.0, 5.0)
+        return {"tracks": tracks, "occlusion": sure, "expected_dist": torch.full_like(sure, -5.0)}
+"""
+
+QUERIES = torch.tensor([[0.0, 5, 7], [3, 20, 30]])
+
+
+def expected():
+    time = torch.arange(4)[:, None] - QUERIES[:, 0]
+    return QUERIES[:, 1:] + time[..., None] * torch.tensor([4.0, -1])
+
+
+@pytest.fixture
+def cotracker(tmp_path):
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code/hubconf.py").write_text(HUBCONF)
+    torch.save({"model": {"shift": torch.tensor([4.0, -1])}}, tmp_path / "scaled_offline.pth")
+    return tmp_path
+
+
+@pytest.fixture
+def tapir(tmp_path):
+    (tmp_path / "tapnet/tapnet/torch").mkdir(parents=True)
+    (tmp_path / "tapnet/tapnet/torch/tapir_model.py").write_text(TAPIR)
+    torch.save({"model.shift": torch.tensor([4.0, -1])}, tmp_path / "tapir.pt")
+    boots = {"shift": torch.zeros(2), "extra_convs.weight": torch.eye(2), "extra_convs.bias": torch.zeros(2)}
+    torch.save(boots, tmp_path / "boots.pt")
+    return tmp_path
+
+
+def test_cotracker_by_its_own_code(cotracker):
+    state = torch.get_rng_state()
+    track = CoTracker(str(cotracker / "scaled_offline.pth"), str(cotracker / "code"))
+    found, visible = track(panned(4, 32, 48), QUERIES)
+    assert torch.allclose(found, expected()) and (visible == (expected()[..., 0] < 30)).all()
+    assert (torch.get_rng_state() == state).all() and track.name == "cotracker3"
+
+
+def test_tapir_by_its_own_code(tapir, monkeypatch):
+    import sys
+
+    before = list(sys.path)
+    for name in ("tapnet", "tapnet.torch", "tapnet.torch.tapir_model"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    track = Tapir(str(tapir / "tapir.pt"), str(tapir / "tapnet"))
+    found, visible = track(panned(4, 32, 48), QUERIES)
+    assert (found[0, 0] == QUERIES[0, 1:]).all() and (found[3, 1] == QUERIES[1, 1:]).all()
+    assert torch.allclose(found[1], expected()[1] + 0.25) and visible[3, 1] and found[3, 1, 0] == 20
+    assert (visible[1:3] == (found[1:3, :, 0] < 30)).all()
+    assert Tapir(str(tapir / "boots.pt"), str(tapir / "tapnet"))(panned(4, 32, 48), QUERIES).visible.any()
+    assert sys.path == before
+    for name in ("tapnet", "tapnet.torch", "tapnet.torch.tapir_model"):
+        sys.modules.pop(name, None)
+
+
+def test_weights_of_another_tracker_are_one_line(tapir, cotracker):
+    with pytest.raises(UsageError) as error:
+        CoTracker(str(tapir / "boots.pt"), str(cotracker / "code")).load()
+    assert str(error.value) == (
+        f"--dot-points-path {tapir / 'boots.pt'}: not the weights of Network (1 of 1 keys in common): "
+        "extra_convs.weight, extra_convs.bias unknown"
+    )
+
+
+def test_code_that_is_not_there_is_one_line(cotracker, tmp_path):
+    weights = str(cotracker / "scaled_offline.pth")
+    with pytest.raises(UsageError, match=r"--dot-points-code .*nowhere: hubconf.py is missing there"):
+        CoTracker(weights, str(tmp_path / "nowhere"))
+    (cotracker / "code/hubconf.py").write_text("import einsoup")
+    with pytest.raises(UsageError, match="cotracker3_offline does not load: ModuleNotFoundError: .*einsoup"):
+        CoTracker(weights, str(cotracker / "code")).load()
+    with pytest.raises(UsageError, match=r"tapnet/torch/tapir_model.py is missing there"):
+        Tapir(weights, str(tmp_path))
+
+
+class Malice:
+    def __reduce__(self):
+        return (print, ("code from a checkpoint ran",))
+
+
+def test_files_that_are_no_weights_are_one_line(tmp_path, capsys):
+    path = tmp_path / "some.pth"
+    torch.save({"w": torch.zeros(2), "more": Malice()}, path)
+    with pytest.raises(UsageError, match=f"--x {path}: does not read as weights"):
+        read_weights(path, "--x")
+    assert "ran" not in capsys.readouterr().out
+    for content, message in ((b"nothing", "does not read as weights"), (None, "expected a dictionary of tensors")):
+        path.write_bytes(content) if content else torch.save({"step": 3}, path)
+        with pytest.raises(UsageError, match=message) as error:
+            read_weights(path, "--x")
+        assert "\n" not in str(error.value)
+
+
+def test_weights_fit_whole_or_not_at_all(tmp_path):
+    network, path = torch.nn.Linear(2, 3), tmp_path / "some.pth"
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(4)}}, path)
+    with pytest.raises(UsageError, match=r"not the weights of Linear \(2 of 2 keys in common\): bias of another shape"):
+        load_weights(network, path, "--x")
+    assert all((value == before[name]).all() for name, value in network.state_dict().items())
+    torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}}, path)
+    load_weights(network, path, "--x")
+    assert (network.weight == 1).all()
