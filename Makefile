@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 QUICKSTART := runs/quickstart
 
-.PHONY: install fit test test-slow
+.PHONY: install lint fit test test-slow
 install: $(READY)
 
 # installed again only when what is to be installed changes
@@ -12,6 +12,16 @@ $(READY): setup.cfg pyproject.toml constraints.txt entry/__main__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' -c constraints.txt
 	touch $@
+
+# in the same environment, for mypy reads the types of what is installed
+$(VENV)/lint: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[lint]' -c constraints.txt
+	touch $@
+
+lint: $(VENV)/lint
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)

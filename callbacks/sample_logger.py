@@ -38,9 +38,9 @@ class SampleLogger(Callback):
     """
 
     def __init__(self, every_n_steps: int = 0, clips: int = 4, sigma: float = 2.0, fps: float = 8.0) -> None:
-        for name, value, least in (("every_n_steps", every_n_steps, 0), ("clips", clips, 1)):
-            if value < least:
-                raise MisconfigurationException(f"SampleLogger.{name} must be at least {least}, got {value}")
+        for name, count, least in (("every_n_steps", every_n_steps, 0), ("clips", clips, 1)):
+            if count < least:
+                raise MisconfigurationException(f"SampleLogger.{name} must be at least {least}, got {count}")
         for name, value in (("sigma", sigma), ("fps", fps)):
             if value <= 0:
                 raise MisconfigurationException(f"SampleLogger.{name} must be positive, got {value}")

@@ -103,7 +103,10 @@ def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size)
+    font = ImageFont.load_default(size)
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        raise RuntimeError("Pillow was built without FreeType, which the labels of the strips need")
+    return font
 
 
 def _shorten(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -33,6 +33,9 @@ class VideoMetrics(Callback):
         every_n_validations: sample at every n-th validation of a fit.
     """
 
+    fvd: FrechetVideoDistance  # both from `setup` on
+    fid: FrechetInceptionDistance
+
     def __init__(
         self,
         fvd_network: str | None = None,
@@ -51,8 +54,6 @@ class VideoMetrics(Callback):
         self.fid_network = fid_network
         self.clips = clips
         self.every_n_validations = every_n_validations
-        self.fvd: FrechetVideoDistance | None = None
-        self.fid: FrechetInceptionDistance | None = None
         self._left = 0
         self._validations = 0
 
@@ -66,7 +67,7 @@ class VideoMetrics(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the feature networks, so that a wrong file is found before training."""
-        if stage not in ("fit", "validate") or self.fvd is not None:
+        if stage not in ("fit", "validate") or hasattr(self, "fvd"):
             return
         try:
             video = RandomVideoFeatures() if self.fvd_network is None else I3DFeatures(self.fvd_network)
@@ -120,8 +121,8 @@ class VideoMetrics(Callback):
         """Log the distances, from the sums of all ranks."""
         if trainer.sanity_checking:
             return
-        count = torch.tensor(int(self.fvd.fake_n), device=pl_module.device)
-        count = int(trainer.strategy.reduce(count, reduce_op="sum"))
+        own = torch.tensor(int(self.fvd.fake_n), device=pl_module.device)
+        count = int(trainer.strategy.reduce(own, reduce_op="sum"))
         if count == 0:
             return
         if count < 2:
@@ -133,9 +134,9 @@ class VideoMetrics(Callback):
             f"val/fvd_{self.fvd.feature.name}": self.fvd.compute().float(),
             f"val/fid_{self.fid.inception.name}": self.fid.compute(),
         }
-        frames = count * (self.fvd.frames or 0)
-        warn_if_few(frames, self.fid.inception.num_features, "frames")
-        fid_protocol = f"{self.fid.inception.protocol}; all frames of the same {count} clips; reference: raw; float64"
+        inception: Any = self.fid.inception
+        warn_if_few(count * (self.fvd.frames or 0), inception.num_features, "frames")
+        fid_protocol = f"{inception.protocol}; all frames of the same {count} clips; reference: raw; float64"
         for (name, value), protocol in zip(numbers.items(), (self.fvd.protocol, fid_protocol), strict=True):
             pl_module.log(name, value, sync_dist=True)  # equal on all ranks already; this keeps Lightning quiet
             rank_zero_print(f"{name} = {value:.4f}   [{protocol}]")

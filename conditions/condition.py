@@ -106,13 +106,12 @@ class Condition(ABC):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Condition) and self.record() == other.record()
 
-    __hash__ = None
-
 
 def _concrete(cls: type) -> list[type]:
     """Subclasses of `cls` that can be made and belong to this package."""
-    found = []
-    for sub in cls.__subclasses__():
+    found: list[type] = []
+    below: list[type] = cls.__subclasses__()
+    for sub in below:
         found += _concrete(sub)
         if not inspect.isabstract(sub) and sub.__module__.startswith("conditions."):
             found.append(sub)

@@ -55,9 +55,9 @@ def _pictures(control: Tensor, frame: Tensor, times: Iterable[int]) -> list[np.n
     control = control.detach().float().cpu()
     flow = control[:, :2].permute(0, 2, 3, 1).numpy()
     mask = control[:, 2].numpy() > 0.5
-    image = frame.detach().cpu()
-    image = image.float() if image.dtype == torch.uint8 else (image.float() + 1.0) * 127.5
-    image = image.permute(1, 2, 0).clamp(0, 255).numpy()
+    frame = frame.detach().cpu()
+    pixels = frame.float() if frame.dtype == torch.uint8 else (frame.float() + 1.0) * 127.5
+    image = pixels.permute(1, 2, 0).clamp(0, 255).numpy()
     longest = float(np.linalg.norm(flow, axis=3).max())
     starts = _arrow_starts(flow[-1], longest)
     return [_picture(image, flow[: time + 1], mask[time], longest, starts) for time in times]

@@ -64,9 +64,10 @@ class BadClipWatch:
 class ClipLoader(DataLoader):
     """A DataLoader whose batches pass a `BadClipWatch` in the main process, however they are consumed."""
 
+    dataset: ClipDataset
     watch: BadClipWatch | None = None
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # any iterator will do
         watch = self.watch or BadClipWatch(stop=False)  # Lightning's copy for predict has no watch
         try:
             for batch in super().__iter__():

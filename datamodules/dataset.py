@@ -114,4 +114,4 @@ def _empty(size: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if get_worker_info() is None:  # numpy asks the kernel for huge pages, as torch does not: first use costs less
         return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(size)
     storage = torch.UntypedStorage._new_shared(count)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, size)
+    return torch.empty(0, dtype=dtype).set_(storage).view(size)

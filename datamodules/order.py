@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from typing import cast
 
 import numpy as np
-from torch.utils.data import DistributedSampler
+from torch.utils.data import Dataset, DistributedSampler
 
 WINDOW = 16
 _GAMMA, _M1, _M2 = (np.uint64(v) for v in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -22,7 +23,7 @@ def chain_hash(*words: int | np.ndarray) -> np.ndarray:
 
     Not `conditions.mix`, which adds the words as SplitMix64 does: runs resume by the order this one gives.
     """
-    state = np.uint64(0)
+    state: np.ndarray = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for word in words:
             word = np.asarray(word).astype(np.int64).astype(np.uint64)
@@ -130,7 +131,8 @@ class PositionSampler(DistributedSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(range(batches * batch_size * world_size), num_replicas=world_size, rank=rank, shuffle=False)
+        length = cast(Dataset, range(batches * batch_size * world_size))  # all the base class asks it for
+        super().__init__(length, num_replicas=world_size, rank=rank, shuffle=False)
         self.batch_size, self.batches, self.start, self.limit = batch_size, batches, start, limit
 
     def __len__(self) -> int:
@@ -148,7 +150,7 @@ class EachOnce(DistributedSampler):
     """Every clip exactly once over all ranks, in order, without padding: ranks may differ by one clip."""
 
     def __init__(self, clips: int, rank: int = 0, world_size: int = 1) -> None:
-        super().__init__(range(clips), num_replicas=world_size, rank=rank, shuffle=False)
+        super().__init__(cast(Dataset, range(clips)), num_replicas=world_size, rank=rank, shuffle=False)
         self.clips = clips
 
     def __len__(self) -> int:

@@ -80,7 +80,7 @@ def arrays(shape: ClipShape, latents: bool) -> dict[str, tuple[tuple[int, ...], 
 
 def decode(members: Mapping[str, bytes], shape: ClipShape) -> dict[str, Any]:
     """Shard members to new arrays, as `decode_into` fills them, with its other values."""
-    out = {name: np.empty(*spec) for name, spec in arrays(shape, latents=False).items()}
+    out: dict[str, np.ndarray] = {name: np.empty(*spec) for name, spec in arrays(shape, latents=False).items()}
     return {**out, **decode_into(members, shape, out)}
 
 

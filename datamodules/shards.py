@@ -150,7 +150,8 @@ def scan(file: Any, name: str) -> dict[str, Any]:
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for info in tar:
             key, _, kind = info.name.partition(".")
-            if not info.isfile() or "/" in info.name:
+            member = tar.extractfile(info) if info.isfile() else None
+            if member is None or "/" in info.name:
                 raise BadShards(f"{name}: member {info.name!r} is not a plain file at the top level")
             if not keys or keys[-1] != key:
                 keys.append(key)
@@ -158,8 +159,7 @@ def scan(file: Any, name: str) -> dict[str, Any]:
                     column.append(None)
             if kind not in members:
                 members[kind] = [None] * len(keys)
-            content = tar.extractfile(info).read()
-            members[kind][-1] = [info.offset_data, info.size, zlib.crc32(content)]
+            members[kind][-1] = [info.offset_data, info.size, zlib.crc32(member.read())]
     size = os.fstat(file.fileno()).st_size
     return {"format": FORMAT, "shard": name, "bytes": size, "keys": keys, "members": members}
 
@@ -278,8 +278,8 @@ class Shards:
         for path in expand(pattern):
             if path.is_dir():
                 chosen[path] = None
-            elif chosen.setdefault(path.parent, set()) is not None:
-                chosen[path.parent].add(path.name)
+            elif (some := chosen.setdefault(path.parent, set())) is not None:
+                some.add(path.name)
         self.shape: ClipShape
         self.latent_hashes: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
         self._folders = list(chosen)

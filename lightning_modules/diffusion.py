@@ -191,10 +191,8 @@ def euler(
 
 def guided(
     denoiser: Denoiser,
-    cond: Conditioning | Tensor,
-    image_embedding: Tensor | None = None,
-    ids: Tensor | None = None,
-    scale: Tensor | None = None,
+    cond: Conditioning,
+    scale: Tensor,
 ) -> Callable[[Tensor, Tensor], Tensor]:
     """Classifier-free guidance as one batch of both branches: (x, sigma) -> u + scale (c - u).
 
@@ -202,13 +200,10 @@ def guided(
 
     Args:
         denoiser: The network.
-        cond: What the clips are conditioned on; or their image latent, with the next two.
-        image_embedding: (B, n, D) image tokens, where `cond` is the image latent.
-        ids: (B, 3) fps, motion bucket, sigma_aug, where `cond` is the image latent.
+        cond: What the clips are conditioned on.
         scale: (L,) guidance of each frame.
     """
-    cond = Conditioning.of(cond, image_embedding, ids)
-    if scale is not None and bool((scale == 1).all()):  # the unconditional branch would be multiplied by zero
+    if bool((scale == 1).all()):  # the unconditional branch would be multiplied by zero
         return lambda x, sigma: denoiser(x, sigma, cond)
     both = cond.without_image().followed_by(cond)
 
@@ -247,4 +242,4 @@ def euler_sample(
     if sigmas is None:
         sigmas = karras_sigmas(steps, dtype=noise.dtype, device=noise.device)
     scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
-    return euler(guided(denoiser, cond, scale=scale), noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)
+    return euler(guided(denoiser, cond, scale), noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 
 UNET_GROUPS = 32
+Conv = TypeVar("Conv", bound=nn.Module)
 
 
 class AdaptiveScale(nn.Module):
@@ -21,8 +22,7 @@ class AdaptiveScale(nn.Module):
         super().__init__()
         self.spatial = nn.Conv2d(feature_channels, channels // 4, 3, padding=1)
         self.temporal = TemporalConv(channels // 4, channels)
-        nn.init.zeros_(self.temporal.weight)
-        nn.init.zeros_(self.temporal.bias)
+        zero(self.temporal)
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, L, C_s, h, w) -> (B*L, C, h, w)."""
@@ -90,10 +90,10 @@ def per_clip(h: Tensor, part: Tensor) -> Tensor:
     return h.unflatten(0, (-1, len(part)))
 
 
-def zero(conv: nn.Conv2d) -> nn.Conv2d:
+def zero(conv: Conv) -> Conv:
     """The convolution with weight and bias set to zero."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    for parameter in conv.parameters():
+        nn.init.zeros_(parameter)
     return conv
 
 
@@ -130,14 +130,15 @@ class Injection(nn.Module):
     def prepare(self, features: list[Tensor]) -> None:
         """As `set`, but all gammas and betas are computed now, once: they depend on the clip alone, not on the step."""
         self.set(features)
-        places = [*self.down, *self.up]
-        self._coefficients = [place.coefficients(feature) for place, feature in zip(places, self._features)]
+        places: list[Any] = [*self.down, *self.up]
+        both = [*features, *features[::-1]]
+        self._coefficients = [place.coefficients(feature) for place, feature in zip(places, both)]
 
     def coefficients(self) -> list[tuple[Tensor, ...]] | None:
         """What `prepare` computed, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None before it."""
         return self._coefficients
 
-    def inject(self, place: nn.Module, index: int, h: Tensor) -> Tensor:
+    def inject(self, place: Any, index: int, h: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the motion at one place added."""
         if self._features is None:
             return h

@@ -50,7 +50,7 @@ class TemporalConv(nn.Conv1d):
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(in_channels, out_channels, 3)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
+    def forward(self, x: Tensor, frames: int) -> Tensor:  # type: ignore[override]  # a Conv1d by its weights alone
         """(B*frames, C, h, w) -> (B*frames, C', h, w)."""
         height, width = x.shape[2:]
         # a 3 x 1 kernel over (frames, pixels) is the same convolution and keeps channels-last memory as it is

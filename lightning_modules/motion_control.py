@@ -17,7 +17,6 @@ from lightning_modules.diffusion import edm_loss, randn, sample_sigma, spread_si
 from lightning_modules.networks import build_networks
 from lightning_modules.optimizer import Schedule
 from lightning_modules.released.base import check_bundle
-from lightning_modules.svd import SVD
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 
 if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
@@ -122,7 +121,6 @@ class MotionControlModule(record.RecordedModule):
         )
         if released is not None:
             check_bundle(self.architecture())
-        self.svd: SVD | None = None
         self.validation_loss = FixedSigmaLoss()
 
     def setup(self, stage: str) -> None:
@@ -140,7 +138,7 @@ class MotionControlModule(record.RecordedModule):
         Args:
             compute_dtype: Dtype of the frozen networks; by default the trainer's, float32 without one.
         """
-        if self.svd is not None:
+        if hasattr(self, "networks"):
             return
         precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
         by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
@@ -240,7 +238,7 @@ class MotionControlModule(record.RecordedModule):
         """
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
-            shape = (cond.control.shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
+            shape = (batch["flow"].shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
             cond = cond if controlled else replace(cond, control=None)
             noise, sigma = self.noise(batch, INITIAL, shape), self.sample_sigma_max
             return self.networks.generate(cond, noise, self.sample_steps, self.guidance, sigma_max=sigma)

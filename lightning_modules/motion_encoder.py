@@ -96,7 +96,7 @@ class MotionEncoder(nn.Module):
             One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up as the UNet's levels are.
         """
         frames = control.shape[1]
-        x = self.stem(control.flatten(0, 1).to(self.stem.convs[0].spatial.weight.dtype), frames)
+        x = self.stem(control.flatten(0, 1).to(next(self.parameters()).dtype), frames)
         features = [x]
         for stage in self.stages:
             features.append(stage(features[-1], frames))

@@ -79,12 +79,14 @@ def build_networks(
         MisconfigurationException: a folder, a file or a weight is missing or does not fit.
     """
     start = read_released(released, lora_rank) if released else None
-    if start is not None:
+    if released and start is not None:
         base = released_svd(start, released, svd, revision)
     elif random_init:
         base = SVD.random(random_init, init_seed, latents, pca_channels)
-    else:
+    elif svd:
         base = SVD.load(svd, revision=revision)
+    else:
+        raise ValueError("svd, random_init and released are all missing, one of them is the base")
     base.freeze(compute_dtype, train_unet=train_base)
     if lora:
         add_lora(base.unet, lora, lora_rank, seed=init_seed)
@@ -92,7 +94,7 @@ def build_networks(
     with torch.no_grad():
         encoder.stem.convs[0].spatial.weight[:, :2] *= flow_scale
     places = attach(base.unet, injection, seed=init_seed)
-    if start is not None:
+    if released and start is not None:
         base.unet.load_state_dict(start.lora, strict=False)
         encoder.load_state_dict(start.motion_encoder)
         places.load_state_dict(start.injection)

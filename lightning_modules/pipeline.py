@@ -138,8 +138,8 @@ class MotionControlPipeline:
         control = module.condition.draw(tracks, brush, num_frames, height, width)
         first = frame.permute(2, 0, 1)[None]
         noise = randn([seed], first.shape[1:], module.device)
-        ids = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
-        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in ids.items()}
+        values = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
+        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in values.items()}
         with module.autocast():
             cond = from_first_frame(module.svd, first, control[None].to(module.device), ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])

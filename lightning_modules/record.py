@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conditions import Condition
 from lightning_modules.conditioning import fit_latents
+from lightning_modules.svd import SVD
 
 KEY = "remoco"
 
@@ -23,6 +24,9 @@ class RecordedModule(LightningModule):
 
     A subclass has `MotionControlModule`'s arguments as attributes and, once it is built, `svd` with its `identity`.
     """
+
+    condition: Condition
+    svd: SVD
 
     def __init__(self) -> None:
         super().__init__()

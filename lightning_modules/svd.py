@@ -253,7 +253,7 @@ class SVD(nn.Module):
         return encoder(clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)).image_embeds[:, None]
 
 
-def load_component(path: str, name: str, revision: str | None) -> nn.Module:
+def load_component(path: str, name: str, revision: str | None) -> Any:
     """One of SVD's folders from a local path or the hub, complete or not at all."""
     cls, folder = COMPONENTS[name], Path(path).expanduser()
     if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:
@@ -307,7 +307,7 @@ def weights_hash(module: nn.Module) -> str:
     def digest(item: tuple[str, Tensor]) -> bytes:
         name, tensor = item
         values = tensor.detach().to("cpu", torch.float32).contiguous()
-        content = hashlib.sha256(values.numpy()).digest()
+        content = hashlib.sha256(values.numpy().data).digest()
         return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + content).digest()
 
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -29,21 +29,24 @@ class FixedSigmaLoss(nn.ModuleList):
             cond: Conditioning of the clips.
             noise: As clean, standard normal; the same at every validation.
         """
-        for value, metric in zip(SIGMAS, self, strict=True):
+        for value, metric in zip(SIGMAS, self._means(), strict=True):
             sigma = clean.new_full((len(clean),), value)
             metric.update(edm_loss(denoiser(clean + value * noise, sigma, cond), clean, sigma))
 
     def compute(self) -> dict[str, Tensor]:
         """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""
-        losses = [metric.compute() for metric in self]
+        losses = [metric.compute() for metric in self._means()]
         return {"loss": torch.stack(losses).mean()} | {
             f"loss_sigma_{sigma:g}": loss for sigma, loss in zip(SIGMAS, losses, strict=True)
         }
 
     def reset(self) -> None:
         """Begin a new validation."""
-        for metric in self:
+        for metric in self._means():
             metric.reset()
+
+    def _means(self) -> list[MeanMetric]:
+        return [metric for metric in self if isinstance(metric, MeanMetric)]
 
 
 def log_losses(module: LightningModule, stage: str, losses: FixedSigmaLoss) -> None:

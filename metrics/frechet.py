@@ -63,6 +63,8 @@ class FrechetVideoDistance(torchmetrics.Metric):
     higher_is_better = False
     is_differentiable = False
     full_state_update = False
+    real_n: Tensor
+    fake_n: Tensor
 
     def __init__(self, feature: FeatureNetwork, reference: str = "raw", **kwargs: Any) -> None:
         super().__init__(**kwargs)

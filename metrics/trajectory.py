@@ -26,7 +26,8 @@ def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     Raises:
         ValueError: a start outside the frame.
     """
-    queries, centres = [], []
+    queries: list[tuple[float, float, float]] = []
+    centres: list[int] = []
     for x, y in starts.tolist():
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(f"start ({x}, {y}) lies outside the frame of {height} x {width}")
@@ -56,6 +57,8 @@ class MeanTrackDistance(torchmetrics.Metric):
     higher_is_better = False
     is_differentiable = False
     full_state_update = False
+    total: Tensor
+    videos: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -70,10 +70,11 @@ def values(function: Callable[..., Any], parsed: Namespace) -> dict[str, Any]:
     """What was parsed as keyword arguments of the function, dataclasses put together."""
     found = {}
     for parameter in inspect.signature(function).parameters.values():
-        if dataclasses.is_dataclass(parameter.default):
-            fields = dataclasses.fields(parameter.default)
+        default: Any = parameter.default
+        if dataclasses.is_dataclass(default) and not isinstance(default, type):
+            fields = dataclasses.fields(default)
             given = {field.name: parsed[f"{parameter.name}_{field.name}"] for field in fields}
-            found[parameter.name] = type(parameter.default)(**given)
+            found[parameter.name] = dataclasses.replace(default, **given)
         else:
             found[parameter.name] = parsed[parameter.name]
     return found

@@ -91,7 +91,10 @@ def export(source: str, out: str, base: str | None = None) -> None:
     for part, name, shape in names(architecture).values():
         if part == "lora" and name not in parts["lora"]:
             parts["lora"][name] = torch.zeros(shape)
-    groups = {"network": released_tensors(Released(architecture, unet=load_file(folder / WEIGHTS["unet"]), **parts))}
+    released = Released(
+        architecture, load_file(folder / WEIGHTS["unet"]), parts["lora"], parts["motion_encoder"], parts["injection"]
+    )
+    groups = {"network": released_tensors(released)}
     for group, to_released in (("vae", vae_to_released), ("image_encoder", image_encoder_to_released)):
         if (folder / group).is_dir():
             groups[group] = to_released(load_file(folder / WEIGHTS[group]))

@@ -38,7 +38,8 @@ def run(
         _connect(ray, address, workers)
     # a node that is lost is Ray's to retry; a process that dies on a video is reported, not retried
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_do)
-    queue, running = iter(tasks), {}
+    queue = iter(tasks)
+    running: dict[Any, Any] = {}
     try:
         while True:
             room = IN_FLIGHT * max(1, int(ray.cluster_resources().get("CPU", 1))) - len(running)

@@ -73,7 +73,8 @@ def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list
     from scenedetect.detectors.content_detector import ContentDetector
 
     detector = ContentDetector(threshold=THRESHOLD, min_scene_len=0)
-    begins, last, period = [], 0.0, 0.0
+    begins: list[float] = []
+    last, period = 0.0, 0.0
     try:
         for number, (time, picture) in enumerate(clips.pictures(source)):
             if number % 64 == 0:

@@ -75,7 +75,9 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
         None, or one line where the disk or the set-up, not the video, is at fault.
     """
     _quiet_codecs()
-    settings, done, bad, began = task.settings, [], [], time.monotonic()
+    settings, began = task.settings, time.monotonic()
+    done: list[str] = []
+    bad: list[dict[str, Any]] = []
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)

@@ -70,14 +70,14 @@ def _at(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 def _coarse(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(H, W, 2) float32 flow between neighbouring frames, to half resolution."""
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     method.setFinestScale(1)
-    return method.calc(first, second, None)
+    return method.calc(first, second, None)  # type: ignore[call-overload]  # OpenCV's stub wants a first guess
 
 
 def _refined(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The flow found from `start` at full resolution; `start` itself where it explains the colours clearly better."""
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     method.setFinestScale(0)
     method.setCoarsestScale(2)
     found = method.calc(first, second, start.copy())

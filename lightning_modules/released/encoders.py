@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.released.names import check_tensors
+from lightning_modules.released.names import check_tensors, matched
 
 CLIP_HEAD_CHANNELS = 80  # ViT-H/14; the weights do not tell
 VISUAL = "open_clip.model.visual."
@@ -155,7 +155,7 @@ def _clip_tensor(ours: str, visual: Mapping[str, Tensor]) -> Tensor:
     name = ours.removeprefix("vision_model.")
     if name in CLIP_TOP:
         return visual[CLIP_TOP[name]]
-    layer, rest = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)", name).groups()
+    layer, rest = matched(r"encoder\.layers\.(\d+)\.(.*)", name).groups()
     if match := re.fullmatch(r"self_attn\.([qkv])_proj\.(weight|bias)", rest):
         return visual[f"transformer.resblocks.{layer}.attn.in_proj_{match[2]}"].chunk(3)["qkv".index(match[1])].clone()
     part, leaf = rest.rsplit(".", 1)
@@ -172,7 +172,7 @@ def image_encoder_to_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name in CLIP_TOP:
             result[CLIP_TOP[name]] = tensor
         else:
-            layer, rest = re.fullmatch(r"encoder\.layers\.(\d+)\.(.*)", name).groups()
+            layer, rest = matched(r"encoder\.layers\.(\d+)\.(.*)", name).groups()
             block = f"transformer.resblocks.{layer}"
             part, leaf = rest.rsplit(".", 1)
             if part in CLIP_LAYER:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -61,6 +62,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise MisconfigurationException(f"released: no file {path}")
+    state: Any
     try:
         if path.suffix == ".safetensors":
             state = load_file(path)
@@ -99,10 +101,10 @@ def take_apart(state: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS) 
     expected = names(architecture)
     shapes = {name: shape for name, (_, _, shape) in expected.items()}
     check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
-    parts: dict[str, dict[str, Tensor]] = {"unet": {}, "lora": {}, "motion_encoder": {}, "injection": {}}
+    released = Released(architecture, {}, {}, {}, {})
     for name, (part, ours, _) in expected.items():
-        parts[part][ours] = state[name]
-    return Released(architecture, **parts)
+        getattr(released, part)[ours] = state[name]
+    return released
 
 
 def released_tensors(released: Released) -> dict[str, Tensor]:
@@ -159,11 +161,11 @@ def load_adapter(path: str | Path, unet: nn.Module, motion_encoder: nn.Module, i
         part: {name: p for name, p in module.state_dict(keep_vars=True).items() if part != "lora" or ".lora_" in name}
         for part, module in modules.items()
     }
-    shapes = [
+    found, expected = (
         {f"{part}.{name}": tuple(t.shape) for part, state in side.items() for name, t in state.items()}
         for side in (parts, targets)
-    ]
-    check_tensors(*shapes, "adapter")
+    )
+    check_tensors(found, expected, "adapter")
     with torch.no_grad():
         for part, state in parts.items():
             for name, tensor in state.items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -41,7 +41,7 @@ class Architecture:
     in_channels: int
     out_channels: int
     head_channels: int
-    lora: str | None  # `linear`, `attention` or None
+    lora: Literal["linear", "attention"] | None
     lora_rank: int | None
 
     @classmethod
@@ -96,7 +96,9 @@ class Architecture:
         )
 
     @classmethod
-    def from_unet(cls, config: Mapping[str, Any], lora: str | None, lora_rank: int | None) -> Architecture:
+    def from_unet(
+        cls, config: Mapping[str, Any], lora: Literal["linear", "attention"] | None, lora_rank: int | None
+    ) -> Architecture:
         """Sizes of a diffusers UNet, `unet.config`, with the LoRA that was added to it."""
         widths, heads = config["block_out_channels"], config["num_attention_heads"]
         return cls(
@@ -171,7 +173,7 @@ def _unet_name(layer: str, architecture: Architecture) -> str:
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", layer):
         kind, j, rest = match[1], int(match[2]), match[3]
         return f"middle_block.{2 * j + (kind == 'attentions')}.{_block_name(kind, rest)}"
-    match = re.fullmatch(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", layer)
+    match = matched(r"(down|up)_blocks\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.*)", layer)
     side, i, kind, j, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
     if kind == "downsamplers":
         return f"input_blocks.{(i + 1) * per_level}.0.op"
@@ -202,7 +204,7 @@ def _encoder_name(ours: str) -> str:
         return f"flow_blocks.0.{4 * int(match[1]) + (match[2] == 'temporal')}.{match[3]}"
     if match := re.fullmatch(r"stem\.norms\.(\d+)\.(.*)", ours):
         return f"flow_blocks.0.{4 * int(match[1]) + 2}.{match[2]}"
-    match = re.fullmatch(r"stages\.(\d+)\.(norm|conv\.spatial|conv\.temporal|down)\.(.*)", ours)
+    match = matched(r"stages\.(\d+)\.(norm|conv\.spatial|conv\.temporal|down)\.(.*)", ours)
     index = {"norm": "0", "conv.spatial": "2", "conv.temporal": "3", "down": "4.op"}[match[2]]
     return f"flow_blocks.{int(match[1]) + 1}.{index}.{match[3]}"
 
@@ -214,6 +216,14 @@ def _injection_name(ours: str, architecture: Architecture) -> str:
     first = int(level) * (architecture.layers_per_block + 1)
     block = f"input_blocks.{1 + first}" if side == "down" else f"output_blocks.{first}"
     return f"{block}.0.{MODULATION[layer]}.{leaf}"
+
+
+def matched(pattern: str, name: str) -> re.Match[str]:
+    """The match of a whole name that the pattern was made for; ValueError for any other."""
+    match = re.fullmatch(pattern, name)
+    if match is None:
+        raise ValueError(f"released: {name} is no name of these networks, expected {pattern}")
+    return match
 
 
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:

@@ -77,7 +77,7 @@ def empty(architecture: Architecture) -> Network:
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel(**architecture.unet_config())
         set_res_block_eps(unet)
-        if architecture.lora:
+        if architecture.lora and architecture.lora_rank:
             add_lora(unet, architecture.lora, architecture.lora_rank)
         encoder = MotionEncoder(architecture.block_out_channels)
         injection = attach(unet, "modulation")

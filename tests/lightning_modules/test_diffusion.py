@@ -195,7 +195,7 @@ def test_guidance_drops_image_embedding_and_latent_only(svd):
         keep = torch.tensor([[False, True, True, False, True]] * 2)
         u = denoiser(noisy, sigma, latent, embedding, ids, keep)
         c = denoiser(noisy, sigma, latent, embedding, ids)
-        out = guided(denoiser, latent, embedding, ids, scale)(noisy, sigma)
+        out = guided(denoiser, Conditioning(latent, embedding, ids), scale)(noisy, sigma)
     expected = u + scale.view(1, 3, 1, 1, 1) * (c - u)
     torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(out[:, 0], c[:, 0], atol=1e-3, rtol=1e-3)
