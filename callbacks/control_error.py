@@ -34,7 +34,8 @@ class ControlErrors(Callback):
     For data whose tracks are exact and in which one thing moves over a still background (`SpritesDataModule` with
     `scene: plain`). Logged as `val/control_error` and `test/control_error`, with `_standing_still`, `_real`, `_swapped`
     and `_off` beside it: the control is learned where the first is far below the second and `_swapped` and `_off` are
-    not. Printed with what each means, and written to `metrics.json` in the run's folder, which keeps what else is in it.
+    not. Printed with what each means, and written to `metrics.json` in the run's folder, which keeps what else is in
+    it.
 
     Args:
         clips: of the validation set, the first so many; none = all.

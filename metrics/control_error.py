@@ -1,4 +1,4 @@
-"""Control error: how far a generated object is from the track it was told to follow, found by masked template matching."""
+"""Control error: how far a generated object is from its track, found by masked template matching."""
 
 from typing import Any
 
@@ -16,8 +16,8 @@ def moving_object(flow: Tensor, threshold: float = 1.0) -> tuple[Tensor, Tensor]
         threshold: Mean displacement in pixels above which a pixel of frame 1 belongs to the object.
 
     Returns:
-        mask (B, H, W) bool of the object in frame 1, and track (B, L, 2) float64, the mean displacement of its pixels; zero where
-        nothing moves.
+        mask (B, H, W) bool of the object in frame 1, and track (B, L, 2) float64, the mean displacement of its pixels;
+        zero where nothing moves.
     """
     mask = torch.linalg.vector_norm(flow.float(), dim=2).mean(1) > threshold
     count = mask.sum((1, 2)).clamp(min=1)
@@ -28,8 +28,8 @@ def moving_object(flow: Tensor, threshold: float = 1.0) -> tuple[Tensor, Tensor]
 def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     """Displacement in whole pixels at which each frame looks most like the masked part of the template.
 
-    The least sum of squared differences over the mask, searched over all displacements that keep the middle of the mask's bounding
-    box inside the frame; beyond its border a frame goes on with its border pixels.
+    The least sum of squared differences over the mask, searched over all displacements that keep the middle of the
+    mask's bounding box inside the frame; beyond its border a frame goes on with its border pixels.
 
     Args:
         video: (L, 3, H, W) uint8.
@@ -70,9 +70,9 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
 class ControlError(torchmetrics.Metric):
     """Mean distance in pixels, over frames 2 to L and then over clips, of a generated object from its true track.
 
-    The object is found in every generated frame as the masked part of the given first frame (`match_template`), so it cannot be
-    redefined by what was generated. The state is a float64 sum and a count: the result does not depend on the split into batches or
-    processes, if each clip is given once.
+    The object is found in every generated frame as the masked part of the given first frame (`match_template`), so it
+    cannot be redefined by what was generated. The state is a float64 sum and a count: the result does not depend on the
+    split into batches or processes, if each clip is given once.
 
     Example:
         >>> import torch
@@ -94,6 +94,9 @@ class ControlError(torchmetrics.Metric):
     protocol = (
         "px; masked template matching of the first frame's object, whole pixels; mean over frames 2..L, then over clips"
     )
+
+    total: Tensor
+    clips: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -127,7 +127,7 @@ def test_any_kill_leaves_no_trace(killed, whole, tmp_path, kills, name, accumula
 
 
 def test_sampling_is_left_at_once(killed, whole, tmp_path):
-    """SIGTERM while a clip is generated, on the schedule and in a validation: saved, and sampled whole at the resume."""
+    """SIGTERM while a clip is generated, on the schedule or in a validation: saved, sampled whole at the resume."""
     assert killed(tmp_path, interrupt=5) == 143
     assert not (tmp_path / "run/samples/step-000005/sheet.png").exists()
     assert killed(tmp_path, interrupt=8, ckpt_path="last") == 143
