@@ -31,7 +31,7 @@ class FiniteWatch:
         Raises:
             MisconfigurationException: one line with the step and the cause.
         """
-        found = "" if self._first is None or int(self._first[0]) < 0 else self._of_loss(trainer)
+        found = "" if self._first is None or int(self._first[0]) < 0 else _of_loss(trainer, self._first)
         if not found and weights and (name := first_bad(pl_module)):
             what = "the checkpoint's" if trainer.ckpt_path and self._first is None else "a"
             found = f"step {trainer.global_step}: {what} weight is not finite, {name}{_rates(trainer)}"
@@ -41,9 +41,10 @@ class FiniteWatch:
                 f"{found or 'a loss or weight of another process is not finite'}; nothing of it was saved"
             )
 
-    def _of_loss(self, trainer: Trainer) -> str:
-        step, loss = self._first.tolist()
-        return f"step {int(step)}: the loss is {loss:g}{_rates(trainer)}"
+
+def _of_loss(trainer: Trainer, first: Tensor) -> str:
+    step, loss = first.tolist()
+    return f"step {int(step)}: the loss is {loss:g}{_rates(trainer)}"
 
 
 def first_bad(pl_module: LightningModule) -> str | None:

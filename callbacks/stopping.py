@@ -56,7 +56,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     _STOP.signal = number
     rank_zero_print(f"{signal.Signals(number).name}: saving after this step, or leaving this validation ...")
     if _STOP.at_once:
-        raise Stopped(CODES[number])
+        raise Stopped(CODES[signal.Signals(number)])
 
 
 def _on_requeue(number: int, frame: FrameType | None) -> None:
@@ -96,7 +96,7 @@ def answer(trainer: Trainer) -> None:
         rank_zero_print(f"no requeue: SLURM_JOB_ID is {job!r}")
         return
     try:
-        code = subprocess.run(["scontrol", "requeue", job]).returncode
+        code: int | str | None = subprocess.run(["scontrol", "requeue", job]).returncode
     except OSError as error:
         code = error.strerror
     rank_zero_print(f"requeued SLURM job {job}" if code == 0 else f"no requeue: scontrol requeue {job} gave {code}")

@@ -92,7 +92,7 @@ def build_networks(
         add_lora(base.unet, lora, lora_rank, seed=init_seed)
     encoder = MotionEncoder(base.unet.config.block_out_channels, seed=init_seed)
     with torch.no_grad():
-        encoder.stem.convs[0].spatial.weight[:, :2] *= flow_scale
+        next(encoder.stem.parameters())[:, :2] *= flow_scale  # the first convolution's weight
     places = attach(base.unet, injection, seed=init_seed)
     if released and start is not None:
         base.unet.load_state_dict(start.lora, strict=False)

@@ -21,6 +21,10 @@ class PatchPCA(nn.Module):
         channels: Components kept, 1 to 192.
     """
 
+    mean: Tensor
+    basis: Tensor
+    scale: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         size = 3 * PATCH**2
@@ -42,7 +46,11 @@ class PatchPCA(nn.Module):
         Args:
             videos: Each (L, 3, H, W) in [-1, 1].
         """
-        count, total, square = 0, 0.0, 0.0
+        count, total, square = (
+            0,
+            self.mean.new_zeros((), dtype=torch.float64),
+            self.mean.new_zeros((), dtype=torch.float64),
+        )
         for video in videos:
             patches = _patches(video).flatten(0, -2).double()
             count, total, square = count + len(patches), total + patches.sum(0), square + patches.T @ patches

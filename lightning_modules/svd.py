@@ -330,12 +330,16 @@ class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
 
 
 def clip_input(frames: Tensor, size: int) -> Tensor:
-    """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as in diffusers' SVD pipeline."""
+    """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as in diffusers' SVD pipeline.
+
+    Computed in float32, or float64 where the frames are.
+    """
+    frames = frames.to(torch.promote_types(frames.dtype, torch.float32))
     height, width = frames.shape[-2:]
     with torch.autocast(frames.device.type, enabled=False):  # bfloat16 rounds pixels visibly
-        frames = _blur(_blur(frames.float(), width / size).mT, height / size).mT
+        frames = _blur(_blur(frames, width / size).mT, height / size).mT
         frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
-    mean, std = (torch.tensor(v, device=frames.device).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    mean, std = (frames.new_tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
     return ((frames + 1) / 2 - mean) / std
 
 

@@ -56,9 +56,9 @@ def video_seconds(source: Source) -> float:
 @contextlib.contextmanager
 def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
     """The container from its beginning, and its video stream, which refuses pictures of more than MAX_PIXELS."""
-    if hasattr(source, "read"):
+    if not isinstance(source, (str, os.PathLike)):
         source.seek(0)
-    with av.open(source if hasattr(source, "read") else str(source)) as container:
+    with av.open(str(source) if isinstance(source, os.PathLike) else source) as container:
         if not container.streams.video:
             raise BadClip("has no video stream")
         stream = container.streams.video[0]

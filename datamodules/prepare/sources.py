@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from datamodules.errors import BadShards, UsageError, one_line
 from datamodules.shards import sanitised
@@ -244,7 +244,7 @@ def _tar(path: Path, name: str) -> Iterator[Video]:
     """The samples of a tar: members that share the name up to its first dot. Nothing is unpacked."""
     samples: dict[str, dict[str, tarfile.TarInfo]] = {}
     try:
-        with open(path, "rb") as file, tarfile.open(fileobj=_Headers(file), mode="r:") as tar:
+        with open(path, "rb") as file, tarfile.open(fileobj=cast(BinaryIO, _Headers(file)), mode="r:") as tar:
             faults = []
             try:
                 for info in tar:

@@ -7,9 +7,10 @@ import torch
 
 from conditions import RegionWise, flow_to_pixels
 from lightning_modules import MotionControlModule, networks
-from lightning_modules.conditioning import CONDITIONINGS, Conditioning
+from lightning_modules.conditioning import CONDITIONINGS, Conditioning, to_float
 from lightning_modules.motion_control import AUG_NOISE, NOISE, POSTERIOR
 from tests.lightning_modules.test_training import data
+from tests.support.arithmetic import assert_rounded
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +42,24 @@ def test_conditioning(net, batch, monkeypatch):
     cond = net.conditioning(batch, sigma_aug)
     flow = flow_to_pixels(batch["flow"], batch["flow_step"]).double()
     magnitude = flow.square().sum(2).sqrt().mean((1, 2, 3))
-    torch.testing.assert_close(cond.ids.double(), torch.stack([batch["fps"], magnitude, sigma_aug], 1).double())
+    for found, expected in zip(cond.ids.T, (batch["fps"], magnitude, sigma_aug), strict=True):
+        assert_rounded(found, expected.double())
     first = pixels(batch["video"][:, 0])
     noise = net.noise(batch, AUG_NOISE, (3, 64, 64)).double()
     expected = first + sigma_aug.double().view(-1, 1, 1, 1) * noise
-    torch.testing.assert_close(seen["encode"][0].double(), expected, atol=1e-5, rtol=0)
+    assert_rounded(seen["encode"][0], expected)
     assert torch.equal(cond.image_latent, seen["encode"][1][0])  # the mode, not scaled
-    torch.testing.assert_close(seen["embed"][0].double(), first, atol=1e-6, rtol=0)  # the clean frame
+    assert_rounded(seen["embed"][0], first)  # the clean frame
     assert torch.equal(cond.image_embedding, seen["embed"][1])
     assert torch.equal(cond.control, net.control(batch))
 
 
 def test_clean_latents_are_a_scaled_posterior_sample(net, batch):
-    mean, std = (x.unflatten(0, (3, 4)) for x in net.svd.encode(pixels(batch["video"]).float().flatten(0, 1)))
+    frames = to_float(batch["video"].flatten(0, 1))
+    assert_rounded(frames, pixels(batch["video"].flatten(0, 1)))
+    mean, std = (x.unflatten(0, (3, 4)).double() for x in net.svd.encode(frames))
     expected = (mean + std * net.noise(batch, POSTERIOR, mean.shape[1:])) * 0.18215
-    torch.testing.assert_close(net.clean_latents(batch), expected)
+    assert_rounded(net.clean_latents(batch), expected)
     assert std.max() > 0
 
 
@@ -68,9 +72,9 @@ def test_training_step_trains_the_denoiser_of_the_method(net, batch, monkeypatch
 
     monkeypatch.setattr(net, "denoiser", denoiser)
     loss = net.training_step(batch, 0)
-    clean = net.clean_latents(batch)
-    sigma = seen["sigma"].view(-1, 1, 1, 1, 1)
-    torch.testing.assert_close(seen["noisy"], clean + sigma * net.noise(batch, NOISE, clean.shape[1:]))
+    clean = net.clean_latents(batch).double()
+    sigma = seen["sigma"].double().view(-1, 1, 1, 1, 1)
+    assert_rounded(seen["noisy"], clean + sigma * net.noise(batch, NOISE, clean.shape[1:]))
     found = seen["cond"]
     cond = net.conditioning(batch, found.ids[:, 2])
     assert torch.equal(found.image_latent, cond.image_latent) and torch.equal(
@@ -78,7 +82,7 @@ def test_training_step_trains_the_denoiser_of_the_method(net, batch, monkeypatch
     )
     assert torch.equal(found.ids, cond.ids) and found.keep.keys() == set(CONDITIONINGS)
     weight = (sigma**2 + 1) / sigma**2
-    torch.testing.assert_close(loss, (weight * (seen["noisy"] * 0.5 - clean) ** 2).mean())
+    assert_rounded(loss, (weight * (seen["noisy"].double() * 0.5 - clean) ** 2).mean())
 
 
 def test_draws_over_many_positions(net, monkeypatch):
@@ -120,5 +124,5 @@ def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch
     monkeypatch.setattr(networks, "euler_sample", sampler)
     net.sample(batch)
     assert seen["guidance"] == (1.5, 3.5) and seen["steps"] == 25
-    torch.testing.assert_close(seen["ids"][:, 2], torch.full((3,), 0.02))
+    assert torch.equal(seen["ids"][:, 2], torch.full((3,), 0.02))
     assert seen["noise"].shape == (3, 4, 4, 8, 8)

@@ -21,6 +21,7 @@ from lightning_modules.diffusion import (
 )
 from lightning_modules.svd import SVD
 from tests.lightning_modules.test_svd import inputs
+from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
 
 
 @pytest.fixture(scope="module")
@@ -141,43 +142,50 @@ def test_ids_reach_the_network_in_order(svd):
         Denoiser(svd.unet)(noisy, sigma, latent, embedding, ids)
     hook.remove()
     cosines = seen[0].view(2, 3, width)[0, :, 0]
-    torch.testing.assert_close(cosines, torch.tensor([8.0, 17.0, 0.02]).cos())
+    assert_rounded(cosines, torch.tensor([8.0, 17.0, 0.02]).double().cos())
 
 
 @pytest.mark.parametrize("steps", [5, 25, 30])
 def test_sigmas_are_the_svd_schedulers(steps):
     theirs = scheduler()
     theirs.set_timesteps(steps)
-    torch.testing.assert_close(karras_sigmas(steps), theirs.sigmas, rtol=2e-6, atol=0)
     ours = karras_sigmas(steps, dtype=torch.float64)
-    torch.testing.assert_close((0.25 * ours[:-1].log()).float(), theirs.timesteps, rtol=1e-5, atol=1e-6)
-    assert theirs.init_noise_sigma == pytest.approx((ours[0] ** 2 + 1).sqrt().item())
+    assert torch.equal(karras_sigmas(steps), ours.float())
+    # theirs: a power of 7 and a logarithm in float32
+    torch.testing.assert_close(theirs.sigmas.double(), ours, rtol=100 * UNIT_ROUNDOFF, atol=0)
+    assert_rounded(theirs.timesteps, 0.25 * ours[:-1].log())
+    assert theirs.init_noise_sigma.item() == pytest.approx((ours[0] ** 2 + 1).sqrt().item(), rel=1e-6)
 
 
 class SmoothDenoiser(Denoiser):
-    """A network without GroupNorm: the tiny UNet would blow float32 rounding up over the steps."""
+    """A network that does not blow roundings up, as the tiny UNet with its GroupNorm over few values does."""
 
-    def network(self, noisy, c_noise, cond, image_embedding=None, ids=None, keep=None):
-        cond = Conditioning.of(cond, image_embedding, ids, keep)
+    def network(self, noisy, c_noise, cond):
         context = cond.image_latent[:, None] + cond.image_embedding.mean((1, 2)).view(-1, 1, 1, 1, 1)
         return torch.tanh(noisy + context) * (1 + 0.1 * c_noise.view(-1, 1, 1, 1, 1))
 
 
 def test_euler_steps_are_the_svd_schedulers(svd):
-    """The same network in diffusers' own loop: scale_model_input, v-prediction, step."""
+    """From the same point, each step is the one of diffusers' own loop: scale_model_input, v-prediction, step.
+
+    diffusers steps in float32: a step is a dozen roundings of values no larger than the step's input.
+    """
     denoiser = SmoothDenoiser(svd.unet)
-    noise, _, latent, embedding, ids = inputs(svd)
+    noise, _, latent, embedding, ids = (part.double() for part in inputs(svd))
+    cond, scale = Conditioning(latent, embedding, ids), torch.linspace(1.0, 2.5, 3, dtype=torch.float64)
     theirs = scheduler()
     theirs.set_timesteps(6)
-    x = noise * theirs.init_noise_sigma
-    for t in theirs.timesteps:
-        scaled = theirs.scale_model_input(x, t)
-        u = denoiser.network(scaled, t.expand(2), torch.zeros_like(latent), torch.zeros_like(embedding), ids)
-        c = denoiser.network(scaled, t.expand(2), latent, embedding, ids)
-        x = theirs.step(u + torch.linspace(1.0, 2.5, 3).view(1, 3, 1, 1, 1) * (c - u), t, x).prev_sample
-    ours = euler_sample(denoiser, noise, latent, embedding, ids, steps=6)
-    torch.testing.assert_close(ours, x, atol=1e-4, rtol=0)
-    assert ours.std() > 0.1
+    sigmas = theirs.sigmas.double()
+    x = noise * (sigmas[0] ** 2 + 1).sqrt()
+    for i, t in enumerate(theirs.timesteps):
+        scaled, c_noise = theirs.scale_model_input(x.float(), t).double(), t.double().expand(2)
+        u, c = (denoiser.network(scaled, c_noise, branch) for branch in (cond.without_image(), cond))
+        prediction = u + scale.view(1, 3, 1, 1, 1) * (c - u)
+        expected = theirs.step(prediction.float(), t, x.float()).prev_sample.double()
+        following = euler(guided(denoiser, cond, scale), x, sigmas[i : i + 2])
+        assert (following - expected).abs().max() < 100 * UNIT_ROUNDOFF * x.abs().max()
+        x = following
+    assert torch.equal(euler_sample(denoiser, noise, cond, sigmas=sigmas), x) and x.std() > 0.1
 
 
 def test_euler_solves_a_known_problem():
@@ -187,18 +195,20 @@ def test_euler_solves_a_known_problem():
     torch.testing.assert_close(x, mu, atol=1e-10, rtol=0)
 
 
-def test_guidance_drops_image_embedding_and_latent_only(svd):
+def test_guidance_drops_image_embedding_and_latent_only():
+    svd = SVD.random("tiny", seed=2).freeze(torch.float64)
     denoiser = Denoiser(svd.unet)
-    noisy, sigma, latent, embedding, ids = inputs(svd)
-    scale = torch.tensor([1.0, 1.75, 2.5])
+    noisy, sigma, latent, embedding, ids = (part.double() for part in inputs(svd))
+    scale = torch.tensor([1.0, 1.75, 2.5], dtype=torch.float64)
     with torch.no_grad():
         keep = torch.tensor([[False, True, True, False, True]] * 2)
         u = denoiser(noisy, sigma, latent, embedding, ids, keep)
         c = denoiser(noisy, sigma, latent, embedding, ids)
         out = guided(denoiser, Conditioning(latent, embedding, ids), scale)(noisy, sigma)
     expected = u + scale.view(1, 3, 1, 1, 1) * (c - u)
-    torch.testing.assert_close(out, expected, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(out[:, 0], c[:, 0], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(out[:, 0], c[:, 0], atol=1e-9, rtol=1e-9)
+    assert (c - u).abs().max() > 0.01
 
 
 def test_sampling_is_a_function_of_its_inputs(svd):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -172,7 +173,19 @@ def test_vae_is_float32_inside_autocast():
         video_again = svd.decode(mean[None] * svd.latent_scale)
     assert mean.dtype == torch.float32 and mean.shape == (5, 4, 4, 8) and video.shape == (1, 5, 3, 32, 64)
     assert torch.equal(mean, again) and torch.equal(std, std_again) and torch.equal(video, video_again)
-    torch.testing.assert_close(svd.encode(frames)[0], mean)
+
+
+def test_frames_are_encoded_in_chunks_in_order(monkeypatch):
+    svd = SVD.random("tiny")
+    frames, seen = randn([0], (5, 3, 32, 64))[0], []
+
+    def encode(part):
+        seen.append(len(part))
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=2 * part, std=part.abs()))
+
+    monkeypatch.setattr(svd.vae, "encode", encode)
+    mean, std = svd.encode(frames, chunk=2)
+    assert seen == [2, 2, 1] and torch.equal(mean, 2 * frames) and torch.equal(std, frames.abs())
 
 
 def test_space_to_depth_is_invertible():
@@ -186,11 +199,14 @@ def test_space_to_depth_is_invertible():
 
 @pytest.mark.parametrize("size", [(320, 512), (96, 160), (225, 451), (33, 33), (20, 24)])
 def test_clip_input_is_the_diffusers_pipelines(size):
-    frames = randn([0, 1], (3, *size)).clamp(-1, 1)
+    frames = randn([0, 1], (3, *size)).clamp(-1, 1).double()
     theirs = (_resize_with_antialiasing(frames, (32, 32)) + 1) / 2
-    processor = CLIPImageProcessor(do_rescale=False, do_center_crop=False, do_resize=False)
-    theirs = processor(images=theirs, return_tensors="pt").pixel_values
-    torch.testing.assert_close(clip_input(frames, 32), theirs, atol=2e-5, rtol=0)
+    processor = CLIPImageProcessor()
+    mean, std = (
+        torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (processor.image_mean, processor.image_std)
+    )
+    torch.testing.assert_close(clip_input(frames, 32), (theirs - mean) / std, atol=1e-9, rtol=0)
+    assert clip_input(frames.bfloat16(), 32).dtype == torch.float32
 
 
 def test_image_embedding():

@@ -101,7 +101,7 @@ def test_training_step_leaves_the_global_generators_alone(sprites):
     assert (before[1] == np.random.get_state()[1]).all() and before[2] == random.getstate()
 
 
-def test_a_sample_does_not_depend_on_the_batch_around_it(sprites):
+def test_a_sample_does_not_depend_on_the_batch_around_it(sprites, monkeypatch):
     net = module()
     net.configure_model()
     perturb(net)
@@ -113,7 +113,10 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(sprites):
     for stream in range(8):
         assert torch.equal(net.noise(batch, stream, (5,))[1:2], net.noise(one, stream, (5,)))
     assert torch.equal(net.control(batch)[1:2], net.control(one))
-    torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=2e-3, rtol=0)
+    # in float64: the networks amplify the roundings of a larger batch
+    net.double()
+    monkeypatch.setattr(net, "noise", lambda *args: MotionControlModule.noise(net, *args).double())
+    torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=1e-6, rtol=0)
 
 
 def test_positions_change_the_draws(sprites):
@@ -146,13 +149,12 @@ def test_resume_continues_with_the_same_bits(tmp_path, sprites, accumulate):
         assert torch.equal(p, resumed.trained()[name]), name
 
 
-@pytest.mark.parametrize("precision, steps", [("32-true", 1), ("64-true", 3)])
-def test_accumulation_sees_the_samples_of_one_large_batch(tmp_path, sprites, precision, steps):
-    """Equal to 1e-6; in float32 at the first step: AdamW turns the rounding of a near-zero gradient into a step."""
+def test_accumulation_sees_the_samples_of_one_large_batch(tmp_path, sprites):
+    """Losses equal to 1e-6, in float64: AdamW turns the rounding of a near-zero gradient into a step."""
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    trainer(tmp_path / "a", steps, precision=precision).fit(module(), data(sprites, batch_size=4))
-    accumulated = trainer(tmp_path / "b", steps, precision=precision, accumulate_grad_batches=2)
+    trainer(tmp_path / "a", 3, precision="64-true").fit(module(), data(sprites, batch_size=4))
+    accumulated = trainer(tmp_path / "b", 3, precision="64-true", accumulate_grad_batches=2)
     accumulated.fit(module(), data(sprites, batch_size=2))
     large, small = read(tmp_path / "a" / "steps.jsonl"), read(tmp_path / "b" / "steps.jsonl")
     halves = list(zip(small[::2], small[1::2], strict=True))
@@ -256,7 +258,7 @@ def test_space_to_depth_samples_are_pictures(sprites):
     net.configure_model()
     video = torch.rand(2, 4, 3, 64, 64) * 2 - 1
     latents = net.svd.encode(video.flatten(0, 1))[0].unflatten(0, (2, 4)) * net.svd.latent_scale
-    torch.testing.assert_close(net.svd.decode(latents), video)
+    assert torch.equal(net.svd.decode(latents), video)
 
 
 def test_sampling_is_deterministic_and_changes_nothing(sprites):
