@@ -8,6 +8,7 @@ only bytes whose checksum matched, and what it does not take (it refuses some fr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -50,10 +51,8 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
         "flags": "+bitexact",
         "x264-params": "no-mbtree=1:cabac=0",
     }
-    # faststart rewrites the file, which needs a real file
-    with tempfile.TemporaryDirectory(prefix="clip-") as folder:
-        path = os.path.join(folder, "clip.mp4")
-        with av.open(path, "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
+    with _scratch_file() as path:
+        with av.open(path, "w", format="mp4", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for index, image in enumerate(frames):
@@ -63,6 +62,17 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
             container.mux(stream.encode())
         with open(path, "rb") as file:
             return file.read()
+
+
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[str]:
+    """A path to write to and read from; faststart opens it again. Where Linux holds it in memory, a kill leaves none."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("clip"), "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="clip-") as folder:
+            yield os.path.join(folder, "clip.mp4")
 
 
 def decode_mp4(

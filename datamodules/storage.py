@@ -30,11 +30,17 @@ def inside(folder: Path, name: str) -> Path:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """Open a file beside `path` for reading and writing; on success it is synced and takes the place of `path`."""
+    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside `path`, for what opens files by name; what was written there is synced and takes its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

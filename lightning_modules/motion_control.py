@@ -101,6 +101,7 @@ class MotionControlModule(record.RecordedModule):
         record.check_numbers(
             lora_rank=(lora_rank, 1, None), dropout=(dropout, 0, 1), sample_steps=(sample_steps, 1, None),
             learning_rate=(learning_rate, 0, None), weight_decay=(weight_decay, 0, None), p_std=(p_std, 0, None),
+            seed=(seed, -(2**63), 2**63), init_seed=(init_seed, -(2**63), 2**63),
         )  # fmt: skip
         self.condition = condition
         self.svd_path, self.revision, self.random_init, self.init_seed = svd, revision, random_init, init_seed
