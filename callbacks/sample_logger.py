@@ -11,15 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
 from callbacks.ema import EMA
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.stopping import leaving_at_once
-from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4
+from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
+from datamodules.storage import clear_leftovers
 
 
 class SampleLogger(Callback):
@@ -89,13 +89,14 @@ class SampleLogger(Callback):
         self._batches = self._batches or first_clips(trainer, self.clips)
         folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
         rank_zero_print(f"Sampling {len(self._batches)} clips at step {step} ...")
         start = time.perf_counter()
         strips = []
         for index, batch in enumerate(self._batches):
             strips.append(self._strip(trainer, pl_module, batch, step))
             write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
-        Image.fromarray(sheet(strips)).save(folder / "sheet.png")
+        write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 self._to_tensorboard(logger, strips, step)

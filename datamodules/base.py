@@ -25,6 +25,7 @@ from datamodules.shards import ClipShape, Shards
 
 log = logging.getLogger(__name__)
 RECENT = 1000
+MAX_BATCH = 4096
 MAX_BAD = RECENT // 100
 POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
@@ -94,9 +95,11 @@ class ClipDataModule(LightningDataModule):
             size = getattr(shape, name)
             _require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8, the VAE's factor")
         _require(shape.fps > 0, "fps", shape.fps, "positive")
-        _require(batch_size >= 1, "batch_size", batch_size, "at least 1")
-        _require(val_batch_size >= 1, "val_batch_size", val_batch_size, "at least 1")
-        _require(num_workers >= 0, "num_workers", num_workers, "at least 0")
+        _require(1 <= batch_size <= MAX_BATCH, "batch_size", batch_size, f"1 to {MAX_BATCH}")
+        _require(1 <= val_batch_size <= MAX_BATCH, "val_batch_size", val_batch_size, f"1 to {MAX_BATCH}")
+        most = max(64, 4 * (os.cpu_count() or 1))
+        _require(0 <= num_workers <= most, "num_workers", num_workers, f"0 to {most}")
+        _require(-(2**63) <= seed < 2**63, "seed", seed, "a 64-bit number")
         self.shape, self.batch_size, self.val_batch_size = shape, batch_size, val_batch_size
         self.num_workers, self.seed = num_workers, seed
         self._watches = {stop: BadClipWatch(stop) for stop in (True, False)}
@@ -150,7 +153,13 @@ class ClipDataModule(LightningDataModule):
             raise MisconfigurationException(
                 f"the checkpoint's data position has version {version}, this program knows up to {POSITION_VERSION}"
             )
-        self._loaded = int(state_dict["position"])
+        position = state_dict.get("position") if isinstance(state_dict, dict) else None
+        if type(position) is not int or not 0 <= position < 2**62:
+            raise MisconfigurationException(
+                f"ckpt_path: the checkpoint's {type(self).__qualname__}.position is {position!r:.80}, expected a whole "
+                "number of at least 0"
+            )
+        self._loaded = position
 
     def _per_step(self, trainer: Any) -> int:
         return trainer.accumulate_grad_batches * self.batch_size * trainer.world_size

@@ -1,5 +1,17 @@
 """What can go wrong with data and the commands that make them. Imports nothing: a loader's workers start fast."""
 
+import errno
+
+# nobody's data's fault
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EROFS,
+    errno.EMFILE,
+    errno.ENFILE,
+}  # nobody's data's fault
+
 
 class BadClip(Exception):
     """One clip or video cannot be used. Training replaces it, preparation lists it; the message is one line."""

@@ -32,6 +32,7 @@ STEP = 1 / 8
 PLANE = 16
 _HEADER = struct.Struct("<4sHHHHIII")  # magic, frames - 1, components, height, width, bytes of each stream
 _MAGIC = b"FLW1"
+_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes([16, 0])  # begins so, but for its size: 16 bits, grey
 _WIDER, _WIDEST = -8, -128  # "in the next stream"
 
 
@@ -199,8 +200,12 @@ def decode_visibility(data: bytes, shape: tuple[int, int, int], out: np.ndarray 
         BadClip: the bytes are no 16-bit grey PNG of this shape.
     """
     frames, height, width = shape
-    planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
     expected = (-(-frames // PLANE) * height, width)
+    # the header is looked at first: a picture of another size may take any memory to decode
+    right = data[:16] + data[24:26] == _PNG and struct.unpack(">II", data[16:24]) == expected[::-1]
+    planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if right else None
+    if not right:
+        raise BadClip(f"visibility is no 16-bit grey PNG of {expected[0]} rows of {expected[1]} pixels")
     if planes is None or planes.dtype != np.uint16 or planes.shape != expected:
         found = "no image" if planes is None else f"{planes.dtype} {planes.shape}"
         raise BadClip(f"visibility is {found}, expected uint16 {expected}")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 # object -> attributes without which a resume would not be exact; dotted from a fitting Trainer
 NEEDED = {
@@ -25,9 +26,10 @@ NEEDED = {
     "fit_loop.epoch_loop.batch_progress": ("total", "current", "is_last_batch"),
     "fit_loop.epoch_loop.batch_progress.total": ("ready", "started", "processed", "completed"),
     "precision_plugin": ("val_step_context",),
-    "_checkpoint_connector": ("dump_checkpoint",),
+    "_checkpoint_connector": ("dump_checkpoint", "_restore_modules_and_callbacks", "restore_training_state"),
     "strategy": ("broadcast", "reduce", "reduce_boolean_decision", "checkpoint_io"),
 }  # fmt: skip
+NEEDED_OF_RESTORING = ("_restore_modules_and_callbacks", "restore_training_state")  # of _checkpoint_connector
 NEEDED_OF_CHECKPOINT = (
     "_should_skip_saving_checkpoint", "_save_topk_checkpoint", "_monitor_candidates", "_last_global_step_saved",
 )  # fmt: skip
@@ -161,6 +163,26 @@ def validate_now(trainer: Any) -> None:
 def forget_validation(trainer: Any) -> None:
     """Have no validation continued in its middle, where a checkpoint was saved inside of one."""
     trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()
+
+
+def refuse_what_does_not_restore(trainer: Any, name: str) -> None:
+    """Make whatever Lightning raises while it restores a checkpoint's fields, of any type, one error with its name."""
+
+    def guarded(restore: Any) -> Any:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return restore(*args, **kwargs)
+            except MisconfigurationException:
+                raise
+            except Exception as error:
+                reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+                raise MisconfigurationException(f"checkpoint {name}: does not restore ({reason})") from error
+
+        return run
+
+    connector = trainer._checkpoint_connector
+    for step in NEEDED_OF_RESTORING:
+        setattr(connector, step, guarded(getattr(connector, step)))
 
 
 def save_alone(trainer: Any, path: str) -> None:

@@ -8,6 +8,7 @@ only bytes whose checksum matched, and what it does not take (it refuses some fr
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 import tempfile
@@ -28,6 +29,7 @@ except ImportError:  # no wheel, as on Arm
     decord = None
 CRF = 18
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+_BOXES = 1000  # in one place; a sound file has a few
 _SAMPLE_ENTRY = 78  # bytes of an avc1 entry before its boxes
 
 
@@ -49,10 +51,8 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
         "flags": "+bitexact",
         "x264-params": "no-mbtree=1:cabac=0",
     }
-    # faststart rewrites the file, which needs a real file
-    with tempfile.TemporaryDirectory(prefix="clip-") as folder:
-        path = os.path.join(folder, "clip.mp4")
-        with av.open(path, "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
+    with _scratch_file() as path:
+        with av.open(path, "w", format="mp4", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             for index, image in enumerate(frames):
@@ -62,6 +62,17 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
             container.mux(stream.encode())
         with open(path, "rb") as file:
             return file.read()
+
+
+@contextlib.contextmanager
+def _scratch_file() -> Iterator[str]:
+    """A path to write to and read from; faststart opens it again. Where Linux holds it in memory, a kill leaves none."""
+    if hasattr(os, "memfd_create"):
+        with open(os.memfd_create("clip"), "rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.TemporaryDirectory(prefix="clip-") as folder:
+            yield os.path.join(folder, "clip.mp4")
 
 
 def decode_mp4(
@@ -79,11 +90,11 @@ def decode_mp4(
         BadClip: does not decode, or to another shape.
     """
     out = np.empty(shape, dtype=np.uint8) if out is None else out
-    if decoder == "decord" and (frames := _decord(data)) is not None and frames.shape == (shape[0], *shape[2:], 3):
+    if decoder == "decord" and (frames := _decord(data, shape)) is not None:
         np.copyto(out, frames.transpose(0, 3, 1, 2))
         return out
     count = 0
-    for picture in _pictures(data, first=False):
+    for picture in _pictures(data, shape, first=False):
         if count < shape[0]:
             _write(picture, out[count])
         count += 1
@@ -92,15 +103,19 @@ def decode_mp4(
     return out
 
 
-def _decord(data: bytes) -> np.ndarray | None:
+def _decord(data: bytes, shape: tuple[int, int, int, int]) -> np.ndarray | None:
     """(L, H, W, 3) uint8, or None where decord is not there or does not take the file."""
     if decord is None:
         return None
+    for picture in _pictures(data, shape, first=True):  # decord takes as much memory as the file asks for
+        if (picture.height, picture.width) != shape[2:]:
+            return None
     try:
         reader = decord.VideoReader(BytesIO(data), num_threads=1)
-        return reader.get_batch(range(len(reader))).asnumpy()
-    except decord.DECORDError:
+        frames = reader.get_batch(range(shape[0])).asnumpy() if len(reader) == shape[0] else None
+    except Exception:  # DECORDError, and what numpy and ctypes raise for what it returns
         return None
+    return frames if frames is not None and frames.shape == (shape[0], *shape[2:], 3) else None
 
 
 def decode_first_frame(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
@@ -110,7 +125,7 @@ def decode_first_frame(data: bytes, shape: tuple[int, int, int]) -> np.ndarray:
         BadClip: does not decode, or to another shape.
     """
     out = np.empty(shape, dtype=np.uint8)
-    for picture in _pictures(data, first=True):
+    for picture in _pictures(data, (None, *shape), first=True):
         _write(picture, out)
         return out
     raise BadClip("mp4 has no frames")
@@ -122,13 +137,18 @@ def _write(picture: av.VideoFrame, out: np.ndarray) -> None:
     cv2.split(picture.to_ndarray(format="rgb24"), list(out))
 
 
-def _pictures(data: bytes, first: bool) -> Iterator[av.VideoFrame]:
-    """The pictures in the order they are shown; `first`: only the first sample's, which refers to no other."""
+def _pictures(data: bytes, shape: tuple[int | None, int, int, int], first: bool) -> Iterator[av.VideoFrame]:
+    """The pictures in the order they are shown; `first`: only the first sample's, which refers to no other.
+
+    `shape` is (L, 3, H, W), with any L for None; a file of another L is refused before anything is decoded.
+    """
     try:
-        config, samples = _samples(data)
+        config, samples = _samples(data, shape[0])
         context = CodecContext.create("h264", "r")
         context.extradata = config
         context.thread_count = 1
+        # larger pictures are refused before they have memory; x264 rounds up to macroblocks
+        context.options = {"max_pixels": str((shape[2] + 64) * (shape[3] + 64))}
         for begin, end in samples[:1] if first else samples:
             yield from context.decode(av.Packet(data[begin:end]))
         yield from context.decode(None)
@@ -138,16 +158,19 @@ def _pictures(data: bytes, first: bool) -> Iterator[av.VideoFrame]:
         raise BadClip(f"mp4 does not decode: {one_line(error)}") from error
 
 
-def _samples(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+def _samples(data: bytes, frames: int | None) -> tuple[bytes, list[tuple[int, int]]]:
     """The decoder's configuration, and where each sample begins and ends, in the order of decoding."""
     boxes = dict(_boxes(data, 0, len(data)))
     begin, end = boxes[b"stsd"]
     entry = dict(_boxes(data, begin + 8, end))[b"avc1"]
     config = dict(_boxes(data, entry[0] + _SAMPLE_ENTRY, entry[1]))[b"avcC"]
     fixed, count = struct.unpack_from(">II", data, boxes[b"stsz"][0] + 4)
+    most = len(data) if frames is None else frames
+    if count > most or frames not in (None, count):
+        raise BadClip(f"mp4 has {count} frames, expected {most}")
     sizes = [fixed] * count if fixed else struct.unpack_from(f">{count}I", data, boxes[b"stsz"][0] + 12)
-    chunks = _table(data, boxes[b"stco"][0], 1)
-    runs = _table(data, boxes[b"stsc"][0], 3)  # first chunk, samples per chunk, description
+    chunks = _table(data, boxes[b"stco"][0], 1, count)
+    runs = _table(data, boxes[b"stsc"][0], 3, count)  # first chunk, samples per chunk, description
     samples: list[tuple[int, int]] = []
     for number, (place,) in enumerate(chunks, start=1):
         per_chunk = [run[1] for run in runs if run[0] <= number][-1]
@@ -161,10 +184,10 @@ def _samples(data: bytes) -> tuple[bytes, list[tuple[int, int]]]:
     return data[slice(*config)], samples
 
 
-def _table(data: bytes, begin: int, columns: int) -> list[tuple[int, ...]]:
-    """Rows of a box that holds version, count and then rows of 32-bit integers."""
+def _table(data: bytes, begin: int, columns: int, most: int) -> list[tuple[int, ...]]:
+    """At most so many rows of a box that holds version, count and then rows of 32-bit integers."""
     (rows,) = struct.unpack_from(">I", data, begin + 4)
-    if rows * columns * 4 > len(data):
+    if rows > most:
         raise BadClip(f"mp4 has a table of {rows} rows")
     numbers = struct.unpack_from(f">{rows * columns}I", data, begin + 8)
     return [numbers[at : at + columns] for at in range(0, len(numbers), columns)]
@@ -172,7 +195,9 @@ def _table(data: bytes, begin: int, columns: int) -> list[tuple[int, ...]]:
 
 def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, tuple[int, int]]]:
     """(type, (begin, end) of the content) of the boxes in a range, those inside containers too."""
-    while begin + 8 <= end:
+    for _ in range(_BOXES):
+        if begin + 8 > end:
+            return
         size, kind = struct.unpack_from(">I4s", data, begin)
         if size < 8 or begin + size > end:
             raise BadClip(f"mp4 has a box {kind!r} of {size} bytes at {begin}")
@@ -180,3 +205,4 @@ def _boxes(data: bytes, begin: int, end: int) -> Iterator[tuple[bytes, tuple[int
         if kind in _CONTAINERS:
             yield from _boxes(data, begin + 8, begin + size)
         begin += size
+    raise BadClip(f"mp4 has more than {_BOXES} boxes")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,9 @@ import safetensors.numpy
 from datamodules import flow_codec, mp4
 from datamodules.errors import BadClip, one_line
 from datamodules.shards import CAPTION, FLOW, LATENT, META, VIDEO, VISIBILITY, ClipShape, Shards
-from datamodules.storage import json_bytes
+from datamodules.storage import json_bytes, parse_json
+
+VAE_FACTOR = 8  # pixels per latent along a side
 
 
 def encode(
@@ -116,7 +117,7 @@ def decode_into(
         out["first_frame"][:] = out["video"][0]
     else:
         out["first_frame"][:] = mp4.decode_first_frame(members[VIDEO], (3, *size))
-    return {**found, **read_latents(members[LATENT], shape.frames)} if LATENT in members else found
+    return {**found, **read_latents(members[LATENT], shape)} if LATENT in members else found
 
 
 def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
@@ -126,7 +127,7 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
         BadClip: a field missing, another shape, or a mean displacement beyond the frame's diagonal: a lost tracker.
     """
     try:
-        meta = json.loads(data)
+        meta = parse_json(data)
         step, magnitude = float(meta["flow"]["step"]), float(meta["flow"]["mean_magnitude"])
         found = ClipShape(int(meta["frames"]), int(meta["height"]), int(meta["width"]), float(meta["fps"]))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
@@ -141,7 +142,7 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
     return meta
 
 
-def read_latents(data: bytes, frames: int) -> dict[str, np.ndarray]:
+def read_latents(data: bytes, shape: ClipShape) -> dict[str, np.ndarray]:
     """The cached posterior and image embedding.
 
     Raises:
@@ -152,10 +153,12 @@ def read_latents(data: bytes, frames: int) -> dict[str, np.ndarray]:
         mean, std, embedding = (found[name] for name in ("latent_mean", "latent_std", "image_embedding"))
     except Exception as error:  # safetensors raises its own type, KeyError and more
         raise BadClip(f"latents do not read ({one_line(error)})") from error
-    if mean.ndim != 4 or len(mean) != frames or std.shape != mean.shape or embedding.ndim != 2 or len(embedding) != 1:
+    size = (shape.height // VAE_FACTOR, shape.width // VAE_FACTOR)
+    shaped = mean.ndim == 4 and (len(mean), *mean.shape[2:]) == (shape.frames, *size) and std.shape == mean.shape
+    if not shaped or embedding.ndim != 2 or len(embedding) != 1 or not mean.size or not embedding.size:
         raise BadClip(
             f"latents have shapes {mean.shape}, {std.shape}, {embedding.shape}, "
-            f"expected ({frames}, C, h, w) twice and (1, D)"
+            f"expected ({shape.frames}, C, {size[0]}, {size[1]}) twice and (1, D)"
         )
     for name, array in (("latent_mean", mean), ("latent_std", std), ("image_embedding", embedding)):
         if array.dtype != np.float16 or not np.isfinite(array).all():

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import sys
@@ -19,52 +18,29 @@ import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.storage import atomic_file, json_bytes, write_atomic
+from datamodules.index import FORMAT, INDEX, ClipShape, check_key, read_index, read_sidecar, shape_of
+from datamodules.storage import atomic_file, json_bytes, open_regular, parse_json, read_regular, write_atomic
 
-FORMAT = 2
-INDEX = "index.json"
 VIDEO, FLOW, VISIBILITY, CAPTION, META, LATENT = (
     "mp4", "flow.z", "visibility.png", "txt", "json", "latent.safetensors",
 )  # fmt: skip
 MEMBERS = (VIDEO, FLOW, VISIBILITY, CAPTION, META)
 OPEN_SHARDS = 64
-
-
-@dataclass(frozen=True)
-class ClipShape:
-    """What all clips of a set have in common."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-
-    def __str__(self) -> str:
-        return f"{self.frames} frames of {self.height}x{self.width} at {self.fps:g} fps"
+MOST_NAMES = 1_000_000  # of a brace pattern
 
 
 def sanitised(name: str) -> str:
     """A key webdataset can read, unique per name: it splits names at the first dot, and `/` and `..` are paths."""
     slug = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")[:48] or "clip"
     return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
-
-
-def check_key(key: Any) -> str:
-    """The key of a clip, when it is one that webdataset reads back and that is safe as a file's name.
-
-    Raises:
-        ValueError: it is not.
-    """
-    if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
-        raise ValueError(f"key {key!r} is not one of 1 to 80 letters, digits, _ and -")
-    return key
 
 
 def sidecar(shard: Path) -> Path:
@@ -171,21 +147,25 @@ def unpack(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         BadClip: shard or sidecar missing, truncated or changed.
     """
     try:
-        index = json.loads(sidecar(path).read_bytes())
-        with open(path, "rb") as file:
+        clips = len(parse_json(read_regular(sidecar(path), 1 << 30))["keys"])
+        index = read_sidecar(sidecar(path), clips)
+        with open_regular(path) as file:
+            end = os.fstat(file.fileno()).st_size
             for clip, key in enumerate(index["keys"]):
                 members = {}
-                check_key(key)
                 for kind, places in index["members"].items():
                     if places[clip] is not None:
-                        offset, size, crc = places[clip]
-                        file.seek(offset)
-                        members[kind] = file.read(size)
+                        offset, size, crc = (int(number) for number in places[clip])
+                        if offset < 0 or not 0 <= size <= end - offset:
+                            raise BadClip(f"{path}: {key}.{kind} is listed outside of the file")
+                        members[kind] = os.pread(file.fileno(), size, offset)
                         if zlib.crc32(members[kind]) != crc:
                             raise BadClip(f"{path}: {key}.{kind} has changed since it was written (CRC-32)")
                 yield key, members
-    except (OSError, ValueError, KeyError) as error:
-        raise BadClip(f"{path} does not read: {error}") from error
+    except OSError as error:
+        raise BadClip(f"{path} does not read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadClip(f"{path} does not read: {one_line(error)}") from error
 
 
 def write_index(
@@ -210,34 +190,6 @@ def write_index(
     write_atomic(Path(folder) / INDEX, json_bytes(content))
 
 
-def read_index(path: Path) -> dict[str, Any]:
-    """Read and check a folder's `index.json`."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadShards(
-            f"{path} is missing: `remoco prepare` makes shards, and writes it when the set is complete"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise BadShards(f"{path} does not read: {error}") from None
-    try:
-        if content["format"] != FORMAT:
-            raise BadShards(f"{path}: format is {content['format']!r}, this version reads {FORMAT}")
-        shape_of(content)
-        for shard in content["shards"]:
-            if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*\.tar", shard["name"]):
-                raise BadShards(f"{path}: shard name {shard['name']!r} is not a file name ending in .tar")
-            int(shard["clips"]), int(shard["bytes"]), str(shard["sha256"]), int(shard["index_crc32"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadShards(f"{path}: field {error} is missing or of the wrong type") from None
-    return content
-
-
-def shape_of(index: Mapping[str, Any]) -> ClipShape:
-    """The clips' shape in a folder's index."""
-    return ClipShape(int(index["frames"]), int(index["height"]), int(index["width"]), float(index["fps"]))
-
-
 def expand(pattern: str | Path | Sequence[str]) -> list[Path]:
     """A folder, a glob or a brace pattern (or a list of them) to the folders and tars it names.
 
@@ -252,9 +204,12 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for text in patterns:
         matches: list[Path] = []
-        for plain in [text] if os.path.exists(text) else braceexpand.braceexpand(text):
-            names = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
-            matches += [Path(name) for name in names if os.path.isdir(name) or name.endswith(".tar")]
+        names = [text] if os.path.exists(text) else list(islice(braceexpand.braceexpand(text), MOST_NAMES + 1))
+        if len(names) > MOST_NAMES:
+            raise BadShards(f"shards: {text!r} stands for more than {MOST_NAMES} names")
+        for plain in names:
+            found_here = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
+            matches += [Path(name) for name in found_here if os.path.isdir(name) or name.endswith(".tar")]
         if not matches:
             raise BadShards(
                 f"shards: nothing matches {text!r}, expected a folder of shards, or a glob or brace pattern of .tar"
@@ -360,6 +315,8 @@ class Shards:
             offset, size, crc = (int(value) for value in place)
             if offset < 0 or not 0 <= size <= index["bytes"] - offset:
                 raise BadClip(f"{self.path(shard)}: {key}.{kind} is listed outside of the file")
+            if size > self.shape.member_bytes:
+                raise BadClip(f"{self.path(shard)}: {key}.{kind} has {size} bytes, too many for {self.shape}")
             try:
                 data = os.pread(self._handle(shard).fileno(), size, offset)
             except OSError as error:
@@ -372,38 +329,13 @@ class Shards:
         return members
 
     def _handle(self, shard: int) -> Any:
-        def opened() -> Any:
-            return open(self.path(shard), "rb", buffering=0)
-
-        return _recent(self._handles, shard, opened, lambda file: file.close())
+        return _recent(self._handles, shard, lambda: open_regular(self.path(shard)), lambda file: file.close())
 
     def _sidecar(self, shard: int) -> dict[str, Any]:
-        return _recent(self._sidecars, shard, lambda: self._load_sidecar(shard), lambda index: None)
+        def load() -> dict[str, Any]:
+            return read_sidecar(sidecar(self.path(shard)), int(self.counts[shard]), self._shards[shard][2])
 
-    def _load_sidecar(self, shard: int) -> dict[str, Any]:
-        path = sidecar(self.path(shard))
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BadClip(f"{path} does not read: {error.strerror}") from error
-        if zlib.crc32(data) != self._shards[shard][2]:
-            raise BadClip(f"{path} has changed since the set's {INDEX} was written (CRC-32)")
-        try:
-            return _checked_sidecar(json.loads(data), int(self.counts[shard]))
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-            raise BadClip(f"{path} is no index of {int(self.counts[shard])} clips ({one_line(error)})") from error
-
-
-def _checked_sidecar(index: dict[str, Any], clips: int) -> dict[str, Any]:
-    """Columns as arrays, where no member is missing, so that a shard's index stays small in memory."""
-    lengths = {len(index["keys"]), *(len(column) for column in index["members"].values())}
-    if lengths != {clips}:
-        raise ValueError(f"its columns have {sorted(lengths)} entries")
-    columns = {
-        kind: column if None in column else np.asarray(column, dtype=np.int64).reshape(clips, 3)
-        for kind, column in index["members"].items()
-    }
-    return {"keys": [check_key(key) for key in index["keys"]], "bytes": int(index["bytes"]), "members": columns}
+        return _recent(self._sidecars, shard, load, lambda index: None)
 
 
 def _recent(cache: OrderedDict, number: int, make: Any, drop: Any) -> Any:

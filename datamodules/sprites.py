@@ -3,6 +3,7 @@
 import hashlib
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from datamodules.storage import json_bytes, sync_folder, write_atomic
 
 VERSION = 3
 CLIPS_PER_SHARD = 64
+ABANDONED = 3600  # seconds without a change; one clip takes less than one
 SceneKind = Literal["textured", "plain"]
 
 
@@ -70,8 +72,8 @@ class SpritesDataModule(ClipDataModule):
                 raise MisconfigurationException(f"data.{name}={count}: expected at least 1")
         if scene not in get_args(SceneKind):
             raise MisconfigurationException(f"data.scene={scene}: expected one of {', '.join(get_args(SceneKind))}")
-        if data_seed < 0:
-            raise MisconfigurationException(f"data.data_seed={data_seed}: expected at least 0")
+        if not 0 <= data_seed < 2**63:
+            raise MisconfigurationException(f"data.data_seed={data_seed}: expected 0 to 2^63 - 1")
         self.counts = {"train": clips, "val": val_clips}
         self.data_seed = data_seed
         self.scene: SceneKind = scene
@@ -86,6 +88,7 @@ class SpritesDataModule(ClipDataModule):
         """Write the set unless it is there. Several processes may do so at once: the first one to finish wins."""
         if (self.folder / "config.json").exists():
             return
+        _clear_killed(self.folder)
         temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         try:
@@ -108,6 +111,14 @@ class SpritesDataModule(ClipDataModule):
         if self.train_set is None:
             self.train_set = self.open_shards(str(self.folder / "train"), train=True)
             self.val_set = self.open_shards(str(self.folder / "val"), train=False)
+
+
+def _clear_killed(folder: Path) -> None:
+    """Delete what killed processes were writing of a set; another machine's may be at work, so only what is old."""
+    for path in folder.parent.glob(f".{folder.name}.*.tmp"):
+        newest = max((each.stat().st_mtime for each in (path, *path.rglob("*"))), default=0.0)
+        if time.time() - newest > ABANDONED:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write_split(folder: Path, kind: SceneKind, shape: ClipShape, seed: list[int], count: int, bar: tqdm) -> None:

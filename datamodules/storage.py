@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import stat
 from collections.abc import Iterator
 from io import BufferedRandom
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,17 @@ def inside(folder: Path, name: str) -> Path:
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BufferedRandom]:
     """Open a file beside `path` for reading and writing; on success it is synced and takes the place of `path`."""
+    with atomic_path(path) as temporary, open(temporary, "w+b") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A path beside `path`, for what opens files by name; what was written there is synced and takes its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "w+b") as file:
-            yield file
-            file.flush()
+        yield temporary
+        with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -86,30 +94,37 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def read_regular(path: str | os.PathLike, limit: int) -> bytes:
-    """All of a file that must be a regular one (a FIFO would be waited for, a device never ends) of `limit` bytes.
+def open_regular(path: str | os.PathLike) -> FileIO:
+    """Open a regular file to read, without a buffer. A FIFO would be waited for, and a device never ends.
 
     Raises:
-        ValueError: something else, or larger.
-        OSError: it does not read.
+        OSError: it does not open, or is something else.
     """
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise ValueError("is not a regular file")
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return file
+
+
+def read_regular(path: str | os.PathLike, limit: int) -> bytes:
+    """All of a file that must be a regular one of at most `limit` bytes.
+
+    Raises:
+        ValueError: larger.
+        OSError: it does not read, or is something else.
+    """
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
             raise ValueError(f"has {size} bytes, more than the {limit} it may have")
-        return file.read(size)
+        return file.read(size) if size else b""
 
 
 def parse_json(data: bytes | str) -> Any:
-    """JSON from anybody: what Python cannot hold, and NaN and Infinity, which JSON does not have, are ValueErrors."""
-
-    def refuse(name: str) -> None:
-        raise ValueError(f"{name} is no JSON number")
-
+    """JSON from anybody; all that is wrong with it is a ValueError. Numbers may be NaN or infinite."""
     try:
-        return json.loads(data, parse_constant=refuse)
+        return json.loads(data)
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 

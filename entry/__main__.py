@@ -8,6 +8,7 @@ second run may use the same folder.
 
 import sys
 
+from remoco import rooms
 from remoco.flags import cause
 
 
@@ -15,11 +16,22 @@ def main(args=None):
     """Run the command line; `args` defaults to `sys.argv[1:]`."""
     import warnings
 
+    if found := rooms.hidden():
+        complain(found)
+
+    from datamodules.errors import DISK_ERRORS, BadShards, UsageError
+    from remoco import configs
+
+    try:
+        args = configs.resolved(sys.argv[1:]) if args is None else args
+    except UsageError as error:
+        complain(error)
+
     from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
     from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
     from callbacks import LastCheckpoint, SaveRunConfig, resolve_checkpoint
-    from datamodules.errors import BadShards
+    from datamodules.lightning_internals import refuse_what_does_not_restore
 
     class Parser(LightningArgumentParser):
         def error(self, message, ex=None):
@@ -37,6 +49,8 @@ def main(args=None):
 
         def _prepare_subcommand_kwargs(self, subcommand):
             kwargs = super()._prepare_subcommand_kwargs(subcommand)
+            if kwargs.get("ckpt_path"):
+                refuse_what_does_not_restore(self.trainer, str(kwargs["ckpt_path"]))
             if any(isinstance(callback, LastCheckpoint) for callback in self.trainer.callbacks):
                 # set on the trainer, so that a module's setup can refuse the checkpoint before it loads weights
                 self.trainer.ckpt_path = resolve_checkpoint(self.trainer, kwargs.get("ckpt_path"))
@@ -61,10 +75,11 @@ def main(args=None):
         )
     except (MisconfigurationException, BadShards) as error:
         complain(error)
-    except (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError) as error:
-        if error.filename is None:
+    except OSError as error:
+        named = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
+        if error.errno not in DISK_ERRORS and (error.filename is None or not isinstance(error, named)):
             raise
-        complain(f"{error.filename}: {error.strerror}")
+        complain(f"{error.filename or 'a file could not be written'}: {error.strerror}")
     except UserWarning as error:
         if "there is no last checkpoint available" not in str(error):
             raise

@@ -16,6 +16,7 @@ from conditions import Condition
 from lightning_modules.conditioning import fit_latents
 from lightning_modules.released.base import check_bundle
 from lightning_modules.svd import SVD
+from lightning_modules.restorable import check_resume, check_tensors
 
 KEY = "remoco"
 
@@ -67,10 +68,11 @@ class RecordedModule(LightningModule):
             raise ValueError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
         ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
         ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
+        ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
         for name, (least, bound) in ranges.items():
             value = getattr(self, name)
             if not least <= value < (float("inf") if bound is None else bound):
-                expected = f"a number of at least {least}" if bound is None else f"a probability in [{least}, {bound})"
+                expected = f"a number of at least {least}" if bound is None else f"a number in [{least}, {bound})"
                 raise ValueError(f"model: {name} is {value}, expected {expected}")
         if self.released is not None:
             check_bundle(self.architecture())
@@ -111,9 +113,13 @@ class RecordedModule(LightningModule):
         """Refuse a checkpoint of another architecture, base or set of tensors."""
         self.loaded = True
         found = of(checkpoint, "the checkpoint")
+        check_tensors(checkpoint.get("state_dict"))
         self.check_record(found, "the checkpoint")
         check_hash(found, self.svd.identity)
         check_names(checkpoint["state_dict"], self.stored())
+        if self._trainer is not None and self.trainer.state.fn == "fit":
+            data = self.trainer.datamodule
+            check_resume(checkpoint, self.trained(), type(data).__qualname__ if hasattr(data, "position") else None)
 
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
@@ -143,6 +149,8 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
         if not tensors:
             return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
         with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
+                raise ValueError("its members are compressed")
             damaged = archive.testzip()  # torch.load does not compare checksums
         if damaged is None:
             return torch.load(path, map_location=map_location, weights_only=True)
@@ -165,7 +173,13 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
     """The record inside a loaded checkpoint; `name` is for the error."""
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise MisconfigurationException(f"ckpt_path: {name} was not written by MotionControlModule (no '{KEY}' record)")
-    return checkpoint[KEY]
+    found = checkpoint[KEY]
+    parts = [found.get(part) for part in ("architecture", "base")] if isinstance(found, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts) or "condition" not in parts[0]:
+        raise MisconfigurationException(f"ckpt_path: {name} has a damaged '{KEY}' record")
+    if not isinstance(parts[1].get("hash"), str):
+        raise MisconfigurationException(f"ckpt_path: {name} has no hash of its base in its '{KEY}' record")
+    return found
 
 
 def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:

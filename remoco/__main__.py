@@ -2,7 +2,12 @@
 
 import sys
 
-from remoco.cli import main
+from remoco import rooms
 
 if __name__ == "__main__":
+    if found := rooms.hidden():
+        sys.exit(f"remoco: error: {found}")
+
+    from remoco.cli import main
+
     sys.exit(main())

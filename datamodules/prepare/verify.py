@@ -11,6 +11,7 @@ from datamodules import flow_codec, samples
 from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.prepare import pool
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, read_index
+from datamodules.storage import open_regular
 
 
 def verify_shards(pattern: str, workers: int) -> list[str]:
@@ -38,7 +39,7 @@ def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:
 def _verify_file(shards: Shards, number: int) -> list[str]:
     path = shards.path(number)
     entry = next(item for item in read_index(path.parent / INDEX)["shards"] if item["name"] == path.name)
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = file.tell()
     if size != entry["bytes"]:

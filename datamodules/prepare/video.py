@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import json
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules import samples
-from datamodules.errors import BadClip, BadShards, UsageError, one_line
+from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import ClipShape
@@ -23,7 +22,6 @@ from datamodules.trackers import DotOptions, Tracker, make_tracker
 
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE}
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import samples
 from datamodules.errors import BadClip
-from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, ShardWriter, sidecar, write_index
+from datamodules.shards import (
+    FLOW,
+    INDEX,
+    LATENT,
+    MEMBERS,
+    META,
+    ClipShape,
+    Shards,
+    ShardWriter,
+    sidecar,
+    write_index,
+)
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
 
@@ -180,7 +191,7 @@ OTHER = sprite(ClipShape(4, 24, 16, 8.0), [9])
 
 @pytest.mark.parametrize(
     "kind, reason",
-    [("mp4", "mp4 has frames of"), (FLOW, "flow is"), ("visibility.png", "visibility is"), (META, "json")],
+    [("mp4", "mp4 has 4 frames, expected 3"), (FLOW, "flow is"), ("visibility.png", "visibility is"), (META, "json")],
 )
 def test_member_of_another_shape(clips, tmp_path, caplog, kind, reason):
     broken = [{**m, kind: OTHER[kind]} if n == 2 else m for n, m in enumerate(clips)]

@@ -1,0 +1,74 @@
+"""What a checkpoint must hold for training to go on from it, beyond what Lightning looks at.
+
+Lightning restores what is there: without optimizer state, or with moments of another shape, a run would go on with
+other results. The file may come from a stranger or a damaged disk, so every field is looked at before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+
+ADAM = ("exp_avg", "exp_avg_sq")
+
+
+def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], data: str | None) -> None:
+    """Raise MisconfigurationException, in one line, where a fit cannot go on from a loaded checkpoint.
+
+    Args:
+        checkpoint: as it was read.
+        trained: name -> parameter of what is trained.
+        data: name under which the data module keeps its state; None for one that keeps none.
+    """
+    step = checkpoint.get("global_step")
+    _require(type(step) is int and 0 <= step < 2**62, "global_step", step, "a whole number of at least 0")
+    _require(isinstance(checkpoint.get("loops"), dict), "loops", checkpoint.get("loops"), "Lightning's progress")
+    if data is not None:
+        others = [name for name in checkpoint if name.endswith("DataModule")]
+        hint = (
+            f", there is one of {others[0]}: start anew from its weights with model.init_args.adapter" if others else ""
+        )
+        _require(isinstance(checkpoint.get(data), dict), data, checkpoint.get(data), f"the position in the data{hint}")
+    states = checkpoint.get("optimizer_states")
+    _require(isinstance(states, list) and len(states) > 0, "optimizer_states", states, "the optimizer's state")
+    for state in states:
+        _check_optimizer(state, trained, step)
+
+
+def check_tensors(state: Any) -> None:
+    """Raise unless `state_dict` is a mapping of names to tensors."""
+    sound = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())
+    _require(sound, "state_dict", state, "tensors by name")
+
+
+def _check_optimizer(state: Any, trained: Mapping[str, Tensor], step: int) -> None:
+    sound = (
+        isinstance(state, dict) and isinstance(state.get("state"), dict) and isinstance(state.get("param_groups"), list)
+    )
+    _require(sound, "optimizer_states", state, "dictionaries with `state` and `param_groups`")
+    groups = state["param_groups"]
+    sound = all(isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups)
+    _require(sound, "optimizer_states.param_groups", groups, "groups with `params`")
+    if not step or not all("betas" in group for group in groups):
+        return
+    numbers = [number for group in groups for number in group["params"]]
+    for name in ADAM:  # the moments of every trained parameter, in the parameters' order within a group
+        found = [state["state"].get(number) for number in numbers]
+        moments = [each.get(name) if isinstance(each, dict) else None for each in found]
+        missing = sum(not isinstance(moment, Tensor) for moment in moments)
+        _require(not missing, f"optimizer_states.{name}", f"missing for {missing} of {len(numbers)} parameters", "all")
+        shapes = sorted(tuple(moment.shape) for moment in moments)
+        same = shapes == sorted(tuple(parameter.shape) for parameter in trained.values())
+        _require(same, f"optimizer_states.{name}", "of other shapes", "those of what is trained")
+        bad = sum(not bool(torch.isfinite(moment).all()) for moment in moments)
+        _require(not bad, f"optimizer_states.{name}", f"not finite for {bad} parameters", "finite numbers")
+
+
+def _require(condition: bool, field: str, value: Any, expected: str) -> None:
+    if not condition:
+        text = " ".join(f"{value!r:.80}".split())
+        raise MisconfigurationException(f"ckpt_path: the checkpoint's {field} is {text}, expected {expected}")
