@@ -118,6 +118,12 @@ def json_bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value for people to read, as a whole file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a whole file, or leave the one before it."""
     with atomic_file(path) as file:
