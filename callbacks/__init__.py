@@ -1,5 +1,6 @@
 """What happens around training: checkpoints, the run's folder, averages, samples, metrics, throughput."""
 
+from callbacks.benchmark import Benchmark
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, resolve_checkpoint
 from callbacks.control_error import ControlErrors
 from callbacks.ema import EMA
@@ -13,6 +14,7 @@ from callbacks.video_metrics import VideoMetrics
 __all__ = [
     "EMA",
     "AtomicCheckpointIO",
+    "Benchmark",
     "BestCheckpoint",
     "ControlErrors",
     "LastCheckpoint",

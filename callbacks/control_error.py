@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
-from datamodules.storage import json_bytes, write_atomic
+from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, moving_object
 
@@ -98,7 +98,7 @@ class ControlErrors(Callback):
             metric.to(pl_module.device).reset()
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
-        if loader is not None:
+        if loader is not None and getattr(trainer.datamodule, "has_clips", True):
             everything = len(loader.dataset)
             cap = everything if self.clips is None else min(self.clips, everything)
             self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
@@ -168,5 +168,4 @@ def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:
         merged = {**there, **results}
     except (ValueError, TypeError) as error:
         raise MisconfigurationException(f"{path}: expected a JSON object of metrics ({error})") from None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, json_bytes(merged))
+    write_json(path, merged)

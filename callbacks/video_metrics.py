@@ -1,7 +1,9 @@
-"""FVD and FID of generated against reference clips, at validation."""
+"""Metrics of generated clips against the real ones they begin like, at validation and in `test`."""
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -9,51 +11,66 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torchmetrics.image.fid import FrechetInceptionDistance
+from torch import Tensor
 
-from callbacks.run_folder import rank_zero_print
+from callbacks.control_error import write_metrics
+from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
-from lightning_modules.conditioning import to_uint8
-from metrics import FrechetVideoDistance, I3DFeatures, InceptionFeatures, RandomFrameFeatures, RandomVideoFeatures
-from metrics.frechet import warn_if_few
+from conditions import flow_to_pixels
+from lightning_modules.conditioning import to_float, to_uint8
+from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip
+from metrics.published import table
+
+GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip that are known here
 
 
 class VideoMetrics(Callback):
-    """Generates every validation clip once, over all ranks, and logs FVD (clips) and FID (all their frames).
+    """Generates every clip of a validation or `test` once, over all ranks, and logs each metric.
 
-    The names say which features: `val/fvd_i3d_styleganv` and `val/fid_inception` with the networks of the literature,
+    A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the networks of the literature,
     `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
-    only. The protocol (network, resize, frames, n, reference) is printed and logged as text beside each number. The
-    networks live here and not on the module, whose checkpoints they would fill.
+    only. The protocol (network, resize, frames, n, reference) is printed, logged as text beside each number, and written
+    to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and not on
+    the module, whose checkpoints their networks would fill.
 
     Args:
-        fvd_network: path of `i3d_torchscript.pt`; none = seeded random features.
-        fid_network: path of a TorchScript Inception V3; none = seeded random features.
-        clips: use only the first clips of the validation set, since sampling is dear; none = all.
+        metrics: what to measure; none = FVD and FID with seeded random features.
+        clips: use only the first clips of the set, since sampling is dear; none = all.
         every_n_validations: sample at every n-th validation of a fit.
+        mask_ratio: share of the regions that every clip drops, in place of the condition's own draw; the paper's table 1
+            has 0.85.
+        reference: what the generated clips are compared with: the `raw` ones, or what the VAE makes of them (the released
+            evaluation).
     """
-
-    fvd: FrechetVideoDistance  # both from `setup` on
-    fid: FrechetInceptionDistance
 
     def __init__(
         self,
-        fvd_network: str | None = None,
-        fid_network: str | None = None,
+        metrics: list[VideoMetric] | None = None,
         clips: int | None = None,
         every_n_validations: int = 1,
+        mask_ratio: float | None = None,
+        reference: Literal["raw", "vae"] = "raw",
     ) -> None:
-        for name, path in (("fvd_network", fvd_network), ("fid_network", fid_network)):
-            if path is not None and not Path(path).is_file():
-                raise MisconfigurationException(f"VideoMetrics.{name} {path}: no such file (TorchScript)")
         if clips is not None and clips < 2:
             raise MisconfigurationException(f"VideoMetrics.clips must be at least 2, got {clips}")
         if every_n_validations < 1:
             raise MisconfigurationException(f"VideoMetrics.every_n_validations is {every_n_validations}, not positive")
-        self.fvd_network = fvd_network
-        self.fid_network = fid_network
+        if mask_ratio is not None and not 0 <= mask_ratio <= 1:
+            raise MisconfigurationException(f"VideoMetrics.mask_ratio must be in [0, 1], got {mask_ratio}")
+        self.metrics = [FrechetVideoDistance(), FrechetImageDistance()] if metrics is None else metrics
+        for metric in self.metrics:
+            missing = [name for name in metric.needs if name not in GIVEN]
+            if missing:
+                raise MisconfigurationException(
+                    f"VideoMetrics.metrics: {metric.name} needs {', '.join(missing)}, which clips with dense tracks do not "
+                    "have; see `remoco score --bench`"
+                )
+            if hasattr(metric, "reference"):
+                metric.reference = reference
         self.clips = clips
         self.every_n_validations = every_n_validations
+        self.mask_ratio = mask_ratio
+        self.reference = reference
         self._left = 0
         self._validations = 0
 
@@ -66,29 +83,41 @@ class VideoMetrics(Callback):
         self._validations = int(state_dict["validations"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Load the feature networks, so that a wrong file is found before training."""
-        if stage not in ("fit", "validate") or hasattr(self, "fvd"):
+        """Load the networks, so that a wrong file is found before training."""
+        if stage not in ("fit", "validate", "test"):
             return
         try:
-            video = RandomVideoFeatures() if self.fvd_network is None else I3DFeatures(self.fvd_network)
-            frame = RandomFrameFeatures() if self.fid_network is None else InceptionFeatures(self.fid_network)
+            for metric in self.metrics:
+                metric.load()
+            if self.mask_ratio is not None and stage != "fit":
+                pl_module.condition.with_mask_ratio(self.mask_ratio)
         except ValueError as error:
             raise MisconfigurationException(f"VideoMetrics: {error}") from error
-        self.fvd = FrechetVideoDistance(video)
-        self.fid = FrechetInceptionDistance(feature=frame, antialias=False)
-        self.fid.orig_dtype = torch.float32  # set by its update; a rank without a clip computes too
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips (rank r has clips r, r + ranks, ...)."""
-        self.fvd.to(pl_module.device).reset()
-        self.fid.to(pl_module.device).reset()
-        self._left = 0
+        self._begin(pl_module)
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "validate" or (self._validations + 1) % self.every_n_validations == 0:
-            everything = len(trainer.val_dataloaders.dataset)
-            cap = everything if self.clips is None else min(self.clips, everything)
-            self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
+            self._left = self._share(trainer, trainer.val_dataloaders)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin, as for a validation. Of several `VideoMetrics` the last measures: an overlay's, not the run's own."""
+        self._begin(pl_module)
+        last = [callback for callback in trainer.callbacks if isinstance(callback, VideoMetrics)][-1]
+        if last is self and getattr(trainer.datamodule, "has_clips", True):
+            self._left = self._share(trainer, trainer.test_dataloaders)
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        for metric in self.metrics:
+            metric.to(pl_module.device).reset()
+        self._left = 0
+
+    def _share(self, trainer: Trainer, loader: Any) -> int:
+        everything = len(loader.dataset)
+        cap = everything if self.clips is None else min(self.clips, everything)
+        return max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
 
     def on_validation_batch_end(
         self,
@@ -99,52 +128,123 @@ class VideoMetrics(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Generate this batch's clips and add both sides."""
+        """Generate this batch's clips and judge each."""
         if self._left == 0 or trainer.sanity_checking:
             return
         if "video" not in batch:
             raise MisconfigurationException("VideoMetrics needs validation clips with frames, not latents only")
-        batch = _first(batch, self._left)
+        batch = {key: value[: self._left] for key, value in batch.items()}
         self._left -= len(batch["key"])
-        with sampling(trainer, pl_module):
-            generated = to_uint8(pl_module.sample(batch))
-        for videos, real in ((to_uint8(batch["video"]), True), (generated, False)):
-            self.fvd.update(videos, real=real)
-            for frames in videos:  # clip by clip: frames of a whole batch may not fit beside the model
-                self.fid.update(frames, real=real)
+        with sampling(trainer, pl_module), fixed_mask_ratio(pl_module, self.mask_ratio):
+            try:
+                for clip in self._clips(trainer, pl_module, batch):
+                    add_clip(self.metrics, clip)
+            except ValueError as error:
+                raise MisconfigurationException(f"VideoMetrics: {error}") from error
+
+    on_test_batch_end = on_validation_batch_end
+
+    def _clips(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> list[Clip]:
+        generated = finite_uint8(pl_module.sample(batch), batch["key"])
+        reference = to_uint8(batch["video"])
+        if self.reference == "vae":
+            reference = vae_reconstruction(pl_module, batch["video"])
+        flow = flow_to_pixels(batch["flow"], batch.get("flow_step")) if "flow" in batch else [None] * len(generated)
+        visible = batch.get("visibility", [None] * len(generated))
+
+        @cache
+        def swapped() -> Tensor:
+            return finite_uint8(pl_module.sample(with_other_control(trainer, pl_module, batch)), batch["key"])
+
+        return [
+            Clip(key, generated[i], reference[i], None, flow[i], visible[i], partial(lambda i: swapped()[i], i))
+            for i, key in enumerate(batch["key"])
+        ]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count."""
         self._validations += not trainer.sanity_checking
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the distances, from the sums of all ranks."""
-        if trainer.sanity_checking:
-            return
-        own = torch.tensor(int(self.fvd.fake_n), device=pl_module.device)
-        count = int(trainer.strategy.reduce(own, reduce_op="sum"))
+        """Log the numbers, from the sums of all ranks."""
+        self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the numbers and print them in the columns of the paper's table 1."""
+        results = self._log(trainer, pl_module, "test")
+        if any(name.startswith(("fvd", "fid")) for name in results):
+            rank_zero_print(table({"this run": results}, 1))
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> dict[str, Any]:
+        if trainer.sanity_checking or not self.metrics:
+            return {}
+        count = int(trainer.strategy.reduce(self.metrics[0].clips.float(), reduce_op="sum"))
         if count == 0:
-            return
-        if count < 2:
-            rank_zero_warn(
-                f"VideoMetrics: no distance of distributions with {count} validation clip, at least 2 are needed"
-            )
-            return
-        numbers = {
-            f"val/fvd_{self.fvd.feature.name}": self.fvd.compute().float(),
-            f"val/fid_{self.fid.inception.name}": self.fid.compute(),
-        }
-        inception: Any = self.fid.inception
-        warn_if_few(count * (self.fvd.frames or 0), inception.num_features, "frames")
-        fid_protocol = f"{inception.protocol}; all frames of the same {count} clips; reference: raw; float64"
-        for (name, value), protocol in zip(numbers.items(), (self.fvd.protocol, fid_protocol), strict=True):
-            pl_module.log(name, value, sync_dist=True)  # equal on all ranks already; this keeps Lightning quiet
-            rank_zero_print(f"{name} = {value:.4f}   [{protocol}]")
+            return {}
+        results = {}
+        for metric in self.metrics:
+            if count < 2 and hasattr(metric, "reference"):
+                rank_zero_warn(
+                    f"VideoMetrics: no {metric.name} with {count} validation clip, at least 2 are needed for a distance "
+                    "of distributions"
+                )
+                continue
+            result = metric.result()
+            if self.mask_ratio is not None:
+                result["protocol"] += f"; {1 - self.mask_ratio:.0%} of the regions given"
+            results[metric.name] = result
+            name = f"{stage}/{metric.name}"
+            # equal on all ranks already; sync_dist keeps Lightning quiet
+            pl_module.log(name, torch.tensor(result["value"], device=pl_module.device), sync_dist=True)
+            rank_zero_print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
             for logger in trainer.loggers:
                 if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_text(f"{name}_protocol", protocol, trainer.global_step)
+                    logger.experiment.add_text(f"{name}_protocol", result["protocol"], trainer.global_step)
+        if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
+            write_metrics(run_folder(trainer) / "metrics.json", results)
+        return results
 
 
-def _first(batch: dict[str, Any], count: int) -> dict[str, Any]:
-    """The first `count` clips of a batch."""
-    return {key: value[:count] for key, value in batch.items()}
+@contextmanager
+def fixed_mask_ratio(pl_module: LightningModule, mask_ratio: float | None) -> Iterator[None]:
+    """Within it the module's condition drops this share of the regions of every clip; None leaves it as it is."""
+    own = pl_module.condition if mask_ratio is not None else None
+    if own is not None:
+        pl_module.condition = own.with_mask_ratio(mask_ratio)
+    try:
+        yield
+    finally:
+        if own is not None:
+            pl_module.condition = own
+
+
+def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with the motion of the clip half the set away each: the same for any split.
+
+    Not of the next one: neighbours may share their first frame.
+    """
+    loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+    positions, half = batch["position"].tolist(), max(1, len(loader.dataset) // 2)
+    other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
+    other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
+    return batch | {name: other[name] for name in ("flow", "flow_step", "visibility") if name in other}
+
+
+def finite_uint8(videos: Tensor, keys: list[str]) -> Tensor:
+    """Frames in [-1, 1] -> uint8.
+
+    Raises:
+        MisconfigurationException: a video that is not finite; the message names it.
+    """
+    for key, video in zip(keys, videos, strict=True):
+        if not video.isfinite().all():
+            raise MisconfigurationException(f"{key}: the generated video holds NaN or infinite values")
+    return to_uint8(videos)
+
+
+@torch.no_grad()
+def vae_reconstruction(pl_module: LightningModule, videos: Tensor) -> Tensor:
+    """(B, L, 3, H, W) real clips -> what the VAE makes of them (the mode of its posterior), uint8."""
+    svd = pl_module.svd
+    latents = svd.encode(to_float(videos.flatten(0, 1)))[0].unflatten(0, videos.shape[:2])
+    return to_uint8(svd.decode(latents * svd.latent_scale).clamp(-1, 1))

@@ -75,6 +75,14 @@ class Condition(ABC):
     def check(self, height: int, width: int) -> None:  # noqa: B027 (a condition may fit every frame)
         """Raise ValueError where a frame of this size cannot be controlled with these arguments."""
 
+    def with_mask_ratio(self, mask_ratio: float) -> "Condition":
+        """The same condition with r_m fixed for all clips, for an evaluation (the paper's has 0.85); its record is equal.
+
+        Raises:
+            ValueError: not in [0, 1], or a condition that draws no regions.
+        """
+        raise ValueError(f"mask_ratio: {type(self).__name__} draws no regions, so none can be dropped")
+
     def record(self) -> dict[str, Any]:
         """Class path and constructor arguments, as a YAML would give them; what a checkpoint stores."""
         names = inspect.signature(type(self)).parameters

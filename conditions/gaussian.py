@@ -107,7 +107,7 @@ class GaussianFiltered(SparseCondition):
 
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write the flow at the chosen points, spread by the Gaussian; see `RegionCondition.write_trajectory`."""
-        regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, self.min_mask_ratio)
+        regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, *self.mask_ratios)
         points = region_points(regions, visible, self.region_size)
         out.copy_(filter_points(flow, points, self.kernel_size, self.sigma))
 

@@ -3,6 +3,7 @@
 Letters: B batch, L frames, H x W pixels, k region size, R x C regions (R = ceil(H / k), C = ceil(W / k)).
 """
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -77,13 +78,13 @@ def select_regions(candidates: Tensor, mask_ratio: Tensor, draws: Tensor, first:
     return torch.where(kept.any(dim=1, keepdim=True), kept, redrawn)
 
 
-def draw_regions(candidates: Tensor, seed: Tensor, min_mask_ratio: float) -> Tensor:
-    """`select_regions` with r_m ~ U[min_mask_ratio, 1] and all draws taken from the sample's seed.
+def draw_regions(candidates: Tensor, seed: Tensor, min_mask_ratio: float, max_mask_ratio: float = 1.0) -> Tensor:
+    """`select_regions` with r_m ~ U[min_mask_ratio, max_mask_ratio] and all draws taken from the sample's seed.
     (B, R, C) bool, (B,) int64 -> (B, R, C) bool.
     """
     flat = candidates.flatten(1)
     numbers = uniform(seed, 2 + flat.shape[1])
-    mask_ratio = min_mask_ratio + (1.0 - min_mask_ratio) * numbers[:, 0]
+    mask_ratio = min_mask_ratio + (max_mask_ratio - min_mask_ratio) * numbers[:, 0]
     return select_regions(flat, mask_ratio, numbers[:, 2:], numbers[:, 1]).view_as(candidates)
 
 
@@ -128,6 +129,15 @@ class SparseCondition(Condition):
         self.min_mask_ratio = float(min_mask_ratio)
         self.motion_norm = motion_norm
         self.motion_mask = bool(motion_mask)
+        self.mask_ratios = (self.min_mask_ratio, 1.0)
+
+    def with_mask_ratio(self, mask_ratio: float) -> Condition:
+        """The same, but every clip drops each region with this probability; see `Condition.with_mask_ratio`."""
+        if not 0 <= mask_ratio <= 1:
+            raise ValueError(f"mask_ratio: expected a number in [0, 1], got {mask_ratio!r}")
+        fixed = copy.copy(self)
+        fixed.mask_ratios = (float(mask_ratio), float(mask_ratio))
+        return fixed
 
     @abstractmethod
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
@@ -180,7 +190,7 @@ class RegionWise(SparseCondition):
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write the true flow in the chosen regions (eq. 6), zero elsewhere."""
         candidates = candidate_regions(visible, self.region_size, self.visibility_rule)
-        regions = draw_regions(candidates, seed, self.min_mask_ratio)
+        regions = draw_regions(candidates, seed, *self.mask_ratios)
         pixels = region_pixels(regions, visible, self.region_size, self.visibility_rule)
         torch.mul(flow, pixels.to(torch.float32)[:, None, None], out=out)
 

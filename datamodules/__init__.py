@@ -6,6 +6,7 @@ from typing import Any
 _HOME = {
     "WebVidDataModule": "datamodules.webvid",
     "SpritesDataModule": "datamodules.sprites",
+    "BenchmarkDataModule": "datamodules.bench",
     "BadClip": "datamodules.errors",
     "BadShards": "datamodules.errors",
 }

@@ -9,8 +9,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
-from io import BufferedRandom
-from io import FileIO
+from io import BufferedRandom, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +131,12 @@ def parse_json(data: bytes | str) -> Any:
 def json_bytes(value: Any) -> bytes:
     """Compact JSON with the same bytes for the same value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value for people to read, as a whole file; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -188,15 +188,19 @@ class MotionControlModule(record.RecordedModule):
         clean, cond = self.evaluated(batch)
         self.validation_loss.update(self.denoiser, clean, cond, self.noise(batch, NOISE, clean.shape[1:]))
 
-    test_step = validation_step
+    def test_step(self, batch: dict, batch_idx: int) -> None:
+        """As `validation_step`; a benchmark's pairs have no clip to denoise, `callbacks.Benchmark` samples them."""
+        if "pair" not in batch:
+            self.validation_step(batch, batch_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/loss` and its parts."""
         log_losses(self, "val", self.validation_loss)
 
     def on_test_epoch_end(self) -> None:
-        """Log `test/loss` and its parts."""
-        log_losses(self, "test", self.validation_loss)
+        """Log `test/loss` and its parts, where the data have clips."""
+        if getattr(self.trainer.datamodule, "has_clips", True):
+            log_losses(self, "test", self.validation_loss)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate the batch's clips, uint8 on the host."""

@@ -145,4 +145,6 @@ class MotionControlPipeline:
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn([seed + 1], shape, module.device)
             video = module.networks.generate(cond, noise, num_inference_steps, (min_guidance_scale, max_guidance_scale))
+        if not video.isfinite().all():
+            raise ValueError("the generated video holds NaN or infinite values")
         return to_uint8(video[0]).permute(0, 2, 3, 1).cpu().numpy()

@@ -15,8 +15,8 @@ from torch import Tensor
 from conditions import Condition
 from lightning_modules.conditioning import fit_latents
 from lightning_modules.released.base import check_bundle
-from lightning_modules.svd import SVD
 from lightning_modules.restorable import check_resume, check_tensors
+from lightning_modules.svd import SVD
 
 KEY = "remoco"
 

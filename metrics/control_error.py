@@ -1,11 +1,15 @@
-"""Control error: how far a generated object is from the track it was told, by masked template matching."""
+"""Control error: how far what moves in a generated clip is from the track it was told to follow."""
 
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchmetrics
 from torch import Tensor
+
+from metrics.base import Clip, VideoMetric, check_video
+from metrics.trajectory import PointTracker
+
+BESIDE = ("standing_still", "own_error", "other_control")  # what the error is read beside
 
 
 def moving_object(flow: Tensor, threshold: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -67,12 +71,39 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     return torch.stack([x, y], dim=1).double()
 
 
-class ControlError(torchmetrics.Metric):
-    """Mean distance in pixels, over frames 2 to L and then over clips, of a generated object from its true track.
+def moving_points(flow: Tensor, visibility: Tensor, count: int = 64, threshold: float = 1.0) -> Tensor:
+    """Pixels of frame 1 that move and are seen in every frame, spread evenly over all such pixels.
 
-    The object is found in every generated frame as the masked part of the given first frame (`match_template`), so it
-    cannot be redefined by what was generated. The state is a float64 sum and a count: the result does not depend on the
-    split into batches or processes, if each clip is given once.
+    Args:
+        flow: (L, 2, H, W) displacement from frame 1 in pixels.
+        visibility: (L, H, W) bool.
+        count: At most this many.
+        threshold: Mean displacement in pixels above which a pixel moves.
+
+    Returns:
+        (M, 2) int64 x, y; M is 0 where nothing moves.
+    """
+    moving = visibility.all(0) & (torch.linalg.vector_norm(flow.float(), dim=1).mean(0) > threshold)
+    places = moving.nonzero()
+    chosen = torch.linspace(0, len(places) - 1, min(count, len(places)), device=places.device).round().long()
+    return places[chosen].flip(1)
+
+
+class ControlError(VideoMetric):
+    """Is it controlled? Mean distance in pixels of what moves in a generated clip from where its control sends it.
+
+    Over frames 2 to L, per clip, then over clips. Without a tracker, for clips of one rigid thing that does not turn: the
+    thing is found in every generated frame as the masked part of the true first frame (`match_template`), so it cannot be
+    redefined by what was generated. With a point tracker, for any clips with known tracks: up to 64 points that move and
+    stay visible are followed.
+
+    Beside the value: `standing_still`, the error of a clip that does not move; `own_error`, what the same measurement finds
+    on the real clip; `other_control`, the error against the own track of a clip generated from the same first frame with
+    another clip's control: about standing still's where the control causes the motion.
+
+    Args:
+        tracker: a point tracker, for instance of `datamodules.trackers.points`; none = template matching.
+        other_control: also generate with another clip's control, which doubles the sampling.
 
     Example:
         >>> import torch
@@ -88,20 +119,18 @@ class ControlError(torchmetrics.Metric):
         5.0
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
-    protocol = (
-        "px; masked template matching of the first frame's object, whole pixels; mean over frames 2..L, then over clips"
-    )
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, tracker: PointTracker | None = None, other_control: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self.tracker = tracker
+        self.name = "control_error" if tracker is None else f"control_error_{tracker.name}"
+        self.needs = ("reference", "flow", "visibility", *(("other",) if other_control else ()))
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("clips", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        for name in BESIDE:
+            self.add_state(f"{name}_total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state(f"{name}_clips", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, videos: Tensor, first_frames: Tensor, masks: Tensor, tracks: Tensor) -> None:
-        """Add clips.
+        """Add clips whose moving thing and its track are given.
 
         Args:
             videos: (B, L, 3, H, W) uint8, generated.
@@ -125,16 +154,59 @@ class ControlError(torchmetrics.Metric):
                     f"{name} is {tuple(given[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
                 )
         for video, first, mask, track in zip(videos, first_frames, masks, tracks, strict=True):
-            found = match_template(video, first, mask)
-            self.total += torch.linalg.vector_norm(found[1:] - track[1:].double(), dim=1).mean()
+            self.total += _distance(match_template(video, first, mask), track)
             self.clips += 1
 
-    def compute(self) -> Tensor:
-        """The mean over clips, float64 in pixels.
+    def add(self, clip: Clip) -> None:
+        """Judge one clip; one in which nothing moves says nothing about control and does not count."""
+        check_video(clip.video)
+        if self.tracker is None:
+            masks, tracks = moving_object(clip.flow[None])
+            if not masks.any():
+                return
+            target = tracks[0]
 
-        Raises:
-            RuntimeError: no clip was given.
-        """
-        if self.clips == 0:
-            raise RuntimeError("control error needs at least one clip")
+            def error(video: Tensor) -> Tensor:
+                return _distance(match_template(video, clip.reference[0], masks[0]), target)
+        else:
+            points = moving_points(clip.flow, clip.visibility)
+            if not len(points):
+                return
+            target = clip.flow[:, :, points[:, 1], points[:, 0]].transpose(1, 2).double()
+            queries = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1).float()
+
+            def error(video: Tensor) -> Tensor:
+                return _distance(self.tracker(video, queries)[0] - points, target)
+
+        self.total += error(clip.video)
+        self.clips += 1
+        self._beside("standing_still", _distance(torch.zeros_like(target), target))
+        self._beside("own_error", error(clip.reference))
+        if "other" in self.needs:
+            self._beside("other_control", error(clip.other()))
+
+    def _beside(self, name: str, value: Tensor) -> None:
+        setattr(self, f"{name}_total", getattr(self, f"{name}_total") + value)
+        setattr(self, f"{name}_clips", getattr(self, f"{name}_clips") + 1)
+
+    def value(self) -> Tensor:
+        """The mean over clips, float64 in pixels."""
         return self.total / self.clips
+
+    def describe(self) -> str:
+        """How what moves is found."""
+        if self.tracker is None:
+            how = "masked template matching of the first frame's object, whole pixels"
+        else:
+            how = f"tracker {self.tracker.name} {self.tracker.version} at up to 64 points that move and stay visible"
+        return f"px; {how}; mean over frames 2..L, then over clips"
+
+    def extra(self) -> dict[str, float]:
+        """`standing_still`, `own_error` and `other_control`, where they were measured."""
+        counted = {name: int(getattr(self, f"{name}_clips")) for name in BESIDE}
+        return {name: float(getattr(self, f"{name}_total") / n) for name, n in counted.items() if n}
+
+
+def _distance(found: Tensor, target: Tensor) -> Tensor:
+    """Mean distance over frames 2 to L (and points) of displacements (L, ..., 2)."""
+    return torch.linalg.vector_norm(found[1:].double() - target[1:].double(), dim=-1).mean()

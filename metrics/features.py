@@ -1,18 +1,24 @@
-"""Feature networks of the Frechet metrics: the real ones from TorchScript files, and seeded random stand-ins.
+"""Feature networks of the Frechet metrics and of frame consistency: the real ones from files, and seeded stand-ins.
 
 One seam. A video network takes uint8 videos (N, L, 3, H, W), a frame network uint8 images (N, 3, H, W); both return
 (N, D) float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know
-to compare). Nothing here downloads, unpickles, or touches the global random state.
+to compare). Making one only looks for its file; `load` reads it, at the latest when it is first used. Nothing here unpickles or touches
+the global random state, and nothing downloads unless a hub id is named.
 """
 
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metrics.i3d import InceptionI3d
+
 INCEPTION_SIZE = 299
+I3D_SIZE = 224
 
 
 class FeatureNetwork(nn.Module):
@@ -22,26 +28,97 @@ class FeatureNetwork(nn.Module):
     name: str
     protocol: str
 
+    def load(self) -> None:
+        """Read the weights, once; then `num_features` and `protocol` are known.
+
+        Raises:
+            ValueError: the file is not this network's.
+        """
+
     def train(self, mode: bool = True) -> "FeatureNetwork":
         """Stay in evaluation mode: a feature network is never trained."""
         return super().train(False)
 
 
-def load_torchscript(path: str | Path) -> torch.jit.ScriptModule:
-    """Load a frozen TorchScript network on the CPU.
+class FileFeatures(FeatureNetwork):
+    """A network from a local file: looked for when it is made, read by `load`.
+
+    Args:
+        path: the file.
 
     Raises:
-        ValueError: no such file, or not a TorchScript archive.
+        ValueError: no such file.
     """
-    if not Path(path).is_file():
-        raise ValueError(f"feature network {path}: no such file, expected a TorchScript file")
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        if not Path(path).is_file():
+            raise ValueError(f"feature network {path}: no such file")
+        self.path = Path(path)
+        self.network: nn.Module | None = None
+
+    def read(self) -> nn.Module:
+        """The network of the file, on the CPU."""
+        return load_torchscript(self.path)
+
+    def example(self) -> Tensor:
+        """An input of the smallest useful size."""
+        raise NotImplementedError
+
+    def load(self) -> None:
+        if self.network is not None:
+            return
+        self.network = self.read().eval()
+        for parameter in self.network.parameters():  # TorchScript has no requires_grad_ of its own
+            parameter.requires_grad = False
+        try:
+            self._num_features = self._width()
+        except ValueError:
+            self.network = None
+            raise
+
+    @property
+    def num_features(self) -> int:
+        """D; reads the file."""
+        self.load()
+        return self._num_features
+
+    @property
+    def protocol(self) -> str:
+        """Which file, and how it is called; reads the file."""
+        self.load()
+        return f"{self.convention()[0]}: {describe_file(self.path)}, {self.convention()[1]}"
+
+    def convention(self) -> tuple[str, str]:
+        """What the network is called in the literature, and how its input is prepared."""
+        raise NotImplementedError
+
+    def _width(self) -> int:
+        """Call the network once: a wrong file is found when it is named, not hours later."""
+        try:
+            with torch.no_grad():
+                features = self(self.example())
+        except Exception as error:  # TorchScript raises whatever the foreign code raises
+            raise ValueError(
+                f"feature network {self.path}: does not work as {self.name} ({last_line(error)})"
+            ) from error
+        if features.ndim != 2 or features.shape[0] != 1:
+            raise ValueError(
+                f"feature network {self.path}: gives shape {tuple(features.shape)}, expected (1, features)"
+            )
+        return features.shape[1]
+
+
+def load_torchscript(path: str | Path) -> torch.jit.ScriptModule:
+    """A TorchScript network on the CPU.
+
+    Raises:
+        ValueError: not a TorchScript archive.
+    """
     try:
-        network = torch.jit.load(str(path), map_location="cpu")
+        return torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
         raise ValueError(f"feature network {path}: not a readable TorchScript file") from error
-    for parameter in network.parameters():
-        parameter.requires_grad = False
-    return network.eval()
 
 
 def describe_file(path: str | Path) -> str:
@@ -50,8 +127,8 @@ def describe_file(path: str | Path) -> str:
         return f"{Path(path).name} (sha256 {hashlib.file_digest(file, 'sha256').hexdigest()[:12]})"
 
 
-class I3DFeatures(FeatureNetwork):
-    """The I3D of StyleGAN-V's FVD (`fvd2048_16f` convention): 400 features of `i3d_torchscript.pt`.
+class I3DFeatures(FileFeatures):
+    """`i3d-styleganv`, the `fvd2048_16f` convention: 400 features of `i3d_torchscript.pt`.
 
     The network rescales and resizes by itself, from uint8 values: `rescale=True, resize=True, return_features=True`.
 
@@ -59,63 +136,150 @@ class I3DFeatures(FeatureNetwork):
         path: the TorchScript file; it takes (B, 3, L, H, W).
 
     Raises:
-        ValueError: no such file, not TorchScript, or not called like this network.
+        ValueError: no such file; in `load`: not TorchScript, or not called like this network.
     """
 
     name = "i3d_styleganv"
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.network = load_torchscript(path)
-        self.num_features = _features_of(self, torch.zeros(1, 16, 3, 64, 64, dtype=torch.uint8), path)
-        self.protocol = f"i3d-styleganv: {describe_file(path)}, rescale and resize to 224 inside the network"
+    def example(self) -> Tensor:
+        return torch.zeros(1, 16, 3, 64, 64, dtype=torch.uint8)
+
+    def convention(self) -> tuple[str, str]:
+        return "i3d-styleganv", "rescale and resize to 224 inside the network"
 
     def forward(self, videos: Tensor) -> Tensor:
         """(B, L, 3, H, W) uint8 -> (B, D) float32, one clip at a time: activations are large, clips few."""
+        self.load()
         clips = (video[None].transpose(1, 2).float() for video in videos)
         return torch.cat([self.network(clip, rescale=True, resize=True, return_features=True) for clip in clips])
 
 
-class InceptionFeatures(FeatureNetwork):
-    """An Inception V3 as TorchScript (`pt_inception-2015-12-05` weights) at 299 x 299, bilinear without antialias.
+class I3DLogits(FileFeatures):
+    """`i3d-disco`, the FVD of DisCo's evaluation: the 400 Kinetics logits of `i3d_pretrained_400.pt`.
 
     Args:
-        path: TorchScript file; it takes float images (N, 3, 299, 299) in [-1, 1] and returns (N, D).
+        path: the state dict of the I3D network (tensors alone; a file that would have to be unpickled is refused).
 
     Raises:
-        ValueError: no such file, not TorchScript, or not called like this network.
+        ValueError: no such file; in `load`: not a state dict, or another network's.
+    """
+
+    name = "i3d_disco"
+
+    def read(self) -> nn.Module:
+        try:
+            state = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle, zip and torch raise many types for a file that is none
+            raise ValueError(f"feature network {self.path}: not a readable file of tensors") from error
+        network = InceptionI3d()
+        try:
+            network.load_state_dict(state)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise ValueError(f"feature network {self.path}: not the weights of an I3D with 400 classes") from error
+        return network
+
+    def example(self) -> Tensor:
+        return torch.zeros(1, 8, 3, I3D_SIZE, I3D_SIZE, dtype=torch.uint8)
+
+    def convention(self) -> tuple[str, str]:
+        return "i3d-disco", f"logits, {I3D_SIZE} x {I3D_SIZE} PIL bicubic, x / 127.5 - 1"
+
+    def forward(self, videos: Tensor) -> Tensor:
+        """(B, L, 3, H, W) uint8 -> (B, 400) float32."""
+        self.load()
+        device = next(self.network.parameters()).device
+        logits = []
+        for video in videos:
+            frames = [
+                Image.fromarray(frame).resize((I3D_SIZE, I3D_SIZE), Image.Resampling.BICUBIC)
+                for frame in video.permute(0, 2, 3, 1).cpu().numpy()
+            ]
+            clip = torch.from_numpy(np.stack(frames)).to(device).permute(3, 0, 1, 2).float() / 127.5 - 1
+            logits.append(self.network(clip[None]))
+        return torch.cat(logits)
+
+
+class InceptionFeatures(FileFeatures):
+    """An Inception V3 as TorchScript (`pt_inception-2015-12-05` weights).
+
+    A network whose `forward` has an argument `return_features` (the file of StyleGAN's metrics) takes uint8 images and
+    resizes them itself; any other takes float images (N, 3, 299, 299) in [-1, 1], resized here bilinearly without
+    antialias.
+
+    Args:
+        path: TorchScript file; it returns (N, D).
+
+    Raises:
+        ValueError: no such file; in `load`: not TorchScript, or not called like this network.
     """
 
     name = "inception"
 
-    def __init__(self, path: str | Path) -> None:
-        super().__init__()
-        self.network = load_torchscript(path)
-        self.num_features = _features_of(self, torch.zeros(1, 3, 64, 64, dtype=torch.uint8), path)
-        self.protocol = f"Inception V3: {describe_file(path)}, 299 x 299 bilinear without antialias"
+    def example(self) -> Tensor:
+        return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+
+    def convention(self) -> tuple[str, str]:
+        resizes = "resized inside the network" if self._resizes() else "299 x 299 bilinear without antialias"
+        return "Inception V3", resizes
+
+    def _resizes(self) -> bool:
+        return any(argument.name == "return_features" for argument in self.network.forward.schema.arguments)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32."""
+        self.load()
+        if self._resizes():
+            return self.network(images, return_features=True).flatten(1)
         size = (INCEPTION_SIZE, INCEPTION_SIZE)
         resized = F.interpolate(images.float(), size=size, mode="bilinear", align_corners=False, antialias=False)
         return self.network(resized / 127.5 - 1).flatten(1)
 
 
-def _features_of(network: FeatureNetwork, example: Tensor, path: str | Path) -> int:
-    """Call the network once: a wrong file is found when it is named, not hours later."""
-    try:
-        with torch.no_grad():
-            features = network(example)
-    except Exception as error:  # TorchScript raises whatever the foreign code raises
-        raise ValueError(f"feature network {path}: does not work as {network.name} ({_first_line(error)})") from error
-    if features.ndim != 2 or features.shape[0] != 1:
-        raise ValueError(f"feature network {path}: gives shape {tuple(features.shape)}, expected (1, features)")
-    return features.shape[1]
-
-
-def _first_line(error: Exception) -> str:
+def last_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
+
+
+class CLIPFeatures(FeatureNetwork):
+    """Image embeddings of CLIP, by its own preprocessing (bicubic to the short side, centre crop), for frame consistency.
+
+    Args:
+        path: local folder in the transformers layout, or hub id; the published numbers use `openai/clip-vit-base-patch32`.
+        revision: of the hub id.
+    """
+
+    name = "clip"
+
+    def __init__(self, path: str, revision: str | None = None) -> None:
+        super().__init__()
+        self.path, self.revision = path, revision
+        self.network: nn.Module | None = None
+
+    def load(self) -> None:
+        if self.network is not None:
+            return
+        from transformers import CLIPVisionModelWithProjection
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+        try:
+            network = CLIPVisionModelWithProjection.from_pretrained(self.path, revision=self.revision)
+            self.processor = CLIPImageProcessorPil.from_pretrained(self.path, revision=self.revision)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"feature network {self.path}: not a CLIP in the transformers layout ({last_line(error)})"
+            ) from error
+        self.network = network.eval().requires_grad_(False)
+        self.num_features = network.config.projection_dim
+        size = network.config.image_size
+        self.protocol = f"CLIP {self.path}, patch {network.config.patch_size}, {size} x {size} by its own preprocessing"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, D) float32."""
+        self.load()
+        pixels = self.processor(
+            images=list(images.cpu().numpy()), input_data_format="channels_first", return_tensors="pt"
+        )
+        return self.network(pixels["pixel_values"].to(self.network.device)).image_embeds.float()
 
 
 class RandomVideoFeatures(FeatureNetwork):

@@ -1,13 +1,13 @@
-"""Frechet distance between feature distributions, and the video metric (FVD) made of it."""
+"""Frechet distance between feature distributions, and the metrics made of it: FVD over clips, FID over frames."""
 
 from typing import Any
 
 import torch
-import torchmetrics
 from torch import Tensor, nn
 from torchmetrics.utilities import rank_zero_warn
 
-from metrics.features import FeatureNetwork
+from metrics.base import Clip, VideoMetric, check_video
+from metrics.features import FeatureNetwork, RandomFrameFeatures, RandomVideoFeatures
 
 PUBLISHED_CLIPS = 1000  # the published tables use this many; fewer give a biased, larger distance
 
@@ -38,47 +38,46 @@ def _root(sigma: Tensor) -> Tensor:
     return (vectors * values.clamp_min(0).sqrt()) @ vectors.T
 
 
-class FrechetVideoDistance(torchmetrics.Metric):
-    """FVD (Unterthiner et al. 2018): the Frechet distance between video features of real and of generated clips.
-
-    The state is three float64 sums per side, so the result depends neither on the batch split nor on the number of
-    processes: each clip must be given once, by one of them.
+class FrechetDistance(VideoMetric):
+    """The state both metrics share: three float64 sums per side, equal for any split; each clip must be given once.
 
     Args:
-        feature: maps uint8 videos (B, L, 3, H, W) to features (B, D). Its attributes `num_features` (D), `name` and
-            `protocol` say what it is; see `metrics.features`.
+        feature: see `metrics.features`.
         reference: what the real clips are, for the protocol: `raw` clips, or their `vae` reconstruction.
-
-    Example:
-        >>> import torch
-        >>> from metrics import FrechetVideoDistance, RandomVideoFeatures
-        >>> fvd = FrechetVideoDistance(RandomVideoFeatures(seed=0))
-        >>> clips = torch.arange(4 * 8 * 3 * 16 * 16).remainder(251).byte().view(4, 8, 3, 16, 16)
-        >>> fvd.update(clips, real=True)
-        >>> fvd.update(clips, real=False)
-        >>> bool(fvd.compute() < 1e-6)
-        True
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
+    needs = ("reference",)
+    label = "FVD"
+    unit = "clips"
     real_n: Tensor
     fake_n: Tensor
 
     def __init__(self, feature: FeatureNetwork, reference: str = "raw", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not isinstance(feature, nn.Module) or not isinstance(getattr(feature, "num_features", None), int):
-            raise ValueError(f"feature must be an nn.Module with an int `num_features`, got {type(feature).__name__}")
+        if not isinstance(feature, nn.Module) or not hasattr(feature, "name"):
+            raise ValueError(f"feature must be a FeatureNetwork, got {type(feature).__name__}")
         self.feature = feature
+        self.name = f"{self.label.lower()}_{feature.name}"
         self.reference = reference
         self.frames: int | None = None
-        self.protocol = ""  # filled by compute, when n is known
-        size = feature.num_features
+
+    def load(self) -> None:
+        """Read the network, and make the sums, whose size it gives."""
+        if "real_n" in self._defaults:
+            return
+        self.feature.load()
+        size = getattr(self.feature, "num_features", None)
+        if not isinstance(size, int):
+            raise ValueError(f"feature must have an int `num_features`, got {size!r}")
         for side in ("real", "fake"):
             self.add_state(f"{side}_n", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{side}_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{side}_outer", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.to(self.device)
+
+    def features(self, videos: Tensor) -> Tensor:
+        """(B, L, 3, H, W) uint8 -> (N, D), one row per sample of the distribution."""
+        raise NotImplementedError
 
     def update(self, videos: Tensor, real: bool) -> None:
         """Add clips to one side.
@@ -94,41 +93,99 @@ class FrechetVideoDistance(torchmetrics.Metric):
             raise ValueError(f"videos must be uint8 (B, L, 3, H, W), got {videos.dtype} {tuple(videos.shape)}")
         if self.frames not in (None, videos.shape[1]):
             raise ValueError(f"videos must all have {self.frames} frames, got {videos.shape[1]}")
+        self.load()
         self.frames = videos.shape[1]
         with torch.no_grad():
-            features = self.feature(videos).double()
-        if features.shape != (videos.shape[0], self.feature.num_features):
+            features = self.features(videos).double()
+        if features.ndim != 2 or features.shape[1] != self.feature.num_features:
             raise ValueError(f"feature gave {tuple(features.shape)} for {videos.shape[0]} clips, not (B, num_features)")
         side = "real" if real else "fake"
         setattr(self, f"{side}_n", getattr(self, f"{side}_n") + features.shape[0])
         setattr(self, f"{side}_sum", getattr(self, f"{side}_sum") + features.sum(0))
         setattr(self, f"{side}_outer", getattr(self, f"{side}_outer") + features.T @ features)
+        if not real:
+            self.clips += videos.shape[0]
 
-    def compute(self) -> Tensor:
-        """The distance, a float64 scalar; also fills `protocol`.
+    def add(self, clip: Clip) -> None:
+        check_video(clip.video)
+        check_video(clip.reference, "references")
+        self.update(clip.video[None], real=False)
+        self.update(clip.reference[None], real=True)
 
-        Raises:
-            RuntimeError: fewer than two clips on a side, where no covariance exists.
-        """
+    def value(self) -> Tensor:
         n_real, n_fake = int(self.real_n), int(self.fake_n)
         if min(n_real, n_fake) < 2:
-            raise RuntimeError(f"FVD needs at least 2 clips on each side, got {n_real} real and {n_fake} generated")
-        self.protocol = (
-            f"{self.feature.protocol}; {self.frames} frames; n = {n_real} reference, {n_fake} generated; "
-            f"reference: {self.reference}; Frechet distance in float64, np.cov convention"
-        )
-        warn_if_few(min(n_real, n_fake), self.feature.num_features, "clips")
+            raise RuntimeError(
+                f"{self.label} needs at least 2 {self.unit} on each side, got {n_real} real and {n_fake} generated"
+            )
+        if self.unit == "clips" and self.clips < PUBLISHED_CLIPS:
+            rank_zero_warn(f"{self.label} over {self.clips} clips is not comparable with published ones (n = 1000)")
+        if min(n_real, n_fake) < self.feature.num_features:
+            rank_zero_warn(
+                f"a Frechet distance over {min(n_real, n_fake)} {self.unit} with {self.feature.num_features} features "
+                "has singular covariances"
+            )
         return frechet_distance(*self._gaussian("real"), *self._gaussian("fake"))
+
+    def describe(self) -> str:
+        return (
+            f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, {int(self.fake_n)} generated "
+            f"{self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
+        )
 
     def _gaussian(self, side: str) -> tuple[Tensor, Tensor]:
         n = getattr(self, f"{side}_n").double()
         mean = getattr(self, f"{side}_sum") / n
         return mean, (getattr(self, f"{side}_outer") - n * torch.outer(mean, mean)) / (n - 1)
 
+    def compute(self) -> Tensor:
+        if "real_n" not in self._defaults:
+            raise RuntimeError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
+        if self.clips == 0:
+            self.value()  # says how many of each
+        return super().compute()
 
-def warn_if_few(n: int, features: int, unit: str) -> None:
-    """Say on rank 0 what makes a Frechet distance of `n` samples incomparable with published ones."""
-    if n < PUBLISHED_CLIPS and unit == "clips":
-        rank_zero_warn(f"FVD over {n} clips is not comparable with published ones (n = 1000)")
-    if n < features:
-        rank_zero_warn(f"a Frechet distance over {n} {unit} with {features} features has singular covariances")
+
+class FrechetVideoDistance(FrechetDistance):
+    """FVD (Unterthiner et al. 2018): the Frechet distance between video features of real and of generated clips.
+
+    Args:
+        feature: maps uint8 videos (B, L, 3, H, W) to (B, D): `I3DFeatures` (i3d-styleganv), `I3DLogits` (i3d-disco), or
+            seeded random features when not given.
+        reference: what the real clips are, for the protocol: `raw` clips, or their `vae` reconstruction.
+
+    Example:
+        >>> import torch
+        >>> from metrics import FrechetVideoDistance, RandomVideoFeatures
+        >>> fvd = FrechetVideoDistance(RandomVideoFeatures(seed=0))
+        >>> clips = torch.arange(4 * 8 * 3 * 16 * 16).remainder(251).byte().view(4, 8, 3, 16, 16)
+        >>> fvd.update(clips, real=True)
+        >>> fvd.update(clips, real=False)
+        >>> bool(fvd.compute() < 1e-6)
+        True
+    """
+
+    def __init__(self, feature: FeatureNetwork | None = None, reference: str = "raw", **kwargs: Any) -> None:
+        super().__init__(RandomVideoFeatures() if feature is None else feature, reference, **kwargs)
+
+    def features(self, videos: Tensor) -> Tensor:
+        return self.feature(videos)
+
+
+class FrechetImageDistance(FrechetDistance):
+    """FID (Heusel et al. 2017) over all frames of the clips.
+
+    Args:
+        feature: maps uint8 images (N, 3, H, W) to (N, D): `InceptionFeatures`, or seeded random features when not given.
+        reference: as for `FrechetVideoDistance`.
+    """
+
+    label = "FID"
+    unit = "frames"
+
+    def __init__(self, feature: FeatureNetwork | None = None, reference: str = "raw", **kwargs: Any) -> None:
+        super().__init__(RandomFrameFeatures() if feature is None else feature, reference, **kwargs)
+
+    def features(self, videos: Tensor) -> Tensor:
+        # clip by clip: the frames of a whole batch may not fit beside a model
+        return torch.cat([self.feature(frames) for frames in videos])

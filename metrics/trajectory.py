@@ -1,19 +1,30 @@
-"""MD-Vid: how far generated motion is from the drawn tracks, by a point tracker (ReMoCo sec. 4.1; tables 2, 3)."""
+"""MD-Vid and MD-Img: how far generated motion is from the drawn tracks (ReMoCo sec. 4.1; tables 2 and 3)."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-import torchmetrics
 from torch import Tensor
 
+from metrics.base import Clip, VideoMetric, check_video
+from metrics.correspondence import PointFeatures, RandomPointFeatures, match
+
 BLOCK = 8  # pixels around each start that the tracker is asked for (released evaluation)
+
+
+class PointTracker(Protocol):
+    """Video (L, 3, H, W) uint8 and queries (M, 3) frame, x, y to tracks (L, M, 2) x, y in pixels and visible (L, M)."""
+
+    name: str
+    version: str
+
+    def __call__(self, video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]: ...
 
 
 def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """What a point tracker is asked for: the 8 x 8 block of pixels around each start, in frame 0.
 
-    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is
-    cut off, and the released script then reads other points' tracks; here the returned index stays with its start.
+    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is cut
+    off, and the released script then reads other points' tracks; here the returned index stays with its start.
 
     Args:
         starts: (N, 2) integer pixels x, y of the tracks' first points, inside the frame.
@@ -39,11 +50,11 @@ def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     return torch.tensor(queries).reshape(-1, 3), torch.tensor(centres, dtype=torch.int64)
 
 
-class MeanTrackDistance(torchmetrics.Metric):
-    """MD-Vid: Euclidean distance in pixels between the points of generated and of drawn tracks in frames 1..L-1.
+class MeanTrackDistance(VideoMetric):
+    """Euclidean distance in pixels between the points of generated and of drawn tracks in frames 1..L-1.
 
-    Mean over tracks and frames per video, then over videos. The state is a float64 sum and a count: the result does not
-    depend on the number of processes, if each video is given once.
+    Mean over tracks and frames per video, then over videos (macro, the value); `micro` is the mean over all points. What
+    finds the points makes it MD-Vid or MD-Img.
 
     Example:
         >>> import torch
@@ -54,40 +65,110 @@ class MeanTrackDistance(torchmetrics.Metric):
         5.0
     """
 
-    higher_is_better = False
-    is_differentiable = False
-    full_state_update = False
+    name = "mean_track_distance"
+    needs = ("tracks",)
     total: Tensor
     videos: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("videos", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
+        for name, dtype in (("total", torch.float64), ("point_total", torch.float64), ("points", torch.int64)):
+            self.add_state(name, torch.tensor(0, dtype=dtype), dist_reduce_fx="sum")
 
     def update(self, tracks: Tensor, target: Tensor) -> None:
         """Add one video.
 
         Args:
-            tracks: (N, L-1, 2) x, y that the tracker found for the N starts, in frames 1..L-1.
+            tracks: (N, L-1, 2) x, y that were found for the N starts, in frames 1..L-1.
             target: (N, L-1, 2) x, y of the drawn tracks, PCHIP through their key points.
 
         Raises:
-            ValueError: the shapes differ, or there is no track.
+            ValueError: the shapes differ, there is no track, or a coordinate is not finite.
         """
         if tracks.shape != target.shape or tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.numel() == 0:
             raise ValueError(
-                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2)"
+                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2), N and L-1 at least 1"
             )
-        self.total += torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1).mean()
-        self.videos += 1
+        distance = torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1)
+        if not distance.isfinite().all():
+            raise ValueError("tracks: expected finite coordinates")
+        self.total += distance.mean()
+        self.point_total += distance.sum()
+        self.points += distance.numel()
+        self.clips += 1
 
-    def compute(self) -> Tensor:
-        """The mean over videos, float64 in pixels.
+    def find(self, video: Tensor, starts: Tensor) -> Tensor:
+        """(L, 3, H, W) uint8 and (N, 2) integer pixels of frame 0 -> (N, L-1, 2) x, y in frames 1..L-1."""
+        raise NotImplementedError
 
-        Raises:
-            RuntimeError: no video was given.
-        """
-        if self.videos == 0:
-            raise RuntimeError("MD-Vid needs at least one video")
-        return self.total / self.videos
+    def add(self, clip: Clip) -> None:
+        check_video(clip.video)
+        if clip.tracks.shape[1] != len(clip.video):
+            raise ValueError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
+        # a point lies on the pixel whose centre is nearest, as the pixel centres have integer coordinates
+        starts = clip.tracks[:, 0].round().long()
+        height, width = clip.video.shape[-2:]
+        if not ((starts >= 0) & (starts < torch.tensor([width, height], device=starts.device))).all():
+            raise ValueError(f"a track starts outside the frame of {height} x {width}")
+        self.update(self.find(clip.video, starts).to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
+
+    def value(self) -> Tensor:
+        return self.total / self.clips
+
+    def describe(self) -> str:
+        return "distance in pixels, frames 1 to L-1, mean per video, then over videos (micro: over points)"
+
+    def extra(self) -> dict[str, float]:
+        return {"micro": float(self.point_total / self.points)}
+
+
+class MDVid(MeanTrackDistance):
+    """MD-Vid: the points are followed by a video tracker, asked for the 8 x 8 pixels around each start.
+
+    Named `md_vid` with CoTracker3, the published one; `md_vid_<tracker>` with any other.
+
+    Args:
+        tracker: a point tracker, for instance of `datamodules.trackers.points`.
+    """
+
+    def __init__(self, tracker: PointTracker, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.tracker = tracker
+        self.name = "md_vid" if tracker.name == "cotracker3" else f"md_vid_{tracker.name}"
+
+    def find(self, video: Tensor, starts: Tensor) -> Tensor:
+        queries, centres = track_queries(starts, *video.shape[-2:])
+        tracks, _ = self.tracker(video.to(self.total.device), queries.to(self.total.device))
+        return tracks[1:, centres.to(tracks.device)].transpose(0, 1)
+
+    def describe(self) -> str:
+        return (
+            f"tracker {self.tracker.name} {self.tracker.version}, 8 x 8 queries around each start; {super().describe()}"
+        )
+
+
+class MDImg(MeanTrackDistance):
+    """MD-Img (DragDiffusion, Shi et al. 2024): the start's feature is matched by cosine in every generated frame.
+
+    Named `md_img` with DIFT on Stable Diffusion 2.1, the published one; otherwise after the features.
+
+    Args:
+        feature: features of every pixel: `DIFTFeatures`, or seeded random ones when not given.
+    """
+
+    def __init__(self, feature: PointFeatures | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.feature = RandomPointFeatures() if feature is None else feature
+        self.name = "md_img" if self.feature.name == "dift" else f"md_img_{self.feature.name}"
+
+    def load(self) -> None:
+        self.feature.load()
+
+    def find(self, video: Tensor, starts: Tensor) -> Tensor:
+        video = video.to(self.total.device)
+        first = self.feature(video[0])
+        found = [match(first, self.feature(frame), starts, *video.shape[-2:]) for frame in video[1:]]
+        return torch.stack(found, dim=1)
+
+    def describe(self) -> str:
+        return f"{self.feature.protocol}; cosine argmax over the frame; {super().describe()}"

@@ -28,6 +28,12 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
     "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+    "study": {
+        "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
+        "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),
+    },
+    "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }

@@ -57,7 +57,7 @@ def test_mean_per_video_then_over_videos():
 def test_wrong_shapes(tracks, target):
     with pytest.raises(ValueError, match="expected the same"):
         MeanTrackDistance().update(torch.zeros(tracks), torch.zeros(target))
-    with pytest.raises(RuntimeError, match="at least one video"):
+    with pytest.raises(RuntimeError, match="at least one clip"):
         MeanTrackDistance().compute()
     with pytest.raises(ValueError, match="outside the frame"):
         track_queries(torch.tensor([[96, 3]]), 64, 96)

@@ -1,0 +1,174 @@
+"""A benchmark in `test`: every pair sampled once, as a video file; then scored, in the columns of the paper's tables."""
+
+import hashlib
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.sample_logger import sampling
+from conditions import mix
+from datamodules import scoring
+from datamodules.bench import BenchmarkDataModule
+from datamodules.errors import BadShards, UsageError
+from datamodules.storage import write_json
+from datamodules.videos import write_video
+from lightning_modules.pipeline import MotionControlPipeline
+from metrics import VideoMetric
+from metrics.published import tables
+
+PUBLISHED_SEED = 2025
+
+
+class Benchmark(Callback):
+    """Samples each pair of a `BenchmarkDataModule` and scores the videos, for tables 2 and 3 of the paper.
+
+    In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json` (what
+    made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are sampled one by
+    one, so number of GPUs and order change no video. Started again after a kill, it samples what is missing; videos that
+    other weights or settings made are not mixed with new ones. Scores are those of `remoco score` on the same files.
+
+    Args:
+        metrics: what to measure; none = stand-ins that need no weights.
+        seed: of the noise.
+        frames: frames of a video.
+        fps: frames per second, told to the network and of the files.
+        motion_bucket_id: mean displacement in pixels that the network is told.
+    """
+
+    def __init__(
+        self,
+        metrics: list[VideoMetric] | None = None,
+        seed: int = PUBLISHED_SEED,
+        frames: int = 16,
+        fps: int = 8,
+        motion_bucket_id: float = 17.0,
+    ) -> None:
+        if frames < 2:
+            raise MisconfigurationException(f"Benchmark.frames is {frames}, expected at least 2")
+        if fps < 1:
+            raise MisconfigurationException(f"Benchmark.fps is {fps}, expected at least 1")
+        self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
+        self.motion_bucket_id = motion_bucket_id
+        self.folder = Path()
+        self._sampled = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Read the metrics' networks: what is wrong with them is known before the first video."""
+        if stage != "test":
+            return
+        if not isinstance(trainer.datamodule, BenchmarkDataModule):
+            raise MisconfigurationException("callbacks.Benchmark needs data of class datamodules.BenchmarkDataModule")
+        self.metrics = scoring.offline_metrics() if self.metrics is None else self.metrics
+        try:
+            for metric in self.metrics:
+                metric.load()
+        except ValueError as error:
+            raise MisconfigurationException(f"Benchmark.metrics: {error}") from error
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to mix videos of other weights or settings with these."""
+        data = trainer.datamodule
+        self.folder = run_folder(trainer) / "benchmark" / data.root.resolve().name
+        with sampling(trainer, pl_module):
+            made_by = {
+                "trained": trained_hash(pl_module),
+                "base": pl_module.svd.identity,
+                "condition": pl_module.condition.record(),
+                "steps": pl_module.sample_steps,
+                "guidance": list(pl_module.guidance),
+                "seed": self.seed,
+                "frames": self.frames,
+                "fps": self.fps,
+                "motion_bucket_id": self.motion_bucket_id,
+                "height": data.height,
+                "width": data.width,
+            }
+        made_by = json.loads(json.dumps(made_by, default=str))
+        record = self.folder / "generated.json"
+        if record.is_file():
+            found = json.loads(record.read_text())
+            differs = [name for name in made_by if found.get(name) != made_by[name]]
+            if differs:
+                raise MisconfigurationException(
+                    f"{self.folder}: holds videos that were made with other {', '.join(differs)}; move the folder away, or "
+                    "give the logger another name"
+                )
+        elif trainer.is_global_zero:
+            write_json(record, made_by)
+        trainer.strategy.barrier()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Sample the pair unless its video is there."""
+        pair = batch["pair"]
+        path = self.folder / "videos" / f"{pair.key}.mp4"
+        if path.is_file():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with sampling(trainer, pl_module):
+            try:
+                video = MotionControlPipeline(pl_module)(
+                    pair.image,
+                    pair.tracks,
+                    pair.brush,
+                    num_frames=self.frames,
+                    fps=self.fps,
+                    motion_bucket_id=self.motion_bucket_id,
+                    num_inference_steps=pl_module.sample_steps,
+                    min_guidance_scale=pl_module.guidance[0],
+                    max_guidance_scale=pl_module.guidance[1],
+                    seed=pair_seed(self.seed, pair.key),
+                )
+            except ValueError as error:
+                raise MisconfigurationException(f"{pair.key}: {error}") from error
+        write_video(path, video, self.fps)
+        self._sampled += 1
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score the files, log the numbers, print the tables."""
+        trainer.strategy.barrier()
+        data = trainer.datamodule
+        try:
+            videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
+            results = scoring.score_folder(
+                videos, self.metrics, pl_module.device, trainer.global_rank, trainer.world_size
+            )
+        except (BadShards, UsageError) as error:
+            raise MisconfigurationException(str(error)) from error
+        for name, result in results.items():
+            result["protocol"] += f"; seed {self.seed}; {pl_module.sample_steps} steps"
+            value = torch.tensor(result["value"], dtype=torch.float32, device=pl_module.device)
+            pl_module.log(f"test/{name}", value, sync_dist=True)
+            rank_zero_print(f"test/{name} = {result['value']:.4f}   [{result['protocol']}]")
+        if trainer.is_global_zero:
+            write_json(self.folder / "scores.json", results)
+        rank_zero_print(f"\n{tables({run_folder(trainer).name: results})}\n\nVideos and scores: {self.folder}")
+
+
+def pair_seed(seed: int, key: str) -> int:
+    """The seed of one pair's noise: a function of the seed and the pair's name."""
+    name = torch.tensor([zlib.crc32(key.encode())])
+    return int(mix(seed, name, 0)) % 2**62
+
+
+def trained_hash(pl_module: LightningModule) -> str:
+    """SHA-256 over the trained parameters as they are now."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(pl_module.trained().items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

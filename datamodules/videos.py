@@ -1,0 +1,90 @@
+"""Video files in and out: the first frames of anybody's, and ours, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.errors import BadClip, one_line
+from datamodules.prepare.clips import pictures
+
+SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
+
+
+def video_files(folder: str | Path) -> dict[str, Path]:
+    """Name, relative to the folder and without suffix -> file, of all videos below it.
+
+    Raises:
+        BadClip: two files of one name.
+    """
+    root, found = Path(folder), {}
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name in found:
+                raise BadClip(f"{path}: {found[name].name} has the same name; which of the two is meant?")
+            found[name] = path
+    return found
+
+
+def read_frames(path: str | Path, frames: int) -> Tensor:
+    """The first `frames` pictures of a video as they are, (L, 3, H, W) uint8.
+
+    Raises:
+        BadClip: does not decode, or has fewer.
+    """
+    try:
+        found = [picture.to_ndarray(format="rgb24") for _, picture in islice(pictures(str(path)), frames)]
+    except BadClip as error:
+        raise BadClip(f"{path}: {error}") from error
+    except Exception as error:  # PyAV raises exceptions of many types for broken bytes
+        raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
+    if len(found) < frames:
+        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}")
+    if len({picture.shape for picture in found}) > 1:
+        raise BadClip(f"{path}: changes its size")
+    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+
+
+def write_video(path: Path, video: np.ndarray, fps: float) -> None:
+    """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`."""
+    height, width = (n - n % 2 for n in video.shape[1:3])  # 4:2:0 colour needs even sizes
+    part = path.with_name(f".{path.name}.{os.getpid()}.part.mp4")
+    try:
+        with av.open(str(part), "w", options={"movflags": "faststart"}) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+            stream.height, stream.width = height, width
+            stream.pix_fmt = "yuv420p"
+            stream.options = {"crf": "10", "preset": "fast"}
+            for picture in video:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_video(path: str | Path) -> tuple[np.ndarray, float]:
+    """All pictures of a video, (L, H, W, 3) uint8, and its frames per second.
+
+    Raises:
+        BadClip: does not decode, or has no pictures.
+    """
+    try:
+        found = [(time, picture.to_ndarray(format="rgb24")) for time, picture in pictures(str(path))]
+    except BadClip as error:
+        raise BadClip(f"{path}: {error}") from error
+    except Exception as error:  # as in read_frames
+        raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
+    if not found:
+        raise BadClip(f"{path}: has no frames")
+    seconds = found[-1][0] - found[0][0]
+    return np.stack([picture for _, picture in found]), (len(found) - 1) / seconds if seconds > 0 else 8.0

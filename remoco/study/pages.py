@@ -1,0 +1,123 @@
+"""`remoco study pages`: an offline page on which people compare two systems without knowing which is which."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from datamodules.bench import Pair, read_pair
+from datamodules.errors import BadClip, BadShards, UsageError
+from datamodules.storage import write_atomic
+from datamodules.videos import read_video, video_files, write_video
+
+# the questions of table 4
+QUESTIONS = {
+    "motion_quality": "Which motion looks better?",
+    "temporal_coherence": "Which video is more coherent over time?",
+    "trajectory_alignment": "Which follows the drawn arrows better?",
+}
+NEEDS_TRACKS = "trajectory_alignment"
+
+
+def pages(
+    a: str, b: str, out: str = "study", bench: str | None = None, pairs: int | None = None, seed: int = 0
+) -> None:
+    """Make an offline page of blind side-by-side pairs of two systems' videos.
+
+    Args:
+        a: folder of the first system's videos; its name is the system's.
+        b: folder of the second system's, with the same names.
+        out: new folder for the page.
+        bench: root of the benchmark the videos answer to; its drawn tracks are shown, and asked about.
+        pairs: how many pairs, drawn by the seed; all when not given.
+        seed: of the order and of what is left and right.
+    """
+    systems = (Path(a).resolve().name, Path(b).resolve().name)
+    if systems[0] == systems[1]:
+        raise UsageError(f"{a}, {b}: the folders' names are the systems', so they must differ")
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+    names, found = _same_names(a, b)
+    rng = np.random.default_rng(seed)
+    order = [names[i] for i in rng.permutation(len(names))]
+    if pairs is not None:
+        if not 1 <= pairs <= len(order):
+            raise UsageError(f"--pairs is {pairs}, expected 1 to {len(order)}, the number of videos")
+        order = order[:pairs]
+    folder = Path(out) / "videos"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, name in enumerate(tqdm(order, desc="pairs", unit="pair")):
+        flipped = bool(rng.integers(2))
+        for side, system in zip(("left", "right"), (1, 0) if flipped else (0, 1)):
+            # written anew, the same way for both: a browser plays few codecs, and a file says who wrote it
+            video, fps = read_video(found[system][name])
+            write_video(folder / f"{number:04d}-{side}.mp4", video, fps)
+        row = {"id": number, "left": systems[flipped], "right": systems[not flipped], "name": name}
+        if bench is not None:
+            Image.fromarray(_drawn(bench, name)).save(folder / f"{number:04d}-tracks.png")
+            row["tracks"] = True
+        rows.append(row)
+    questions = {key: text for key, text in QUESTIONS.items() if bench is not None or key != NEEDS_TRACKS}
+    study = {"systems": systems, "seed": seed, "questions": questions, "pairs": rows}
+    # not for secrecy: so that nobody reads a name by accident
+    hidden = base64.b64encode(json.dumps(study).encode()).decode()
+    identity = hashlib.sha256(hidden.encode()).hexdigest()[:12]
+    page = files("remoco.study").joinpath("page.html").read_text()
+    page = page.replace("{{STUDY}}", hidden).replace("{{ID}}", html.escape(identity))
+    write_atomic(Path(out) / "index.html", page.encode())
+    print(f"wrote {out}: {len(order)} pairs; open {Path(out) / 'index.html'}")
+
+
+def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
+    """Names of the videos, and name -> file of each folder."""
+    found = []
+    for folder in (a, b):
+        if not Path(folder).is_dir():
+            raise BadShards(f"{folder}: no such folder of videos")
+        try:
+            found.append(video_files(folder))
+        except BadClip as error:
+            raise BadShards(str(error)) from None
+        if not found[-1]:
+            raise BadShards(f"{folder}: no videos in it")
+    for (folder, own), other in zip(((a, found[0]), (b, found[1])), (found[1], found[0])):
+        if missing := sorted(set(other) - set(own)):
+            raise BadShards(
+                f"{folder}: {len(missing)} videos of the other system are missing, for instance {missing[0]}"
+            )
+    return sorted(found[0]), found
+
+
+def _drawn(bench: str, name: str) -> np.ndarray:
+    """(H, W, 3) uint8: the first frame with the brush and the drawn tracks."""
+    try:
+        return draw_tracks(read_pair(bench, name))
+    except (BadClip, KeyError) as error:
+        raise BadShards(f"--bench {bench}: no sample for the video {name} ({error})") from error
+
+
+def draw_tracks(pair: Pair) -> np.ndarray:
+    """(H, W, 3) uint8: a pair's first frame, its brush lightened, its tracks as arrows."""
+    scale = max(1, round(512 / pair.image.shape[1]))
+    image = np.where(pair.brush[..., None], 0.75 * pair.image + 64, 0.8 * pair.image).astype(np.uint8)
+    image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
+    for track in pair.tracks:
+        points = ((track + 0.5) * scale).round().astype(np.int32)
+        for colour, width in (((20, 20, 20), 5), ((255, 214, 80), 3)):
+            cv2.polylines(image, [points], False, colour, width, cv2.LINE_AA)
+            if len(points) > 1:
+                behind = next((p for p in points[::-1] if np.hypot(*(points[-1] - p)) >= 8), points[0])
+                ahead = points[-1] + (points[-1] - behind) * 6 // max(1, int(np.hypot(*(points[-1] - behind))))
+                cv2.arrowedLine(image, behind.tolist(), ahead.tolist(), colour, width, cv2.LINE_AA, tipLength=0.8)
+            cv2.circle(image, points[0].tolist(), 3 + width // 2, colour, -1, cv2.LINE_AA)
+    return image
