@@ -6,12 +6,13 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from callbacks.run_folder import rank_zero_print
+from callbacks.control_error import write_metrics
+from callbacks.loggers import log_protocol
+from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from lightning_modules.conditioning import to_uint8
 from metrics import FrechetVideoDistance, I3DFeatures, InceptionFeatures, RandomFrameFeatures, RandomVideoFeatures
@@ -140,9 +141,10 @@ class VideoMetrics(Callback):
         for (name, value), protocol in zip(numbers.items(), (self.fvd.protocol, fid_protocol), strict=True):
             pl_module.log(name, value, sync_dist=True)  # equal on all ranks already; this keeps Lightning quiet
             rank_zero_print(f"{name} = {value:.4f}   [{protocol}]")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_text(f"{name}_protocol", protocol, trainer.global_step)
+            if trainer.is_global_zero:
+                log_protocol(trainer, name, protocol)
+                kept = {"value": float(value), "protocol": protocol, "n": count}
+                write_metrics(run_folder(trainer) / "metrics.json", {name.removeprefix("val/"): kept})
 
 
 def _first(batch: dict[str, Any], count: int) -> dict[str, Any]:
