@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
@@ -55,11 +55,22 @@ class ControlErrors(Callback):
         self._validations = 0
         self._left = 0
 
+    def state_dict(self) -> dict[str, Any]:
+        """How many validations are over, so that a resume keeps the schedule."""
+        return {"validations": self._validations}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As saved."""
+        self._validations = int(state_dict["validations"])
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count."""
+        self._validations += not trainer.sanity_checking
+
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips."""
         if not trainer.sanity_checking:
-            self._validations += 1
-            due = trainer.state.fn != "fit" or self._validations % self.every_n_validations == 0
+            due = trainer.state.fn != "fit" or (self._validations + 1) % self.every_n_validations == 0
             self._begin(trainer, pl_module, trainer.val_dataloaders if due else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -151,10 +162,8 @@ class ControlErrors(Callback):
         ]
         rank_zero_print("\n".join(lines))
         write_metrics(run_folder(trainer) / "metrics.json", results)
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
-                logger.experiment.add_text(f"{stage}/control_error_protocol", text, trainer.global_step)
+        text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
+        log_protocol(trainer, f"{stage}/control_error", text)
 
 
 def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:

@@ -1,6 +1,7 @@
 """The run's folder: one place for logs, checkpoints and samples, with a stable name and one run at a time in it."""
 
 import fcntl
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,22 +10,30 @@ from typing import IO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
+from callbacks.loggers import log_hyperparameters
+
 LOCK = ".lock"
+MARKER = ".run"  # of a folder that this program made for one run
+LOGGED = (LOCK, MARKER, "events.out.tfevents.", "hparams.yaml", "metrics.csv", "wandb")  # what loggers write at once
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the run keeps its files: the first logger's folder, else `default_root_dir`.
+    """Where the run keeps its files: its loggers' own folder, else `save_dir/NAME` of a logger, else `default_root_dir`.
 
-    Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone.
+    Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone, and never a folder that runs
+    share, as Weights & Biases' `save_dir` is.
     """
-    for logger in trainer.loggers[:1]:
-        folder = getattr(logger, "log_dir", None) or logger.save_dir
-        if folder is not None:
+    for logger in trainer.loggers:
+        if folder := getattr(logger, "log_dir", None):
             return Path(folder)
+    for logger in trainer.loggers:
+        if logger.save_dir is not None:
+            name = getattr(logger, "_name", None) or logger.name  # W&B calls its project `name`
+            return Path(logger.save_dir) / str(name or "run")
     return Path(trainer.default_root_dir)
 
 
@@ -33,7 +42,8 @@ class RunFolder(Callback):
 
     A fit that does not continue the run in the folder moves that run aside to `<folder>.previous-N`, so a second run
     neither dies nor overwrites; two fits at once in one folder are an error; at the end of a fit it says where
-    everything is. Meant for `TensorBoardLogger(save_dir=..., name=..., version="")`. Put it first among the callbacks.
+    everything is. Only a folder that this program made for a run, with its marker inside, is ever moved. Works with any
+    logger, several or none (then `default_root_dir` is the run's folder). Put it first among the callbacks.
     """
 
     def __init__(self) -> None:
@@ -47,7 +57,7 @@ class RunFolder(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move another run aside; only now does the trainer say which checkpoint it continues from."""
         if _writes(trainer):
-            self._on_rank_zero(trainer, lambda folder: self._clear(trainer, folder))
+            self._on_rank_zero(trainer, lambda folder: self._claim(trainer, folder))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the results are."""
@@ -81,12 +91,27 @@ class RunFolder(Callback):
         if problem is not None:
             raise MisconfigurationException(problem)
 
-    def _clear(self, trainer: Trainer, folder: Path) -> None:
-        if _continues(trainer.ckpt_path, folder) or not _holds_a_run(folder):
-            return
+    def _claim(self, trainer: Trainer, folder: Path) -> None:
+        """Make the folder this run's."""
+        if not _continues(trainer.ckpt_path, folder) and _holds_a_run(folder):
+            self._move_aside(trainer, folder)
+        if (folder / MARKER).exists() or all(path.name.startswith(LOGGED) for path in folder.iterdir()):
+            ids = {type(logger).__name__: logger.version for logger in trainer.loggers if logger.version}
+            (folder / MARKER).write_text(json.dumps({"loggers": ids}))
+
+    def _move_aside(self, trainer: Trainer, folder: Path) -> None:
+        if not (folder / MARKER).exists():
+            raise MisconfigurationException(
+                f"run folder {folder}: holds checkpoints or a config.yaml but no {MARKER}, so it is not a run that this "
+                "program made; give the logger another `name`, or move the folder"
+            )
+        if inner := [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MARKER}")]:
+            raise MisconfigurationException(f"run folder {folder}: holds other runs ({inner[0]}); give another `name`")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.close()  # opened before any hook; reopens in the new folder at its next write
+            if isinstance(logger, CSVLogger):
+                logger.experiment.metrics_keys = []  # the header is the moved file's
         aside = _free_name(folder)
         os.rename(folder.resolve(), aside)
         (aside / LOCK).unlink(missing_ok=True)
@@ -98,7 +123,8 @@ class RunFolder(Callback):
         """A POSIX record lock: it dies with this process, and forked workers that outlive a kill do not hold it."""
         if Path.cwd().is_relative_to(folder.resolve()):
             raise MisconfigurationException(
-                f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own"
+                f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own, "
+                "or without a logger trainer.default_root_dir"
             )
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "w")
@@ -137,12 +163,19 @@ class SaveRunConfig(SaveConfigCallback):
         else:
             self.config.ckpt_path = None
         if stage != "fit":
-            self.config_filename = f"config_{command}.yaml"
-            super().setup(trainer, pl_module, stage)
+            self._save(trainer, f"config_{command}.yaml")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the configuration of a fit."""
-        super().setup(trainer, pl_module, "fit")
+        """Save the configuration of a fit, and give it to the loggers."""
+        self._save(trainer, self.config_filename)
+        if trainer.is_global_zero:
+            log_hyperparameters(trainer, json.loads(self.parser.dump(self.config, format="json", skip_none=False)))
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if trainer.is_global_zero:
+            folder = run_folder(trainer)
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, folder / name, skip_none=False, overwrite=True)
 
 
 @rank_zero_only
@@ -152,7 +185,8 @@ def rank_zero_print(text: str) -> None:
 
 
 def _writes(trainer: Trainer) -> bool:
-    return bool(trainer.loggers) and not trainer.fast_dev_run
+    bare = not trainer.loggers and Path.cwd().is_relative_to(Path(trainer.default_root_dir).resolve())
+    return not (trainer.fast_dev_run or bare)  # without a folder of its own there is nothing to keep apart
 
 
 def _continues(ckpt_path: str | Path | None, folder: Path) -> bool:

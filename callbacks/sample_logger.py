@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
 from callbacks.ema import EMA
+from callbacks.loggers import log_video
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
@@ -98,6 +99,8 @@ class SampleLogger(Callback):
             write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
         write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
+            for index in range(len(strips)):
+                log_video(logger, f"samples/clip-{index:02d}", folder / f"clip-{index:02d}.mp4", step)
             if isinstance(logger, TensorBoardLogger):
                 self._to_tensorboard(logger, strips, step)
                 logger.save()  # a checkpoint will say that this step has its samples

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from callbacks.control_error import write_metrics
+from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
@@ -197,9 +197,8 @@ class VideoMetrics(Callback):
             # equal on all ranks already; sync_dist keeps Lightning quiet
             pl_module.log(name, torch.tensor(result["value"], device=pl_module.device), sync_dist=True)
             rank_zero_print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_text(f"{name}_protocol", result["protocol"], trainer.global_step)
+            if trainer.is_global_zero:
+                log_protocol(trainer, name, result["protocol"])
         if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
             write_metrics(run_folder(trainer) / "metrics.json", results)
         return results

@@ -45,8 +45,8 @@ class MotionControlModule(record.RecordedModule):
         lora: LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null.
         lora_rank: Rank of LoRA; its alpha is the same, so its scale is 1.
         flow_scale: Factor on the motion encoder's first weights of dx and dy; below 1 pixels do not drown the mask.
-        learning_rate: Learning rate of AdamW.
-        weight_decay: Weight decay of AdamW.
+        learning_rate: Learning rate of AdamW, the default optimizer.
+        weight_decay: Weight decay of AdamW, the default optimizer.
         schedule: AdamW's moments, warm-up and decay.
         p_mean: Mean of log sigma in training.
         p_std: Standard deviation of log sigma in training.
@@ -140,9 +140,9 @@ class MotionControlModule(record.RecordedModule):
         record.check_latent_cache(getattr(self.trainer.datamodule, "latent_hashes", None) or {}, self.svd.hashes)
 
     def configure_optimizers(self) -> Any:
-        """AdamW over what is trained."""
-        steps, trained = self.trainer.max_steps, self.trained().values()
-        return self.schedule.optimizer(trained, self.learning_rate, self.weight_decay, steps)
+        """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
+        default = self.schedule, self.learning_rate, self.weight_decay
+        return self.plan.build(self.trained().values(), *default, self.trainer.max_steps)
 
     def seeds(self, batch: Batch, stream: int) -> Tensor:
         """(B,) int64 on the host: one seed per sample of the batch for one purpose."""

@@ -1,13 +1,18 @@
-"""How the learning rate goes over a run."""
+"""What optimises the trained parameters: AdamW and its schedule, or an optimizer and a schedule by class path."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim import AdamW, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass
@@ -35,12 +40,154 @@ class Schedule:
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
         return rise * min(1.0, (steps - step) / (self.decay * steps)) if self.decay else rise
 
-    def optimizer(self, parameters: Iterable[Tensor], rate: float, weight_decay: float, steps: int) -> Any:
-        """AdamW, and its scheduler where the rate changes, as Lightning's `configure_optimizers` returns them."""
-        adamw = torch.optim.AdamW(parameters, lr=rate, betas=self.betas, weight_decay=weight_decay)
+    def over(self, optimizer: Optimizer, steps: int) -> Any:
+        """The optimizer, with its scheduler where the rate changes, as Lightning's `configure_optimizers` returns them.
+
+        Args:
+            optimizer: any.
+            steps: of the whole run.
+        """
         if not self.warmup_steps and not self.decay:
-            return adamw
+            return optimizer
         if self.decay and not 0 < steps < float("inf"):
             raise ValueError("model: schedule.decay needs trainer.max_steps, to know where the last part begins")
-        schedule = torch.optim.lr_scheduler.LambdaLR(adamw, lambda step: self.factor(min(step, steps), steps))
-        return {"optimizer": adamw, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class WarmupCosine(LRScheduler):
+    """The learning rate rises linearly over `warmup_steps`, then follows half a cosine down to `final` of it.
+
+    Args:
+        optimizer: whose rate is set.
+        warmup_steps: optimizer steps until the full rate.
+        total_steps: optimizer steps until the end of the cosine; without it the rate stays after the warm-up.
+        final: share of the rate that is left at the end, in [0, 1].
+        last_epoch: steps done.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        warmup_steps: int,
+        total_steps: int | None = None,
+        final: float = 0.0,
+        last_epoch: int = -1,
+    ) -> None:
+        if warmup_steps < 0 or (total_steps is not None and total_steps <= warmup_steps) or not 0 <= final <= 1:
+            raise ValueError(
+                f"lr_scheduler: expected 0 <= warmup_steps < total_steps and final in [0, 1], got {warmup_steps}, "
+                f"{total_steps}, {final}"
+            )
+        self.warmup_steps, self.total_steps, self.final = warmup_steps, total_steps, final
+        super().__init__(optimizer, last_epoch)
+
+    def get_lr(self) -> list[float]:
+        """The rates of the next step."""
+        return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it is; its shape is the configuration's."""
+        kept = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
+        return {name: value for name, value in super().state_dict().items() if name in kept}
+
+    def factor(self, step: int) -> float:
+        """Share of the full rate after `step` steps."""
+        if step < self.warmup_steps:
+            return (step + 1) / (self.warmup_steps + 1)
+        if self.total_steps is None:
+            return 1.0
+        done = min(1.0, (step - self.warmup_steps) / (self.total_steps - self.warmup_steps))
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """An optimizer and a schedule as a YAML names them: class path and arguments; None is the default.
+
+    Attributes:
+        optimizer: class path and arguments, or None for AdamW.
+        lr_scheduler: class path and arguments, or None for a constant rate.
+    """
+
+    optimizer: dict[str, Any] | None = None
+    lr_scheduler: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, optimizer: Any, lr_scheduler: Any) -> Plan:
+        """From what the parser made of `optimizer` and `lr_scheduler`."""
+        return cls(_plain(optimizer), _plain(lr_scheduler))
+
+    def record(self) -> dict[str, str | None]:
+        """Class paths, for the checkpoint."""
+        named = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
+        return {name: None if what is None else what["class_path"] for name, what in named.items()}
+
+    def build(
+        self, parameters: Iterable[Tensor], schedule: Schedule, learning_rate: float, weight_decay: float, steps: int
+    ) -> Any:
+        """What `configure_optimizers` returns.
+
+        Args:
+            parameters: all that is trained.
+            schedule: AdamW's moments, and the rate's way where no scheduler is named.
+            learning_rate: of AdamW.
+            weight_decay: of AdamW.
+            steps: of the whole run.
+
+        Raises:
+            MisconfigurationException: a class is not there, or does not take its arguments.
+        """
+        if self.optimizer is None:
+            optimizer = AdamW(parameters, lr=learning_rate, betas=schedule.betas, weight_decay=weight_decay)
+        else:
+            optimizer = _made("optimizer", self.optimizer, list(parameters))
+        if self.lr_scheduler is None:
+            return schedule.over(optimizer, steps)
+        if schedule.warmup_steps or schedule.decay:
+            raise MisconfigurationException(
+                "model.schedule: its warmup_steps and decay have no effect beside lr_scheduler, set them to 0"
+            )
+        scheduler = _made("lr_scheduler", self.lr_scheduler, optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _plain(given: Any) -> dict[str, Any] | None:
+    if not given:
+        return None
+    given = given if isinstance(given, Mapping) else given.as_dict()
+    return {"class_path": given["class_path"], "init_args": dict(given.get("init_args") or {})}
+
+
+def _made(name: str, what: dict[str, Any], first: Any) -> Any:
+    if what["class_path"].endswith(".ReduceLROnPlateau"):
+        raise MisconfigurationException(
+            f"{name}: {what['class_path']} follows a measured value, expected a schedule that is a function of the step"
+        )
+    module, _, attribute = what["class_path"].rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)(first, **what["init_args"])
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise MisconfigurationException(f"{name}: {what['class_path']}: {' '.join(str(error).split())}") from error
+
+
+def conflict(plan: Plan, words: list[str]) -> str | None:
+    """One line when an option of the command line has no effect beside the optimizer of the plan."""
+    if plan.optimizer is None:
+        return None
+    for word in words:
+        key = word.removeprefix("--").partition("=")[0]
+        field = key.replace("init_args.", "")
+        if field in ("model.learning_rate", "model.weight_decay", "model.schedule.betas"):
+            return f"{key}: has no effect beside optimizer, whose own arguments set it; leave one of them out"
+    return None
+
+
+def check_plan(found: Mapping[str, Any], wanted: Plan, path: str) -> None:
+    """Raise unless a checkpoint's optimizer and schedule are the configured ones; their states would not fit."""
+    for name, value in wanted.record().items():
+        if name in found and found[name] != value:
+            default = "the default"
+            raise MisconfigurationException(
+                f"{name}: {path} was trained with {found[name] or default}, the configuration has {value or default}"
+            )

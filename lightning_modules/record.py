@@ -14,6 +14,7 @@ from torch import Tensor
 
 from conditions import Condition
 from lightning_modules.conditioning import fit_latents
+from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.released.base import check_bundle
 from lightning_modules.restorable import check_resume, check_tensors
 from lightning_modules.svd import SVD
@@ -33,6 +34,7 @@ class RecordedModule(LightningModule):
     def __init__(self) -> None:
         super().__init__()
         self.strict_loading = False  # on_load_checkpoint compares the names
+        self.plan = Plan()  # `python -m lightning` sets it from `optimizer` and `lr_scheduler`
         self.loaded = False  # whether weights of a checkpoint are in place
 
     def architecture(self) -> dict[str, Any]:
@@ -94,6 +96,8 @@ class RecordedModule(LightningModule):
             self.condition = Condition.from_record(kept)
         check_architecture(found, self.architecture(), name)
         check_base(found, self.base_name(), name)
+        if fitting:
+            check_plan(found.get("optimization") or {}, self.plan, name)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the position goes to the device."""
@@ -107,7 +111,10 @@ class RecordedModule(LightningModule):
         stored = self.stored()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in stored}
         sampling = {"steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance)}
-        checkpoint[KEY] = {"architecture": self.architecture(), "base": self.svd.identity, "sampling": sampling}
+        checkpoint[KEY] = {
+            "architecture": self.architecture(), "base": self.svd.identity, "sampling": sampling,
+            "optimization": self.plan.record(),
+        }  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""

@@ -1,0 +1,107 @@
+"""What every logger gets, in its own form: hyperparameters, videos, protocols; and what a resume must keep of it."""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
+
+
+def is_wandb(logger: Logger) -> bool:
+    """Whether this is Weights & Biases' logger, without importing it."""
+    return type(logger).__name__ == "WandbLogger"
+
+
+def settle(trainer: Trainer, folder: Path, marker: str) -> None:
+    """Before loggers open anything: the same folder at every start, and what is logged is kept and gone on with.
+
+    Args:
+        trainer: of a fit that is about to start, `ckpt_path` set.
+        folder: of the run.
+        marker: name of the file in it that knows the loggers' identities.
+    """
+    for logger in trainer.loggers:
+        if isinstance(logger, (CSVLogger, TensorBoardLogger)) and logger._version is None:
+            logger._version = ""  # a number would be another folder at each start
+    if rank_zero_only.rank:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, CSVLogger):
+            _keep_rows(logger)
+        elif is_wandb(logger) and trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(folder):
+            identity = _identities(folder / marker).get("WandbLogger")
+            if isinstance(identity, str) and not logger.version:
+                logger._id = logger._wandb_init["id"] = identity
+
+
+def _identities(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text())["loggers"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _keep_rows(logger: CSVLogger) -> None:
+    """Open the logger without losing its file, which Lightning's deletes; at any moment one of the two names has it."""
+    path = Path(logger.log_dir) / "metrics.csv"
+    kept = path.with_name("metrics.csv.kept")
+    if path.exists():
+        os.replace(path, kept)
+    if kept.exists():
+        experiment = logger.experiment
+        os.replace(kept, path)
+        with open(path, newline="") as file:
+            experiment.metrics_keys = next(csv.reader(file), [])
+
+
+def log_hyperparameters(trainer: Trainer, config: dict[str, Any]) -> None:
+    """Give every logger what the run was configured with; TensorBoard shows it under HParams, beside `val/loss`."""
+    chosen = {name: config.get(name) for name in ("model", "data", "optimizer", "lr_scheduler")}
+    chosen["trainer"] = {name: config.get("trainer", {}).get(name) for name in OF_TRAINER}
+    flat = _flat(chosen)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
+            for part in hparams(plain, {"val/loss": 0.0}):
+                logger.experiment._get_file_writer().add_summary(part)
+            logger.experiment.flush()
+        else:
+            logger.log_hyperparams(flat)
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested configuration to dotted names, without the levels that only say that these are arguments."""
+    if not isinstance(value, dict):
+        return {name: value}
+    if set(value) <= {"class_path", "init_args", "dict_kwargs"} and "class_path" in value:
+        inner = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
+        return {name: value["class_path"], **_flat(inner, name)} if inner else {name: value["class_path"]}
+    found = {}
+    for key, item in value.items():
+        found |= _flat(item, f"{name}.{key}" if name else key)
+    return found
+
+
+def log_video(logger: Logger, tag: str, path: Path, step: int) -> None:
+    """An mp4 to Weights & Biases; other loggers have the file in the run folder, TensorBoard a GIF."""
+    if is_wandb(logger):
+        import wandb
+
+        logger.experiment.log({tag: wandb.Video(str(path), format="mp4"), "trainer/global_step": step})
+
+
+def log_protocol(trainer: Trainer, name: str, protocol: str) -> None:
+    """How a number was computed: text in TensorBoard, in W&B's summary; `metrics.json` has it for all loggers."""
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_text(f"{name}_protocol", protocol, trainer.global_step)
+        elif is_wandb(logger):
+            logger.experiment.summary[f"{name}_protocol"] = protocol

@@ -1,0 +1,156 @@
+"""`python -m lightning {fit,validate,test,predict}`: LightningCLI in generic mode, with errors for the reader.
+
+Beyond LightningCLI: a mistake in the configuration is one line and exit code 2, a missing checkpoint is an error
+(Lightning warns and starts from scratch), a second run may use the same folder, a run's name says what differs from its
+base configuration, `optimizer` and `lr_scheduler` are built over what the module trains.
+"""
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+
+from callbacks import LastCheckpoint, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
+from callbacks.loggers import settle
+from callbacks.run_folder import MARKER
+from datamodules.errors import DISK_ERRORS, BadShards, UsageError
+from datamodules.lightning_internals import refuse_what_does_not_restore
+from lightning_modules.optimizer import Plan, conflict
+from lightning_modules.record import RecordedModule
+from remoco import configs
+from remoco.flags import cause
+from remoco.run_name import NAME, base_name, run_name
+
+HANDLED = (
+    r".*your dataloader is not resumable",  # the data modules here resume by position
+    r".*module\(s\) in eval mode at the start of training",  # frozen networks are
+    r".*You have overridden `transfer_batch_to_device`",  # the module's is the one that is meant
+    r".*isinstance\(treespec, LeafSpec\)",  # lightning's own use of torch
+    r"Checkpoint directory .* exists and is not empty",  # a resumed run's is
+    r"Experiment logs directory .* exists and is not empty",  # its rows are kept
+    r".*No positive samples|.*the `compute` method of metric .* was called before the `update` method",
+    r"Metric `.*` will save all",
+    r".*does not have many workers which may be a bottleneck",  # num_workers is the user's choice
+)
+
+
+class Quiet(logging.Filter):
+    """Leaves out Lightning's advertisement."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show it."""
+        return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
+
+
+class Parser(LightningArgumentParser):
+    """Reports a mistake as one line and exits with 2."""
+
+    def error(self, message: Any, ex: Exception | None = None) -> None:
+        """As `complain`."""
+        complain(message)
+
+
+class CLI(LightningCLI):
+    """LightningCLI with our names, optimizers and checkpoints."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.words = list(args)
+        super().__init__(
+            args=args,
+            parser_class=Parser,
+            save_config_callback=SaveRunConfig,
+            parser_kwargs={"prog": "python -m lightning"},
+            save_config_kwargs={"overwrite": True},
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would read the whole file here for hyperparameters; ours says what it is in the record."""
+
+    def before_instantiate_classes(self) -> None:
+        """Name the run."""
+        trainer = self.config[self.subcommand].trainer
+        loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        if self.subcommand == "fit":
+            for logger in loggers:
+                arguments = getattr(logger, "init_args", None)
+                if arguments is not None and "name" in arguments:
+                    arguments.name = run_name(self.words, arguments.name)
+        if trainer.logger is False and trainer.default_root_dir is None:
+            named = run_name(self.words, base_name(self.words)) if self.subcommand == "fit" else base_name(self.words)
+            trainer.default_root_dir = str(Path("runs") / named)
+
+    def instantiate_classes(self) -> None:
+        """Wrong values are the user's mistakes."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
+        """Lightning's would train the frozen parameters too, before there are any; the module's own does it later."""
+        plan = Plan.of(self._get(self.config, "optimizer"), self._get(self.config, "lr_scheduler"))
+        if isinstance(self.model, RecordedModule):
+            if subcommand == "fit" and (problem := conflict(plan, self.words)):
+                raise MisconfigurationException(problem)
+            self.model.plan = plan
+        elif plan.optimizer is None and plan.lr_scheduler is not None:
+            raise MisconfigurationException("lr_scheduler: has no effect without optimizer, for this model")
+        else:
+            super()._add_configure_optimizers_method_to_model(subcommand)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        trainer = self.trainer
+        if kwargs.get("ckpt_path"):
+            refuse_what_does_not_restore(trainer, str(kwargs["ckpt_path"]))
+        if any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
+            # set on the trainer, so that a module's setup can refuse the checkpoint before it loads weights
+            try:
+                trainer.ckpt_path = resolve_checkpoint(trainer, kwargs.get("ckpt_path"))
+            except MisconfigurationException as error:
+                hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
+                raise MisconfigurationException(f"{error}{hint if subcommand == 'fit' else ''}") from None
+            kwargs["ckpt_path"] = None
+        if subcommand == "fit" and any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
+            settle(trainer, run_folder(trainer), MARKER)
+        return kwargs
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run the command line; `args` defaults to `sys.argv[1:]`."""
+    for known in HANDLED:
+        warnings.filterwarnings("ignore", message=known)
+    warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
+        logging.getLogger(name).addFilter(Quiet())
+    try:
+        CLI(configs.resolved(sys.argv[1:] if args is None else args))
+    except (MisconfigurationException, BadShards, UsageError) as error:
+        complain(error)
+    except OSError as error:
+        named = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
+        if error.errno not in DISK_ERRORS and (error.filename is None or not isinstance(error, named)):
+            raise
+        complain(f"{error.filename or 'a file could not be written'}: {error.strerror}")
+    except UserWarning as error:
+        if "there is no last checkpoint available" not in str(error):
+            raise
+        complain("ckpt_path: 'last' was asked for, but the run's folder holds no checkpoint to resume from")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SIGTERMException:
+        sys.exit(143)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns one into code 1
+            sys.exit(130)
+        raise
+
+
+def complain(message: Any) -> None:
+    """One line on stderr, exit code 2."""
+    print(f"python -m lightning: error: {cause(message)}", file=sys.stderr)
+    sys.exit(2)

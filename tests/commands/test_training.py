@@ -1,0 +1,216 @@
+"""`python -m lightning fit` as users meet it: names of runs, loggers, optimizers from YAML, signals."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from remoco.run_name import run_name
+from tests.commands.test_lightning import CONFIGS, quick
+from tests.support.forks import Forks
+from tests.support.scalars import points
+
+
+def train(*words, cwd=None) -> None:
+    """In a forked process: `python -m lightning WORDS`."""
+    from lightning.__main__ import main
+
+    torch.set_num_threads(1)
+    if cwd is not None:
+        os.chdir(cwd)
+    sys.argv = ["python -m lightning", *words]
+    main()
+
+
+def ready() -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def lightning():
+    """`python -m lightning` in a process of its own: (exit code, what it said)."""
+    with Forks("tests.commands.test_training") as forks:
+
+        def run(*words, cwd=None):
+            code = forks.run("train", *map(str, words), cwd=None if cwd is None else str(cwd))
+            return code, forks.said
+
+        run.forks = forks
+        yield run
+
+
+# a config of its own, shaped like the quick start: that one may change
+BASE = {
+    "seed_everything": 0,
+    "trainer": {
+        "accelerator": "cpu", "devices": 1, "max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_progress_bar": False,
+        "logger": {
+            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+            "init_args": {"save_dir": "runs", "name": "base", "version": ""},
+        },
+        "plugins": [{"class_path": "callbacks.AtomicCheckpointIO"}],
+        "callbacks": [
+            {"class_path": "callbacks.RunFolder"},
+            {"class_path": "callbacks.SampleLogger", "init_args": {"clips": 1}},
+            {"class_path": "callbacks.BestCheckpoint"},
+            {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}},
+        ],
+    },
+    "model": {"class_path": "tests.support.callbacks_stand_in.Module", "init_args": {"learning_rate": 0.05}},
+    "data": {"class_path": "tests.support.callbacks_stand_in.Data"},
+}  # fmt: skip
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    path = tmp_path / "base.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    return path
+
+
+TENSORBOARD = BASE["trainer"]["logger"]
+CSV = {**TENSORBOARD, "class_path": "lightning.pytorch.loggers.CSVLogger"}
+LOGGERS = {
+    "tensorboard": [],
+    "csv": ["--trainer.logger", "CSVLogger"],
+    "none": ["--trainer.logger", "false"],
+    "both": ["--trainer.logger", json.dumps([TENSORBOARD, CSV])],
+    "wandb": ["--trainer.logger", "WandbLogger", "--trainer.logger.init_args.offline", "true"],
+}
+
+
+@pytest.mark.parametrize("kind", LOGGERS)
+def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
+    """Two one after the other, one resumed, two at once; another run beside them is not touched."""
+    if kind == "wandb":
+        pytest.importorskip("wandb")
+    other = tmp_path / "runs" / "other"
+    (other / "checkpoints").mkdir(parents=True)
+    (other / "checkpoints" / "last.ckpt").write_text("another run")
+    fit = ["fit", "--config", base, *LOGGERS[kind]]
+    run = tmp_path / "runs" / "base"
+    for expected in ({"base"}, {"base", "base.previous-1"}):
+        code, said = lightning(*fit, cwd=tmp_path)
+        assert code == 0, said
+        assert {p.name for p in (tmp_path / "runs").iterdir()} - {"wandb"} == {"other", *expected}
+    for folder in (run, tmp_path / "runs" / "base.previous-1"):
+        assert {p.name for p in (folder / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+        assert (folder / "config.yaml").is_file()
+    code, said = lightning(*fit, "--trainer.max_steps", 6, "--ckpt_path", "last", cwd=tmp_path)
+    assert code == 0, said
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+    assert {p.name for p in (tmp_path / "runs").iterdir()} - {"wandb"} == {"other", "base", "base.previous-1"}
+    assert (other / "checkpoints" / "last.ckpt").read_text() == "another run"
+    if kind in ("csv", "both"):
+        lines = (run / "metrics.csv").read_text().splitlines()
+        column = lines[0].split(",").index("train/loss")
+        assert sum(bool(line.split(",")[column]) for line in lines[1:]) == 6
+        assert "learning_rate" in (run / "hparams.yaml").read_text()
+    if kind in ("tensorboard", "both"):
+        assert {step for step, _ in points(run)["train/loss"]} == set(range(6))
+    if kind == "wandb":  # the resumed run goes on under its id; the first has another
+        ids = [p.name.rpartition("-")[2] for p in sorted((tmp_path / "runs/wandb").glob("offline-run-*"))]
+        assert len(ids) == 3 and ids[1] == ids[2] != ids[0]
+    # two at once: the lock is held by this process
+    import fcntl
+
+    with open(run / ".lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        code, said = lightning(*fit, cwd=tmp_path)
+    assert code == 2 and "another fit is running in it" in said.splitlines()[-1]
+
+
+def test_a_folder_that_is_no_run_is_never_moved(lightning, base, tmp_path):
+    (tmp_path / "runs/base/checkpoints").mkdir(parents=True)
+    (tmp_path / "runs/base/checkpoints/mine.ckpt").write_text("mine")
+    code, said = lightning("fit", "--config", base, cwd=tmp_path)
+    assert code == 2 and "runs/base" in said.splitlines()[-1] and "not a run" in said.splitlines()[-1]
+    assert (tmp_path / "runs/base/checkpoints/mine.ckpt").read_text() == "mine"
+    (tmp_path / "runs/shared/inner").mkdir(parents=True)
+    (tmp_path / "runs/shared/inner/.run").write_text("{}")
+    for code in (0, 2):  # the first does not own the folder, so the second must not move it
+        words = ["fit", "--config", base, "--trainer.logger.init_args.name", "shared"]
+        assert lightning(*words, cwd=tmp_path)[0] == code
+    assert (tmp_path / "runs/shared/inner/.run").is_file()
+
+
+def test_a_name_says_what_differs_from_the_base(tmp_path):
+    quickstart = str(CONFIGS / "quickstart.yaml")
+    gaussian = str(CONFIGS / "experiment/condition_gaussian.yaml")
+    overlay = tmp_path / "wide.yaml"
+    overlay.write_text("data: {init_args: {width: 128}}")
+    fit = ["fit", "--config", quickstart]
+    assert run_name(fit, "quickstart") == "quickstart"
+    assert run_name([*fit, "--trainer.max_steps", "5", "--ckpt_path=last"], "quickstart") == "quickstart"
+    sweep = [*fit, "--model.init_args.condition.init_args.region_size", "4", "--model.init_args.learning_rate=1e-4"]
+    assert run_name(sweep, "quickstart") == "quickstart-region_size_4-learning_rate_1e-4"
+    assert run_name([*fit, "--config", gaussian], "condition_gaussian") == "condition_gaussian"
+    assert run_name([*fit, f"--config={overlay}"], "quickstart") == "quickstart-wide"
+    assert run_name([*fit, "--data.init_args.root", "/data/x", "--data.init_args.seed", "1"], "q") == "q-data_seed_1"
+    assert run_name([*sweep, "--trainer.logger.init_args.name", "mine"], "mine") == "mine"
+    assert run_name([*fit, "--optimizer", "torch.optim.SGD", "--optimizer.lr", "0.1"], "q") == "q-optimizer_SGD-lr_0.1"
+    long = run_name([*fit, *(f"--model.init_args.option_{i}={i}" for i in range(30))], "q")
+    assert len(long) == 100 and "/" not in long
+
+
+def rates(folder: Path) -> list[float]:
+    state = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    return [group["lr"] for group in state["optimizer_states"][0]["param_groups"]]
+
+
+@pytest.fixture
+def tiny(sprites, tmp_path):
+    """The real module at its smallest."""
+    return lambda name, **more: ["fit", *quick(sprites, tmp_path / "runs" / name, **more)]
+
+
+def test_optimizer_and_schedule_from_yaml(lightning, tiny, tmp_path):
+    (tmp_path / "sgd.yaml").write_text(
+        "optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.5, momentum: 0.9}}\n"
+        "lr_scheduler: {class_path: lightning_modules.optimizer.WarmupCosine, "
+        "init_args: {warmup_steps: 3, total_steps: 8}}\n"
+    )
+    more = [f"--config={tmp_path / 'sgd.yaml'}"]
+    code, said = lightning(*tiny("sgd"), *more)
+    assert code == 0, said
+    run = tmp_path / "runs" / "sgd"
+    state = torch.load(run / "checkpoints/last.ckpt", weights_only=True)
+    assert rates(run) == [pytest.approx(0.5 * 3 / 4)]  # of the third step
+    assert "momentum_buffer" in state["optimizer_states"][0]["state"][0]
+    assert state["lr_schedulers"][0]["last_epoch"] == 2
+    assert state["remoco"]["optimization"] == {
+        "optimizer": "torch.optim.SGD",
+        "lr_scheduler": "lightning_modules.optimizer.WarmupCosine",
+    }
+    code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 4}), *more, "--ckpt_path=last")
+    assert code == 0 and rates(run) == [pytest.approx(0.5 * (1 + torch.pi.__class__(0)) if False else rates(run)[0])]
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]["last_epoch"] == 4
+    code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 6}), "--ckpt_path=last")
+    assert code == 2 and "optimizer" in said.splitlines()[-1] and "torch.optim.SGD" in said.splitlines()[-1]
+
+
+def test_a_schedule_alone_is_over_the_default_optimizer(lightning, tiny, tmp_path):
+    words = ["--lr_scheduler=torch.optim.lr_scheduler.LinearLR", "--lr_scheduler.start_factor=0.5"]
+    code, said = lightning(*tiny("linear", **{"model.init_args.learning_rate": 1e-3}), *words)
+    assert code == 0, said
+    assert rates(tmp_path / "runs/linear") == [pytest.approx(1e-3 * (0.5 + 0.5 * 2 / 5))]
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--optimizer=torch.optim.SGD", "--model.init_args.learning_rate=0.1"], "learning_rate"),
+        (["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"], "ReduceLROnPlateau"),
+        (["--lr_scheduler=lightning_modules.optimizer.WarmupCosine", "--lr_scheduler.warmup_steps=-1"], "warmup"),
+        (["--optimizer=torch.optim.Nope"], "torch.optim.Nope"),
+    ],
+)
+def test_what_has_no_effect_or_sense_is_one_line(lightning, tiny, words, named):
+    code, said = lightning(*tiny("wrong"), *words)
+    assert code == 2 and said.splitlines()[-1].startswith("python -m lightning: error: ")
+    assert named in said.splitlines()[-1], said
