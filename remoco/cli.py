@@ -29,6 +29,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
     "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
+    "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
+    "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 
