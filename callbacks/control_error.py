@@ -33,9 +33,10 @@ class ControlErrors(Callback):
     """Mean distance in pixels of the generated object from the track it was given, at validation and test.
 
     For data whose tracks are exact and in which one thing moves over a still background: `SpritesDataModule` with
-    `scene: plain`, on others it measures nothing and says so. Logged as `val/control_error` and `test/control_error`, with `_standing_still`, `_real`, `_swapped`
-    and `_off` beside it: the control is learned where the first is far below the second and `_swapped` and `_off` are
-    not. Printed with what each means, and written to `metrics.json` in the run's folder, beside what is in it.
+    `scene: plain`; on others it measures nothing and says so. Logged as `val/control_error` and `test/control_error`,
+    with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the first is far below
+    the second, and `_swapped` and `_off` are not. Printed with what each means, and written to `metrics.json` in the
+    run's folder, beside what is in it.
 
     Args:
         clips: of the validation set, the first so many; none = all.
@@ -100,7 +101,9 @@ class ControlErrors(Callback):
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
         if loader is not None and getattr(trainer.datamodule, "scene", None) != "plain":
-            rank_zero_warn("ControlErrors measures nothing: it needs exact tracks of one object (sprites, scene: plain)")
+            rank_zero_warn(
+                "ControlErrors measures nothing: it needs one object with exact tracks (sprites, scene: plain)"
+            )
         elif loader is not None:
             everything = len(loader.dataset)
             cap = everything if self.clips is None else min(self.clips, everything)

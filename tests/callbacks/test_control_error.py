@@ -16,7 +16,7 @@ from tests.support.callbacks_stand_in import Data, Module, trainer
 
 
 class Obedient(Module):
-    """Moves the first frame's pixels by whole pixels along the flow of the batch it is given; without control it stays."""
+    """Moves the first frame by whole pixels along the flow of the batch it is given; without control it stays."""
 
     @torch.no_grad()
     def sample(self, batch, controlled=True):

@@ -100,7 +100,7 @@ def test_schedule():
 
 
 def test_micro_run_resumes_to_the_bit_with_the_latents_it_began_with(tmp_path, sprites, monkeypatch):
-    """Schedule, spread sigmas, fitted latents and a warming average: 4 steps at once, or 2 and 2 with the fit forbidden."""
+    """Schedule, spread sigmas, fitted latents, warming average: 4 steps at once, or 2 and 2 with the fit forbidden."""
     options = dict(MICRO, learning_rate=1e-3, schedule=Schedule(warmup_steps=1, decay=0.5), spread_sigmas=True)
 
     def run(folder, steps, **fit):
