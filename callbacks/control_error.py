@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
@@ -31,10 +32,11 @@ KINDS = {
 class ControlErrors(Callback):
     """Mean distance in pixels of the generated object from the track it was given, at validation and test.
 
-    For data whose tracks are exact and in which one thing moves over a still background (`SpritesDataModule` with
-    `scene: plain`). Logged as `val/control_error` and `test/control_error`, with `_standing_still`, `_real`, `_swapped`
-    and `_off` beside it: the control is learned where the first is far below the second and `_swapped` and `_off` are
-    not. Printed with what each means, and written to `metrics.json` in the run's folder beside what else is in it.
+    For data whose tracks are exact and in which one thing moves over a still background: `SpritesDataModule` with
+    `scene: plain`; on others it measures nothing and says so. Logged as `val/control_error` and `test/control_error`,
+    with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the first is far below
+    the second, and `_swapped` and `_off` are not. Printed with what each means, and written to `metrics.json` in the
+    run's folder, beside what is in it.
 
     Args:
         clips: of the validation set, the first so many; none = all.
@@ -109,7 +111,13 @@ class ControlErrors(Callback):
             metric.to(pl_module.device).reset()
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
-        if loader is not None and getattr(trainer.datamodule, "has_clips", True):
+        if loader is None or not getattr(trainer.datamodule, "has_clips", True):
+            return
+        if getattr(trainer.datamodule, "scene", None) != "plain":
+            rank_zero_warn(
+                "ControlErrors measures nothing: it needs one object with exact tracks (sprites, scene: plain)"
+            )
+        else:
             everything = len(loader.dataset)
             cap = everything if self.clips is None else min(self.clips, everything)
             self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
@@ -140,9 +148,8 @@ class ControlErrors(Callback):
             self.seconds[kind] += time.perf_counter() - start
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        counts = {
-            kind: int(trainer.strategy.reduce(m.clips.clone(), reduce_op="sum")) for kind, m in self.metrics.items()
-        }
+        reduce = trainer.strategy.reduce
+        counts = {kind: int(reduce(metric.clips.clone(), reduce_op="sum")) for kind, metric in self.metrics.items()}
         results = {}
         for kind, metric in self.metrics.items():
             if counts[kind]:
@@ -157,9 +164,8 @@ class ControlErrors(Callback):
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
-        lines += [
-            f"  {results[f'control_error{kind}']['value']:6.2f}  {text}" for kind, text in KINDS.items() if counts[kind]
-        ]
+        shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
+        lines += [f"  {result['value']:6.2f}  {text}" for result, text in shown]
         rank_zero_print("\n".join(lines))
         write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())

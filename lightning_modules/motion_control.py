@@ -171,11 +171,9 @@ class MotionControlModule(record.RecordedModule):
         sigma_aug = sample_sigma(self.seeds(batch, AUG_SIGMA).tolist(), -3.0, 0.5, self.device)
         cond = self.conditioning(batch, sigma_aug)
         clean = self.clean_latents(batch)
-        levels = self.p_mean, self.p_std, self.device
-        if self.spread_sigmas:
-            sigma = spread_sigma(batch["position"].cpu(), mix(self.seed, SIGMA), *levels)
-        else:
-            sigma = sample_sigma(self.seeds(batch, SIGMA).tolist(), *levels)
+        spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
+        draw = spread if self.spread_sigmas else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
+        sigma = draw(self.p_mean, self.p_std, self.device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * self.noise(batch, NOISE, clean.shape[1:])
         keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device) >= self.dropout
         self.injection.set(self.motion_encoder(cond.control))
@@ -204,8 +202,8 @@ class MotionControlModule(record.RecordedModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate the batch's clips, uint8 on the host."""
-        generated = conditioning.to_uint8(self.sample(batch)).cpu()
-        return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": generated}
+        video = conditioning.to_uint8(self.sample(batch)).cpu()
+        return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": video}
 
     def evaluated(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
@@ -216,11 +214,7 @@ class MotionControlModule(record.RecordedModule):
 
     @torch.no_grad()
     def sample(self, batch: Batch, controlled: bool = True) -> Tensor:
-        """Generate the batch's clips from their first frames and, where `controlled`, their controls.
-
-        Returns:
-            (B, L, 3, H, W) in [-1, 1]; the same for the same weights and batch.
-        """
+        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames and, if `controlled`, controls."""
         with self.autocast():
             cond = self.conditioning(batch, torch.full((len(batch["key"]),), INFERENCE_SIGMA_AUG, device=self.device))
             shape = (batch["flow"].shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])

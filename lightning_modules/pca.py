@@ -65,12 +65,12 @@ class PatchPCA(nn.Module):
         self.scale.copy_((variance.sqrt() * variance.sqrt().mean()).sqrt())
 
     def encode(self, frames: Tensor) -> Tensor:
-        """(N, 3, H, W) in [-1, 1] -> (N, C, H/8, W/8) float32."""
-        return ((_patches(frames.float()) - self.mean) @ self.basis / self.scale).movedim(-1, 1)
+        """(N, 3, H, W) in [-1, 1] -> (N, C, H/8, W/8), in the dtype of the buffers."""
+        return ((_patches(frames.to(self.mean.dtype)) - self.mean) @ self.basis / self.scale).movedim(-1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """(..., C, h, w) -> (..., 3, 8 h, 8 w) float32, about in [-1, 1]."""
-        patches = (latents.float().movedim(-3, -1) * self.scale) @ self.basis.T + self.mean
+        """(..., C, h, w) -> (..., 3, 8 h, 8 w), about in [-1, 1], in the dtype of the buffers."""
+        patches = (latents.to(self.mean.dtype).movedim(-3, -1) * self.scale) @ self.basis.T + self.mean
         return F.pixel_shuffle(patches.movedim(-1, -3), PATCH)
 
 

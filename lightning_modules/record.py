@@ -13,13 +13,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from conditions import Condition
+from lightning_modules import embedded
 from lightning_modules.conditioning import fit_latents
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.released.base import check_bundle
 from lightning_modules.restorable import check_resume, check_tensors
 from lightning_modules.svd import SVD
 
-KEY = "remoco"
+KEY = embedded.KEY
 
 
 class RecordedModule(LightningModule):
@@ -47,6 +48,10 @@ class RecordedModule(LightningModule):
             "train_base": self.train_base,
             "latents": self.latents,
         } | ({"pca_channels": self.pca_channels} if self.latents == "pca" else {})
+
+    def sampling(self) -> dict[str, Any]:
+        """How a sample is made where the caller does not say otherwise."""
+        return {"steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance)}
 
     def base_name(self) -> dict[str, Any]:
         """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
@@ -83,9 +88,10 @@ class RecordedModule(LightningModule):
         """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def stored(self) -> dict[str, Tensor]:
-        """Name -> tensor of all that a checkpoint holds: what is trained, and latents that were fitted."""
-        return self.trained() | {name: b for name, b in self.named_buffers() if name.startswith("svd.pca.")}
+    def stored(self, whole: bool = False) -> dict[str, Tensor]:
+        """Name -> tensor of all that a checkpoint holds: what is trained and fitted, or the frozen base too."""
+        parameters = dict(self.named_parameters()) if whole else self.trained()
+        return parameters | {name: b for name, b in self.named_buffers() if name.startswith("svd.pca.")}
 
     def check_record(self, found: dict, name: str) -> None:
         """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
@@ -110,9 +116,8 @@ class RecordedModule(LightningModule):
         """Keep what was trained and fitted, and add the record."""
         stored = self.stored()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in stored}
-        sampling = {"steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance)}
         checkpoint[KEY] = {
-            "architecture": self.architecture(), "base": self.svd.identity, "sampling": sampling,
+            "architecture": self.architecture(), "base": self.svd.identity, "sampling": self.sampling(),
             "optimization": self.plan.record(),
         }  # fmt: skip
 
@@ -122,11 +127,17 @@ class RecordedModule(LightningModule):
         found = of(checkpoint, "the checkpoint")
         check_tensors(checkpoint.get("state_dict"))
         self.check_record(found, "the checkpoint")
-        check_hash(found, self.svd.identity)
-        check_names(checkpoint["state_dict"], self.stored())
         if self._trainer is not None and self.trainer.state.fn == "fit":
+            if "optimizer_states" not in checkpoint:
+                raise MisconfigurationException("ckpt_path: holds a model, not a run that a fit could go on with")
             data = self.trainer.datamodule
             check_resume(checkpoint, self.trained(), type(data).__qualname__ if hasattr(data, "position") else None)
+        whole = found.get("whole", False)
+        check_names(checkpoint["state_dict"], self.stored(whole))
+        if whole:  # it brings the base, in half precision
+            self.svd.identity = found["base"]
+        else:
+            check_hash(found, self.svd.identity)
 
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
@@ -141,7 +152,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     """The one reader of checkpoint files: tensors and plain values only, whatever the file says.
 
     Args:
-        path: A local file.
+        path: A local file, or `embedded` for the one in the package.
         map_location: As `torch.load`'s.
         tensors: Read them all, with their checksums; else they stay in the file, memory-mapped, and are not checked.
 
@@ -150,8 +161,11 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     """
     if "://" in str(path):
         raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
+    path = embedded.located(path)
     if not Path(path).is_file():
         raise MisconfigurationException(f"checkpoint {path}: no such file")
+    if path.suffix == ".safetensors":
+        return embedded.read(path, tensors)
     try:
         if not tensors:
             return torch.load(path, map_location=map_location, weights_only=True, mmap=True)

@@ -35,6 +35,8 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     },
     "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
+    "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
+    "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 

@@ -1,0 +1,81 @@
+"""A whole small model in one half-precision file: networks, fitted latents, record, and the commands that made it.
+
+The package ships one, `embedded`: what demo, page and evaluation use where nothing has been trained yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+NAME = "embedded"
+PATH = Path(__file__).with_name("embedded.safetensors")
+KEY = "remoco"
+
+
+def located(path: str | Path) -> Path:
+    """The file that a CHECKPOINT argument names: `embedded` is the one in the package."""
+    return PATH if str(path) == NAME else Path(path)
+
+
+def tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What goes into the file: float16, but the fitted latents as they are, since pictures are made with them."""
+    halves = {name: value if name.startswith("svd.pca.") else value.half() for name, value in state.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in halves.items()}
+
+
+def metadata(record: dict[str, Any], stored: dict[str, Tensor], commands: list[str], step: int) -> dict[str, str]:
+    """What the file says of itself.
+
+    Args:
+        record: As in a checkpoint.
+        stored: As `tensors` returns them.
+        commands: That made it, for a reader.
+        step: Optimizer steps.
+    """
+    about = {KEY: json.dumps(record | {"whole": True}), "commands": "\n".join(commands), "global_step": str(step)}
+    return about | {"sha256": checksum(stored)}
+
+
+def checksum(stored: dict[str, Tensor]) -> str:
+    """SHA-256 over names and bytes."""
+    digest = hashlib.sha256()
+    for name in sorted(stored):
+        digest.update(name.encode() + stored[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
+    """The file as a checkpoint, in float32.
+
+    Raises:
+        MisconfigurationException: not such a file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = file.metadata() or {}
+            if KEY not in about:
+                raise MisconfigurationException(
+                    f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.adapter"
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
+    except (OSError, SafetensorError) as error:
+        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({error})") from error
+    if with_tensors and checksum(state) != about.get("sha256"):
+        raise MisconfigurationException(f"checkpoint {path}: damaged, its checksum does not match")
+    return {
+        "state_dict": {name: value.float() for name, value in state.items()},
+        KEY: json.loads(about[KEY]),
+        "callbacks": {},
+        "loops": {},
+        "epoch": 0,
+        "global_step": int(about["global_step"]),
+        "pytorch-lightning_version": lightning.__version__,
+    }

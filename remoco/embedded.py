@@ -1,0 +1,86 @@
+"""`remoco pack` and `remoco demo`: the model that the package ships, and the first thing to see of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from callbacks.strips import strip, write_mp4
+from conditions import control_picture
+from datamodules.plain import plain_scene
+from datamodules.scene import render, tracks
+from datamodules.storage import write_atomic
+from lightning_modules import embedded, record
+from lightning_modules.pipeline import MotionControlPipeline
+from metrics import match_template, moving_object
+
+
+def pack(
+    checkpoint: str, file: str, num_frames: int = 8, motion_bucket_id: float = 1.0, command: Sequence[str] = ()
+) -> None:
+    """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
+
+    Args:
+        checkpoint: of a run that trained the UNet too.
+        file: safetensors file to write.
+        num_frames: length that the model was trained for.
+        motion_bucket_id: mean displacement in pixels of its training clips.
+        command: kept in the file: what made the checkpoint; may be repeated.
+    """
+    found = record.read(checkpoint)
+    step = record.read_checkpoint(checkpoint)["global_step"]
+    module = MotionControlPipeline.from_checkpoint(checkpoint).module
+    stored = embedded.tensors(module.stored(whole=True))
+    sampling = module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
+    about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
+    write_atomic(Path(file), save(stored, metadata=about))
+    print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
+
+
+def demo(
+    checkpoint: str = embedded.NAME, out: str = "runs/demo", scene: int = 3, size: int = 64, seed: int = 0
+) -> None:
+    """Draw one stroke on a held-out first frame and generate the clip; writes OUT/clip.mp4 and OUT/strip.mp4.
+
+    Args:
+        checkpoint: `embedded`, or one of plain sprites.
+        out: folder.
+        scene: number of the scene; none of them was trained on.
+        size: of the frame in pixels, a multiple of 64.
+        seed: of the sample.
+    """
+    start = time.perf_counter()
+    pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
+    frames = int(pipeline.sampling["num_frames"])
+    made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
+    real, flow = render(made), torch.from_numpy(tracks(made)[0])
+    masks, paths = moving_object(flow[None])
+    brush, path = masks[0].numpy(), paths[0].numpy()
+    centre = np.argwhere(brush).mean(0)[::-1]
+    bucket = float(torch.linalg.vector_norm(flow, dim=1).mean())
+    stroke = np.clip(centre + path, 0, size - 1)
+    clip = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
+    first = torch.from_numpy(real[0])
+    factor = 3  # arrows drawn on a tiny frame and enlarged would be blocks
+    big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first))
+    panels = {
+        "first frame": real[0].transpose(1, 2, 0),
+        "one stroke": control_picture(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame),
+        "generated": clip,
+        "true clip": real.transpose(0, 2, 3, 1),
+    }
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_mp4(folder / "clip.mp4", clip, 8.0)
+    write_mp4(folder / "strip.mp4", strip(panels, f"{made.caption}, scene {scene}"), 8.0)
+    found = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])
+    error = torch.linalg.vector_norm(found[1:] - paths[0, 1:], dim=1).mean()
+    still = torch.linalg.vector_norm(paths[0, 1:], dim=1).mean()
+    print(f"the object is {error:.1f} px from the drawn path on average; standing still it would be {still:.1f} px")
+    print(f"wrote {folder / 'clip.mp4'} and {folder / 'strip.mp4'} in {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,103 @@
+"""Control errors in a run: each number is what its name says, printed, logged and written."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from callbacks import ControlErrors
+from callbacks.control_error import write_metrics
+from datamodules import SpritesDataModule
+from lightning_modules.conditioning import to_uint8
+from metrics import ControlError, moving_object
+from tests.support.callbacks_stand_in import Data, Module, trainer
+
+
+class Obedient(Module):
+    """Moves the first frame by whole pixels along the flow of the batch it is given; without control it stays."""
+
+    @torch.no_grad()
+    def sample(self, batch, controlled=True):
+        self.sampled += batch["key"]
+        first = batch["first_frame"].float() / 127.5 - 1
+        clips = first[:, None].repeat(1, batch["flow"].shape[1], 1, 1, 1)
+        if not controlled:
+            return clips
+        flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
+        masks, tracks = moving_object(flow)
+        for clip, start, path in zip(clips, first, tracks.round().int()):
+            for frame, (dx, dy) in zip(clip, path.tolist()):
+                frame.copy_(start.roll((dy, dx), (-2, -1)))
+        return clips
+
+    def training_step(self, batch, batch_idx):
+        return self(batch["first_frame"]).square().mean()
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    root = tmp_path_factory.mktemp("plain")
+    return lambda **changes: SpritesDataModule(
+        **{
+            "root": str(root), "scene": "plain", "clips": 4, "val_clips": 6, "frames": 4, "height": 64, "width": 64,
+            "batch_size": 2, "val_batch_size": 4, "num_workers": 0, **changes,
+        }
+    )  # fmt: skip
+
+
+def test_the_numbers_are_what_their_names_say(tmp_path, plain, capsys):
+    data, module = plain(), Obedient()
+    run = trainer(tmp_path, [ControlErrors()], max_steps=4, val_check_interval=4)
+    run.fit(module, datamodule=data)
+    written = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    names = ["control_error" + end for end in ("", "_standing_still", "_real", "_swapped", "_off")]
+    assert sorted(written) == sorted(names)
+    assert all(set(result) == {"value", "protocol", "n", "seconds"} and result["n"] == 6 for result in written.values())
+    errors = {name: written[name]["value"] for name in names}
+    # within rounding of the true path, and as far as the path is long without it
+    assert errors["control_error"] < 1.0 and errors["control_error_real"] < 1.0
+    assert errors["control_error_off"] == errors["control_error_standing_still"] > 4
+    assert errors["control_error_swapped"] > 4
+    real = ControlError()
+    for batch in data.val_dataloader():
+        flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
+        real.update(to_uint8(batch["video"]), batch["first_frame"], *moving_object(flow))
+    assert errors["control_error_real"] == pytest.approx(real.compute().item(), abs=1e-9)
+    said = capsys.readouterr().out
+    assert "Control error in px, 6 clips, step 4" in said and "another clip's control" in said
+    logged = EventAccumulator(str(tmp_path / "run")).Reload()
+    for name in names:
+        assert logged.Scalars(f"val/{name}")[-1].value == pytest.approx(errors[name], rel=1e-6)
+
+
+def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
+    module = Obedient()
+    run = trainer(tmp_path, [ControlErrors(clips=3)])
+    module.test_step = module.validation_step
+    run.test(module, datamodule=plain(), verbose=False)
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["control_error"]["n"] == 3
+    assert set(module.sampled) == {f"sprite-{number:06d}" for number in range(3)}
+
+
+def test_other_data_are_left_alone(tmp_path):
+    with pytest.warns(UserWarning, match="ControlErrors measures nothing"):
+        trainer(tmp_path, [ControlErrors()]).fit(Module(), datamodule=Data())
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+def test_metrics_of_others_stay_in_the_file(tmp_path):
+    file = tmp_path / "metrics.json"
+    write_metrics(file, {"fvd": {"value": 1.0}})
+    write_metrics(file, {"control_error": {"value": 2.0}})
+    assert json.loads(file.read_text()) == {"fvd": {"value": 1.0}, "control_error": {"value": 2.0}}
+    file.write_text("[")
+    with pytest.raises(MisconfigurationException, match="metrics.json: expected a JSON object"):
+        write_metrics(file, {})
+
+
+@pytest.mark.parametrize("bad", [{"clips": 1}, {"every_n_validations": 0}])
+def test_bad_arguments(bad):
+    with pytest.raises(MisconfigurationException, match=f"ControlErrors.{next(iter(bad))}"):
+        ControlErrors(**bad)

@@ -1,0 +1,202 @@
+"""What training from scratch needs: fitted latents, a schedule, evenly spread noise levels, and a model in one file."""
+
+import json
+import math
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import load_file, save_file
+
+from callbacks import EMA
+from lightning_modules import embedded, record
+from lightning_modules.diffusion import spread_sigma
+from lightning_modules.layers import TemporalConv3d
+from lightning_modules.optimizer import Schedule
+from lightning_modules.pca import PatchPCA
+from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.svd import SVD
+from remoco.cli import main
+from tests.lightning_modules.test_training import data, module, trainer
+
+MICRO = dict(random_init="micro", latents="pca", train_base=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
+
+
+def low_rank_clips(seed: int, rank: int, clips: int = 3) -> list[torch.Tensor]:
+    """Clips whose patches lie in a space of so many dimensions, around a mean."""
+    rng = torch.Generator().manual_seed(seed)
+    basis = torch.randn(rank, 3, 8, 8, generator=torch.Generator().manual_seed(99)).double()
+    out = []
+    for _ in range(clips):
+        weights = torch.randn(2, 4, 6, rank, generator=rng).double() * torch.tensor([3.0, 1.0, 0.3][:rank])
+        patches = torch.einsum("lhwr,rcij->lchiwj", weights, basis).reshape(2, 3, 32, 48)
+        out.append(0.05 * patches + 0.1)
+    return out
+
+
+def test_pca_keeps_what_its_components_hold():
+    """Exact where the data have no more dimensions; deviations are roots of deviations, the mean variance 1."""
+    clips = low_rank_clips(0, 3)
+    pca = PatchPCA(3).double()
+    assert not pca.fitted
+    pca.fit(clips)
+    assert pca.fitted
+    frames = torch.cat(clips)
+    latents = torch.cat([pca.encode(frames[:2]), pca.encode(frames[2:])])
+    assert torch.allclose(pca.decode(latents), frames, atol=1e-9)
+    patches = torch.nn.functional.pixel_unshuffle(frames, 8).flatten(2).transpose(1, 2).flatten(0, 1)
+    spread = torch.linalg.eigvalsh(torch.cov(patches.T, correction=0)).flip(0)[:3].sqrt()
+    found = latents.double().var((0, 2, 3), correction=0)
+    assert torch.allclose(found, spread / spread.mean(), rtol=1e-9)
+    assert found.mean().item() == pytest.approx(1, abs=1e-9)
+
+
+def test_pca_does_not_depend_on_how_the_clips_are_cut():
+    whole, parts = PatchPCA(2).double(), PatchPCA(2).double()
+    clips = low_rank_clips(1, 3)
+    whole.fit([torch.cat(clips)])
+    parts.fit(clips)
+    for name, value in whole.state_dict().items():
+        assert torch.allclose(value, parts.state_dict()[name], atol=1e-9)
+
+
+def test_temporal_convolutions_are_the_same_function():
+    unet = SVD.random("micro").unet.double()
+    convs = [m for m in unet.modules() if isinstance(m, TemporalConv3d)]
+    assert len(convs) > 10 and not any(type(m) is torch.nn.Conv3d and m.kernel_size[0] == 3 for m in unet.modules())
+    x = torch.randn(2, convs[0].in_channels, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    want = torch.nn.functional.conv3d(x, convs[0].weight, convs[0].bias, padding=(1, 0, 0))
+    assert torch.allclose(convs[0](x), want, atol=1e-12)
+
+
+def test_spread_sigmas_divide_the_distribution_evenly():
+    """Any n neighbours hit each of n / 3 equal parts; the whole has the asked moments; a function of position alone."""
+    positions = torch.arange(1000, 1000 + 4096)
+    offset = torch.tensor(-(2**60) - 12345)
+    sigma = spread_sigma(positions, offset, 0.7, 1.2)
+    z = (sigma.double().log() - 0.7) / 1.2
+    assert abs(z.mean()) < 5e-3 and abs(z.std() - 1) < 5e-3
+    quantile = torch.special.ndtr(z)
+    for start in (0, 100, 3000):
+        parts = (quantile[start : start + 12] * 4).long()
+        assert torch.bincount(parts, minlength=4).min() >= 2
+    assert torch.equal(spread_sigma(positions[7:9], offset, 0.7, 1.2), sigma[7:9])
+    assert not torch.equal(spread_sigma(positions[:4], offset + 2**61, 0.7, 1.2), sigma[:4])
+
+
+def test_schedule():
+    schedule = Schedule(warmup_steps=9, decay=0.3)
+    factors = [schedule.factor(step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9:71] == pytest.approx([1.0] * 62)
+    assert factors[85] == pytest.approx(0.5) and factors[99] == pytest.approx(1 / 30)
+    parameter = [torch.nn.Parameter(torch.zeros(1))]
+    constant = Schedule().optimizer(parameter, 1e-3, 0.01, -1)
+    assert isinstance(constant, torch.optim.AdamW) and constant.defaults["betas"] == (0.9, 0.999)
+    with pytest.raises(ValueError, match="schedule.decay needs trainer.max_steps"):
+        schedule.optimizer(parameter, 1e-3, 0.01, -1)
+    for bad in ({"warmup_steps": -1}, {"decay": 1.5}):
+        with pytest.raises(ValueError, match=f"schedule.{next(iter(bad))}"):
+            Schedule(**bad)
+
+
+def test_micro_run_resumes_to_the_bit_with_the_latents_it_began_with(tmp_path, sprites, monkeypatch):
+    """Schedule, spread sigmas, fitted latents, warming average: 4 steps at once, or 2 and 2 with the fit forbidden."""
+    options = dict(MICRO, learning_rate=1e-3, schedule=Schedule(warmup_steps=1, decay=0.5), spread_sigmas=True)
+
+    def run(folder, steps, **fit):
+        net = module(**options)
+        (tmp_path / folder).mkdir(exist_ok=True)
+        callbacks = trainer(tmp_path / folder, 1).callbacks
+        callbacks = [c for c in callbacks if type(c).__name__ in ("LastCheckpoint", "Recorder")]
+        loop = trainer(tmp_path / folder, 4, callbacks=[EMA(0.9, warmup=True), *callbacks], gradient_clip_val=1.0)
+        if steps < 4:
+            loop.callbacks.append(Stop(steps))
+        loop.fit(net, data(sprites), **fit)
+        return net
+
+    whole = run("whole", 4)
+    run("parts", 2)
+    monkeypatch.setattr(PatchPCA, "fit", lambda *_: pytest.fail("fitted again"))
+    resumed = run("parts", 4, ckpt_path=str(tmp_path / "parts" / "last.ckpt"))
+    for name, value in whole.stored().items():
+        assert torch.equal(value, resumed.stored()[name]), name
+    kept = [torch.load(tmp_path / f / "last.ckpt", weights_only=True)["callbacks"]["EMA"] for f in ("whole", "parts")]
+    assert all(torch.equal(value, kept[1]["shadow"][name]) for name, value in kept[0]["shadow"].items())
+    assert {name for name in whole.stored() if "pca" in name} == {f"svd.pca.{n}" for n in ("mean", "basis", "scale")}
+
+
+class Stop(EMA):
+    """Not an average: ends a run after so many steps, as a time limit does."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+
+    def on_fit_start(self, trainer, pl_module):
+        pass
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+    def state_dict(self):
+        return {}
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory, sprites):
+    folder = tmp_path_factory.mktemp("packed")
+    net = module(**MICRO, sample_sigma_max=80.0)
+    trainer(folder, 2).fit(net, data(sprites))
+    file = folder / "model.safetensors"
+    assert main(["pack", str(folder / "last.ckpt"), str(file), "--num-frames", "4", "--command", "make fit"]) == 0
+    return folder / "last.ckpt", file
+
+
+def test_a_packed_model_is_the_checkpoint_in_half_precision(packed):
+    checkpoint, file = packed
+    theirs, ours = (MotionControlPipeline.from_checkpoint(path) for path in packed)
+    for name, value in theirs.module.stored(whole=True).items():
+        want = value if name.startswith("svd.pca.") else value.half().float()
+        assert torch.equal(want, ours.module.stored(whole=True)[name]), name
+    assert ours.module.sample_sigma_max == 80 and ours.module.guidance == [1.0, 1.0]
+    assert ours.sampling["num_frames"] == 4
+    frame = torch.randint(0, 255, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    assert ours(frame, [[[20, 20], [40, 30]]]).shape == (4, 64, 64, 3)
+    assert record.read_checkpoint(file)["global_step"] == 2
+
+
+def test_a_packed_model_that_is_damaged_or_none_is_named(packed, tmp_path, capsys):
+    _, file = packed
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    save_file(load_file(file), tmp_path / "bare.safetensors")
+    for name, text in (("bad", "checksum does not match"), ("bare", "weights without a record")):
+        with pytest.raises(MisconfigurationException, match=text):
+            record.read_checkpoint(tmp_path / f"{name}.safetensors")
+    assert main(["demo", "--checkpoint", str(tmp_path / "none.ckpt")]) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_a_fit_does_not_go_on_from_a_model_without_a_run(packed, sprites, tmp_path):
+    with pytest.raises(MisconfigurationException, match="a model, not a run"):
+        trainer(tmp_path, 3).fit(module(**MICRO), data(sprites), ckpt_path=str(packed[1]))
+
+
+def test_the_embedded_model_is_small_and_says_how_it_was_made():
+    from safetensors import safe_open
+
+    assert embedded.PATH.stat().st_size <= 8e6
+    with safe_open(embedded.PATH, framework="pt") as file:
+        about = file.metadata()
+    assert "lightning fit" in about["commands"] and json.loads(about["remoco"])["architecture"]["latents"] == "pca"
+    assert math.isfinite(float(about["global_step"]))
+
+
+def test_the_demo_shows_control(tmp_path, capsys):
+    """`make demo`: the object follows the stroke; without control it would be somewhere else."""
+    assert main(["demo", "--out", str(tmp_path)]) == 0
+    words = capsys.readouterr().out.split()
+    error, still = float(words[words.index("is") + 1]), float(words[words.index("be") + 1])
+    assert error < still / 2
+    assert all((tmp_path / f"{name}.mp4").stat().st_size > 1000 for name in ("clip", "strip"))
