@@ -22,7 +22,7 @@ LOGGED = (LOCK, MARKER, "events.out.tfevents.", "hparams.yaml", "metrics.csv", "
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """Where the run keeps its files: its loggers' own folder, else `save_dir/NAME` of a logger, else `default_root_dir`.
+    """Where the run keeps its files: its loggers' folder, else `save_dir/NAME` of a logger, else `default_root_dir`.
 
     Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone, and never a folder that runs
     share, as Weights & Biases' `save_dir` is.
@@ -102,8 +102,8 @@ class RunFolder(Callback):
     def _move_aside(self, trainer: Trainer, folder: Path) -> None:
         if not (folder / MARKER).exists():
             raise MisconfigurationException(
-                f"run folder {folder}: holds checkpoints or a config.yaml but no {MARKER}, so it is not a run that this "
-                "program made; give the logger another `name`, or move the folder"
+                f"run folder {folder}: holds checkpoints or a config.yaml but no {MARKER}, so it is not a run that "
+                "this program made; give the logger another `name`, or move the folder"
             )
         if inner := [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MARKER}")]:
             raise MisconfigurationException(f"run folder {folder}: holds other runs ({inner[0]}); give another `name`")

@@ -27,20 +27,20 @@ GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip tha
 class VideoMetrics(Callback):
     """Generates every clip of a validation or `test` once, over all ranks, and logs each metric.
 
-    A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the networks of the literature,
+    A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the literature's networks,
     `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
-    only. The protocol (network, resize, frames, n, reference) is printed, logged as text beside each number, and written
-    to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and not on
+    only. The protocol (network, resize, frames, n, reference) is printed, logged as text beside each number, and
+    written to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and not on
     the module, whose checkpoints their networks would fill.
 
     Args:
         metrics: what to measure; none = FVD and FID with seeded random features.
         clips: use only the first clips of the set, since sampling is dear; none = all.
         every_n_validations: sample at every n-th validation of a fit.
-        mask_ratio: share of the regions that every clip drops, in place of the condition's own draw; the paper's table 1
-            has 0.85.
-        reference: what the generated clips are compared with: the `raw` ones, or what the VAE makes of them (the released
-            evaluation).
+        mask_ratio: share of the regions that every clip drops, in place of the condition's own draw; the paper's
+            table 1 has 0.85.
+        reference: what the generated clips are compared with: the `raw` ones, or what the VAE makes of them (the
+            released evaluation).
     """
 
     def __init__(
@@ -62,8 +62,8 @@ class VideoMetrics(Callback):
             missing = [name for name in metric.needs if name not in GIVEN]
             if missing:
                 raise MisconfigurationException(
-                    f"VideoMetrics.metrics: {metric.name} needs {', '.join(missing)}, which clips with dense tracks do not "
-                    "have; see `remoco score --bench`"
+                    f"VideoMetrics.metrics: {metric.name} needs {', '.join(missing)}, which clips with dense tracks do "
+                    "not have; see `remoco score --bench`"
                 )
             if hasattr(metric, "reference"):
                 metric.reference = reference
@@ -185,8 +185,8 @@ class VideoMetrics(Callback):
         for metric in self.metrics:
             if count < 2 and hasattr(metric, "reference"):
                 rank_zero_warn(
-                    f"VideoMetrics: no {metric.name} with {count} validation clip, at least 2 are needed for a distance "
-                    "of distributions"
+                    f"VideoMetrics: no {metric.name} with {count} validation clip, at least 2 are needed for a "
+                    "distance of distributions"
                 )
                 continue
             result = metric.result()

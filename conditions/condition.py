@@ -76,7 +76,7 @@ class Condition(ABC):
         """Raise ValueError where a frame of this size cannot be controlled with these arguments."""
 
     def with_mask_ratio(self, mask_ratio: float) -> "Condition":
-        """The same condition with r_m fixed for all clips, for an evaluation (the paper's has 0.85); its record is equal.
+        """The same condition with one r_m for all clips, for an evaluation (the paper's has 0.85); its record is equal.
 
         Raises:
             ValueError: not in [0, 1], or a condition that draws no regions.

@@ -66,7 +66,7 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
 
 @contextlib.contextmanager
 def _scratch_file() -> Iterator[str]:
-    """A path to write to and read from; faststart opens it again. Where Linux holds it in memory, a kill leaves none."""
+    """A path to write to and read from; faststart opens it again. Held in memory on Linux, so a kill leaves none."""
     if hasattr(os, "memfd_create"):
         with open(os.memfd_create("clip"), "rb") as file:
             yield f"/proc/self/fd/{file.fileno()}"

@@ -1,4 +1,4 @@
-"""Shards whose checksums agree and whose content cannot be: replaced or one line, never a traceback, never much memory."""
+"""Shards whose checksums agree and whose content cannot be: replaced or one line, no traceback, little memory."""
 
 import json
 import os
