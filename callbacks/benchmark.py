@@ -145,7 +145,7 @@ class Benchmark(Callback):
         try:
             videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
             results = scoring.score_folder(
-                videos, self.metrics, pl_module.device, trainer.global_rank, trainer.world_size
+                videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
             )
         except (BadShards, UsageError) as error:
             raise MisconfigurationException(str(error)) from error

@@ -149,7 +149,8 @@ class ControlErrors(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         reduce = trainer.strategy.reduce
-        counts = {kind: int(reduce(metric.clips.clone(), reduce_op="sum")) for kind, metric in self.metrics.items()}
+        own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
+        counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
         results = {}
         for kind, metric in self.metrics.items():
             if counts[kind]:

@@ -30,7 +30,7 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, (CSVLogger, TensorBoardLogger)) and logger._version is None:
             logger._version = ""  # a number would be another folder at each start
-    if rank_zero_only.rank:
+    if getattr(rank_zero_only, "rank", 0):
         return
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
@@ -84,13 +84,13 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if set(value) <= {"class_path", "init_args", "dict_kwargs"} and "class_path" in value:
         inner = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
         return {name: value["class_path"], **_flat(inner, name)} if inner else {name: value["class_path"]}
-    found = {}
+    found: dict[str, Any] = {}
     for key, item in value.items():
         found |= _flat(item, f"{name}.{key}" if name else key)
     return found
 
 
-def log_video(logger: Logger, tag: str, path: Path, step: int) -> None:
+def log_video(logger: Any, tag: str, path: Path, step: int) -> None:
     """An mp4 to Weights & Biases; other loggers have the file in the run folder, TensorBoard a GIF."""
     if is_wandb(logger):
         import wandb

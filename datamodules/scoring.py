@@ -133,7 +133,8 @@ def score_folder(
         for metric in judges:
             metric.load()
             metric.to(device)
-        for level in folder.levels() or [None]:
+        levels: list[str | None] = [*folder.levels()] or [None]
+        for level in levels:
             keys = folder.keys(level)[rank::world_size]
             bar = tqdm(
                 folder.clips(keys, device), total=len(keys), desc=level or "scoring", unit="video", disable=rank > 0

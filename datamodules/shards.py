@@ -26,7 +26,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.index import FORMAT, INDEX, ClipShape, check_key, read_index, read_sidecar, shape_of
+from datamodules.index import FORMAT, check_key, read_sidecar, shape_of
+from datamodules.index import INDEX as INDEX
+from datamodules.index import ClipShape as ClipShape
+from datamodules.index import read_index as read_index
 from datamodules.storage import atomic_file, json_bytes, open_regular, parse_json, read_regular, write_atomic
 
 VIDEO, FLOW, VISIBILITY, CAPTION, META, LATENT = (

@@ -24,7 +24,8 @@ def video_files(folder: str | Path) -> dict[str, Path]:
     Raises:
         BadClip: two files of one name.
     """
-    root, found = Path(folder), {}
+    root = Path(folder)
+    found: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             name = path.relative_to(root).with_suffix("").as_posix()

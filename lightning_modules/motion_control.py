@@ -186,7 +186,7 @@ class MotionControlModule(record.RecordedModule):
         clean, cond = self.evaluated(batch)
         self.validation_loss.update(self.denoiser, clean, cond, self.noise(batch, NOISE, clean.shape[1:]))
 
-    def test_step(self, batch: dict, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`; a benchmark's pairs have no clip to denoise, `callbacks.Benchmark` samples them."""
         if "pair" not in batch:
             self.validation_step(batch, batch_idx)

@@ -82,7 +82,7 @@ class WarmupCosine(LRScheduler):
         self.warmup_steps, self.total_steps, self.final = warmup_steps, total_steps, final
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """The rates of the next step."""
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 

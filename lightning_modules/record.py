@@ -73,6 +73,7 @@ class RecordedModule(LightningModule):
             raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
         if self.svd_path is not None and self.latents != "vae":
             raise ValueError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
+        ranges: dict[str, tuple[int, int | None]]
         ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
         ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
         ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
@@ -195,7 +196,7 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise MisconfigurationException(f"ckpt_path: {name} was not written by MotionControlModule (no '{KEY}' record)")
     found = checkpoint[KEY]
-    parts = [found.get(part) for part in ("architecture", "base")] if isinstance(found, dict) else []
+    parts: list[Any] = [found.get(part) for part in ("architecture", "base")] if isinstance(found, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts) or "condition" not in parts[0]:
         raise MisconfigurationException(f"ckpt_path: {name} has a damaged '{KEY}' record")
     if not isinstance(parts[1].get("hash"), str):

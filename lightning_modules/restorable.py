@@ -33,7 +33,7 @@ def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], d
             f", there is one of {others[0]}: start anew from its weights with model.init_args.adapter" if others else ""
         )
         _require(isinstance(checkpoint.get(data), dict), data, checkpoint.get(data), f"the position in the data{hint}")
-    states = checkpoint.get("optimizer_states")
+    states: Any = checkpoint.get("optimizer_states")
     _require(isinstance(states, list) and len(states) > 0, "optimizer_states", states, "the optimizer's state")
     for state in states:
         _check_optimizer(state, trained, step)
@@ -61,10 +61,11 @@ def _check_optimizer(state: Any, trained: Mapping[str, Tensor], step: int) -> No
         moments = [each.get(name) if isinstance(each, dict) else None for each in found]
         missing = sum(not isinstance(moment, Tensor) for moment in moments)
         _require(not missing, f"optimizer_states.{name}", f"missing for {missing} of {len(numbers)} parameters", "all")
-        shapes = sorted(tuple(moment.shape) for moment in moments)
+        whole = [moment for moment in moments if isinstance(moment, Tensor)]
+        shapes = sorted(tuple(moment.shape) for moment in whole)
         same = shapes == sorted(tuple(parameter.shape) for parameter in trained.values())
         _require(same, f"optimizer_states.{name}", "of other shapes", "those of what is trained")
-        bad = sum(not bool(torch.isfinite(moment).all()) for moment in moments)
+        bad = sum(not bool(torch.isfinite(moment).all()) for moment in whole)
         _require(not bad, f"optimizer_states.{name}", f"not finite for {bad} parameters", "finite numbers")
 
 

@@ -46,7 +46,7 @@ def score(
     if bench is not None:
         folder = scoring.for_bench(videos, bench, frames, skip_unreadable)
     else:
-        folder = scoring.for_reference(videos, reference, frames, skip_unreadable)
+        folder = scoring.for_reference(videos, str(reference), frames, skip_unreadable)
     for line in folder.left_out:
         print(f"left out: {line}")
     results = scoring.score_folder(

@@ -9,7 +9,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -49,7 +49,7 @@ class Quiet(logging.Filter):
 class Parser(LightningArgumentParser):
     """Reports a mistake as one line and exits with 2."""
 
-    def error(self, message: Any, ex: Exception | None = None) -> None:
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As `complain`."""
         complain(message)
 
@@ -81,7 +81,7 @@ class CLI(LightningCLI):
                     arguments.name = run_name(self.words, arguments.name)
         if trainer.logger is False and trainer.default_root_dir is None:
             named = run_name(self.words, base_name(self.words)) if self.subcommand == "fit" else base_name(self.words)
-            trainer.default_root_dir = str(Path("runs") / named)
+            trainer.default_root_dir = str(Path("runs", named or "run"))
 
     def instantiate_classes(self) -> None:
         """Wrong values are the user's mistakes."""
@@ -150,7 +150,7 @@ def main(args: list[str] | None = None) -> None:
         raise
 
 
-def complain(message: Any) -> None:
+def complain(message: Any) -> NoReturn:
     """One line on stderr, exit code 2."""
     print(f"python -m lightning: error: {cause(message)}", file=sys.stderr)
     sys.exit(2)

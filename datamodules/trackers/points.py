@@ -253,7 +253,8 @@ def _grey(video: Tensor) -> list[np.ndarray]:
 
 
 def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
+    dis: Any = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # OpenCV's stubs lack it
+    return dis(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
 
 
 def _read(flow: np.ndarray, points: np.ndarray) -> np.ndarray:

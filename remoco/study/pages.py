@@ -109,7 +109,7 @@ def _drawn(bench: str, name: str) -> np.ndarray:
 def draw_tracks(pair: Pair) -> np.ndarray:
     """(H, W, 3) uint8: a pair's first frame, its brush lightened, its tracks as arrows."""
     scale = max(1, round(512 / pair.image.shape[1]))
-    image = np.where(pair.brush[..., None], 0.75 * pair.image + 64, 0.8 * pair.image).astype(np.uint8)
+    image: np.ndarray = np.where(pair.brush[..., None], 0.75 * pair.image + 64, 0.8 * pair.image).astype(np.uint8)
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
     for track in pair.tracks:
         points = ((track + 0.5) * scale).round().astype(np.int32)

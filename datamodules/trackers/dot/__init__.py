@@ -155,7 +155,7 @@ def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:
         size = (width, height)
         moved = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in moved])
         seen = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in seen])
-        moved *= np.float32([width / w, height / h])
+        moved *= np.asarray([width / w, height / h], dtype=np.float32)
     visibility = seen > 0.5
     moved[0], visibility[0] = 0, True
     return Tracks(np.ascontiguousarray(moved.transpose(0, 3, 1, 2)), visibility)

@@ -39,7 +39,7 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(into, out, 3, stride, padding=1), norm(out)
         self.conv2, self.norm2 = nn.Conv2d(out, out, 3, padding=1), norm(out)
-        self.downsample = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
         if stride != 1:
             self.downsample = nn.Sequential(nn.Conv2d(into, out, 1, stride), norm(out))
 
