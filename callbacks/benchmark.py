@@ -78,11 +78,13 @@ class Benchmark(Callback):
         self.folder = run_folder(trainer) / "benchmark" / data.root.resolve().name
         with sampling(trainer, pl_module):
             made_by = {
+                "root": str(data.root.resolve()),  # for `remoco report`; the benchmark may move
                 "trained": trained_hash(pl_module),
                 "base": pl_module.svd.identity,
                 "condition": pl_module.condition.record(),
                 "steps": pl_module.sample_steps,
                 "guidance": list(pl_module.guidance),
+                "sigma_max": pl_module.sample_sigma_max,
                 "seed": self.seed,
                 "frames": self.frames,
                 "fps": self.fps,
@@ -94,7 +96,7 @@ class Benchmark(Callback):
         record = self.folder / "generated.json"
         if record.is_file():
             found = json.loads(record.read_text())
-            differs = [name for name in made_by if found.get(name) != made_by[name]]
+            differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise MisconfigurationException(
                     f"{self.folder}: holds videos that were made with other {', '.join(differs)}; move the folder away, or "

@@ -74,6 +74,12 @@ class VideoMetrics(Callback):
         self._left = 0
         self._validations = 0
 
+    @property
+    def state_key(self) -> str:
+        """Tells an overlay's `VideoMetrics` from the run's own."""
+        names = [metric.name for metric in self.metrics]
+        return self._generate_state_key(metrics=names, clips=self.clips, mask_ratio=self.mask_ratio)
+
     def state_dict(self) -> dict[str, Any]:
         """How many validations are over, so that a resume keeps the schedule."""
         return {"validations": self._validations}

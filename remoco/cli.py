@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
     "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+    "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
         "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),

@@ -1,5 +1,6 @@
 """FVD and FID at validation, throughput, and both with the samples in two processes."""
 
+import json
 import os
 import re
 import subprocess
@@ -15,7 +16,18 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks import LastCheckpoint, Throughput, VideoMetrics
 from callbacks.strips import to_uint8
-from metrics import FrechetVideoDistance, RandomFrameFeatures, RandomVideoFeatures
+from conditions import RegionWise
+from metrics import (
+    FeatureNetwork,
+    FrameConsistency,
+    FrechetImageDistance,
+    FrechetVideoDistance,
+    I3DFeatures,
+    InceptionFeatures,
+    MeanTrackDistance,
+    RandomFrameFeatures,
+    RandomVideoFeatures,
+)
 from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
@@ -56,22 +68,92 @@ def test_the_protocol_is_logged_and_printed(tmp_path, capsys):
 
 def test_networks_from_files_have_the_real_names_and_stay_out_of_the_checkpoint(tmp_path):
     i3d, inception = save_script(FakeI3D(), tmp_path / "i3d.pt"), save_script(FakeInception(), tmp_path / "inc.pt")
-    run = trainer(tmp_path, [VideoMetrics(i3d, inception), LastCheckpoint(4)])
+    metrics = [FrechetVideoDistance(I3DFeatures(i3d)), FrechetImageDistance(InceptionFeatures(inception))]
+    run = trainer(tmp_path, [VideoMetrics(metrics), LastCheckpoint(4)])
     run.fit(Module(), datamodule=Data())
     assert {"val/fvd_i3d_styleganv", "val/fid_inception"} <= set(run.callback_metrics)
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {"trained.weight", "trained.bias", "frozen.weight", "frozen.bias"}
 
 
-@pytest.mark.parametrize("argument", ["fvd_network", "fid_network"])
-def test_a_path_without_a_network_is_one_line_before_anything_runs(tmp_path, argument):
-    with pytest.raises(MisconfigurationException, match=f"VideoMetrics.{argument} .*nowhere.pt: no such file"):
-        VideoMetrics(**{argument: str(tmp_path / "nowhere.pt")})
+def test_a_file_without_a_network_is_one_line_before_anything_runs(tmp_path):
     (tmp_path / "text.pt").write_text("no network")
     module = Module()
     with pytest.raises(MisconfigurationException) as caught:
-        trainer(tmp_path, [VideoMetrics(**{argument: str(tmp_path / "text.pt")})]).fit(module, datamodule=Data())
-    assert "text.pt" in str(caught.value) and "\n" not in str(caught.value)
+        metrics = [FrechetVideoDistance(I3DFeatures(tmp_path / "text.pt"))]
+        trainer(tmp_path, [VideoMetrics(metrics)]).fit(module, datamodule=Data())
+    assert "text.pt" in str(caught.value) and "\n" not in str(caught.value) and not module.sampled
+    with pytest.raises(MisconfigurationException, match="mean_track_distance needs tracks"):
+        VideoMetrics([MeanTrackDistance()])
+
+
+def test_a_video_that_is_not_finite_is_named(tmp_path):
+    class Broken(Module):
+        def sample(self, batch):
+            return super().sample(batch) * float("nan")
+
+    with pytest.raises(MisconfigurationException, match="square-000: the generated video holds NaN"):
+        trainer(tmp_path, [VideoMetrics()]).fit(Broken(), datamodule=Data())
+
+
+class Colour(FeatureNetwork):
+    """The mean colour of a clip."""
+
+    name = protocol = "colour"
+    num_features = 3
+
+    def forward(self, videos):
+        return videos.float().mean((1, 3, 4))
+
+
+def test_test_prints_table_1_and_writes_the_results(tmp_path, capsys):
+    run = trainer(
+        tmp_path, [VideoMetrics(), VideoMetrics([FrechetVideoDistance(Colour()), FrameConsistency()], clips=3)]
+    )
+    module, data = Module(), Data()
+    data.test_dataloader = data.val_dataloader
+    module.test_step = lambda batch, batch_idx: None
+    run.test(module, datamodule=data)
+    assert len(module.sampled) == 3  # the last of the two measures, and it alone
+    said = capsys.readouterr().out
+    assert "Table 1" in said and "DragNUWA (quoted)" in said and "fvd_colour" in said
+    results = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert set(results) == {"fvd_colour", "frame_consistency_random_features"}
+    assert all(set(entry) == {"value", "protocol", "n", "seconds"} and entry["n"] == 3 for entry in results.values())
+
+
+@pytest.mark.parametrize("mask_ratio", [None, 0.85])
+def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask_ratio):
+    """The condition is another one while a clip is sampled, its own again afterwards; the reference is the VAE's."""
+
+    class Conditioned(Module):
+        condition = RegionWise(4, 0.5)
+        ratios = []
+
+        def sample(self, batch):
+            self.ratios.append(self.condition.mask_ratios)
+            return super().sample(batch)
+
+    class Half:
+        latent_scale = 2.0
+
+        def encode(self, frames):
+            return frames / 2, None
+
+        def decode(self, latents):
+            return latents / self.latent_scale
+
+    module, data = Conditioned(), Data(val=2)
+    module.__dict__["svd"] = Half()
+    data.test_dataloader = data.val_dataloader
+    module.test_step = lambda batch, batch_idx: None
+    metric = FrechetVideoDistance(Colour())
+    trainer(tmp_path, [VideoMetrics([metric], mask_ratio=mask_ratio, reference="vae")]).test(module, datamodule=data)
+    assert module.ratios == [(0.5, 1.0) if mask_ratio is None else (0.85, 0.85)]
+    assert module.condition.mask_ratios == (0.5, 1.0) and "reference: vae" in metric.protocol
+    video = torch.stack([data.val[i]["video"] for i in range(2)]).float() / 127.5 - 1
+    expected = ((video / 2 + 1) * 127.5).round().mean((1, 3, 4)).double().sum(0)
+    assert torch.allclose(metric.real_sum.cpu(), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("arguments", [{"clips": 1}, {"every_n_validations": 0}])

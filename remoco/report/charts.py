@@ -1,0 +1,70 @@
+"""Curves as inline SVG, in the page's own colours, so that they follow its light and dark."""
+
+from __future__ import annotations
+
+import html
+import math
+
+import numpy as np
+
+WIDTH, HEIGHT = 420, 240
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
+POINTS = 160  # a curve is drawn with at most so many
+
+
+def chart(title: str, curves: dict[str, tuple[list[int], list[float]]], colours: dict[str, int]) -> str:
+    """One figure: a curve per system.
+
+    Args:
+        title: over the figure.
+        curves: system -> (steps, values), all finite.
+        colours: system -> number of its colour.
+    """
+    values = np.concatenate([np.asarray(v, dtype=float) for _, v in curves.values()])
+    steps = np.concatenate([np.asarray(s, dtype=float) for s, _ in curves.values()])
+    # one early spike must not flatten the rest
+    low, high = float(values.min()), float(np.quantile(values, 0.99) if len(values) > 50 else values.max())
+    ticks = nice_ticks(low, high)
+    low, high = min(low, ticks[0]), max(high, ticks[-1])
+    first, last = float(steps.min()), float(steps.max())
+
+    def place(step: float, value: float) -> str:
+        x = LEFT + (step - first) / max(last - first, 1e-9) * (WIDTH - LEFT - RIGHT)
+        y = TOP + (high - min(value, high)) / max(high - low, 1e-12) * (HEIGHT - TOP - BOTTOM)
+        return f"{x:.1f},{y:.1f}"
+
+    parts = []
+    for tick in ticks:
+        y = place(first, tick).split(",")[1]
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{y}" text-anchor="end" dominant-baseline="middle">{tick:g}</text>')
+    for tick in nice_ticks(first, last, 4):
+        if first <= tick <= last:
+            x = place(tick, low).split(",")[0]
+            parts.append(f'<text x="{x}" y="{HEIGHT - 10}" text-anchor="middle">{tick:g}</text>')
+    for system, (at, value) in curves.items():
+        line = " ".join(place(s, v) for s, v in zip(*thinned(at, value)))
+        parts.append(
+            f'<polyline class="line c{colours[system]}" points="{line}"><title>{html.escape(system)}</title></polyline>'
+        )
+    label = html.escape(title)
+    return (
+        f'<figure class="chart"><figcaption>{label}</figcaption><svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{label} over steps">{"".join(parts)}</svg></figure>'
+    )
+
+
+def thinned(steps: list[int], values: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Means over equal runs of points, so that at most `POINTS` are left."""
+    size = math.ceil(len(steps) / POINTS)
+    starts = range(0, len(steps), size)
+    return tuple(np.array([np.mean(x[i : i + size]) for i in starts]) for x in (steps, values))
+
+
+def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:
+    """About `count` round numbers that cover a range."""
+    span = max(high - low, abs(high) * 1e-6, 1e-12)
+    size = 10 ** math.floor(math.log10(span / count))
+    step = next(size * m for m in (1, 2, 5, 10, 20) if span / (size * m) <= count)
+    start, stop = math.floor(low / step), math.ceil(high / step)
+    return [round(i * step, 12) for i in range(start, stop + 1)]

@@ -1,0 +1,109 @@
+"""What a report shows of one system: its results, curves and videos, read from a run's folder or a folder of videos."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from datamodules.errors import BadClip, BadShards
+from datamodules.videos import video_files
+
+CURVES = ("train/loss", "val/loss", "val/control_error", "val/fvd_", "val/fid_", "throughput/clips_per_s")
+
+
+@dataclass
+class System:
+    """One row of the tables.
+
+    Attributes:
+        name: the folder's.
+        results: metric -> result of the run itself (`metrics.json`).
+        bench: metric -> result on a benchmark, `<level>/<metric>`.
+        bench_root: the benchmark's folder, or None.
+        videos: `<level>/<sample>` -> file, or the names of the folder's videos.
+        strips: the last samples of training, as strips.
+        step: at which they were made.
+        curves: tag -> (steps, values).
+    """
+
+    name: str
+    results: dict[str, Any] = field(default_factory=dict)
+    bench: dict[str, Any] = field(default_factory=dict)
+    bench_root: Path | None = None
+    videos: dict[str, Path] = field(default_factory=dict)
+    strips: list[Path] = field(default_factory=list)
+    step: int | None = None
+    curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+
+
+def read_system(folder: str | Path) -> System:
+    """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
+
+    Raises:
+        BadShards: neither of the two.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise BadShards(f"{folder}: no such folder")
+    system = System(path.resolve().name)
+    if (
+        not (path / "config.yaml").is_file()
+        and not (path / "benchmark").is_dir()
+        and not (path / "metrics.json").is_file()
+    ):
+        return _read_videos(path, system)
+    system.results = _json(path / "metrics.json")
+    system.curves = _curves(path)
+    for bench in sorted((path / "benchmark").glob("*/")):
+        system.bench = _json(bench / "scores.json")
+        root = _json(bench / "generated.json").get("root")
+        system.bench_root = Path(root) if root and Path(root).is_dir() else None
+        system.videos = video_files(bench / "videos")
+    steps = sorted(step for step in (path / "samples").glob("step-*") if any(step.glob("clip-*.mp4")))
+    if steps:
+        system.strips = sorted(steps[-1].glob("clip-*.mp4"))
+        system.step = int(steps[-1].name.removeprefix("step-"))
+    return system
+
+
+def _read_videos(path: Path, system: System) -> System:
+    try:
+        system.videos = video_files(path)
+    except BadClip as error:
+        raise BadShards(str(error)) from None
+    if not system.videos:
+        raise BadShards(f"{path}: neither a run's folder nor a folder of videos")
+    results = _json(path / "scores.json")
+    levels = any("/" in name for name in results)
+    system.bench, system.results = (results, {}) if levels else ({}, results)
+    return system
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise BadShards(f"{path}: not readable JSON ({error})") from error
+    if not isinstance(found, dict):
+        raise BadShards(f"{path}: expected a JSON object")
+    return found
+
+
+def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
+    """The curves that a report draws, of all event files of the run."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(CURVES) and not tag.startswith("val/loss_")]
+    curves = {}
+    for tag in sorted(tags, key=lambda tag: [tag.startswith(c) for c in CURVES].index(True)):
+        points = {event.step: event.value for event in events.Scalars(tag)}  # a resumed run's later value counts
+        if len(points) > 1:
+            curves[tag] = (sorted(points), [points[step] for step in sorted(points)])
+    return curves

@@ -1,0 +1,88 @@
+"""`remoco report`: collect, copy the videos, write the page."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from conditions.strokes import interpolate_track
+from datamodules.bench import Pair, read_pair
+from datamodules.errors import BadClip, BadShards, UsageError
+from datamodules.storage import write_atomic
+from datamodules.videos import read_video, write_video
+from remoco.report.collect import System, read_system
+from remoco.report.page import page
+from remoco.study.pages import draw_tracks
+
+
+def report(runs: list[str], out: str = "report", bench: str | None = None, clips: int = 24) -> None:
+    """Turn runs and scores into an offline page: tables, curves, and videos side by side.
+
+    Args:
+        runs: run folders, and folders of other systems' videos with the scores.json of `remoco score --json`; a name of
+            its own each.
+        out: new folder for the page.
+        bench: root of the benchmark, whose drawn tracks are shown; found by itself where the run still knows it.
+        clips: at most so many samples side by side, spread over all.
+    """
+    if Path(out).exists() and any(Path(out).iterdir()):
+        raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+    systems = [read_system(run) for run in runs]
+    if len({system.name for system in systems}) < len(systems):
+        raise UsageError("runs: two folders have the same name, by which the page would tell them apart")
+    roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    gallery = _gallery(systems, roots[0] if roots else None, folder, clips)
+    strips = {}
+    for system in systems:
+        strips[system.name] = []
+        for path in system.strips:
+            target = f"videos/samples/{_plain(system.name)}-{path.name}"
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / target)
+            strips[system.name].append(target)
+    write_atomic(folder / "index.html", page(systems, gallery, strips).encode())
+    print(f"wrote {folder}: open {folder / 'index.html'}")
+
+
+def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int) -> list[tuple[str, dict[str, str]]]:
+    """Write the videos of the samples that any system has; caption, and panel -> file."""
+    keys = sorted({key for system in systems for key in system.videos})
+    if len(keys) > clips:
+        keys = [keys[i] for i in np.linspace(0, len(keys) - 1, clips).round().astype(int)]
+    rows = []
+    for number, key in enumerate(tqdm(keys, desc="gallery", unit="sample", disable=not keys)):
+        panels = {}
+        own = {system.name: system.videos[key] for system in systems if key in system.videos}
+        try:
+            videos = {name: read_video(path) for name, path in own.items()}
+            if bench is not None and (bench / key).is_dir():
+                length = max(len(video) for video, _ in videos.values())
+                videos = {
+                    "control": (control_frames(read_pair(bench, key), length), next(iter(videos.values()))[1]),
+                    **videos,
+                }
+        except BadClip as error:
+            raise BadShards(str(error)) from error
+        for name, (video, fps) in videos.items():
+            target = f"videos/{number:03d}-{_plain(name)}.mp4"
+            (folder / target).parent.mkdir(parents=True, exist_ok=True)
+            write_video(folder / target, video, fps)  # written anew: browsers play few codecs
+            panels[name] = target
+        rows.append((key.replace("_", " ").replace("/", " · "), panels))
+    return rows
+
+
+def control_frames(pair: Pair, frames: int) -> np.ndarray:
+    """(L, H, W, 3) uint8: the first frame with brush, and the drawn tracks growing from frame to frame."""
+    paths = [interpolate_track(track, frames) for track in pair.tracks]
+    return np.stack([draw_tracks(pair._replace(tracks=[path[: t + 1] for path in paths])) for t in range(frames)])
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^\w.-]+", "_", name)

@@ -1,0 +1,146 @@
+"""The report's HTML, from what was collected and where its videos lie. Text in, text out."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from metrics.published import COLUMNS, FLOW, PUBLISHED, REAL, TITLES, cells, level_of
+from remoco.report.charts import chart
+from remoco.report.collect import System
+
+LEVELS = {2: "fine", 3: "object"}
+COLOURS = 6
+
+
+def page(systems: list[System], gallery: list[tuple[str, dict[str, str]]], strips: dict[str, list[str]]) -> str:
+    """The whole page.
+
+    Args:
+        systems: in the order of the rows.
+        gallery: caption and name of a panel -> its video, relative to the page.
+        strips: system -> its strips, relative to the page.
+    """
+    colours = {system.name: number % COLOURS for number, system in enumerate(systems)}
+    legend = "".join(f'<li><span class="dot c{colours[s.name]}"></span>{html.escape(s.name)}</li>' for s in systems)
+    sections = [
+        _section("Tables", _tables(systems)),
+        _section("What was measured", _measured(systems)),
+        _section("Curves", _curves(systems, colours)),
+        _section("Side by side", _gallery(gallery)),
+        _section("Samples of training", _strips(systems, strips)),
+    ]
+    title = " · ".join(system.name for system in systems)
+    template = files("remoco.report").joinpath("page.html").read_text()
+    for name, text in {
+        "TITLE": html.escape(title),
+        "LEGEND": legend,
+        "BODY": "\n".join(filter(None, sections)),
+    }.items():
+        template = template.replace("{{" + name + "}}", text)
+    return template
+
+
+def _section(title: str, body: str) -> str:
+    anchor = title.lower().replace(" ", "-")
+    return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>' if body else ""
+
+
+def _tables(systems: list[System]) -> str:
+    """Tables 1 to 3, where a system has something for them, with the published rows marked as quoted."""
+    built = []
+    for number, columns in COLUMNS.items():
+        level = LEVELS.get(number)
+        rows = {s.name: level_of(s.bench, level) if level else s.results for s in systems}
+        rows = {name: found for name, found in rows.items() if any(cells(found, number)[:2])}
+        if not rows:
+            continue
+        head = "".join(f"<th>{column}</th>" for column in (*columns, "Flow magnitude"))
+        body = "".join(_row(name, found, number) for name, found in rows.items())
+        for name, values in PUBLISHED[number].items():
+            numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)
+            body += (
+                f'<tr class="quoted"><th scope="row">{html.escape(name)} <em>quoted</em></th>{numbers}<td></td></tr>'
+            )
+        note = ""
+        if any(cell and cell[0] not in REAL for found in rows.values() for cell in cells(found, number)):
+            note = '<p class="note">* a stand-in that needs no weights: not comparable with the quoted rows.</p>'
+        built.append(
+            f'<div class="scroll"><table><caption>{TITLES[number]}</caption><thead><tr><th></th>{head}</tr></thead>'
+            f"<tbody>{body}</tbody></table></div>{note}"
+        )
+    return "".join(built)
+
+
+def _row(name: str, found: Mapping[str, Any], number: int) -> str:
+    row = f'<tr><th scope="row">{html.escape(name)}</th>'
+    for cell in cells(found, number):
+        if cell is None:
+            row += "<td>–</td>"
+            continue
+        star = "" if cell[0] in REAL else '<sup title="a stand-in">*</sup>'
+        row += f'<td title="{html.escape(found[cell[0]]["protocol"])}">{cell[1]}{star}</td>'
+    flow = next((entry for metric, entry in found.items() if metric.startswith(FLOW)), None)
+    return row + (f"<td>{flow['value']:.2f}</td></tr>" if flow else "<td>–</td></tr>")
+
+
+def _measured(systems: list[System]) -> str:
+    """Every number with its protocol; a system a column."""
+    results = {s.name: s.results | s.bench for s in systems}
+    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    if not names:
+        return ""
+    head = "".join(f"<th>{html.escape(s.name)}</th>" for s in systems)
+    body = ""
+    for name in names:
+        protocol = next(found[name]["protocol"] for found in results.values() if name in found)
+        numbers = "".join(
+            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{_number(found[name]["value"])}</td>'
+            if name in found
+            else "<td>–</td>"
+            for found in results.values()
+        )
+        body += (
+            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary><p>{html.escape(protocol)}</p></details></th>'
+            f"{numbers}</tr>"
+        )
+    return f'<div class="scroll"><table class="all"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _curves(systems: list[System], colours: dict[str, int]) -> str:
+    tags = list(dict.fromkeys(tag for system in systems for tag in system.curves))
+    drawn = [chart(tag, {s.name: s.curves[tag] for s in systems if tag in s.curves}, colours) for tag in tags]
+    return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
+
+
+def _gallery(gallery: list[tuple[str, dict[str, str]]]) -> str:
+    strips = []
+    for caption, panels in gallery:
+        videos = "".join(
+            f'<figure><video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
+            f"<figcaption>{html.escape(name)}</figcaption></figure>"
+            for name, source in panels.items()
+        )
+        strips.append(
+            f'<article class="strip"><h3>{html.escape(caption)}</h3><div class="panels">{videos}</div></article>'
+        )
+    return "".join(strips)
+
+
+def _strips(systems: list[System], strips: dict[str, list[str]]) -> str:
+    built = []
+    for system in systems:
+        if sources := strips.get(system.name):
+            videos = "".join(
+                f'<figure class="wide"><video muted playsinline preload="metadata" src="{html.escape(source)}"></video></figure>'
+                for source in sources
+            )
+            title = f"{html.escape(system.name)}, step {system.step}"
+            built.append(f'<article class="strip"><h3>{title}</h3>{videos}</article>')
+    return "".join(built)

@@ -1,0 +1,73 @@
+"""A benchmark through `python -m lightning test`: sampled once, resumed, scored as `remoco score` does."""
+
+import json
+import shutil
+
+import pytest
+
+from callbacks.benchmark import pair_seed
+from datamodules.sprite_bench import write_sprite_bench
+from tests.commands.test_lightning import CONFIGS, quick
+from tests.support.commands import remoco
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench") / "small"
+    write_sprite_bench(root, pairs=1, height=64, width=64, frames=4)
+    return root
+
+
+def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, capsys):
+    run = tmp_path / "runs" / "one"
+    assert cli("fit", *quick(sprites, run))[0] == 0
+    metrics = tmp_path / "metrics.yaml"
+    metrics.write_text(
+        "- class_path: metrics.FrameConsistency\n"
+        "- class_path: metrics.MDVid\n"
+        "  init_args: {tracker: datamodules.trackers.points.LucasKanade}\n"
+    )
+    overlay = tmp_path / "few.yaml"
+    entries = "".join(f"      {line}\n" for line in metrics.read_text().splitlines())
+    overlay.write_text(
+        "trainer:\n  callbacks+:\n  - class_path: callbacks.Benchmark\n"
+        f"    init_args:\n      frames: 4\n      metrics:\n{entries}"
+        f"data:\n  class_path: datamodules.BenchmarkDataModule\n"
+        f"  init_args: {{root: {bench}, height: 64, width: 64, num_workers: 0}}\n"
+    )
+    of_model = [a for a in quick(sprites, run) if not a.startswith("--data") and "--data" not in a]
+    command = ["test", *of_model, "--config", overlay, "--ckpt_path", run / "checkpoints" / "last.ckpt"]
+    code, said = cli(*command)
+    assert code == 0, said
+    folder = run / "benchmark" / "small"
+    videos = sorted((folder / "videos").rglob("*.mp4"))
+    assert [video.stem for video in videos] == ["sprite-000", "sprite-000"]
+    scores = json.loads((folder / "scores.json").read_text())
+    assert set(scores) == {f"{level}/{name}" for level in ("fine", "object") for name in (
+        "frame_consistency_random_features", "md_vid_lk"
+    )}  # fmt: skip
+    # again: nothing is sampled twice, what is missing is sampled as it was
+    kept, lost = videos[0].stat().st_mtime_ns, videos[1].read_bytes()
+    videos[1].unlink()
+    assert cli(*command)[0] == 0
+    assert videos[0].stat().st_mtime_ns == kept and videos[1].read_bytes() == lost
+    again = json.loads((folder / "scores.json").read_text())
+    assert {name: entry["value"] for name, entry in again.items()} == {name: e["value"] for name, e in scores.items()}
+    # the same files by the command
+    out = tmp_path / "scores.json"
+    assert remoco("score", folder / "videos", "--bench", bench, "--frames", 4, "--metrics", metrics, "--json", out) == 0
+    by_command = json.loads(out.read_text())
+    assert {name: entry["value"] for name, entry in by_command.items()} == {n: e["value"] for n, e in scores.items()}
+    # other settings are not mixed with these
+    code, said = cli(*command, "--model.init_args.sample_steps", 3)
+    assert code == 2 and "made with other steps" in said
+    shutil.rmtree(folder / "videos")
+
+
+def test_a_pairs_noise_is_a_function_of_its_name():
+    assert pair_seed(2025, "object_control/a") == pair_seed(2025, "object_control/a")
+    assert len({pair_seed(seed, key) for seed in (1, 2025) for key in ("a/b", "a/c")}) == 4
+
+
+def test_the_shipped_overlays_name_what_is_there():
+    assert {path.name for path in (CONFIGS / "eval").iterdir()} == {"bench.yaml", "webvid.yaml", "metrics.yaml"}

@@ -1,0 +1,151 @@
+"""`remoco score`, `remoco sprite-bench` and `remoco study` as a person calls them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from datamodules.sprite_bench import write_sprite_bench
+from datamodules.videos import read_frames, write_video
+from remoco.study.ratios import preference_ratios
+from tests.support.commands import remoco
+
+pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")
+CLIPS = ("01_dog", "03_blocks", "05_default_juggle", "bedroom")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    root = tmp_path_factory.mktemp("bench") / "small"
+    write_sprite_bench(root, pairs=1, height=64, width=96, frames=5)
+    return root
+
+
+@pytest.fixture
+def videos(bench, tmp_path):
+    return shutil.copytree(bench / "true_clips", tmp_path / "ours")
+
+
+def last_line(capsys) -> str:
+    lines = capsys.readouterr().err.strip().splitlines()
+    return lines[-1].split("\r")[-1]
+
+
+def test_the_true_clips_of_the_sprite_benchmark(videos, bench, tmp_path, capsys):
+    out = tmp_path / "scores.json"
+    assert remoco("score", videos, "--bench", bench, "--frames", 5, "--json", out) == 0
+    results = json.loads(out.read_text())
+    assert all({"value", "protocol", "n", "seconds"} <= set(entry) for entry in results.values())
+    assert results["fine/md_vid_lk"]["value"] < 2 and results["object/md_vid_lk"]["value"] < 2
+    assert "the first 5 frames" in results["fine/md_vid_lk"]["protocol"] and results["fine/md_vid_lk"]["n"] == 1
+    said = capsys.readouterr().out
+    assert "Table 2" in said and "Table 3" in said and "MOFA-Video (quoted)" in said and "ours" in said
+
+
+def test_another_size_scores_the_tracks_rescaled(videos, bench, tmp_path):
+    """Twice the size, each pixel four: the distances are those in the video's own pixels, and stay small."""
+    for path in videos.rglob("*.mp4"):
+        frames = read_frames(path, 5).permute(0, 2, 3, 1).numpy()
+        write_video(path, frames.repeat(2, 1).repeat(2, 2), 8)
+    out = tmp_path / "scores.json"
+    assert remoco("score", videos, "--bench", bench, "--frames", 5, "--json", out) == 0
+    results = json.loads(out.read_text())
+    assert results["fine/md_vid_lk"]["value"] < 4 and results["object/md_vid_lk"]["value"] < 4
+    assert "tracks rescaled" in results["fine/md_vid_lk"]["protocol"]
+
+
+def test_real_clips_against_themselves(shared, tmp_path):
+    for name in CLIPS:
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        shutil.copy(shared / "clips" / f"{name}.mp4", tmp_path / "clips")
+    metrics = tmp_path / "metrics.yaml"
+    metrics.write_text("- class_path: metrics.FrechetVideoDistance\n- class_path: metrics.FrechetImageDistance\n")
+    out, folder = tmp_path / "scores.json", tmp_path / "clips"
+    assert remoco("score", folder, "--reference", folder, "--metrics", metrics, "--frames", 8, "--json", out) == 0
+    results = json.loads(out.read_text())
+    assert set(results) == {"fvd_random_features", "fid_random_features"}
+    assert all(abs(entry["value"]) < 1e-6 and entry["n"] == 4 for entry in results.values())
+
+
+def test_what_is_missing_short_or_broken_is_named_or_counted(videos, bench, tmp_path, capsys):
+    fine = next((videos / "Fine_grained_control").glob("*.mp4"))
+    other = next((videos / "object_control").glob("*.mp4"))
+    out = tmp_path / "scores.json"
+    command = ("score", videos, "--bench", bench, "--frames", 5)
+    fine.write_bytes(b"broken")
+    assert remoco(*command) == 2 and fine.name in last_line(capsys)
+    assert remoco(*command, "--skip-unreadable", "--json", out) == 0
+    results = json.loads(out.read_text())
+    assert not any(name.startswith("fine/") for name in results)
+    assert "1 videos left out" in results["object/md_vid_lk"]["protocol"]
+    fine.unlink()
+    assert remoco(*command) == 2
+    assert "1 of the 2 videos" in (said := last_line(capsys)) and "Fine_grained_control/sprite-000" in said
+    write_video(other, np.zeros((2, 64, 96, 3), np.uint8), 8)
+    assert remoco("score", videos, "--reference", videos, "--frames", 5) == 2
+    assert "has 2 frames, expected at least 5" in last_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "--bench, --reference: give exactly one"),
+        (["--bench", "nowhere"], "benchmark nowhere: no such folder"),
+        (["--reference", "EMPTY"], "no videos in it"),
+        (["--reference", "VIDEOS", "--frames", "1"], "--frames is 1"),
+        (["--reference", "VIDEOS", "--metrics", "nowhere.yaml"], "--metrics nowhere.yaml: no such file"),
+        (["--reference", "VIDEOS", "--metrics", "WRONG"], "metrics.NoSuchMetric"),
+    ],
+)
+def test_mistakes_are_one_line(videos, tmp_path, capsys, arguments, said):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "wrong.yaml").write_text("- class_path: metrics.NoSuchMetric\n")
+    names = {"EMPTY": tmp_path / "empty", "VIDEOS": videos, "WRONG": tmp_path / "wrong.yaml"}
+    assert remoco("score", videos, *[names.get(argument, argument) for argument in arguments]) == 2
+    assert said in last_line(capsys)
+
+
+def test_a_study_from_pages_to_ratios(videos, bench, tmp_path, capsys):
+    other = shutil.copytree(videos, tmp_path / "theirs")
+    out = tmp_path / "page"
+    assert remoco("study", "pages", videos, other, "--out", out, "--bench", bench) == 0
+    page = (out / "index.html").read_text()
+    assert "http" not in page and "{{" not in page  # one folder, nothing from outside
+    assert "ours" not in page and "theirs" not in page  # blind
+    files = sorted(path.name for path in (out / "videos").iterdir())
+    assert files == [f"000{i}-{kind}" for i in (0, 1) for kind in ("left.mp4", "right.mp4", "tracks.png")]
+    assert remoco("study", "pages", videos, other, "--out", out) == 2 and "holds files already" in last_line(capsys)
+    next(other.rglob("*.mp4")).unlink()
+    assert remoco("study", "pages", videos, other, "--out", tmp_path / "x") == 2
+    assert "theirs: 1 videos of the other system are missing" in last_line(capsys)
+
+
+def answers(rater: str, choices: dict[str, str], study: str = "s") -> dict:
+    listed = [
+        {"pair": pair, "question": "motion_quality", "winner": w, "loser": {"a": "b", "b": "a"}[w]}
+        for pair, w in choices.items()
+    ]
+    return {"study": study, "rater": rater, "answers": listed}
+
+
+def test_ratios_are_binomial_and_count_an_answer_once(tmp_path, capsys):
+    """8 of 10: Clopper and Pearson's interval is 44.39 % to 97.48 %."""
+    one = answers("one", {str(i): "a" if i < 4 else "b" for i in range(5)})
+    two = answers("two", dict.fromkeys("01234", "a") | {"4": "b"})
+    for name, content in (("one", one), ("two", two), ("again", one)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    out = tmp_path / "ratios.json"
+    files = [tmp_path / f"{name}.json" for name in ("one", "two", "again")]
+    assert remoco("study", "ratios", *files, "--json", out) == 0
+    result = json.loads(out.read_text())["motion_quality"]
+    assert result["n"] == 10 and result["raters"] == 2 and result["systems"]["a"]["ratio"] == 0.8
+    assert result["systems"]["a"]["interval"] == pytest.approx([0.4439, 0.9748], abs=1e-4)
+    assert result["systems"]["b"]["interval"] == pytest.approx([0.0252, 0.5561], abs=1e-4)
+    assert "80.00%" in capsys.readouterr().out
+    (tmp_path / "other.json").write_text(json.dumps(answers("three", {"0": "a"}, study="t")))
+    assert remoco("study", "ratios", files[0], tmp_path / "other.json") == 2
+    assert "different studies" in last_line(capsys)
+    (tmp_path / "none.json").write_text("[]")
+    assert remoco("study", "ratios", tmp_path / "none.json") == 2 and "not the answers" in last_line(capsys)
+    assert preference_ratios([]) == {}

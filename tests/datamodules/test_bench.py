@@ -1,0 +1,132 @@
+"""Benchmarks in ReMoCo-Bench's layout: both levels, sizes, both names of the JSON, a line per broken sample, known answers."""
+
+import json
+
+import numpy as np
+import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
+
+from datamodules import BadClip, BenchmarkDataModule
+from datamodules.bench import fitting_size, read_pair, readable_pairs, resized, scaled_tracks
+from datamodules.errors import BadShards
+from datamodules.sprite_bench import write_sprite_bench
+from datamodules.videos import read_frames, write_video
+
+FINE, OBJECT = "Fine_grained_control", "object_control"
+
+
+def write(root, key, size=(40, 60), tracks=(((5, 6), (10.5, 20)),), name="meta_data.json", mask=True):
+    folder = root / key
+    folder.mkdir(parents=True)
+    Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(folder / "first_frame.png")
+    brush = np.zeros(size, np.uint8)
+    brush[2:9, 3:8] = 1  # any non-zero value is brush
+    if mask:
+        Image.fromarray(brush).save(folder / "first_frame_mask.png")
+    (folder / name).write_text(json.dumps({"traj_key_points": tracks}))
+    return folder
+
+
+def test_both_levels_both_names_and_any_size(tmp_path):
+    write(tmp_path, f"{FINE}/b", (40, 60))
+    write(tmp_path, f"{FINE}/a", (64, 33), name="meta_data_new.json")
+    write(tmp_path, f"{OBJECT}/a", (50, 50), tracks=[[[1, 2]], [[3, 4], [5, 6], [7, 8]]])
+    pairs, broken = readable_pairs(tmp_path)
+    assert [pair.key for pair in pairs] == [f"{FINE}/a", f"{FINE}/b", f"{OBJECT}/a"] and broken == []
+    assert [pair.level for pair in pairs] == ["fine", "fine", "object"]
+    assert pairs[1].brush.sum() == 35 and pairs[1].tracks[0].tolist() == [[5, 6], [10.5, 20]]
+    assert [len(track) for track in pairs[2].tracks] == [1, 3] and pairs[0].image.shape == (64, 33, 3)
+
+
+def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
+    write(tmp_path, f"{FINE}/good")
+    write(tmp_path, f"{FINE}/no-mask", mask=False)
+    write(tmp_path, f"{FINE}/outside", tracks=[[[70, 5], [1, 1]]])
+    write(tmp_path, f"{FINE}/empty", tracks=[])
+    write(tmp_path, f"{OBJECT}/shape", tracks=[[[1, 2, 3]]])
+    write(tmp_path, f"{OBJECT}/nan", tracks=[[[1, float("nan")]]])
+    write(tmp_path, f"{OBJECT}/picture")
+    (tmp_path / OBJECT / "picture" / "first_frame.png").write_bytes(b"not a picture")
+    (write(tmp_path, f"{OBJECT}/json") / "meta_data.json").write_text("{")
+    small = write(tmp_path, f"{OBJECT}/small")
+    Image.fromarray(np.zeros((3, 3), np.uint8)).save(small / "first_frame_mask.png")
+    data = BenchmarkDataModule(str(tmp_path), num_workers=0)
+    data.setup("test")
+    assert data.keys == [f"{FINE}/good"] and len(data.broken) == 8 and all("\n" not in line for line in data.broken)
+    for name, said in {
+        "no-mask/first_frame_mask.png": "no such file", "outside/meta_data.json": "starts at (70, 5), outside the 40 x 60",
+        "empty/meta_data.json": "at least one track", "shape/meta_data.json": "traj_key_points[0]",
+        "nan/meta_data.json": "finite", "picture/first_frame.png": "not a readable picture", "json/meta_data.json": "expected",
+        "small/first_frame_mask.png": "3 x 3, expected the size of first_frame.png, 40 x 60",
+    }.items():  # fmt: skip
+        assert any(name in line and said in line for line in data.broken), name
+    assert caplog.text.count("benchmark sample left out") == 8
+
+
+def test_no_benchmark_is_one_line(tmp_path):
+    with pytest.raises(MisconfigurationException, match="data.root: benchmark .*nowhere: no such folder"):
+        BenchmarkDataModule(str(tmp_path / "nowhere")).setup("test")
+    with pytest.raises(BadShards, match="no samples, expected"):
+        readable_pairs(tmp_path)
+    write(tmp_path, f"{FINE}/x", tracks=[])
+    with pytest.raises(BadShards, match="none of its 1 samples can be used"):
+        readable_pairs(tmp_path)
+    with pytest.raises(MisconfigurationException, match="data.height=100"):
+        BenchmarkDataModule(str(tmp_path), height=100)
+
+
+def test_tracks_move_with_the_pixels(tmp_path):
+    write(tmp_path, f"{FINE}/a", (40, 60), tracks=[[[0, 0], [59, 39]], [[29.5, 19.5]]])
+    pair = read_pair(tmp_path, f"{FINE}/a")
+    corners, middle = scaled_tracks(pair, 80, 120)
+    assert corners.tolist() == [[0.5, 0.5], [118.5, 78.5]] and middle.tolist() == [[59.5, 39.5]]
+    small = resized(pair, 20, 30)
+    assert small.image.shape == (20, 30, 3) and small.brush.shape == (20, 30) and small.brush.any()
+    assert small.tracks[0][0].tolist() == [0, 0]  # not -0.25: a start stays inside
+
+
+@pytest.mark.parametrize(
+    "image, expected",
+    [((320, 512), (320, 512)), ((512, 512), (384, 384)), ((1080, 1920), (320, 512)), ((600, 400), (512, 320))],
+)
+def test_the_size_is_near_the_pictures_own_shape(image, expected):
+    assert fitting_size(image, 320, 512) == expected
+
+
+def test_loader_gives_each_pair_once_at_the_networks_size(tmp_path):
+    write(tmp_path, f"{FINE}/a", (100, 160))
+    write(tmp_path, f"{OBJECT}/b", (90, 90))
+    data = BenchmarkDataModule(str(tmp_path), 64, 128, num_workers=0)
+    data.setup("test")
+    batches = list(data.test_dataloader())
+    assert [batch["key"] for batch in batches] == [[f"{FINE}/a"], [f"{OBJECT}/b"]]
+    assert [batch["pair"].image.shape for batch in batches] == [(64, 128, 3), (64, 64, 3)]
+    assert [batch["position"].tolist() for batch in batches] == [[0], [1]]
+
+
+def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
+    write_sprite_bench(tmp_path / "a", pairs=1, height=64, width=96, frames=5)
+    write_sprite_bench(tmp_path / "b", pairs=1, height=64, width=96, frames=5)
+    pairs, broken = readable_pairs(tmp_path / "a")
+    assert [pair.key for pair in pairs] == [f"{FINE}/sprite-000", f"{OBJECT}/sprite-000"] and not broken
+    for pair in pairs:
+        clip = read_frames(tmp_path / "a" / "true_clips" / f"{pair.key}.mp4", 5)
+        assert clip.shape == (5, 3, 64, 96)
+        assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.image).mean() < 4  # but for the coding
+        for track in pair.tracks:
+            assert len(track) == 5 and pair.brush[tuple(track[0].astype(int)[::-1])]
+        other = read_pair(tmp_path / "b", pair.key)
+        assert np.array_equal(other.image, pair.image) and np.array_equal(other.tracks[0], pair.tracks[0])
+    with pytest.raises(BadShards, match="holds files already"):
+        write_sprite_bench(tmp_path / "a")
+
+
+def test_videos_that_are_too_short_or_none_are_named(tmp_path):
+    write_video(tmp_path / "a.mp4", np.zeros((3, 33, 47, 3), np.uint8), 8)  # odd sizes lose their last line
+    assert read_frames(tmp_path / "a.mp4", 3).shape == (3, 3, 32, 46) and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(BadClip, match="a.mp4: has 3 frames, expected at least 4"):
+        read_frames(tmp_path / "a.mp4", 4)
+    (tmp_path / "b.mp4").write_bytes(b"nothing")
+    with pytest.raises(BadClip, match="b.mp4"):
+        read_frames(tmp_path / "b.mp4", 1)

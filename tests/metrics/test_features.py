@@ -1,0 +1,178 @@
+"""The real loading code on small files in the real format: I3D, Inception, CLIP, Stable Diffusion."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+
+from metrics import CLIPFeatures, DIFTFeatures, FrameConsistency, I3DLogits, InceptionFeatures, MDImg
+from metrics.i3d import InceptionI3d, max_pool, pad_same
+from tests.metrics.test_frechet import save_script
+
+
+def video(frames: int = 2, height: int = 40, width: int = 56, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+def test_i3d_logits_take_bicubic_frames_and_refuse_other_files(tmp_path):
+    torch.manual_seed(0)
+    network = InceptionI3d().eval()
+    torch.save(network.state_dict(), tmp_path / "i3d_pretrained_400.pt")
+    logits = I3DLogits(tmp_path / "i3d_pretrained_400.pt")
+    clip = video(8)
+    pictures = [
+        Image.fromarray(f).resize((224, 224), Image.Resampling.BICUBIC) for f in clip.permute(0, 2, 3, 1).numpy()
+    ]
+    expected = network(torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+    assert torch.allclose(logits(clip[None]), expected, rtol=1e-4, atol=1e-5)
+    assert logits.num_features == 400 and "i3d-disco" in logits.protocol and logits.name == "i3d_disco"
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="other.pt: not the weights of an I3D"):
+        I3DLogits(tmp_path / "other.pt").load()
+    torch.save(network, tmp_path / "pickled.pt")  # would have to be unpickled
+    with pytest.raises(ValueError, match="pickled.pt: not a readable file of tensors"):
+        I3DLogits(tmp_path / "pickled.pt").load()
+
+
+def test_i3d_has_the_parameters_of_the_published_file():
+    """Counts and some names of the Kinetics-400 RGB network: 12.7 M parameters in 57 convolutions and the logits."""
+    state = InceptionI3d().state_dict()
+    assert (
+        sum(t.numel() for name, t in state.items() if "running" not in name and "num_batches" not in name) == 12697264
+    )
+    assert len([name for name in state if name.endswith("conv3d.weight")]) == 58
+    assert state["Conv3d_1a_7x7.conv3d.weight"].shape == (64, 3, 7, 7, 7)
+    assert state["Mixed_4f.b2b.bn.running_var"].shape == (128,) and state["logits.conv3d.bias"].shape == (400,)
+
+
+@pytest.mark.parametrize("size, kernel, stride, before, after", [(16, 7, 2, 2, 3), (15, 7, 2, 3, 3), (8, 3, 1, 1, 1)])
+def test_padding_is_tensorflows_same(size, kernel, stride, before, after):
+    x = torch.ones(1, 1, size, 1, 1)
+    padded = pad_same(x, (kernel, 1, 1), (stride, 1, 1))[0, 0, :, 0, 0]
+    assert padded.tolist() == [0] * before + [1] * size + [0] * after
+    assert max_pool(x, (kernel, 1, 1), (stride, 1, 1)).shape[2] == -(-size // stride)
+
+
+class Resizing(torch.nn.Module):
+    """The call of StyleGAN's inception-2015-12-05.pt: uint8 in, features where they are asked for."""
+
+    def forward(self, images: torch.Tensor, return_features: bool = False):
+        assert images.dtype == torch.uint8 and return_features
+        return images.float().mean((2, 3))
+
+
+def test_an_inception_that_resizes_itself_gets_uint8(tmp_path):
+    network = InceptionFeatures(save_script(Resizing(), tmp_path / "inception.pt"))
+    assert torch.equal(network(video()), video().float().mean((2, 3)))
+    assert network.num_features == 3 and "inside the network" in network.protocol
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    """A tiny CLIP in the transformers layout, with its preprocessing."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8,
+        projection_dim=8,
+    )  # fmt: skip
+    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    settings = {
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32},
+        "resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_clip_sees_the_cropped_and_normalised_picture(clip_folder, tmp_path):
+    features = CLIPFeatures(str(clip_folder))
+    picture = video(1, 32, 32)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (features_mean(clip_folder)))
+    network = CLIPVisionModelWithProjection.from_pretrained(clip_folder).eval()
+    with torch.no_grad():
+        expected = network((picture / 255 - mean) / std).image_embeds
+        assert torch.allclose(features(picture), expected, atol=1e-4)
+        wide = F.pad(picture, (16, 16))  # 32 x 64: the middle is what is seen
+        assert torch.allclose(features(wide), expected, atol=1e-4)
+    metric = FrameConsistency(features)
+    metric.update(picture.expand(3, -1, -1, -1))
+    assert metric.name == "frame_consistency" and metric.compute().item() == pytest.approx(1, abs=1e-9)
+    with pytest.raises(ValueError, match="not a CLIP"):
+        CLIPFeatures(str(tmp_path)).load()
+
+
+def features_mean(folder) -> tuple[list[float], list[float]]:
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    return settings["image_mean"], settings["image_std"]
+
+
+@pytest.fixture(scope="module")
+def sd_folder(tmp_path_factory):
+    """A tiny Stable Diffusion 2.1 in diffusers' layout, with random weights."""
+    folder = tmp_path_factory.mktemp("sd")
+    torch.manual_seed(0)
+    AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(32,) * 4, latent_channels=4,
+    ).save_pretrained(folder / "vae")  # fmt: skip
+    UNet2DConditionModel(
+        block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=(2, 2, 4, 4),
+        use_linear_projection=True,
+    ).save_pretrained(folder / "unet")  # fmt: skip
+    text = CLIPTextConfig(
+        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=8,
+    )  # fmt: skip
+    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
+    ).save_pretrained(folder / "scheduler")
+    letters = {c: i for i, c in enumerate(["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"])}
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(letters))
+    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(folder / "tokenizer" / "vocab.json"), str(folder / "tokenizer" / "merges.txt")).save_pretrained(
+        folder / "tokenizer"
+    )
+    settings = folder / "tokenizer" / "tokenizer_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 8}))
+    return folder
+
+
+def test_dift_is_the_second_up_block_and_the_same_every_time(sd_folder):
+    features = DIFTFeatures(str(sd_folder))
+    features.load()
+    image = video(1, 64, 64)[0]
+    before = torch.random.get_rng_state()
+    with torch.no_grad():
+        got, again = features(image), features(image)
+    assert torch.equal(got, again) and torch.equal(before, torch.random.get_rng_state())
+    assert got.shape == (64, 4, 4)  # channels of up block 1, at a sixteenth of the image's size
+    # the same by the whole UNet, its up block recorded
+    unet = UNet2DConditionModel.from_pretrained(sd_folder, subfolder="unet").eval()
+    seen = []
+    unet.up_blocks[1].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    generator = torch.Generator().manual_seed(42)
+    with torch.no_grad():
+        posterior = features.vae.encode(image[None].float() / 127.5 - 1).latent_dist
+        shape = (8, *posterior.mean.shape[1:])
+        latents = posterior.mean + posterior.std * torch.randn(shape, generator=generator)
+        latents = latents * features.vae.config.scaling_factor
+        noisy = features.scheduler.add_noise(latents, torch.randn(shape, generator=generator), torch.tensor(261))
+        unet(noisy, torch.tensor(261), features.prompt.expand(8, -1, -1))
+    assert torch.allclose(got, seen[0].mean(0), atol=1e-5)
+    assert "t = 261, up block 1, ensemble of 8, seed 42" in features.protocol and MDImg(features).name == "md_img"
+
+
+def test_a_folder_without_stable_diffusion_is_one_line(clip_folder):
+    with pytest.raises(ValueError, match="no vae of Stable Diffusion") as caught:
+        DIFTFeatures(str(clip_folder)).load()
+    assert "\n" not in str(caught.value)
