@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 QUICKSTART := runs/quickstart
 
-.PHONY: install lint fit test test-slow
+.PHONY: install lint demo fit test test-slow
 install: $(READY)
 
 # installed again only when what is to be installed changes
@@ -27,7 +27,11 @@ lint: $(VENV)/lint
 fit: $(READY)
 	$(BIN)/python -m lightning fit --config configs/quickstart.yaml \
 		$(if $(wildcard $(QUICKSTART)/checkpoints/last.ckpt),--ckpt_path last)
-	@echo "The strips in $(QUICKSTART)/samples show the path from clips to a controlled sample; so few steps are no learned control."
+	@echo "The strips in $(QUICKSTART)/samples come in pairs: one first frame, two motions. The numbers are in $(QUICKSTART)/metrics.json."
+
+# one stroke on a held-out first frame, by the model that the package ships
+demo: $(READY)
+	$(BIN)/remoco demo
 
 test: $(READY)
 	$(BIN)/python -m pytest -q
