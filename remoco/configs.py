@@ -54,7 +54,7 @@ def packaged(name: Path) -> Path | None:
 def check(path: Path) -> None:
     """Raise UsageError unless a file is YAML, of at most MAX_BYTES, that stands for at most MAX_VALUES values."""
     try:
-        values = _values(yaml.compose(read_regular(path, MAX_BYTES), Loader=yaml.SafeLoader), {})
+        values = _values(yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader), {})
     except RecursionError:
         raise UsageError(f"--config {path}: nested too deeply, or an alias holds itself") from None
     except (ValueError, yaml.YAMLError) as error:

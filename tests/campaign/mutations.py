@@ -1,0 +1,268 @@
+"""Damaged and hostile inputs, by chance: bytes flipped, cut and grown, and fields that a tool of the user's may have signed."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.campaign.child import CONFIG
+from tests.campaign.table import Attempt, Box
+
+LIMIT = 300.0  # seconds; an attempt takes one or two on a machine that is not busy
+READING, FITTING = 400 << 20, 3 << 30  # bytes more than after the imports
+DEEP = "deep"  # stands for nesting without end, which no writer of JSON or YAML gives
+VALUES = [
+    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x", "../../escape",
+    "/abs/escape", "a\0b", "é" * 300, "1" * 5000, [], {}, [1, 2, 3], {"a": 1}, [[]], DEEP,
+]  # fmt: skip
+
+
+class Mutations:
+    """Attempts on copies of a sound set, checkpoint, config, videos and tar."""
+
+    def __init__(self, box: Box, videos: Path) -> None:
+        self.box, self.videos = box, videos
+        self.set, self.run = box.root / "whole-mutations-set", box.root / "whole-mutations-run"
+        with box.attempt() as attempt:
+            if attempt.run("prepare", str(videos), str(attempt.out / "set"), limit=LIMIT):
+                raise SystemExit(f"a sound preparation failed:\n{attempt.said[-3000:]}")
+            shutil.copytree(attempt.out / "set", self.set)
+        with box.attempt() as attempt:
+            config = self._config(attempt, max_steps=4)
+            if attempt.run("fit", ["--config", str(config)], limit=LIMIT):
+                raise SystemExit(f"a sound fit failed:\n{attempt.said[-3000:]}")
+            shutil.copytree(attempt.out / "run", self.run)
+
+    def attempt(self, rng: random.Random) -> tuple[str, Attempt]:
+        """(what was damaged, how it ended)."""
+        kinds = [self._shards] * 5 + [self._signed] * 6 + [self._members] * 4 + [self._checkpoint] * 3
+        kinds += [self._fields] + [self._yaml] + [self._video] * 4 + [self._tar] * 4
+        return rng.choice(kinds)(rng)
+
+    # Sets
+
+    def _copy(self, attempt: Attempt) -> Path:
+        folder = attempt.inputs / "set"
+        shutil.copytree(self.set, folder)
+        for path in folder.iterdir():
+            path.chmod(0o644)
+        return folder
+
+    def _read(self, attempt: Attempt, folder: Path, signed: bool) -> None:
+        code = attempt.run("read", str(folder), str(self.set), signed, limit=LIMIT, memory=READING)
+        attempt.survived, attempt.differing = code == 0, attempt.answer()
+
+    def _shards(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            folder = self._copy(attempt)
+            path = rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".json")])
+            # the index itself has no checksum over it
+            path.write_bytes(damaged(path.read_bytes(), rng))
+            self._read(attempt, folder, signed=path.name in ("index.json", "prepare.json"))
+        return "bytes of shards", attempt
+
+    def _signed(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            folder = self._copy(attempt)
+            index = json.loads((folder / "index.json").read_bytes())
+            sidecars = sorted(folder.glob("*.index.json"))
+            if rng.random() < 0.5:
+                path = rng.choice(sidecars)
+                data = written(changed(json.loads(path.read_bytes()), rng))
+                path.write_bytes(data)
+                for entry in index["shards"]:
+                    if entry["name"] == path.name.replace(".index.json", ".tar"):
+                        entry["index_crc32"] = zlib.crc32(data)
+                (folder / "index.json").write_bytes(written(index))
+            else:
+                (folder / "index.json").write_bytes(written(changed(index, rng)))
+            self._read(attempt, folder, signed=True)
+        return "fields of indices", attempt
+
+    def _members(self, rng: random.Random) -> tuple[str, Attempt]:
+        """Members damaged in place, every checksum made anew."""
+        with self.box.attempt() as attempt:
+            folder = self._copy(attempt)
+            path = rng.choice(sorted(folder.glob("*.tar")))
+            where = path.with_name(path.name.replace(".tar", ".index.json"))
+            sidecar, index = json.loads(where.read_bytes()), json.loads((folder / "index.json").read_bytes())
+            kind = rng.choice(sorted(sidecar["members"]))
+            place = rng.choice(sidecar["members"][kind])
+            shard = path.read_bytes()
+            member = shard[place[0] : place[0] + place[1]]
+            if kind == "json" and rng.random() < 0.8:
+                member = written(changed(json.loads(member), rng))
+            else:
+                member = damaged(member, rng)
+            place[:] = [len(shard), len(member), zlib.crc32(member)]
+            path.write_bytes(shard + member)
+            sidecar["bytes"] = len(shard) + len(member)
+            where.write_bytes(written(sidecar))
+            for entry in index["shards"]:
+                if entry["name"] == path.name:
+                    entry |= {"bytes": sidecar["bytes"], "index_crc32": zlib.crc32(where.read_bytes())}
+            (folder / "index.json").write_bytes(written(index))
+            self._read(attempt, folder, signed=True)
+        return "signed members", attempt
+
+    # Runs
+
+    def _config(self, attempt: Attempt, **trainer: Any) -> Path:
+        config = yaml.safe_load(CONFIG.read_text())
+        config["trainer"] |= trainer
+        config["trainer"]["logger"]["init_args"]["save_dir"] = str(attempt.out)
+        config["data"]["init_args"]["root"] = str(self.box.sprites)
+        (attempt.inputs / "config.yaml").write_text(yaml.safe_dump(config))
+        return attempt.inputs / "config.yaml"
+
+    def _checkpoint(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            sound = self.run / "checkpoints/last.ckpt"
+            path = attempt.inputs / "last.ckpt"
+            path.write_bytes(damaged(sound.read_bytes(), rng))
+            code = attempt.run("checkpoint", str(path), str(sound), limit=LIMIT, memory=READING)
+            attempt.survived, attempt.differing = code == 0, attempt.answer()
+        return "bytes of checkpoints", attempt
+
+    def _fields(self, rng: random.Random) -> tuple[str, Attempt]:
+        """Fields of a checkpoint, missing or of any value; the run goes on, or is refused in one line."""
+        import torch
+
+        with self.box.attempt() as attempt:
+            found = torch.load(self.run / "checkpoints/last.ckpt", weights_only=True)
+            path = attempt.inputs / "last.ckpt"
+            torch.save(changed(found, rng, tensors=True), path)
+            self._fit(attempt, self._config(attempt, max_steps=6), "--ckpt_path", str(path))
+        return "fields of checkpoints", attempt
+
+    def _yaml(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            path = self._config(attempt, max_steps=2)
+            draw = rng.random()
+            if draw < 0.2:
+                path.write_bytes(damaged(path.read_bytes(), rng))
+            elif draw < 0.3:
+                rows = [f"a{n}: &a{n} [{', '.join(['*a%d' % (n - 1)] * 9) if n else 'x'}]" for n in range(20)]
+                path.write_text(path.read_text() + "\n".join(rows) + "\n")
+            else:
+                text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng))
+                path.write_text(text.replace(DEEP, "[" * 5000 + "]" * 5000, 1))
+            self._fit(attempt, path, "--trainer.fast_dev_run", "1", "--model.init_args.random_init", "micro")
+        return "YAMLs", attempt
+
+    def _fit(self, attempt: Attempt, config: Path, *more: str) -> None:
+        code = attempt.run("fit", ["--config", str(config), *more], limit=LIMIT, memory=FITTING)
+        attempt.survived = code == 0 or code == 2
+
+    # Sources
+
+    def _prepare(self, attempt: Attempt) -> None:
+        out = str(attempt.out / "set")
+        code = attempt.run("prepare", str(attempt.inputs), out, limit=LIMIT, memory=FITTING)
+        # a decoder that crashes, hangs or takes all memory costs its video, in the pool's process: SIGALRM, SIGSEGV, ...
+        attempt.survived = code in (0, 2, -14, -11, -6, -8)
+
+    def _video(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            source = rng.choice(sorted(path for path in self.videos.iterdir() if path.suffix != ".txt"))
+            (attempt.inputs / source.name).write_bytes(damaged(source.read_bytes(), rng))
+            self._prepare(attempt)
+        return "videos", attempt
+
+    def _tar(self, rng: random.Random) -> tuple[str, Attempt]:
+        with self.box.attempt() as attempt:
+            video = min((path.read_bytes() for path in self.videos.glob("*.mp4")), key=len)
+            data = io.BytesIO()
+            with tarfile.open(fileobj=data, mode="w") as tar:
+                for name, content in (
+                    ("a.mp4", video),
+                    ("a.txt", b"text"),
+                    ("b.json", b'{"caption": "c"}'),
+                    ("b.mp4", video),
+                ):
+                    info = tarfile.TarInfo(rng.choice(["../" + name, "/abs/" + name]) if rng.random() < 0.1 else name)
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+            whole = bytearray(data.getvalue())
+            if rng.random() < 0.7:  # a number or type of a header, with its checksum made anew
+                at = 512 * rng.choice(
+                    [block for block in range(len(whole) // 512) if whole[512 * block + 257 :][:5] == b"ustar"]
+                )
+                header = whole[at : at + 512]
+                if rng.random() < 0.5:
+                    header[156] = rng.choice(b"01234567xgLKSV")
+                else:
+                    header[124:136] = rng.choice(
+                        [b"\x80" + (2**40).to_bytes(11, "big"), b"\xff" * 11 + b"\x00", b"77777777777\0"]
+                    )
+                header[148:156] = b" " * 8
+                header[148:156] = b"%06o\0 " % sum(header)
+                whole[at : at + 512] = header
+            else:
+                whole = bytearray(damaged(bytes(whole), rng))
+            (attempt.inputs / "x.tar").write_bytes(whole)
+            self._prepare(attempt)
+        return "tars", attempt
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bytes flipped, cut off, repeated, taken out or overwritten."""
+    found = bytearray(data)
+    for _ in range(rng.choice([1, 1, 2, 5, 20])):
+        at, length = rng.randrange(max(1, len(found))), rng.choice([1, 1, 2, 4, 8, 100])
+        draw = rng.random()
+        if draw < 0.5 and found:
+            found[at] ^= 1 << rng.randrange(8)
+        elif draw < 0.7:
+            found[at : at + length] = rng.choice([b"\xff", b"\0", b"\x7f", b"["]) * length
+        elif draw < 0.8:
+            del found[at : at + length]
+        elif draw < 0.9:
+            found[at:at] = found[at : at + length]
+        else:
+            del found[at:]
+    return bytes(found)
+
+
+def changed(value: Any, rng: random.Random, tensors: bool = False) -> Any:
+    """A nested value with one or a few of its fields gone or replaced."""
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        places = list(_places(value))
+        parent, key = rng.choice(places)
+        if rng.random() < 0.3:
+            del parent[key]
+        else:
+            choices = VALUES
+            if tensors and hasattr(parent[key], "shape"):
+                choices = [
+                    None,
+                    parent[key].double() * float("nan"),
+                    parent[key].reshape(-1)[:1],
+                    parent[key].new_zeros(()),
+                    5,
+                ]
+            parent[key] = rng.choice(choices)
+        if not list(_places(value)):
+            break
+    return value
+
+
+def _places(value: Any, depth: int = 0):
+    """Every (container, key) of a nested value; those near the root as often as all below them."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in list(items):
+        yield value, key
+        yield from _places(each, depth + 1)
+
+
+def written(value: Any) -> bytes:
+    """As JSON, nesting included that json itself does not write."""
+    return json.dumps(value).replace(f'"{DEEP}"', "[" * 100_000 + "]" * 100_000, 1).encode()
