@@ -5,6 +5,7 @@ from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, resolve_che
 from callbacks.control_error import ControlErrors
 from callbacks.ema import EMA
 from callbacks.last_checkpoint import LastCheckpoint
+from callbacks.model_table import ModelTable
 from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
 from callbacks.sample_logger import SampleLogger
@@ -18,6 +19,7 @@ __all__ = [
     "BestCheckpoint",
     "ControlErrors",
     "LastCheckpoint",
+    "ModelTable",
     "PredictionWriter",
     "RunFolder",
     "SampleLogger",

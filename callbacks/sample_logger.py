@@ -93,21 +93,23 @@ class SampleLogger(Callback):
         clear_leftovers(folder)
         rank_zero_print(f"Sampling {len(self._batches)} clips at step {step} ...")
         start = time.perf_counter()
-        strips = []
+        strips, narrow = [], []
         for index, batch in enumerate(self._batches):
-            strips.append(self._strip(trainer, pl_module, batch, step))
+            panels, title = self._panels(trainer, pl_module, batch), f"step {step}   {batch['key'][0]}"
+            strips.append(strip(panels, title))
+            narrow.append(strip(panels, title, columns=2))  # TensorBoard's cards are some 400 pixels wide
             write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
         write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
             for index in range(len(strips)):
                 log_video(logger, f"samples/clip-{index:02d}", folder / f"clip-{index:02d}.mp4", step)
             if isinstance(logger, TensorBoardLogger):
-                self._to_tensorboard(logger, strips, step)
+                self._to_tensorboard(logger, narrow, step)
                 logger.save()  # a checkpoint will say that this step has its samples
         self._sampled_at = step
         rank_zero_print(f"Sampled in {time.perf_counter() - start:.1f} s: {folder}")
 
-    def _strip(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any], step: int) -> np.ndarray:
+    def _panels(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
         with sampling(trainer, pl_module):
             control = pl_module.control(batch)[0]
@@ -122,7 +124,7 @@ class SampleLogger(Callback):
         }
         if "video" in batch:  # absent when latents are cached
             panels["reference"] = to_pictures(batch["video"][0])
-        return strip(panels, f"step {step}   {batch['key'][0]}")
+        return panels
 
     def _to_tensorboard(self, logger: TensorBoardLogger, strips: list[np.ndarray], step: int) -> None:
         """As GIFs: `SummaryWriter.add_video` writes nothing without moviepy, and says nothing."""

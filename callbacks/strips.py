@@ -29,13 +29,14 @@ def panel_factor(width: int) -> int:
     return max(1, -(-MIN_PANEL // width))
 
 
-def strip(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
-    """Panels side by side, each under its label, under one title.
+def strip(panels: dict[str, np.ndarray], title: str, columns: int | None = None) -> np.ndarray:
+    """Panels side by side, or in rows of `columns`, each under its label, under one title.
 
     Args:
         panels: label -> (H, W, 3) still or (L, H, W, 3) moving picture, uint8; one L, and one H, W or a panel that is
             already enlarged by `panel_factor`.
         title: a line over all of them.
+        columns: panels in a row; None = all of them.
 
     Returns:
         (L, H', W', 3) uint8, with even H' and W' (video codecs need that); L = 1 when nothing moves.
@@ -46,22 +47,27 @@ def strip(panels: dict[str, np.ndarray], title: str) -> np.ndarray:
     width, height = width * factor, height * factor
     label_font, title_font = _font(max(12, width // 16)), _font(max(12, width // 18))
     label_height, title_height = 2 * label_font.size - 4, 2 * title_font.size
-    top = title_height + label_height
-    shape = (_even(top + height + MARGIN), _even(len(panels) * (width + GAP) - GAP + 2 * MARGIN))
+    columns = columns or len(panels)
+    row_height = label_height + height
+    rows = -(-len(panels) // columns)
+    shape = (_even(title_height + rows * row_height + MARGIN), _even(columns * (width + GAP) - GAP + 2 * MARGIN))
 
     page = Image.new("RGB", shape[::-1], PAPER)
     draw = ImageDraw.Draw(page)
     full = shape[1] - 2 * MARGIN
     draw.text((MARGIN, title_height // 2), _shorten(title, title_font, full), fill=FAINT, font=title_font, anchor="lm")
-    lefts = [MARGIN + i * (width + GAP) for i in range(len(panels))]
-    for left, label in zip(lefts, panels, strict=True):
+    places = [
+        (MARGIN + i % columns * (width + GAP), title_height + i // columns * row_height) for i in range(len(panels))
+    ]
+    for (left, top), label in zip(places, panels, strict=True):
         text = _shorten(label, label_font, width)
-        draw.text((left, title_height + label_height // 2 - 2), text, fill=INK, font=label_font, anchor="lm")
+        draw.text((left, top + label_height // 2 - 2), text, fill=INK, font=label_font, anchor="lm")
 
     moving = np.repeat(np.asarray(page)[None], frames, axis=0)
-    for left, panel in zip(lefts, panels.values(), strict=True):
+    for (left, top), panel in zip(places, panels.values(), strict=True):
         factor = width // panel.shape[-2]
-        moving[:, top : top + height, left : left + width] = panel.repeat(factor, axis=-3).repeat(factor, axis=-2)
+        inside = moving[:, top + label_height : top + row_height, left : left + width]
+        inside[:] = panel.repeat(factor, axis=-3).repeat(factor, axis=-2)
     return moving
 
 

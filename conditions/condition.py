@@ -87,21 +87,24 @@ class Condition(ABC):
         """Class path and constructor arguments, as a YAML would give them; what a checkpoint stores."""
         names = inspect.signature(type(self)).parameters
         return {
-            "class_path": f"conditions.{type(self).__name__}",
+            "class_path": class_path(type(self)),
             "init_args": {name: getattr(self, name) for name in names},
         }
 
     @staticmethod
     def from_record(record: dict[str, Any]) -> "Condition":
-        """The condition that `record` describes. Only classes of this package are made, whatever the record names.
+        """The condition that `record` describes, of a class that is imported: a record alone imports nothing.
 
         Raises:
             ValueError: no such class, or arguments it does not take.
         """
         path, arguments = record.get("class_path"), record.get("init_args", {})
-        known = {f"conditions.{cls.__name__}": cls for cls in _concrete(Condition)}
+        known = {class_path(cls): cls for cls in _concrete(Condition)}
         if path not in known:
-            raise ValueError(f"class_path: expected one of {', '.join(sorted(known))}, got {path!r}")
+            raise ValueError(
+                f"class_path: expected one of {', '.join(sorted(known))}, got {path!r}; a condition of your own has to "
+                "be imported before"
+            )
         unknown = set(arguments) - set(inspect.signature(known[path]).parameters)
         if unknown:
             raise ValueError(f"init_args: {path} takes no argument {', '.join(sorted(unknown))}")
@@ -115,12 +118,17 @@ class Condition(ABC):
         return isinstance(other, Condition) and self.record() == other.record()
 
 
+def class_path(cls: type) -> str:
+    """Where a class is found: `conditions.NAME` for this package's, module and name for others."""
+    own = cls.__module__.startswith("conditions.")
+    return f"conditions.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
+
+
 def _concrete(cls: type) -> list[type]:
-    """Subclasses of `cls` that can be made and belong to this package."""
-    found: list[type] = []
-    below: list[type] = cls.__subclasses__()
-    for sub in below:
+    """Subclasses of `cls` that can be made."""
+    found = []
+    for sub in cls.__subclasses__():
         found += _concrete(sub)
-        if not inspect.isabstract(sub) and sub.__module__.startswith("conditions."):
+        if not inspect.isabstract(sub):
             found.append(sub)
     return found

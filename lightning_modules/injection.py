@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal, TypeVar
 
 import torch.nn.functional as F
@@ -85,6 +86,28 @@ class Add(nn.Module):
 KINDS = {"modulation": Modulation, "concat": Concat, "add": Add}
 
 
+def place_class(kind: str) -> type[nn.Module]:
+    """The class of an injection's places: one of `KINDS`, or one of your own by its class path, as `my.module.Place`.
+
+    It is made with (channels of the motion feature, channels of the UNet's level) and has `coefficients` and `forward`
+    as `Modulation` has them.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if kind in KINDS:
+        return KINDS[kind]
+    module, _, name = kind.rpartition(".")
+    expected = f"expected one of {', '.join(KINDS)}, or the class path of a module with `coefficients`"
+    try:
+        found = getattr(import_module(module), name) if module else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"injection is {kind!r}, {expected} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "coefficients")):
+        raise ValueError(f"injection is {kind!r}, {expected}")
+    return found
+
+
 def per_clip(h: Tensor, part: Tensor) -> Tensor:
     """(n*B*L, C, h, w) -> (n, B*L, C, h, w): guidance runs n branches that share the clips' motion."""
     return h.unflatten(0, (-1, len(part)))
@@ -106,7 +129,7 @@ class Injection(nn.Module):
     them n times.
 
     Args:
-        kind: `modulation`, `concat` or `add`.
+        kind: `modulation`, `concat`, `add`, or a class path.
         channels: Channels of the UNet's levels.
         feature_channels: Channels of the motion features, scale by scale.
         seed: Seed of the initial weights.
@@ -114,11 +137,10 @@ class Injection(nn.Module):
 
     def __init__(self, kind: str, channels: Sequence[int], feature_channels: Sequence[int], seed: int = 0):
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"injection is {kind!r}, expected one of {', '.join(KINDS)}")
+        place = place_class(kind)
         with seeded(seed):
-            self.down = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels, channels))
-            self.up = nn.ModuleList(KINDS[kind](f, c) for f, c in zip(feature_channels[::-1], channels[::-1]))
+            self.down = nn.ModuleList(place(f, c) for f, c in zip(feature_channels, channels))
+            self.up = nn.ModuleList(place(f, c) for f, c in zip(feature_channels[::-1], channels[::-1]))
         self._features: list[Tensor] | None = None
         self._coefficients: list[tuple[Tensor, ...]] | None = None
 
@@ -147,13 +169,13 @@ class Injection(nn.Module):
 
 
 def attach(
-    unet: UNetSpatioTemporalConditionModel, kind: Literal["modulation", "concat", "add"] = "modulation", seed: int = 0
+    unet: UNetSpatioTemporalConditionModel, kind: str = "modulation", seed: int = 0
 ) -> Injection:
     """Hook an injection into the UNet: right after conv1 of the first res block of every down and up level.
 
     Args:
         unet: Stock diffusers UNet; its code and its state dict stay as they are.
-        kind: `modulation` (eq. 8), `concat` or `add` (the ablation).
+        kind: `modulation` (eq. 8), `concat` or `add` (the ablation), or a class path.
         seed: Seed of the initial weights.
 
     Returns:

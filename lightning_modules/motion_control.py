@@ -41,7 +41,8 @@ class MotionControlModule(record.RecordedModule):
             that samples are pictures, `pca` keeps their first components, fitted once to the training set.
         pca_channels: How many components.
         train_base: Train the UNet too; for configurations without a pretrained base.
-        injection: How motion features enter the UNet: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9).
+        injection: How motion features enter the UNet: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9),
+            or the class path of your own.
         lora: LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null.
         lora_rank: Rank of LoRA; its alpha is the same, so its scale is 1.
         flow_scale: Factor on the motion encoder's first weights of dx and dy; below 1 pixels do not drown the mask.
@@ -72,7 +73,7 @@ class MotionControlModule(record.RecordedModule):
         latents: Literal["vae", "space_to_depth", "pca"] = "vae",
         pca_channels: int = 8,
         train_base: bool = False,
-        injection: Literal["modulation", "concat", "add"] = "modulation",
+        injection: str = "modulation",
         lora: Literal["attention", "linear"] | None = "attention",
         lora_rank: int = 32,
         flow_scale: float = 1.0,

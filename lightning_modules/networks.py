@@ -66,7 +66,7 @@ def build_networks(
     released: str | None,
     adapter: str | None,
     train_base: bool,
-    injection: Literal["modulation", "concat", "add"],
+    injection: str,
     lora: Literal["attention", "linear"] | None,
     lora_rank: int,
     gradient_checkpointing: bool,

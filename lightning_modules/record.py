@@ -15,6 +15,7 @@ from torch import Tensor
 from conditions import Condition
 from lightning_modules import embedded
 from lightning_modules.conditioning import fit_latents
+from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.released.base import check_bundle
 from lightning_modules.restorable import check_resume, check_tensors
@@ -69,6 +70,7 @@ class RecordedModule(LightningModule):
             raise ValueError("model: released and adapter both bring what training starts from; give one")
         if self.adapter is not None and not Path(self.adapter).is_file():
             raise ValueError(f"model.adapter: no file {self.adapter}, expected adapter.safetensors or a checkpoint")
+        place_class(self.injection_kind)
         if self.train_base and self.lora:
             raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
         if self.svd_path is not None and self.latents != "vae":
@@ -100,7 +102,10 @@ class RecordedModule(LightningModule):
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if not fitting and kept != self.condition.record():
             rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
-            self.condition = Condition.from_record(kept)
+            try:
+                self.condition = Condition.from_record(kept)
+            except ValueError as error:
+                raise MisconfigurationException(f"ckpt_path: {name}: condition: {error}") from error
         check_architecture(found, self.architecture(), name)
         check_base(found, self.base_name(), name)
         if fitting:
@@ -113,14 +118,18 @@ class RecordedModule(LightningModule):
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch | {"position": position}
 
+    def own_record(self) -> dict[str, Any]:
+        """What the trained tensors belong to, as plain values."""
+        return {
+            "architecture": self.architecture(), "base": self.svd.identity, "sampling": self.sampling(),
+            "optimization": self.plan.record(),
+        }  # fmt: skip
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep what was trained and fitted, and add the record."""
         stored = self.stored()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in stored}
-        checkpoint[KEY] = {
-            "architecture": self.architecture(), "base": self.svd.identity, "sampling": self.sampling(),
-            "optimization": self.plan.record(),
-        }  # fmt: skip
+        checkpoint[KEY] = self.own_record()
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
-from callbacks import LastCheckpoint, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
+from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
 from callbacks.loggers import settle
 from callbacks.run_folder import MARKER
 from datamodules.errors import DISK_ERRORS, BadShards, UsageError
@@ -89,6 +89,14 @@ class CLI(LightningCLI):
             super().instantiate_classes()
         except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
             raise MisconfigurationException(str(error)) from error
+
+    def instantiate_trainer(self, **options: Any) -> Any:
+        """With our table of what trains in the place of Lightning's."""
+        config = self._get(self.config_init, "trainer", default={})
+        if self.subcommand == "fit" and config.get("enable_model_summary") is not False:
+            config["callbacks"] = [*(config.get("callbacks") or []), ModelTable()]
+            options["enable_model_summary"] = False
+        return super().instantiate_trainer(**options)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Lightning's would train the frozen parameters too, before there are any; the module's own does it later."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from datamodules import flow_codec
 from datamodules.errors import UsageError
@@ -23,7 +23,7 @@ def prepare(
     videos: str,
     shards: str,
     root: str | None = None,
-    tracker: Literal["dis", "dot"] = "dis",
+    tracker: str = "dis",
     dot: DotOptions = _DOT,
     frames: int = 16,
     fps: float = 8.0,
@@ -46,7 +46,8 @@ def prepare(
         videos: folder of videos and video2dataset tars, searched with its subfolders; or a .tar; or a WebVid .csv.
         shards: folder for the shards, made if missing.
         root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
-        tracker: what makes the tracks: `dis` is optical flow without weights, `dot` the method's own tracker.
+        tracker: what makes the tracks: `dis` is optical flow without weights, `dot` the method's own tracker; or the class
+            path of your own, as my_module.Tracker.
         dot: of --tracker dot.
         frames: frames per clip.
         fps: frames per second of a clip.

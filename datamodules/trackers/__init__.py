@@ -1,5 +1,10 @@
 """Dense tracks of a clip: from frame 1 to every frame, with visibility."""
 
+import os
+import sys
+from importlib import import_module
+
+from datamodules.errors import UsageError, one_line
 from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.dis import DIS
 from datamodules.trackers.dot import DOT, DotOptions
@@ -11,14 +16,27 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
     """A tracker by name, its weights read.
 
     Args:
-        name: `dis` or `dot`.
+        name: `dis`, `dot`, or the class path of your own, which is made without arguments.
         dot: of `dot`.
         worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:
-        UsageError: files that are missing or do not fit; the message names the option.
+        UsageError: files that are missing or do not fit, or no tracker at the class path; names the option.
     """
-    return DOT(dot, worker) if name == "dot" else DIS()
+    if name in ("dis", "dot"):
+        return DOT(dot, worker) if name == "dot" else DIS()
+    module, _, attribute = name.rpartition(".")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # of a console script it is not there, of `python -m` it is
+    try:
+        tracker = getattr(import_module(module), attribute)()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"--tracker {name}: expected dis, dot or a class path ({one_line(error)})") from error
+    if not (callable(tracker) and isinstance(getattr(tracker, "version", None), str)):
+        raise UsageError(f"--tracker {name}: expected a class whose instances are called with frames and have `version`")
+    if not hasattr(tracker, "name"):
+        tracker.name = name
+    return tracker
 
 
 __all__ = ["DIS", "DOT", "DotOptions", "Tracker", "Tracks", "make_tracker"]

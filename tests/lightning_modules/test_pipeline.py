@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from PIL import Image
 
 from callbacks import EMA
+from lightning_modules.diffusion import randn
+from lightning_modules.framing import Framing
 from lightning_modules.pipeline import MotionControlPipeline
 from tests.lightning_modules.test_training import data, module, perturb, trainer
 
@@ -46,21 +48,107 @@ def test_carries_the_averaged_weights_of_a_run_with_ema(sprites, tmp_path):
         assert all(torch.equal(expected[name], p) for name, p in pipe.module.trained().items())
 
 
+@pytest.fixture(scope="module")
+def pipe(checkpoint):
+    pipe = MotionControlPipeline.from_checkpoint(checkpoint)
+    perturb(pipe.module)
+    return pipe
+
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+TRACK = [(20, 20), (30, 24), (40, 20)]
+SHORT = dict(num_frames=3, num_inference_steps=1)
+
+
 @pytest.mark.parametrize(
-    "image, tracks, named",
+    "changes, named",
     [
-        (np.zeros((64, 64), np.uint8), [], "image"),
-        (np.zeros((64, 72, 3), np.uint8), [], "multiples of 64"),
-        (np.zeros((64, 64, 3), np.uint8), [np.zeros((0, 2))], "track 0"),
+        (dict(image=np.zeros((64, 64), np.uint8)), "image"),
+        (dict(image="no/such.png"), "no/such.png"),
+        (dict(height=72), "height is 72"),
+        (dict(tracks=[np.zeros((0, 2))]), "track 0"),
+        (dict(tracks=[[["a", "b"]]]), "track 0"),
+        (dict(brush=np.ones((5, 5))), "brush"),
+        (dict(num_inference_steps=0), "num_inference_steps is 0"),
+        (dict(num_frames=1), "num_frames is 1"),
+        (dict(fps=0), "fps is 0"),
+        (dict(noise_aug_strength=float("nan")), "noise_aug_strength is nan"),
     ],
 )
-def test_what_does_not_fit_is_named(checkpoint, image, tracks, named):
+def test_what_does_not_fit_is_named(pipe, changes, named):
+    with pytest.raises(ValueError, match=named) as caught:
+        pipe(**{"image": IMAGE, "tracks": [TRACK], **SHORT, **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"no", b"", None])
+def test_a_file_that_is_no_checkpoint(tmp_path, content):
+    path = tmp_path / "x.ckpt"
+    if content is None:
+        torch.save({"remoco": {"architecture": None}}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        MotionControlPipeline.from_checkpoint(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_brushes_and_files_are_one(pipe, tmp_path):
+    brush = np.zeros((64, 64), np.uint8)
+    brush[10:40, 10:50] = 255
+    Image.fromarray(IMAGE).save(tmp_path / "image.png")
+    rgba = np.dstack([np.zeros((64, 64, 3), np.uint8), brush])  # a painting program's layer
+    Image.fromarray(rgba, "RGBA").save(tmp_path / "brush.png")
+    arrays = pipe(IMAGE, [TRACK], brush, **SHORT)
+    assert np.array_equal(arrays, pipe(Image.fromarray(IMAGE), [TRACK], Image.fromarray(brush), **SHORT))
+    assert np.array_equal(arrays, pipe(tmp_path / "image.png", [TRACK], str(tmp_path / "brush.png"), **SHORT))
+    assert not np.array_equal(arrays, pipe(IMAGE, [TRACK], None, **SHORT))
+
+
+def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recwarn):
     pipe = MotionControlPipeline.from_checkpoint(checkpoint)
-    with pytest.raises((ValueError, MisconfigurationException), match=named):
-        pipe(image, tracks)
+    wide = np.repeat(np.repeat(IMAGE, 2, 0), 2, 1)  # twice the size: scaling down gives the image back
+    wide = np.concatenate([np.zeros((128, 10, 3), np.uint8), wide, np.zeros((128, 10, 3), np.uint8)], axis=1)
+    seen = {}
+    pipe.module.condition.draw = lambda tracks, brush, *size: seen.update(t=tracks, b=brush) or torch.zeros(3, 3, 64, 64)
+    for _ in range(2):
+        video = pipe(wide, [[(10 + 2 * 20 + 0.5, 2 * 20 + 0.5)]], np.ones(wide.shape[:2]), height=64, width=64, **SHORT)
+    assert video.shape == (3, 64, 64, 3)
+    assert np.allclose(seen["t"][0], [[20, 20]]) and seen["b"].shape == (64, 64) and seen["b"].all()
+    assert sum("scaled and cropped" in str(w.message) for w in recwarn.list) == 1
+    assert np.array_equal(Framing.of(wide.shape[:2], 64, 64).image(wide), IMAGE)
+    assert Framing.of((100, 200), None, None).frame == (64, 192)
 
 
-def test_a_file_that_is_no_checkpoint(tmp_path):
-    (tmp_path / "x.ckpt").write_bytes(b"no")
-    with pytest.raises(MisconfigurationException, match="x.ckpt"):
-        MotionControlPipeline.from_checkpoint(tmp_path / "x.ckpt")
+def test_seeds_and_generators(pipe):
+    def clip(**options):
+        return pipe(IMAGE, [TRACK], **SHORT, **options)
+
+    one = clip(generator=torch.Generator().manual_seed(3))
+    generator = torch.Generator().manual_seed(3)
+    assert np.array_equal(one, clip(generator=generator))
+    assert not np.array_equal(one, clip(generator=generator))
+    assert np.array_equal(clip(seed=4), clip(seed=4)) and not np.array_equal(clip(seed=4), clip(seed=5))
+
+
+def test_one_stream_per_purpose(pipe, monkeypatch):
+    """Neighbouring seeds share no noise, as they did when the second purpose took the seed after the first's."""
+    used = []
+    from lightning_modules import pipeline as source
+
+    monkeypatch.setattr(source, "randn", lambda seeds, *rest: (used.append(seeds[0]), randn(seeds, *rest))[1])
+    for seed in (0, 1, 2):
+        pipe(IMAGE, [TRACK], seed=seed, **SHORT)
+    assert len(set(used)) == 6
+
+
+def test_saved_and_loaded(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "mine")
+    again = MotionControlPipeline.from_pretrained(tmp_path / "mine").to("cpu")
+    assert np.array_equal(pipe(IMAGE, [TRACK], **SHORT), again(IMAGE, [TRACK], **SHORT))
+    assert sum(path.stat().st_size for path in (tmp_path / "mine").iterdir()) < 2e8
+    (tmp_path / "mine/motion_control.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="motion_control.safetensors"):
+        MotionControlPipeline.from_pretrained(tmp_path / "mine")
+    with pytest.raises(ValueError, match="nowhere"):
+        MotionControlPipeline.from_pretrained(tmp_path / "nowhere")

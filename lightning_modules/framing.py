@@ -1,0 +1,118 @@
+"""A person's picture, tracks and brush to a frame that the networks take: scaled to cover it and cropped in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+FACTOR = 64  # what height and width are multiples of: 8 by the VAE, 8 by the UNet
+
+Picture = Image.Image | np.ndarray | str | Path
+
+
+@dataclass(frozen=True)
+class Framing:
+    """From a picture of some size to the frame of another, as the preparation of clips does it.
+
+    Attributes:
+        size: (height, width) of the picture.
+        frame: (height, width) of the frame.
+    """
+
+    size: tuple[int, int]
+    frame: tuple[int, int]
+
+    @classmethod
+    def of(cls, size: tuple[int, int], height: int | None, width: int | None) -> Framing:
+        """The framing to `height` and `width`; what is not given is the picture's, down to a multiple of 64."""
+        given = zip(size, (height, width), strict=True)
+        frame = [max(FACTOR, own // FACTOR * FACTOR) if asked is None else asked for own, asked in given]
+        for name, value in zip(("height", "width"), frame, strict=True):
+            if value < FACTOR or value % FACTOR:
+                raise ValueError(f"{name} is {value}, expected a multiple of {FACTOR}")
+        return cls(size, (frame[0], frame[1]))
+
+    @property
+    def scaled(self) -> tuple[int, int]:
+        """(height, width) of the scaled picture, which covers the frame."""
+        scale = max(wanted / own for wanted, own in zip(self.frame, self.size, strict=True))
+        height, width = (max(w, round(own * scale)) for w, own in zip(self.frame, self.size, strict=True))
+        return height, width
+
+    @property
+    def corner(self) -> tuple[int, int]:
+        """(top, left) of the frame in the scaled picture."""
+        return (self.scaled[0] - self.frame[0]) // 2, (self.scaled[1] - self.frame[1]) // 2
+
+    def image(self, picture: np.ndarray) -> np.ndarray:
+        """(H, W, 3) uint8 picture -> the frame's."""
+        smaller = self.scaled[1] < self.size[1]
+        return self._cropped(picture, cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
+
+    def brush(self, brush: np.ndarray) -> np.ndarray:
+        """(H, W) brush of the picture -> the frame's, without shades."""
+        return self._cropped((brush != 0).astype(np.uint8), cv2.INTER_NEAREST)
+
+    def track(self, track: Any, index: int) -> np.ndarray:
+        """(n, 2) points x, y in the picture -> in the frame; the centre of a pixel stays the centre of what covers it."""
+        try:
+            points = np.asarray(track, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise ValueError(f"track {index}: expected (n, 2) numbers x, y, got points of other kinds") from None
+        if self.frame == self.size or points.ndim != 2 or points.shape[1] != 2:
+            return points  # what it is not is for the condition to say
+        scale = np.array([self.scaled[1] / self.size[1], self.scaled[0] / self.size[0]])
+        return (points + 0.5) * scale - 0.5 - np.array(self.corner[::-1])
+
+    def _cropped(self, picture: np.ndarray, method: int) -> np.ndarray:
+        if self.scaled != self.size:
+            picture = cv2.resize(np.ascontiguousarray(picture), self.scaled[::-1], interpolation=method)
+        top, left = self.corner
+        return np.ascontiguousarray(picture[top : top + self.frame[0], left : left + self.frame[1]])
+
+
+def read_image(image: Picture) -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image of any mode, an array or a file.
+
+    Raises:
+        ValueError: it is none; the message is one line.
+    """
+    picture = _opened(image, "image")
+    if isinstance(picture, Image.Image):
+        picture = np.array(picture.convert("RGB"))
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ValueError(f"image is {picture.shape} {picture.dtype}, expected (height, width, 3) uint8 (RGB)")
+    return picture
+
+
+def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> np.ndarray | None:
+    """(H, W) of a PIL image, an array or a file, non-zero where it is brushed; None stays None.
+
+    Raises:
+        ValueError: it is none, or not of the picture's size.
+    """
+    if brush is None:
+        return None
+    opened = _opened(brush, "brush")
+    if isinstance(opened, Image.Image):
+        opened = np.array(opened.getchannel("A") if opened.mode in ("RGBA", "LA") else opened.convert("L"))
+    if opened.shape != size:
+        raise ValueError(f"brush is {opened.shape}, expected the image's {size}")
+    return opened
+
+
+def _opened(picture: Any, name: str) -> Image.Image | np.ndarray:
+    if isinstance(picture, (str, Path)):
+        try:
+            with Image.open(picture) as file:
+                file.load()
+                return file
+        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name} {picture}: {' '.join(str(error).split())}") from error
+    return picture if isinstance(picture, Image.Image) else np.asarray(picture)
