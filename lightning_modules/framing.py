@@ -1,4 +1,4 @@
-"""A person's picture, tracks and brush to a frame that the networks take: scaled to cover it and cropped in the middle."""
+"""A person's picture, tracks and brush to a frame the networks take: scaled to cover it, cropped in the middle."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Framing:
         return self._cropped((brush != 0).astype(np.uint8), cv2.INTER_NEAREST)
 
     def track(self, track: Any, index: int) -> np.ndarray:
-        """(n, 2) points x, y in the picture -> in the frame; the centre of a pixel stays the centre of what covers it."""
+        """(n, 2) points x, y in the picture -> in the frame; a pixel's centre stays the centre of what covers it."""
         try:
             points = np.asarray(track, dtype=np.float64)
         except (TypeError, ValueError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
@@ -168,9 +168,7 @@ class Injection(nn.Module):
         return place(h, *(part.to(h.dtype) for part in parts))
 
 
-def attach(
-    unet: UNetSpatioTemporalConditionModel, kind: str = "modulation", seed: int = 0
-) -> Injection:
+def attach(unet: UNetSpatioTemporalConditionModel, kind: str = "modulation", seed: int = 0) -> Injection:
     """Hook an injection into the UNet: right after conv1 of the first res block of every down and up level.
 
     Args:

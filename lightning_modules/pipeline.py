@@ -235,7 +235,7 @@ class MotionControlPipeline:
             self._said = True
             (h, w), (rows, columns) = framing.size, framing.frame
             warnings.warn(
-                f"the image is {w} x {h}, the clip {columns} x {rows}: scaled and cropped in the middle as in training, "
+                f"the image is {w} x {h}, the clip {columns} x {rows}: scaled and cropped as in training, "
                 "tracks and brush with it",
                 stacklevel=3,
             )

@@ -1,4 +1,4 @@
-"""What every metric takes and gives: one clip with what it is compared with, and one result that carries its protocol."""
+"""What every metric takes and gives: a clip with what it is compared with, and a result with its protocol."""
 
 import math
 import time

@@ -16,7 +16,8 @@ class FrameConsistency(VideoMetric):
     A still clip scores 1: read it beside `MeanFlowMagnitude`.
 
     Args:
-        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published tables), or
+        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published tables)
+            or
             seeded random features when not given.
     """
 
@@ -29,6 +30,7 @@ class FrameConsistency(VideoMetric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def load(self) -> None:
+        """Read the networks, once."""
         self.feature.load()
 
     def update(self, video: Tensor) -> None:
@@ -43,12 +45,15 @@ class FrameConsistency(VideoMetric):
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         self.update(clip.video)
 
     def value(self) -> Tensor:
+        """The number, from the sums."""
         return self.total / self.clips
 
     def describe(self) -> str:
+        """The protocol, without n."""
         return f"{self.feature.protocol}; L2-normalised, cosine of consecutive frames, mean per clip, then over clips"
 
 
@@ -58,7 +63,9 @@ class DenseTracker(Protocol):
     name: str
     version: str
 
-    def __call__(self, frames: Any) -> Any: ...
+    def __call__(self, frames: Any) -> Any:
+        """See the class."""
+        ...
 
 
 class MeanFlowMagnitude(VideoMetric):
@@ -88,10 +95,13 @@ class MeanFlowMagnitude(VideoMetric):
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         self.update(clip.video)
 
     def value(self) -> Tensor:
+        """The number, from the sums."""
         return self.total / self.clips
 
     def describe(self) -> str:
+        """The protocol, without n."""
         return f"tracker {self.tracker.name} {self.tracker.version}; displacement from frame 1 in pixels, frames 2 to L"

@@ -33,7 +33,9 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UsageError(f"--tracker {name}: expected dis, dot or a class path ({one_line(error)})") from error
     if not (callable(tracker) and isinstance(getattr(tracker, "version", None), str)):
-        raise UsageError(f"--tracker {name}: expected a class whose instances are called with frames and have `version`")
+        raise UsageError(
+            f"--tracker {name}: expected a class whose instances are called with frames and have `version`"
+        )
     if not hasattr(tracker, "name"):
         tracker.name = name
     return tracker

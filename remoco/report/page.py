@@ -97,16 +97,16 @@ def _measured(systems: list[System]) -> str:
     for name in names:
         protocol = next(found[name]["protocol"] for found in results.values() if name in found)
         numbers = "".join(
-            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{_number(found[name]["value"])}</td>'
+            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{_number(found[name]["value"])}</td>'  # noqa: E501
             if name in found
             else "<td>–</td>"
             for found in results.values()
         )
         body += (
-            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary><p>{html.escape(protocol)}</p></details></th>'
+            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary><p>{html.escape(protocol)}</p></details></th>'  # noqa: E501
             f"{numbers}</tr>"
         )
-    return f'<div class="scroll"><table class="all"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table class="all"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'  # noqa: E501
 
 
 def _number(value: float) -> str:
@@ -138,7 +138,7 @@ def _strips(systems: list[System], strips: dict[str, list[str]]) -> str:
     for system in systems:
         if sources := strips.get(system.name):
             videos = "".join(
-                f'<figure class="wide"><video muted playsinline preload="metadata" src="{html.escape(source)}"></video></figure>'
+                f'<figure class="wide"><video muted playsinline preload="metadata" src="{html.escape(source)}"></video></figure>'  # noqa: E501
                 for source in sources
             )
             title = f"{html.escape(system.name)}, step {system.step}"

@@ -29,7 +29,7 @@ PREPARE = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--
 
 
 def begin(box: str, limit: float, memory: int = 0, kill_after: float = 0.0) -> None:
-    """Stand in a box of one's own; be killed at a moment, and after `limit` seconds; take at most `memory` bytes more."""
+    """Stand in a box of one's own; be killed at a moment and after `limit` seconds; take at most `memory` bytes."""
     parent, start = os.getpid(), time.monotonic()
     if os.fork() == 0:
         while os.getppid() == parent:

@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs, by chance: bytes flipped, cut and grown, and fields that a tool of the user's may have signed."""
+"""Damaged and hostile inputs, by chance: bytes flipped, cut and grown, and fields that a user's tool may sign."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = 300.0  # seconds; an attempt takes one or two on a machine that is not b
 READING, FITTING = 400 << 20, 3 << 30  # bytes more than after the imports
 DEEP = "deep"  # stands for nesting without end, which no writer of JSON or YAML gives
 VALUES = [
-    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x", "../../escape",
+    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x", "../../escape",  # noqa: E501
     "/abs/escape", "a\0b", "é" * 300, "1" * 5000, [], {}, [1, 2, 3], {"a": 1}, [[]], DEEP,
 ]  # fmt: skip
 
@@ -150,7 +150,7 @@ class Mutations:
             if draw < 0.2:
                 path.write_bytes(damaged(path.read_bytes(), rng))
             elif draw < 0.3:
-                rows = [f"a{n}: &a{n} [{', '.join(['*a%d' % (n - 1)] * 9) if n else 'x'}]" for n in range(20)]
+                rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(20)]
                 path.write_text(path.read_text() + "\n".join(rows) + "\n")
             else:
                 text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng))
@@ -167,7 +167,7 @@ class Mutations:
     def _prepare(self, attempt: Attempt) -> None:
         out = str(attempt.out / "set")
         code = attempt.run("prepare", str(attempt.inputs), out, limit=LIMIT, memory=FITTING)
-        # a decoder that crashes, hangs or takes all memory costs its video, in the pool's process: SIGALRM, SIGSEGV, ...
+        # a decoder that crashes, hangs or takes all memory costs its video, in the pool's process
         attempt.survived = code in (0, 2, -14, -11, -6, -8)
 
     def _video(self, rng: random.Random) -> tuple[str, Attempt]:

@@ -110,7 +110,9 @@ def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recw
     wide = np.repeat(np.repeat(IMAGE, 2, 0), 2, 1)  # twice the size: scaling down gives the image back
     wide = np.concatenate([np.zeros((128, 10, 3), np.uint8), wide, np.zeros((128, 10, 3), np.uint8)], axis=1)
     seen = {}
-    pipe.module.condition.draw = lambda tracks, brush, *size: seen.update(t=tracks, b=brush) or torch.zeros(3, 3, 64, 64)
+    pipe.module.condition.draw = lambda tracks, brush, *size: (
+        seen.update(t=tracks, b=brush) or torch.zeros(3, 3, 64, 64)
+    )
     for _ in range(2):
         video = pipe(wide, [[(10 + 2 * 20 + 0.5, 2 * 20 + 0.5)]], np.ones(wide.shape[:2]), height=64, width=64, **SHORT)
     assert video.shape == (3, 64, 64, 3)
