@@ -100,7 +100,7 @@ class Benchmark(Callback):
             differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise MisconfigurationException(
-                    f"{self.folder}: holds videos that were made with other {', '.join(differs)}; move the folder away, "
+                    f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
                     "or give the logger another name"
                 )
         elif trainer.is_global_zero:
