@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +18,16 @@ class Clip:
     key: str
     video: Tensor
     """(L, 3, H, W) uint8: the clip that is judged."""
-    reference: Tensor | None = None
-    """(L, 3, H, W) uint8: the real clip."""
-    tracks: Tensor | None = None
-    """(N, L, 2) float: where the drawn tracks are in each frame, x, y in pixels of `video`."""
-    flow: Tensor | None = None
-    """(L, 2, H, W) float: true displacement from frame 1 in pixels, the motion that was asked for."""
-    visibility: Tensor | None = None
-    """(L, H, W) bool: whether frame 1's pixel is seen in each frame of the real clip."""
-    other: Callable[[], Tensor] | None = None
-    """Gives (L, 3, H, W) uint8: the clip generated from the same first frame with another clip's control."""
+    reference: Any = None
+    """(L, 3, H, W) uint8 tensor: the real clip. This and what follows may be absent: None."""
+    tracks: Any = None
+    """(N, L, 2) float tensor: where the drawn tracks are in each frame, x, y in pixels of `video`."""
+    flow: Any = None
+    """(L, 2, H, W) float tensor: true displacement from frame 1 in pixels, the motion that was asked for."""
+    visibility: Any = None
+    """(L, H, W) bool tensor: whether frame 1's pixel is seen in each frame of the real clip."""
+    other: Any = None
+    """Without arguments gives (L, 3, H, W) uint8: the clip of the same first frame with another clip's control."""
 
 
 class VideoMetric(torchmetrics.Metric):
@@ -42,9 +42,11 @@ class VideoMetric(torchmetrics.Metric):
 
     name: str
     needs: tuple[str, ...] = ()
-    higher_is_better = False
+    higher_is_better: bool | None = False
     is_differentiable = False
     full_state_update = False
+    clips: Tensor
+    seconds: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -96,4 +96,4 @@ class InceptionI3d(nn.Module):
                 x = max_pool(x, *POOLS[name])
             x = self.get_submodule(name)(x)
         x = F.avg_pool3d(x, (1, 7, 7), stride=1)
-        return self.logits.conv3d(x).mean((2, 3, 4))
+        return self.logits.get_submodule("conv3d")(x).mean((2, 3, 4))
