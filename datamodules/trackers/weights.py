@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -45,6 +46,7 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
         UsageError: not such a file, or one that holds more than tensors in dictionaries.
     """
     try:
+        found: Any
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
