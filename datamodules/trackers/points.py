@@ -150,7 +150,7 @@ class CoTracker:
         code: str = CO_TRACKER,
         model: Literal["cotracker3", "cotracker2"] = "cotracker3",
     ) -> None:
-        self.name = model
+        self.name: str = model
         self._file = existing(path, "--dot-points-path", f"a checkpoint of {model}")
         self._code = code
         self._local = _is_folder(code)
@@ -253,8 +253,8 @@ def _grey(video: Tensor) -> list[np.ndarray]:
 
 
 def _dis(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    dis: Any = cv2.DISOpticalFlow_create  # type: ignore[attr-defined]  # OpenCV's stubs lack it
-    return dis(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(first, second, None)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    return method.calc(first, second, None)  # type: ignore[call-overload]  # OpenCV's stub wants a first guess
 
 
 def _read(flow: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -47,6 +47,7 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     """
     found: Any
     try:
+        found: Any
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:

@@ -275,7 +275,10 @@ def test_the_version_says_what_the_tracks_depend_on(weights, tmp_path):
         ({"num_tracks": 0}, "--dot-num-tracks 0: expected at least 1"),
         ({"width": 60}, "--dot-width 60: expected at least 64 and a multiple of 4"),
         ({"points": "tapir"}, "--dot-points-path is missing, expected a checkpoint of TAPIR or BootsTAPIR"),
-        ({"points_path": "some.pth"}, "--dot-points-path some.pth: --dot-points lk has no weights and no code"),
+        (
+            {"points_path": "some.pth"},
+            "--dot-points lk: expected neither --dot-points-path nor --dot-points-code, got some",
+        ),
     ],
 )
 def test_what_is_missing_is_one_line(weights, more, message):

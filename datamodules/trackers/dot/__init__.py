@@ -118,16 +118,20 @@ def make_points(options: DotOptions) -> PointTracker:
     Raises:
         UsageError: a file or its code is missing, or the weights do not fit.
     """
-    if options.points != "lk":
-        path, code = options.points_path, options.points_code
-        tracker = (
-            Tapir(path, code) if options.points == "tapir" else CoTracker(path, code or CO_TRACKER, options.points)
-        )
-        tracker.load()
-        return tracker
-    if options.points_path or options.points_code:
-        raise UsageError(f"--dot-points-path {options.points_path}: --dot-points lk has no weights and no code")
-    return LucasKanade()
+    path, code = options.points_path, options.points_code
+    if options.points == "lk":
+        if path or code:
+            raise UsageError(
+                f"--dot-points lk: expected neither --dot-points-path nor --dot-points-code, got {path or code}"
+            )
+        return LucasKanade()
+    tracker: Tapir | CoTracker
+    if options.points == "tapir":
+        tracker = Tapir(path, code)
+    else:
+        tracker = CoTracker(path, code or CO_TRACKER, options.points)
+    tracker.load()
+    return tracker
 
 
 def _check(options: DotOptions) -> None:
@@ -155,7 +159,7 @@ def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:
         size = (width, height)
         moved = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in moved])
         seen = np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_LINEAR) for frame in seen])
-        moved *= np.asarray([width / w, height / h], dtype=np.float32)
+        moved *= np.array([width / w, height / h], dtype=np.float32)
     visibility = seen > 0.5
     moved[0], visibility[0] = 0, True
     return Tracks(np.ascontiguousarray(moved.transpose(0, 3, 1, 2)), visibility)

@@ -186,6 +186,8 @@ class Raft(nn.Module):
             flow: to start from, (B, h, w, 2) in coarse pixels; zero where None.
             alpha: probability of being seen to start from, (B, h, w); one where None.
         """
+        if source.context is None:
+            raise ValueError("the source frame was encoded without context")
         b, _, h, w = source.matched.shape
         correlation = Correlation(source.matched, target.matched)
         net, inp = source.context.split(HIDDEN, 1)
