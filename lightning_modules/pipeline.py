@@ -100,10 +100,11 @@ class MotionControlPipeline:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.stored().items()}
+        stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
         safetensors.torch.save_file(state, folder / WEIGHTS)
         found = self.module.own_record()
-        found["sampling"] = {**self.sampling, **found["sampling"]}
+        found |= {"sampling": {**self.sampling, **found["sampling"]}, "whole": self.module.whole}
         (folder / RECORD).write_text(json.dumps(found, indent=1) + "\n")
 
     @classmethod

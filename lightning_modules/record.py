@@ -37,6 +37,7 @@ class RecordedModule(LightningModule):
         super().__init__()
         self.strict_loading = False  # on_load_checkpoint compares the names
         self.plan = Plan()  # `python -m lightning` sets it from `optimizer` and `lr_scheduler`
+        self.whole = False  # whether the file that was loaded brought the frozen base
         self.loaded = False  # whether weights of a checkpoint are in place
 
     def architecture(self) -> dict[str, Any]:
@@ -144,6 +145,7 @@ class RecordedModule(LightningModule):
             check_resume(checkpoint, self.trained(), type(data).__qualname__ if hasattr(data, "position") else None)
         whole = found.get("whole", False)
         check_names(checkpoint["state_dict"], self.stored(whole))
+        self.whole = whole
         if whole:  # it brings the base, in half precision
             self.svd.identity = found["base"]
         else:

@@ -1,6 +1,7 @@
 """`python -m lightning fit` as users meet it: names of runs, loggers, optimizers from YAML, signals."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -24,10 +25,6 @@ def train(*words, cwd=None) -> None:
         os.chdir(cwd)
     sys.argv = ["python -m lightning", *words]
     main()
-
-
-def ready() -> None:
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +185,7 @@ def test_optimizer_and_schedule_from_yaml(lightning, tiny, tmp_path):
         "lr_scheduler": "lightning_modules.optimizer.WarmupCosine",
     }
     code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 4}), *more, "--ckpt_path=last")
-    assert code == 0 and rates(run) == [pytest.approx(0.5 * (1 + torch.pi.__class__(0)) if False else rates(run)[0])]
+    assert code == 0 and rates(run) == [pytest.approx(0.5 * (1 + math.cos(math.pi / 5)) / 2)]  # one step into the cosine
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]["last_epoch"] == 4
     code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 6}), "--ckpt_path=last")
     assert code == 2 and "optimizer" in said.splitlines()[-1] and "torch.optim.SGD" in said.splitlines()[-1]
@@ -214,3 +211,74 @@ def test_what_has_no_effect_or_sense_is_one_line(lightning, tiny, words, named):
     code, said = lightning(*tiny("wrong"), *words)
     assert code == 2 and said.splitlines()[-1].startswith("python -m lightning: error: ")
     assert named in said.splitlines()[-1], said
+
+
+def test_options_reach_the_run_under_its_own_name(lightning, base, tmp_path):
+    """The name on disk, the options in TensorBoard's HParams, the validation's value and what trains on the screen."""
+    code, said = lightning("fit", "--config", base, "--model.init_args.learning_rate", "0.01", cwd=tmp_path)
+    assert code == 0, said
+    run = tmp_path / "runs" / "base-learning_rate_0.01"
+    assert run.is_dir() and not (tmp_path / "runs" / "base").exists()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    events = EventAccumulator(str(run)).Reload()
+    metadata = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    hparams = HParamsPluginData.FromString(metadata).session_start_info.hparams
+    assert hparams["model.learning_rate"].number_value == 0.01
+    assert "hp_metric" not in events.Tags()["scalars"]
+    lines = said.splitlines()
+    # samples and values of a validation are logged under one step
+    assert {e.step for e in events.Scalars("val/loss")} == {2, 4} == {e.step for e in events.Images("samples/sheet")}
+    table = next(i for i, line in enumerate(lines) if line.split() == ["parameters", "trained", "dtype"])
+    assert [line.split() for line in lines[table + 1 : table + 4]] == [
+        ["trained", "12", "12", "float32"], ["frozen", "20", "0", "float32"], ["all", "32", "12", "float32"],
+    ]  # fmt: skip
+    for noise in ("litlogger", "not empty", "Warning"):
+        assert noise not in said, said
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {log}
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path, monkeypatch):
+    """What Lightning recognises SLURM by, and an `scontrol` that writes down what it is asked."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("scontrol", "srun"):
+        (tools / name).write_text(SCONTROL.format(log=tmp_path / "scontrol.log"))
+        (tools / name).chmod(0o755)
+    values = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "remoco", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
+              "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NNODES": "1"}  # fmt: skip
+    return values | {"PATH": f"{tools}:{os.environ['PATH']}"}
+
+
+def under_slurm(environment, *words, cwd=None) -> None:
+    """In a forked process: `train` on SLURM's machine."""
+    os.environ.update(environment)
+    train(*words, cwd=cwd)
+
+
+KILLER = {"class_path": "tests.support.recorder.Recorder", "init_args": {"path": "steps.jsonl", "kill_at": 3}}
+
+
+@pytest.mark.parametrize("name, code", [("SIGUSR1", 143), ("SIGTERM", 143), ("SIGINT", 130)])
+def test_slurm_requeues_and_the_job_goes_on(lightning, base, tmp_path, slurm, name, code):
+    config = yaml.safe_load(base.read_text())
+    signalled = {**KILLER, "init_args": {**KILLER["init_args"], "signal_name": name}}
+    config["trainer"]["callbacks"].insert(1, signalled)
+    base.write_text(yaml.safe_dump(config))
+    forks = lightning.forks
+    assert forks.run("under_slurm", slurm, "fit", "--config", str(base), cwd=str(tmp_path)) == code, forks.said
+    run = tmp_path / "runs" / "base"
+    assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 3
+    asked = (tmp_path / "scontrol.log").read_text() if (tmp_path / "scontrol.log").exists() else ""
+    assert asked == ("requeue 4711\n" if name == "SIGUSR1" else "")
+    assert not list(tmp_path.glob("hpc_ckpt_*"))
+    config["trainer"]["callbacks"].pop(1)
+    base.write_text(yaml.safe_dump(config))
+    assert forks.run("under_slurm", slurm, "fit", "--config", str(base), "--ckpt_path", "last", cwd=str(tmp_path)) == 0, forks.said
+    assert {step for step, _ in points(run)["train/loss"]} == set(range(4))

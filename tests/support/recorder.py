@@ -12,11 +12,12 @@ class Recorder(Callback):
 
     Args:
         path: File to append to; `{rank}` is filled in.
-        kill_at: Send SIGKILL to this process after this many optimizer steps; 0 never.
+        kill_at: Send a signal to this process after this many optimizer steps; 0 never.
+        signal_name: Which.
     """
 
-    def __init__(self, path: str, kill_at: int = 0):
-        self.path, self.kill_at = path, kill_at
+    def __init__(self, path: str, kill_at: int = 0, signal_name: str = "SIGKILL"):
+        self.path, self.kill_at, self.signal_name = path, kill_at, signal_name
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         line = {
@@ -28,7 +29,7 @@ class Recorder(Callback):
         with open(self.path.format(rank=trainer.global_rank), "a") as file:
             print(json.dumps(line), file=file)
         if self.kill_at and trainer.global_step >= self.kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.Signals[self.signal_name])
 
 
 def read(path) -> list[dict]:
