@@ -6,7 +6,6 @@ working folder comes first. A YAML's aliases may stand for billions of values in
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 
 import yaml
@@ -37,7 +36,7 @@ def resolved(arguments: list[str]) -> list[str]:
 
 def _found(name: str) -> str:
     path = Path(name)
-    if not path.exists() and path.parts[:1] == ("configs",):
+    if not path.exists() and path.parts[:1] == ("configs",) and ".." not in path.parts:
         path = packaged(Path(*path.parts[1:])) or path
     if path.exists():
         check(path)
@@ -46,9 +45,8 @@ def _found(name: str) -> str:
 
 def packaged(name: Path) -> Path | None:
     """A config of this package, by its path in `configs/`; None where there is none."""
-    spec = find_spec("configs")
-    roots = [Path(__file__).parent.parent / "configs", *map(Path, (spec and spec.submodule_search_locations) or ())]
-    return next((root / name for root in roots if (root / name).is_file()), None)
+    here = Path(__file__).parent
+    return next((root / name for root in (here / "packaged", here.parent / "configs") if (root / name).is_file()), None)
 
 
 def check(path: Path) -> None:

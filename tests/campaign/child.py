@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import random
 import resource
 import signal
 import sys
@@ -21,15 +22,17 @@ from datamodules.prepare import command, latents, pool, verify  # noqa: F401
 from datamodules.shards import Shards, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
 from lightning_modules.record import read_checkpoint
+from remoco import training
 from remoco.cli import main as remoco
+from tests.campaign.mutations import changed
+from tests.campaign.table import HANG
+from tests.support.scalars import points
 
-CONFIG = Path(__file__).with_name("tiny.yaml")
-HANG = signal.SIGXCPU
 PREPARE = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--workers", "1", "--clips-per-shard", "2"]
 
 
 def begin(box: str, limit: float, memory: int = 0, kill_after: float = 0.0) -> None:
-    """Stand in a box of one's own; be killed at a moment and after `limit` seconds; take at most `memory` bytes."""
+    """Stand in a box of one's own; be killed at a moment, or after `limit` seconds; take so much memory more."""
     parent, start = os.getpid(), time.monotonic()
     if os.fork() == 0:
         while os.getppid() == parent:
@@ -53,11 +56,9 @@ def begin(box: str, limit: float, memory: int = 0, kill_after: float = 0.0) -> N
 
 
 def fit(box: str, arguments: list[str], **limits) -> None:
-    """`python -m lightning fit ARGUMENTS`."""
+    """What `python -m lightning fit ARGUMENTS` runs."""
     begin(box, **limits)
-    from lightning.__main__ import main
-
-    main(["fit", *arguments])
+    training.main(["fit", *arguments])
 
 
 def sprites(root: str) -> None:
@@ -120,6 +121,24 @@ def checkpoint(box: str, path: str, sound: str, **limits) -> None:
         found, expected = read_checkpoint(path), read_checkpoint(sound)
         differing = bits(found, expected)
     print(json.dumps({"differing": differing}))
+
+
+def change_checkpoint(box: str, sound: str, path: str, seed: str) -> None:
+    """Write a checkpoint with fields missing or of any value."""
+    found = torch.load(sound, weights_only=True)
+    torch.save(changed(found, random.Random(seed), tensors=True), path)
+
+
+def compare(box: str, whole: str, resumed: str) -> None:
+    """Print how many bits of weights, optimizer, average and position differ in both checkpoints, and of the log."""
+    found = 0
+    for name in ("last", "best"):
+        a, b = (torch.load(f"{run}/checkpoints/{name}.ckpt", weights_only=True) for run in (whole, resumed))
+        parts = ("global_step", "epoch", "state_dict", "optimizer_states", "SpritesDataModule")
+        found += sum(bits(a[part], b[part]) for part in parts) + bits(a["callbacks"]["EMA"], b["callbacks"]["EMA"])
+    a, b = points(Path(whole)), points(Path(resumed))
+    found += sum(len(a.get(tag, set()) ^ b.get(tag, set())) for tag in a.keys() | b.keys())
+    print(json.dumps({"differing": found}))
 
 
 @contextlib.contextmanager

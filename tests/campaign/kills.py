@@ -9,9 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from tests.campaign.child import CONFIG, bits
-from tests.campaign.table import Attempt, Box
-from tests.support.scalars import points
+from tests.campaign.table import CONFIG, Attempt, Box
 
 LIMIT = 900.0  # seconds after which a run counts as hung; it takes some, on a machine that is not busy
 MOST = 4  # kills of one run
@@ -43,7 +41,9 @@ class Kills:
             else:
                 code = self._run(attempt, schedule, rng.choice([0, 0, 0, 1]))
             attempt.survived = code == 0
-            attempt.differing = compare(whole, attempt.out / "run") if code == 0 else 0
+            if code == 0:
+                attempt.survived = attempt.run("compare", str(whole), str(attempt.out / "run")) == 0
+                attempt.differing = attempt.answer() + files_differ(whole / "samples", attempt.out / "run/samples")
         return done, attempt
 
     def _run(self, attempt: Attempt, schedule: tuple, workers: int, kill_after: float = 0.0) -> int:
@@ -102,17 +102,3 @@ def files_differ(a: Path, b: Path) -> int:
     return sum(
         not (a / n).is_file() or not (b / n).is_file() or (a / n).read_bytes() != (b / n).read_bytes() for n in names
     )
-
-
-def compare(whole: Path, resumed: Path) -> int:
-    """Differing bits of weights, optimizer, average and position in both checkpoints, of samples and of the log."""
-    import torch
-
-    found = 0
-    for name in ("last", "best"):
-        a, b = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (whole, resumed))
-        parts = ("global_step", "epoch", "state_dict", "optimizer_states", "SpritesDataModule")
-        found += sum(bits(a[part], b[part]) for part in parts) + bits(a["callbacks"]["EMA"], b["callbacks"]["EMA"])
-    found += files_differ(whole / "samples", resumed / "samples")
-    a, b = points(whole), points(resumed)
-    return found + sum(len(a.get(tag, set()) ^ b.get(tag, set())) for tag in a.keys() | b.keys())

@@ -1,4 +1,4 @@
-"""Damaged and hostile inputs, by chance: bytes flipped, cut and grown, and fields that a user's tool may sign."""
+"""Damaged and hostile inputs, by chance: bytes flipped, cut and grown, fields that a tool may have signed."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from typing import Any
 
 import yaml
 
-from tests.campaign.child import CONFIG
-from tests.campaign.table import Attempt, Box
+from tests.campaign.table import CONFIG, Attempt, Box
 
 LIMIT = 300.0  # seconds; an attempt takes one or two on a machine that is not busy
 READING, FITTING = 400 << 20, 3 << 30  # bytes more than after the imports
 DEEP = "deep"  # stands for nesting without end, which no writer of JSON or YAML gives
 VALUES = [
-    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x", "../../escape",  # noqa: E501
-    "/abs/escape", "a\0b", "é" * 300, "1" * 5000, [], {}, [1, 2, 3], {"a": 1}, [[]], DEEP,
+    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x",
+    "../../escape", "/abs/escape", "a\0b", "é" * 300, "1" * 5000, [], {}, [1, 2, 3], {"a": 1}, [[]], DEEP,
 ]  # fmt: skip
 
 
@@ -134,12 +133,9 @@ class Mutations:
 
     def _fields(self, rng: random.Random) -> tuple[str, Attempt]:
         """Fields of a checkpoint, missing or of any value; the run goes on, or is refused in one line."""
-        import torch
-
         with self.box.attempt() as attempt:
-            found = torch.load(self.run / "checkpoints/last.ckpt", weights_only=True)
-            path = attempt.inputs / "last.ckpt"
-            torch.save(changed(found, rng, tensors=True), path)
+            sound, path = self.run / "checkpoints/last.ckpt", attempt.inputs / "last.ckpt"
+            attempt.run("change_checkpoint", str(sound), str(path), str(rng.random()))
             self._fit(attempt, self._config(attempt, max_steps=6), "--ckpt_path", str(path))
         return "fields of checkpoints", attempt
 
@@ -167,7 +163,7 @@ class Mutations:
     def _prepare(self, attempt: Attempt) -> None:
         out = str(attempt.out / "set")
         code = attempt.run("prepare", str(attempt.inputs), out, limit=LIMIT, memory=FITTING)
-        # a decoder that crashes, hangs or takes all memory costs its video, in the pool's process
+        # a decoder that crashes, hangs or takes all memory costs its video alone: SIGALRM, SIGSEGV, ...
         attempt.survived = code in (0, 2, -14, -11, -6, -8)
 
     def _video(self, rng: random.Random) -> tuple[str, Attempt]:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.campaign.child import HANG
 from tests.support.forks import Forks
 
+CONFIG = Path(__file__).with_name("tiny.yaml")
+HANG = signal.SIGXCPU
 COLUMNS = ("attempts", "survived", "differing bits", "tracebacks", "hangs", "bytes written outside")
 
 

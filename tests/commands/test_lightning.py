@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import zipfile
 from importlib.metadata import files
 from pathlib import Path
 
@@ -59,30 +58,6 @@ def command(*args, cwd=None, check=True, **env) -> subprocess.CompletedProcess:
 def test_lightning_still_ships_no_main_of_its_own():
     """When it does, pip overwrites ours in silence: then entry/ has to go."""
     assert not [f for f in files("lightning") or [] if str(f).endswith("lightning/__main__.py")]
-
-
-@pytest.mark.slow
-def test_an_ordinary_install_adds_one_file_to_lightning(tmp_path):
-    """What `pip install .` puts beside lightning's own files; the editable install is the one these tests run in."""
-    pip = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "--wheel-dir",
-        str(tmp_path),
-    ]
-    subprocess.run([*pip, str(CONFIGS.parent)], check=True, capture_output=True)
-    names = zipfile.ZipFile(next(tmp_path.glob("remoco-*.whl"))).namelist()
-    assert [name for name in names if name.startswith("lightning/")] == ["lightning/__main__.py"]
-    rooms = {"callbacks", "conditions", "datamodules", "lightning_modules", "metrics"}
-    for room in rooms:
-        sources = {str(path.relative_to(CONFIGS.parent)) for path in (CONFIGS.parent / room).rglob("*.py")}
-        assert sources <= set(names)
-    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == rooms | {"lightning"}
 
 
 def test_fit_test_and_predict(cli, sprites, tmp_path):
