@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -121,7 +122,8 @@ class Denoiser:
         self._keep_ids = cond.kept_ids()
         try:
             inputs = torch.cat([noisy.to(dtype), latent.to(dtype)], dim=2)
-            return self.unet(inputs, c_noise, embedding.to(dtype), cond.ids, return_dict=False)[0]
+            with without_autocast(inputs):
+                return self.unet(inputs, c_noise, embedding.to(dtype), cond.ids, return_dict=False)[0]
         finally:
             self._keep_ids = None
 
@@ -149,6 +151,17 @@ class Denoiser:
         c_skip, c_out, c_in = (c.to(noisy.dtype).view(-1, 1, 1, 1, 1) for c in (c_skip, c_out, c_in))
         prediction = self.network(c_in * noisy, c_noise, cond)
         return c_skip * noisy + c_out * prediction.to(noisy.dtype)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager:
+    """No autocast around a network whose weights and inputs are in half precision already.
+
+    CUDA's autocast would give their norms float32 inputs and outputs: twice the memory and traffic, and the next layer
+    rounds them again. The kernels keep float32 statistics and sums either way.
+    """
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(x.device.type, enabled=False)
+    return nullcontext()
 
 
 def karras_sigmas(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
@@ -39,13 +40,23 @@ class Modulation(nn.Module):
         self.gamma = AdaptiveScale(feature_channels, channels)
         self.beta = AdaptiveScale(feature_channels, channels)
 
-    def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
+    def maps(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Feature (B, L, C_s, h, w) -> (gamma, beta), each (B*L, C, h, w): what depends on the clip alone."""
         return self.gamma(feature), self.beta(feature)
 
-    def forward(self, h: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-        """`h` (n*B*L, C, h, w) with the control's parts added."""
-        return (per_clip(h, gamma) + per_clip(self.norm(h), gamma) * gamma + beta).flatten(0, 1)
+    def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
+        """As `maps`, with the norm's weight w and bias b multiplied in: (gamma w, beta + gamma b).
+
+        In float32 and rounded once: weights near 1, rounded to bfloat16 themselves, would not move at the paper's rate.
+        """
+        gamma, beta = self.maps(feature)
+        weight, bias = (part[:, None, None] for part in (self.norm.weight, self.norm.bias))
+        return (gamma * weight).to(gamma.dtype), (beta + gamma * bias).to(gamma.dtype)
+
+    def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        """`h` (n*B*L, C, h, w) with the control's parts added; the statistics are float32 also in half precision."""
+        norm = F.group_norm(h, UNET_GROUPS, eps=self.norm.eps)
+        return (per_clip(h, scale) + torch.addcmul(shift, per_clip(norm, scale), scale)).flatten(0, 1)
 
 
 class Concat(nn.Module):
@@ -59,6 +70,8 @@ class Concat(nn.Module):
         """Feature -> its share of P0 (B*L, C, h, w); P0 is linear, so the share of h is added per step."""
         weight = self.project.weight[:, self.project.out_channels :]
         return (F.conv2d(feature.flatten(0, 1).to(weight.dtype), weight, self.project.bias),)
+
+    maps = coefficients
 
     def forward(self, h: Tensor, projected: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the control's parts added."""
@@ -77,6 +90,8 @@ class Add(nn.Module):
     def coefficients(self, feature: Tensor) -> tuple[Tensor, ...]:
         """Feature (B, L, C_s, h, w) -> projection (B*L, C, h, w)."""
         return (self.project(feature.flatten(0, 1).to(self.project.weight.dtype)),)
+
+    maps = coefficients
 
     def forward(self, h: Tensor, projected: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the control's parts added."""
@@ -123,10 +138,9 @@ def zero(conv: Conv) -> Conv:
 class Injection(nn.Module):
     """The weights at the 8 places, and the motion features of the current batch.
 
-    `set` (training) or `prepare` (sampling) before the UNet runs; `set(None)` gives the bare UNet. Under gradient
-    checkpointing the hooks run again in the backward pass, so the features stay set until the next `set`: call it
-    again only after the backward pass. A UNet batch that is n times the features' batch, as guidance makes it, sees
-    them n times.
+    `set` before the UNet runs; `set(None)` gives the bare UNet. Under gradient checkpointing the hooks run again in the
+    backward pass, so the features stay set until the next `set`: call it again only after the backward pass. A UNet
+    batch that is n times the features' batch, as guidance makes it, sees them n times.
 
     Args:
         kind: `modulation`, `concat`, `add`, or a class path.
@@ -145,27 +159,28 @@ class Injection(nn.Module):
         self._coefficients: list[tuple[Tensor, ...]] | None = None
 
     def set(self, features: list[Tensor] | None) -> None:
-        """Use these features, one (B, L, C_s, h_s, w_s) per scale, from now on; None removes the control."""
-        self._coefficients = None
-        self._features = None if features is None else [*features, *features[::-1]]
+        """Use these features, one (B, L, C_s, h_s, w_s) per scale, from now on; None removes the control.
 
-    def prepare(self, features: list[Tensor]) -> None:
-        """As `set`, but all gammas and betas are computed now, once: they depend on the clip alone, not on the step."""
-        self.set(features)
-        places: list[Any] = [*self.down, *self.up]
-        both = [*features, *features[::-1]]
-        self._coefficients = [place.coefficients(feature) for place, feature in zip(places, both)]
+        What the places add is computed here, once: it depends on the clip alone, and inside the UNet it would be
+        computed again in every step of a sampler and in every recomputed block.
+        """
+        self._features = None if features is None else [*features, *features[::-1]]
+        self._coefficients = None if features is None else [p.coefficients(f) for p, f in self._at_places()]
+
+    prepare = set
+
+    def _at_places(self) -> Iterable[tuple[Any, Tensor]]:
+        return zip([*self.down, *self.up], self._features or [])
 
     def coefficients(self) -> list[tuple[Tensor, ...]] | None:
-        """What `prepare` computed, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None before it."""
-        return self._coefficients
+        """The control at the places, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None without."""
+        return None if self._features is None else [place.maps(feature) for place, feature in self._at_places()]
 
     def inject(self, place: Any, index: int, h: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the motion at one place added."""
-        if self._features is None:
+        if self._coefficients is None:
             return h
-        parts = place.coefficients(self._features[index]) if self._coefficients is None else self._coefficients[index]
-        return place(h, *(part.to(h.dtype) for part in parts))
+        return place(h, *(part.to(h.dtype) for part in self._coefficients[index]))
 
 
 def attach(unet: UNetSpatioTemporalConditionModel, kind: str = "modulation", seed: int = 0) -> Injection:

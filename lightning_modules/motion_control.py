@@ -53,14 +53,16 @@ class MotionControlModule(record.RecordedModule):
         p_std: Standard deviation of log sigma in training.
         spread_sigmas: Spread sigma evenly over neighbouring samples, in place of independent draws.
         dropout: Probability with which each of the five conditionings is dropped, independently.
-        gradient_checkpointing: Recompute activations in the backward pass, in spatial and temporal blocks.
+        gradient_checkpointing: Recompute activations in the backward pass: `none`, of the `top` level, which holds most
+            of them, or of `all` levels; false and true are the first and the last.
+        vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
+        compile_unet: Compile the UNet at the first step, which takes minutes.
         sample_steps: Euler steps of a sample.
         sample_sigma_max: Noise level that a sample starts from.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
         adapter: An `adapter.safetensors` or a checkpoint with the LoRA, encoder and injection to start from.
-        released: A released MotionPro file to start from, base, LoRA, encoder and modulation; with `svd` the VAE and
-            image encoder come from there.
+        released: A released MotionPro file: base and start; with `svd` the VAE and image encoder come from there.
     """
 
     def __init__(
@@ -84,7 +86,9 @@ class MotionControlModule(record.RecordedModule):
         p_std: float = 1.6,
         spread_sigmas: bool = False,
         dropout: float = 0.1,
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: bool | Literal["none", "top", "all"] = False,
+        vae_precision: Literal["float32", "tf32", "bfloat16"] = "tf32",
+        compile_unet: bool = False,
         sample_steps: int = 25,
         sample_sigma_max: float = 700.0,
         guidance: tuple[float, float] = (1.0, 2.5),
@@ -101,6 +105,7 @@ class MotionControlModule(record.RecordedModule):
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.p_mean, self.p_std, self.spread_sigmas, self.dropout = p_mean, p_std, spread_sigmas, dropout
         self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
+        self.vae_precision, self.compile_unet = vae_precision, compile_unet
         self.sample_steps, self.sample_sigma_max, self.guidance = sample_steps, sample_sigma_max, guidance
         self.check_arguments()
         self.validation_loss = FixedSigmaLoss()
@@ -122,13 +127,11 @@ class MotionControlModule(record.RecordedModule):
         """
         if hasattr(self, "networks"):
             return
-        precision = self._trainer.precision.split("-")[0] if self._trainer is not None else "32"
-        by_precision = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)
-        self.compute_dtype = compute_dtype or by_precision
+        self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         self.networks = build_networks(
             self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
             self.released, self.adapter, self.train_base, self.injection_kind, self.lora, self.lora_rank,
-            self.gradient_checkpointing, self.pca_channels, self.flow_scale,
+            self.gradient_checkpointing, self.vae_precision, self.compile_unet, self.pca_channels, self.flow_scale,
         )  # fmt: skip
         self.svd, self.motion_encoder, self.injection = self.networks[:3]  # registered: they have the weights
         self.denoiser = self.networks.denoiser
@@ -142,8 +145,8 @@ class MotionControlModule(record.RecordedModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
-        default = self.schedule, self.learning_rate, self.weight_decay
-        return self.plan.build(self.trained().values(), *default, self.trainer.max_steps)
+        default, steps = (self.schedule, self.learning_rate, self.weight_decay), self.trainer.max_steps
+        return self.plan.build(self.optimized().values(), *default, steps, bool(self.trainer.gradient_clip_val))
 
     def seeds(self, batch: Batch, stream: int) -> Tensor:
         """(B,) int64 on the host: one seed per sample of the batch for one purpose."""
@@ -176,10 +179,11 @@ class MotionControlModule(record.RecordedModule):
         draw = spread if self.spread_sigmas else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
         sigma = draw(self.p_mean, self.p_std, self.device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * self.noise(batch, NOISE, clean.shape[1:])
-        keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device) >= self.dropout
+        keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device, non_blocking=True) >= self.dropout
         self.injection.set(self.motion_encoder(cond.control))
         loss = edm_loss(self.denoiser(noisy, sigma, cond.dropping(keep)), clean, sigma).mean()
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(clean))
+        self.log("train/loss", loss.detach(), batch_size=len(clean))
+        self.log("loss", self.shown_loss.push(loss), prog_bar=True, logger=False, batch_size=len(clean))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -210,7 +214,7 @@ class MotionControlModule(record.RecordedModule):
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
         clean = self.clean_latents(batch)
         cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
-        self.injection.prepare(self.motion_encoder(cond.control))
+        self.injection.set(self.motion_encoder(cond.control))
         return clean, cond
 
     @torch.no_grad()
@@ -230,7 +234,3 @@ class MotionControlModule(record.RecordedModule):
             clean, cond = self.evaluated(batch)
             noisy = clean + sigma * self.noise(batch, NOISE, clean.shape[1:])
             return self.svd.decode(self.denoiser(noisy, clean.new_full((len(clean),), sigma), cond)).clamp(-1, 1)
-
-    def autocast(self) -> torch.autocast:
-        """The compute dtype of the frozen networks, for calls outside of a trainer's loop."""
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)

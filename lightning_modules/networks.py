@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from lightning_modules.blocks import freeze_idle
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.diffusion import Denoiser, euler_sample, karras_sigmas
 from lightning_modules.injection import Injection, attach
-from lightning_modules.lora import add_lora
+from lightning_modules.lora import add_lora, merged_lora
 from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.released.base import read_released, released_svd
 from lightning_modules.released.files import load_adapter
@@ -19,12 +20,13 @@ from lightning_modules.svd import SVD
 
 
 class Networks(NamedTuple):
-    """The networks, and what they do together."""
+    """The networks, and what they do together; `idle` is what would train but has no effect with one image token."""
 
     svd: SVD
     motion_encoder: MotionEncoder
     injection: Injection
     denoiser: Denoiser
+    idle: dict[str, nn.Parameter]
 
     @torch.no_grad()
     def generate(
@@ -50,9 +52,10 @@ class Networks(NamedTuple):
         if cond.control is None:
             self.injection.set(None)
         else:
-            self.injection.prepare(self.motion_encoder(cond.control))
+            self.injection.set(self.motion_encoder(cond.control))
         sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
-        latents = euler_sample(self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step)
+        with merged_lora(self.svd.unet):
+            latents = euler_sample(self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step)
         return self.svd.decode(latents).clamp(-1, 1)
 
 
@@ -69,7 +72,9 @@ def build_networks(
     injection: str,
     lora: Literal["attention", "linear"] | None,
     lora_rank: int,
-    gradient_checkpointing: bool,
+    gradient_checkpointing: bool | Literal["none", "top", "all"],
+    vae_precision: Literal["float32", "tf32", "bfloat16"],
+    compile_unet: bool,
     pca_channels: int = 8,
     flow_scale: float = 1.0,
 ) -> Networks:
@@ -84,10 +89,10 @@ def build_networks(
     elif random_init:
         base = SVD.random(random_init, init_seed, latents, pca_channels)
     elif svd:
-        base = SVD.load(svd, revision=revision)
+        base = SVD.load(svd, revision, torch.float32 if train_base else compute_dtype)
     else:
         raise ValueError("svd, random_init and released are all missing, one of them is the base")
-    base.freeze(compute_dtype, train_unet=train_base)
+    base.freeze(compute_dtype, train_unet=train_base, vae_precision=vae_precision)
     if lora:
         add_lora(base.unet, lora, lora_rank, seed=init_seed)
     encoder = MotionEncoder(base.unet.config.block_out_channels, seed=init_seed)
@@ -100,6 +105,9 @@ def build_networks(
         places.load_state_dict(start.injection)
     if adapter:
         load_adapter(adapter, base.unet, encoder, places)
-    if gradient_checkpointing:
-        base.enable_gradient_checkpointing()
-    return Networks(base, encoder, places, Denoiser(base.unet))
+    levels = {True: "all", False: "none"}.get(gradient_checkpointing, gradient_checkpointing)
+    base.enable_gradient_checkpointing(levels)
+    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet))
+    if compile_unet:
+        base.unet.compile(fullgraph=True, dynamic=False)
+    return networks

@@ -124,7 +124,13 @@ class Plan:
         return {name: None if what is None else what["class_path"] for name, what in named.items()}
 
     def build(
-        self, parameters: Iterable[Tensor], schedule: Schedule, learning_rate: float, weight_decay: float, steps: int
+        self,
+        parameters: Iterable[Tensor],
+        schedule: Schedule,
+        learning_rate: float,
+        weight_decay: float,
+        steps: int,
+        clipped: bool = False,
     ) -> Any:
         """What `configure_optimizers` returns.
 
@@ -134,12 +140,17 @@ class Plan:
             learning_rate: of AdamW.
             weight_decay: of AdamW.
             steps: of the whole run.
+            clipped: whether Lightning clips the gradients.
 
         Raises:
             MisconfigurationException: a class is not there, or does not take its arguments.
         """
         if self.optimizer is None:
-            optimizer = AdamW(parameters, lr=learning_rate, betas=schedule.betas, weight_decay=weight_decay)
+            parameters = list(parameters)
+            # one kernel for all; it may scale gradients itself, so Lightning refuses it together with clipping
+            fused = bool(parameters) and parameters[0].is_cuda and not clipped
+            rates = {"lr": learning_rate, "betas": schedule.betas, "weight_decay": weight_decay}
+            optimizer = AdamW(parameters, **rates, fused=fused)
         else:
             optimizer = _made("optimizer", self.optimizer, list(parameters))
         if self.lr_scheduler is None:

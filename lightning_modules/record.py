@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -15,10 +15,11 @@ from torch import Tensor
 from conditions import Condition
 from lightning_modules import embedded
 from lightning_modules.conditioning import fit_latents
+from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.released.base import check_bundle
-from lightning_modules.restorable import check_resume, check_tensors
+from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.svd import SVD
 
 KEY = embedded.KEY
@@ -35,6 +36,7 @@ class RecordedModule(LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
+        self.copies, self.shown_loss = CopyStream(), EarlierValue()
         self.strict_loading = False  # on_load_checkpoint compares the names
         self.plan = Plan()  # `python -m lightning` sets it from `optimizer` and `lr_scheduler`
         self.whole = False  # whether the file that was loaded brought the frozen base
@@ -89,13 +91,25 @@ class RecordedModule(LightningModule):
             check_bundle(self.architecture())
 
     def trained(self) -> dict[str, Tensor]:
-        """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`."""
+        """Name -> parameter of all that is trained: encoder, injection, LoRA, and the UNet with `train_base`.
+
+        With those of them that have no effect with one image token, which are in files but not in `optimized`.
+        """
+        idle = {id(p) for p in self.networks.idle.values()}
+        return {name: p for name, p in self.named_parameters() if p.requires_grad or id(p) in idle}
+
+    def optimized(self) -> dict[str, Tensor]:
+        """Name -> parameter of what has a gradient."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def stored(self, whole: bool = False) -> dict[str, Tensor]:
         """Name -> tensor of all that a checkpoint holds: what is trained and fitted, or the frozen base too."""
         parameters = dict(self.named_parameters()) if whole else self.trained()
         return parameters | {name: b for name, b in self.named_buffers() if name.startswith("svd.pca.")}
+
+    def autocast(self) -> torch.autocast:
+        """The compute dtype of the frozen networks, for calls outside of a trainer's loop."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     def check_record(self, found: dict, name: str) -> None:
         """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
@@ -116,8 +130,9 @@ class RecordedModule(LightningModule):
         """Everything but the position goes to the device."""
         # the position seeds generators on the host: left there, no step waits for the device
         position = batch["position"]
-        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        return batch | {"position": position}
+        with self.copies.on(device):
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self.copies.used(batch, device) | {"position": position}
 
     def own_record(self) -> dict[str, Any]:
         """What the trained tensors belong to, as plain values."""
@@ -142,7 +157,8 @@ class RecordedModule(LightningModule):
             if "optimizer_states" not in checkpoint:
                 raise MisconfigurationException("ckpt_path: holds a model, not a run that a fit could go on with")
             data = self.trainer.datamodule
-            check_resume(checkpoint, self.trained(), type(data).__qualname__ if hasattr(data, "position") else None)
+            drop_idle(checkpoint, list(self.trained()), self.optimized().keys())
+            check_resume(checkpoint, self.optimized(), type(data).__qualname__ if hasattr(data, "position") else None)
         whole = found.get("whole", False)
         check_names(checkpoint["state_dict"], self.stored(whole))
         self.whole = whole
@@ -286,3 +302,9 @@ def check_precision(precision: str) -> None:
             f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
             "since a step at this learning rate is lost in half precision"
         )
+
+
+def dtype_of(trainer: Trainer | None) -> torch.dtype:
+    """The compute dtype of a trainer's precision; float32 without one."""
+    precision = trainer.precision.split("-")[0] if trainer is not None else "32"
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)

@@ -6,7 +6,7 @@ other results. The file may come from a stranger or a damaged disk, so every fie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,6 +37,37 @@ def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], d
     _require(isinstance(states, list) and len(states) > 0, "optimizer_states", states, "the optimizer's state")
     for state in states:
         _check_optimizer(state, trained, step)
+
+
+def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Collection[str]) -> None:
+    """Take what has no gradient out of the optimizer's state and the average of an older checkpoint, in place.
+
+    What is malformed stays as it is: `check_resume` names it.
+
+    Args:
+        checkpoint: As loaded; unchanged where its optimizers know the optimized parameters alone.
+        trained: Names in the module's order: what older versions optimized.
+        optimized: Those of them that are optimized now.
+    """
+    new = {index: i for i, index in enumerate(i for i, name in enumerate(trained) if name in optimized)}
+    states: Any = checkpoint.get("optimizer_states")
+    for state in states if isinstance(states, list) else []:
+        groups = state.get("param_groups") if isinstance(state, dict) else None
+        sound = isinstance(groups, list) and all(
+            isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
+        )
+        if not sound or not isinstance(state.get("state"), dict):
+            continue
+        if len(optimized) == len(trained) or sum(len(group["params"]) for group in groups) != len(trained):
+            continue
+        for group in groups:
+            group["params"] = [new[index] for index in group["params"] if index in new]
+        state["state"] = {new[index]: value for index, value in state["state"].items() if index in new}
+    callbacks: Any = checkpoint.get("callbacks")
+    average = callbacks.get("EMA") if isinstance(callbacks, dict) else None
+    if isinstance(average, dict) and isinstance(average.get("shadow"), dict):
+        shadow = average["shadow"]
+        average["shadow"] = {name: v for name, v in shadow.items() if name in optimized or name not in trained}
 
 
 def check_tensors(state: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,28 +12,23 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from diffusers.models.attention import TemporalBasicTransformerBlock
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from lightning_modules.blocks import set_recomputed, use_our_blocks
 from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
 from lightning_modules.pca import PatchPCA
+from lightning_modules.weights import COMPONENTS, load_component, load_unet, weights_hash
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+VAE_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 SPACE_TO_DEPTH_SCALE = 2.0  # frames in [-1, 1] have a standard deviation of about 0.5
-COMPONENTS = {
-    "unet": UNetSpatioTemporalConditionModel,
-    "vae": AutoencoderKLTemporalDecoder,
-    "image_encoder": CLIPVisionModelWithProjection,
-}
 
 
 @dataclass(frozen=True)
@@ -107,6 +103,7 @@ class SVD(nn.Module):
         vae: Autoencoder, or None for latents that are made of patches of the frames.
         pca: Principal components of those patches; None with a VAE, or to keep all pixels.
         name: What these weights are called, kept in `identity`.
+        hashes: `weights_hash` of the networks whose stored weights were rounded since; of the others it is taken here.
 
     Attributes:
         hashes: `weights_hash` of each network by its name, as loaded.
@@ -122,30 +119,40 @@ class SVD(nn.Module):
         vae: AutoencoderKLTemporalDecoder | None,
         name: dict[str, Any],
         pca: PatchPCA | None = None,
+        hashes: dict[str, str] | None = None,
     ):
         super().__init__()
         set_res_block_eps(unet)
+        use_our_blocks(unet)
         use_fast_temporal_convs(unet)
         self.unet, self.image_encoder, self.vae, self.pca = unet, image_encoder, vae, pca
+        self.vae_precision = "float32"
         self.latent_channels: int = unet.config.out_channels
         self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
-        self.hashes = {part: weights_hash(network) for part, network in networks.items()}
+        self.hashes = {part: (hashes or {}).get(part) or weights_hash(net) for part, net in networks.items()}
         whole = "meta" if "meta" in self.hashes.values() else hashlib.sha256(repr(self.hashes).encode()).hexdigest()
         self.identity = {**name, "hash": whole}
 
     @classmethod
-    def load(cls, path_or_id: str | Path, revision: str | None = None) -> SVD:
+    def load(cls, path_or_id: str | Path, revision: str | None = None, dtype: torch.dtype | None = None) -> SVD:
         """Load diffusers' folders unet/, vae/ and image_encoder/ (safetensors only).
 
         Args:
             path_or_id: Local folder, or the hub id `owner/name` of a repository in that layout.
             revision: Revision of the hub id.
+            dtype: Of the UNet and the image encoder, float32 by default; the hashes are those of the stored weights.
 
         Raises:
             MisconfigurationException: a folder, a file or a weight is missing.
         """
-        parts = {name: load_component(str(path_or_id), name, revision) for name in COMPONENTS}
+        parts, hashes = {}, {}
+        for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
+            parts[name] = load_component(str(path_or_id), name, revision)
+            hashes[name] = weights_hash(parts[name])
+        if dtype is not None:
+            parts["image_encoder"].to(dtype)
+        parts["unet"], hashes["unet"] = load_unet(str(path_or_id), revision, dtype)
         channels = parts["vae"].config.latent_channels
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
@@ -153,7 +160,7 @@ class SVD(nn.Module):
                 f"svd: {path_or_id}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
                 f"and {channels} as in image-to-video SVD"
             )
-        return cls(**parts, name={"svd": str(path_or_id), "revision": revision})
+        return cls(**parts, name={"svd": str(path_or_id), "revision": revision}, hashes=hashes)
 
     @classmethod
     def random(
@@ -191,18 +198,27 @@ class SVD(nn.Module):
         pca = PatchPCA(channels) if latents == "pca" else None
         return cls(unet, image_encoder, vae, {"random_init": size, "init_seed": seed, "latents": latents}, pca)
 
-    def freeze(self, compute_dtype: torch.dtype, train_unet: bool = False) -> SVD:
-        """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in float32.
+    def freeze(
+        self,
+        compute_dtype: torch.dtype,
+        train_unet: bool = False,
+        vae_precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+    ) -> SVD:
+        """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in a precision of its own.
 
         Args:
             compute_dtype: Dtype of the frozen UNet and image encoder.
             train_unet: Leave the UNet trainable, in float32.
+            vae_precision: Of the VAE; `tf32` is float32 whose products have 10 bits of mantissa on a GPU.
         """
+        if vae_precision not in VAE_DTYPES:
+            raise ValueError(f"vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
+        self.vae_precision = vae_precision
         self.requires_grad_(False).eval()
         dtypes = {
             "image_encoder": compute_dtype,
             "unet": torch.float32 if train_unet else compute_dtype,
-            "vae": torch.float32,
+            "vae": VAE_DTYPES[vae_precision],
             "pca": torch.float32,
         }
         for name, part in self.named_children():
@@ -211,16 +227,13 @@ class SVD(nn.Module):
         self.unet.requires_grad_(train_unet)
         return self
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute res blocks, spatial and temporal transformer blocks in the backward pass (non-reentrant)."""
-        self.unet.enable_gradient_checkpointing(_checkpointed)
-        for block in self.unet.modules():
-            if type(block) is TemporalBasicTransformerBlock:
-                block.__class__ = CheckpointedTemporalBlock
+    def enable_gradient_checkpointing(self, levels: Literal["none", "top", "all"] = "all") -> None:
+        """Recompute res blocks, spatial and temporal transformer blocks of these levels in the backward pass."""
+        set_recomputed(self.unet, levels)
 
     @torch.no_grad()
     def encode(self, frames: Tensor, chunk: int = 16) -> tuple[Tensor, Tensor]:
-        """Posterior of the latents, computed in float32 also inside autocast, without gradients.
+        """Posterior of the latents, computed in the VAE's precision also inside autocast, without gradients.
 
         Args:
             frames: (N, 3, H, W) in [-1, 1]; H and W multiples of 8.
@@ -233,50 +246,40 @@ class SVD(nn.Module):
         if self.vae is None:
             mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(frames.float(), VAE_FACTOR)
             return mean, torch.zeros_like(mean)
-        with torch.autocast(frames.device.type, enabled=False):
-            posteriors = [self.vae.encode(part.float()).latent_dist for part in frames.split(chunk)]
-        return torch.cat([p.mean for p in posteriors]), torch.cat([p.std for p in posteriors])
+        with self._vae_arithmetic(frames.device):
+            posteriors = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(chunk)]
+        return torch.cat([p.mean for p in posteriors]).float(), torch.cat([p.std for p in posteriors]).float()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); float32, clip by clip."""
+        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip."""
         latents = latents.float() / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, VAE_FACTOR)
-        with torch.autocast(latents.device.type, enabled=False):
-            return torch.stack([self.vae.decode(clip, num_frames=len(clip)).sample for clip in latents])
+        with self._vae_arithmetic(latents.device):
+            clips = latents.to(self.vae.dtype)
+            return torch.stack([self.vae.decode(clip, num_frames=len(clip)).sample.float() for clip in clips])
+
+    @contextmanager
+    def _vae_arithmetic(self, device: torch.device) -> Iterator[None]:
+        """No autocast, and TF32 where it is the VAE's precision, not where something else left it on."""
+        matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, self.vae_precision == "tf32"
+        before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+        flags = cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, tf32)
+        try:
+            with flags, torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            matmul.allow_tf32 = before
 
     @torch.no_grad()
     def embed_image(self, first_frame: Tensor) -> Tensor:
         """CLIP embedding (B, 1, D) of frames (B, 3, H, W) in [-1, 1], in the image encoder's dtype."""
         encoder = self.image_encoder
-        return encoder(clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)).image_embeds[:, None]
-
-
-def load_component(path: str, name: str, revision: str | None) -> Any:
-    """One of SVD's folders from a local path or the hub, complete or not at all."""
-    cls, folder = COMPONENTS[name], Path(path).expanduser()
-    if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:
-        if not (folder / name / "config.json").is_file():
-            raise MisconfigurationException(
-                f"svd: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
-                "a diffusers SVD, or a hub id owner/name"
-            )
-        path = str(folder)
-    try:
-        model, info = cls.from_pretrained(
-            path, subfolder=name, revision=revision, use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise MisconfigurationException(
-            f"svd: cannot load {name} of {path} as {cls.__name__} (or reach its hub): {reason}"
-        ) from error
-    if wrong := sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))):
-        raise MisconfigurationException(
-            f"svd: {path}/{name} lacks {len(wrong)} weights of {cls.__name__}, the first is {wrong[0]}"
-        )
-    return model
+        # the weights are in the compute dtype: autocast could only run the norms in float32, unlike the latent cache
+        with torch.autocast(first_frame.device.type, enabled=False):
+            pixels = clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)
+            return encoder(pixels).image_embeds[:, None]
 
 
 def set_res_block_eps(unet: nn.Module) -> int:
@@ -295,40 +298,6 @@ def use_fast_temporal_convs(unet: nn.Module) -> None:
             module.__class__ = TemporalConv3d
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and float32 values of all parameters and buffers; "meta" where there are no values.
-
-    Half-precision weights hash as the float32 they convert to. The cost is one reading of the weights per core.
-    """
-    state = sorted(module.state_dict().items())
-    if any(tensor.is_meta for _, tensor in state):
-        return "meta"
-
-    def digest(item: tuple[str, Tensor]) -> bytes:
-        name, tensor = item
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
-        content = hashlib.sha256(values.numpy().data).digest()
-        return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + content).digest()
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return hashlib.sha256(b"".join(pool.map(digest, state))).hexdigest()
-
-
-def _checkpointed(function: Any, *args: Any) -> Any:
-    # no layer of the UNet draws random numbers, so the generators' state need not be saved
-    return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
-
-
-class CheckpointedTemporalBlock(TemporalBasicTransformerBlock):
-    """diffusers' temporal block, recomputed in the backward pass; diffusers checkpoints the spatial blocks only."""
-
-    def forward(self, hidden_states: Tensor, num_frames: int, encoder_hidden_states: Tensor | None = None) -> Tensor:
-        """As diffusers' block."""
-        if not torch.is_grad_enabled():
-            return super().forward(hidden_states, num_frames, encoder_hidden_states)
-        return _checkpointed(super().forward, hidden_states, num_frames, encoder_hidden_states)
-
-
 def clip_input(frames: Tensor, size: int) -> Tensor:
     """Frames (B, 3, H, W) in [-1, 1] -> CLIP's normalised (B, 3, size, size), as in diffusers' SVD pipeline.
 
@@ -339,7 +308,9 @@ def clip_input(frames: Tensor, size: int) -> Tensor:
     with torch.autocast(frames.device.type, enabled=False):  # bfloat16 rounds pixels visibly
         frames = _blur(_blur(frames, width / size).mT, height / size).mT
         frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
-    mean, std = (frames.new_tensor(v).view(3, 1, 1) for v in (CLIP_MEAN, CLIP_STD))
+    # made on the host and copied without waiting: `torch.tensor(..., device=...)` blocks until the device is done
+    constants = torch.tensor((CLIP_MEAN, CLIP_STD), dtype=frames.dtype).to(frames.device, non_blocking=True)
+    mean, std = constants[..., None, None]
     return ((frames + 1) / 2 - mean) / std
 
 

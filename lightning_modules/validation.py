@@ -55,7 +55,8 @@ def log_losses(module: LightningModule, stage: str, losses: FixedSigmaLoss) -> N
     losses.reset()
     trainer = module.trainer
     if not trainer.sanity_checking:
-        module.log_dict(values, sync_dist=False)
+        # the metrics have reduced over the ranks already; the largest of equal values is the value, to the bit
+        module.log_dict(values, sync_dist=True, reduce_fx="max")
     elif trainer.num_sanity_val_steps == float("inf"):
         # a whole validation before the first step: the value that later ones are compared with
         for logger in trainer.loggers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.storage import atomic_file, write_atomic
+from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
 from lightning_modules.released.encoders import (
     image_encoder_from_released,
@@ -69,8 +72,8 @@ def _base_files(released: Released, folder: Path) -> dict[str, Mapping[str, Tens
 def export(source: str, out: str, base: str | None = None) -> None:
     """Write a trained controller and its base in the released layout.
 
-    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects, zero
-    elsewhere.
+    LoRA on the attention projections alone becomes LoRA on every linear layer, as the released code expects; where
+    there was none it is the start of one, with B = 0, which changes nothing until it is trained.
 
     Args:
         source: folder of `remoco convert`, an adapter file, or a training checkpoint.
@@ -90,7 +93,7 @@ def export(source: str, out: str, base: str | None = None) -> None:
     architecture = Architecture.from_unet(config, "linear", ranks.pop())
     for part, name, shape in names(architecture).values():
         if part == "lora" and name not in parts["lora"]:
-            parts["lora"][name] = torch.zeros(shape)
+            parts["lora"][name] = _start(name, shape)
     released = Released(
         architecture, load_file(folder / WEIGHTS["unet"]), parts["lora"], parts["motion_encoder"], parts["injection"]
     )
@@ -103,6 +106,15 @@ def export(source: str, out: str, base: str | None = None) -> None:
         state |= load_file(folder / EXTRAS)
     _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
     print(f"wrote {out}: {len(state)} tensors")
+
+
+def _start(name: str, shape: tuple[int, ...]) -> Tensor:
+    """A LoRA weight as before training: B zero, A drawn from a seed of its name as peft draws it."""
+    tensor = torch.zeros(shape)
+    if ".lora_A." in name:  # with A zero too, neither would ever have a gradient
+        with seeded(zlib.crc32(name.encode())):
+            nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
+    return tensor
 
 
 def _config(folder: Path, config: dict[str, Any]) -> None:

@@ -113,7 +113,7 @@ def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> N
 
 
 class Encoder:
-    """The VAE and the image encoder of an SVD, in float32, on a GPU where torch sees one.
+    """The VAE of an SVD in float32, its image encoder in bfloat16 as the recipe trains, on a GPU where torch sees one.
 
     Attributes:
         hashes: of the weights of `vae` and `image_encoder`; training refuses latents of other weights.
@@ -123,16 +123,17 @@ class Encoder:
         import torch
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-        from lightning_modules.svd import SVD, weights_hash
+        from lightning_modules.svd import SVD
 
         try:
             networks = SVD.load(svd, revision)
         except MisconfigurationException as error:
             raise BadShards(str(error)) from error
-        self.hashes = {name: weights_hash(getattr(networks, name)) for name in ("vae", "image_encoder")}
+        self.hashes = {name: networks.hashes[name] for name in ("vae", "image_encoder")}
         del networks.unet
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.networks = networks.requires_grad_(False).eval().float().to(self.device)
+        self.networks.image_encoder.to(torch.bfloat16)
 
     def __call__(self, video: Any) -> bytes:
         """(L, 3, H, W) uint8 to safetensors: latent_mean and latent_std (L, C, h, w), not scaled, and image_embedding

@@ -14,7 +14,8 @@ from lightning_modules.layers import seeded
 from lightning_modules.released.encoders import image_encoder_from_released, vae_from_released
 from lightning_modules.released.files import load_released
 from lightning_modules.released.network import Released, use_portable_timesteps
-from lightning_modules.svd import SVD, load_component
+from lightning_modules.svd import SVD
+from lightning_modules.weights import load_component
 
 # what the released weights were trained with (docs/fidelity.md)
 CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}

@@ -11,6 +11,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
+from lightning_modules.blocks import use_our_blocks
 from lightning_modules.diffusion import Denoiser
 from lightning_modules.injection import Injection, attach
 from lightning_modules.lora import add_lora, lora_layers
@@ -77,6 +78,7 @@ def empty(architecture: Architecture) -> Network:
     with torch.device("meta"):
         unet = UNetSpatioTemporalConditionModel(**architecture.unet_config())
         set_res_block_eps(unet)
+        use_our_blocks(unet)
         if architecture.lora and architecture.lora_rank:
             add_lora(unet, architecture.lora, architecture.lora_rank)
         encoder = MotionEncoder(architecture.block_out_channels)
@@ -107,6 +109,7 @@ def use_portable_timesteps(unet: nn.Module) -> None:
     for layer in unet.modules():
         if type(layer) is Timesteps:
             layer.__class__ = PortableTimesteps
+            layer.keep_frequencies()
 
 
 def _peft_name(name: str, with_lora: set[str]) -> str:
@@ -127,12 +130,17 @@ class PortableTimesteps(Timesteps):
     reference was.
     """
 
+    def keep_frequencies(self) -> None:
+        """Compute the frequencies once; a forward that makes them on the host waits for the device."""
+        half = self.num_channels // 2
+        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu") / half
+        frequencies = exponents.double().exp().float()
+        up = torch.isin(exponents, torch.tensor(ROUNDED_UP, dtype=torch.float32, device="cpu"))
+        frequencies = torch.where(up, frequencies.nextafter(frequencies.new_ones(())), frequencies)
+        # as integers of the same bits, which no change of the network's dtype rounds
+        self.register_buffer("frequency_bits", frequencies.view(torch.int32), persistent=False)
+
     def forward(self, timesteps: Tensor) -> Tensor:
         """Timesteps (N,) -> embeddings (N, channels), cosines first."""
-        half = self.num_channels // 2
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / half
-        frequencies = exponents.double().exp().float()
-        up = torch.isin(exponents, torch.tensor(ROUNDED_UP, dtype=torch.float32))
-        frequencies = torch.where(up, frequencies.nextafter(torch.tensor(1.0)), frequencies).to(timesteps.device)
-        angles = timesteps[:, None].float() * frequencies
+        angles = timesteps[:, None].float() * self.frequency_bits.view(torch.float32)
         return torch.cat([angles.cos(), angles.sin()], dim=-1)

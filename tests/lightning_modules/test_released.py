@@ -231,7 +231,7 @@ def test_adapter_goes_into_modules_and_nothing_else_does(released_file, tmp_path
     assert (network.injection.down[0].norm.weight == 7).all()
 
 
-def test_a_checkpoint_with_attention_lora_is_exported_with_zeros_elsewhere(released_file, tmp_path, capsys):
+def test_a_checkpoint_with_attention_lora_is_exported_with_a_start_elsewhere(released_file, tmp_path, capsys):
     """What the paper's recipe trains runs in the released code: same network, LoRA on every linear layer."""
     assert remoco("convert", str(released_file), str(tmp_path), "--base") == 0
     network = build(load_released(released_file))
@@ -247,6 +247,11 @@ def test_a_checkpoint_with_attention_lora_is_exported_with_zeros_elsewhere(relea
     exported = load_released(tmp_path / "out.pt", head_channels=8)
     assert exported.architecture.lora == "linear"
     assert not exported.lora["time_embedding.linear_1.lora_B.default.weight"].any()
+    # with A = 0 too, no gradient would ever move either
+    assert all(t.any() for name, t in exported.lora.items() if ".lora_A." in name)
+    export(str(tmp_path / "last.ckpt"), str(tmp_path / "again.pt"), base=str(tmp_path))
+    again = load_released(tmp_path / "again.pt", head_channels=8)
+    assert all(torch.equal(t, again.lora[name]) for name, t in exported.lora.items())
     for name, tensor in trained.items():
         if name.startswith("svd.unet."):
             assert torch.equal(exported.lora[name.removeprefix("svd.unet.")], tensor)

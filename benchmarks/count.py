@@ -1,0 +1,268 @@
+"""Count a training step without a GPU: FLOPs, bytes, kernels and peak memory on fake tensors, by variant.
+
+    python benchmarks/count.py [--json FILE] [--batch 8] [--size full] [--only NAME ...]
+
+Every operation costs the longest of its FLOPs at 650 TFLOP/s (bf16) or 300 (TF32, float32 convolutions and products),
+its bytes at 4.2 TB/s and 4 us of launch: a roofline, to rank changes by, not a promise of a time. CUDA's autocast is
+emulated where the CPU's differs (norms in float32). What depends on the clip alone (control, VAE of the first frame) is
+counted on meta tensors, so by the GPU's code path; the rest on fake CPU tensors, which autograd can follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import json
+import time
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from full_size import Shape, batch_on, materialise, module_on, recipe, table
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+BF16, TF32, BANDWIDTH, LAUNCH = 650e12, 300e12, 4.2e12, 4e-6
+FREE = {  # no kernel: views, metadata, memory that is not written
+    "view", "_unsafe_view", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select", "split",
+    "split_with_sizes", "unbind", "detach", "alias", "as_strided", "_reshape_alias", "unfold", "empty", "empty_strided",
+    "empty_like", "new_empty", "new_empty_strided", "lift_fresh", "device", "numel", "size", "stride", "diagonal",
+    "is_contiguous", "is_strides_like_format", "is_non_overlapping_and_dense", "storage_offset", "dim", "layout",
+}  # fmt: skip
+
+
+class Count(TorchDispatchMode):
+    """Adds up what every operation costs, by phase, and follows the memory that is held."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.phase = device, "data"
+        self.held: dict[int, int] = {}
+        self.live = self.peak = 0
+        self.costs: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func._schema.name.split("::")[1]
+        outs = list(_tensors(out))
+        for tensor in outs:
+            self._hold(tensor)
+        ins = list(_tensors([args, kwargs or {}]))
+        if name in FREE or not outs or all(self._is_view(o, ins) for o in outs) and not name.endswith("_"):
+            return out
+        flops = 0
+        if func._overloadpacket in flop_registry:
+            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        size = sum(t.numel() * t.element_size() for t in [*ins, *outs])
+        rate = BF16 if outs[0].dtype in (torch.bfloat16, torch.float16) else TF32
+        cost = self.costs[self.phase, f"{name}:{str(outs[0].dtype).removeprefix('torch.')}"]
+        for i, value in enumerate((1, flops, size, max(flops / rate, size / BANDWIDTH, LAUNCH))):
+            cost[i] += value
+        return out
+
+    @staticmethod
+    def _is_view(out: Tensor, ins: list[Tensor]) -> bool:
+        return any(out.untyped_storage()._cdata == t.untyped_storage()._cdata for t in ins)
+
+    def _hold(self, tensor: Tensor) -> None:
+        if tensor.device.type != self.device:
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.held:
+            return
+        self.held[key] = size
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key: int) -> None:
+        self.live -= self.held.pop(key, 0)
+
+    def total(self, phase: str | None = None) -> list[float]:
+        """Kernels, FLOPs, bytes, seconds."""
+        found = [cost for (p, _), cost in self.costs.items() if phase in (None, p)]
+        return [sum(values) for values in zip(*found)] if found else [0, 0.0, 0.0, 0.0]
+
+    def report(self, top: int) -> str:
+        """The costliest operations of each phase."""
+        lines = []
+        for phase in dict.fromkeys(p for p, _ in self.costs):
+            kernels, flops, size, seconds = self.total(phase)
+            lines.append(
+                f"{phase}: {kernels:.0f} kernels, {flops / 1e12:.2f} TFLOP, {size / 1e9:.1f} GB, {seconds * 1e3:.1f} ms"
+            )
+            rows = sorted(((c[3], n, c) for (p, n), c in self.costs.items() if p == phase), reverse=True)[:top]
+            lines += [
+                f"    {n:44s} {c[0]:6.0f} x {c[1] / 1e12:8.3f} TFLOP {c[2] / 1e9:8.2f} GB {s * 1e3:8.2f} ms"
+                for s, n, c in rows
+            ]
+        return "\n".join(lines)
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    if isinstance(values, Tensor):
+        yield values
+    elif isinstance(values, (list, tuple)):
+        for value in values:
+            yield from _tensors(value)
+    elif isinstance(values, dict):
+        yield from _tensors(list(values.values()))
+
+
+@contextlib.contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """CUDA's choices on fake CPU tensors: autocast runs norms in float32, attention is one kernel."""
+    group, layer, attention = F.group_norm, F.layer_norm, F.scaled_dot_product_attention
+
+    def cast(tensor: Tensor | None) -> Tensor | None:
+        return tensor.float() if tensor is not None and torch.is_autocast_enabled("cpu") else tensor
+
+    def group_norm(x: Tensor, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        return group(cast(x), groups, cast(weight), cast(bias), eps)
+
+    def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
+        return layer(cast(x), shape, cast(weight), cast(bias), eps)
+
+    def flash(q: Tensor, k: Tensor, v: Tensor, *args: Any, scale: float | None = None, **kwargs: Any) -> Tensor:
+        if q.dtype in (torch.bfloat16, torch.float16):
+            return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)[0]
+        return attention(q, k, v, *args, scale=scale, **kwargs)
+
+    with (
+        mock.patch.object(F, "group_norm", group_norm),
+        mock.patch.object(F, "layer_norm", layer_norm),
+        mock.patch.object(F, "scaled_dot_product_attention", flash),
+    ):
+        yield
+
+
+def prepared(changes: dict[str, Any], size: str, shape: Shape) -> tuple[Count, Any, Any]:
+    """Counts of what the step does without gradients, on meta tensors; the conditioning and the clean latents."""
+    changes = dict(changes)
+    cached = changes.pop("cached", True)
+    module = module_on("meta", size, **changes)
+    batch = batch_on("meta", module, shape, cached)
+    draws = mock.patch(
+        "lightning_modules.motion_control.randn", lambda seeds, s, device: torch.empty((len(seeds), *s), device="meta")
+    )
+    no_autocast = mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta knows none
+    with draws, no_autocast, torch.no_grad(), Count("meta") as count:
+        cond = module.conditioning(batch, torch.empty(shape.batch, device="meta"))
+        clean = module.clean_latents(batch)
+    return count, cond, clean
+
+
+def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict[str, float]:
+    """Count one optimizer step of the recipe with these changes: ms, peak_gib, kernels, TFLOP and GB."""
+    data, cond, clean = prepared(changes, size, shape)
+    changes = {name: value for name, value in changes.items() if name != "cached"}
+    module = module_on("meta", size, **changes)
+    weights = _nbytes(module.parameters())
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake:
+        materialise(module, "fake")
+    module._device = torch.device("cpu")
+    count = Count("cpu")
+    with fake, count, as_on_cuda():
+        empty = lambda t: torch.empty(t.shape, dtype=t.dtype)  # noqa: E731
+        cond = type(cond)(empty(cond.image_latent), empty(cond.image_embedding), empty(cond.ids), empty(cond.control))
+        clean = empty(clean)
+        module.conditioning = lambda batch, sigma_aug: cond
+        module.clean_latents = lambda batch: clean
+        count.phase = "forward"
+        with _without_generators(module, shape.batch), torch.autocast("cpu", torch.bfloat16):
+            loss = module.training_step({}, 0)
+        count.phase = "backward"
+        loss.backward()
+    trained = [p for p in module.parameters() if p.requires_grad]
+    numbers = sum(p.numel() for p in trained)
+    unused = sum(p.grad is None for p in trained)
+    if top:
+        print(data.report(top), count.report(top), sep="\n")
+    kernels, flops, size_, seconds = (a + b for a, b in zip(data.total(), count.total(), strict=True))
+    # AdamW reads weight, gradient and both moments, writes all but the gradient; float32; one kernel per 300 tensors
+    seconds += 28 * numbers / BANDWIDTH
+    return {
+        "ms": seconds * 1e3,
+        "peak_gib": (weights + 8 * numbers + max(count.peak, data.peak)) / 2**30,
+        "kernels": kernels,
+        "tflop": flops / 1e12,
+        "gb": size_ / 1e9,
+        "trained_m": numbers / 1e6,
+        "trained_without_gradient": unused,
+    }
+
+
+@contextlib.contextmanager
+def _without_generators(module: Any, clips: int) -> Iterator[None]:
+    """Fake tensors have no generators: the draws are memory of the same shape."""
+    seeds = SimpleNamespace(tolist=lambda: [0] * clips)
+    draws = {
+        "randn": lambda seeds, shape, device: torch.empty((clips, *shape)),
+        "sample_sigma": lambda seeds, *args: torch.empty(clips),
+        "uniform": lambda seeds, n: torch.empty(clips, n),
+    }
+    with contextlib.ExitStack() as stack:
+        for name, value in draws.items():
+            stack.enter_context(mock.patch(f"lightning_modules.motion_control.{name}", value))
+        stack.enter_context(mock.patch.object(module, "seeds", lambda batch, stream: seeds))
+        yield
+
+
+def _nbytes(tensors: Any) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "default_training_step": {},
+    "all levels recomputed": {"gradient_checkpointing": "all"},
+    "nothing recomputed": {"gradient_checkpointing": "none"},
+    "LoRA on every linear layer": {"lora": "linear"},
+    "without LoRA": {"lora": None},
+    "encoding the videos": {"cached": False},
+}
+
+
+def main() -> None:
+    """Count and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--json", help="file for the counts of every variant")
+    parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
+    parser.add_argument("--batch", type=int, help="clips; default: the recipe's")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="variants to count; default: all")
+    parser.add_argument("--top", type=int, default=0, help="also print the costliest operations of each phase")
+    args = parser.parse_args()
+    shape = recipe()[1]
+    shape = shape._replace(batch=args.batch or shape.batch)
+    found, rows = {}, []
+    for name in args.only or VARIANTS:
+        start = time.perf_counter()
+        found[name] = step(VARIANTS[name], args.size, shape, args.top)
+        n = found[name]
+        rows.append(
+            [
+                name,
+                f"{n['ms']:.0f}",
+                f"{n['peak_gib']:.1f}",
+                f"{n['kernels']:.0f}",
+                f"{n['tflop']:.1f}",
+                f"{n['gb']:.0f}",
+            ]
+        )
+        print(f"{name}: {n['ms']:.0f} ms ({time.perf_counter() - start:.0f} s to count)", flush=True)
+    print(table(["variant", "ms", "peak GiB", "kernels", "TFLOP", "GB moved"], rows))
+    if args.json:
+        with open(args.json, "w") as file:
+            json.dump(found, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Time a sampled clip: 25 steps with guidance and the decoding, LoRA apart or merged, against the bare UNet.
+
+    python benchmarks/sampling.py [--device cuda] [--size full] [--steps 25]
+
+Also what merging costs: the difference that rounding the merged weights to the compute dtype makes to one prediction,
+beside that of computing in this dtype at all, both against float32, relative to its standard deviation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+from typing import Any
+
+import torch
+from full_size import Shape, ceilings, measure, module_on, recipe, table
+from torch import Tensor
+
+from lightning_modules.conditioning import Conditioning
+from lightning_modules.diffusion import euler_sample
+from lightning_modules.lora import lora_layers, merged_lora, without_lora
+
+
+def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, Tensor]:
+    """A random conditioning of one clip, and the noise it starts from."""
+    frames, (height, width), channels = shape.frames, (shape.height // 8, shape.width // 8), module.svd.latent_channels
+    dim = module.svd.unet.config.cross_attention_dim
+    cond = Conditioning(
+        image_latent=torch.randn(1, channels, height, width, device=device),
+        image_embedding=torch.randn(1, 1, dim, device=device),
+        ids=torch.tensor([[8.0, 17.0, 0.02]], device=device),
+        control=10 * torch.randn(1, frames, 3, shape.height, shape.width, device=device),
+    )
+    return cond, torch.randn(1, frames, channels, height, width, device=device)
+
+
+@torch.no_grad()
+def sample(module: Any, cond: Conditioning, noise: Tensor, steps: int, kind: str, decode: bool = True) -> Tensor:
+    """One clip: `merged` as users get it, `apart` with LoRA computed beside, `bare` without LoRA and motion."""
+    with module.autocast():
+        if kind == "merged" and decode:
+            return module.networks.generate(cond, noise, steps, (1.0, 2.5))
+        module.injection.set(None if kind == "bare" else module.motion_encoder(cond.control))
+        context = {"merged": merged_lora, "bare": without_lora}.get(kind)
+        if context is None:
+            latents = euler_sample(module.denoiser, noise, cond, steps=steps)
+        else:
+            with context(module.svd.unet):
+                latents = euler_sample(module.denoiser, noise, cond, steps=steps)
+        return module.svd.decode(latents) if decode else latents
+
+
+@torch.no_grad()
+def merging_error(device: str, size: str, shape: Shape, dtype: torch.dtype) -> dict[str, float]:
+    """Relative difference of one prediction in `dtype` from float32, with LoRA apart and merged."""
+    found: dict[str, Tensor] = {}
+    for name, compute in (("float32", torch.float32), ("apart", dtype), ("merged", dtype)):
+        module = module_on(device, size, compute)
+        for layer in lora_layers(module.svd.unet).values():
+            layer.lora_B["default"].weight.data.mul_(0.02)  # a few per cent of the base weights, as after training
+        torch.manual_seed(0)
+        cond, noise = conditioned(module, shape, device)
+        sigma = torch.full((1,), 2.0, device=device)
+        module.injection.set(module.motion_encoder(cond.control))
+        with module.autocast():
+            if name == "merged":
+                with merged_lora(module.svd.unet):
+                    found[name] = module.denoiser(noise, sigma, cond)
+            else:
+                found[name] = module.denoiser(noise, sigma, cond)
+        del module
+        gc.collect()
+    exact = found.pop("float32")
+    return {name: ((x - exact).square().mean().sqrt() / exact.std()).item() for name, x in found.items()}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
+    parser.add_argument("--steps", type=int, default=25, help="Euler steps of a clip")
+    parser.add_argument("--times", type=int, default=10, help="timed clips, after three")
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--no-compile", action="store_true")
+    args = parser.parse_args()
+    given = {name: getattr(args, name) for name in ("frames", "height", "width") if getattr(args, name)}
+    shape = recipe()[1]._replace(batch=1, **given)
+    print(", ".join(f"{name} {value:.0f}" for name, value in ceilings(args.device).items()), flush=True)
+    rows, warm_up = [], 3 if args.times >= 3 else 1
+    for compiled in (False,) if args.no_compile else (False, True):
+        module = module_on(args.device, args.size, compile_unet=compiled, gradient_checkpointing="none")
+        cond, noise = conditioned(module, shape, args.device)
+        for kind in ("bare", "apart", "merged"):
+            for decode in (False, True):
+                clip = lambda k=kind, d=decode, m=module: sample(m, cond, noise, args.steps, k, d)  # noqa: E731, B023
+                found = measure(clip, args.device, warm_up, args.times)
+                rows.append([
+                    kind, "yes" if compiled else "", "yes" if decode else "", f"{found.ms / 1e3:.2f}",
+                    f"{found.peak_gib:.1f}", found.kernels, f"{found.idle:.0%}" if found.idle == found.idle else "-",
+                ])  # fmt: skip
+        del module
+        gc.collect()
+    print(table(["LoRA", "compiled", "decoded", "s per clip", "peak GiB", "kernels", "GPU idle"], rows))
+    errors = merging_error(args.device, args.size, shape, torch.bfloat16)
+    print(
+        f"one prediction in bfloat16 against float32: LoRA apart {errors['apart']:.1e}, merged {errors['merged']:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()
