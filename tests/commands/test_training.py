@@ -185,7 +185,9 @@ def test_optimizer_and_schedule_from_yaml(lightning, tiny, tmp_path):
         "lr_scheduler": "lightning_modules.optimizer.WarmupCosine",
     }
     code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 4}), *more, "--ckpt_path=last")
-    assert code == 0 and rates(run) == [pytest.approx(0.5 * (1 + math.cos(math.pi / 5)) / 2)]  # one step into the cosine
+    assert code == 0 and rates(run) == [
+        pytest.approx(0.5 * (1 + math.cos(math.pi / 5)) / 2)
+    ]  # one step into the cosine
     assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["lr_schedulers"][0]["last_epoch"] == 4
     code, said = lightning(*tiny("sgd", **{"trainer.max_steps": 6}), "--ckpt_path=last")
     assert code == 2 and "optimizer" in said.splitlines()[-1] and "torch.optim.SGD" in said.splitlines()[-1]
@@ -280,5 +282,7 @@ def test_slurm_requeues_and_the_job_goes_on(lightning, base, tmp_path, slurm, na
     assert not list(tmp_path.glob("hpc_ckpt_*"))
     config["trainer"]["callbacks"].pop(1)
     base.write_text(yaml.safe_dump(config))
-    assert forks.run("under_slurm", slurm, "fit", "--config", str(base), "--ckpt_path", "last", cwd=str(tmp_path)) == 0, forks.said
+    assert (
+        forks.run("under_slurm", slurm, "fit", "--config", str(base), "--ckpt_path", "last", cwd=str(tmp_path)) == 0
+    ), forks.said
     assert {step for step, _ in points(run)["train/loss"]} == set(range(4))

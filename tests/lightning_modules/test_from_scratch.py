@@ -90,10 +90,10 @@ def test_schedule():
     assert factors[0] == pytest.approx(0.1) and factors[9:71] == pytest.approx([1.0] * 62)
     assert factors[85] == pytest.approx(0.5) and factors[99] == pytest.approx(1 / 30)
     parameter = [torch.nn.Parameter(torch.zeros(1))]
-    constant = Schedule().optimizer(parameter, 1e-3, 0.01, -1)
-    assert isinstance(constant, torch.optim.AdamW) and constant.defaults["betas"] == (0.9, 0.999)
+    adamw = torch.optim.AdamW(parameter)
+    assert Schedule().over(adamw, -1) is adamw
     with pytest.raises(ValueError, match="schedule.decay needs trainer.max_steps"):
-        schedule.optimizer(parameter, 1e-3, 0.01, -1)
+        schedule.over(adamw, -1)
     for bad in ({"warmup_steps": -1}, {"decay": 1.5}):
         with pytest.raises(ValueError, match=f"schedule.{next(iter(bad))}"):
             Schedule(**bad)
