@@ -3,8 +3,8 @@
     python -m tests.support.cpus [what pytest takes, for instance tests/lightning_modules]
 
 A setting chooses among the arithmetic that this machine has: what has no effect here (AVX2 on a CPU without more,
-bfloat16 on one without) is tested as the default. Ends with 1 where a setting failed; each one's output is in the folder
-runs/test-cpus.
+bfloat16 on one without) is tested as the default. Ends with 1 where a setting failed; each one's output is in
+the folder runs/test-cpus.
 """
 
 from __future__ import annotations
