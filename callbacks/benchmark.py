@@ -1,4 +1,6 @@
-"""A benchmark in `test`: every pair sampled once, as a video file; then scored, in the columns of the paper's tables."""
+"""A benchmark in `test`: every pair sampled once, as a video file; then scored, in the columns of the paper's
+tables.
+"""
 
 import hashlib
 import json
@@ -29,10 +31,11 @@ PUBLISHED_SEED = 2025
 class Benchmark(Callback):
     """Samples each pair of a `BenchmarkDataModule` and scores the videos, for tables 2 and 3 of the paper.
 
-    In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json` (what
-    made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are sampled one by
-    one, so number of GPUs and order change no video. Started again after a kill, it samples what is missing; videos that
-    other weights or settings made are not mixed with new ones. Scores are those of `remoco score` on the same files.
+    In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json`
+    (what made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are
+    sampled one by one, so number of GPUs and order change no video. Started again after a kill, it samples what is
+    missing; videos that other weights or settings made are not mixed with new ones. Scores are those of `remoco score`
+    on the same files.
 
     Args:
         metrics: what to measure; none = stand-ins that need no weights.
@@ -99,8 +102,8 @@ class Benchmark(Callback):
             differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise MisconfigurationException(
-                    f"{self.folder}: holds videos that were made with other {', '.join(differs)}; move the folder away, or "
-                    "give the logger another name"
+                    f"{self.folder}: holds videos that were made with other {', '.join(differs)}; move the folder "
+                    "away, or give the logger another name"
                 )
         elif trainer.is_global_zero:
             write_json(record, made_by)

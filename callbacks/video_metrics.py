@@ -30,7 +30,8 @@ class VideoMetrics(Callback):
     A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the literature's networks,
     `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
     only. The protocol (network, resize, frames, n, reference) is printed, logged as text beside each number, and
-    written to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and not on
+    written to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here
+    and not on
     the module, whose checkpoints their networks would fill.
 
     Args:

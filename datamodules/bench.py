@@ -190,15 +190,16 @@ def _only(rows: list[dict[str, Any]]) -> dict[str, Any]:
 class BenchmarkDataModule(pl.LightningDataModule):
     """ReMoCo-Bench (MC-Bench), or a folder of one's own in its layout, for `test`.
 
-    `<root>/{Fine_grained_control,object_control}/<sample>/{first_frame.png, first_frame_mask.png, meta_data.json}`; images
-    of any size. Samples are given one at a time; one that is broken is logged on a line and left out.
+    `<root>/{Fine_grained_control,object_control}/<sample>/{first_frame.png, first_frame_mask.png, meta_data.json}`;
+    images of any size. Samples are given one at a time; one that is broken is logged on a line and left out.
 
     Attributes:
         has_clips: whether batches hold real clips; here they do not.
 
     Args:
         root: folder of the benchmark.
-        height: with `width`, about how many pixels an image is resized to; its aspect ratio is kept to a multiple of 64.
+        height: with `width`, about how many pixels an image is resized to; its aspect ratio is kept to a multiple of
+        64.
         width: see `height`.
         num_workers: processes that read.
 

@@ -67,7 +67,9 @@ def _write_pair(root: Path, folder: str, name: str, level: str, size: tuple[int,
 
 
 def _gentle(scene: Scene) -> Scene:
-    """The scene with half of its travel and a quarter of its turning and growing: trackers without weights lose more."""
+    """The scene with half of its travel and a quarter of its turning and growing: trackers without weights lose
+    more.
+    """
 
     def calm(layer: Layer) -> Layer:
         angle, scale = layer.motion.angle, layer.motion.scale

@@ -1,4 +1,6 @@
-"""What every metric takes and gives: one clip with what it is compared with, and one result that carries its protocol."""
+"""What every metric takes and gives: one clip with what it is compared with, and one result that carries its
+protocol.
+"""
 
 import math
 import time

@@ -16,7 +16,8 @@ class FrameConsistency(VideoMetric):
     A still clip scores 1: read it beside `MeanFlowMagnitude`.
 
     Args:
-        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published tables), or
+        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published
+        tables), or
             seeded random features when not given.
     """
 
@@ -29,6 +30,7 @@ class FrameConsistency(VideoMetric):
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
     def load(self) -> None:
+        """Read the weights, once; see the base class."""
         self.feature.load()
 
     def update(self, video: Tensor) -> None:
@@ -43,12 +45,15 @@ class FrameConsistency(VideoMetric):
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         self.update(clip.video)
 
     def value(self) -> Tensor:
+        """The mean over clips, float64."""
         return self.total / self.clips
 
     def describe(self) -> str:
+        """What it was computed with."""
         return f"{self.feature.protocol}; L2-normalised, cosine of consecutive frames, mean per clip, then over clips"
 
 
@@ -58,7 +63,8 @@ class DenseTracker(Protocol):
     name: str
     version: str
 
-    def __call__(self, frames: Any) -> Any: ...
+    def __call__(self, frames: Any) -> Any:
+        """Follow every pixel of the first frame."""
 
 
 class MeanFlowMagnitude(VideoMetric):
@@ -88,10 +94,13 @@ class MeanFlowMagnitude(VideoMetric):
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         self.update(clip.video)
 
     def value(self) -> Tensor:
+        """The mean over clips, float64."""
         return self.total / self.clips
 
     def describe(self) -> str:
+        """What it was computed with."""
         return f"tracker {self.tracker.name} {self.tracker.version}; displacement from frame 1 in pixels, frames 2 to L"

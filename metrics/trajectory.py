@@ -17,14 +17,15 @@ class PointTracker(Protocol):
     name: str
     version: str
 
-    def __call__(self, video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]: ...
+    def __call__(self, video: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Follow the queries through the video."""
 
 
 def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """What a point tracker is asked for: the 8 x 8 block of pixels around each start, in frame 0.
 
-    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is cut
-    off, and the released script then reads other points' tracks; here the returned index stays with its start.
+    A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block
+    is cut off, and the released script then reads other points' tracks; here the index stays with its start.
 
     Args:
         starts: (N, 2) integer pixels x, y of the tracks' first points, inside the frame.
@@ -53,8 +54,8 @@ def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tens
 class MeanTrackDistance(VideoMetric):
     """Euclidean distance in pixels between the points of generated and of drawn tracks in frames 1..L-1.
 
-    Mean over tracks and frames per video, then over videos (macro, the value); `micro` is the mean over all points. What
-    finds the points makes it MD-Vid or MD-Img.
+    Mean over tracks and frames per video, then over videos (macro, the value); `micro` is the mean over all points.
+    What finds the points makes it MD-Vid or MD-Img.
 
     Example:
         >>> import torch
@@ -87,7 +88,8 @@ class MeanTrackDistance(VideoMetric):
         """
         if tracks.shape != target.shape or tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.numel() == 0:
             raise ValueError(
-                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2), N and L-1 at least 1"
+                f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2), "
+                "N and L-1 at least 1"
             )
         distance = torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1)
         if not distance.isfinite().all():
@@ -102,6 +104,7 @@ class MeanTrackDistance(VideoMetric):
         raise NotImplementedError
 
     def add(self, clip: Clip) -> None:
+        """Judge one clip."""
         check_video(clip.video)
         if clip.tracks.shape[1] != len(clip.video):
             raise ValueError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
@@ -113,12 +116,15 @@ class MeanTrackDistance(VideoMetric):
         self.update(self.find(clip.video, starts).to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
 
     def value(self) -> Tensor:
+        """The mean over clips, float64."""
         return self.total / self.clips
 
     def describe(self) -> str:
+        """What it was computed with."""
         return "distance in pixels, frames 1 to L-1, mean per video, then over videos (micro: over points)"
 
     def extra(self) -> dict[str, float]:
+        """The mean over all points."""
         return {"micro": float(self.point_total / self.points)}
 
 
@@ -137,11 +143,13 @@ class MDVid(MeanTrackDistance):
         self.name = "md_vid" if tracker.name == "cotracker3" else f"md_vid_{tracker.name}"
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
+        """See `MeanTrackDistance.find`."""
         queries, centres = track_queries(starts, *video.shape[-2:])
         tracks, _ = self.tracker(video.to(self.total.device), queries.to(self.total.device))
         return tracks[1:, centres.to(tracks.device)].transpose(0, 1)
 
     def describe(self) -> str:
+        """What it was computed with."""
         return (
             f"tracker {self.tracker.name} {self.tracker.version}, 8 x 8 queries around each start; {super().describe()}"
         )
@@ -162,13 +170,16 @@ class MDImg(MeanTrackDistance):
         self.name = "md_img" if self.feature.name == "dift" else f"md_img_{self.feature.name}"
 
     def load(self) -> None:
+        """Read the weights, once; see the base class."""
         self.feature.load()
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
+        """See `MeanTrackDistance.find`."""
         video = video.to(self.total.device)
         first = self.feature(video[0])
         found = [match(first, self.feature(frame), starts, *video.shape[-2:]) for frame in video[1:]]
         return torch.stack(found, dim=1)
 
     def describe(self) -> str:
+        """What it was computed with."""
         return f"{self.feature.protocol}; cosine argmax over the frame; {super().describe()}"

@@ -1,4 +1,6 @@
-"""`remoco score`: the paper's metrics of any system's videos, and `remoco sprite-bench`, a benchmark with known answers."""
+"""`remoco score`: the paper's metrics of any system's videos, and `remoco sprite-bench`, a benchmark with known
+answers.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ def score(
         videos: folder with `<level>/<sample>.mp4`, or with the names of the reference videos.
         bench: root of a benchmark in the layout of ReMoCo-Bench.
         reference: folder of reference videos.
-        metrics: YAML file with a list of metrics (configs/eval/metrics.yaml); without it, stand-ins that need no weights.
+        metrics: YAML file with a list of metrics (configs/eval/metrics.yaml); without it, stand-ins that need no
+        weights.
         json: file to write the results to.
         frames: how many of each video's first frames are judged.
         skip_unreadable: leave out, and count, what is missing, too short or not readable.

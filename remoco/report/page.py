@@ -96,17 +96,18 @@ def _measured(systems: list[System]) -> str:
     body = ""
     for name in names:
         protocol = next(found[name]["protocol"] for found in results.values() if name in found)
-        numbers = "".join(
-            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{_number(found[name]["value"])}</td>'
-            if name in found
-            else "<td>–</td>"
-            for found in results.values()
-        )
+        numbers = "".join(_cell(found[name]) if name in found else "<td>–</td>" for found in results.values())
         body += (
-            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary><p>{html.escape(protocol)}</p></details></th>'
-            f"{numbers}</tr>"
+            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary>'
+            f"<p>{html.escape(protocol)}</p></details></th>{numbers}</tr>"
         )
-    return f'<div class="scroll"><table class="all"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    head = f"<thead><tr><th>metric</th>{head}</tr></thead>"
+    return f'<div class="scroll"><table class="all">{head}<tbody>{body}</tbody></table></div>'
+
+
+def _cell(result: Mapping[str, Any]) -> str:
+    note = f"{result['protocol']}; n {result['n']}; {result['seconds']:g} s"
+    return f'<td title="{html.escape(note)}">{_number(result["value"])}</td>'
 
 
 def _number(value: float) -> str:
@@ -123,8 +124,7 @@ def _gallery(gallery: list[tuple[str, dict[str, str]]]) -> str:
     strips = []
     for caption, panels in gallery:
         videos = "".join(
-            f'<figure><video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
-            f"<figcaption>{html.escape(name)}</figcaption></figure>"
+            f"<figure>{_video(source)}<figcaption>{html.escape(name)}</figcaption></figure>"
             for name, source in panels.items()
         )
         strips.append(
@@ -133,14 +133,15 @@ def _gallery(gallery: list[tuple[str, dict[str, str]]]) -> str:
     return "".join(strips)
 
 
+def _video(source: str) -> str:
+    return f'<video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
+
+
 def _strips(systems: list[System], strips: dict[str, list[str]]) -> str:
     built = []
     for system in systems:
         if sources := strips.get(system.name):
-            videos = "".join(
-                f'<figure class="wide"><video muted playsinline preload="metadata" src="{html.escape(source)}"></video></figure>'
-                for source in sources
-            )
+            videos = "".join(f'<figure class="wide">{_video(source)}</figure>' for source in sources)
             title = f"{html.escape(system.name)}, step {system.step}"
             built.append(f'<article class="strip"><h3>{title}</h3>{videos}</article>')
     return "".join(built)

@@ -1,4 +1,6 @@
-"""Benchmarks in ReMoCo-Bench's layout: both levels, sizes, both names of the JSON, a line per broken sample, known answers."""
+"""Benchmarks in ReMoCo-Bench's layout: both levels, sizes, both names of the JSON, a line per broken sample, known
+answers.
+"""
 
 import json
 
@@ -55,9 +57,11 @@ def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
     data.setup("test")
     assert data.keys == [f"{FINE}/good"] and len(data.broken) == 8 and all("\n" not in line for line in data.broken)
     for name, said in {
-        "no-mask/first_frame_mask.png": "no such file", "outside/meta_data.json": "starts at (70, 5), outside the 40 x 60",
+        "no-mask/first_frame_mask.png": "no such file",
+        "outside/meta_data.json": "starts at (70, 5), outside the 40 x 60",
         "empty/meta_data.json": "at least one track", "shape/meta_data.json": "traj_key_points[0]",
-        "nan/meta_data.json": "finite", "picture/first_frame.png": "not a readable picture", "json/meta_data.json": "expected",
+        "nan/meta_data.json": "finite", "picture/first_frame.png": "not a readable picture",
+        "json/meta_data.json": "expected",
         "small/first_frame_mask.png": "3 x 3, expected the size of first_frame.png, 40 x 60",
     }.items():  # fmt: skip
         assert any(name in line and said in line for line in data.broken), name

@@ -84,7 +84,8 @@ def clip_folder(tmp_path_factory):
     )  # fmt: skip
     CLIPVisionModelWithProjection(config).save_pretrained(folder)
     settings = {
-        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32},
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 32},
+        "crop_size": {"height": 32, "width": 32},
         "resample": 3, "do_resize": True, "do_center_crop": True, "do_normalize": True, "do_rescale": True,
         "image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711],
     }  # fmt: skip
@@ -124,7 +125,8 @@ def sd_folder(tmp_path_factory):
         block_out_channels=(32,) * 4, latent_channels=4,
     ).save_pretrained(folder / "vae")  # fmt: skip
     UNet2DConditionModel(
-        block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=(2, 2, 4, 4),
+        block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=(2, 2, 4,
+        4),
         use_linear_projection=True,
     ).save_pretrained(folder / "unet")  # fmt: skip
     text = CLIPTextConfig(
