@@ -123,14 +123,17 @@ def _gallery(gallery: list[tuple[str, dict[str, str]]]) -> str:
     strips = []
     for caption, panels in gallery:
         videos = "".join(
-            f'<figure><video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
-            f"<figcaption>{html.escape(name)}</figcaption></figure>"
+            f"<figure>{_video(source)}<figcaption>{html.escape(name)}</figcaption></figure>"
             for name, source in panels.items()
         )
         strips.append(
             f'<article class="strip"><h3>{html.escape(caption)}</h3><div class="panels">{videos}</div></article>'
         )
     return "".join(strips)
+
+
+def _video(source: str) -> str:
+    return f'<video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
 
 
 def _strips(systems: list[System], strips: dict[str, list[str]]) -> str:

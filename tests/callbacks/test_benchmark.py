@@ -6,7 +6,9 @@ import shutil
 import pytest
 
 from callbacks.benchmark import pair_seed
+from datamodules.errors import UsageError
 from datamodules.sprite_bench import write_sprite_bench
+from remoco.score import read_metrics
 from tests.commands.test_lightning import CONFIGS, quick
 from tests.support.commands import remoco
 
@@ -69,5 +71,41 @@ def test_a_pairs_noise_is_a_function_of_its_name():
     assert len({pair_seed(seed, key) for seed in (1, 2025) for key in ("a/b", "a/c")}) == 4
 
 
-def test_the_shipped_overlays_name_what_is_there():
-    assert {path.name for path in (CONFIGS / "eval").iterdir()} == {"bench.yaml", "webvid.yaml", "metrics.yaml"}
+OVERLAYS = {"bench": "remoco_svd", "quickstart_bench": "quickstart", "webvid": "quickstart"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_shipped_overlays_build(overlay, bench, tmp_path, monkeypatch):
+    from lightning.pytorch.cli import LightningCLI
+
+    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, name: None)
+    configs = [CONFIGS / f"{OVERLAYS[overlay]}.yaml", CONFIGS / "eval" / f"{overlay}.yaml"]
+    root = tmp_path if overlay == "webvid" else bench
+    args = ["test", *(f"--config={path}" for path in configs), f"--data.init_args.root={root}", "--trainer.devices=1"]
+    monkeypatch.setattr("sys.argv", ["python -m lightning", *args])
+    built = LightningCLI()
+    kinds = [type(callback).__name__ for callback in built.trainer.callbacks]
+    assert ("VideoMetrics" if overlay == "webvid" else "Benchmark") in kinds and "LastCheckpoint" in kinds
+    if overlay == "webvid":
+        last = [c for c in built.trainer.callbacks if type(c).__name__ == "VideoMetrics"][-1]
+        assert last.mask_ratio == 0.85 and len(last.metrics) == 4
+    assert {path.stem for path in (CONFIGS / "eval").iterdir()} == set(OVERLAYS) | {"metrics"}
+
+
+def test_the_published_metrics_are_named_by_their_files(tmp_path, monkeypatch):
+    """Nothing is read when they are made; a file that is not there is one line."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="i3d_torchscript.pt: no such file"):
+        read_metrics(str(CONFIGS / "eval" / "metrics.yaml"))
+    (tmp_path / "weights").mkdir()
+    for name in ("i3d_torchscript.pt", "inception-2015-12-05.pt", "scaled_offline.pth"):
+        (tmp_path / "weights" / name).write_bytes(b"x")
+    names = [metric.name for metric in read_metrics(str(CONFIGS / "eval" / "metrics.yaml"))]
+    assert names == [
+        "fvd_i3d_styleganv",
+        "fid_inception",
+        "md_img",
+        "md_vid",
+        "frame_consistency",
+        "flow_magnitude_dis",
+    ]
