@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 QUICKSTART := runs/quickstart
 
-.PHONY: install lint demo fit test test-slow
+.PHONY: test-cpus install lint demo fit test test-slow
 install: $(READY)
 
 # installed again only when what is to be installed changes
@@ -38,3 +38,7 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
+
+# as other CPUs and numbers of threads compute: seven times the suite, hours; PYTEST=tests/lightning_modules for a part
+test-cpus: $(READY)
+	$(BIN)/python -m tests.support.cpus $(PYTEST)

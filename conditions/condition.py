@@ -126,8 +126,9 @@ def class_path(cls: type) -> str:
 
 def _concrete(cls: type) -> list[type]:
     """Subclasses of `cls` that can be made."""
-    found = []
-    for sub in cls.__subclasses__():
+    found: list[type] = []
+    below: list[type] = cls.__subclasses__()
+    for sub in below:
         found += _concrete(sub)
         if not inspect.isabstract(sub):
             found.append(sub)

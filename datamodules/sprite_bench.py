@@ -105,7 +105,7 @@ def _marked_points(image: np.ndarray, usable: np.ndarray, count: int) -> list[tu
     """Up to `count` pixels (x, y), the ones that a person would mark: corners that look like no other place."""
     # Shi and Tomasi's corners, at least 4 pixels apart
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    corners = cv2.goodFeaturesToTrack(grey, 16, 0.01, 4, mask=usable.astype(np.uint8), blockSize=9)
+    corners: np.ndarray | None = cv2.goodFeaturesToTrack(grey, 16, 0.01, 4, mask=usable.astype(np.uint8), blockSize=9)
     if corners is None:  # the surface has no texture there
         row, column = np.argwhere(usable)[usable.sum() // 2]
         return [(int(column), int(row))]

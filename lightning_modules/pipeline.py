@@ -206,8 +206,8 @@ class MotionControlPipeline:
         first = torch.from_numpy(frame).to(module.device).permute(2, 0, 1)[None]
         # one stream per purpose, as in training; an inference has no position
         seeds = {stream: [int(mix(seed, 0, stream))] for stream in (AUG_NOISE, INITIAL)}
-        ids = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
-        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in ids.items()}
+        values = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
+        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in values.items()}
         with module.autocast():
             noise = randn(seeds[AUG_NOISE], first.shape[1:], module.device)
             cond = from_first_frame(module.svd, first, control[None].to(module.device), ids, noise)

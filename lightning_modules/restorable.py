@@ -24,7 +24,7 @@ def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], d
         trained: name -> parameter of what is trained.
         data: name under which the data module keeps its state; None for one that keeps none.
     """
-    step = checkpoint.get("global_step")
+    step: Any = checkpoint.get("global_step")
     _require(type(step) is int and 0 <= step < 2**62, "global_step", step, "a whole number of at least 0")
     _require(isinstance(checkpoint.get("loops"), dict), "loops", checkpoint.get("loops"), "Lightning's progress")
     if data is not None:

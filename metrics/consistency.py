@@ -22,6 +22,7 @@ class FrameConsistency(VideoMetric):
     """
 
     higher_is_better = True
+    total: Tensor
 
     def __init__(self, feature: FeatureNetwork | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,6 +79,7 @@ class MeanFlowMagnitude(VideoMetric):
     """
 
     higher_is_better = None
+    total: Tensor
 
     def __init__(self, tracker: DenseTracker, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -120,6 +120,8 @@ class ControlError(VideoMetric):
         5.0
     """
 
+    total: Tensor
+
     def __init__(self, tracker: PointTracker | None = None, other_control: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker = tracker
@@ -161,7 +163,8 @@ class ControlError(VideoMetric):
     def add(self, clip: Clip) -> None:
         """Judge one clip; one in which nothing moves says nothing about control and does not count."""
         check_video(clip.video)
-        if self.tracker is None:
+        tracker = self.tracker
+        if tracker is None:
             masks, tracks = moving_object(clip.flow[None])
             if not masks.any():
                 return
@@ -177,7 +180,7 @@ class ControlError(VideoMetric):
             queries = torch.cat([torch.zeros_like(points[:, :1]), points], dim=1).float()
 
             def error(video: Tensor) -> Tensor:
-                return _distance(self.tracker(video, queries)[0] - points, target)
+                return _distance(tracker(video, queries)[0] - points, target)
 
         self.total += error(clip.video)
         self.clips += 1

@@ -1,5 +1,7 @@
 """Where a point of one image is in another: dense features and their best match (MD-Img)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,6 +63,7 @@ class RandomPointFeatures(PointFeatures):
     """
 
     name = "random_features"
+    weight: Tensor
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
@@ -102,11 +105,12 @@ class DIFTFeatures(PointFeatures):
     """
 
     name = "dift"
+    prompt: Tensor
 
     def __init__(self, path: str, revision: str | None = None) -> None:
         super().__init__()
         self.path, self.revision = path, revision
-        self.unet: nn.Module | None = None
+        self.unet: Any = None
 
     def load(self) -> None:
         """Read the networks, once."""

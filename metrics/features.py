@@ -8,6 +8,7 @@ unpickles or touches the global random state, and nothing downloads unless a hub
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,7 +56,7 @@ class FileFeatures(FeatureNetwork):
         if not Path(path).is_file():
             raise ValueError(f"feature network {path}: no such file")
         self.path = Path(path)
-        self.network: nn.Module | None = None
+        self.network: Any = None
 
     def read(self) -> nn.Module:
         """The network of the file, on the CPU."""
@@ -79,13 +80,13 @@ class FileFeatures(FeatureNetwork):
             raise
 
     @property
-    def num_features(self) -> int:
+    def num_features(self) -> int:  # type: ignore[override]  # known when the file is read
         """D; reads the file."""
         self.load()
         return self._num_features
 
     @property
-    def protocol(self) -> str:
+    def protocol(self) -> str:  # type: ignore[override]  # known when the file is read
         """Which file, and how it is called; reads the file."""
         self.load()
         return f"{self.convention()[0]}: {describe_file(self.path)}, {self.convention()[1]}"
@@ -197,7 +198,7 @@ class I3DLogits(FileFeatures):
         logits = []
         for video in videos:
             frames = [
-                Image.fromarray(frame).resize((I3D_SIZE, I3D_SIZE), Image.Resampling.BICUBIC)
+                np.asarray(Image.fromarray(frame).resize((I3D_SIZE, I3D_SIZE), Image.Resampling.BICUBIC))
                 for frame in video.permute(0, 2, 3, 1).cpu().numpy()
             ]
             clip = torch.from_numpy(np.stack(frames)).to(device).permute(3, 0, 1, 2).float() / 127.5 - 1
@@ -263,7 +264,7 @@ class CLIPFeatures(FeatureNetwork):
     def __init__(self, path: str, revision: str | None = None) -> None:
         super().__init__()
         self.path, self.revision = path, revision
-        self.network: nn.Module | None = None
+        self.network: Any = None
 
     def load(self) -> None:
         """Read the networks, once."""

@@ -70,7 +70,8 @@ class MeanTrackDistance(VideoMetric):
     name = "mean_track_distance"
     needs = ("tracks",)
     total: Tensor
-    videos: Tensor
+    point_total: Tensor
+    points: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

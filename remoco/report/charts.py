@@ -58,7 +58,8 @@ def thinned(steps: list[int], values: list[float]) -> tuple[np.ndarray, np.ndarr
     """Means over equal runs of points, so that at most `POINTS` are left."""
     size = math.ceil(len(steps) / POINTS)
     starts = range(0, len(steps), size)
-    return tuple(np.array([np.mean(x[i : i + size]) for i in starts]) for x in (steps, values))
+    x, y = (np.array([np.mean(part[i : i + size]) for i in starts]) for part in (steps, values))
+    return x, y
 
 
 def nice_ticks(low: float, high: float, count: int = 4) -> list[float]:

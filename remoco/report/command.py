@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -38,7 +39,7 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     gallery = _gallery(systems, roots[0] if roots else None, folder, clips)
-    strips = {}
+    strips: dict[str, list[Any]] = {}
     for system in systems:
         strips[system.name] = []
         for path in system.strips:

@@ -7,7 +7,7 @@ project, and whose they are is in docs/data.md.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -125,7 +125,7 @@ def make_points(options: DotOptions) -> PointTracker:
                 f"--dot-points lk: expected neither --dot-points-path nor --dot-points-code, got {path or code}"
             )
         return LucasKanade()
-    tracker: Tapir | CoTracker
+    tracker: Any  # Tapir or CoTracker: the networks in them have their own types
     if options.points == "tapir":
         tracker = Tapir(path, code)
     else:

@@ -190,6 +190,8 @@ class Raft(nn.Module):
             raise ValueError("the source frame was encoded without context")
         b, _, h, w = source.matched.shape
         correlation = Correlation(source.matched, target.matched)
+        if source.context is None:
+            raise ValueError("source: expected features with context")
         net, inp = source.context.split(HIDDEN, 1)
         net, inp = net.tanh(), inp.relu()
         start = coarse_grid(h, w, like=net)
