@@ -59,8 +59,11 @@ class AtomicCheckpointIO(CheckpointIO):
         return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the file, if it is there."""
-        _local(path).unlink(missing_ok=True)
+        """Delete the file, if it is there. The path of an old best may come from a stranger's checkpoint."""
+        target = _local(path)
+        if ".." in target.parts or target.suffix != ".ckpt":
+            raise MisconfigurationException(f"checkpoint {target}: is no checkpoint of this run, so it is not deleted")
+        target.unlink(missing_ok=True)
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from callbacks.loggers import log_hyperparameters
+from datamodules.storage import write_atomic
 
 LOCK = ".lock"
 MARKER = ".run"  # of a folder that this program made for one run
@@ -175,7 +176,7 @@ class SaveRunConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder = run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, folder / name, skip_none=False, overwrite=True)
+            write_atomic(folder / name, self.parser.dump(self.config, skip_none=False).encode())
 
 
 @rank_zero_only

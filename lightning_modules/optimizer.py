@@ -50,7 +50,9 @@ class Schedule:
         if not self.warmup_steps and not self.decay:
             return optimizer
         if self.decay and not 0 < steps < float("inf"):
-            raise ValueError("model: schedule.decay needs trainer.max_steps, to know where the last part begins")
+            raise MisconfigurationException(
+                "model: schedule.decay needs trainer.max_steps, to know where the last part begins"
+            )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

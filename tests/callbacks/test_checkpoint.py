@@ -120,6 +120,16 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert not Payload.made.exists()
 
 
+@pytest.mark.parametrize("name", ["checkpoints/../x.ckpt", "x.txt"])
+def test_a_stranger_s_checkpoint_names_no_file_to_delete(tmp_path, name):
+    (tmp_path / "checkpoints").mkdir()
+    for kept in ("x.ckpt", "x.txt"):
+        (tmp_path / kept).write_text("kept")
+    with pytest.raises(MisconfigurationException, match="not deleted"):
+        AtomicCheckpointIO().remove_checkpoint(tmp_path / name)
+    assert (tmp_path / "x.ckpt").exists() and (tmp_path / "x.txt").exists()
+
+
 def test_missing_file_and_url_are_named(tmp_path):
     with pytest.raises(MisconfigurationException, match="nowhere.ckpt: no such file"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "nowhere.ckpt")

@@ -41,12 +41,12 @@ def begin(box: str, limit: float, memory: int = 0, kill_after: float = 0.0) -> N
                 os.kill(parent, signal.SIGKILL)
             elif passed >= limit:
                 os.kill(parent, HANG)
-            time.sleep(0.002)
+            time.sleep(0.01)
         os._exit(0)
-    for name in ("cwd", "tmp"):
+    for name in ("out/cwd", "tmp"):
         os.makedirs(f"{box}/{name}", exist_ok=True)
-    os.chdir(f"{box}/cwd")
-    os.environ.update(TMPDIR=f"{box}/tmp", HOME=f"{box}/cwd")
+    os.chdir(f"{box}/out/cwd")
+    os.environ.update(TMPDIR=f"{box}/tmp", HOME=f"{box}/out/cwd")
     tempfile.tempdir = None
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

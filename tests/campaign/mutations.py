@@ -149,7 +149,8 @@ class Mutations:
                 rows = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(20)]
                 path.write_text(path.read_text() + "\n".join(rows) + "\n")
             else:
-                text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng))
+                # the user's own YAML may write anywhere
+                text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng, paths=False))
                 path.write_text(text.replace(DEEP, "[" * 5000 + "]" * 5000, 1))
             self._fit(attempt, path, "--trainer.fast_dev_run", "1", "--model.init_args.random_init", "micro")
         return "YAMLs", attempt
@@ -228,15 +229,15 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     return bytes(found)
 
 
-def changed(value: Any, rng: random.Random, tensors: bool = False) -> Any:
-    """A nested value with one or a few of its fields gone or replaced."""
+def changed(value: Any, rng: random.Random, tensors: bool = False, paths: bool = True) -> Any:
+    """A nested value with a few of its fields gone or replaced; `paths`: also by some that lead out of a folder."""
     for _ in range(rng.choice([1, 1, 1, 2, 3])):
         places = list(_places(value))
         parent, key = rng.choice(places)
         if rng.random() < 0.3:
             del parent[key]
         else:
-            choices = VALUES
+            choices = [each for each in VALUES if paths or not (isinstance(each, str) and "escape" in each)]
             if tensors and hasattr(parent[key], "shape"):
                 choices = [
                     None,

@@ -92,7 +92,7 @@ def test_schedule():
     parameter = [torch.nn.Parameter(torch.zeros(1))]
     adamw = torch.optim.AdamW(parameter)
     assert Schedule().over(adamw, -1) is adamw
-    with pytest.raises(ValueError, match="schedule.decay needs trainer.max_steps"):
+    with pytest.raises(MisconfigurationException, match="schedule.decay needs trainer.max_steps"):
         schedule.over(adamw, -1)
     for bad in ({"warmup_steps": -1}, {"decay": 1.5}):
         with pytest.raises(ValueError, match=f"schedule.{next(iter(bad))}"):
