@@ -158,7 +158,8 @@ class RecordedModule(LightningModule):
                 raise MisconfigurationException("ckpt_path: holds a model, not a run that a fit could go on with")
             data = self.trainer.datamodule
             drop_idle(checkpoint, list(self.trained()), self.optimized().keys())
-            check_resume(checkpoint, self.optimized(), type(data).__qualname__ if hasattr(data, "position") else None)
+            positioned = type(data).__qualname__ if hasattr(data, "position") else None
+            check_resume(checkpoint, self.optimized(), positioned, adam=self.plan.optimizer is None)
         whole = found.get("whole", False)
         check_names(checkpoint["state_dict"], self.stored(whole))
         self.whole = whole

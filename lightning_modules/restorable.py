@@ -16,13 +16,16 @@ from torch import Tensor
 ADAM = ("exp_avg", "exp_avg_sq")
 
 
-def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], data: str | None) -> None:
+def check_resume(
+    checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], data: str | None, adam: bool = True
+) -> None:
     """Raise MisconfigurationException, in one line, where a fit cannot go on from a loaded checkpoint.
 
     Args:
         checkpoint: as it was read.
         trained: name -> parameter of what is trained.
         data: name under which the data module keeps its state; None for one that keeps none.
+        adam: whether the optimizer is AdamW, whose moments are known.
     """
     step: Any = checkpoint.get("global_step")
     _require(type(step) is int and 0 <= step < 2**62, "global_step", step, "a whole number of at least 0")
@@ -36,7 +39,7 @@ def check_resume(checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], d
     states: Any = checkpoint.get("optimizer_states")
     _require(isinstance(states, list) and len(states) > 0, "optimizer_states", states, "the optimizer's state")
     for state in states:
-        _check_optimizer(state, trained, step)
+        _check_optimizer(state, trained, step if adam else 0)
 
 
 def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Collection[str]) -> None:

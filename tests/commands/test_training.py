@@ -163,7 +163,8 @@ def rates(folder: Path) -> list[float]:
 @pytest.fixture
 def tiny(sprites, tmp_path):
     """The real module at its smallest."""
-    return lambda name, **more: ["fit", *quick(sprites, tmp_path / "runs" / name, **more)]
+    plain = {"model.init_args.schedule": "null"}  # the quick start has one
+    return lambda name, **more: ["fit", *quick(sprites, tmp_path / "runs" / name, **(plain | more))]
 
 
 def test_optimizer_and_schedule_from_yaml(lightning, tiny, tmp_path):
@@ -207,6 +208,7 @@ def test_a_schedule_alone_is_over_the_default_optimizer(lightning, tiny, tmp_pat
         (["--lr_scheduler=ReduceLROnPlateau", "--lr_scheduler.monitor=val/loss"], "ReduceLROnPlateau"),
         (["--lr_scheduler=lightning_modules.optimizer.WarmupCosine", "--lr_scheduler.warmup_steps=-1"], "warmup"),
         (["--optimizer=torch.optim.Nope"], "torch.optim.Nope"),
+        (["--model.init_args.schedule.warmup_steps=2", "--lr_scheduler=LinearLR"], "model.schedule"),
     ],
 )
 def test_what_has_no_effect_or_sense_is_one_line(lightning, tiny, words, named):
