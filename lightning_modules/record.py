@@ -122,7 +122,8 @@ class RecordedModule(LightningModule):
             except ValueError as error:
                 raise MisconfigurationException(f"ckpt_path: {name}: condition: {error}") from error
         check_architecture(found, self.architecture(), name)
-        check_base(found, self.base_name(), name)
+        if not found.get("whole"):  # else it brings its own
+            check_base(found, self.base_name(), name)
         if fitting:
             check_plan(found.get("optimization") or {}, self.plan, name)
 

@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from callbacks.strips import strip, write_mp4
 from conditions import control_picture
+from datamodules.errors import UsageError
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
 from datamodules.storage import write_atomic
@@ -55,7 +56,10 @@ def demo(
         seed: of the sample.
     """
     start = time.perf_counter()
-    pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
+    try:
+        pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
+    except ValueError as error:
+        raise UsageError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
     made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
     real, flow = render(made), torch.from_numpy(tracks(made)[0])

@@ -117,8 +117,8 @@ def test_draws_over_many_positions(net, monkeypatch):
 def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch, monkeypatch):
     seen = {}
 
-    def sampler(denoiser, noise, cond, steps, guidance, sigmas, on_step):
-        seen.update(ids=cond.ids, steps=steps, guidance=guidance, noise=noise)
+    def sampler(denoiser, noise, cond, guidance, sigmas, on_step):
+        seen.update(ids=cond.ids, steps=len(sigmas) - 1, guidance=guidance, noise=noise)
         return noise
 
     monkeypatch.setattr(networks, "euler_sample", sampler)
