@@ -3,8 +3,8 @@
     python benchmarks/training.py [--device cuda] [--size full] [--batch 8] [--only NAME ...]
 
 A step is what the recipe runs from cached latents: control, VAE of the first frame, encoder, UNet, backward, AdamW.
-Each variant is 3 untimed and 10 timed steps; the share of the ceiling counts useful work alone, the bare UNet's forward and
-its gradient by the input.
+Each variant is 3 untimed and 10 timed steps; the share of the ceiling counts useful work alone, the bare UNet's
+forward and its gradient by the input.
 """
 
 from __future__ import annotations
