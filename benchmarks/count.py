@@ -30,6 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 BF16, TF32, BANDWIDTH, LAUNCH = 650e12, 300e12, 4.2e12, 4e-6
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # torch's table of FLOPs lacks it
 FREE = {  # no kernel: views, metadata, memory that is not written
     "view", "_unsafe_view", "expand", "permute", "transpose", "t", "unsqueeze", "squeeze", "slice", "select", "split",
     "split_with_sizes", "unbind", "detach", "alias", "as_strided", "_reshape_alias", "unfold", "empty", "empty_strided",
@@ -57,9 +58,8 @@ class Count(TorchDispatchMode):
         ins = list(_tensors([args, kwargs or {}]))
         if name in FREE or not outs or all(self._is_view(o, ins) for o in outs) and not name.endswith("_"):
             return out
-        flops = 0
-        if func._overloadpacket in flop_registry:
-            flops = flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        packet = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
+        flops = flop_registry[packet](*args, **(kwargs or {}), out_val=out) if packet in flop_registry else 0
         size = sum(t.numel() * t.element_size() for t in [*ins, *outs])
         rate = BF16 if outs[0].dtype in (torch.bfloat16, torch.float16) else TF32
         cost = self.costs[self.phase, f"{name}:{str(outs[0].dtype).removeprefix('torch.')}"]

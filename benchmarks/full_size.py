@@ -178,7 +178,7 @@ def _kernels(step: Callable[[], Any]) -> tuple[int, float]:
 
 
 def ceilings(device: str) -> dict[str, float]:
-    """What the device reaches at best: TFLOP/s of an 8192 x 8192 product (bf16), GB/s of a copy, both ways counted."""
+    """What the device reaches at best: TFLOP/s of a product of 8192 x 8192 (bf16), GB/s of a copy, both ways."""
     n = 8192 if torch.device(device).type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     product = measure(lambda: a @ b, device).ms

@@ -1,12 +1,17 @@
 """Motion conditions: dense tracks -> control (training), strokes -> control (inference). No weights, no I/O."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from conditions.condition import Condition
 from conditions.dense import DenseFlow
 from conditions.flow import average_magnitude, flow_to_pixels, global_visibility, motion_bucket, motion_mask
 from conditions.gaussian import GaussianFiltered
-from conditions.picture import control_picture, control_video
 from conditions.region import RegionWise
 from conditions.rng import mix, uniform
+
+if TYPE_CHECKING:
+    from conditions.picture import control_picture, control_video
 
 __all__ = [
     "Condition",
@@ -23,3 +28,10 @@ __all__ = [
     "motion_mask",
     "uniform",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Pictures need OpenCV, which a training step does not: it is imported at their first use."""
+    if name in ("control_picture", "control_video"):
+        return getattr(import_module("conditions.picture"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 
@@ -47,6 +46,8 @@ def interpolate_track(points: np.ndarray, frames: int) -> np.ndarray:
     """
     if len(points) == 1:
         return np.repeat(points, frames, axis=0)
+    from scipy.interpolate import PchipInterpolator  # training draws no strokes and need not import it
+
     return PchipInterpolator(np.linspace(0, 1, len(points)), points, axis=0)(np.linspace(0, 1, frames))
 
 
