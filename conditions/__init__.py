@@ -2,7 +2,16 @@
 
 from conditions.condition import Condition
 from conditions.dense import DenseFlow
-from conditions.flow import average_magnitude, flow_to_pixels, global_visibility, motion_bucket, motion_mask
+from conditions.flow import (
+    MOTION_NORMS,
+    Motion,
+    average_magnitude,
+    flow_to_pixels,
+    global_visibility,
+    motion_bucket,
+    motion_mask,
+    motion_of,
+)
 from conditions.gaussian import GaussianFiltered
 from conditions.picture import control_picture, control_video
 from conditions.region import RegionWise
@@ -12,6 +21,8 @@ __all__ = [
     "Condition",
     "DenseFlow",
     "GaussianFiltered",
+    "MOTION_NORMS",
+    "Motion",
     "RegionWise",
     "average_magnitude",
     "control_picture",
@@ -21,5 +32,6 @@ __all__ = [
     "mix",
     "motion_bucket",
     "motion_mask",
+    "motion_of",
     "uniform",
 ]

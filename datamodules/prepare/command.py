@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules import flow_codec
 from datamodules.errors import UsageError
@@ -32,6 +32,7 @@ def prepare(
     every: float | None = None,
     shots: bool = False,
     step: float = flow_codec.STEP,
+    fill: Literal["smooth", "none"] = "smooth",
     clips_per_shard: int = 500,
     workers: int | None = None,
     timeout: float = 600.0,
@@ -55,7 +56,9 @@ def prepare(
         width: of a clip in pixels, a multiple of 64.
         every: start a clip every so many seconds; without it, one clip from the middle of each video.
         shots: look for cuts, and let no clip cross one; with --every, within each shot.
-        step: flow quantisation in pixels; the stored flow is off by at most half of it.
+        step: flow quantisation in pixels; the stored flow is off by at most this where a pixel is visible.
+        fill: `smooth` stores what costs least where a pixel is not visible, half of the bytes; `none` keeps what the
+            tracker said there too, for the dense condition and `visibility_rule: block`.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
         workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
             takes 2.2 GB for each on a CPU.
@@ -66,7 +69,9 @@ def prepare(
         retry: try the videos that were left out again.
         ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
     """
-    settings = Settings(frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips)
+    settings = Settings(
+        frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips, fill
+    )
     gpus = _gpus() if tracker == "dot" else 0
     workers = (gpus or cores()) if workers is None else workers
     _check(settings, workers, timeout, video_timeout)

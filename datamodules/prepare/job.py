@@ -31,8 +31,9 @@ from datamodules.prepare.video import (
     result_path,
     write_part,
 )
-from datamodules.shards import INDEX, ShardWriter, read_index, unpack
+from datamodules.shards import INDEX, read_index, unpack
 from datamodules.storage import json_bytes, write_atomic
+from datamodules.writer import ShardWriter
 
 PLAN = "prepare.json"
 _AGAIN = "delete the folder and prepare again"
@@ -165,7 +166,7 @@ class Job:
                 f"none of the {len(self.videos)} videos gave a clip, see {self.folder / folder.REPORT}; the first: "
                 f"{reason}"
             )
-        folder.finish(self.folder, self.settings.shape, entries)
+        folder.finish(self.folder, self.settings.shape, entries, self.settings.fill)
         shutil.rmtree(self.state, ignore_errors=True)
 
     # Trying again
