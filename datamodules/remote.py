@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from datamodules.errors import BadShards, one_line
-from datamodules.storage import open_regular, read_regular, write_atomic
+from datamodules.storage import atomic_file, open_regular, read_regular, write_atomic
 
 TRIES = 9  # over 23 s
 WAIT = 0.1  # seconds after the first failure, doubled after each
@@ -56,6 +56,9 @@ class Remote:
     def __hash__(self) -> int:
         return hash(self.url)
 
+    def __lt__(self, other: Remote) -> bool:
+        return self.url < other.url
+
     def __truediv__(self, name: str) -> Remote:
         return Remote(f"{self.url}/{name}")
 
@@ -92,13 +95,22 @@ class Remote:
 
         return self._again(read) if size else b""
 
-    def write_bytes(self, data: bytes) -> None:
-        """The whole file at once: a reader sees all of it or what was there before."""
-        self._again(lambda system, path: system.pipe_file(path, data))
-
     def upload(self, file: Path) -> None:
         """A local file's content; object stores show it when all of it has arrived."""
         self._again(lambda system, path: system.put_file(str(file), path))
+
+    def download(self, file: Path) -> None:
+        """The content, to a local file that is whole or absent."""
+        with atomic_file(file) as out:
+            begin = 0
+            while data := self.read_range(begin, CHUNK):
+                out.write(data)
+                begin += len(data)
+
+    def remove(self) -> None:
+        """Delete the file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._again(lambda system, path: system.rm_file(path))
 
     def exists(self) -> bool:
         """Whether there is such a file."""

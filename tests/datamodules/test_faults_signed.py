@@ -41,7 +41,7 @@ def grown(data, box, place, value):
         (
             "masks.tif",
             lambda data: retagged(data, 257, 32),
-            "visibility is 1 of size (24, 32), expected 1 of size (24, 64)",
+            "visibility is 1 of size (24, 32)",
         ),
         ("masks.tif", lambda data: retagged(data, 258, 16), "visibility"),
         ("masks.tif", lambda data: data[:8], "visibility does not decode"),

@@ -20,7 +20,9 @@ from datamodules.shards import INDEX, ClipShape, Shards, write_index
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
 from datamodules.writer import ShardWriter
+from tests.support.commands import prepare
 from tests.support.range_server import RangeServer
+from tests.support.videos import write_video
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 CLIPS = 12
@@ -162,6 +164,38 @@ def s3():
     finally:
         process.kill()
         process.wait()
+
+
+def test_prepare_writes_to_s3_what_it_writes_to_disk(s3, tmp_path, monkeypatch, capsys):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(3):
+        write_video(videos / f"{number}.mp4")
+    (videos / "bad.mp4").write_bytes(b"none")
+    options = ["--frames", 3, "--fps", 6, "--height", 64, "--width", 64, "--clips-per-shard", 2, "--workers", 1]
+    assert prepare(videos, tmp_path / "local", *options) == 0
+    there = [videos, f"{s3}/new", *options, "--work", tmp_path / "work"]
+    uploads = []
+
+    def upload(self, file, whole=Remote.upload):
+        if len(uploads) == 3:
+            raise BadShards("the store is gone")
+        uploads.append(self.name)
+        whole(self, file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Remote, "upload", upload)
+        assert prepare(*there) != 0 and "the store is gone" in capsys.readouterr().err
+    assert not Remote(f"{s3}/new/{INDEX}").exists()
+    assert prepare(*there) == 0 and prepare(*there) == 0
+    for path in (tmp_path / "local").iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            assert Remote(f"{s3}/new/{path.name}").read_bytes() == path.read_bytes()
+    assert not list((tmp_path / "work").glob("*.tar")) and verify_shards(f"{s3}/new", 1) == []
+    write_video(videos / "bad.mp4")
+    assert prepare(*there, "--retry") == 0 and len(Shards(f"{s3}/new")) == 4
+    assert prepare(*there[:-1], tmp_path / "other") != 0 and "there is a set already" in capsys.readouterr().err
+    assert prepare(*there[:-2]) == 2 and "--work is missing" in capsys.readouterr().err
 
 
 def test_s3_reads_as_the_disk_does(folder, s3):
