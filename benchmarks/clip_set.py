@@ -52,7 +52,7 @@ class Tracked:
 
     def encode(self) -> dict[str, bytes]:
         source, tracker = {"name": self.name, "start": 0.0}, {"name": "benchmark", "version": "1"}
-        return samples.encode(self.frames, self.flow, self.visibility, FPS, source, tracker, self.name)
+        return samples.encode(self.frames, self.flow, self.visibility, FPS, source, tracker, self.name, fill="smooth")
 
 
 def generated(number: int) -> Tracked:
@@ -61,6 +61,19 @@ def generated(number: int) -> Tracked:
     flow, visibility = tracks(scene)
     flow = add_tracker_error(flow, float(ERRORS[number]), np.random.default_rng([11, number]))
     return Tracked(f"generated {MAGNITUDES[number]:.1f} px, EPE {ERRORS[number]:.2f}", render(scene), flow, visibility)
+
+
+def smooth(number: int) -> Tracked:
+    """The scene of clip `number` with tracks as smooth as DOT's: flow and errors on a grid of 128 x 128, upsampled."""
+    scene = scaled_to(random_scene([2024, number], FRAMES, HEIGHT, WIDTH), float(MAGNITUDES[number]))
+    flow, visibility = tracks(scene)
+    rng = np.random.default_rng([12, number])
+    for component in (0, 1):
+        for t in range(1, FRAMES):
+            grid = cv2.resize(flow[t, component], (128, 128), interpolation=cv2.INTER_AREA)
+            grid += rng.normal(0, 0.3 / np.sqrt(np.pi / 2), grid.shape).astype(np.float32)  # mean length 0.3 px
+            flow[t, component] = cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
+    return Tracked(f"smooth {MAGNITUDES[number]:.1f} px, EPE 0.30", render(scene), flow, visibility)
 
 
 def scaled_to(scene: Scene, magnitude: float) -> Scene:

@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
-from conditions import DenseFlow, GaussianFiltered, RegionWise, average_magnitude, flow_to_pixels  # noqa: E402
+from conditions import DenseFlow, GaussianFiltered, RegionWise, average_magnitude, flow_to_pixels, motion_of  # noqa: E402
 
 FRAMES, HEIGHT, WIDTH, STEP = 16, 320, 512, 0.125
 
@@ -58,8 +58,8 @@ def released_style(flow: np.ndarray, strip: np.ndarray, rng: np.random.Generator
 
 
 def with_bucket(condition, flow, visibility, seed):
-    magnitude = average_magnitude(flow)
-    return condition(flow, visibility, seed, magnitude), magnitude.mean(dim=(1, 2))
+    motion = motion_of(flow)
+    return condition(flow, visibility, seed, motion), motion.bucket
 
 
 def rows(batch: int) -> dict[tuple[str, str, int], callable]:
@@ -81,7 +81,7 @@ def rows(batch: int) -> dict[tuple[str, str, int], callable]:
         for n in (1, batch):
             add("region-wise + bucket", device, n, lambda *x: with_bucket(RegionWise(), *x), flow, visibility, seed)
         add("  of it: magnitude for mask and bucket", device, 1, average_magnitude, flow)
-        add("  of it: the control", device, 1, RegionWise(), flow, visibility, seed, average_magnitude(flow))
+        add("  of it: the control", device, 1, RegionWise(), flow, visibility, seed, motion_of(flow))
         add(
             "region-wise + bucket, from stored uint16",
             device,

@@ -39,9 +39,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 import clip_set  # noqa: E402
 
 from benchmarks.conditions import released_style  # noqa: E402
-from conditions import RegionWise, average_magnitude, flow_to_pixels  # noqa: E402
-from datamodules import WebVidDataModule, flow_codec, mp4, samples  # noqa: E402
-from datamodules.shards import FLOW, LATENT, VIDEO, VISIBILITY, ClipShape, ShardWriter, write_index  # noqa: E402
+from conditions import RegionWise  # noqa: E402
+from datamodules import WebVidDataModule, flow_codec, mask_codec, mp4, samples  # noqa: E402
+from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, write_index  # noqa: E402
+from datamodules.writer import ShardWriter  # noqa: E402
+from lightning_modules.conditioning import control_of  # noqa: E402
 
 try:
     import decord
@@ -127,7 +129,7 @@ def write_ours(folder: Path, clips: list[clip_set.Tracked], latents: bool) -> fl
                 )
             writer.write(f"clip-{number}", members)
     entry = writer.entry
-    write_index(folder, SHAPE, [entry], with_latents)
+    write_index(folder, SHAPE, [entry], with_latents, fill="smooth")
     return entry["bytes"] / len(clips) / 1e6
 
 
@@ -140,9 +142,7 @@ def with_condition(loader: DataLoader) -> Iterator[torch.Tensor]:
     """The batches' controls and buckets, made on the CPU."""
     condition = RegionWise()
     for batch in loader:
-        flow = flow_to_pixels(batch["flow"], batch["flow_step"])
-        magnitude = average_magnitude(flow)
-        yield condition(flow, batch["visibility"], batch["position"], magnitude), magnitude.mean((1, 2))
+        yield control_of(condition, batch, batch["position"]), batch["motion_bucket"]
 
 
 def timed(batches: Any, clips: int) -> tuple[float, float]:
@@ -157,14 +157,14 @@ def profile(folder: Path) -> None:
     """Where our time goes: CPU ms per clip of each part, over the clips of a set."""
     data = WebVidDataModule(str(folder), num_workers=0, height=SHAPE.height, width=SHAPE.width).train_set.shards
     size, n = (SHAPE.height, SHAPE.width), int(data.counts[0])
-    kinds = (VIDEO, FLOW, VISIBILITY, "json", LATENT)
+    kinds = (VIDEO, FLOW, MASKS, "json", LATENT)
     clips = [data.read(0, number, kinds) for number in range(n)]
     out = {name: np.empty(*spec) for name, spec in samples.arrays(SHAPE, latents=False).items()}
     parts: dict[str, Callable[[dict[str, bytes]], Any]] = {
         "flow": lambda m: flow_codec.decode_flow(m[FLOW], (SHAPE.frames, 2, *size), out["flow"]),
         "video": lambda m: mp4.decode_mp4(m[VIDEO], (SHAPE.frames, 3, *size), out["video"]),
         "first frame alone": lambda m: mp4.decode_first_frame(m[VIDEO], (3, *size)),
-        "visibility": lambda m: flow_codec.decode_visibility(m[VISIBILITY], (SHAPE.frames, *size), out["visibility"]),
+        "masks": lambda m: mask_codec.decode_masks(m[MASKS], out["visibility"], out["moving"]),
         "latents": lambda m: samples.read_latents(m[LATENT], SHAPE.frames),
     }
     print("\n| part | CPU ms per clip |\n|---|---|")

@@ -5,7 +5,16 @@ from typing import TYPE_CHECKING, Any
 
 from conditions.condition import Condition
 from conditions.dense import DenseFlow
-from conditions.flow import average_magnitude, flow_to_pixels, global_visibility, motion_bucket, motion_mask
+from conditions.flow import (
+    MOTION_NORMS,
+    Motion,
+    average_magnitude,
+    flow_to_pixels,
+    global_visibility,
+    motion_bucket,
+    motion_mask,
+    motion_of,
+)
 from conditions.gaussian import GaussianFiltered
 from conditions.region import RegionWise
 from conditions.rng import mix, uniform
@@ -17,6 +26,8 @@ __all__ = [
     "Condition",
     "DenseFlow",
     "GaussianFiltered",
+    "MOTION_NORMS",
+    "Motion",
     "RegionWise",
     "average_magnitude",
     "control_picture",
@@ -26,6 +37,7 @@ __all__ = [
     "mix",
     "motion_bucket",
     "motion_mask",
+    "motion_of",
     "uniform",
 ]
 

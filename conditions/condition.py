@@ -9,6 +9,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from conditions.flow import Motion
+
 
 class Condition(ABC):
     """A kind of motion control. It has no weights and no state besides its arguments.
@@ -19,15 +21,17 @@ class Condition(ABC):
     `control`, `draw` and, where its arguments limit the frame, `check`.
     """
 
-    def __call__(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None = None) -> Tensor:
+    reads_hidden = False
+    """Whether the control holds displacements of pixels that are not visible; a set may have filled them."""
+
+    def __call__(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None = None) -> Tensor:
         """Control of a batch of tracked clips: a pure function, sample by sample, of flow, visibility and seed.
 
         Args:
             flow: (B, L, 2, H, W) float, displacement from frame 1 in pixels, x before y.
             visibility: (B, L, H, W) bool, whether a pixel of frame 1 is visible in frame i.
             seed: (B,) int64, one per sample.
-            magnitude: `average_magnitude(flow)`, (B, H, W), where the caller has it already: its mean is the motion
-                bucket, so a caller who needs both reads the flow once.
+            motion: of these clips, where the caller has it already; otherwise it is read off the flow.
 
         Returns:
             (B, L, 3, H, W) float32 on the device of `flow`.
@@ -46,10 +50,10 @@ class Condition(ABC):
         self.check(height, width)
         # Displacements are data, not activations: a training step's autocast must not round them to bfloat16.
         with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
-            return self.control(flow, visibility, seed, magnitude)
+            return self.control(flow, visibility, seed, motion)
 
     @abstractmethod
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
         """`__call__` on checked arguments."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import empty_float32
+from conditions.flow import Motion, empty_float32
 from conditions.region import check_fits, check_region_size
 from conditions.strokes import draw_strokes
 
@@ -22,11 +22,13 @@ class DenseFlow(Condition):
         region_size: k, pixels per side of the region that a stroke fills; used in `draw` only.
     """
 
+    reads_hidden = True
+
     def __init__(self, region_size: int = 8):
         check_region_size(region_size)
         self.region_size = region_size
 
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
         """All of the flow, (B, L, 3, H, W) with the motion mask; see `Condition.control`."""
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)

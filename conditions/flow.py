@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -68,6 +71,23 @@ def average_magnitude(flow: Tensor, motion_norm: str = "l2") -> Tensor:
     return average.div_(flow.shape[1])
 
 
+class Motion(NamedTuple):
+    """What training reads off a tracker's own flow: kept beside shards, whose flow may be filled where it is hidden.
+
+    bucket (B,) float32: see `motion_bucket`. masks: norm in MOTION_NORMS -> `motion_mask`, (B, H, W) bool; what is not
+    in it is read off the flow.
+    """
+
+    bucket: Tensor
+    masks: Mapping[str, Tensor]
+
+
+def motion_of(flow: Tensor) -> Motion:
+    """Bucket and "l2" mask, with the flow read once. (B, L, 2, H, W) in pixels."""
+    magnitude = average_magnitude(flow)
+    return Motion(motion_bucket(flow, magnitude), {"l2": motion_mask(flow, magnitude=magnitude)})
+
+
 def motion_mask(flow: Tensor, motion_norm: str = "l2", magnitude: Tensor | None = None) -> Tensor:
     """Where something moves: `f_avg > 1`. The paper's `f_avg` (sec. 3.2) is the mean of `||f^i||_2` ("l2"); the
     released code compares the mean of `||f^i||^2` ("squared"). (B, L, 2, H, W) in pixels -> (B, H, W) bool.
@@ -80,7 +100,8 @@ def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
     """The clip's motion bucket id: mean over frames and pixels of `||f||_2` of the flow before any masking, in pixels
     (about 17 on WebVid). (B, L, 2, H, W) -> (B,) float32. `magnitude` is `average_magnitude(flow)` where it is known.
     """
-    return (average_magnitude(flow) if magnitude is None else magnitude).mean(dim=(1, 2))
+    magnitude = average_magnitude(flow) if magnitude is None else magnitude
+    return magnitude.mean(dim=(1, 2), dtype=torch.float64).float()  # in float64 the order of the sum does not show
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import MOTION_NORMS, empty_float32, global_visibility, motion_mask
+from conditions.flow import MOTION_NORMS, Motion, empty_float32, global_visibility, motion_mask
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
 
@@ -143,14 +143,14 @@ class SparseCondition(Condition):
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write all of `out` (B, L, 2, H, W), which is not initialised."""
 
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, magnitude: Tensor | None) -> Tensor:
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
         """The trajectory in the chosen regions and the motion mask, (B, L, 3, H, W); see `Condition.control`."""
         batch, frames, _, height, width = flow.shape
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
         if self.motion_mask:
-            known = magnitude if self.motion_norm == "l2" else None
-            control[:, :, 2] = motion_mask(flow, self.motion_norm, known).to(torch.float32)[:, None]
+            mask = None if motion is None else motion.masks.get(self.motion_norm)
+            control[:, :, 2] = (motion_mask(flow, self.motion_norm) if mask is None else mask)[:, None]
         else:
             control[:, :, 2] = 0.0
         return control
@@ -186,6 +186,11 @@ class RegionWise(SparseCondition):
         super().__init__(region_size, min_mask_ratio, motion_norm, motion_mask)
         check_choice("visibility_rule", visibility_rule, VISIBILITY_RULES)
         self.visibility_rule = visibility_rule
+
+    @property
+    def reads_hidden(self) -> bool:
+        """Whether whole regions are controlled, hidden pixels included."""
+        return self.visibility_rule == "block"
 
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write the true flow in the chosen regions (eq. 6), zero elsewhere."""

@@ -21,6 +21,7 @@ from datamodules.dataset import ClipDataset, collate, exit_with
 from datamodules.errors import BadShards
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
+from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape, Shards
 
 log = logging.getLogger(__name__)
@@ -110,11 +111,16 @@ class ClipDataModule(LightningDataModule):
         self._counted: Any = None  # the trainer whose steps `_origin` counts
 
     def open_shards(
-        self, pattern: str | Sequence[str], train: bool, use_latents: bool = False, decoder: str = "pyav"
+        self,
+        pattern: str | Sequence[str],
+        train: bool,
+        use_latents: bool = False,
+        decoder: str = "pyav",
+        cache: RangeCache | None = None,
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
         try:
-            shards = Shards(pattern)
+            shards = Shards(pattern, cache)
             shards.require(self.shape)
         except BadShards as error:
             raise MisconfigurationException(str(error)) from None
@@ -126,6 +132,12 @@ class ClipDataModule(LightningDataModule):
         """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
         opened = self.train_set
         return opened.shards.latent_hashes if opened is not None and opened.use_latents else None
+
+    @property
+    def filled(self) -> str | None:
+        """Index of the first folder of shards whose flow is filled in where pixels are hidden; None without."""
+        opened = [dataset.shards.filled for dataset in (self.train_set, self.val_set) if dataset is not None]
+        return next(filter(None, opened), None)
 
     # Position
 

@@ -18,6 +18,8 @@ class Batch(TypedDict):
         flow: (B, L, 2, H, W) displacement (x, y) from frame 1, which is zero: float pixels, or uint16 with `flow_step`.
         flow_step: (B,) float32, pixels per unit of a stored flow, whose zero is 32768.
         visibility: (B, L, H, W) bool, whether frame 1's pixel is seen in the frame; frame 1 is all true.
+        moving: (B, 2, H, W) bool, motion masks ("l2", "squared") of the tracker's own flow, before it was filled.
+        motion_bucket: (B,) float32 mean displacement in pixels, of the same.
         first_frame: (B, 3, H, W), as video.
         fps: (B,) float32 frames per second.
         position: (B,) int64, samples that the run consumed before this one, over all ranks.
@@ -32,6 +34,8 @@ class Batch(TypedDict):
     flow: Tensor
     flow_step: NotRequired[Tensor]
     visibility: Tensor
+    moving: NotRequired[Tensor]
+    motion_bucket: NotRequired[Tensor]
     first_frame: Tensor
     fps: Tensor
     position: Tensor

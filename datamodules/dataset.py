@@ -54,11 +54,13 @@ class ClipDataset(Dataset):
             name: _empty((len(positions), *size), _DTYPES[dtype]) for name, (size, dtype) in specs.items()
         }
         views = {name: tensor.numpy() for name, tensor in batch.items()}
+        first = [self.order.candidate(int(position), 0) for position in positions]
+        self.shards.ahead(first, samples.kinds_of(self.use_latents))
         rest = [
             self._fill(int(position), {name: view[row] for name, view in views.items()})
             for row, position in enumerate(positions)
         ]
-        numbers = ("flow_step", "fps", "position", "replaced", *(_LATENTS if self.use_latents else ()))
+        numbers = ("flow_step", "motion_bucket", "fps", "position", "replaced", *(_LATENTS if self.use_latents else ()))
         batch.update({name: torch.from_numpy(np.stack([row[name] for row in rest])) for name in numbers})
         return {**batch, "key": [row["key"] for row in rest], "bad": [row["bad"] for row in rest]}
 

@@ -1,67 +1,53 @@
-"""Flow and visibility to bytes and back.
+"""Flow to bytes and back.
 
-Flow is lossy with a bound: each displacement is stored as round(pixels / step) + 32768 in 16 bits. The error is at most
-step / 2, and the reach is 32767 steps (4096 px at the default step of 1/8 px).
+Flow is lossy with a bound: a displacement is stored in 16 bits as pixels / step + 32768, off by at most one step where
+frame 1's pixel is visible in the frame; the reach is 32767 steps (2048 px at the default step of 1/16 px). Where it is
+not visible, the codec may fill in what costs least: see `fill_hidden`.
 
-The integers of frames 2..L are coded without loss as residuals of a plane through three neighbours, left + above -
-above left (modulo 2^16, zero outside the picture; each picture is one component of one frame). Two residuals that are
-neighbours in a row go into one byte, 4 bits each, the left one in the low bits: -7..7 as they are, -8 for "in the next
-stream". There each has one byte, -127..127 as it is, -128 for "in the next stream", and there an int16. The three
-streams are zlib's. So Huffman codes of pairs cost less than a bit a value where nothing moves, and one table look-up
-gives two values: about the size of FFV1, decoded in a quarter of its time (benchmarks/README.md).
+The pictures (one component of one frame each) are coded from coarse to fine. Every 32nd pixel of every 32nd row comes
+first; then each level doubles the rows and after them the columns, a new pixel being predicted from the four nearest
+known ones of its column or row with the weights (-1, 9, 9, -1) / 16, in whole numbers modulo 2^16. What is stored is
+k = round((value - prediction) / 2 steps), and both sides go on from prediction + 2 k: so errors do not add up, and
+where the flow is smooth k is zero. (The scheme of SZ3's interpolation predictor, Zhao et al., ICDE 2021.)
 
-Visibility is exact: bit t % 16 of plane t // 16 in a 16-bit grey PNG of stacked planes says whether frame 1's pixel is
-visible in frame t + 1.
+The k of the two finest levels go four to a byte, -1..1 as they are and -2 for "in the third stream"; the others two to
+a byte, -7..7 and -8. The third stream has a byte for each of those, -127..127 as it is, -128 for "in the fourth
+stream", and that an int16. The streams are zlib's. One table look-up gives four values.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from datamodules.errors import BadClip
 
-CODEC = "plane-pairs-zlib"
+CODEC = "interpolated-zlib"
 ZERO = 32768
-STEP = 1 / 8
-PLANE = 16
-_HEADER = struct.Struct("<4sHHHHIII")  # magic, frames - 1, components, height, width, bytes of each stream
-_MAGIC = b"FLW1"
-_PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes([16, 0])  # begins so, but for its size: 16 bits, grey
-_WIDER, _WIDEST = -8, -128  # "in the next stream"
+STEP = 1 / 16
+LEVELS = 5
+FINE = 2  # levels whose k go four to a byte
+_HEADER = struct.Struct("<4sHHHHIIII")  # magic, frames - 1, components, height, width, bytes of each stream
+_MAGIC = b"FLW2"
+_WIDEST = -128  # "in the next stream"
 
 
-def _pairs_table() -> np.ndarray:
-    """Byte -> its two residuals, as int16 side by side in memory."""
-    byte = np.arange(256)
-    low, high = byte & 15, byte >> 4
-    both = np.stack([low, high], axis=1)
-    return np.where(both > 7, both - 16, both).astype("<i2").view("<u4").reshape(256)
+def _table(bits: int) -> np.ndarray:
+    """Byte -> the 2 k of its 8 / bits values, lowest bits first, as int16 side by side in memory."""
+    parts = (np.arange(256)[:, None] >> np.arange(0, 8, bits)) & (2**bits - 1)
+    signed = np.where(parts >= 2 ** (bits - 1), parts - 2**bits, parts)
+    return (2 * signed).astype("<i2").view(f"<u{16 // bits}").reshape(256)
 
 
-_PAIRS = _pairs_table()
-
-
-def quantise(flow: np.ndarray, step: float = STEP) -> np.ndarray:
-    """Displacements in pixels, any shape, to uint16; the error of each is at most step / 2.
-
-    Raises:
-        BadClip: a displacement that is not finite or that 16 bits cannot hold at this step.
-    """
-    flow = np.asarray(flow, dtype=np.float32)
-    if not np.isfinite(flow).all():
-        raise BadClip(f"flow is not finite in {int((~np.isfinite(flow)).sum())} of {flow.size} values")
-    steps = np.rint(flow.astype(np.float64) / step)
-    if steps.size and (steps.min() < -ZERO or steps.max() > ZERO - 1):
-        raise BadClip(
-            f"flow of {np.abs(flow).max():.1f} px exceeds the {step * (ZERO - 1):.0f} px that step {step} can hold"
-        )
-    return (steps + ZERO).astype(np.uint16)
+_TABLES = {bits: _table(bits) for bits in (2, 4)}
+_MARKED = {
+    bits: (_TABLES[bits].view("<i2").reshape(256, -1) == -(2**bits)).any(axis=1).astype(np.uint8) for bits in (2, 4)
+}
 
 
 def to_pixels(stored: np.ndarray, step: float = STEP) -> np.ndarray:
@@ -69,51 +55,169 @@ def to_pixels(stored: np.ndarray, step: float = STEP) -> np.ndarray:
     return (stored.astype(np.float32) - ZERO) * np.float32(step)
 
 
-def encode_flow(flow: np.ndarray, step: float = STEP, bound: float | None = None) -> bytes:
+def encode_flow(flow: np.ndarray, step: float = STEP, visible: np.ndarray | None = None) -> bytes:
     """Encode (L, 2, H, W) displacements in pixels from frame 1; frame 1 itself must be zero.
 
     Args:
-        flow: float displacements (x, y), L >= 2, W even.
-        step: quantisation step in pixels.
-        bound: largest error allowed, in pixels; step / 2 by default. What was encoded is decoded and compared with it.
+        flow: float displacements (x, y), L >= 2, H and W multiples of 8.
+        step: pixels per unit of what is stored, and the largest error. What was encoded is decoded and compared.
+        visible: (L, H, W) bool; where it is false, anything smooth takes the flow's place. None: all of it is kept.
 
     Raises:
         BadClip: wrong shape, moving frame 1, not finite, out of reach, or an error beyond the bound.
     """
-    if flow.ndim != 4 or flow.shape[0] < 2 or flow.shape[1] != 2 or flow.shape[3] % 2:
-        raise BadClip(f"flow has shape {tuple(flow.shape)}, expected (frames >= 2, 2, height, even width)")
+    if flow.ndim != 4 or flow.shape[0] < 2 or flow.shape[1] != 2 or flow.shape[2] % 8 or flow.shape[3] % 8:
+        raise BadClip(f"flow has shape {tuple(flow.shape)}, expected (frames >= 2, 2, height, width), multiples of 8")
     if not (flow[0] == 0).all():
         raise BadClip("flow of frame 1 to itself is not zero")
-    stored = quantise(flow, step)
-    data = _pack(stored[1:] - np.uint16(ZERO))
-    back = to_pixels(decode_flow(data, stored.shape), step)
-    error = float(np.abs(back - flow).max())
-    bound = step / 2 if bound is None else bound
-    if error > bound + 1e-6 * max(1.0, float(np.abs(flow).max())):
-        raise BadClip(f"flow error {error:.5f} px after encoding exceeds the bound of {bound:.5f} px")
+    flow = np.asarray(flow, dtype=np.float32)
+    if not np.isfinite(flow).all():
+        raise BadClip(f"flow is not finite in {int((~np.isfinite(flow)).sum())} of {flow.size} values")
+    kept = np.broadcast_to(True if visible is None else visible[:, None], flow.shape)
+    largest = float(np.abs(flow).max(where=kept, initial=0))
+    if largest > step * (ZERO - 2):
+        raise BadClip(f"flow of {largest:.1f} px exceeds the {step * (ZERO - 2):.0f} px that step {step} can hold")
+    target = (flow if visible is None else fill_hidden(flow, visible))[1:]
+    size = flow.shape[2:]
+    data = _pack(_residuals(target.reshape(-1, *size) / np.float64(step), kept[1:].reshape(-1, *size)), target.shape)
+    error = np.abs(to_pixels(decode_flow(data, flow.shape), step) - flow)
+    worst = float(error.max(where=kept, initial=0))
+    if worst > step + 1e-6 * max(1.0, largest):
+        raise BadClip(f"flow error {worst:.5f} px after encoding exceeds the bound of {step:.5f} px")
     return data
 
 
-def _pack(values: np.ndarray) -> bytes:
-    """(L - 1, 2, H, W) uint16 to the member's bytes."""
-    residual = values.copy()
-    residual[..., 1:] -= values[..., :-1]
-    rows = residual.copy()
-    residual[..., 1:, :] -= rows[..., :-1, :]
-    residual = residual.view(np.int16)
-    wider = np.abs(residual.astype(np.int32)) >= -_WIDER
-    nibbles = (np.where(wider, _WIDER, residual) & 15).astype(np.uint8).reshape(-1, 2)
-    pairs = (nibbles[:, 0] | nibbles[:, 1] << 4).tobytes()
-    first = _deflate(pairs, zlib.Z_HUFFMAN_ONLY)
-    # matches save where much is still and cost where all is noise; a quick try tells which, the search takes long
-    if len(_deflate(pairs, zlib.Z_FILTERED, level=1)) < len(first):
-        first = _deflate(pairs, zlib.Z_FILTERED)
-    rest = residual[wider].astype("<i2")
-    widest = np.abs(rest.astype(np.int32)) >= -_WIDEST
-    second = _deflate(np.where(widest, _WIDEST, rest).astype(np.int8).tobytes(), zlib.Z_HUFFMAN_ONLY)
-    third = _deflate(rest[widest].tobytes(), zlib.Z_DEFAULT_STRATEGY)
-    streams = (first, second, third)
-    return _HEADER.pack(_MAGIC, *values.shape, *map(len, streams)) + b"".join(streams)
+def fill_hidden(flow: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """The flow with hidden pixels replaced by a smooth surface through the visible ones of their frame.
+
+    Each pixel that is hidden takes the interpolated mean of the visible ones around it, from the smallest
+    neighbourhood that has some (pull-push, Gortler et al., SIGGRAPH 1996). A frame without any becomes zero.
+
+    Args:
+        flow: (L, 2, H, W) float32.
+        visible: (L, H, W) bool.
+    """
+    filled = flow.copy()
+    for t in np.flatnonzero(~visible.all(axis=(1, 2))):
+        weight = visible[t].astype(np.float32)
+        values = [np.ascontiguousarray(flow[t].transpose(1, 2, 0)) * weight[..., None]]
+        weights = [weight]
+        while max(weights[-1].shape) > 1:
+            size = tuple(-(-side // 2) for side in weights[-1].shape[::-1])
+            weight = cv2.resize(weights[-1], size, interpolation=cv2.INTER_AREA)
+            value = cv2.resize(values[-1], size, interpolation=cv2.INTER_AREA)
+            seen = weight > 0
+            values.append(np.divide(value, weight[..., None], out=np.zeros_like(value), where=seen[..., None]))
+            weights.append(seen.astype(np.float32))
+        surface = values.pop()
+        weights.pop()
+        for value, weight in zip(values[::-1], weights[::-1]):
+            surface = cv2.resize(surface, weight.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            surface = np.where(weight[..., None] > 0, value, surface)
+        filled[t] = surface.transpose(2, 0, 1)
+    return filled
+
+
+def _residuals(target: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
+    """The k of every level, from coarse to fine, rows before columns: int16 arrays (N, h, w).
+
+    Args:
+        target: (N, H, W) in steps.
+        kept: (N, H, W) bool; false where the value is free: there the finest levels take the prediction.
+    """
+    step = 2**LEVELS
+    first = np.rint(target[:, ::step, ::step] / 2).astype(np.int16)
+    found, known = [first], 2 * first
+    for level in reversed(range(LEVELS)):
+        step = 2**level
+        for axis, across in ((1, 2 * step), (2, step)):
+            grid = (slice(None), slice(None, None, step), slice(None, None, across))
+            odd = (slice(None),) * axis + (slice(1, None, 2),)
+            value = target[grid][odd]
+            prediction = _predict(known, value.shape[axis], axis)
+            k = np.rint((value - prediction) / 2)
+            if level < FINE:
+                k *= kept[grid][odd]
+            found.append(k.astype(np.int16))
+            known = _interleave(known, prediction + 2 * found[-1], axis)
+    return found
+
+
+def _predict(known: np.ndarray, count: int, axis: int) -> np.ndarray:
+    """Values between the known ones along an axis of int16 pictures: the first `count` of them, modulo 2^16."""
+    lead, shape = (slice(None),) * axis, list(known.shape)
+    shape[axis] += 3
+    padded = np.empty(shape, known.dtype)  # the border repeated; np.pad takes as long as the rest
+    padded[(*lead, slice(1, -2))] = known
+    padded[(*lead, slice(0, 1))] = known[(*lead, slice(0, 1))]
+    padded[(*lead, slice(-2, None))] = known[(*lead, slice(-1, None))]
+    flat, along = padded.reshape(-1), math.prod(shape[axis + 1 :])
+    size = flat.size - 3 * along
+    before, left, right, after = (flat[i * along :][:size] for i in range(4))
+    prediction = np.empty_like(padded)  # as large, so that numpy runs through all of it at once, borders included
+    value = prediction.reshape(-1)[:size]
+    near = left + right
+    np.add(before, after, out=value)
+    np.subtract(near, value, out=value)
+    value >>= 3
+    value += near
+    value += 1
+    value >>= 1
+    return prediction[(*lead, slice(0, count))]
+
+
+def _interleave(even: np.ndarray, odd: np.ndarray, axis: int) -> np.ndarray:
+    shape = list(even.shape)
+    shape[axis] += odd.shape[axis]
+    out = np.empty(shape, even.dtype)
+    lead = (slice(None),) * axis
+    out[(*lead, slice(0, None, 2))] = even
+    out[(*lead, slice(1, None, 2))] = odd
+    return out
+
+
+def _shapes(height: int, width: int) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Sizes of the arrays of k, in the order of `_residuals`: of the coarse levels, and of the fine ones."""
+
+    def at(side: int, step: int) -> int:
+        return -(-side // step)
+
+    step = 2**LEVELS
+    shapes = [(at(height, step), at(width, step))]
+    for step in (2**level for level in reversed(range(LEVELS))):
+        rows, columns = at(height, step), at(width, step)
+        shapes += [(rows // 2, at(width, 2 * step)), (rows, columns // 2)]
+    return shapes[: -2 * FINE], shapes[-2 * FINE :]
+
+
+def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
+    """The k of all levels to the member's bytes; `shape` is (L - 1, 2, H, W)."""
+    coarse = np.concatenate([part.reshape(-1) for part in residuals[: -2 * FINE]])
+    fine = np.concatenate([part.reshape(len(part), -1) for part in residuals[-2 * FINE :]], axis=1).reshape(-1)
+    streams, rest = [], []
+    for k, bits in ((coarse, 4), (fine, 2)):
+        marker = 2 ** (bits - 1)
+        wider = (k >= marker) | (k <= -marker)
+        rest.append(k[wider])
+        symbols = np.zeros(-(-k.size * bits // 8) * 8 // bits, np.uint8)
+        symbols[: k.size] = np.where(wider, -marker, k) & (2**bits - 1)
+        packed = np.zeros(symbols.size * bits // 8, np.uint8)
+        for place, column in enumerate(symbols.reshape(-1, 8 // bits).T):
+            packed |= column << (place * bits)
+        streams.append(_smallest(packed.tobytes()))
+    k = np.concatenate(rest)
+    widest = (k >= -_WIDEST) | (k <= _WIDEST)
+    streams.append(_smallest(np.where(widest, _WIDEST, k).astype(np.int8).tobytes()))
+    streams.append(_smallest(k[widest].astype("<i2").tobytes()))
+    return _HEADER.pack(_MAGIC, *shape, *map(len, streams)) + b"".join(streams)
+
+
+def _smallest(data: bytes) -> bytes:
+    """One zlib stream: matches save where much is still and cost where all is noise; a quick try tells which."""
+    found = min((_deflate(data, strategy) for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)), key=len)
+    if len(_deflate(data, zlib.Z_FILTERED, level=1)) < len(found):
+        return min(found, _deflate(data, zlib.Z_FILTERED), key=len)
+    return found
 
 
 def _deflate(data: bytes, strategy: int, level: int = 6) -> bytes:
@@ -138,21 +242,69 @@ def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray |
         magic, *found = _HEADER.unpack_from(data)
         if magic != _MAGIC or found[:4] != [frames - 1, 2, height, width]:
             raise BadClip(f"flow is {magic!r} of shape {found[:4]}, expected {[frames - 1, 2, height, width]}")
-        first, second, third = _cut(memoryview(data)[_HEADER.size :], found[4:])
-        values = out[1:].reshape(-1)
-        pairs = _inflate(first, np.uint8, values.size // 2)
-        for part, two in zip(np.split(pairs, frames - 1), out[1:]):  # frame by frame it stays in the cache
-            np.take(_PAIRS, part, out=two.reshape(-1).view("<u4"), mode="clip")
-        places = np.flatnonzero(values == np.uint16(_WIDER & 0xFFFF))
-        wider = _inflate(second, np.int8, places.size).astype(np.int16)
-        widest = np.flatnonzero(wider == _WIDEST)
-        wider[widest] = _inflate(third, np.dtype("<i2"), widest.size)
-        values[places] = wider.view(np.uint16)
+        streams = _cut(memoryview(data)[_HEADER.size :], found[4:])
+        _grow(streams, out[1:].reshape(-1, height, width))
     except (struct.error, zlib.error, ValueError) as error:
         raise BadClip(f"flow does not decode ({type(error).__name__}: {error})") from error
-    _undo_residuals(out[1:].reshape(-1, height, width))
     out[0] = ZERO
     return out
+
+
+def _grow(streams: list[memoryview], out: np.ndarray) -> None:
+    """The four streams to pictures (N, H, W) uint16."""
+    count, height, width = out.shape
+    coarse, fine = _shapes(height, width)
+    sizes = [sum(rows * columns for rows, columns in shapes) for shapes in (coarse, fine)]
+    symbols = _inflate(streams[0], np.uint8, -(-count * sizes[0] // 2))
+    packed = _inflate(streams[1], np.uint8, count * sizes[1] // 4)
+    wider = _wider(streams[2:], count * sum(sizes))
+    values, wider = _values(symbols, 4, wider)
+    known, *parts = _split(values[: count * sizes[0]], coarse, count)
+    for number, part in enumerate(parts):
+        known = _grown(known, part, 1 + number % 2)
+    for picture, part, symbols in zip(out, known, np.split(packed, count)):  # one by one they stay in the cache
+        values, wider = _values(symbols, 2, wider)
+        *parts, last = _split(values, fine)
+        for number, odd in enumerate(parts):
+            part = _grown(part, odd, number % 2)
+        odd = _predict(part, width // 2, 1) + last
+        cv2.merge([part, odd], picture.view(np.int16).reshape(height, width // 2, 2))
+        picture ^= np.uint16(ZERO)
+    if wider.size:
+        raise ValueError(f"{wider.size} values too many in the third stream")
+
+
+def _grown(known: np.ndarray, doubled: np.ndarray, axis: int) -> np.ndarray:
+    return _interleave(known, _predict(known, doubled.shape[axis], axis) + doubled, axis)
+
+
+def _split(values: np.ndarray, shapes: list[tuple[int, int]], *lead: int) -> list[np.ndarray]:
+    """Consecutive arrays of these shapes."""
+    parts, begin = [], 0
+    for rows, columns in shapes:
+        end = begin + math.prod(lead) * rows * columns
+        parts.append(values[begin:end].reshape(*lead, rows, columns))
+        begin = end
+    return parts
+
+
+def _values(packed: np.ndarray, bits: int, wider: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Symbols to 2 k, those that did not fit taken from `wider`; and what is left of it."""
+    per_byte, together = 8 // bits, _TABLES[bits].dtype
+    values = np.empty(packed.size * per_byte, np.int16)
+    np.take(_TABLES[bits], packed, out=values.view(together), mode="clip")
+    marked = np.flatnonzero(cv2.LUT(packed, _MARKED[bits]).reshape(-1).view(bool))
+    inside = np.flatnonzero(np.take(values.view(together), marked).view(np.int16) == -(2**bits))
+    values[marked[inside // per_byte] * per_byte + inside % per_byte] = wider[: inside.size]
+    return values, wider[inside.size :]
+
+
+def _wider(streams: list[memoryview], most: int) -> np.ndarray:
+    """2 k of the values that did not fit, in their order."""
+    k = _inflate(streams[0], np.int8, most, exactly=False).astype(np.int16)
+    widest = np.flatnonzero(k == _WIDEST)
+    k[widest] = _inflate(streams[1], np.dtype("<i2"), widest.size)
+    return k * np.int16(2)
 
 
 def _cut(body: memoryview, lengths: list[int]) -> list[memoryview]:
@@ -162,55 +314,11 @@ def _cut(body: memoryview, lengths: list[int]) -> list[memoryview]:
     return [body[end - length : end] for end, length in zip(ends, lengths)]
 
 
-def _inflate(data: memoryview, dtype: npt.DTypeLike, count: int) -> np.ndarray:
-    """A zlib stream that must hold `count` numbers; never more memory than that, whatever the stream says."""
+def _inflate(data: memoryview, dtype: npt.DTypeLike, count: int, exactly: bool = True) -> np.ndarray:
+    """A zlib stream of `count` numbers, or at most so many; never more memory than that, whatever the stream says."""
     size = count * np.dtype(dtype).itemsize
     stream = zlib.decompressobj()
     content = stream.decompress(data, size + 1)
-    if len(content) != size or not stream.eof or stream.unused_data:
+    if len(content) > size or (exactly and len(content) != size) or not stream.eof or stream.unused_data:
         raise ValueError(f"a stream holds {len(content)} bytes or more, expected {size}")
     return np.frombuffer(content, dtype)
-
-
-def _undo_residuals(pictures: np.ndarray) -> None:
-    """Running sums (N, H, W) uint16 down and across, modulo 2^16, in place; the corner begins at the stored zero."""
-    pictures[:, 0, 0] += np.uint16(ZERO)
-    for row in range(1, pictures.shape[1]):  # whole rows of all pictures: numpy's accumulate is slower down a column
-        np.add(pictures[:, row], pictures[:, row - 1], out=pictures[:, row])
-    sums = torch.from_numpy(pictures.view(np.int16))  # torch sums along a row in registers, numpy through memory
-    torch.cumsum(sums, dim=-1, dtype=torch.int16, out=sums)
-
-
-def encode_visibility(visibility: np.ndarray) -> bytes:
-    """Encode (L, H, W) bool; any L."""
-    frames, height, width = visibility.shape
-    planes = np.zeros((-(-frames // PLANE), height, width), dtype=np.uint16)
-    for t in range(frames):
-        planes[t // PLANE] |= visibility[t].astype(np.uint16) << np.uint16(t % PLANE)
-    done, png = cv2.imencode(".png", planes.reshape(-1, width), [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    if not done:
-        raise BadClip("visibility could not be encoded as PNG")
-    return png.tobytes()
-
-
-def decode_visibility(data: bytes, shape: tuple[int, int, int], out: np.ndarray | None = None) -> np.ndarray:
-    """Bytes to bool (L, H, W), into `out` where it is given.
-
-    Raises:
-        BadClip: the bytes are no 16-bit grey PNG of this shape.
-    """
-    frames, height, width = shape
-    expected = (-(-frames // PLANE) * height, width)
-    # the header is looked at first: a picture of another size may take any memory to decode
-    right = data[:16] + data[24:26] == _PNG and struct.unpack(">II", data[16:24]) == expected[::-1]
-    planes = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if right else None
-    if not right:
-        raise BadClip(f"visibility is no 16-bit grey PNG of {expected[0]} rows of {expected[1]} pixels")
-    if planes is None or planes.dtype != np.uint16 or planes.shape != expected:
-        found = "no image" if planes is None else f"{planes.dtype} {planes.shape}"
-        raise BadClip(f"visibility is {found}, expected uint16 {expected}")
-    planes = planes.reshape(-1, height, width)
-    bits = np.empty(shape, dtype=bool) if out is None else out
-    for t in range(frames):
-        np.not_equal(planes[t // PLANE] & np.uint16(1 << (t % PLANE)), 0, out=bits[t])
-    return bits

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.storage import parse_json, read_regular
+from datamodules.remote import Remote, read_small
+from datamodules.storage import parse_json
 
-FORMAT = 2
+FORMAT = 3
 INDEX = "index.json"
 MAX_PIXELS = 1 << 28  # of all frames of a clip: 128 of 1080 x 1920
 _TAR_BLOCK = 512  # a member of a tar takes at least one
@@ -57,14 +58,14 @@ def check_key(key: Any) -> str:
     return key
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: Path | Remote) -> dict[str, Any]:
     """Read and check a folder's `index.json`.
 
     Raises:
         BadShards: missing, damaged, or with a field that cannot be; the message names it.
     """
     try:
-        content = parse_json(read_regular(path, _MAX_INDEX))
+        content = parse_json(read_small(path, _MAX_INDEX))
     except FileNotFoundError:
         raise BadShards(
             f"{path} is missing: `remoco prepare` makes shards, and writes it when the set is complete"
@@ -80,6 +81,8 @@ def read_index(path: Path) -> dict[str, Any]:
         for shard in content["shards"]:
             _check_entry(shard)
         _whole(content, "clips", 0, _MAX_BYTES)
+        if content["fill"] not in ("none", "smooth"):
+            raise ValueError(f"fill is {content['fill']!r:.80}, expected none or smooth")
         latents = content.get("latents")
         if latents is not None and not (
             isinstance(latents, dict) and all(isinstance(value, str) for value in latents.values())
@@ -125,7 +128,7 @@ def shape_of(index: Mapping[str, Any]) -> ClipShape:
     return ClipShape(frames, height, width, float(fps))
 
 
-def read_sidecar(path: Path, clips: int, crc: int | None = None) -> dict[str, Any]:
+def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dict[str, Any]:
     """Keys and places of the members of a shard's clips.
 
     Args:
@@ -141,7 +144,7 @@ def read_sidecar(path: Path, clips: int, crc: int | None = None) -> dict[str, An
         BadClip: missing, changed, or with a field that cannot be.
     """
     try:
-        data = read_regular(path, _SIDECAR_BYTES * (clips + 16))
+        data = read_small(path, _SIDECAR_BYTES * (clips + 16))
     except OSError as error:
         raise BadClip(f"{path} does not read: {error.strerror}") from error
     except ValueError as error:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from datamodules import flow_codec, mp4
+from datamodules import flow_codec, mask_codec, mp4
 from datamodules.errors import BadClip, one_line
-from datamodules.shards import CAPTION, FLOW, LATENT, META, VIDEO, VISIBILITY, ClipShape, Shards
+from datamodules.shards import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
 from datamodules.storage import json_bytes, parse_json
 
 VAE_FACTOR = 8  # pixels per latent along a side
@@ -25,6 +25,7 @@ def encode(
     tracker: dict[str, str],
     caption: str = "",
     step: float = flow_codec.STEP,
+    fill: str = "none",
 ) -> dict[str, bytes]:
     """A clip and its tracks to shard members.
 
@@ -36,7 +37,9 @@ def encode(
         source: where the clip comes from, for the JSON (name, start in seconds, ...).
         tracker: name and version of what made the tracks.
         caption: text of the clip.
-        step: flow quantisation in pixels; the stored error is at most half of it.
+        step: flow quantisation in pixels, and the largest error that is stored.
+        fill: `smooth` lets what costs least take the flow's place where a pixel is not visible; `none` keeps all. The
+            mean magnitude, the motion bucket and the motion masks are those of `flow` either way.
 
     Raises:
         BadClip: shapes that disagree, frame 1 that moves or is not visible, flow that is not finite or out of reach.
@@ -46,12 +49,11 @@ def encode(
         raise BadClip(
             f"video {frames.shape}, flow {flow.shape} and visibility {visibility.shape} do not belong together"
         )
-    if not visibility[0].all():
-        raise BadClip("visibility of frame 1 is not all true")
+    bucket, moving = _motion(flow)
     members = {
         VIDEO: mp4.encode_mp4(frames, fps),
-        FLOW: flow_codec.encode_flow(flow, step),
-        VISIBILITY: flow_codec.encode_visibility(visibility),
+        FLOW: flow_codec.encode_flow(flow, step, visibility if fill == "smooth" else None),
+        MASKS: mask_codec.encode_masks(visibility, moving),
         CAPTION: caption.encode(),
     }
     magnitude = float(np.sqrt((flow.astype(np.float64) ** 2).sum(1)).mean())
@@ -62,10 +64,29 @@ def encode(
         "height": height,
         "width": width,
         "fps": fps,
-        "flow": {"codec": flow_codec.CODEC, "step": step, "bound": step / 2, "mean_magnitude": round(magnitude, 4)},
+        "flow": {
+            "codec": flow_codec.CODEC,
+            "step": step,
+            "bound": step,
+            "fill": fill,
+            "motion_bucket": bucket,
+            "mean_magnitude": round(magnitude, 4),
+        },
         "visible": round(float(visibility.mean()), 6),
     }
     return {**members, META: json_bytes(meta)}
+
+
+def _motion(flow: np.ndarray) -> tuple[float, np.ndarray]:
+    """Motion bucket and (2, H, W) bool motion masks, as training would read them off this flow."""
+    import torch
+
+    from conditions import MOTION_NORMS, motion_bucket, motion_mask
+
+    if not np.isfinite(flow).all():
+        raise BadClip(f"flow is not finite in {int((~np.isfinite(flow)).sum())} of {flow.size} values")
+    clip = torch.from_numpy(np.ascontiguousarray(flow, dtype=np.float32))[None]
+    return float(motion_bucket(clip)), np.concatenate([motion_mask(clip, norm).numpy() for norm in MOTION_NORMS])
 
 
 def arrays(shape: ClipShape, latents: bool) -> dict[str, tuple[tuple[int, ...], type]]:
@@ -74,6 +95,7 @@ def arrays(shape: ClipShape, latents: bool) -> dict[str, tuple[tuple[int, ...], 
     names = {
         "flow": ((shape.frames, 2, *picture), np.uint16),
         "visibility": ((shape.frames, *picture), np.bool_),
+        "moving": ((len(mask_codec.NORMS), *picture), np.bool_),
         "first_frame": ((3, *picture), np.uint8),
     }
     return names if latents else {"video": ((shape.frames, 3, *picture), np.uint8), **names}
@@ -94,13 +116,13 @@ def decode_into(
         members: by kind.
         shape: of the clip.
         out: what `arrays` describes, contiguous; video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16, visibility
-            (L, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first frame alone. What is
-            in them after an error means nothing.
+            (L, H, W) bool, moving (2, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first
+            frame alone. What is in them after an error means nothing.
         decoder: of the video, see `mp4.decode_mp4`.
 
     Returns:
-        flow_step in pixels and fps; where latents are among the members, latent_mean, latent_std (L, C, h, w) and
-        image_embedding (1, D), float16.
+        flow_step in pixels, motion_bucket and fps; where latents are among the members, latent_mean, latent_std (L, C,
+        h, w) and image_embedding (1, D), float16.
 
     Raises:
         BadClip: anything that does not decode to this shape, or whose values cannot be.
@@ -108,10 +130,12 @@ def decode_into(
     size = (shape.height, shape.width)
     meta = read_meta(members[META], shape)
     flow_codec.decode_flow(members[FLOW], (shape.frames, 2, *size), out["flow"])
-    visibility = flow_codec.decode_visibility(members[VISIBILITY], (shape.frames, *size), out["visibility"])
-    if not visibility[0].all():
-        raise BadClip("visibility of frame 1 is not all true")
-    found: dict[str, Any] = {"flow_step": np.float32(meta["flow"]["step"]), "fps": np.float32(meta["fps"])}
+    mask_codec.decode_masks(members[MASKS], out["visibility"], out["moving"])
+    found: dict[str, Any] = {
+        "flow_step": np.float32(meta["flow"]["step"]),
+        "motion_bucket": np.float32(meta["flow"]["motion_bucket"]),
+        "fps": np.float32(meta["fps"]),
+    }
     if "video" in out:
         mp4.decode_mp4(members[VIDEO], (shape.frames, 3, *size), out["video"], decoder)
         out["first_frame"][:] = out["video"][0]
@@ -129,6 +153,7 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
     try:
         meta = parse_json(data)
         step, magnitude = float(meta["flow"]["step"]), float(meta["flow"]["mean_magnitude"])
+        bucket = float(meta["flow"]["motion_bucket"])
         found = ClipShape(int(meta["frames"]), int(meta["height"]), int(meta["width"]), float(meta["fps"]))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadClip(f"json lacks a field or has one of the wrong type ({one_line(error)})") from error
@@ -139,6 +164,8 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
     diagonal = float(np.hypot(shape.height, shape.width))
     if not 0 <= magnitude <= diagonal:
         raise BadClip(f"flow is {magnitude:.0f} px in the mean, more than the frame's diagonal of {diagonal:.0f} px")
+    if not abs(bucket - magnitude) <= 1e-3 + 1e-4 * magnitude:
+        raise BadClip(f"json has flow.motion_bucket {bucket}, expected flow.mean_magnitude {magnitude}")
     return meta
 
 
@@ -168,6 +195,11 @@ def read_latents(data: bytes, shape: ClipShape) -> dict[str, np.ndarray]:
     return {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
 
 
+def kinds_of(latents: bool) -> tuple[str, ...]:
+    """The members that a sample needs."""
+    return (VIDEO, FLOW, MASKS, META, LATENT) if latents else (VIDEO, FLOW, MASKS, META)
+
+
 def load_into(
     shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav"
 ) -> dict[str, Any]:
@@ -176,9 +208,8 @@ def load_into(
     Raises:
         BadClip: it cannot be used; the message names it.
     """
-    kinds = (VIDEO, FLOW, VISIBILITY, META) if "video" in out else (VIDEO, FLOW, VISIBILITY, META, LATENT)
     try:
-        members = shards.read(shard, clip, kinds)
+        members = shards.read(shard, clip, kinds_of(latents="video" not in out))
         return {**decode_into(members, shards.shape, out, decoder), "key": shards.key(shard, clip)}
     except BadClip as error:
         raise BadClip(f"{_name(shards, shard, clip)}: {error}") from error

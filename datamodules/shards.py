@@ -1,6 +1,6 @@
 """The on-disk format: one writer, one reader.
 
-A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.z`, `KEY.visibility.png`,
+A shard is a plain webdataset tar. Each clip has the members `KEY.mp4`, `KEY.flow.z`, `KEY.masks.tif`,
 `KEY.txt` (caption) and `KEY.json`, and `KEY.latent.safetensors` where latents are cached. Beside `NAME.tar` lies
 `NAME.index.json` with the offset, size and CRC-32 of every member, and the folder's `index.json` lists its shards with
 what all clips have in common. Members are read with `os.pread` at their offset and checked against their CRC before
@@ -13,31 +13,29 @@ import contextlib
 import hashlib
 import os
 import re
-import sys
-import tarfile
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.index import FORMAT, check_key, read_sidecar, shape_of
+from datamodules.index import FORMAT, read_sidecar, shape_of
 from datamodules.index import INDEX as INDEX
 from datamodules.index import ClipShape as ClipShape
 from datamodules.index import read_index as read_index
-from datamodules.storage import atomic_file, json_bytes, open_regular, parse_json, read_regular, write_atomic
+from datamodules.patterns import expand as expand
+from datamodules.remote import Fetch, RangeCache, Remote
+from datamodules.storage import json_bytes, open_regular, parse_json, read_regular, write_atomic
 
-VIDEO, FLOW, VISIBILITY, CAPTION, META, LATENT = (
-    "mp4", "flow.z", "visibility.png", "txt", "json", "latent.safetensors",
+VIDEO, FLOW, MASKS, CAPTION, META, LATENT = (
+    "mp4", "flow.z", "masks.tif", "txt", "json", "latent.safetensors",
 )  # fmt: skip
-MEMBERS = (VIDEO, FLOW, VISIBILITY, CAPTION, META)
+MEMBERS = (VIDEO, FLOW, MASKS, CAPTION, META)
 OPEN_SHARDS = 64
-MOST_NAMES = 1_000_000  # of a brace pattern
 
 
 def sanitised(name: str) -> str:
@@ -46,101 +44,9 @@ def sanitised(name: str) -> str:
     return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def sidecar(shard: Path) -> Path:
+def sidecar(shard: Path | Remote) -> Path | Remote:
     """Path of a shard's index of members."""
     return shard.with_name(shard.name[: -len(".tar")] + ".index.json")
-
-
-class ShardWriter:
-    """Writes one shard and its sidecar, as a context; nothing has their names until it ends without an error.
-
-    Args:
-        path: the shard, ending in `.tar`.
-
-    Attributes:
-        entry: the shard's line in the folder's index, once the context has ended.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.entry: dict[str, Any] = {}
-        self._keys: set[str] = set()
-
-    def __enter__(self) -> ShardWriter:
-        import webdataset
-
-        self._context = atomic_file(self.path)
-        self._file = self._context.__enter__()
-        self._tar = webdataset.TarWriter(
-            self._file, user="remoco", group="remoco", mode=0o444, mtime=0, encoder=False, compress=False
-        )
-        return self
-
-    def write(self, key: str, members: Mapping[str, bytes]) -> None:
-        """Append a clip. `key` must be as `sanitised` makes them, and new in this shard."""
-        if check_key(key) in self._keys:
-            raise ValueError(f"key {key!r} is already in {self.path}")
-        self._keys.add(key)
-        self._tar.write({"__key__": key, **members})
-
-    def __exit__(self, *error: Any) -> None:
-        try:
-            if error[0] is None:
-                self._tar.close()
-                data = self._finish()
-        except BaseException:
-            self._context.__exit__(*sys.exc_info())
-            raise
-        if error[0] is not None:
-            with contextlib.suppress(OSError):  # the disk may be full
-                self._tar.close()
-            self._context.__exit__(*error)
-            return
-        self._context.__exit__(None, None, None)
-        write_atomic(sidecar(self.path), data)
-
-    def _finish(self) -> bytes:
-        """Fill `entry`; the sidecar's bytes."""
-        self._file.flush()
-        self._file.seek(0)
-        index = scan(self._file, self.path.name)
-        self._file.seek(0)
-        digest = hashlib.file_digest(self._file, "sha256").hexdigest()
-        data = json_bytes(index)
-        self.entry = entry(index, digest, data)
-        return data
-
-
-def entry(index: dict[str, Any], digest: str, sidecar_bytes: bytes) -> dict[str, Any]:
-    """One shard's line in the folder's index."""
-    return {
-        "name": index["shard"],
-        "clips": len(index["keys"]),
-        "bytes": index["bytes"],
-        "sha256": digest,
-        "index_crc32": zlib.crc32(sidecar_bytes),
-    }
-
-
-def scan(file: Any, name: str) -> dict[str, Any]:
-    """A tar's headers to the sidecar's content: keys, and per member kind a list of [offset, size, crc32]."""
-    keys: list[str] = []
-    members: dict[str, list[list[int] | None]] = {kind: [] for kind in MEMBERS}
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for info in tar:
-            key, _, kind = info.name.partition(".")
-            member = tar.extractfile(info) if info.isfile() else None
-            if member is None or "/" in info.name:
-                raise BadShards(f"{name}: member {info.name!r} is not a plain file at the top level")
-            if not keys or keys[-1] != key:
-                keys.append(key)
-                for column in members.values():
-                    column.append(None)
-            if kind not in members:
-                members[kind] = [None] * len(keys)
-            members[kind][-1] = [info.offset_data, info.size, zlib.crc32(member.read())]
-    size = os.fstat(file.fileno()).st_size
-    return {"format": FORMAT, "shard": name, "bytes": size, "keys": keys, "members": members}
 
 
 def unpack(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -176,6 +82,7 @@ def write_index(
     shape: ClipShape,
     entries: Iterable[dict[str, Any]],
     latents: Mapping[str, str] | None = None,
+    fill: str = "none",
 ) -> None:
     """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
 
@@ -184,41 +91,15 @@ def write_index(
         shape: of the clips.
         entries: one per shard, `ShardWriter.entry`.
         latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
+        fill: `smooth` where the flow of hidden pixels was filled in, else `none`.
     """
     shards = sorted(entries, key=lambda shard: shard["name"])
     content = {
         "format": FORMAT, **asdict(shape), "clips": sum(shard["clips"] for shard in shards), "shards": shards,
+        "fill": fill,
         **({} if latents is None else {"latents": dict(latents)}),
     }  # fmt: skip
     write_atomic(Path(folder) / INDEX, json_bytes(content))
-
-
-def expand(pattern: str | Path | Sequence[str]) -> list[Path]:
-    """A folder, a glob or a brace pattern (or a list of them) to the folders and tars it names.
-
-    Raises:
-        BadShards: nothing matches; the message names the pattern.
-    """
-    import glob
-
-    import braceexpand
-
-    patterns = [str(pattern)] if isinstance(pattern, (str, Path)) else [str(item) for item in pattern]
-    found: list[Path] = []
-    for text in patterns:
-        matches: list[Path] = []
-        names = [text] if os.path.exists(text) else list(islice(braceexpand.braceexpand(text), MOST_NAMES + 1))
-        if len(names) > MOST_NAMES:
-            raise BadShards(f"shards: {text!r} stands for more than {MOST_NAMES} names")
-        for plain in names:
-            found_here = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
-            matches += [Path(name) for name in found_here if os.path.isdir(name) or name.endswith(".tar")]
-        if not matches:
-            raise BadShards(
-                f"shards: nothing matches {text!r}, expected a folder of shards, or a glob or brace pattern of .tar"
-            )
-        found += matches
-    return list(dict.fromkeys(found))
 
 
 class Shards:
@@ -227,18 +108,20 @@ class Shards:
     Only the folder indexes are read up front; sidecars and file handles are kept for the last `OPEN_SHARDS` shards.
 
     Args:
-        pattern: a folder, a glob or a brace pattern of `.tar` files, or a list of them.
+        pattern: a folder, a glob or a brace pattern of `.tar` files, or a list of them; paths or URLs.
+        cache: keeps what was read from URLs.
     """
 
-    def __init__(self, pattern: str | Path | Sequence[str]) -> None:
-        self.pattern = pattern
-        chosen: dict[Path, set[str] | None] = {}
+    def __init__(self, pattern: str | Path | Sequence[str], cache: RangeCache | None = None) -> None:
+        self.pattern, self.cache = pattern, cache
+        chosen: dict[Path | Remote, set[str] | None] = {}
         for path in expand(pattern):
             if path.is_dir():
                 chosen[path] = None
             elif (some := chosen.setdefault(path.parent, set())) is not None:
                 some.add(path.name)
         self.shape: ClipShape
+        self.filled: str | None = None  # index of the first folder whose flow is filled in where pixels are hidden
         self.latent_hashes: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
         self._folders = list(chosen)
         self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
@@ -246,6 +129,8 @@ class Shards:
         for number, (folder, names) in enumerate(chosen.items()):
             index = read_index(folder / INDEX)
             shape = shape_of(index)
+            if index["fill"] != "none" and self.filled is None:
+                self.filled = str(folder / INDEX)
             if number and shape != self.shape:
                 raise BadShards(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
             self.shape = shape
@@ -265,7 +150,7 @@ class Shards:
         return int(self.counts.sum())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_sidecars", "_handles")}
+        return {key: value for key, value in vars(self).items() if key not in ("_sidecars", "_handles", "_fetch")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
@@ -274,6 +159,7 @@ class Shards:
     def _forget(self) -> None:
         self._sidecars: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._handles: OrderedDict[int, Any] = OrderedDict()
+        self._fetch = Fetch(self.cache)
 
     def _take_latents(self, found: dict[str, str] | None, number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
@@ -283,7 +169,7 @@ class Shards:
             )
         self.latent_hashes = found if found and (not number or self.latent_hashes) else None
 
-    def path(self, shard: int) -> Path:
+    def path(self, shard: int) -> Path | Remote:
         """Path of a shard."""
         folder, name, _ = self._shards[shard]
         return self._folders[folder] / name
@@ -307,29 +193,67 @@ class Shards:
 
         Raises:
             BadClip: shard or member missing, truncated or changed.
+            BadShards: the store does not answer.
         """
+        try:
+            return self._read(shard, clip, kinds)
+        except BadClip:
+            if not isinstance(self.path(shard), Remote):
+                raise
+            return self._read(shard, clip, kinds, fresh=True)  # the way here, or the cache, may have changed it
+
+    def _read(self, shard: int, clip: int, kinds: Sequence[str], fresh: bool = False) -> dict[str, bytes]:
+        places, path = self._places(shard, clip, kinds), self.path(shard)
+        key, members = self.key(shard, clip), {}
+        if isinstance(path, Remote):
+            self._begin(shard, clip, places, fresh)
+            begin, content = self._fetch.take((shard, clip))
+        for kind, (offset, size, crc) in places.items():
+            try:
+                if isinstance(path, Remote):
+                    data = content.result()[offset - begin : offset - begin + size]
+                else:
+                    data = os.pread(self._handle(shard).fileno(), size, offset)
+            except OSError as error:
+                raise BadClip(f"{path}: {key}.{kind} does not read: {error.strerror}") from error
+            if len(data) != size:
+                raise BadClip(f"{path}: {key}.{kind} is cut short at {len(data)} of {size} bytes")
+            if zlib.crc32(data) != crc:
+                raise BadClip(f"{path}: {key}.{kind} has changed since it was written (CRC-32)")
+            members[kind] = data
+        return members
+
+    def _places(self, shard: int, clip: int, kinds: Sequence[str]) -> dict[str, tuple[int, int, int]]:
+        """Offset, size and CRC-32 of the members."""
         index = self._sidecar(shard)
-        key = index["keys"][clip]
-        members = {}
+        path, key, places = self.path(shard), index["keys"][clip], {}
         for kind in kinds:
             place = index["members"][kind][clip] if kind in index["members"] else None
             if place is None:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} is missing")
+                raise BadClip(f"{path}: {key}.{kind} is missing")
             offset, size, crc = (int(value) for value in place)
             if offset < 0 or not 0 <= size <= index["bytes"] - offset:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} is listed outside of the file")
+                raise BadClip(f"{path}: {key}.{kind} is listed outside of the file")
             if size > self.shape.member_bytes:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} has {size} bytes, too many for {self.shape}")
-            try:
-                data = os.pread(self._handle(shard).fileno(), size, offset)
-            except OSError as error:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} does not read: {error.strerror}") from error
-            if len(data) != size:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} is cut short at {len(data)} of {size} bytes")
-            if zlib.crc32(data) != crc:
-                raise BadClip(f"{self.path(shard)}: {key}.{kind} has changed since it was written (CRC-32)")
-            members[kind] = data
-        return members
+                raise BadClip(f"{path}: {key}.{kind} has {size} bytes, too many for {self.shape}")
+            places[kind] = offset, size, crc
+        return places
+
+    def ahead(self, clips: Iterable[tuple[int, int]], kinds: Sequence[str]) -> None:
+        """Begin to read these clips from URLs, several at a time; `read` of the same kinds then finds them."""
+        self._fetch.clear()
+        for shard, clip in clips:
+            if isinstance(self.path(shard), Remote):
+                with contextlib.suppress(BadClip):  # `read` says so
+                    self._begin(shard, clip, self._places(shard, clip, kinds))
+
+    def _begin(self, shard: int, clip: int, places: dict[str, tuple[int, int, int]], fresh: bool = False) -> None:
+        """One range from the clip's first to its last member, which lie side by side in a tar that we wrote."""
+        begin = min(offset for offset, _, _ in places.values())
+        end = max(offset + size for offset, size, _ in places.values())
+        if end - begin > len(MEMBERS) * self.shape.member_bytes:
+            raise BadClip(f"{self.path(shard)}: the members of {self.key(shard, clip)} do not lie side by side")
+        self._fetch.begin((shard, clip), self.path(shard), begin, end, f"{self._shards[shard][2]}", fresh)
 
     def _handle(self, shard: int) -> Any:
         return _recent(self._handles, shard, lambda: open_regular(self.path(shard)), lambda file: file.close())

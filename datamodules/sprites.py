@@ -14,10 +14,11 @@ from datamodules import samples
 from datamodules.base import ClipDataModule
 from datamodules.plain import plain_scene
 from datamodules.scene import Scene, random_scene, render, tracks
-from datamodules.shards import ClipShape, ShardWriter, write_index
+from datamodules.shards import ClipShape, write_index
 from datamodules.storage import json_bytes, sync_folder, write_atomic
+from datamodules.writer import ShardWriter
 
-VERSION = 3
+VERSION = 4
 CLIPS_PER_SHARD = 64
 ABANDONED = 3600  # seconds without a change; one clip takes less than one
 SceneKind = Literal["textured", "plain"]

@@ -1,8 +1,10 @@
 """Shards of videos (WebVid-10M or any other) as a LightningDataModule."""
 
+from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ClipDataModule
+from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape
 
 
@@ -27,6 +29,9 @@ class WebVidDataModule(ClipDataModule):
             `image_embedding`; no `video`); validation always decodes its videos.
         decoder: of the clips' mp4: `pyav`, which measured faster, or `decord`; the pixels are equal.
 
+        cache: local folder that keeps what is read from URLs; none: every epoch reads them again.
+        cache_gb: 10^9 bytes that it may hold; the least recently used make room.
+
     Raises:
         MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is
         decoded.
@@ -46,7 +51,11 @@ class WebVidDataModule(ClipDataModule):
         fps: float = 8.0,
         use_latents: bool = True,
         decoder: Literal["pyav", "decord"] = "pyav",
+        cache: str | None = None,
+        cache_gb: float = 100.0,
     ) -> None:
         super().__init__(ClipShape(frames, height, width, fps), batch_size, val_batch_size, num_workers, seed)
-        self.train_set = self.open_shards(shards, train=True, use_latents=use_latents, decoder=decoder)
-        self.val_set = None if val_shards is None else self.open_shards(val_shards, train=False, decoder=decoder)
+        kept = None if cache is None else RangeCache(Path(cache), int(cache_gb * 1e9))
+        self.train_set = self.open_shards(shards, train=True, use_latents=use_latents, decoder=decoder, cache=kept)
+        if val_shards is not None:
+            self.val_set = self.open_shards(val_shards, train=False, decoder=decoder, cache=kept)

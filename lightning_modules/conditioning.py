@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from conditions import Condition, average_magnitude, flow_to_pixels, motion_bucket
+from conditions import MOTION_NORMS, Condition, Motion, flow_to_pixels, motion_of
 from lightning_modules.svd import SVD
 
 if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
@@ -125,7 +125,14 @@ def fit_latents(svd: SVD, trainer: Trainer) -> None:
 def control_of(condition: Condition, batch: Batch, seeds: Tensor) -> Tensor:
     """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions."""
     flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-    return condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True))
+    return condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), stored_motion(batch))
+
+
+def stored_motion(batch: Batch) -> Motion | None:
+    """Motion bucket and masks of the tracker's own flow, where the batch has them."""
+    if "moving" not in batch:
+        return None
+    return Motion(batch["motion_bucket"], dict(zip(MOTION_NORMS, batch["moving"].unbind(1))))
 
 
 @torch.no_grad()
@@ -143,9 +150,9 @@ def conditioning_of(
         noise: (B, 3, H, W) standard normal, for the first frame.
     """
     flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-    magnitude = average_magnitude(flow)  # read once: it is the motion mask and, as a mean, the motion bucket
-    control = condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), magnitude)
-    ids = {"fps": batch["fps"].float(), "motion_bucket_id": motion_bucket(flow, magnitude), "sigma_aug": sigma_aug}
+    motion = stored_motion(batch) or motion_of(flow)
+    control = condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), motion)
+    ids = {"fps": batch["fps"].float(), "motion_bucket_id": motion.bucket, "sigma_aug": sigma_aug}
     return from_first_frame(svd, batch["first_frame"], control, ids, noise, batch.get("image_embedding"))
 
 

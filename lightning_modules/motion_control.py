@@ -115,6 +115,7 @@ class MotionControlModule(record.RecordedModule):
         record.check_precision(self.trainer.precision)
         if shape := getattr(self.trainer.datamodule, "shape", None):
             record.check_size(self.condition, shape.height, shape.width)
+        record.check_fill(self.condition, getattr(self.trainer.datamodule, "filled", None))
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
             self.check_record(record.read(self.trainer.ckpt_path), str(self.trainer.ckpt_path))

@@ -297,6 +297,15 @@ def check_size(condition: Condition, height: int, width: int) -> None:
         raise MisconfigurationException(f"model.condition: {error}") from error
 
 
+def check_fill(condition: Condition, filled: str | None) -> None:
+    """Raise where a condition reads displacements that a set of shards (its index, or None) has filled in."""
+    if filled and condition.reads_hidden:
+        raise MisconfigurationException(
+            f"model.condition: {condition} reads pixels that are not visible, whose flow is filled in {filled}; "
+            "expected shards prepared with --fill none"
+        )
+
+
 def check_precision(precision: str) -> None:
     """Raise where a trainer's precision would keep what is trained in half precision."""
     if precision in ("bf16-true", "16-true"):

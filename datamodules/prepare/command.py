@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datamodules import flow_codec
 from datamodules.errors import UsageError
@@ -13,6 +13,7 @@ from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
+from datamodules.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
 
 _DOT = DotOptions()
@@ -32,6 +33,7 @@ def prepare(
     every: float | None = None,
     shots: bool = False,
     step: float = flow_codec.STEP,
+    fill: Literal["smooth", "none"] = "smooth",
     clips_per_shard: int = 500,
     workers: int | None = None,
     timeout: float = 600.0,
@@ -39,12 +41,13 @@ def prepare(
     max_clips: int = MAX_CLIPS,
     retry: bool = False,
     ray: str | None = None,
+    work: str | None = None,
 ) -> None:
     """Turn videos into shards with tracks. Run the same command again to go on after an interruption.
 
     Args:
         videos: folder of videos and video2dataset tars, searched with its subfolders; or a .tar; or a WebVid .csv.
-        shards: folder for the shards, made if missing.
+        shards: folder for the shards, made if missing; or a URL as s3://bucket/set, where each goes when done.
         root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
         tracker: what makes the tracks: `dis` is optical flow without weights, `dot` the method's own tracker; or the
             class path of your own, as my_module.Tracker.
@@ -55,7 +58,9 @@ def prepare(
         width: of a clip in pixels, a multiple of 64.
         every: start a clip every so many seconds; without it, one clip from the middle of each video.
         shots: look for cuts, and let no clip cross one; with --every, within each shot.
-        step: flow quantisation in pixels; the stored flow is off by at most half of it.
+        step: flow quantisation in pixels; the stored flow is off by at most this where a pixel is visible.
+        fill: `smooth` stores what costs least where a pixel is not visible, half of the bytes; `none` keeps what the
+            tracker said there too, for the dense condition and `visibility_rule: block`.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
         workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
             takes 2.2 GB for each on a CPU.
@@ -65,18 +70,27 @@ def prepare(
         max_clips: clips that are tried in one video at most.
         retry: try the videos that were left out again.
         ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
+        work: local folder for the state of the work when `shards` is a URL; the same whenever the command is run again.
     """
-    settings = Settings(frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips)
+    settings = Settings(
+        frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips, fill
+    )
     gpus = _gpus() if tracker == "dot" else 0
     workers = (gpus or cores()) if workers is None else workers
     _check(settings, workers, timeout, video_timeout)
     version = make_tracker(tracker, dot).version
-    found, target = videos_in(videos, root), Path(shards).absolute()
+    store = Remote(shards) if is_remote(shards) else None
+    if store is not None and work is None:
+        raise UsageError(f"--work is missing, expected a local folder for the state of the work on {shards}")
+    if store is None and work is not None:
+        raise UsageError(f"--work {work}: only for shards at a URL, {shards} is a folder")
+    found, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
     with folder.alone(target):
-        job = Job(target, found, settings, version, retry, timeout, video_timeout)
+        job = Job(target, found, settings, version, retry, timeout, video_timeout, store)
         if not job.complete:
             job.run(_runner(ray, workers, gpus))
             job.finish()
+        job.publish()
         print(job.summary())
 
 

@@ -122,8 +122,12 @@ def left_out(folder: Path) -> str:
 
 
 def finish(
-    folder: Path, shape: ClipShape, entries: Iterable[dict[str, Any]], latents: Mapping[str, str] | None = None
+    folder: Path,
+    shape: ClipShape,
+    entries: Iterable[dict[str, Any]],
+    fill: str,
+    latents: Mapping[str, str] | None = None,
 ) -> None:
     """Clear what killed processes left, then write the index: a set with an index is complete."""
     clear_leftovers(folder)
-    write_index(folder, shape, entries, latents)
+    write_index(folder, shape, entries, latents, fill)

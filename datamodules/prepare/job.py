@@ -31,8 +31,10 @@ from datamodules.prepare.video import (
     result_path,
     write_part,
 )
-from datamodules.shards import INDEX, ShardWriter, read_index, unpack
+from datamodules.remote import Remote
+from datamodules.shards import INDEX, read_index, sidecar, unpack
 from datamodules.storage import json_bytes, write_atomic
+from datamodules.writer import ShardWriter
 
 PLAN = "prepare.json"
 _AGAIN = "delete the folder and prepare again"
@@ -50,6 +52,7 @@ class Job:
         retry: try the videos that were left out again, also when the set was complete.
         timeout: seconds that a clip may take.
         video_timeout: seconds after which no further clip of a video is begun.
+        store: where each shard goes when it is finished, `target` keeping the state only; None: they stay there.
 
     Raises:
         BadShards: the folder holds a preparation of other videos or with other settings.
@@ -64,9 +67,14 @@ class Job:
         retry: bool = False,
         timeout: float | None = None,
         video_timeout: float = VIDEO_TIMEOUT,
+        store: Remote | None = None,
     ) -> None:
         self.folder, self.videos, self.settings = target, videos, settings
-        self.timeout, self.video_timeout = timeout, video_timeout
+        self.timeout, self.video_timeout, self.store = timeout, video_timeout, store
+        if store is not None and not (target / PLAN).exists() and (store / INDEX).exists():
+            raise BadShards(
+                f"{store / INDEX}: there is a set already; give another URL, or the --work that it came from"
+            )
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
@@ -151,8 +159,19 @@ class Job:
                 for key in keys[first : first + size]:
                     writer.write(key, read_part(part_path(parts, key)))
             entries.append(writer.entry)
+        if self.store is not None:
+            for path in self._files(entries):
+                (self.store / path.name).upload(path)
         write_atomic(self._record(block), json_bytes({"entries": entries, "report": results}))
+        if self.store is not None:
+            for path in self._files(entries):
+                path.unlink()
         shutil.rmtree(parts, ignore_errors=True)
+
+    def _files(self, entries: list[dict[str, Any]]) -> list[Path]:
+        """The files of shards; each tar after its sidecar."""
+        tars = [self.folder / entry["name"] for entry in entries]
+        return [path for tar in tars for path in (sidecar(tar), tar)]
 
     def finish(self) -> None:
         """Write the report and the index of a job whose blocks are all done."""
@@ -165,8 +184,15 @@ class Job:
                 f"none of the {len(self.videos)} videos gave a clip, see {self.folder / folder.REPORT}; the first: "
                 f"{reason}"
             )
-        folder.finish(self.folder, self.settings.shape, entries)
+        folder.finish(self.folder, self.settings.shape, entries, self.settings.fill)
+        self.publish()
         shutil.rmtree(self.state, ignore_errors=True)
+
+    def publish(self) -> None:
+        """Send report, plan and index to the store, the index last: a set with an index is complete there too."""
+        if self.store is not None and not (self.store / INDEX).exists():
+            for name in (folder.REPORT, PLAN, INDEX):
+                (self.store / name).upload(self.folder / name)
 
     # Trying again
 
@@ -176,6 +202,8 @@ class Job:
             if not any(result["bad"] for result in folder.read_report(self.folder)):
                 return
             self._restore_records()
+            if self.store is not None:
+                (self.store / INDEX).remove()
             (self.folder / INDEX).unlink()
         for block in self.blocks:
             if self._record(block).exists():
@@ -202,6 +230,9 @@ class Job:
         if not any(result["bad"] for result in record["report"]):
             return
         parts.mkdir(parents=True, exist_ok=True)
+        if self.store is not None:
+            for path in self._files(record["entries"]):
+                (self.store / path.name).download(path)
         for entry in record["entries"]:
             try:
                 for key, members in unpack(self.folder / entry["name"]):
@@ -217,7 +248,7 @@ class Job:
         index = read_index(self.folder / INDEX)
         size = sum(shard["bytes"] for shard in index["shards"])
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
-        text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.folder}"
+        text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.store or self.folder}"
         return text + folder.left_out(self.folder)
 
 

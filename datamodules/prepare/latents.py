@@ -16,8 +16,9 @@ from tqdm import tqdm
 from datamodules import mp4
 from datamodules.errors import BadClip, BadShards
 from datamodules.prepare import folder
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, ShardWriter, read_index
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
 from datamodules.storage import json_bytes, write_atomic
+from datamodules.writer import ShardWriter
 
 PLAN = "latents.json"
 AHEAD = 8  # clips decoded ahead of the network
@@ -99,7 +100,7 @@ def _decoded(shards: Shards, number: int) -> Iterator[tuple[str, Future]]:
 
 
 def _read(shards: Shards, number: int, clip: int) -> tuple[dict[str, bytes], Any]:
-    members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META))
+    members = shards.read(number, clip, (VIDEO, FLOW, MASKS, CAPTION, META))
     shape = (shards.shape.frames, 3, shards.shape.height, shards.shape.width)
     return members, mp4.decode_mp4(members[VIDEO], shape)
 
@@ -108,7 +109,8 @@ def _finish(out: Path, state: Path, shards: Shards, hashes: dict[str, str]) -> N
     paths = (state / f"{number:05d}.json" for number in range(len(shards.counts)))
     records = [folder.read_record(path, "delete it, and the same command makes its shard again") for path in paths]
     folder.write_report(out, (record["report"] for record in records))
-    folder.finish(out, shards.shape, [record["entry"] for record in records], latents=hashes)
+    fill = "smooth" if shards.filled else "none"
+    folder.finish(out, shards.shape, [record["entry"] for record in records], fill, latents=hashes)
     shutil.rmtree(state, ignore_errors=True)
 
 

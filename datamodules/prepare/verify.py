@@ -10,8 +10,8 @@ from tqdm import tqdm
 from datamodules import flow_codec, samples
 from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.prepare import pool
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, META, VIDEO, VISIBILITY, Shards, read_index
-from datamodules.storage import open_regular
+from datamodules.remote import chunks
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
 
 
 def verify_shards(pattern: str, workers: int) -> list[str]:
@@ -39,9 +39,11 @@ def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:
 def _verify_file(shards: Shards, number: int) -> list[str]:
     path = shards.path(number)
     entry = next(item for item in read_index(path.parent / INDEX)["shards"] if item["name"] == path.name)
-    with open_regular(path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
+    content, size = hashlib.sha256(), 0
+    for data in chunks(path, entry["bytes"]):
+        content.update(data)
+        size += len(data)
+    digest = content.hexdigest()
     if size != entry["bytes"]:
         return [f"{path}: {size} bytes, expected {entry['bytes']}"]
     return [] if digest == entry["sha256"] else [f"{path}: SHA-256 differs from {INDEX}"]
@@ -59,15 +61,25 @@ def _verify_clips(shards: Shards, number: int) -> list[str]:
 def _fault(shards: Shards, number: int, clip: int) -> str | None:
     try:
         latents = (LATENT,) if shards.latent_hashes else ()
-        members = shards.read(number, clip, (VIDEO, FLOW, VISIBILITY, CAPTION, META, *latents))
+        members = shards.read(number, clip, (VIDEO, FLOW, MASKS, CAPTION, META, *latents))
         sample = samples.decode(members, shards.shape)
         meta = samples.read_meta(members[META], shards.shape)
-        if meta["flow"]["bound"] * 2 != meta["flow"]["step"]:
-            return f"json has flow bound {meta['flow']['bound']} at step {meta['flow']['step']}"
+        filled, bound = meta["flow"]["fill"] != "none", meta["flow"]["bound"]
+        if bound != meta["flow"]["step"]:
+            return f"json has flow bound {bound} at step {meta['flow']['step']}"
+        if filled and not shards.filled:
+            return f"json has flow fill {meta['flow']['fill']!r}, {INDEX} says none"
         flow = flow_codec.to_pixels(sample["flow"], meta["flow"]["step"]).astype(np.float64)
-        magnitude = float(np.sqrt((flow**2).sum(1)).mean())
-        if abs(magnitude - meta["flow"]["mean_magnitude"]) > meta["flow"]["bound"] * 2**0.5 + 1e-3:
+        squared = (flow**2).sum(1)
+        off = bound * 2**0.5 + 1e-3  # the most by which a displacement's length is stored wrong
+        magnitude = float(np.sqrt(squared).mean())
+        if not filled and abs(magnitude - meta["flow"]["mean_magnitude"]) > off:
             return f"mean flow is {magnitude:.3f} px, json says {meta['flow']['mean_magnitude']}"
+        for norm, moving in zip(("l2", "squared"), sample["moving"]):
+            average = (np.sqrt(squared) if norm == "l2" else squared).mean(0)
+            sure = sample["visibility"].all(0) & (abs(average - 1) > (off if norm == "l2" else 3 * off))
+            if (moving != (average > 1))[sure].any():
+                return f"motion mask {norm!r} is not that of the flow"
     except (BadClip, KeyError, TypeError) as error:
         return one_line(error)
     return None

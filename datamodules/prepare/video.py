@@ -39,6 +39,7 @@ class Settings:
     shots: bool = False
     dot: DotOptions = DotOptions()
     max_clips: int = MAX_CLIPS
+    fill: str = "smooth"
 
     @property
     def shape(self) -> ClipShape:
@@ -168,7 +169,9 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
         flow, visibility = track(clip.frames)
         source = {"name": video.name, "start": round(clip.start, 6)}
         tracker = {"name": track.name, "version": track.version}
-        return samples.encode(clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step)
+        return samples.encode(
+            clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.fill
+        )
     except (BadClip, BadShards, UsageError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:

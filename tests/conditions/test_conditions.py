@@ -20,6 +20,7 @@ from conditions import (
     mix,
     motion_bucket,
     motion_mask,
+    motion_of,
     uniform,
 )
 from conditions.gaussian import region_points
@@ -212,7 +213,7 @@ def test_pure_function_of_each_sample(condition):
     assert control.shape == (4, 4, 3, 48, 64) and control.dtype == torch.float32
     parts = [condition(flow[i : i + 1], visibility[i : i + 1], seed[i : i + 1]) for i in (2, 0, 3, 1)]
     assert torch.equal(torch.cat([parts[1], parts[3], parts[0], parts[2]]), control)
-    assert torch.equal(condition(flow, visibility, seed, average_magnitude(flow)), control)
+    assert torch.equal(condition(flow, visibility, seed, motion_of(flow)), control)
     if not isinstance(condition, DenseFlow):
         assert not torch.equal(condition(flow, visibility, seed + 1), control)
 

@@ -12,20 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import samples
 from datamodules.errors import BadClip
-from datamodules.shards import (
-    FLOW,
-    INDEX,
-    LATENT,
-    MEMBERS,
-    META,
-    ClipShape,
-    Shards,
-    ShardWriter,
-    sidecar,
-    write_index,
-)
+from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, sidecar, write_index
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
+from datamodules.writer import ShardWriter
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 CLIPS = 6
@@ -180,7 +170,7 @@ def test_truncated_tar(copy, clips, share):
 # Members and values
 
 
-@pytest.mark.parametrize("kind", ["mp4", FLOW, "visibility.png", META])
+@pytest.mark.parametrize("kind", ["mp4", FLOW, "masks.tif", META])
 def test_missing_member(clips, tmp_path, caplog, kind):
     broken = [{k: v for k, v in m.items() if n != 4 or k != kind} for n, m in enumerate(clips)]
     assert_replaced(write(tmp_path / "set", broken), [4], f"clip-4.{kind} is missing", caplog)
@@ -191,7 +181,7 @@ OTHER = sprite(ClipShape(4, 24, 16, 8.0), [9])
 
 @pytest.mark.parametrize(
     "kind, reason",
-    [("mp4", "mp4 has 4 frames, expected 3"), (FLOW, "flow is"), ("visibility.png", "visibility is"), (META, "json")],
+    [("mp4", "mp4 has 4 frames, expected 3"), (FLOW, "flow is"), ("masks.tif", "visibility is"), (META, "json")],
 )
 def test_member_of_another_shape(clips, tmp_path, caplog, kind, reason):
     broken = [{**m, kind: OTHER[kind]} if n == 2 else m for n, m in enumerate(clips)]

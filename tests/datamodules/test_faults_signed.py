@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import zlib
 
 import numpy as np
 import pytest
@@ -19,15 +18,14 @@ from tests.support.commands import prepare as run
 clips, copy, whole = faults.clips, faults.copy, faults.whole  # fixtures
 
 
-def png(height, width, rows=b""):
-    """A 16-bit grey PNG whose header says (height, width), over these bytes of rows."""
-
-    def chunk(kind, data):
-        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    content = chunk(b"IHDR", size + bytes([16, 0, 0, 0, 0])) + chunk(b"IDAT", zlib.compress(rows, 9))
-    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+def retagged(data, tag, value):
+    """A TIFF with one number of its first directory replaced."""
+    begin = int.from_bytes(data[4:8], "little")
+    for place in range(begin + 2, begin + 2 + 12 * int.from_bytes(data[begin : begin + 2], "little"), 12):
+        if int.from_bytes(data[place : place + 2], "little") == tag:
+            size = {3: 2, 4: 4}[int.from_bytes(data[place + 2 : place + 4], "little")]
+            return data[: place + 8] + value.to_bytes(size, "little") + data[place + 8 + size :]
+    raise AssertionError(tag)
 
 
 def grown(data, box, place, value):
@@ -36,15 +34,17 @@ def grown(data, box, place, value):
     return data[:at] + value.to_bytes(4, "big") + data[at + 4 :]
 
 
-BOMB = bytes(200_000_000)
-
-
 @pytest.mark.parametrize(
     "kind, make, reason",
     [
-        ("visibility.png", lambda data: png(40_000, 40_000), "visibility is no 16-bit grey PNG of 16 rows of 24"),
-        ("visibility.png", lambda data: png(16, 24, BOMB), "visibility of frame 1 is not all true"),
-        ("visibility.png", lambda data: png(16, 24), "visibility is no image"),
+        ("masks.tif", lambda data: retagged(retagged(data, 256, 60_000), 257, 60_000), "visibility is"),
+        (
+            "masks.tif",
+            lambda data: retagged(data, 257, 32),
+            "visibility is 1 of size (24, 32)",
+        ),
+        ("masks.tif", lambda data: retagged(data, 258, 16), "visibility"),
+        ("masks.tif", lambda data: data[:8], "visibility does not decode"),
         ("mp4", lambda data: grown(data, b"stsz", 8, 2**32 - 1), "expected 3"),
         ("mp4", lambda data: grown(grown(data, b"stsz", 4, 1), b"stsz", 8, 2**32 - 1), "expected 3"),
         ("mp4", lambda data: grown(data, b"stsc", 4, 2**31), "mp4 has a table"),
@@ -53,7 +53,7 @@ BOMB = bytes(200_000_000)
         (META, lambda data: b'{"flow": ' + b'{"a":' * 100_000, "nested too deeply"),
         (META, lambda data: data.replace(b'"frames":3', b'"frames":' + b"9" * 5000), "json lacks a field"),
         (META, lambda data: data.replace(b'"fps":8.0', b'"fps":1e999'), "at inf fps"),
-        (FLOW, lambda data: data[:12] + b"\xff" * 12 + data[24:], "flow does not decode"),
+        (FLOW, lambda data: data[:12] + b"\xff" * 16 + data[28:], "flow does not decode"),
         (LATENT, lambda data: latents(latent_mean=np.zeros((3, 4, 0, 3), np.float16)), "latents have shapes"),
         (LATENT, lambda data: b"\xff" * 7 + b"\x7f" + b"{", "latents do not read"),
         ("txt", lambda data: bytes(1 << 22), None),

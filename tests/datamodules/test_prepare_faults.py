@@ -161,7 +161,7 @@ def test_unpack_gives_what_was_written(folder, tmp_path):
     for shard in range(len(found.counts)):
         for clip, (key, members) in enumerate(unpack(found.path(shard))):
             assert key == found.key(shard, clip) and members == found.read(shard, clip, list(members))
-            assert set(members) == {"mp4", "flow.z", "visibility.png", "txt", "json"}
+            assert set(members) == {"mp4", "flow.z", "masks.tif", "txt", "json"}
 
 
 # Full disks

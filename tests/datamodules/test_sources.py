@@ -178,7 +178,7 @@ def test_a_single_tar_and_a_folder_give_the_same_clips(tars, tmp_path, video):
         add(tar, "k.mp4", video.read_bytes())
     assert remoco("prepare", str(tmp_path / "one/a.tar"), str(tmp_path / "x"), *SMALL) == 0
     assert remoco("prepare", str(video.parent), str(tmp_path / "y"), *SMALL) == 0
-    kinds = ["mp4", "flow.z", "visibility.png"]
+    kinds = ["mp4", "flow.z", "masks.tif"]
     assert Shards(str(tmp_path / "x")).read(0, 0, kinds) == Shards(str(tmp_path / "y")).read(0, 0, kinds)
 
 

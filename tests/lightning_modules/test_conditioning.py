@@ -42,7 +42,8 @@ def test_conditioning(net, batch, monkeypatch):
     cond = net.conditioning(batch, sigma_aug)
     flow = flow_to_pixels(batch["flow"], batch["flow_step"]).double()
     magnitude = flow.square().sum(2).sqrt().mean((1, 2, 3))
-    for found, expected in zip(cond.ids.T, (batch["fps"], magnitude, sigma_aug), strict=True):
+    assert (batch["motion_bucket"] - magnitude).abs().max() <= batch["flow_step"].max() * 2**0.5  # of the exact tracks
+    for found, expected in zip(cond.ids.T, (batch["fps"], batch["motion_bucket"], sigma_aug), strict=True):
         assert_rounded(found, expected.double())
     first = pixels(batch["video"][:, 0])
     noise = net.noise(batch, AUG_NOISE, (3, 64, 64)).double()

@@ -10,7 +10,7 @@ from datamodules.trackers import Tracks
 class HalfRegions(RegionWise):
     """A condition of one's own: the shipped one at half the motion."""
 
-    def control(self, flow, visibility, seed, magnitude):
+    def control(self, flow, visibility, seed, motion):
         return super().control(flow / 2, visibility, seed, magnitude)
 
 
