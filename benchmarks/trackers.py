@@ -3,7 +3,9 @@
     python benchmarks/trackers.py [--clips 24] [--height 320] [--width 512] \
         [--dot-estimator-path E --dot-refiner-path R [--dot-points lk|tapir|cotracker3|cotracker2 ...]]
 
-Prints the table of trackers.md. DOT only with its checkpoints (docs/data.md); `no motion` is the
+    python benchmarks/trackers.py --videos FOLDER        # warp error instead, on real videos
+
+Prints the tables of trackers.md. DOT only with its checkpoints (docs/data.md); `no motion` is the
 floor that a tracker has to beat.
 """
 
@@ -17,8 +19,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
+from datamodules.errors import BadClip  # noqa: E402
+from datamodules.prepare import clips  # noqa: E402
 from datamodules.scene import random_scene, render, tracks  # noqa: E402
-from datamodules.trackers import DIS, DOT, DotOptions, Tracks  # noqa: E402
+from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks  # noqa: E402
+from datamodules.trackers.dis import _at  # noqa: E402
 
 SEED = 4  # of the scenes; the training set of the quick start has other ones
 
@@ -50,6 +55,27 @@ def score(found: Tracks, flow: np.ndarray, visibility: np.ndarray) -> dict[str, 
     }
 
 
+def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace) -> None:
+    """Grey levels between frame 1 and what the tracks bring back of the others: where all trackers see a pixel, where
+    this one does, everywhere; and the share that it sees. Of the clip in the middle of each video."""
+    print("| video | tracker | all see | it sees | everywhere | seen, % |\n|---|---|---|---|---|---|")
+    for path in sorted(folder.iterdir()):
+        try:
+            start = clips.middle_start(clips.video_seconds(path), options.frames, 8.0)
+            frames = clips.read_clip(path, start, options.frames, 8.0, options.height, options.width).frames
+        except BadClip as error:
+            print(f"| {path.name} | left out: {error} | | | | |")
+            continue
+        grey = frames.astype(np.float32).mean(1)
+        found = [tracker(frames) for tracker in trackers]
+        common = np.logical_and.reduce([tracks.visibility[1:] for tracks in found])
+        for tracker, (flow, visibility) in zip(trackers, found):
+            warped = [_at(grey[t], flow[t].transpose(1, 2, 0)) for t in range(1, len(frames))]
+            error, seen = np.abs(np.stack(warped) - grey[0]), visibility[1:]
+            cells = error[common].mean(), error[seen].mean(), error.mean(), 100 * seen.mean()
+            print(f"| {path.name} | {tracker.name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=24)
@@ -60,11 +86,14 @@ def main() -> None:
         parser.add_argument(f"--dot-{name}")
     parser.add_argument("--dot-points", default="lk")
     parser.add_argument("--dot-num-tracks", type=int, default=2048)
+    parser.add_argument("--videos", help="folder of videos for the warp error; without it sprites")
     options = parser.parse_args()
-    trackers = [Still(), DIS()]
+    trackers: list[Tracker] = [Still(), DIS(), SparseDIS()]
     if options.dot_estimator_path:
         dot = {name[4:]: value for name, value in vars(options).items() if name.startswith("dot_")}
         trackers.append(DOT(DotOptions(**dot)))
+    if options.videos:
+        return on_videos(Path(options.videos), trackers[1:], options)
     scores: dict[str, dict[str, list[float]]] = {each.name: defaultdict(list) for each in trackers}
     moved = []
     for number in range(options.clips):

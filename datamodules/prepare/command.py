@@ -49,8 +49,8 @@ def prepare(
         videos: folder of videos and video2dataset tars, searched with its subfolders; or a .tar; or a WebVid .csv.
         shards: folder for the shards, made if missing; or a URL as s3://bucket/set, where each goes when done.
         root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
-        tracker: what makes the tracks: `dis` is optical flow without weights, `dot` the method's own tracker; or the
-            class path of your own, as my_module.Tracker.
+        tracker: what makes the tracks: `dis` is optical flow without weights, `tracks` it helped by sparse tracks,
+            at twice the time; `dot` the method's own tracker; or the class path of your own, as my_module.Tracker.
         dot: of --tracker dot.
         frames: frames per clip.
         fps: frames per second of a clip.

@@ -8,30 +8,34 @@ from datamodules.errors import UsageError, one_line
 from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.dis import DIS
 from datamodules.trackers.dot import DOT, DotOptions
+from datamodules.trackers.sparse import SparseDIS
 
 _DOT = DotOptions()
+BUILT_IN: dict[str, type[DIS]] = {"dis": DIS, "tracks": SparseDIS}
 
 
 def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
     """A tracker by name, its weights read.
 
     Args:
-        name: `dis`, `dot`, or the class path of your own, which is made without arguments.
+        name: `dis`, `tracks`, `dot`, or the class path of your own, which is made without arguments.
         dot: of `dot`.
         worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:
         UsageError: files that are missing or do not fit, or no tracker at the class path; names the option.
     """
-    if name in ("dis", "dot"):
-        return DOT(dot, worker) if name == "dot" else DIS()
+    if name == "dot":
+        return DOT(dot, worker)
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
     module, _, attribute = name.rpartition(".")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # of a console script it is not there, of `python -m` it is
     try:
         tracker = getattr(import_module(module), attribute)()
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"--tracker {name}: expected dis, dot or a class path ({one_line(error)})") from error
+        raise UsageError(f"--tracker {name}: expected dis, tracks, dot or a class path ({one_line(error)})") from error
     if not (callable(tracker) and isinstance(getattr(tracker, "version", None), str)):
         raise UsageError(
             f"--tracker {name}: expected a class whose instances are called with frames and have `version`"
@@ -41,4 +45,4 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
     return tracker
 
 
-__all__ = ["DIS", "DOT", "DotOptions", "Tracker", "Tracks", "make_tracker"]
+__all__ = ["DIS", "DOT", "DotOptions", "SparseDIS", "Tracker", "Tracks", "make_tracker"]

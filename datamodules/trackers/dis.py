@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
 from datamodules.trackers.base import Tracks, inside
+
+Improve = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class DIS:
@@ -39,15 +43,20 @@ class DIS:
             flow = np.zeros((length, 2, height, width), dtype=np.float32)
             visibility = np.ones((length, height, width), dtype=bool)
             forth = back = np.zeros((height, width, 2), dtype=np.float32)
+            improve = self._improve(frames, grey)
             for t in range(1, length):
                 step, step_back = _coarse(grey[t - 1], grey[t]), _coarse(grey[t], grey[t - 1])
-                forth = _refined(grey[0], grey[t], forth + _at(step, forth))
-                back = _refined(grey[t], grey[0], step_back + _at(back, step_back))
+                forth, back = improve(t, forth + _at(step, forth), step_back + _at(back, step_back))
+                forth, back = _refined(grey[0], grey[t], forth), _refined(grey[t], grey[0], back)
                 flow[t] = forth.transpose(2, 0, 1)
                 visibility[t] = self._consistent(forth, back)
         finally:
             cv2.setNumThreads(threads)
         return Tracks(flow, visibility)
+
+    def _improve(self, frames: np.ndarray, grey: list[np.ndarray]) -> Improve:
+        """What the flows to frame t and back, each carried on, become before they are refined; here themselves."""
+        return lambda t, forth, back: (forth, back)
 
     def _consistent(self, forth: np.ndarray, back: np.ndarray) -> np.ndarray:
         x, y = _moved(forth)
@@ -81,9 +90,15 @@ def _refined(first: np.ndarray, second: np.ndarray, start: np.ndarray) -> np.nda
     method.setFinestScale(0)
     method.setCoarsestScale(2)
     found = method.calc(first, second, start.copy())
-    errors = [
-        cv2.GaussianBlur(cv2.absdiff(first.astype(np.float32), _at(second.astype(np.float32), flow)), (0, 0), 2)
-        for flow in (start, found)
-    ]
-    best = np.where((errors[0] < 0.9 * errors[1])[..., None], start, found)
-    return np.dstack([cv2.medianBlur(np.ascontiguousarray(best[..., c]), 5) for c in range(2)])
+    kept = mismatch(first, second, start) < 0.9 * mismatch(first, second, found)
+    return smoothed(np.where(kept[..., None], start, found))
+
+
+def mismatch(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    """(H, W) float32: how far the grey values around each pixel are from those where `flow` leads."""
+    return cv2.GaussianBlur(cv2.absdiff(first.astype(np.float32), _at(second.astype(np.float32), flow)), (0, 0), 2)
+
+
+def smoothed(flow: np.ndarray) -> np.ndarray:
+    """A flow without lone outliers: the median of 5 x 5."""
+    return np.dstack([cv2.medianBlur(np.ascontiguousarray(flow[..., c]), 5) for c in range(2)])

@@ -1,15 +1,18 @@
 """Trackers without weights against exact tracks."""
 
+import cv2
 import numpy as np
+import pytest
 
 from datamodules.scene import random_scene, render, tracks
-from datamodules.trackers import DIS
+from datamodules.trackers import DIS, SparseDIS
 
 
-def test_dis_follows_the_sprites():
+@pytest.mark.parametrize("tracker", [DIS, SparseDIS])
+def test_trackers_without_weights_follow_the_sprites(tracker):
     scene = random_scene([0, 0, 2], 16, 96, 128)
     flow, visibility = tracks(scene)
-    found = DIS()(render(scene))
+    found = tracker()(render(scene))
     assert found.flow.dtype == np.float32 and found.visibility.dtype == bool
     assert (found.flow[0] == 0).all() and found.visibility[0].all()
     error = np.hypot(*(found.flow - flow).transpose(1, 0, 2, 3))[1:]
@@ -17,5 +20,27 @@ def test_dis_follows_the_sprites():
     still = np.hypot(*flow.transpose(1, 0, 2, 3))[1:]
     assert np.median(error[both]) < 0.2 and error[both].mean() < 0.15 * still[both].mean()
     assert (visibility[1:] == found.visibility[1:]).mean() > 0.8
-    again = DIS()(render(scene))
+    again = tracker()(render(scene))
     assert (again.flow == found.flow).all() and (again.visibility == found.visibility).all()
+
+
+def texture(height, width, seed):
+    noise = cv2.GaussianBlur(np.random.RandomState(seed).rand(height, width, 3).astype(np.float32), (0, 0), 2)
+    return cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
+
+
+def test_tracks_hold_an_object_that_moves_against_the_camera():
+    """A square of 32 pixels moves by (8, 2) a frame, the background by (-3, 0): DIS loses it, sparse tracks do not."""
+    background, square, frames = texture(96, 260, 0), texture(32, 32, 1), []
+    for t in range(6):
+        frame = background[:, 3 * t : 3 * t + 160].copy()
+        frame[30 + 2 * t : 62 + 2 * t, 20 + 8 * t : 52 + 8 * t] = square
+        frames.append(frame.transpose(2, 0, 1))
+    errors, seen = {}, {}
+    for tracker in (DIS(), SparseDIS()):
+        found = tracker(np.stack(frames))
+        inner = found.flow[5, :, 32:60, 22:50]
+        errors[tracker.name] = np.median(np.hypot(inner[0] - 40, inner[1] - 10))
+        seen[tracker.name] = found.visibility[5, 32:60, 22:50].mean()
+        assert np.abs(found.flow[5, 0, 5:25, 20:140] + 15).max() < 0.5  # the background, above the square
+    assert errors["dis"] > 40 and errors["tracks"] < 0.1 and seen["tracks"] > 0.9
