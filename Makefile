@@ -36,7 +36,12 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -q
 
-test-slow: $(READY)
+# a server of S3 and Weights & Biases, which only the long tests need
+$(VENV)/slow: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slow]' -c constraints.txt
+	touch $@
+
+test-slow: $(VENV)/slow
 	$(BIN)/python -m pytest -q -m slow
 
 # as other CPUs and numbers of threads compute: seven times the suite, hours; PYTEST=tests/lightning_modules for a part

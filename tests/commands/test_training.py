@@ -81,7 +81,7 @@ LOGGERS = {
 }
 
 
-@pytest.mark.parametrize("kind", LOGGERS)
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
 def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
     """Two one after the other, one resumed, two at once; another run beside them is not touched."""
     if kind == "wandb":

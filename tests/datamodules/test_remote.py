@@ -166,6 +166,7 @@ def s3():
         process.wait()
 
 
+@pytest.mark.slow
 def test_prepare_writes_to_s3_what_it_writes_to_disk(s3, tmp_path, monkeypatch, capsys):
     videos = tmp_path / "videos"
     videos.mkdir()
@@ -198,6 +199,7 @@ def test_prepare_writes_to_s3_what_it_writes_to_disk(s3, tmp_path, monkeypatch, 
     assert prepare(*there[:-2]) == 2 and "--work is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_s3_reads_as_the_disk_does(folder, s3):
     for path in folder.iterdir():
         Remote(f"{s3}/set/{path.name}").upload(path)
