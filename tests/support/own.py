@@ -11,7 +11,7 @@ class HalfRegions(RegionWise):
     """A condition of one's own: the shipped one at half the motion."""
 
     def control(self, flow, visibility, seed, motion):
-        return super().control(flow / 2, visibility, seed, magnitude)
+        return super().control(flow / 2, visibility, seed, motion)
 
 
 class Gate(nn.Module):
