@@ -59,7 +59,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
 
 
-def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Tensor) -> Tensor:
+def cross_attention(block: SpatialBlock | TemporalBlock, x: Tensor, context: Any) -> Tensor:
     """Attention of x (N, L, C) to the context (N, n, D).
 
     With one token the softmax is 1 for every query: (N, 1, C), the same for all L, without queries, keys and norm.
@@ -76,7 +76,7 @@ def freeze_idle(unet: nn.Module) -> dict[str, nn.Parameter]:
     Returns:
         What was trainable of it, by name.
     """
-    found = {}
+    found: dict[str, nn.Parameter] = {}
     for name, block in unet.named_modules():
         if isinstance(block, (SpatialBlock, TemporalBlock)):
             block.idle_frozen = True
@@ -115,7 +115,7 @@ class TemporalBlock(TemporalBasicTransformerBlock):
             return recompute(self.over_frames, hidden_states, num_frames, encoder_hidden_states)
         return self.over_frames(hidden_states, num_frames, encoder_hidden_states)
 
-    def over_frames(self, hidden_states: Tensor, frames: int, context: Tensor) -> Tensor:
+    def over_frames(self, hidden_states: Tensor, frames: int, context: Any) -> Tensor:
         """As `forward`, without recomputing."""
         pixels = hidden_states.shape[1]
         x = hidden_states.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)
@@ -137,7 +137,7 @@ class Blend(AlphaBlender):
         return torch.lerp(x_temporal, x_spatial, alpha)
 
 
-OURS = {
+OURS: dict[type, type] = {
     BasicTransformerBlock: SpatialBlock,
     TemporalBasicTransformerBlock: TemporalBlock,
     AlphaBlender: Blend,
@@ -150,7 +150,7 @@ def recompute(function: Any, *args: Any) -> Any:
     return checkpoint(function, *args, use_reentrant=False, preserve_rng_state=False)
 
 
-def set_recomputed(unet: nn.Module, levels: Literal["none", "top", "all"] = "all") -> None:
+def set_recomputed(unet: Any, levels: Literal["none", "top", "all"] = "all") -> None:
     """Choose what is recomputed in the backward pass: res blocks, spatial and temporal transformer blocks of levels.
 
     Args:

@@ -25,7 +25,7 @@ class CopyStream:
 
     def used(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """The batch, to be used by the current stream from now on."""
-        if device.type == "cuda":
+        if device.type == "cuda" and self._stream is not None:
             current = torch.cuda.current_stream(device)
             current.wait_stream(self._stream)
             for value in batch.values():

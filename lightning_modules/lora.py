@@ -54,7 +54,7 @@ class LoraLinear(Linear):
         return not (self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type))
 
 
-def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+def project(layers: Sequence[Any], x: Tensor) -> list[Tensor]:
     """Several linear layers of one input, (..., C) -> (..., C_i) each; the A of those with LoRA are one product."""
     if not all(isinstance(layer, LoraLinear) and layer.is_plain(x) for layer in layers):
         return [layer(x) for layer in layers]
@@ -72,7 +72,7 @@ class LowRank(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, n: int, *weights: Tensor | None) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, x: Tensor, n: int, *weights: Any) -> tuple[Tensor, ...]:
         """`weights` are n W (C_i, C), n b (C_i) or None, n A (r_i, C) and n B (C_i, r_i)."""
         base, bias, a, b = (weights[i * n : (i + 1) * n] for i in range(4))
         flat = x.reshape(-1, x.shape[-1])
@@ -89,14 +89,14 @@ class LowRank(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
         """Gradients of x, the A and the B."""
         flat, low, down, *rest = ctx.saved_tensors
         n = ctx.n
         base, ups = rest[:n], rest[n:]
-        grads = [grad.reshape(-1, grad.shape[-1]) for grad in grads]
-        d_low = [grad @ up for grad, up in zip(grads, ups)]
-        d_low = torch.cat(d_low, 1) if n > 1 else d_low[0]
+        grads = tuple(grad.reshape(-1, grad.shape[-1]) for grad in grads)
+        d_lows = [grad @ up for grad, up in zip(grads, ups)]
+        d_low = torch.cat(d_lows, 1) if n > 1 else d_lows[0]
         d_x = None
         if ctx.needs_input_grad[0]:
             d_x = grads[0] @ base[0]

@@ -105,7 +105,9 @@ def build_networks(
         places.load_state_dict(start.injection)
     if adapter:
         load_adapter(adapter, base.unet, encoder, places)
-    levels = {True: "all", False: "none"}.get(gradient_checkpointing, gradient_checkpointing)
+    levels: Literal["none", "top", "all"] = (
+        "all" if gradient_checkpointing is True else gradient_checkpointing or "none"
+    )
     base.enable_gradient_checkpointing(levels)
     networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet))
     if compile_unet:

@@ -151,7 +151,7 @@ class Plan:
             parameters = list(parameters)
             # one kernel for all; it may scale gradients itself, so Lightning refuses it together with clipping
             fused = bool(parameters) and parameters[0].is_cuda and not clipped
-            rates = {"lr": learning_rate, "betas": schedule.betas, "weight_decay": weight_decay}
+            rates: dict[str, Any] = {"lr": learning_rate, "betas": schedule.betas, "weight_decay": weight_decay}
             optimizer = AdamW(parameters, **rates, fused=fused)
         else:
             optimizer = _made("optimizer", self.optimizer, list(parameters))

@@ -55,7 +55,7 @@ def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Col
     new = {index: i for i, index in enumerate(i for i, name in enumerate(trained) if name in optimized)}
     states: Any = checkpoint.get("optimizer_states")
     for state in states if isinstance(states, list) else []:
-        groups = state.get("param_groups") if isinstance(state, dict) else None
+        groups: Any = state.get("param_groups") if isinstance(state, dict) else None
         sound = isinstance(groups, list) and all(
             isinstance(g, dict) and isinstance(g.get("params"), list) for g in groups
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
@@ -104,7 +105,7 @@ def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:
     return network
 
 
-def use_portable_timesteps(unet: nn.Module) -> None:
+def use_portable_timesteps(unet: Any) -> None:
     """Give every sinusoidal embedding of the UNet the same bits on every machine."""
     for layer in unet.modules():
         if type(layer) is Timesteps:
