@@ -16,7 +16,9 @@ import yaml
 from torch import Tensor, nn
 
 REPO = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPO))
+HERE = Path(__file__).resolve().parent
+# a script's folder comes first on the path, where transformers would take `kernels.py` for the package of that name
+sys.path[:] = [str(REPO), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule

@@ -12,10 +12,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from full_size import ceilings, measure, table  # first: it takes this folder off the path
+
+# isort: split
 import peft
 import torch
 import torch.nn.functional as F
-from full_size import ceilings, measure, table
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
