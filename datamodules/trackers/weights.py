@@ -47,7 +47,6 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     """
     found: Any
     try:
-        found: Any
         if path.suffix == ".safetensors":
             found = load_file(path)
         else:
