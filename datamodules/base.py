@@ -160,12 +160,13 @@ class ClipDataModule(LightningDataModule):
         Raises:
             MisconfigurationException: the state is of a later version, whose order may be another.
         """
-        version = state_dict.get("version", 1)  # the first versions did not write it
-        if version > POSITION_VERSION:
+        found = state_dict if isinstance(state_dict, dict) else {}
+        version = found.get("version", 1)  # the first versions did not write it
+        if type(version) is not int or version > POSITION_VERSION:
             raise MisconfigurationException(
-                f"the checkpoint's data position has version {version}, this program knows up to {POSITION_VERSION}"
+                f"the checkpoint's data position has version {version!r:.80}, known is up to {POSITION_VERSION}"
             )
-        position = state_dict.get("position") if isinstance(state_dict, dict) else None
+        position = found.get("position")
         if type(position) is not int or not 0 <= position < 2**62:
             raise MisconfigurationException(
                 f"ckpt_path: the checkpoint's {type(self).__qualname__}.position is {position!r:.80}, expected a whole "
