@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 from datamodules.errors import BadShards, one_line
 from datamodules.storage import atomic_file, open_regular, read_regular, write_atomic
@@ -21,8 +21,6 @@ LONGEST_WAIT = 10.0
 CHUNK = 16 * 2**20
 IN_FLIGHT = 16  # ranges that a process asks of a store at the same time
 _jitter = random.Random()  # of its own: when something was tried again must not show in training
-
-T = TypeVar("T")
 
 
 def is_remote(text: str) -> bool:
@@ -87,7 +85,7 @@ class Remote:
     def read_range(self, begin: int, size: int) -> bytes:
         """`size` bytes from `begin`; fewer where the file ends."""
 
-        def read(system: object, path: str) -> bytes:
+        def read(system: Any, path: str) -> bytes:
             data = system.cat_file(path, start=begin, end=begin + size)
             if len(data) > size:
                 raise BadShards(f"{self.url}: {len(data)} bytes where {size} were asked: the server ignores ranges")
@@ -121,7 +119,7 @@ class Remote:
         found = self._again(lambda system, path: [system.unstrip_protocol(name) for name in system.glob(path)])
         return [Remote(url) for url in sorted(found)]
 
-    def _again(self, call: Callable[[object, str], T]) -> T:
+    def _again(self, call: Callable[[Any, str], Any]) -> Any:
         wait = WAIT
         for left in reversed(range(TRIES)):
             try:

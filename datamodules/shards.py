@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -36,6 +36,7 @@ VIDEO, FLOW, MASKS, CAPTION, META, LATENT = (
 )  # fmt: skip
 MEMBERS = (VIDEO, FLOW, MASKS, CAPTION, META)
 OPEN_SHARDS = 64
+P = TypeVar("P", Path, Remote)
 
 
 def sanitised(name: str) -> str:
@@ -44,7 +45,7 @@ def sanitised(name: str) -> str:
     return f"{slug}-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}"
 
 
-def sidecar(shard: Path | Remote) -> Path | Remote:
+def sidecar(shard: P) -> P:
     """Path of a shard's index of members."""
     return shard.with_name(shard.name[: -len(".tar")] + ".index.json")
 
@@ -169,8 +170,8 @@ class Shards:
             )
         self.latent_hashes = found if found and (not number or self.latent_hashes) else None
 
-    def path(self, shard: int) -> Path | Remote:
-        """Path of a shard."""
+    def path(self, shard: int) -> Any:
+        """Path of a shard, a `Path` or a `Remote`."""
         folder, name, _ = self._shards[shard]
         return self._folders[folder] / name
 
