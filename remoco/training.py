@@ -34,6 +34,7 @@ HANDLED = (
     r"Experiment logs directory .* exists and is not empty",  # its rows are kept
     r".*No positive samples|.*the `compute` method of metric .* was called before the `update` method",
     r"Metric `.*` will save all",
+    r".*LightningCLI's args parameter is intended to run from within Python",  # ours are the command line's, resolved
     r".*does not have many workers which may be a bottleneck",  # num_workers is the user's choice
 )
 
