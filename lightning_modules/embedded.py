@@ -74,7 +74,6 @@ def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
         "state_dict": {name: value.float() for name, value in state.items()},
         KEY: json.loads(about[KEY]),
         "callbacks": {},
-        "loops": {},
         "epoch": 0,
         "global_step": int(about["global_step"]),
         "pytorch-lightning_version": lightning.__version__,

@@ -165,6 +165,15 @@ def test_a_packed_model_is_the_checkpoint_in_half_precision(packed):
     assert record.read_checkpoint(file)["global_step"] == 2
 
 
+def test_a_packed_model_is_evaluated_as_a_checkpoint_is(packed, sprites, tmp_path):
+    """By Lightning, over whatever seed the configuration has: it brings its own base."""
+    losses = []
+    for path, seed in zip(packed, (0, 5)):
+        run = trainer(tmp_path, 1, limit_val_batches=1)
+        losses += run.validate(module(**MICRO, init_seed=seed), data(sprites), ckpt_path=str(path), verbose=False)
+    assert losses[0]["val/loss"] == pytest.approx(losses[1]["val/loss"], rel=0.02)
+
+
 def test_a_packed_model_that_is_damaged_or_none_is_named(packed, tmp_path, capsys):
     _, file = packed
     content = bytearray(file.read_bytes())
