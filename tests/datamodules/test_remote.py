@@ -79,16 +79,15 @@ def test_dropped_connections_change_no_bit(folder):
         found = batches(server.url, 4) + batches(server.url, 4, begin=12)
         assert_equal(found, expected)
         assert server.dropped > 5 and verify_shards(f"{server.url}/00000-000.tar", 1) == []
-        assert [line.split(": ", 2)[-1] for line in verify_shards(server.url, 1)] == [
-            line.split(": ", 2)[-1] for line in verify_shards(str(folder), 1)
-        ]
+        bad = [line.replace(server.url, str(folder)) for line in verify_shards(server.url, 1)]
+        assert len(bad) == 2 and bad == verify_shards(str(folder), 1)
 
 
 def test_several_ranges_are_in_flight_and_one_is_asked_per_clip(folder):
-    with RangeServer(folder, latency=0.05) as server:
+    with RangeServer(folder) as server:
         data = module(f"{server.url}/{{00000,00008}}-000.tar")
         next(iter(data.train_dataloader()))  # sidecars
-        before = server.answers
+        before, server.together = server.answers, 3
         next(iter(data.train_dataloader()))
         assert server.answers - before == 3 and server.most_busy == 3
 

@@ -21,6 +21,7 @@ class RangeServer:
     def __init__(self, folder: Path, drop_every: int = 0, latency: float = 0.0, rate: float | None = None) -> None:
         self.folder, self.drop_every, self.latency, self.rate = Path(folder), drop_every, latency, rate
         self.down = False
+        self.together = 1  # an answer waits until so many have been asked for, for 20 s
         self.answers, self.dropped, self.busy, self.most_busy = 0, 0, 0, 0
         self.lock = threading.Lock()
         owner = self
@@ -57,6 +58,9 @@ class RangeServer:
             drop = bool(self.drop_every) and self.answers % self.drop_every == 0
         try:
             time.sleep(self.latency)
+            until = time.monotonic() + 20
+            while self.most_busy < self.together and time.monotonic() < until:
+                time.sleep(0.01)
             self._answer(handler, body, drop)
         finally:
             with self.lock:
