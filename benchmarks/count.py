@@ -179,7 +179,7 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
         module.clean_latents = lambda batch: clean
         count.phase = "forward"
         with _without_generators(module, shape.batch), torch.autocast("cpu", torch.bfloat16):
-            loss = module.training_step({}, 0)
+            loss = module.training_step({"position": torch.zeros(shape.batch, dtype=torch.int64)}, 0)
         count.phase = "backward"
         loss.backward()
     trained = [p for p in module.parameters() if p.requires_grad]
