@@ -140,13 +140,11 @@ def test_patterns(sprites, tmp_path):
         expand(str(tmp_path / "none-{0..3}.tar"))
 
 
-def test_ten_thousand_shards_open_fast(tmp_path):
-    import time
-
+def test_ten_thousand_shards_open_from_the_folders_index_alone(tmp_path):
     entry = {"clips": 1000, "bytes": 10**9, "sha256": "0" * 64, "index_crc32": 0}
     write_index(tmp_path, SHAPE, ({"name": f"{n:05d}-000.tar", **entry} for n in range(10_000)))
-    begin = time.process_time()
-    assert len(Shards(tmp_path)) == 10_000_000 and time.process_time() - begin < 3
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]  # no shard and no sidecar is there to be read
+    assert len(Shards(tmp_path)) == 10_000_000
 
 
 # Batches

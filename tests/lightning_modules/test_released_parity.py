@@ -16,7 +16,8 @@ from lightning_modules.released import Network, Released, build, load_released
 from lightning_modules.svd import SVD
 from tests.support.parity import ParitySet, load_set
 
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+# float32: a hundred times what was measured (docs/fidelity.md), for CPUs order sums and fuse products differently
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 4e-3}
 
 
 @pytest.fixture(scope="module", params=["full_topology", "wide", "tiny"])
