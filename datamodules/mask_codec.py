@@ -39,12 +39,12 @@ def decode_masks(data: bytes, visibility: np.ndarray, moving: np.ndarray) -> Non
     Raises:
         BadClip: the bytes are no black-and-white TIFF of these shapes; its size is known before it is decoded.
     """
-    from PIL import Image
+    from PIL import TiffImagePlugin
 
     length, height, width = visibility.shape
     expected = (width, (length - 1 + len(moving)) * height)
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=["TIFF"]) as image:
+        with warnings.catch_warnings(action="ignore"), TiffImagePlugin.TiffImageFile(io.BytesIO(data)) as image:
             if image.size != expected or image.mode != "1":
                 raise BadClip(f"visibility is {image.mode} of size {image.size}, expected 1 of size {expected}")
             stack = np.asarray(image).reshape(-1, height, width)
