@@ -21,7 +21,7 @@ from lightning_modules.blocks import set_recomputed, use_our_blocks
 from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
 from lightning_modules.pca import PatchPCA
-from lightning_modules.weights import COMPONENTS, load_component, load_unet, weights_hash
+from lightning_modules.weights import COMPONENTS, load_component, load_unet, local_folder, weights_hash
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -146,6 +146,8 @@ class SVD(nn.Module):
         Raises:
             MisconfigurationException: a folder, a file or a weight is missing.
         """
+        for name in COMPONENTS:  # all of them before the first is read
+            local_folder(str(path_or_id), name)
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
             parts[name] = load_component(str(path_or_id), name, revision)

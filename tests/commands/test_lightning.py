@@ -178,7 +178,7 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
 def test_no_yaml_is_left_out():
     known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
-    evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "webvid")}
+    evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "quickstart_bench", "webvid")}
     overlays = {path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS}
     assert overlays == set(EXPERIMENTS) | evaluations
 

@@ -65,8 +65,10 @@ def test_latents_are_the_networks_of_the_shards_pixels(svd, shards, cached):
             video = torch.from_numpy(samples.decode(before.read(shard, clip, MEMBERS), before.shape)["video"])
             mean, std = networks.encode(video / 127.5 - 1)
             embedding = networks.embed_image(video[:1] / 127.5 - 1)[0]
-            for name, expected in (("latent_mean", mean), ("latent_std", std), ("image_embedding", embedding)):
+            for name, expected in (("latent_mean", mean), ("latent_std", std)):
                 assert torch.allclose(found[name].float(), expected, rtol=2e-3, atol=1e-4)
+            unit = 2**-8  # the image encoder runs in bfloat16, as the recipe trains
+            assert torch.allclose(found["image_embedding"].float(), embedding, rtol=16 * unit, atol=16 * unit)
     clips = [after.read(s, c, [LATENT])[LATENT] for s in range(3) for c in range(2)]
     assert len(set(clips)) == 6
 

@@ -45,13 +45,14 @@ def module(base) -> MotionControlModule:
 
 def test_the_cache_is_what_the_step_would_compute(base, cached):
     net = module(base)
-    net.configure_model()
+    net.configure_model(torch.bfloat16)  # as the recipe trains: the cache holds what that computes
     plain, with_latents = (next(iter(shards(folder).train_dataloader())) for folder in cached)
     assert "video" not in with_latents and plain["key"] == with_latents["key"]
     torch.testing.assert_close(net.clean_latents(with_latents), net.clean_latents(plain), atol=2e-3, rtol=2e-3)
     sigma_aug = torch.full((2,), 0.02)
     a, b = net.conditioning(plain, sigma_aug), net.conditioning(with_latents, sigma_aug)
-    torch.testing.assert_close(b.image_embedding.float(), a.image_embedding.float(), atol=2e-3, rtol=2e-3)
+    unit = 2**-8  # of bfloat16; the image encoder's batch is another, and may be summed otherwise
+    torch.testing.assert_close(b.image_embedding.float(), a.image_embedding.float(), atol=16 * unit, rtol=16 * unit)
     assert torch.equal(a.control, b.control) and torch.equal(a.image_latent, b.image_latent)
 
 
