@@ -19,6 +19,7 @@ from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
 from lightning_modules.conditioning import to_float, to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip
+from metrics.frechet import FrechetDistance
 from metrics.published import table
 
 GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip that are known here
@@ -102,7 +103,7 @@ class VideoMetrics(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips (rank r has clips r, r + ranks, ...)."""
-        self._begin(pl_module)
+        self._begin(pl_module, same_reference=trainer.state.fn == "fit")
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "validate" or (self._validations + 1) % self.every_n_validations == 0:
@@ -115,8 +116,10 @@ class VideoMetrics(Callback):
         if last is self and getattr(trainer.datamodule, "has_clips", True):
             self._left = self._share(trainer, trainer.test_dataloaders)
 
-    def _begin(self, pl_module: LightningModule) -> None:
+    def _begin(self, pl_module: LightningModule, same_reference: bool = False) -> None:
         for metric in self.metrics:
+            if isinstance(metric, FrechetDistance) and not same_reference:
+                metric.forget_reference()
             metric.to(pl_module.device).reset()
         self._left = 0
 
@@ -168,8 +171,11 @@ class VideoMetrics(Callback):
         ]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count."""
+        """Count; the reference's features are the same at a fit's next validation, and kept for it."""
         self._validations += not trainer.sanity_checking
+        for metric in self.metrics:
+            if isinstance(metric, FrechetDistance) and trainer.state.fn == "fit" and int(metric.clips):
+                metric.keep_reference()
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the numbers, from the sums of all ranks."""

@@ -60,6 +60,21 @@ class FrechetDistance(VideoMetric):
         self.name = f"{self.label.lower()}_{feature.name}"
         self.reference = reference
         self.frames: int | None = None
+        self._kept: dict[str, Tensor] = {}
+
+    def keep_reference(self) -> None:
+        """Keep the real side over every `reset` from now on; `add` then reads the generated clips alone."""
+        self._kept = {name: getattr(self, name).clone() for name in ("real_n", "real_sum", "real_outer")}
+
+    def forget_reference(self) -> None:
+        """Read the real side anew after the next `reset`."""
+        self._kept = {}
+
+    def reset(self) -> None:
+        """Begin anew, but for a real side that is kept."""
+        super().reset()
+        for name, value in self._kept.items():
+            setattr(self, name, value.to(self.device, copy=True))
 
     def load(self) -> None:
         """Read the network, and make the sums, whose size it gives."""
@@ -111,7 +126,8 @@ class FrechetDistance(VideoMetric):
         check_video(clip.video)
         check_video(clip.reference, "references")
         self.update(clip.video[None], real=False)
-        self.update(clip.reference[None], real=True)
+        if not self._kept:
+            self.update(clip.reference[None], real=True)
 
     def value(self) -> Tensor:
         """The number, from the sums."""

@@ -6,6 +6,7 @@ import scipy.linalg
 import torch
 
 from metrics import (
+    Clip,
     FeatureNetwork,
     FrechetVideoDistance,
     I3DFeatures,
@@ -194,3 +195,25 @@ def test_files_that_are_no_networks(kind, tmp_path):
         kind(tmp_path / "text.pt").load()
     with pytest.raises(ValueError, match="other.pt: does not work as"):
         kind(save_script(torch.nn.Linear(2, 2), tmp_path / "other.pt")).load()
+
+
+def test_a_kept_reference_is_read_once_and_gives_the_same_bits(monkeypatch):
+    clips = [Clip(str(seed), video(seed), video(seed + 50)) for seed in range(4)]
+    fvd, seen = FrechetVideoDistance(RandomVideoFeatures(seed=0)), []
+    real = fvd.features
+    monkeypatch.setattr(fvd, "features", lambda videos: seen.append(len(videos)) or real(videos))
+    numbers = []
+    for _ in range(3):
+        fvd.reset()
+        for clip in clips:
+            fvd.add(clip)
+        numbers.append(fvd.compute())
+        fvd.keep_reference()
+    assert numbers[0] == numbers[1] == numbers[2] and sum(seen) == 4 * (2 + 1 + 1)
+    fvd.forget_reference()
+    fvd.reset()
+    assert int(fvd.real_n) == 0
+
+
+def video(seed: int) -> torch.Tensor:
+    return torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
