@@ -28,7 +28,7 @@ from remoco.run_name import NAME, base_name, run_name
 HANDLED = (
     r".*your dataloader is not resumable",  # the data modules here resume by position
     r".*module\(s\) in eval mode at the start of training",  # frozen networks are
-    r".*You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`",  # the module's is the one that is meant
+    r".*You have overridden `(transfer_batch_to_device|on_before_batch_transfer)`",  # the module's is meant
     r".*isinstance\(treespec, LeafSpec\)",  # lightning's own use of torch
     r"Checkpoint directory .* exists and is not empty",  # a resumed run's is
     r"Experiment logs directory .* exists and is not empty",  # its rows are kept
