@@ -33,8 +33,9 @@ fit: $(READY)
 demo: $(READY)
 	$(BIN)/remoco demo
 
+# a process for each core, with one thread each
 test: $(READY)
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
 
 # a server of S3 and Weights & Biases, which only the long tests need
 $(VENV)/slow: $(READY)
