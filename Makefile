@@ -45,6 +45,6 @@ $(VENV)/slow: $(READY)
 test-slow: $(VENV)/slow
 	$(BIN)/python -m pytest -q -m slow
 
-# as other CPUs and numbers of threads compute: seven times the suite, hours; PYTEST=tests/lightning_modules for a part
+# as other CPUs and numbers of threads compute: seven times the suite, about an hour; PYTEST=tests/lightning_modules for a part
 test-cpus: $(READY)
 	$(BIN)/python -m tests.support.cpus $(PYTEST)

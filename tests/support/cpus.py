@@ -33,7 +33,8 @@ def run(setting: dict[str, str], arguments: list[str]) -> tuple[bool, str, float
     """The suite under one setting: whether it passed, pytest's last line, and minutes."""
     plain = {name: value for name, value in os.environ.items() if not any(name in other for other in SETTINGS)}
     log, begin = FOLDER / f"{'-'.join(f'{k}-{v}' for k, v in setting.items())}.log", time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    spread = ["-n", "logical", "--dist", "loadfile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *arguments]
     with open(log, "w") as file:
         code = subprocess.run(command, cwd=REPO, env=plain | setting, stdout=file, stderr=subprocess.STDOUT).returncode
     lines = log.read_text().splitlines()
