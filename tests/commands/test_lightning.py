@@ -48,7 +48,7 @@ def command(*args, cwd=None, check=True, **env) -> subprocess.CompletedProcess:
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=3600,  # against a hang, not a limit: the quick start takes 12 minutes of one thread
     )
     if check:
         assert done.returncode == 0, done.stderr[-3000:]
