@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
+from datamodules.batch import MOTION
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, moving_object
@@ -29,7 +30,7 @@ KINDS = {
 }
 
 
-class ControlErrors(Callback):
+class ControlErrors(EveryNthValidation):
     """Mean distance in pixels of the generated object from the track it was given, at validation and test.
 
     For data whose tracks are exact and in which one thing moves over a still background: `SpritesDataModule` with
@@ -44,36 +45,15 @@ class ControlErrors(Callback):
     """
 
     def __init__(self, clips: int | None = None, every_n_validations: int = 1) -> None:
-        if clips is not None and clips < 2:
-            raise MisconfigurationException(f"ControlErrors.clips must be at least 2, got {clips}")
-        if every_n_validations < 1:
-            raise MisconfigurationException(
-                f"ControlErrors.every_n_validations is {every_n_validations}, expected at least 1"
-            )
-        self.clips = clips
-        self.every_n_validations = every_n_validations
+        super().__init__(clips, every_n_validations)
         self.metrics = {kind: ControlError() for kind in KINDS}
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._validations = 0
         self._left = 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many validations are over, so that a resume keeps the schedule."""
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As saved."""
-        self._validations = int(state_dict["validations"])
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count."""
-        self._validations += not trainer.sanity_checking
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips."""
         if not trainer.sanity_checking:
-            due = trainer.state.fn != "fit" or (self._validations + 1) % self.every_n_validations == 0
-            self._begin(trainer, pl_module, trainer.val_dataloaders if due else None)
+            self._begin(trainer, pl_module, trainer.val_dataloaders if self.is_due(trainer) else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew."""
@@ -118,9 +98,7 @@ class ControlErrors(Callback):
                 "ControlErrors measures nothing: it needs one object with exact tracks (sprites, scene: plain)"
             )
         else:
-            everything = len(loader.dataset)
-            cap = everything if self.clips is None else min(self.clips, everything)
-            self._left = max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
+            self._left = self.share(trainer, loader)
 
     def _score(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
         if "video" not in batch:
@@ -130,7 +108,7 @@ class ControlErrors(Callback):
         first, real = to_uint8(batch["first_frame"]), to_uint8(batch["video"])
         # half a batch away: neighbours may share their first frame, and then another's control would be a good one
         other = torch.roll(torch.arange(len(masks)), len(masks) // 2 or 1)
-        swapped = batch | {name: batch[name][other] for name in ("flow", "flow_step", "visibility") if name in batch}
+        swapped = batch | {name: batch[name][other] for name in MOTION if name in batch}
         make = {
             "": lambda: to_uint8(pl_module.sample(batch)),
             "_standing_still": lambda: first[:, None].expand_as(real),

@@ -7,16 +7,17 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from callbacks.control_error import write_metrics
+from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import flow_to_pixels
+from datamodules.batch import MOTION
 from lightning_modules.conditioning import to_float, to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip
 from metrics.frechet import FrechetDistance
@@ -25,7 +26,7 @@ from metrics.published import table
 GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip that are known here
 
 
-class VideoMetrics(Callback):
+class VideoMetrics(EveryNthValidation):
     """Generates every clip of a validation or `test` once, over all ranks, and logs each metric.
 
     A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the literature's networks,
@@ -52,10 +53,7 @@ class VideoMetrics(Callback):
         mask_ratio: float | None = None,
         reference: Literal["raw", "vae"] = "raw",
     ) -> None:
-        if clips is not None and clips < 2:
-            raise MisconfigurationException(f"VideoMetrics.clips must be at least 2, got {clips}")
-        if every_n_validations < 1:
-            raise MisconfigurationException(f"VideoMetrics.every_n_validations is {every_n_validations}, not positive")
+        super().__init__(clips, every_n_validations)
         if mask_ratio is not None and not 0 <= mask_ratio <= 1:
             raise MisconfigurationException(f"VideoMetrics.mask_ratio must be in [0, 1], got {mask_ratio}")
         self.metrics = [FrechetVideoDistance(), FrechetImageDistance()] if metrics is None else metrics
@@ -68,26 +66,15 @@ class VideoMetrics(Callback):
                 )
             if hasattr(metric, "reference"):
                 metric.reference = reference
-        self.clips = clips
-        self.every_n_validations = every_n_validations
         self.mask_ratio = mask_ratio
         self.reference = reference
         self._left = 0
-        self._validations = 0
 
     @property
     def state_key(self) -> str:
         """Tells an overlay's `VideoMetrics` from the run's own."""
         names = [metric.name for metric in self.metrics]
         return self._generate_state_key(metrics=names, clips=self.clips, mask_ratio=self.mask_ratio)
-
-    def state_dict(self) -> dict[str, Any]:
-        """How many validations are over, so that a resume keeps the schedule."""
-        return {"validations": self._validations}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As saved."""
-        self._validations = int(state_dict["validations"])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Load the networks, so that a wrong file is found before training."""
@@ -102,19 +89,19 @@ class VideoMetrics(Callback):
             raise MisconfigurationException(f"VideoMetrics: {error}") from error
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, with this rank's share of the first `clips` clips (rank r has clips r, r + ranks, ...)."""
+        """Begin anew, with this rank's share of the first `clips` clips."""
         self._begin(pl_module, same_reference=trainer.state.fn == "fit")
         if trainer.sanity_checking:
             return
-        if trainer.state.fn == "validate" or (self._validations + 1) % self.every_n_validations == 0:
-            self._left = self._share(trainer, trainer.val_dataloaders)
+        if self.is_due(trainer):
+            self._left = self.share(trainer, trainer.val_dataloaders)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin, as for a validation. Of several `VideoMetrics` the last measures: an overlay's, not the run's own."""
         self._begin(pl_module)
         last = [callback for callback in trainer.callbacks if isinstance(callback, VideoMetrics)][-1]
         if last is self and getattr(trainer.datamodule, "has_clips", True):
-            self._left = self._share(trainer, trainer.test_dataloaders)
+            self._left = self.share(trainer, trainer.test_dataloaders)
 
     def _begin(self, pl_module: LightningModule, same_reference: bool = False) -> None:
         for metric in self.metrics:
@@ -122,11 +109,6 @@ class VideoMetrics(Callback):
                 metric.forget_reference()
             metric.to(pl_module.device).reset()
         self._left = 0
-
-    def _share(self, trainer: Trainer, loader: Any) -> int:
-        everything = len(loader.dataset)
-        cap = everything if self.clips is None else min(self.clips, everything)
-        return max(0, -(-(cap - trainer.global_rank) // trainer.world_size))
 
     def on_validation_batch_end(
         self,
@@ -172,7 +154,7 @@ class VideoMetrics(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count; the reference's features are the same at a fit's next validation, and kept for it."""
-        self._validations += not trainer.sanity_checking
+        super().on_validation_end(trainer, pl_module)
         for metric in self.metrics:
             if isinstance(metric, FrechetDistance) and trainer.state.fn == "fit" and int(metric.clips):
                 metric.keep_reference()
@@ -238,7 +220,7 @@ def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict
     positions, half = batch["position"].tolist(), max(1, len(loader.dataset) // 2)
     other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
     other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
-    return batch | {name: other[name] for name in ("flow", "flow_step", "visibility") if name in other}
+    return batch | {name: other[name] for name in MOTION if name in other}
 
 
 def finite_uint8(videos: Tensor, keys: list[str]) -> Tensor:

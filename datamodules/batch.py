@@ -6,6 +6,9 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
+# the keys that hold a clip's motion, which the control and the motion bucket are made of
+MOTION = ("flow", "flow_step", "visibility", "moving", "motion_bucket")
+
 
 class Batch(TypedDict):
     """B clips of L frames of H x W pixels; B is the batch size of this rank.

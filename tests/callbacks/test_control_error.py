@@ -18,9 +18,15 @@ from tests.support.callbacks_stand_in import Data, Module, trainer
 class Obedient(Module):
     """Moves the first frame by whole pixels along the flow of the batch it is given; without control it stays."""
 
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
     @torch.no_grad()
     def sample(self, batch, controlled=True):
         self.sampled += batch["key"]
+        if controlled:
+            self.given.append(dict(batch))
         first = batch["first_frame"].float() / 127.5 - 1
         clips = first[:, None].repeat(1, batch["flow"].shape[1], 1, 1, 1)
         if not controlled:
@@ -70,6 +76,18 @@ def test_the_numbers_are_what_their_names_say(tmp_path, plain, capsys):
     logged = EventAccumulator(str(tmp_path / "run")).Reload()
     for name in names:
         assert logged.Scalars(f"val/{name}")[-1].value == pytest.approx(errors[name], rel=1e-6)
+
+
+def test_another_clips_control_is_all_of_another_clips_motion(tmp_path, plain):
+    """Flow, visibility, masks and bucket: with its own masks a clip would still be told where to move."""
+    data, module = plain(), Obedient()
+    trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
+    own, swapped = module.given[:2]
+    assert {"moving", "motion_bucket"} < own.keys() and own["key"] == swapped["key"]
+    for name in ("flow", "visibility", "moving", "motion_bucket"):
+        assert torch.equal(swapped[name], own[name].roll(2, 0)) and not torch.equal(swapped[name], own[name]), name
+    for name in ("first_frame", "video", "position"):
+        assert torch.equal(swapped[name], own[name]), name
 
 
 def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
