@@ -58,7 +58,6 @@ class Benchmark(Callback):
         self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
         self.motion_bucket_id = motion_bucket_id
         self.folder = Path()
-        self._sampled = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Read the metrics' networks: what is wrong with them is known before the first video."""
@@ -139,7 +138,6 @@ class Benchmark(Callback):
             except ValueError as error:
                 raise MisconfigurationException(f"{pair.key}: {error}") from error
         write_video(path, video, self.fps)
-        self._sampled += 1
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the files, log the numbers, print the tables."""

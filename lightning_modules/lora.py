@@ -116,18 +116,21 @@ def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
 
 def merge_lora(unet: nn.Module) -> None:
     """Add B A to the base weights, for sampling without overhead. A half-precision base rounds it: no way back."""
-    for layer in lora_layers(unet).values():
+    for layer in _unmerged(unet):
         layer.merge()
+
+
+def _unmerged(unet: nn.Module) -> list[Any]:
+    return [layer for layer in lora_layers(unet).values() if not layer.merged and not layer.disable_adapters]
 
 
 @contextmanager
 def merged_lora(unet: nn.Module) -> Iterator[None]:
     """The network with its LoRA merged, for the time of the block; the base weights come back bit for bit."""
-    layers = [layer for layer in lora_layers(unet).values() if not layer.merged and not layer.disable_adapters]
+    layers = _unmerged(unet)
     before = [layer.base_layer.weight.detach().clone() for layer in layers]
     try:
-        for layer in layers:
-            layer.merge()
+        merge_lora(unet)
         yield
     finally:
         for layer, weight in zip(layers, before):
