@@ -124,9 +124,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 video = MotionControlPipeline(pl_module)(
-                    pair.image,
-                    pair.tracks,
-                    pair.brush,
+                    pair.inputs.image,
+                    pair.inputs.strokes(self.frames),
+                    pair.inputs.masks(),
                     num_frames=self.frames,
                     fps=self.fps,
                     motion_bucket_id=self.motion_bucket_id,
