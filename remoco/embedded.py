@@ -68,7 +68,8 @@ def demo(
     centre = np.argwhere(brush).mean(0)[::-1]
     bucket = float(torch.linalg.vector_norm(flow, dim=1).mean())
     stroke = np.clip(centre + path, 0, size - 1)
-    clip = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])
     factor = 3  # arrows drawn on a tiny frame and enlarged would be blocks
