@@ -289,8 +289,8 @@ class MotionControlPipeline:
                 raise ValueError(f"{name}: expected a list with an entry for each of {len(image)} images")
         drawn = []
         for index, picture in enumerate(image):
-            own = (given[name][index] for name in ("tracks", "brush", "control"))
-            drawn.append(self._drawn(read_image(picture), *own, frames=frames, height=height, width=width))
+            strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
+            drawn.append(self._drawn(read_image(picture), strokes, painted, ready, frames, height, width))
             height, width = drawn[0][0].shape[:2]
         return [frame for frame, _ in drawn], [one for _, one in drawn]
 
