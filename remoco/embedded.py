@@ -37,7 +37,9 @@ def pack(
     step = record.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
-    sampling = module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
+    sampling = (
+        found.get("sampling", {}) | module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
+    )
     about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
