@@ -82,6 +82,8 @@ class RecordedModule(LightningModule):
         ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
         ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
         ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
+        if self.decode_chunk is not None:
+            ranges["decode_chunk"] = (1, None)
         for name, (least, bound) in ranges.items():
             value = getattr(self, name)
             if not least <= value < (float("inf") if bound is None else bound):
@@ -186,7 +188,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     Args:
         path: A local file, or `embedded` for the one in the package.
         map_location: As `torch.load`'s.
-        tensors: Read them all, with their checksums; else they stay in the file, memory-mapped, and are not checked.
+        tensors: Compare their checksums. They stay in the file, memory-mapped, and are read where they are used.
 
     Raises:
         MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
@@ -199,14 +201,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     if path.suffix == ".safetensors":
         return embedded.read(path, tensors)
     try:
-        if not tensors:
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
-                raise ValueError("its members are compressed")
-            damaged = archive.testzip()  # torch.load does not compare checksums
+        damaged = None
+        if tensors:
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
+                    raise ValueError("its members are compressed")
+                damaged = archive.testzip()  # torch.load does not compare checksums
         if damaged is None:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
         reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({reason})") from error
