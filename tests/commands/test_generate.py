@@ -6,12 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from callbacks.strips import write_mp4
+from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render
 from datamodules.videos import read_video
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.cli import main
+from remoco.generate import generate
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -83,6 +86,63 @@ def test_tracks_of_a_tracker(tmp_path):
     np.save(tmp_path / "visibility.npy", np.ones((1, 5), bool))
     assert remoco("generate", "embedded", tmp_path, "--out", tmp_path / "x.mp4", *FEW) == 0
     assert read_video(tmp_path / "x.mp4")[0].shape == (3, 64, 64, 3)
+
+
+def test_cameras_and_driving_videos(bench, tmp_path):
+    sample = bench / "object_control" / "sprite-3"
+    image = sample / "first_frame.png"
+    pose = "{} 0.9 1.2 0.5 0.5 0 0 1 0 0 {} 0 1 0 0 0 0 1 0"
+    (tmp_path / "poses.txt").write_text("\n".join(["https://x", *(pose.format(i, -0.1 * i) for i in range(9))]))
+    Image.fromarray(np.full((64, 64), 2000, np.uint16)).save(tmp_path / "depth.png")
+    np.save(tmp_path / "depth.npy", np.full((64, 64), 2.0, np.float32))
+    drawn = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
+    write_mp4(
+        tmp_path / "video.mp4",
+        np.roll(np.tile(np.arange(64, dtype=np.uint8), (9, 64, 3, 1)).transpose(0, 1, 3, 2), 3, 1),
+        8,
+    )
+    ways = {
+        "pan": ["--camera", "pan:0.2,zoom:1.2"],
+        "object": ["--camera", "pan:0.2,zoom:1.2", *drawn],
+        "png": ["--poses", tmp_path / "poses.txt", "--depth", tmp_path / "depth.png"],
+        "npy": ["--poses", tmp_path / "poses.txt", "--depth", tmp_path / "depth.npy"],
+        "driven": ["--driving", tmp_path / "video.mp4"],
+    }
+    made = {}
+    for name, flags in ways.items():
+        assert remoco("generate", "embedded", image, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0, name
+        made[name] = (tmp_path / f"{name}.mp4").read_bytes()
+    assert made["png"] == made["npy"] and len(set(made.values())) == 4
+    (tmp_path / "short.txt").write_text(pose.format(0, 0))
+    (tmp_path / "wrong.txt").write_text("https://x\n1 2 3\n")
+    (tmp_path / "skew.txt").write_text("\n".join([pose.format(0, 0).replace("1 0 0", "2 0 0", 1)] * 3))
+    np.save(tmp_path / "other.npy", np.ones((9, 9)))
+    np.save(tmp_path / "zero.npy", np.zeros((64, 64)))
+    both = ["--depth", tmp_path / "depth.npy"]
+    said_of = {
+        "--camera pan": "expected pan:NUMBER",
+        "--camera spin:3": "expected pan:NUMBER",
+        "--camera pan:far": "pan: expected a number, got 'far'",
+        "--camera zoom:0": "zoom: expected a number from 0.1 to 10",
+        "--camera pan:0.1 --driving x.mp4": "--driving: expected not together with --camera",
+        f"--poses {tmp_path}/poses.txt": "--poses and --depth: expected both",
+        "--driving nowhere.mp4": "--driving nowhere.mp4: no such file",
+        f"--driving {image}": "--driving",
+        f"--driving {tmp_path}/video.mp4 --tracker none": "--tracker none",
+        f"--poses {tmp_path}/short.txt {both[0]} {both[1]}": "short.txt: expected the poses of at least 2 frames",
+        f"--poses {tmp_path}/wrong.txt {both[0]} {both[1]}": "wrong.txt: line 2: expected 19 numbers",
+        f"--poses {tmp_path}/skew.txt {both[0]} {both[1]}": "skew.txt: line 1: expected a rotation",
+        f"--poses {tmp_path}/poses.txt --depth {tmp_path}/other.npy": "other.npy: 9 x 9, expected the size of the image",
+        f"--poses {tmp_path}/poses.txt --depth {tmp_path}/zero.npy": "zero.npy: expected a depth above 0",
+        f"--poses {tmp_path}/poses.txt --depth {image}": "expected grey values of 16 bits",
+        "": "--tracks: expected tracks, or --brush, --camera, --poses or --driving",
+    }
+    for flags, said in said_of.items():
+        with pytest.raises((UsageError, BadInput)) as error:
+            parsed = flags.split()
+            generate("embedded", str(image), out=str(tmp_path / "x.mp4"), steps=1,
+                     **{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})  # fmt: skip
+        assert said in str(error.value) and "\n" not in str(error.value), flags
 
 
 def bad(tmp_path) -> dict[str, tuple[list, str]]:
