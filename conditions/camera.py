@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,12 +111,12 @@ def camera_tracks(camera: Camera, height: int, width: int, depth: np.ndarray | N
     flow, visible = [], []
     for frame in range(len(camera.poses)):
         at, z = camera.seen(frame, points, surface)
-        inside: np.ndarray = ((at >= -0.5) & (at < np.array([width, height]) - 0.5)).all(axis=-1)
+        inside = np.logical_and(at >= -0.5, at < np.array([width, height]) - 0.5).all(axis=-1)
         flow.append(np.nan_to_num(at - points))
         visible.append(inside if depth is None else inside & ~_hidden(at, z, inside))
-    visible[0][:] = True
-    flow[0][:] = 0
-    return torch.from_numpy(np.stack(flow)).permute(0, 3, 1, 2).float(), torch.from_numpy(np.stack(visible))
+    tracks = torch.from_numpy(np.stack(flow)).permute(0, 3, 1, 2).float(), torch.from_numpy(np.stack(visible))
+    tracks[0][0], tracks[1][0] = 0, True
+    return tracks
 
 
 def camera_paths(camera: Camera, paths: Sequence[np.ndarray], depth: np.ndarray | None = None) -> list[np.ndarray]:
@@ -185,7 +186,7 @@ def over(control: Tensor, below: Tensor, brush: np.ndarray | None = None) -> Ten
     return torch.where(own, control, below)
 
 
-def _hidden(at: np.ndarray, z: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def _hidden(at: np.ndarray, z: np.ndarray, inside: Any) -> np.ndarray:
     """Which pixels lie behind a nearer surface: in a depth buffer each covers the four pixels around its place."""
     height, width = z.shape
     x, y = np.nan_to_num(at[..., 0][inside]), np.nan_to_num(at[..., 1][inside])

@@ -94,7 +94,7 @@ class SceneMotion:
 
 
 def first_frames(path: Path, frames: int, fps: float, height: int, width: int) -> np.ndarray:
-    """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; BadInput names the flag."""
+    """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; or BadInput."""
     try:
         return read_clip(path, 0.0, frames, fps, height, width).frames
     except (BadClip, OSError) as error:
@@ -122,9 +122,7 @@ def scene_motion(
         return SceneMotion(driving=Path(driving), tracker=make_tracker(tracker))
     if poses is not None and depth is not None:
         return SceneMotion(poses=read_poses(Path(poses)), depth=read_depth(Path(depth)))
-    return SceneMotion(
-        _presets(camera) if camera else None, driving=Path(driving) if driving else None, tracker=tracker
-    )
+    return SceneMotion(_presets(camera) if camera else None)
 
 
 def check_depth(motion: SceneMotion, inputs: Inputs, name: str | None) -> None:
