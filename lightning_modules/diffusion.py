@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from lightning_modules.conditioning import CONDITIONINGS as CONDITIONINGS
 from lightning_modules.conditioning import Conditioning
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from diffusers import UNetSpatioTemporalConditionModel
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 

@@ -14,7 +14,6 @@ from conditions import Condition, mix, uniform
 from lightning_modules import conditioning, record
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
 from lightning_modules.diffusion import edm_loss, randn, sample_sigma, spread_sigma
-from lightning_modules.networks import build_networks
 from lightning_modules.optimizer import Schedule
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 
@@ -134,6 +133,8 @@ class MotionControlModule(record.RecordedModule):
         if hasattr(self, "networks"):
             return
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
+        from lightning_modules.networks import build_networks  # diffusers takes seconds, and `--help` has no need of it
+
         self.networks = build_networks(
             self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
             self.released, self.adapter, self.train_base, self.injection_kind, self.lora, self.lora_rank,

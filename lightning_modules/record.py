@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,9 +18,10 @@ from lightning_modules.conditioning import fit_latents
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
-from lightning_modules.released.base import check_bundle
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
-from lightning_modules.svd import SVD
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from lightning_modules.svd import SVD
 
 KEY = embedded.KEY
 
@@ -90,6 +91,8 @@ class RecordedModule(LightningModule):
                 expected = f"a number of at least {least}" if bound is None else f"a number in [{least}, {bound})"
                 raise ValueError(f"model: {name} is {value}, expected {expected}")
         if self.released is not None:
+            from lightning_modules.released.base import check_bundle
+
             check_bundle(self.architecture())
 
     def trained(self) -> dict[str, Tensor]:

@@ -70,6 +70,12 @@ class CLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
         )
 
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
+        """The one that is asked for, where one is: the parser of each takes a tenth of a second."""
+        every = LightningCLI.subcommands()
+        asked = self.words[0] if self.words else None
+        return {asked: every[asked]} if asked in every else every
+
     def _parse_ckpt_path(self) -> None:
         """Lightning would read the whole file here for hyperparameters; ours says what it is in the record."""
 
