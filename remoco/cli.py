@@ -29,6 +29,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
     "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
