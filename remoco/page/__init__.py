@@ -8,32 +8,28 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-
 from datamodules.errors import UsageError
 from lightning_modules import embedded
-from lightning_modules.pipeline import MotionControlPipeline
+from remoco.generate import load_pipeline
 
 HOST = "127.0.0.1"
 
 
-def page(checkpoint: str = embedded.NAME, /, port: int = 7860, svd: str | None = None) -> None:
+def page(
+    checkpoint: str = embedded.NAME, /, port: int = 7860, svd: str | None = None, device: str | None = None
+) -> None:
     """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
 
     Args:
         checkpoint: of a run, or `embedded`.
         port: on 127.0.0.1; 0 takes a free one.
         svd: where the base is now, if not where the checkpoint says.
+        device: of torch; the GPU if there is one.
     """
     if find_spec("gradio") is None:
         raise UsageError("the page needs gradio: pip install 'remoco[page]'")
     with _bound(port) as listening:  # before minutes of loading
-        try:
-            cuda = torch.cuda.is_available()
-            dtype = torch.bfloat16 if cuda else torch.float32
-            pipeline = MotionControlPipeline.from_checkpoint(checkpoint, svd, "cuda" if cuda else "cpu", dtype)
-        except ValueError as error:
-            raise UsageError(f"CHECKPOINT: {error}") from None
+        pipeline = load_pipeline(checkpoint, svd, device)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
         import uvicorn
 

@@ -22,13 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.bench import fitting_size
 from datamodules.errors import BadInput, one_line
 from datamodules.files import check_size, read_image, read_mask
 from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
-from lightning_modules.framing import Framing
 from metrics import moving_object
 
 MAX_UPLOAD = 32 * 2**20  # bytes of all files that are opened together
@@ -91,9 +89,16 @@ class Settings:
             whole = name in ("frames", "steps", "seed")
             object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
 
-    def frame(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of the clip of an image of (height, width)."""
-        return fitting_size(size, *SIZES[self.size])
+    def options(self) -> dict[str, Any]:
+        """Of the pipeline's call."""
+        return {
+            "num_frames": self.frames,
+            "fps": self.fps,
+            "num_inference_steps": self.steps,
+            "min_guidance_scale": self.first_guidance,
+            "max_guidance_scale": self.last_guidance,
+            "motion_bucket_id": self.bucket,
+        }
 
 
 def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
@@ -178,13 +183,13 @@ def opened(body: Any) -> dict[str, Any]:
 
 
 def paths(body: Any) -> dict[str, Any]:
-    """Where the points of tracks are over the clip, and what the clip shows of the image.
+    """Where the points of tracks are over the clip.
 
     Args:
         body: `width`, `height`, `tracks`, `times`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
 
     Returns:
-        `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments; `box`: left, top, right, bottom in pixels.
+        `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
 
     Raises:
         BadInput: one line that names what does not fit.
@@ -198,14 +203,13 @@ def paths(body: Any) -> dict[str, Any]:
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
     inputs = Inputs(blank, drawn, times=field(body, "times", list) if drawn else None)
     moments = (settings.frames - 1) * min(fine, 8) + 1
-    found = [path.round(3).tolist() for path in inputs.paths(moments)]
-    return {"paths": found, "box": _box((height, width), settings.frame((height, width)))}
+    return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
 
 
 def settings_of(body: Any) -> Settings:
     """The settings that a preview depends on."""
-    frames, fps = (field(body, name, (int, float)) for name in ("frames", "fps"))  # type: ignore[arg-type]
-    return Settings(frames, fps, field(body, "size", str))
+    size = field(body, "size", str)
+    return Settings(body.get("frames"), body.get("fps"), size)
 
 
 def zipped(inputs: Inputs) -> bytes:
@@ -318,10 +322,3 @@ def _runs(brush: np.ndarray) -> list[int]:
     flat = brush.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
     return [int(n) for start, end in pairwise([*starts, flat.size]) for n in (flat[start], end - start)]
-
-
-def _box(size: tuple[int, int], frame: tuple[int, int]) -> list[float]:
-    framing = Framing.of(size, *frame)
-    scales = [scaled / own for scaled, own in zip(framing.scaled, size, strict=True)]
-    top, left = (corner / scale for corner, scale in zip(framing.corner, scales, strict=True))
-    return [left, top, left + frame[1] / scales[1], top + frame[0] / scales[0]]

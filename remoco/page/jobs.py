@@ -15,16 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from callbacks.strips import panel_factor, strip, write_mp4
-from conditions import control_video
+from callbacks.strips import strip, write_mp4
+from datamodules.bench import fitting_size
 from datamodules.errors import BadInput, one_line
 from datamodules.inputs import Inputs
-from lightning_modules.framing import Framing
 from lightning_modules.pipeline import MotionControlPipeline
-from remoco.page.exchange import Settings, field, inputs_of, settings_of
+from remoco.generate import clip, enlarged_control
+from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -86,17 +85,18 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs = inputs_of(field(body, "drawing", dict))
-        frame, control = self._drawn(inputs, settings)
-        factor = max(1, round(PREVIEW_SIDE / max(frame.shape[:2])))
-        pictures = _control_pictures(frame, control, factor)
-        return {"pictures": [_jpeg(picture) for picture in pictures]}
+        inputs = _fitted(field(body, "drawing", dict), settings)
+        control = self.pipeline.module.condition.draw(
+            inputs.strokes(settings.frames), inputs.masks(), settings.frames, *inputs.size
+        )
+        factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
+        return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
     def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             with self._free:
                 tell({"state": "running", "message": "starting"})
-                tell(self._generated(inputs_of(drawing), Settings(**settings), tell))
+                tell(self._generated(drawing, Settings(**settings), tell))
         except _Cancelled:
             pass
         except Exception as error:
@@ -106,39 +106,25 @@ class Studio:
             with contextlib.suppress(_Cancelled):
                 tell({"state": "error", "message": text})
 
-    def _generated(self, inputs: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        frame, control = self._drawn(inputs, settings)
-        height, width = frame.shape[:2]
+    def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        inputs = _fitted(drawing, settings)
+        height, width = inputs.size
         start = time.perf_counter()
 
-        def step_end(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        def told(step: int) -> None:
             seconds = time.perf_counter() - start
             rest = seconds / (step + 1) * (settings.steps - step - 1)
-            text = f"step {step + 1} of {settings.steps}, {seconds:.0f} s" + (
-                f", {rest:.0f} s left" if rest >= 1 else ""
-            )
+            text = f"step {step + 1} of {settings.steps}, {seconds:.0f} s"
+            text += f", {rest:.0f} s left" if rest >= 1 else ""
             tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
-            return {}
 
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
-        found = self.pipeline(
-            inputs.image, control=control, num_frames=settings.frames, fps=settings.fps, height=height, width=width,
-            motion_bucket_id=settings.bucket, num_inference_steps=settings.steps, seed=settings.seed,
-            min_guidance_scale=settings.first_guidance, max_guidance_scale=settings.last_guidance,
-            output_type="pil", callback_on_step_end=step_end,
-        )  # fmt: skip
-        clip = np.stack([np.asarray(picture) for picture in found.frames[0]])
-        factor = panel_factor(width)
-        panels = {
-            "first frame": frame,
-            "control": _control_pictures(frame, control, factor),
-            "video": clip,
-        }
+        panels = clip(self.pipeline, inputs, settings.seed, settings.options(), told)
         title = f"seed {settings.seed}, {settings.steps} steps"
         return {
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
-            "clip": _mp4(clip, settings.fps),
+            "clip": _mp4(panels["generated"], settings.fps),
             "strip": _mp4(strip(panels, title), settings.fps),
             "width": width,
             "height": height,
@@ -146,21 +132,11 @@ class Studio:
             f"{settings.last_guidance:g}, motion {settings.bucket:g}, {settings.frames} frames of {width} x {height}",
         }
 
-    def _drawn(self, inputs: Inputs, settings: Settings) -> tuple[np.ndarray, torch.Tensor]:
-        """(height, width, 3) uint8 frame and (frames, 3, height, width) control of inputs."""
-        framing = Framing.of(inputs.size, *settings.frame(inputs.size))
-        brush = inputs.masks()
-        painted = None if brush is None else framing.brush(brush)
-        strokes = [framing.track(track, index) for index, track in enumerate(inputs.strokes(settings.frames))]
-        drawn = self.pipeline.module.condition.draw(strokes, painted, settings.frames, *framing.frame)
-        return framing.image(inputs.image), drawn
 
-
-def _control_pictures(frame: np.ndarray, control: torch.Tensor, factor: int) -> np.ndarray:
-    """(L, factor * height, factor * width, 3) uint8: enlarged before arrows are drawn, which would be blocks after."""
-    first = torch.from_numpy(frame).permute(2, 0, 1)
-    big, still = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first))
-    return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), still)
+def _fitted(drawing: Any, settings: Settings) -> Inputs:
+    """The inputs of a drawing at the clip's size."""
+    inputs = inputs_of(drawing)
+    return inputs.resized(*fitting_size(inputs.size, *SIZES[settings.size]))
 
 
 def _mp4(video: np.ndarray, fps: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse
 
 from datamodules.errors import BadInput, one_line
 from datamodules.inputs import PALETTE
+from remoco.generate import trained_size
 from remoco.page import exchange
 from remoco.page.guard import Guard
 from remoco.page.jobs import Studio
@@ -26,6 +28,11 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
 QUEUE = 8  # generations that may wait
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and waiting for it
+CANCELLED = """() => [
+    {state: "cancelled", message: "cancelled"},
+    {__type__: "update", interactive: true},
+    {__type__: "update", interactive: false},
+]"""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # names of fonts that the reader has
 
 
@@ -96,7 +103,9 @@ def _endpoint(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
 def _blocks(studio: Studio, name: str) -> gr.Blocks:
     pipeline, ranges = studio.pipeline, exchange.RANGES
     sampling, (low, high) = pipeline.sampling, pipeline.module.guidance
-    small = name == "embedded"
+    trained = trained_size(pipeline)
+    own = min(exchange.SIZES, key=lambda name: abs(math.prod(exchange.SIZES[name]) - math.prod(trained)))
+    small = pipeline.module.random_init  # a stand-in: its clips move by a few pixels
     editor_js = "\n".join(
         [
             f"const PALETTE = {json.dumps(PALETTE)};",
@@ -146,7 +155,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                             label="Motion, px",
                         )  # fmt: skip
                     size = gr.Dropdown(
-                        list(exchange.SIZES), value="64 x 64" if small else "320 x 512",
+                        list(exchange.SIZES), value=own,
                         label="Frame size, about", elem_id="rm-size",
                     )  # fmt: skip
         for setting, key in ((frames, "frames"), (fps, "fps"), (size, "size")):
@@ -159,7 +168,8 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
             [result, generate, cancel], js="(_, ...rest) => [window.remoco.drawing(), ...rest]",
             show_progress="minimal", show_progress_on=[result], concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
-        cancel.click(_cancelled, None, [result, generate, cancel], cancels=[job], queue=False, api_visibility="private")
+        stopped = cancel.click(None, cancels=[job], queue=False)
+        stopped.then(None, None, [result, generate, cancel], queue=False, js=CANCELLED)
     return blocks
 
 
@@ -176,10 +186,6 @@ async def _generate(
         return
     async for event in studio.generate(drawing, settings):
         yield event, *_buttons(event["state"] == "running")
-
-
-def _cancelled() -> tuple[Any, Any, Any]:
-    return {"state": "cancelled", "message": "cancelled"}, *_buttons(False)
 
 
 def _buttons(running: bool) -> tuple[Any, Any]:

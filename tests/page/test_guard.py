@@ -29,9 +29,7 @@ def asked(method, path, parts=(b"{}",), **headers):
 
     given = {"host": "127.0.0.1:7860", "content-type": "application/json"} | headers
     pairs = [(k.replace("_", "-").encode(), v.encode()) for k, v in given.items()]
-    asyncio.run(
-        Guard(app, LIMITS)({"type": "http", "method": method, "path": path, "headers": pairs}, receive, send)
-    )
+    asyncio.run(Guard(app, LIMITS)({"type": "http", "method": method, "path": path, "headers": pairs}, receive, send))
     return answers[0]["status"], got[0] if got else None
 
 

@@ -50,7 +50,7 @@ const askPaths = sometimes(40, async () => {
     const answer = await ask("paths", { width, height, tracks, times, ...settings, fine: FINE });
     const found = await answer.json();
     if (asked !== version) return askPaths();
-    Object.assign(shown, { paths: found.paths, box: found.box });
+    shown.paths = found.paths;
     draw();
     drawPlot();
     askControl();
@@ -98,7 +98,7 @@ async function setDrawing(found) {
     if (meta.brush?.[i]) track.colour = meta.brush[i];
   });
   model.selected = model.tracks.length - 1;
-  Object.assign(shown, { paths: [], box: null, control: null, frame: 0 });
+  Object.assign(shown, { paths: [], control: null, frame: 0 });
   layout();
   repaintBrush();
   changed();

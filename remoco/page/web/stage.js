@@ -8,7 +8,7 @@ const FINE = 4; // samples of a path for each frame
 const canvas = $(".rm-canvas");
 const painted = document.createElement("canvas"); // the brush, a pixel for each of the image's
 const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", radius: 10, stays: false };
-const shown = { paths: [], box: null, control: null, wantsControl: false, frame: 0, playing: false };
+const shown = { paths: [], control: null, wantsControl: false, frame: 0, playing: false };
 let gesture = null;
 let hover = null;
 
@@ -66,17 +66,13 @@ function draw() {
   ctx.imageSmoothingEnabled = view.scale < 2;
   ctx.drawImage(picture, ...area);
   const control = shown.wantsControl && shown.control && shown.control.pictures[Math.round(shown.frame)];
-  if (control && shown.box) {
-    const [left, top] = toScreen([shown.box[0] - 0.5, shown.box[1] - 0.5]);
-    const [right, bottom] = toScreen([shown.box[2] - 0.5, shown.box[3] - 0.5]);
-    ctx.drawImage(control, left, top, right - left, bottom - top);
-  } else {
+  if (control) ctx.drawImage(control, ...area);
+  else {
     ctx.globalAlpha = 0.45;
     ctx.imageSmoothingEnabled = false;
     ctx.drawImage(painted, ...area);
     ctx.globalAlpha = 1;
   }
-  drawCrop(ctx, area);
   if (!control) model.tracks.forEach((track, index) => drawTrack(ctx, track, index));
   drawMoving(ctx);
   if (gesture && gesture.trail) polyline(ctx, gesture.trail.map((entry) => toScreen(entry.at)), colourOf(freeColour()), 3);
@@ -85,18 +81,6 @@ function draw() {
     ctx.arc(...hover, Math.max(view.radius, 2), 0, 7);
     stroke(ctx, "white", 1.5);
   }
-}
-
-// what the clip does not show of the image is dimmed
-function drawCrop(ctx, area) {
-  if (!shown.box) return;
-  const [left, top] = toScreen([shown.box[0] - 0.5, shown.box[1] - 0.5]);
-  const [right, bottom] = toScreen([shown.box[2] - 0.5, shown.box[3] - 0.5]);
-  ctx.beginPath();
-  ctx.rect(...area);
-  ctx.rect(left, top, right - left, bottom - top);
-  ctx.fillStyle = "rgb(0 0 0 / 0.5)";
-  ctx.fill("evenodd");
 }
 
 function stroke(ctx, colour, width) {
