@@ -80,6 +80,22 @@ def read_array(path: Path, expected: str, ndim: int) -> np.ndarray:
     return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
+def read_depth(path: Path) -> np.ndarray:
+    """(H, W) float64 depth from an .npy file, or in metres from a PNG of 16 bits in millimetres.
+
+    Raises:
+        BadInput: it is neither, or holds a depth that is not above 0.
+    """
+    if path.suffix.lower() == ".npy":
+        depth = read_array(path, "(H, W) numbers", 2).astype(np.float64)
+        check_size(depth.shape, str(path))
+    else:
+        depth = np.array(_opened(path, str(path), deep=True)).astype(np.float64) / 1000
+    if not (np.isfinite(depth) & (depth > 0)).all():
+        raise BadInput(f"{path}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
+    return depth
+
+
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -87,7 +103,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         return read(file)
 
 
-def _opened(source: Source, name: str) -> Image.Image:
+def _opened(source: Source, name: str, deep: bool = False) -> Image.Image:
     data = source if isinstance(source, bytes) else read_bytes(Path(source))
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -101,8 +117,9 @@ def _opened(source: Source, name: str) -> Image.Image:
         raise BadInput(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
         raise BadInput(f"{name}: not a readable picture ({one_line(error)})") from error
-    if upright.mode.startswith(("I", "F")):
-        raise BadInput(f"{name}: a picture of mode {upright.mode}, expected 8 bits a channel")
+    if upright.mode.startswith(("I", "F")) != deep:
+        expected = "grey values of 16 bits" if deep else "8 bits a channel"
+        raise BadInput(f"{name}: a picture of mode {upright.mode}, expected {expected}")
     return upright
 
 

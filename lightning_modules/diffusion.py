@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from lightning_modules.conditioning import CONDITIONINGS as CONDITIONINGS
 from lightning_modules.conditioning import Conditioning
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from diffusers import UNetSpatioTemporalConditionModel
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 
 
 def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -184,7 +189,7 @@ OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
 
 
 def euler(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
     on_step: OnStep | None = None,
@@ -210,7 +215,7 @@ def guided(
     denoiser: Denoiser,
     cond: Conditioning,
     scale: Tensor,
-) -> Callable[[Tensor, Tensor], Tensor]:
+) -> Denoise:
     """Classifier-free guidance: (x, sigma) -> u + scale (c - u).
 
     The unconditional branch zeroes the image embedding and the image latent only; ids and motion stay in both. Both are
@@ -252,6 +257,7 @@ def euler_sample(
     guidance: tuple[float, float] = (1.0, 2.5),
     sigmas: Tensor | None = None,
     on_step: OnStep | None = None,
+    recorded: Callable[[Denoise], Denoise] | None = None,
 ) -> Tensor:
     """Scaled latents (B, L, C, h, w) of new clips, in the dtype of `noise`.
 
@@ -265,9 +271,12 @@ def euler_sample(
         guidance: Guidance of the first and of the last frame, linear in between.
         sigmas: (steps + 1,) noise levels in place of `karras_sigmas(steps)`.
         on_step: Called after each step, see `euler`.
+        recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.
     """
     cond = Conditioning.of(cond, image_embedding, ids)
     if sigmas is None:
         sigmas = karras_sigmas(steps, dtype=noise.dtype, device=noise.device)
     scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
-    return euler(guided(denoiser, cond, scale), noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)
+    denoise = guided(denoiser, cond, scale)
+    denoise = denoise if recorded is None else recorded(denoise)
+    return euler(denoise, noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)

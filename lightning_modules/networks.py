@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_modules import blocks, graphs
 from lightning_modules.blocks import freeze_idle
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.diffusion import Denoiser, OnStep, euler_sample, karras_sigmas
@@ -27,6 +28,7 @@ class Networks(NamedTuple):
     injection: Injection
     denoiser: Denoiser
     idle: dict[str, nn.Parameter]
+    sample_graph: bool = False
 
     @torch.no_grad()
     def generate(
@@ -69,8 +71,11 @@ class Networks(NamedTuple):
         else:
             self.injection.set(self.motion_encoder(cond.control))
         sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
+        recorded = graphs.Recorded if self.sample_graph else None
         with merged_lora(self.svd.unet) if merge else nullcontext():
-            return euler_sample(self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step)
+            return euler_sample(
+                self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step, recorded=recorded
+            )
 
 
 def build_networks(
@@ -91,6 +96,8 @@ def build_networks(
     compile_unet: bool,
     pca_channels: int = 8,
     flow_scale: float = 1.0,
+    decode_chunk: int | None = None,
+    sample_graph: bool = False,
 ) -> Networks:
     """Build or load the networks; the arguments are those of `MotionControlModule`.
 
@@ -123,7 +130,8 @@ def build_networks(
         "all" if gradient_checkpointing is True else gradient_checkpointing or "none"
     )
     base.enable_gradient_checkpointing(levels)
-    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet))
+    base.decode_chunk = decode_chunk
+    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet), sample_graph)
     if compile_unet:
-        base.unet.compile(fullgraph=True, dynamic=False)
+        blocks.compile_unet(base.unet)
     return networks

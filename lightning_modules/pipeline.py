@@ -22,7 +22,6 @@ from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, ran
 from lightning_modules.framing import Framing, Picture, read_brush, read_image
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.released.files import read_adapter
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
 CALLBACK_TENSORS = ("latents", "denoised")
@@ -142,6 +141,8 @@ class MotionControlPipeline:
     def _of_adapter(
         cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
     ) -> MotionControlPipeline:
+        from lightning_modules.released.files import read_adapter
+
         ranks = {t.shape[0] for name, t in read_adapter(path)["lora"].items() if ".lora_A." in name}
         module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=max(ranks, default=1))
         module.configure_model(dtype)

@@ -23,6 +23,7 @@ from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.storage import clear_leftovers, write_json
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.motion import SceneMotion, check_depth, scene_motion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -47,6 +48,11 @@ def generate(
     tracks: str | None = None,
     brush: str | None = None,
     out: str | None = None,
+    camera: str | None = None,
+    poses: str | None = None,
+    depth: str | None = None,
+    driving: str | None = None,
+    tracker: str = "dis",
     num_frames: int | None = None,
     steps: int | None = None,
     min_guidance_scale: float | None = None,
@@ -69,6 +75,12 @@ def generate(
         tracks: with a picture, its tracks: JSON as the benchmark's meta_data.json, or .npy (N, L, 2).
         brush: with a picture, the mask of what may move.
         out: .mp4 file to write, beside which the strip is; of a folder of inputs a folder, for videos/ and strips/.
+        camera: what the camera does, as `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a part of the
+            height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
+        poses: the camera's path, in RealEstate10K's text format; with depth.
+        depth: of the image, .npy (H, W) in the unit of the poses, or a PNG of 16 bits in millimetres.
+        driving: a video whose motion the clip takes; a brush without tracks says where.
+        tracker: that follows the driving video: dis, tracks, dot, or the class path of your own.
         num_frames: length of the clips; the checkpoint's by default, as are the next four.
         steps: of the sampler.
         min_guidance_scale: guidance of the first frame.
@@ -86,7 +98,9 @@ def generate(
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
-    jobs, folder, left_out = _jobs(image, tracks, brush, out)
+    motion = scene_motion(camera, poses, depth, driving, tracker)
+    moving = any((camera, poses, driving, tracks, brush))
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, moving)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     size = trained_size(pipe, height, width)
     options = {
@@ -98,7 +112,8 @@ def generate(
         "fps": fps,
     }
     if folder is not None:
-        _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options}, pipe)
+        flags = {"camera": camera, "poses": poses, "depth": depth, "driving": driving, "tracker": tracker}
+        _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
         if there := [job for job in jobs if job.done()]:
             print(f"{len(there)} of {len(jobs)} are there already")
             jobs = [job for job in jobs if not job.done()]
@@ -108,8 +123,9 @@ def generate(
             own = seed if folder is None else pair_seed(seed, job.name)
             try:
                 inputs = job.read()
+                check_depth(motion, inputs, depth)
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
-                panels = clip(pipe, inputs, own, options, lambda step: bar.update())
+                panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
                 raise BadInput(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
             for path in (job.video, job.strip):
@@ -121,13 +137,19 @@ def generate(
 
 
 def clip(
-    pipe: MotionControlPipeline, inputs: Inputs, seed: int, options: dict[str, Any], told: Callable[[int], object]
+    pipe: MotionControlPipeline,
+    inputs: Inputs,
+    motion: SceneMotion,
+    seed: int,
+    options: dict[str, Any],
+    told: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8.
 
     Args:
         pipe: what generates.
         inputs: of the frame's size.
+        motion: of the camera or a driving video.
         seed: of the noise.
         options: of the pipeline's call.
         told: called after each step with its number from 0; what it raises ends the generation.
@@ -137,8 +159,7 @@ def clip(
         told(step)
         return {}
 
-    frames, (height, width) = options["num_frames"], inputs.size
-    control = pipe.module.condition.draw(inputs.strokes(frames), inputs.masks(), frames, height, width)
+    control = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
     output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     return {
         "first frame": inputs.image,
@@ -155,13 +176,19 @@ def enlarged_control(control: torch.Tensor, image: np.ndarray, factor: int | Non
     return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame)
 
 
-def _jobs(image: str, tracks: str | None, brush: str | None, out: str | None) -> tuple[list[Job], Path | None, int]:
+def _jobs(
+    image: str, tracks: str | None, brush: str | None, out: str | None, moving: bool
+) -> tuple[list[Job], Path | None, int]:
     """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
     source = Path(image)
     if not source.is_dir():
         path = Path(out or "clip.mp4")
         _check_file(path)
         read_inputs(source, tracks, brush)
+        if not moving:
+            raise UsageError(
+                "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
+            )
         read = partial(read_inputs, source, tracks, brush)
         return [Job(source.name, read, path, path.with_name(f"{path.stem}-strip.mp4"))], None, 0
     for name, value in (("--tracks", tracks), ("--brush", brush)):

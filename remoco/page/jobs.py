@@ -23,6 +23,7 @@ from datamodules.errors import BadInput, one_line
 from datamodules.inputs import Inputs
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
+from remoco.motion import SceneMotion
 from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
 
 log = logging.getLogger(__name__)
@@ -119,7 +120,7 @@ class Studio:
             tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
 
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
-        panels = clip(self.pipeline, inputs, settings.seed, settings.options(), told)
+        panels = clip(self.pipeline, inputs, SceneMotion(), settings.seed, settings.options(), told)
         title = f"seed {settings.seed}, {settings.steps} steps"
         return {
             "state": "done",

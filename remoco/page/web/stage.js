@@ -68,7 +68,7 @@ function draw() {
   const control = shown.wantsControl && shown.control && shown.control.pictures[Math.round(shown.frame)];
   if (control) ctx.drawImage(control, ...area);
   else {
-    ctx.globalAlpha = 0.45;
+    ctx.globalAlpha = 0.35;
     ctx.imageSmoothingEnabled = false;
     ctx.drawImage(painted, ...area);
     ctx.globalAlpha = 1;
