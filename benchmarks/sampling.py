@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py [--device cuda] [--size full] [--steps 25]
 
-Also what merging costs in accuracy, of one prediction against float32, relative to its standard deviation: LoRA apart
-in the compute dtype, merged into weights of this dtype, as the sampler does it, and merged into float32 weights that
-are rounded once.
+Also what merging costs in accuracy, of a prediction against float32, relative to its standard deviation: LoRA apart in
+the compute dtype, merged into weights of this dtype, as the sampler does it, and merged into float32 weights that are
+rounded once.
 """
 
 from __future__ import annotations

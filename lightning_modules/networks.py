@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_modules import blocks, graphs
 from lightning_modules.blocks import freeze_idle
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import Denoiser, euler_sample, karras_sigmas
+from lightning_modules.diffusion import Denoiser, OnStep, euler_sample, karras_sigmas
 from lightning_modules.injection import Injection, attach
 from lightning_modules.lora import add_lora, merged_lora
 from lightning_modules.motion_encoder import MotionEncoder
@@ -37,18 +37,33 @@ class Networks(NamedTuple):
         noise: Tensor,
         steps: int,
         guidance: tuple[float, float],
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
         sigma_max: float = 700.0,
     ) -> Tensor:
-        """Frames (B, L, 3, H, W) in [-1, 1] from standard normal noise (B, L, C, H/8, W/8).
+        """Frames (B, L, 3, H, W) in [-1, 1] of `sample`'s latents; the arguments are the same."""
+        return self.svd.decode(self.sample(cond, noise, steps, guidance, on_step, sigma_max)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Conditioning,
+        noise: Tensor,
+        steps: int,
+        guidance: tuple[float, float],
+        on_step: OnStep | None = None,
+        sigma_max: float = 700.0,
+        merge: bool = True,
+    ) -> Tensor:
+        """Scaled latents (B, L, C, H/8, W/8) from standard normal noise of this shape.
 
         Args:
             cond: Conditioning of the clips; without a control the UNet runs bare.
             noise: What the sampler starts from.
             steps: Euler steps.
             guidance: Guidance scale of the first and the last frame.
-            on_step: Called after each step with its number and the denoised latents; see `diffusion.euler`.
+            on_step: Called after each step; see `diffusion.euler`.
             sigma_max: Noise level that the sampler starts from.
+            merge: Merge LoRA into the base weights for the time of the call.
         """
         # the motion depends on the clip alone, so its features are computed once, not per step
         if cond.control is None:
@@ -56,12 +71,11 @@ class Networks(NamedTuple):
         else:
             self.injection.set(self.motion_encoder(cond.control))
         sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
-        with merged_lora(self.svd.unet):
-            recorded = graphs.Recorded if self.sample_graph else None
-            latents = euler_sample(
+        recorded = graphs.Recorded if self.sample_graph else None
+        with merged_lora(self.svd.unet) if merge else nullcontext():
+            return euler_sample(
                 self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step, recorded=recorded
             )
-        return self.svd.decode(latents).clamp(-1, 1)
 
 
 def build_networks(

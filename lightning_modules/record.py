@@ -142,8 +142,10 @@ class RecordedModule(LightningModule):
 
     def own_record(self) -> dict[str, Any]:
         """What the trained tensors belong to, as plain values."""
+        shape = getattr(getattr(self._trainer, "datamodule", None), "shape", None)
+        clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         return {
-            "architecture": self.architecture(), "base": self.svd.identity, "sampling": self.sampling(),
+            "architecture": self.architecture(), "base": self.svd.identity, "sampling": clips | self.sampling(),
             "optimization": self.plan.record(),
         }  # fmt: skip
 

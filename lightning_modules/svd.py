@@ -255,15 +255,20 @@ class SVD(nn.Module):
         return torch.cat([p.mean for p in posteriors]).float(), torch.cat([p.std for p in posteriors]).float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip."""
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip.
+
+        Args:
+            latents: As the sampler gives them.
+            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
+                a seam between passes. None: `decode_chunk`.
+        """
         latents = latents.float() / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, VAE_FACTOR)
         with self._vae_arithmetic(latents.device):
-            clips = [clip.split(self.decode_chunk or len(clip)) for clip in latents.to(self.vae.dtype)]
-            decoded = [[self.vae.decode(p, num_frames=len(p)).sample.float() for p in parts] for parts in clips]
-            return torch.stack([torch.cat(parts) for parts in decoded])
+            clips = latents.to(self.vae.dtype)
+            return torch.stack([_decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
 
     @contextmanager
     def _vae_arithmetic(self, device: torch.device) -> Iterator[None]:
@@ -285,6 +290,12 @@ class SVD(nn.Module):
         with torch.autocast(first_frame.device.type, enabled=False):
             pixels = clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)
             return encoder(pixels).image_embeds[:, None]
+
+
+def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
+    """(L, 3, H, W) float32 of a clip's latents, so many frames at a time."""
+    parts = [vae.decode(part, num_frames=len(part)).sample.float() for part in clip.split(chunk)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def set_res_block_eps(unet: nn.Module) -> int:

@@ -12,7 +12,7 @@ from diffusers import UNetSpatioTemporalConditionModel
 from lightning_modules.svd import SIZES
 
 MIB = 2**20
-# memory of the process's own, without what is mapped from files; a thread looks at it, for the kernel keeps no peak
+# memory of the process's own, without what files map; a thread looks at it, for the kernel keeps no peak of it
 SCRIPT = """
 import json, sys, threading, time
 import torch

@@ -108,7 +108,7 @@ def test_twenty_steps_in_bfloat16_are_within_its_noise(tmp_path, sprites):
 
 @pytest.mark.slow
 def test_two_ranks_train_without_unused_parameters(tmp_path, sprites):
-    """Else gloo would wait for gradients of queries and keys that never come; these stay as they are."""
+    """Or gloo would wait for gradients of queries and keys that never come; they stay as they are, in files too."""
     net = module(learning_rate=1e-3)
     net.configure_model()
     before = {name: p.detach().clone() for name, p in perturb(net).trained().items()}
