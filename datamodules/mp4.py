@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from io import BytesIO
+from typing import Any
 
 import av
 import cv2
@@ -29,7 +30,7 @@ except ImportError:  # no wheel, as on Arm
     decord = None
 CRF = 18
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
-_ONE_THREAD: dict[str, int] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+_ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _BOXES = 1000  # in one place; a sound file has a few
 _SAMPLE_ENTRY = 78  # bytes of an avc1 entry before its boxes
 
