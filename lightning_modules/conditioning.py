@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from conditions import MOTION_NORMS, Condition, Motion, flow_to_pixels, motion_of
-from lightning_modules.svd import SVD
 
-if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
+if TYPE_CHECKING:  # the contract between the rooms, and what `--help` has no need of
     from datamodules.batch import Batch
+    from lightning_modules.svd import SVD
 
 INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
 FITTING_CLIPS = 128  # of the training set, for latents that are fitted to it
