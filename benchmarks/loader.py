@@ -75,21 +75,24 @@ class ReleasedStyle(IterableDataset):
                     members = {}
 
 
-def released_loader(checkout: Path, folder: Path, batch: int) -> Iterable[dict[str, Any]]:
-    """The released loader, unmodified, over the tars of a folder."""
+def released_config(checkout: Path) -> dict[str, Any]:
+    """Arguments of the released data module."""
     config = checkout / "configs" / "train_debug_from_tar.yaml"
     if not config.is_file():
-        sys.exit(
-            f"--released {checkout}: {config.relative_to(checkout)} is missing there, expected MotionPro's checkout"
-        )
+        sys.exit(f"--released {checkout}: {config.relative_to(checkout)} is missing there, expected the checkout")
+    return yaml.safe_load(config.read_text())["data"]["params"]
+
+
+def released_loader(checkout: Path, folder: Path, batch: int) -> Iterable[dict[str, Any]]:
+    """The released loader, unmodified, over the tars of a folder."""
+    given = released_config(checkout)
+    given["train_set"]["params"]["data_path"] = str(folder)
     if str(checkout) not in sys.path:
         sys.path.insert(0, str(checkout))
     try:
         from dataset.video_dataset_flow_tar import VideoDataset
     except ImportError as error:
         sys.exit(f"--released {checkout}: {error}")
-    given = yaml.safe_load(config.read_text())["data"]["params"]
-    given["train_set"]["params"]["data_path"] = str(folder)
     with contextlib.redirect_stdout(io.StringIO()):  # it tells how many tars there are
         data = VideoDataset(**{**given, "batch_size": batch, "num_workers": 0})
         data.setup()
@@ -209,6 +212,8 @@ def main() -> None:
     parser.add_argument("--released", type=Path, metavar="CHECKOUT", help="of MotionPro; else an imitation of it")
     parser.add_argument("--profile", action="store_true", help="print where our time goes")
     arguments = parser.parse_args()
+    if arguments.released:
+        released_config(arguments.released)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
