@@ -220,7 +220,7 @@ class RegionWise(SparseCondition):
         for out, clip, pixels, unit in zip(control.flatten(3), signed, chosen, steps):
             at = pixels.nonzero().squeeze(1)
             out[:, :2, at] = flow_to_pixels(clip[:, :, at].view(torch.uint16), unit)
-        if self.motion_mask:
+        if self.motion_mask and mask is not None:
             control[:, :, 2] = mask[:, None]
         return control
 
