@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.order import EachOnce
@@ -91,7 +92,7 @@ def readable_pairs(root: str | Path) -> tuple[list[Pair], list[str]]:
         BadShards: no benchmark there, or no sample of it can be used.
     """
     pairs, broken = [], []
-    for key in find_pairs(root):
+    for key in tqdm(find_pairs(root), desc="samples", unit="sample", leave=False, delay=1):
         try:
             pairs.append(read_pair(root, key))
         except BadClip as error:
