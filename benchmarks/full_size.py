@@ -57,14 +57,14 @@ def module_on(
         seed: Of the weights.
         changes: Arguments of the module in place of the recipe's.
     """
+    module = MotionControlModule(RegionWise(), random_init=size, **{**recipe()[0], **changes})  # its metrics are real
     with torch.device("meta"):
-        module = MotionControlModule(RegionWise(), random_init=size, **{**recipe()[0], **changes})
         module.configure_model(dtype)
     module.log = lambda *args, **kwargs: None  # there is no trainer
     if device != "meta":
         materialise(module, device, seed)
-        module.to(device)
-    return module
+    # also what no device context moves: diffusers' mix factors, and the metrics' states
+    return module.to(device)
 
 
 def materialise(module: nn.Module, device: str, seed: int = 0) -> None:
@@ -93,6 +93,13 @@ def _values(p: Tensor, device: str, generator: torch.Generator | None) -> Tensor
         return torch.empty(p.shape, dtype=p.dtype, device=device)
     # drawn in float32, so that networks of several dtypes have the same weights
     return torch.empty(p.shape, device=device).normal_(0, p[0].numel() ** -0.5, generator=generator).to(p.dtype)
+
+
+def use_channels_last(network: nn.Module) -> None:
+    """Lay out the weights of convolutions, of two or three dimensions, with their channels last."""
+    for p in network.parameters():
+        if p.ndim in (4, 5):
+            p.data = p.data.contiguous(memory_format=torch.channels_last if p.ndim == 4 else torch.channels_last_3d)
 
 
 def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: bool = True) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     args = parser.parse_args()
-    print(", ".join(f"{name} {value:.0f}" for name, value in ceilings(args.device).items()), flush=True)
+    print(", ".join(f"{name} {value:.3g}" for name, value in ceilings(args.device).items()), flush=True)
     pixels, heads, device = args.height * args.width, max(1, args.channels // 64), args.device
     groups = {
         "temporal attention": lambda: attentions(device, args.batch * pixels, 16, heads),

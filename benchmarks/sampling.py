@@ -2,23 +2,27 @@
 
     python benchmarks/sampling.py [--device cuda] [--size full] [--steps 25]
 
-Also what merging costs: the difference that rounding the merged weights to the compute dtype makes to one prediction,
-beside that of computing in this dtype at all, both against float32, relative to its standard deviation.
+Also what merging costs in accuracy, of a prediction against float32, relative to its standard deviation: LoRA apart in
+the compute dtype, merged into weights of this dtype, as the sampler does it, and merged into float32 weights that are
+rounded once.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
+import time
 from typing import Any
 
 import torch
 from full_size import Shape, ceilings, measure, module_on, recipe, table
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.diffusion import euler_sample
-from lightning_modules.lora import lora_layers, merged_lora, without_lora
+from lightning_modules.graphs import Recorded
+from lightning_modules.lora import lora_layers, merge_lora, merged_lora, without_lora
 
 
 def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, Tensor]:
@@ -41,20 +45,19 @@ def sample(module: Any, cond: Conditioning, noise: Tensor, steps: int, kind: str
         if kind == "merged" and decode:
             return module.networks.generate(cond, noise, steps, (1.0, 2.5))
         module.injection.set(None if kind == "bare" else module.motion_encoder(cond.control))
-        context = {"merged": merged_lora, "bare": without_lora}.get(kind)
-        if context is None:
-            latents = euler_sample(module.denoiser, noise, cond, steps=steps)
-        else:
-            with context(module.svd.unet):
-                latents = euler_sample(module.denoiser, noise, cond, steps=steps)
+        context = {"merged": merged_lora, "bare": without_lora}.get(kind, lambda unet: contextlib.nullcontext())
+        recorded = Recorded if module.sample_graph else None
+        with context(module.svd.unet):
+            latents = euler_sample(module.denoiser, noise, cond, steps=steps, recorded=recorded)
         return module.svd.decode(latents) if decode else latents
 
 
 @torch.no_grad()
 def merging_error(device: str, size: str, shape: Shape, dtype: torch.dtype) -> dict[str, float]:
-    """Relative difference of one prediction in `dtype` from float32, with LoRA apart and merged."""
+    """Relative difference of one prediction in `dtype` from float32: LoRA apart, merged, merged in float32."""
     found: dict[str, Tensor] = {}
-    for name, compute in (("float32", torch.float32), ("apart", dtype), ("merged", dtype)):
+    exactly = torch.float32
+    for name, compute in (("float32", exactly), ("apart", dtype), ("merged", dtype), ("merged in float32", exactly)):
         module = module_on(device, size, compute)
         for layer in lora_layers(module.svd.unet).values():
             layer.lora_B["default"].weight.data.mul_(0.02)  # a few per cent of the base weights, as after training
@@ -62,6 +65,10 @@ def merging_error(device: str, size: str, shape: Shape, dtype: torch.dtype) -> d
         cond, noise = conditioned(module, shape, device)
         sigma = torch.full((1,), 2.0, device=device)
         module.injection.set(module.motion_encoder(cond.control))
+        if name == "merged in float32":
+            merge_lora(module.svd.unet)
+            nn.Module.to(module.svd.unet, dtype)
+            module.compute_dtype = dtype
         with module.autocast():
             if name == "merged":
                 with merged_lora(module.svd.unet):
@@ -88,26 +95,33 @@ def main() -> None:
     args = parser.parse_args()
     given = {name: getattr(args, name) for name in ("frames", "height", "width") if getattr(args, name)}
     shape = recipe()[1]._replace(batch=1, **given)
-    print(", ".join(f"{name} {value:.0f}" for name, value in ceilings(args.device).items()), flush=True)
+    print(", ".join(f"{name} {value:.3g}" for name, value in ceilings(args.device).items()), flush=True)
     rows, warm_up = [], 3 if args.times >= 3 else 1
-    for compiled in (False,) if args.no_compile else (False, True):
-        module = module_on(args.device, args.size, compile_unet=compiled, gradient_checkpointing="none")
+    graph = () if args.device == "cpu" else ("graph",)
+    ways = ("", *graph) if args.no_compile else ("", *graph, "compiled")
+    for way in ways:
+        module = module_on(
+            args.device, args.size, compile_unet=way == "compiled", sample_graph=way == "graph",
+            gradient_checkpointing="none",
+        )  # fmt: skip
         cond, noise = conditioned(module, shape, args.device)
         for kind in ("bare", "apart", "merged"):
             for decode in (False, True):
                 clip = lambda k=kind, d=decode, m=module: sample(m, cond, noise, args.steps, k, d)  # noqa: E731, B023
-                found = measure(clip, args.device, warm_up, args.times)
+                start = time.perf_counter()
+                clip()
+                first = time.perf_counter() - start
+                found = measure(clip, args.device, warm_up - 1, args.times)
                 rows.append([
-                    kind, "yes" if compiled else "", "yes" if decode else "", f"{found.ms / 1e3:.2f}",
+                    kind, way, "yes" if decode else "", f"{found.ms / 1e3:.2f}", f"{first:.1f}",
                     f"{found.peak_gib:.1f}", found.kernels, f"{found.idle:.0%}" if found.idle == found.idle else "-",
                 ])  # fmt: skip
         del module
         gc.collect()
-    print(table(["LoRA", "compiled", "decoded", "s per clip", "peak GiB", "kernels", "GPU idle"], rows))
+    print(table(["LoRA", "step", "decoded", "s per clip", "first clip, s", "peak GiB", "kernels", "GPU idle"], rows))
     errors = merging_error(args.device, args.size, shape, torch.bfloat16)
-    print(
-        f"one prediction in bfloat16 against float32: LoRA apart {errors['apart']:.1e}, merged {errors['merged']:.1e}"
-    )
+    parts = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
+    print(f"one prediction in bfloat16 against float32, LoRA {parts}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import torch
-from full_size import Shape, batch_on, ceilings, measure, module_on, recipe, table
+from full_size import Shape, batch_on, ceilings, measure, module_on, recipe, table, use_channels_last
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -38,7 +38,7 @@ def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any]) -> An
     cached, last, bare = (changes.pop(k, v) for k, v in (("cached", True), ("channels_last", False), ("bare", False)))
     module = module_on(device, size, lora=None, **changes) if bare else module_on(device, size, **changes)
     if last:
-        module.svd.unet.to(memory_format=torch.channels_last)
+        use_channels_last(module.svd.unet)
     batch = batch_on(device, module, shape, cached)
     if bare:
         return bare_step(module, shape, device)
@@ -65,7 +65,8 @@ def bare_step(module: Any, shape: Shape, device: str) -> Any:
 
     def step() -> None:
         out = unet(x, torch.zeros(b, device=device), token, torch.ones(b, 3, device=device), return_dict=False)[0]
-        torch.autograd.grad(out.float().square().mean(), x)
+        out.float().square().mean().backward()  # the counter of FLOPs cannot follow `torch.autograd.grad`
+        x.grad = None
 
     return step
 
@@ -94,7 +95,7 @@ def main() -> None:
     given = {name: getattr(args, name) for name in Shape._fields if getattr(args, name)}
     shape = recipe()[1]._replace(**given)
     best = ceilings(args.device)
-    print(", ".join(f"{name} {value:.0f}" for name, value in best.items()), flush=True)
+    print(", ".join(f"{name} {value:.3g}" for name, value in best.items()), flush=True)
     work = useful_tflop(args.size, shape)
     rows = []
     for name in args.only or VARIANTS:

@@ -6,6 +6,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -123,10 +124,10 @@ class Benchmark(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with sampling(trainer, pl_module):
             try:
-                video = MotionControlPipeline(pl_module)(
-                    pair.image,
-                    pair.tracks,
-                    pair.brush,
+                made = MotionControlPipeline(pl_module)(
+                    pair.inputs.image,
+                    pair.inputs.strokes(self.frames),
+                    pair.inputs.masks(),
                     num_frames=self.frames,
                     fps=self.fps,
                     motion_bucket_id=self.motion_bucket_id,
@@ -137,7 +138,7 @@ class Benchmark(Callback):
                 )
             except ValueError as error:
                 raise MisconfigurationException(f"{pair.key}: {error}") from error
-        write_video(path, video, self.fps)
+        write_video(path, np.stack(made.frames[0]), self.fps)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the files, log the numbers, print the tables."""

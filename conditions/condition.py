@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from conditions.flow import Motion
+from conditions.flow import Motion, flow_to_pixels
 
 
 class Condition(ABC):
@@ -24,14 +24,22 @@ class Condition(ABC):
     reads_hidden = False
     """Whether the control holds displacements of pixels that are not visible; a set may have filled them."""
 
-    def __call__(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None = None) -> Tensor:
+    def __call__(
+        self,
+        flow: Tensor,
+        visibility: Tensor,
+        seed: Tensor,
+        motion: Motion | None = None,
+        step: Tensor | float | None = None,
+    ) -> Tensor:
         """Control of a batch of tracked clips: a pure function, sample by sample, of flow, visibility and seed.
 
         Args:
-            flow: (B, L, 2, H, W) float, displacement from frame 1 in pixels, x before y.
+            flow: (B, L, 2, H, W), displacement from frame 1, x before y: float in pixels, or uint16 as it is stored.
             visibility: (B, L, H, W) bool, whether a pixel of frame 1 is visible in frame i.
             seed: (B,) int64, one per sample.
             motion: of these clips, where the caller has it already; otherwise it is read off the flow.
+            step: of a stored flow, pixels per unit: a number, or (B,); see `flow_to_pixels`.
 
         Returns:
             (B, L, 3, H, W) float32 on the device of `flow`.
@@ -39,8 +47,11 @@ class Condition(ABC):
         Raises:
             ValueError: shapes or types do not fit, or the frame is too small (`check`).
         """
-        if flow.ndim != 5 or flow.shape[2] != 2 or not flow.is_floating_point():
-            raise ValueError(f"flow: expected (B, L, 2, H, W) float, got {tuple(flow.shape)} {flow.dtype}")
+        stored = flow.dtype == torch.uint16
+        if flow.ndim != 5 or flow.shape[2] != 2 or not (stored or flow.is_floating_point()):
+            raise ValueError(f"flow: expected (B, L, 2, H, W) float or uint16, got {tuple(flow.shape)} {flow.dtype}")
+        if stored and step is None:
+            raise ValueError("step: expected the pixels per unit of the stored uint16 flow, got None")
         batch, frames, _, height, width = flow.shape
         if visibility.shape != (batch, frames, height, width) or visibility.dtype != torch.bool:
             expected = (batch, frames, height, width)
@@ -50,7 +61,15 @@ class Condition(ABC):
         self.check(height, width)
         # Displacements are data, not activations: a training step's autocast must not round them to bfloat16.
         with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
+            if stored:
+                return self.control_of_stored(flow, step, visibility, seed, motion)
             return self.control(flow, visibility, seed, motion)
+
+    def control_of_stored(
+        self, flow: Tensor, step: Tensor | float | None, visibility: Tensor, seed: Tensor, motion: Motion | None
+    ) -> Tensor:
+        """`control` of a uint16 flow; to be overridden by what needs less than all of it in pixels."""
+        return self.control(flow_to_pixels(flow, step), visibility, seed, motion)
 
     @abstractmethod
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:

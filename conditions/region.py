@@ -9,13 +9,14 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import MOTION_NORMS, Motion, empty_float32, global_visibility, motion_mask
+from conditions.flow import MOTION_NORMS, Motion, empty_float32, flow_to_pixels, global_visibility, motion_mask
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
 
@@ -149,11 +150,15 @@ class SparseCondition(Condition):
         control = empty_float32((batch, frames, 3, height, width), flow.device)
         self.write_trajectory(control[:, :, :2], flow, global_visibility(visibility), seed)
         if self.motion_mask:
-            mask = None if motion is None else motion.masks.get(self.motion_norm)
+            mask = self.stored_mask(motion)
             control[:, :, 2] = (motion_mask(flow, self.motion_norm) if mask is None else mask)[:, None]
         else:
             control[:, :, 2] = 0.0
         return control
+
+    def stored_mask(self, motion: Motion | None) -> Tensor | None:
+        """(B, H, W) bool motion mask, where the caller has this condition's."""
+        return None if motion is None else motion.masks.get(self.motion_norm)
 
     def check(self, height: int, width: int) -> None:
         """Raise ValueError where a region is larger than the frame."""
@@ -190,10 +195,34 @@ class RegionWise(SparseCondition):
 
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
         """Write the true flow in the chosen regions (eq. 6), zero elsewhere."""
+        torch.mul(flow, self.chosen_pixels(visible, seed).to(torch.float32)[:, None, None], out=out)
+
+    def chosen_pixels(self, visible: Tensor, seed: Tensor) -> Tensor:
+        """Pixels of the drawn regions that are controlled. (B, H, W) bool, (B,) int64 -> (B, H, W) bool."""
         candidates = candidate_regions(visible, self.region_size, self.visibility_rule)
         regions = draw_regions(candidates, seed, *self.mask_ratios)
-        pixels = region_pixels(regions, visible, self.region_size, self.visibility_rule)
-        torch.mul(flow, pixels.to(torch.float32)[:, None, None], out=out)
+        return region_pixels(regions, visible, self.region_size, self.visibility_rule)
+
+    def control_of_stored(
+        self, flow: Tensor, step: Tensor | float | None, visibility: Tensor, seed: Tensor, motion: Motion | None
+    ) -> Tensor:
+        """The same, equal to the last bit. On the CPU only the chosen pixels, about one in 40, are read and written;
+        counting them on a GPU would stall it.
+        """
+        mask = self.stored_mask(motion)
+        if flow.device.type != "cpu" or (self.motion_mask and mask is None):
+            return super().control_of_stored(flow, step, visibility, seed, motion)
+        batch, frames, _, height, width = flow.shape
+        control = torch.from_numpy(np.zeros((batch, frames, 3, height, width), np.float32))  # zeroed on first use
+        chosen = self.chosen_pixels(global_visibility(visibility), seed).flatten(1)
+        steps = torch.as_tensor(step, dtype=torch.float32).expand(batch)
+        signed = flow.flatten(3).view(torch.int16)  # torch does not index unsigned ones
+        for out, clip, pixels, unit in zip(control.flatten(3), signed, chosen, steps):
+            at = pixels.nonzero().squeeze(1)
+            out[:, :2, at] = flow_to_pixels(clip[:, :, at].view(torch.uint16), unit)
+        if self.motion_mask:
+            control[:, :, 2] = mask[:, None]
+        return control
 
     def draw(
         self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int

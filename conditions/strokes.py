@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+FARTHEST = 1e5  # pixels from the image's corner: beyond it a displacement is no drawing any more
+
 
 @dataclass(frozen=True)
 class Strokes:
@@ -23,32 +25,55 @@ class Strokes:
     """(H, W) bool: what the user brushed."""
 
 
-def track_points(track: ArrayLike, index: int) -> np.ndarray:
-    """A track as (n, 2) float64; ValueError with its index where it is none."""
+def track_points(track: ArrayLike, name: str) -> np.ndarray:
+    """A track as (n, 2) float64; ValueError with its name where it is none."""
     try:
         points = np.asarray(track, dtype=np.float64)
-    except (TypeError, ValueError):
-        raise ValueError(f"track {index}: expected (n, 2) numbers x, y, got points of other kinds") from None
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected (n, 2) numbers x, y, got points of other kinds") from None
     if points.size == 0:
-        raise ValueError(f"track {index}: expected at least one point, got none")
+        raise ValueError(f"{name}: expected at least one point, got none")
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"track {index}: expected shape (n, 2) as x, y, got {points.shape}")
+        raise ValueError(f"{name}: expected shape (n, 2) as x, y, got {points.shape}")
     if not np.isfinite(points).all():
         wrong = points[~np.isfinite(points).all(axis=1)][0].tolist()
-        raise ValueError(f"track {index}: expected finite points, got x, y = {wrong}")
+        raise ValueError(f"{name}: expected finite points, got x, y = {wrong}")
+    if (np.abs(points) > FARTHEST).any():
+        wrong = points[(np.abs(points) > FARTHEST).any(axis=1)][0].tolist()
+        raise ValueError(f"{name}: expected points within {FARTHEST:.0f} pixels, got x, y = {wrong}")
     return points
 
 
-def interpolate_track(points: np.ndarray, frames: int) -> np.ndarray:
-    """PCHIP through the key points at uniform knots. (n, 2) -> (L, 2); a single point stays where it is.
+def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
+    """When a track is at each of its points, (n,) float64; ValueError with its name where it is none."""
+    try:
+        found = np.asarray(times, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected numbers, got others") from None
+    if found.shape != (points,):
+        raise ValueError(f"{name}: expected one number for each of the {points} points, got shape {found.shape}")
+    if not ((found >= 0) & (found <= 1)).all() or not (np.diff(found) > 0).all():
+        raise ValueError(f"{name}: expected growing numbers from 0 to 1, parts of the clip, got {found.tolist()[:8]}")
+    return found
+
+
+def interpolate_track(points: np.ndarray, frames: int, times: np.ndarray | None = None) -> np.ndarray:
+    """PCHIP through the key points. (n, 2) -> (L, 2); a single point stays where it is.
 
     (The released code turns a single point into a track to its (+1, +1) neighbour.)
+
+    Args:
+        points: (n, 2) x, y.
+        frames: L.
+        times: (n,) growing, when the track is at each point, from 0, the first frame, to 1, the last: before the first
+            of them it waits, after the last it stays. None spreads the points evenly over the clip.
     """
     if len(points) == 1:
         return np.repeat(points, frames, axis=0)
     from scipy.interpolate import PchipInterpolator  # training draws no strokes and need not import it
 
-    return PchipInterpolator(np.linspace(0, 1, len(points)), points, axis=0)(np.linspace(0, 1, frames))
+    knots = np.linspace(0, 1, len(points)) if times is None else times
+    return PchipInterpolator(knots, points, axis=0)(np.linspace(0, 1, frames).clip(knots[0], knots[-1]))
 
 
 def draw_strokes(
@@ -76,7 +101,7 @@ def draw_strokes(
     flow = torch.zeros(frames, 2, height, width)
     filled = torch.zeros(height, width, dtype=torch.bool)
     for index, track in enumerate(tracks):
-        points = track_points(track, index)
+        points = track_points(track, f"track {index}")
         x, y = np.floor(points[0]).astype(int).tolist()
         if not (0 <= x < width and 0 <= y < height):
             raise ValueError(

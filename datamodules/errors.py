@@ -2,7 +2,6 @@
 
 import errno
 
-# nobody's data's fault
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
@@ -21,6 +20,10 @@ class BadShards(Exception):
     """A shard set, or what was asked of it, is wrong as a whole. The message is one line that names file and field."""
 
 
+class BadInput(ValueError):
+    """What a person gave to generate from cannot be used. The message is one line that names file and field."""
+
+
 class UsageError(Exception):
     """A command cannot work with an option it was given. The message is one line that names the option."""
 
@@ -28,4 +31,4 @@ class UsageError(Exception):
 def one_line(error: BaseException) -> str:
     """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, (BadClip, BadShards, UsageError)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (BadClip, BadInput, BadShards, UsageError)) else f"{type(error).__name__}: {text}"

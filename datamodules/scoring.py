@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.bench import LEVELS, Pair, read_pair, readable_pairs, scaled_tracks
+from datamodules.bench import LEVELS, Pair, read_pair, readable_pairs
 from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.videos import read_frames, video_files
 
@@ -68,10 +68,8 @@ class VideoFolder:
 
 def drawn_tracks(pair: Pair, video: torch.Tensor) -> torch.Tensor:
     """(N, L, 2) float64: the drawn tracks in each frame of a video (L, 3, H, W), in its pixels."""
-    from conditions.strokes import interpolate_track
-
-    tracks = scaled_tracks(pair, *video.shape[-2:])
-    return torch.from_numpy(np.stack([interpolate_track(track, len(video)) for track in tracks]))
+    height, width = video.shape[-2:]
+    return torch.from_numpy(np.stack(pair.inputs.scaled_paths(len(video), height, width)))
 
 
 def for_bench(videos: str | Path, bench: str | Path, frames: int = 16, skip_unreadable: bool = False) -> VideoFolder:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
-from diffusers.models.resnet import AlphaBlender
+from diffusers.models.resnet import AlphaBlender, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -29,6 +29,31 @@ def use_our_blocks(unet: nn.Module) -> None:
                 module.__class__ = ours
         if isinstance(module, Attention):
             module.set_processor(SelfOrCrossAttention())
+        if isinstance(module, TemporalResnetBlock):
+            module.norm1.__class__ = module.norm2.__class__ = TemporalNorm
+
+
+def compile_unet(unet: nn.Module, backend: Any = "inductor") -> None:
+    """Compile the UNet in place: at its first call, as one graph, and again for every other shape or setting.
+
+    Args:
+        unet: with our blocks, LoRA, hooks and checkpointing, all set.
+        backend: of `torch.compile`.
+    """
+    # training, validation, its last batch, guided and bare samples: beyond the default of 8 one graph is an error
+    torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
+    unet.compile(backend=backend, fullgraph=True, dynamic=False)
+
+
+class TemporalNorm(nn.GroupNorm):
+    """GroupNorm that always copies its input, frames before channels in memory, to where it reads it in order.
+
+    torch copies where the strides ask for it; at 1 x 1 pixels those of a graph's tracing and of its run differ.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, L, h, w) in and out."""
+        return super().forward(x.contiguous())
 
 
 class SelfOrCrossAttention:

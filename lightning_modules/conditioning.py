@@ -12,10 +12,10 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from conditions import MOTION_NORMS, Condition, Motion, flow_to_pixels, motion_of
-from lightning_modules.svd import SVD
 
-if TYPE_CHECKING:  # the contract between the rooms; nothing of the other is imported
+if TYPE_CHECKING:  # the contract between the rooms, and what `--help` has no need of
     from datamodules.batch import Batch
+    from lightning_modules.svd import SVD
 
 INFERENCE_SIGMA_AUG = 0.02  # noise on the first frame at inference (released configuration)
 FITTING_CLIPS = 128  # of the training set, for latents that are fitted to it
@@ -122,10 +122,12 @@ def fit_latents(svd: SVD, trainer: Trainer) -> None:
     svd.pca.load_state_dict(trainer.strategy.broadcast({k: v.cpu() for k, v in svd.pca.state_dict().items()}))
 
 
-def control_of(condition: Condition, batch: Batch, seeds: Tensor) -> Tensor:
-    """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions."""
-    flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-    return condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), stored_motion(batch))
+def control_of(condition: Condition, batch: Batch, seeds: Tensor, motion: Motion | None = None) -> Tensor:
+    """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions. `motion`: where the
+    caller has it already.
+    """
+    flow, seeds = batch["flow"], seeds.to(batch["flow"].device, non_blocking=True)
+    return condition(flow, batch["visibility"], seeds, motion or stored_motion(batch), batch.get("flow_step"))
 
 
 def stored_motion(batch: Batch) -> Motion | None:
@@ -149,9 +151,8 @@ def conditioning_of(
         sigma_aug: (B,) standard deviation of the noise on the first frame, in units of [-1, 1].
         noise: (B, 3, H, W) standard normal, for the first frame.
     """
-    flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-    motion = stored_motion(batch) or motion_of(flow)
-    control = condition(flow, batch["visibility"], seeds.to(flow.device, non_blocking=True), motion)
+    motion = stored_motion(batch) or motion_of(flow_to_pixels(batch["flow"], batch.get("flow_step")))
+    control = control_of(condition, batch, seeds, motion)
     ids = {"fps": batch["fps"].float(), "motion_bucket_id": motion.bucket, "sigma_aug": sigma_aug}
     return from_first_frame(svd, batch["first_frame"], control, ids, noise, batch.get("image_embedding"))
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
 from lightning_modules.conditioning import CONDITIONINGS as CONDITIONINGS
 from lightning_modules.conditioning import Conditioning
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from diffusers import UNetSpatioTemporalConditionModel
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 
 
 def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -179,11 +184,15 @@ def karras_sigmas(
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype)
 
 
+# number of the step, from 0; latents after it; the denoised estimate of it -> latents to go on with, None for these
+OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
+
+
 def euler(
-    denoise: Callable[[Tensor, Tensor], Tensor],
+    denoise: Denoise,
     x: Tensor,
     sigmas: Tensor,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Euler's method along dx/dsigma = (x - D(x, sigma)) / sigma (EDM alg. 1 without churn).
 
@@ -191,14 +200,14 @@ def euler(
         denoise: (x, sigma) -> denoised x; sigma is (B,).
         x: (B, ...) latents at noise level sigmas[0].
         sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
-        on_step: Called after each step with its number, from 0, and the denoised estimate of that step: progress and
-            previews; what it raises ends the sampling.
+        on_step: Called after each step: progress, previews, latents of one's own; what it raises ends the sampling.
     """
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = denoise(x, sigma.expand(len(x)))
         x = x + (following - sigma) * ((x - denoised) / sigma)
         if on_step is not None:
-            on_step(step, denoised)
+            changed = on_step(step, x, denoised)
+            x = x if changed is None else changed
     return x
 
 
@@ -206,10 +215,11 @@ def guided(
     denoiser: Denoiser,
     cond: Conditioning,
     scale: Tensor,
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """Classifier-free guidance as one batch of both branches: (x, sigma) -> u + scale (c - u).
+) -> Denoise:
+    """Classifier-free guidance: (x, sigma) -> u + scale (c - u).
 
-    The unconditional branch zeroes the image embedding and the image latent only; ids and motion stay in both.
+    The unconditional branch zeroes the image embedding and the image latent only; ids and motion stay in both. Both are
+    one batch; where the device has no memory for that, two, in this step and all after it.
 
     Args:
         denoiser: The network.
@@ -218,10 +228,20 @@ def guided(
     """
     if bool((scale == 1).all()):  # the unconditional branch would be multiplied by zero
         return lambda x, sigma: denoiser(x, sigma, cond)
-    both = cond.without_image().followed_by(cond)
+    without = cond.without_image()
+    both: Conditioning | None = without.followed_by(cond)
+
+    def branches(x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
+        nonlocal both
+        if both is not None:
+            try:
+                return denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+            except torch.OutOfMemoryError:
+                both = None  # and what the failed pass holds is free once this block is left
+        return denoiser(x, sigma, without), denoiser(x, sigma, cond)
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        unconditional, conditional = denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), both).chunk(2)
+        unconditional, conditional = branches(x, sigma)
         return unconditional + scale.to(x.dtype).view(-1, 1, 1, 1) * (conditional - unconditional)
 
     return denoise
@@ -236,7 +256,8 @@ def euler_sample(
     steps: int = 25,
     guidance: tuple[float, float] = (1.0, 2.5),
     sigmas: Tensor | None = None,
-    on_step: Callable[[int, Tensor], None] | None = None,
+    on_step: OnStep | None = None,
+    recorded: Callable[[Denoise], Denoise] | None = None,
 ) -> Tensor:
     """Scaled latents (B, L, C, h, w) of new clips, in the dtype of `noise`.
 
@@ -250,9 +271,12 @@ def euler_sample(
         guidance: Guidance of the first and of the last frame, linear in between.
         sigmas: (steps + 1,) noise levels in place of `karras_sigmas(steps)`.
         on_step: Called after each step, see `euler`.
+        recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.
     """
     cond = Conditioning.of(cond, image_embedding, ids)
     if sigmas is None:
         sigmas = karras_sigmas(steps, dtype=noise.dtype, device=noise.device)
     scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
-    return euler(guided(denoiser, cond, scale), noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)
+    denoise = guided(denoiser, cond, scale)
+    denoise = denoise if recorded is None else recorded(denoise)
+    return euler(denoise, noise * (sigmas[0] ** 2 + 1).sqrt(), sigmas, on_step)

@@ -9,9 +9,11 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FACTOR = 64  # what height and width are multiples of: 8 by the VAE, 8 by the UNet
+
+MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 
 Picture = Image.Image | np.ndarray | str | Path
 
@@ -56,7 +58,10 @@ class Framing:
         return self._cropped(picture, cv2.INTER_AREA if smaller else cv2.INTER_CUBIC)
 
     def brush(self, brush: np.ndarray) -> np.ndarray:
-        """(H, W) brush of the picture -> the frame's, without shades."""
+        """(H, W) brush of the picture, or (M, H, W) of them -> the frame's, without shades."""
+        if brush.ndim == 3:
+            frames = [self.brush(one) for one in brush]
+            return np.stack(frames) if frames else np.zeros((0, *self.frame), np.uint8)
         return self._cropped((brush != 0).astype(np.uint8), cv2.INTER_NEAREST)
 
     def track(self, track: Any, index: int) -> np.ndarray:
@@ -68,7 +73,20 @@ class Framing:
         if self.frame == self.size or points.ndim != 2 or points.shape[1] != 2:
             return points  # what it is not is for the condition to say
         scale = np.array([self.scaled[1] / self.size[1], self.scaled[0] / self.size[0]])
-        return (points + 0.5) * scale - 0.5 - np.array(self.corner[::-1])
+        framed = (points + 0.5) * scale - 0.5 - np.array(self.corner[::-1])
+        if len(points) and self._holds(points[0], self.size) and not self._holds(framed[0], self.frame):
+            first = (np.array(self.corner[::-1]) + 0.5) / scale - 0.5
+            last = (np.array(self.corner[::-1]) + self.frame[::-1] - 0.5) / scale - 0.5
+            (left, top), (right, bottom) = first.round().astype(int).tolist(), last.round().astype(int).tolist()
+            raise ValueError(
+                f"track {index}: starts at {points[0].tolist()}, which the frame of {self.frame[0]} x {self.frame[1]} "
+                f"cuts off, expected x in {left}..{right} and y in {top}..{bottom}, or another height or width"
+            )
+        return framed
+
+    @staticmethod
+    def _holds(point: np.ndarray, size: tuple[int, int]) -> bool:
+        return bool((point >= 0).all() and (point < size[::-1]).all())
 
     def _cropped(self, picture: np.ndarray, method: int) -> np.ndarray:
         if self.scaled != self.size:
@@ -92,7 +110,8 @@ def read_image(image: Picture) -> np.ndarray:
 
 
 def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> np.ndarray | None:
-    """(H, W) of a PIL image, an array or a file, non-zero where it is brushed; None stays None.
+    """(H, W) of a PIL image, an array or a file, non-zero where it is brushed, or an array (M, H, W) of brushes; None
+    stays None.
 
     Raises:
         ValueError: it is none, or not of the picture's size.
@@ -101,8 +120,9 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
         return None
     opened = _opened(brush, "brush")
     if isinstance(opened, Image.Image):
-        opened = np.array(opened.getchannel("A") if opened.mode in ("RGBA", "LA") else opened.convert("L"))
-    if opened.shape != size:
+        see_through = "A" in opened.getbands() and opened.getchannel("A").getextrema() != (255, 255)
+        opened = np.array(opened.getchannel("A") if see_through else opened.convert("L"))
+    if opened.shape[-2:] != size or opened.ndim not in (2, 3):
         raise ValueError(f"brush is {opened.shape}, expected the image's {size}")
     return opened
 
@@ -111,8 +131,10 @@ def _opened(picture: Any, name: str) -> Image.Image | np.ndarray:
     if isinstance(picture, (str, Path)):
         try:
             with Image.open(picture) as file:
+                if max(file.size) > MAX_SIDE:
+                    raise ValueError(f"{file.height} x {file.width} pixels, expected at most {MAX_SIDE} a side")
                 file.load()
-                return file
+                return ImageOps.exif_transpose(file)
         except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name} {picture}: {' '.join(str(error).split())}") from error
     return picture if isinstance(picture, Image.Image) else np.asarray(picture)

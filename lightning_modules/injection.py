@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from diffusers import UNetSpatioTemporalConditionModel
 
 UNET_GROUPS = 32
 Conv = TypeVar("Conv", bound=nn.Module)

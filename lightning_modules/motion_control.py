@@ -14,7 +14,6 @@ from conditions import Condition, mix, uniform
 from lightning_modules import conditioning, record
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning
 from lightning_modules.diffusion import edm_loss, randn, sample_sigma, spread_sigma
-from lightning_modules.networks import build_networks
 from lightning_modules.optimizer import Schedule
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 
@@ -57,6 +56,8 @@ class MotionControlModule(record.RecordedModule):
             of them, or of `all` levels; false and true are the first and the last.
         vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
         compile_unet: Compile the UNet at the first step, which takes minutes.
+        decode_chunk: Frames that the VAE decodes at once, all by default; parts take less memory and differ at borders.
+        sample_graph: Record a sampler's step as a CUDA graph, and replay it for the others.
         sample_steps: Euler steps of a sample.
         sample_sigma_max: Noise level that a sample starts from.
         guidance: Guidance scale of the first and the last frame; linear in between.
@@ -89,6 +90,8 @@ class MotionControlModule(record.RecordedModule):
         gradient_checkpointing: bool | Literal["none", "top", "all"] = False,
         vae_precision: Literal["float32", "tf32", "bfloat16"] = "tf32",
         compile_unet: bool = False,
+        decode_chunk: int | None = None,
+        sample_graph: bool = False,
         sample_steps: int = 25,
         sample_sigma_max: float = 700.0,
         guidance: tuple[float, float] = (1.0, 2.5),
@@ -106,6 +109,7 @@ class MotionControlModule(record.RecordedModule):
         self.p_mean, self.p_std, self.spread_sigmas, self.dropout = p_mean, p_std, spread_sigmas, dropout
         self.gradient_checkpointing, self.seed = gradient_checkpointing, seed
         self.vae_precision, self.compile_unet = vae_precision, compile_unet
+        self.decode_chunk, self.sample_graph = decode_chunk, sample_graph
         self.sample_steps, self.sample_sigma_max, self.guidance = sample_steps, sample_sigma_max, guidance
         self.check_arguments()
         self.validation_loss = FixedSigmaLoss()
@@ -129,10 +133,13 @@ class MotionControlModule(record.RecordedModule):
         if hasattr(self, "networks"):
             return
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
+        from lightning_modules.networks import build_networks  # diffusers takes seconds, and `--help` has no need of it
+
         self.networks = build_networks(
             self.compute_dtype, self.svd_path, self.revision, self.random_init, self.init_seed, self.latents,
             self.released, self.adapter, self.train_base, self.injection_kind, self.lora, self.lora_rank,
             self.gradient_checkpointing, self.vae_precision, self.compile_unet, self.pca_channels, self.flow_scale,
+            self.decode_chunk, self.sample_graph,
         )  # fmt: skip
         self.svd, self.motion_encoder, self.injection = self.networks[:3]  # registered: they have the weights
         self.denoiser = self.networks.denoiser

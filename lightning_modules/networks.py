@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from lightning_modules import blocks, graphs
 from lightning_modules.blocks import freeze_idle
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import Denoiser, euler_sample, karras_sigmas
+from lightning_modules.diffusion import Denoiser, OnStep, euler_sample, karras_sigmas
 from lightning_modules.injection import Injection, attach
 from lightning_modules.lora import add_lora, merged_lora
 from lightning_modules.motion_encoder import MotionEncoder
@@ -27,6 +28,7 @@ class Networks(NamedTuple):
     injection: Injection
     denoiser: Denoiser
     idle: dict[str, nn.Parameter]
+    sample_graph: bool = False
 
     @torch.no_grad()
     def generate(
@@ -35,18 +37,33 @@ class Networks(NamedTuple):
         noise: Tensor,
         steps: int,
         guidance: tuple[float, float],
-        on_step: Callable[[int, Tensor], None] | None = None,
+        on_step: OnStep | None = None,
         sigma_max: float = 700.0,
     ) -> Tensor:
-        """Frames (B, L, 3, H, W) in [-1, 1] from standard normal noise (B, L, C, H/8, W/8).
+        """Frames (B, L, 3, H, W) in [-1, 1] of `sample`'s latents; the arguments are the same."""
+        return self.svd.decode(self.sample(cond, noise, steps, guidance, on_step, sigma_max)).clamp(-1, 1)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        cond: Conditioning,
+        noise: Tensor,
+        steps: int,
+        guidance: tuple[float, float],
+        on_step: OnStep | None = None,
+        sigma_max: float = 700.0,
+        merge: bool = True,
+    ) -> Tensor:
+        """Scaled latents (B, L, C, H/8, W/8) from standard normal noise of this shape.
 
         Args:
             cond: Conditioning of the clips; without a control the UNet runs bare.
             noise: What the sampler starts from.
             steps: Euler steps.
             guidance: Guidance scale of the first and the last frame.
-            on_step: Called after each step with its number and the denoised latents; see `diffusion.euler`.
+            on_step: Called after each step; see `diffusion.euler`.
             sigma_max: Noise level that the sampler starts from.
+            merge: Merge LoRA into the base weights for the time of the call.
         """
         # the motion depends on the clip alone, so its features are computed once, not per step
         if cond.control is None:
@@ -54,9 +71,11 @@ class Networks(NamedTuple):
         else:
             self.injection.set(self.motion_encoder(cond.control))
         sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
-        with merged_lora(self.svd.unet):
-            latents = euler_sample(self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step)
-        return self.svd.decode(latents).clamp(-1, 1)
+        recorded = graphs.Recorded if self.sample_graph else None
+        with merged_lora(self.svd.unet) if merge else nullcontext():
+            return euler_sample(
+                self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step, recorded=recorded
+            )
 
 
 def build_networks(
@@ -77,6 +96,8 @@ def build_networks(
     compile_unet: bool,
     pca_channels: int = 8,
     flow_scale: float = 1.0,
+    decode_chunk: int | None = None,
+    sample_graph: bool = False,
 ) -> Networks:
     """Build or load the networks; the arguments are those of `MotionControlModule`.
 
@@ -109,7 +130,8 @@ def build_networks(
         "all" if gradient_checkpointing is True else gradient_checkpointing or "none"
     )
     base.enable_gradient_checkpointing(levels)
-    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet))
+    base.decode_chunk = decode_chunk
+    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet), sample_graph)
     if compile_unet:
-        base.unet.compile(fullgraph=True, dynamic=False)
+        blocks.compile_unet(base.unet)
     return networks

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError
 
 from conditions import Condition, mix
 from lightning_modules import record
-from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame, to_uint8
-from lightning_modules.diffusion import randn
+from lightning_modules.built import built, value_errors
+from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
+from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, randn
 from lightning_modules.framing import Framing, Picture, read_brush, read_image
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
-from lightning_modules.released.files import read_adapter
+from lightning_modules.output import MotionControlOutput, check_output, converted
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
+CALLBACK_TENSORS = ("latents", "denoised")
 
 
 class MotionControlPipeline:
@@ -38,10 +38,13 @@ class MotionControlPipeline:
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
         self.module = module.eval()
         self.sampling = {"num_frames": 16, "motion_bucket_id": 17.0, **(sampling or {})}
+        self.merge_lora = True  # for the time of a call; its float32 sums then differ in their last bits
         self._said = False
+        self._offload_to: torch.device | None = None
 
     def to(self, device: torch.device | str) -> MotionControlPipeline:
         """Move the networks to a device; their dtype is chosen where they are built."""
+        self._offload_to = None
         self.module.to(device)
         return self
 
@@ -67,11 +70,11 @@ class MotionControlPipeline:
         Raises:
             ValueError: not a checkpoint of ours, or over another base; one line.
         """
-        with _value_errors():
+        with value_errors():
             checkpoint = record.read_checkpoint(path)
             found = record.of(checkpoint, str(path))
             averaged = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadow", {}) if ema else {}
-            return cls(*_built(found, checkpoint["state_dict"] | averaged, svd, dtype)).to(device)
+            return cls(*built(found, checkpoint["state_dict"] | averaged, svd, dtype)).to(device)
 
     @classmethod
     def from_pretrained(
@@ -87,14 +90,14 @@ class MotionControlPipeline:
             ValueError: a file is missing or damaged, or the base is another; one line.
         """
         folder = Path(folder)
-        with _value_errors():
+        with value_errors():
             try:
                 found = json.loads((folder / RECORD).read_text())
                 state = safetensors.torch.load_file(folder / WEIGHTS)
             except (OSError, ValueError, SafetensorError) as error:
                 raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
             found = record.of({record.KEY: found}, str(folder / RECORD))
-            return cls(*_built(found, state, svd, dtype)).to(device)
+            return cls(*built(found, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
@@ -131,24 +134,35 @@ class MotionControlPipeline:
         Raises:
             ValueError: its tensors are not those of this architecture; one line.
         """
-        with _value_errors():
+        with value_errors():
             return cls._of_adapter(path, svd, condition, lora, dtype).to(device)
 
     @classmethod
     def _of_adapter(
         cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
     ) -> MotionControlPipeline:
+        from lightning_modules.released.files import read_adapter
+
         ranks = {t.shape[0] for name, t in read_adapter(path)["lora"].items() if ".lora_A." in name}
         module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=max(ranks, default=1))
         module.configure_model(dtype)
         return cls(module)
 
+    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
+        """Keep the image encoder and the VAE in the host's memory but while they are used; the rest goes to the device.
+
+        Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
+        """
+        self.to(device)
+        self._offload_to = torch.device("cpu")
+        self._move(self._offload_to)
+
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture,
-        tracks: Sequence[Any],
-        brush: Picture | None = None,
+        image: Picture | list[Picture],
+        tracks: Sequence[Any] = (),
+        brush: Picture | None | list[Picture | None] = None,
         num_frames: int | None = None,
         fps: float = 8,
         motion_bucket_id: float | None = None,
@@ -156,12 +170,17 @@ class MotionControlPipeline:
         num_inference_steps: int | None = None,
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
-        seed: int = 0,
-        generator: torch.Generator | None = None,
+        seed: int | Sequence[int] = 0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
-    ) -> np.ndarray:
-        """Generate one clip.
+        control: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        output_type: Literal["pil", "np", "pt", "latent"] = "pil",
+        decode_chunk_size: int | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> MotionControlOutput:
+        """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
         An image of another size than the frame's is scaled to cover it and cropped in the middle, as clips are for
         training, and tracks and brush with it; a warning says so once.
@@ -170,7 +189,8 @@ class MotionControlPipeline:
             image: First frame: a PIL image, (H, W, 3) uint8, or a file.
             tracks: Drawn tracks, each (n, 2) points x, y in pixels of `image`, the first where the motion starts.
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
-                may move; all ones is camera motion, None the drawn regions alone.
+                may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
+                track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
             fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1).
             motion_bucket_id: Mean displacement in pixels; by default the checkpoint's, or 17 as on WebVid (SVD's own
@@ -179,13 +199,20 @@ class MotionControlPipeline:
             num_inference_steps: Euler steps; the training configuration's by default.
             min_guidance_scale: Guidance of the first frame; the training configuration's by default.
             max_guidance_scale: Guidance of the last frame; the training configuration's by default.
-            seed: The same seed gives the same clip.
-            generator: Draws the seed instead: the same state gives the same clip, and two calls differ.
-            height: Of the frame, a multiple of 64; the image's, rounded down, by default.
-            width: Of the frame, a multiple of 64; the image's, rounded down, by default.
-
-        Returns:
-            (L, height, width, 3) uint8 frames.
+            seed: The same seed gives the same clip, whatever batch it is in: a seed for each image, or the first one's,
+                after which they count.
+            generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
+                images or for each.
+            height: Of the frame, a multiple of 64; the first image's, rounded down, by default.
+            width: Of the frame, a multiple of 64; the first image's, rounded down, by default.
+            control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
+                `conditions.camera` makes it or the condition from dense tracks.
+            output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
+            decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
+            callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
+                convention: the latents in the dict that it returns are gone on with. What it raises ends the call.
+            callback_on_step_end_tensor_inputs: What `tensors` holds: `latents`, and `denoised`, the step's estimate of
+                the result, for previews.
 
         Raises:
             ValueError: the image, a track, the brush or a number does not fit; one line.
@@ -194,43 +221,92 @@ class MotionControlPipeline:
         num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
         motion_bucket_id = self.sampling["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id
         steps = module.sample_steps if num_inference_steps is None else num_inference_steps
-        guidance = [
+        low, high = (
             own if given is None else given
             for given, own in zip((min_guidance_scale, max_guidance_scale), module.guidance, strict=True)
-        ]
+        )
         _check(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
-               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(motion_bucket_id, 0))  # fmt: skip
-        frame, control = self._drawn(read_image(image), tracks, brush, num_frames, height, width)
-        if generator is not None:
-            seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-        first = torch.from_numpy(frame).to(module.device).permute(2, 0, 1)[None]
+               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(motion_bucket_id, 0),
+               min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
+               decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
+        check_output(output_type)
+        if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
+            )
+        frames, controls = self._batch(image, tracks, brush, control, num_frames, height, width)
+        seeds = _seeds(seed, generator, len(frames))
+        first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
-        seeds = {stream: [int(mix(seed, 0, stream))] for stream in (AUG_NOISE, INITIAL)}
+        streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
         values = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
-        ids = {name: torch.tensor([float(value)], device=module.device) for name, value in values.items()}
+        ids = {name: torch.full((len(frames),), float(value), device=module.device) for name, value in values.items()}
+        sigma_max = module.sample_sigma_max
+        on_step = None
+        if callback_on_step_end is not None:
+            times = precondition(karras_sigmas(steps, sigma_max=sigma_max)[:-1])[3]
+            on_step = _told(self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), times)
         with module.autocast():
-            noise = randn(seeds[AUG_NOISE], first.shape[1:], module.device)
-            cond = from_first_frame(module.svd, first, control[None].to(module.device), ids, noise)
+            noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
+            with self._in_use():
+                cond = from_first_frame(module.svd, first, torch.stack(controls).to(module.device), ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
-            noise = randn(seeds[INITIAL], shape, module.device)
-            sigma = module.sample_sigma_max
-            video = module.networks.generate(cond, noise, steps, tuple(guidance), sigma_max=sigma)
-        if not video.isfinite().all():
-            raise ValueError("the generated video holds NaN or infinite values")
-        return to_uint8(video[0]).permute(0, 2, 3, 1).cpu().numpy()
+            noise = randn(streams[INITIAL], shape, module.device)
+            noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))
+            try:
+                latents = module.networks.sample(
+                    cond, noise, steps, (low, high), on_step, sigma_max, merge=self.merge_lora
+                )
+            finally:
+                module.injection.set(None)  # its maps are as large as the activations
+            if not latents.isfinite().all():
+                raise ValueError("the generated video holds NaN or infinite values")
+            if output_type == "latent":
+                return MotionControlOutput(latents)
+            with self._in_use():
+                video = module.svd.decode(latents, decode_chunk_size).clamp(-1, 1)
+        return MotionControlOutput(converted(video, output_type))
+
+    def _batch(
+        self,
+        image: Picture | list[Picture],
+        tracks: Sequence[Any],
+        brush: Any,
+        control: Any,
+        frames: int,
+        height: int | None,
+        width: int | None,
+    ) -> tuple[list[np.ndarray], list[torch.Tensor]]:
+        """Of each image the frame, (H, W, 3) uint8, and the control on it, (L, 3, H, W)."""
+        if not isinstance(image, list):
+            image, tracks, brush, control = [image], [tracks], [brush], None if control is None else [control]
+        if not image:
+            raise ValueError("image: expected at least one, got an empty list")
+        given: dict[str, Any] = {"tracks": [()] * len(image) if isinstance(tracks, tuple) and not tracks else tracks}
+        for name, value in (("brush", brush), ("control", control)):
+            given[name] = [None] * len(image) if value is None else value
+        for name, value in given.items():
+            if not isinstance(value, (list, tuple)) or len(value) != len(image):
+                raise ValueError(f"{name}: expected a list with an entry for each of {len(image)} images")
+        drawn = []
+        for index, picture in enumerate(image):
+            strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
+            drawn.append(self._drawn(read_image(picture), strokes, painted, ready, frames, height, width))
+            height, width = drawn[0][0].shape[:2]
+        return [frame for frame, _ in drawn], [one for _, one in drawn]
 
     def _drawn(
         self,
         picture: np.ndarray,
         tracks: Sequence[Any],
         brush: Picture | None,
+        control: torch.Tensor | None,
         frames: int,
         height: int | None,
         width: int | None,
     ) -> tuple[np.ndarray, torch.Tensor]:
-        """The frame, (H, W, 3) uint8, and the control on it, (L, 3, H, W)."""
         framing = Framing.of(picture.shape[:2], height, width)
-        with _value_errors():
+        with value_errors():
             record.check_size(self.module.condition, *framing.frame)
         if framing.frame != framing.size and not self._said:
             self._said = True
@@ -238,49 +314,67 @@ class MotionControlPipeline:
             warnings.warn(
                 f"the image is {w} x {h}, the clip {columns} x {rows}: scaled and cropped as in training, "
                 "tracks and brush with it",
-                stacklevel=3,
+                stacklevel=4,
             )
+        if control is not None:
+            if len(tracks) or brush is not None:
+                raise ValueError("control: expected no tracks and no brush beside it")
+            if control.shape != (frames, 3, *framing.frame) or not control.isfinite().all():
+                raise ValueError(
+                    f"control: expected finite ({frames}, 3, {framing.frame[0]}, {framing.frame[1]}) as the frames, "
+                    f"got {tuple(control.shape)}"
+                )
+            return framing.image(picture), control.to(torch.float32)
         drawn = [framing.track(track, index) for index, track in enumerate(tracks)]
         painted = read_brush(brush, framing.size)
         painted = None if painted is None else framing.brush(painted)
         return framing.image(picture), self.module.condition.draw(drawn, painted, frames, *framing.frame)
 
+    @contextlib.contextmanager
+    def _in_use(self) -> Iterator[None]:
+        """Image encoder and VAE on the device, where they are kept off it otherwise."""
+        if self._offload_to is None:
+            yield
+            return
+        self._move(self.module.device)
+        try:
+            yield
+        finally:
+            self._move(self._offload_to)
 
-def _built(
-    found: dict[str, Any], state: dict[str, torch.Tensor], svd: str | None, dtype: torch.dtype
-) -> tuple[MotionControlModule, dict[str, Any]]:
-    """The module of a record and its tensors, and what the record says beyond the module."""
-    base = {k: v for k, v in found["base"].items() if k not in ("hash", "latents")}
-    architecture = dict(found["architecture"])
-    if "." in (kind := str(architecture.get("injection"))) and kind.rpartition(".")[0] not in sys.modules:
-        raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
-    architecture["condition"] = Condition.from_record(architecture["condition"])
-    if svd is not None:
-        base = {"svd": svd}
-    if architecture["lora"] is None:
-        architecture.pop("lora_rank")
-    sampling = dict(found.get("sampling") or {})
-    names = {"steps": "sample_steps", "sigma_max": "sample_sigma_max", "guidance": "guidance"}
-    settings = {names[name]: sampling.pop(name) for name in names if name in sampling}
-    module = MotionControlModule(**base, **architecture, **settings)
-    module.configure_model(dtype)
-    module.on_load_checkpoint({record.KEY: found, "state_dict": state})
-    module.load_state_dict(state, strict=False)
-    return module, sampling
+    def _move(self, device: torch.device) -> None:
+        for part in (self.module.svd.image_encoder, self.module.svd.vae):
+            if part is not None:
+                torch.nn.Module.to(part, device)
+
+
+def _told(
+    pipeline: MotionControlPipeline, callback: Callable[..., dict[str, Any] | None], names: Sequence[str], times: Any
+) -> OnStep:
+    """A callback in diffusers' convention as the sampler calls one."""
+
+    def on_step(step: int, latents: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor | None:
+        tensors = {"latents": latents, "denoised": denoised}
+        changed = callback(pipeline, step, times[step], {name: tensors[name] for name in names})
+        return (changed or {}).get("latents")
+
+    return on_step
+
+
+def _seeds(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:
+    """A seed for each image of a batch."""
+    if generator is not None:
+        each = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
+        if len(each) != count:
+            raise ValueError(f"generator: expected one, or one for each of {count} images, got {len(each)}")
+        return [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
+    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise ValueError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
+    return seeds
 
 
 def _check(**numbers: tuple[float, float]) -> None:
     for name, (value, least) in numbers.items():
         if not value >= least or value == float("inf"):
             raise ValueError(f"{name} is {value}, expected a number of at least {least:g}")
-
-
-@contextlib.contextmanager
-def _value_errors() -> Iterator[None]:
-    """What is wrong with a file or argument as a ValueError of one line."""
-    try:
-        yield
-    except (MisconfigurationException, KeyError, TypeError, AttributeError, ValueError) as error:
-        text = " ".join(str(error).split())
-        named = isinstance(error, (MisconfigurationException, ValueError))
-        raise ValueError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -18,9 +18,10 @@ from lightning_modules.conditioning import fit_latents
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
-from lightning_modules.released.base import check_bundle
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
-from lightning_modules.svd import SVD
+
+if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
+    from lightning_modules.svd import SVD
 
 KEY = embedded.KEY
 
@@ -82,12 +83,16 @@ class RecordedModule(LightningModule):
         ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
         ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
         ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
+        if self.decode_chunk is not None:
+            ranges["decode_chunk"] = (1, None)
         for name, (least, bound) in ranges.items():
             value = getattr(self, name)
             if not least <= value < (float("inf") if bound is None else bound):
                 expected = f"a number of at least {least}" if bound is None else f"a number in [{least}, {bound})"
                 raise ValueError(f"model: {name} is {value}, expected {expected}")
         if self.released is not None:
+            from lightning_modules.released.base import check_bundle
+
             check_bundle(self.architecture())
 
     def trained(self) -> dict[str, Tensor]:
@@ -137,8 +142,10 @@ class RecordedModule(LightningModule):
 
     def own_record(self) -> dict[str, Any]:
         """What the trained tensors belong to, as plain values."""
+        shape = getattr(getattr(self._trainer, "datamodule", None), "shape", None)
+        clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         return {
-            "architecture": self.architecture(), "base": self.svd.identity, "sampling": self.sampling(),
+            "architecture": self.architecture(), "base": self.svd.identity, "sampling": clips | self.sampling(),
             "optimization": self.plan.record(),
         }  # fmt: skip
 
@@ -184,7 +191,7 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     Args:
         path: A local file, or `embedded` for the one in the package.
         map_location: As `torch.load`'s.
-        tensors: Read them all, with their checksums; else they stay in the file, memory-mapped, and are not checked.
+        tensors: Compare their checksums. They stay in the file, memory-mapped, and are read where they are used.
 
     Raises:
         MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
@@ -197,14 +204,14 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     if path.suffix == ".safetensors":
         return embedded.read(path, tensors)
     try:
-        if not tensors:
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-        with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
-                raise ValueError("its members are compressed")
-            damaged = archive.testzip()  # torch.load does not compare checksums
+        damaged = None
+        if tensors:
+            with zipfile.ZipFile(path) as archive:
+                if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
+                    raise ValueError("its members are compressed")
+                damaged = archive.testzip()  # torch.load does not compare checksums
         if damaged is None:
-            return torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
     except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
         reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
         raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({reason})") from error

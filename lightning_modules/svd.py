@@ -108,6 +108,7 @@ class SVD(nn.Module):
     Attributes:
         hashes: `weights_hash` of each network by its name, as loaded.
         identity: `name` and `hash`, one SHA-256 for all of them; `hash` is "meta" on the meta device.
+        decode_chunk: Frames of a clip that `decode` takes at once; None takes all, as its temporal layers were trained.
         latent_channels: Channels of a latent: 4, 192 without a VAE, or as many as `pca` keeps.
         latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
     """
@@ -127,6 +128,7 @@ class SVD(nn.Module):
         use_fast_temporal_convs(unet)
         self.unet, self.image_encoder, self.vae, self.pca = unet, image_encoder, vae, pca
         self.vae_precision = "float32"
+        self.decode_chunk: int | None = None
         self.latent_channels: int = unet.config.out_channels
         self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
@@ -253,14 +255,20 @@ class SVD(nn.Module):
         return torch.cat([p.mean for p in posteriors]).float(), torch.cat([p.std for p in posteriors]).float()
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip."""
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip.
+
+        Args:
+            latents: As the sampler gives them.
+            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
+                a seam between passes. None: `decode_chunk`.
+        """
         latents = latents.float() / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, VAE_FACTOR)
         with self._vae_arithmetic(latents.device):
             clips = latents.to(self.vae.dtype)
-            return torch.stack([self.vae.decode(clip, num_frames=len(clip)).sample.float() for clip in clips])
+            return torch.stack([_decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
 
     @contextmanager
     def _vae_arithmetic(self, device: torch.device) -> Iterator[None]:
@@ -282,6 +290,12 @@ class SVD(nn.Module):
         with torch.autocast(first_frame.device.type, enabled=False):
             pixels = clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)
             return encoder(pixels).image_embeds[:, None]
+
+
+def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
+    """(L, 3, H, W) float32 of a clip's latents, so many frames at a time."""
+    parts = [vae.decode(part, num_frames=len(part)).sample.float() for part in clip.split(chunk)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 
 def set_res_block_eps(unet: nn.Module) -> int:

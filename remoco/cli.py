@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from datamodules.errors import BadShards, UsageError, one_line
+from datamodules.errors import BadInput, BadShards, UsageError, one_line
 from remoco import flags
 
 
@@ -28,6 +28,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
     "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_mistake(error):
             raise
-        text = str(error) if isinstance(error, (BadShards, UsageError)) else one_line(error)
+        text = str(error) if isinstance(error, (BadInput, BadShards, UsageError)) else one_line(error)
         print(f"{name}: error: {' '.join(text.removeprefix('MisconfigurationException: ').split())}", file=sys.stderr)
         return 2
 
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _is_mistake(error: Exception) -> bool:
     """Whether the user can mend it: what our code raises for that, and files that are not there or not writable."""
     lightnings = getattr(sys.modules.get("lightning.pytorch.utilities.exceptions"), "MisconfigurationException", ())
-    return isinstance(error, (BadShards, UsageError, OSError)) or isinstance(error, lightnings)
+    return isinstance(error, (BadInput, BadShards, UsageError, OSError)) or isinstance(error, lightnings)
 
 
 def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:

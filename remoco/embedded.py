@@ -37,7 +37,9 @@ def pack(
     step = record.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
-    sampling = module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
+    sampling = (
+        found.get("sampling", {}) | module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
+    )
     about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
@@ -68,7 +70,8 @@ def demo(
     centre = np.argwhere(brush).mean(0)[::-1]
     bucket = float(torch.linalg.vector_norm(flow, dim=1).mean())
     stroke = np.clip(centre + path, 0, size - 1)
-    clip = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])
     factor = 3  # arrows drawn on a tiny frame and enlarged would be blocks

@@ -53,7 +53,7 @@ def attempt(python: str, work: Path, tests: list[str]) -> dict[str, str]:
     with tarfile.open(next(work.glob("*.tar.gz"))) as tar:
         tar.extractall(work, filter="data")
     source = next(path for path in work.iterdir() if path.is_dir() and (path / "PKG-INFO").exists())
-    if not step("install", *pip, "install", f"{source}[test]", "-c", str(source / "constraints.txt")):
+    if not step("install", *pip, "install", f"{source}[all]", "-c", str(source / "constraints.txt")):
         return steps
     empty = work / "empty"
     empty.mkdir()

@@ -9,7 +9,6 @@ import pytest
 
 SMALL = ("--device", "cpu", "--size", "tiny", "--height", "64", "--width", "64", "--frames", "2")
 BARE = "bare UNet, forward and gradient"
-UNBUILT = pytest.mark.xfail(reason="the script leaves tensors on the meta device at this size", strict=False)
 
 
 def script(repo, name: str, *args: str) -> str:
@@ -39,11 +38,9 @@ def test_count(repo, tmp_path):
 @pytest.mark.parametrize(
     ("name", "args"),
     [
-        pytest.param(
-            "training.py", (*SMALL, "--batch", "1", "--steps", "1", "--only", "recipe", BARE), marks=UNBUILT
-        ),
-        pytest.param("vae.py", (*SMALL, "--steps", "1", "--chunks", "1"), marks=UNBUILT),
-        pytest.param("sampling.py", (*SMALL, "--steps", "2", "--times", "1", "--no-compile"), marks=UNBUILT),
+        ("training.py", (*SMALL, "--batch", "1", "--steps", "1", "--only", "recipe", BARE, "channels_last")),
+        ("vae.py", (*SMALL, "--steps", "1", "--chunks", "1")),
+        ("sampling.py", (*SMALL, "--steps", "2", "--times", "1", "--no-compile")),
         ("kernels.py", ("--device", "cpu", "--batch", "1", "--channels", "64", "--height", "2", "--width", "2",
                         "--steps", "1")),
     ],
@@ -51,3 +48,26 @@ def test_count(repo, tmp_path):
 def test_runs_small(repo, name, args):
     out = script(repo, name, *args)
     assert "bf16 TFLOP/s" in out and "| --- |" in out
+
+
+@pytest.mark.slow
+def test_vae_errors_are_those_of_the_precisions(repo):
+    out = script(repo, "vae.py", *SMALL, "--steps", "1", "--chunks", "2")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")][2:]
+    errors = {row[0]: float(row[-1]) for row in rows if row[1] == ""}
+    for suffix in ("", ", decoding"):
+        float32, tf32, bfloat16 = (errors[name + suffix] for name in ("float32", "tf32", "bfloat16"))
+        assert float32 < 1e-4 < tf32 < 4e-3 < bfloat16 < 0.1
+
+
+@pytest.mark.slow
+def test_real_run_small(repo, tmp_path):
+    out = script(repo, "real_run.py", str(tmp_path), "--small", "--precision", "bf16-mixed", "--steps", "2", "3")
+    assert "| bf16-mixed | 3 |" in out and "trainer.precision is bf16-true, expected bf16-mixed" in out
+    assert (tmp_path / "tiny/unet/diffusion_pytorch_model.fp16.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_startup(repo):
+    out = script(repo, "startup.py", "--rounds", "1", "--only", "fit --help")
+    assert "| fit --help | python -m lightning |" in out and "| fit --help | times |" in out

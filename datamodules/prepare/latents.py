@@ -128,7 +128,7 @@ class Encoder:
         from lightning_modules.svd import SVD
 
         try:
-            networks = SVD.load(svd, revision)
+            networks = SVD.load(svd, revision, torch.bfloat16)  # the VAE stays as stored
         except MisconfigurationException as error:
             raise BadShards(str(error)) from error
         self.hashes = {name: networks.hashes[name] for name in ("vae", "image_encoder")}

@@ -13,6 +13,7 @@ import contextlib
 import importlib
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -20,7 +21,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.errors import UsageError, one_line
 from datamodules.trackers.weights import digest, existing, load_weights, read_weights
@@ -131,7 +132,44 @@ class LucasKanade:
         return found, (good[:, 0] > 0) & (good_back[:, 0] > 0) & (miss < self.tolerance)
 
 
-class CoTracker:
+class _Network(ABC):
+    """A tracker of other people's code, with weights that are read on the first call.
+
+    Args:
+        path: of the checkpoint.
+        what: it is, for the error where there is none.
+    """
+
+    def __init__(self, path: str | None, what: str) -> None:
+        self._file = existing(path, "--dot-points-path", what)
+        self.version = f"1-{digest(self._file)}"
+        self._model: Any = None
+
+    def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """Follow the queries."""
+        if self._model is None:
+            self.load()
+        self._model.to(video.device)
+        with torch.no_grad():
+            return self._follow(video, queries.to(video.device, torch.float32))
+
+    def load(self) -> None:
+        """Build the model and read its weights, which the first call does otherwise."""
+        with torch.random.fork_rng(devices=[]):
+            model, network = self._build()
+        load_weights(network, self._file, "--dot-points-path")
+        self._model = model.eval()
+
+    @abstractmethod
+    def _build(self) -> tuple[nn.Module, nn.Module]:
+        """What is called, and the part of it that the checkpoint holds."""
+
+    @abstractmethod
+    def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:
+        """`__call__` on one device."""
+
+
+class CoTracker(_Network):
     """CoTracker3 offline, or CoTracker2 (Karaev et al., ECCV 2024 and 2024), by its own code. CC-BY-NC 4.0.
 
     Args:
@@ -150,45 +188,33 @@ class CoTracker:
         code: str = CO_TRACKER,
         model: Literal["cotracker3", "cotracker2"] = "cotracker3",
     ) -> None:
+        super().__init__(path, f"a checkpoint of {model}")
         self.name: str = model
-        self._file = existing(path, "--dot-points-path", f"a checkpoint of {model}")
         self._code = code
         self._local = _is_folder(code)
         if self._local and not (Path(code).expanduser() / "hubconf.py").is_file():
             raise UsageError(
                 f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}"
             )
-        self.version = f"1-{digest(self._file)}"
-        self._model: Any = None
 
-    def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
-        """Follow the queries."""
-        if self._model is None:
-            self.load()
-        model = self._model.to(video.device)
-        queries = queries.to(video.device, torch.float32)
-        with torch.no_grad():
-            tracks, visible = model(
-                video.float()[None], queries=queries[None], backward_tracking=bool((queries[:, 0] > 0).any())
-            )
-        return PointTracks(tracks[0].float(), visible[0].bool())
-
-    def load(self) -> None:
-        """Build the model and read its weights, which the first call does otherwise."""
+    def _build(self) -> tuple[nn.Module, nn.Module]:
         entry = "cotracker3_offline" if self.name == "cotracker3" else "cotracker2"
         source = str(Path(self._code).expanduser()) if self._local else self._code
         try:
-            with torch.random.fork_rng(devices=[]):
-                model = torch.hub.load(
-                    source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
-                )
+            model = torch.hub.load(
+                source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
+            )
         except Exception as error:  # any program may lie there
             raise UsageError(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
-        load_weights(model.model, self._file, "--dot-points-path")
-        self._model = model.eval()
+        return model, model.model
+
+    def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:
+        backward = bool((queries[:, 0] > 0).any())
+        tracks, visible = self._model(video.float()[None], queries=queries[None], backward_tracking=backward)
+        return PointTracks(tracks[0].float(), visible[0].bool())
 
 
-class Tapir:
+class Tapir(_Network):
     """TAPIR or BootsTAPIR (Doersch et al., ICCV 2023 and ACCV 2024), DeepMind's PyTorch release. Apache-2.0.
 
     The checkpoint tells which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5.
@@ -205,46 +231,35 @@ class Tapir:
     name = "tapir"
 
     def __init__(self, path: str | None, code: str | None = None) -> None:
-        self._file = existing(path, "--dot-points-path", "a checkpoint of TAPIR or BootsTAPIR")
+        super().__init__(path, "a checkpoint of TAPIR or BootsTAPIR")
         self._code = Path(code).expanduser().absolute() if code else None
         if self._code and not (self._code / "tapnet" / "torch" / "tapir_model.py").is_file():
             raise UsageError(
                 f"--dot-points-code {code}: tapnet/torch/tapir_model.py is missing there, "
                 "expected a checkout of https://github.com/google-deepmind/tapnet"
             )
-        self.version = f"1-{digest(self._file)}"
-        self._model: Any = None
 
-    def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
-        """Follow the queries."""
-        if self._model is None:
-            self.load()
-        model = self._model.to(video.device)
-        queries = queries.to(video.device, torch.float32)
-        with torch.no_grad():
-            out = model(video.permute(0, 2, 3, 1)[None].float() / 127.5 - 1, queries[None, :, [0, 2, 1]])
-        tracks = out["tracks"][0].transpose(0, 1).float()
-        seen = (1 - out["occlusion"][0].sigmoid()) * (1 - out["expected_dist"][0].sigmoid())
-        visible = seen.T > 0.5
-        frame, place = queries[:, 0].long(), torch.arange(len(queries), device=queries.device)
-        tracks[frame, place], visible[frame, place] = queries[:, 1:], True
-        return PointTracks(tracks, visible)
-
-    def load(self) -> None:
-        """Build the model and read its weights, which the first call does otherwise."""
+    def _build(self) -> tuple[nn.Module, nn.Module]:
         boots = any(name.startswith("extra_convs.") for name in read_weights(self._file, "--dot-points-path"))
         try:
             with _importable(self._code):
                 module = importlib.import_module("tapnet.torch.tapir_model")
             # configs/tapir_config.py and configs/tapir_bootstrap_config.py of the release
             settings = {"pyramid_level": int(boots), "extra_convs": boots}
-            with torch.random.fork_rng(devices=[]):
-                model = module.TAPIR(softmax_temperature=10.0 if boots else 20.0, **settings)
+            model = module.TAPIR(softmax_temperature=10.0 if boots else 20.0, **settings)
         except Exception as error:  # any program may lie there
             where = self._code or "not given"
             raise UsageError(f"--dot-points-code {where}: TAPIR does not load: {one_line(error)}") from error
-        load_weights(model, self._file, "--dot-points-path")
-        self._model = model.eval()
+        return model, model
+
+    def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:
+        out = self._model(video.permute(0, 2, 3, 1)[None].float() / 127.5 - 1, queries[None, :, [0, 2, 1]])
+        tracks = out["tracks"][0].transpose(0, 1).float()
+        seen = (1 - out["occlusion"][0].sigmoid()) * (1 - out["expected_dist"][0].sigmoid())
+        visible = seen.T > 0.5
+        frame, place = queries[:, 0].long(), torch.arange(len(queries), device=queries.device)
+        tracks[frame, place], visible[frame, place] = queries[:, 1:], True
+        return PointTracks(tracks, visible)
 
 
 def _grey(video: Tensor) -> list[np.ndarray]:

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from conditions.strokes import interpolate_track
-from datamodules.bench import Pair, read_pair
+from datamodules.bench import read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
+from datamodules.inputs import Inputs
 from datamodules.storage import write_atomic
 from datamodules.videos import read_video, write_video
 from remoco.report.collect import System, read_system
@@ -65,7 +65,7 @@ def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int
             if bench is not None and (bench / key).is_dir():
                 length = max(len(video) for video, _ in videos.values())
                 videos = {
-                    "control": (control_frames(read_pair(bench, key), length), next(iter(videos.values()))[1]),
+                    "control": (control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]),
                     **videos,
                 }
         except BadClip as error:
@@ -79,10 +79,10 @@ def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int
     return rows
 
 
-def control_frames(pair: Pair, frames: int) -> np.ndarray:
+def control_frames(inputs: Inputs, frames: int) -> np.ndarray:
     """(L, H, W, 3) uint8: the first frame with brush, and the drawn tracks growing from frame to frame."""
-    paths = [interpolate_track(track, frames) for track in pair.tracks]
-    return np.stack([draw_tracks(pair._replace(tracks=[path[: t + 1] for path in paths])) for t in range(frames)])
+    paths = inputs.paths(frames)
+    return np.stack([draw_tracks(inputs, [path[: t + 1] for path in paths]) for t in range(frames)])
 
 
 def _plain(name: str) -> str:

@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datamodules.bench import Pair, read_pair
+from datamodules.bench import read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
+from datamodules.inputs import Inputs
 from datamodules.storage import write_atomic
 from datamodules.videos import read_video, video_files, write_video
 
@@ -101,17 +102,18 @@ def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
 def _drawn(bench: str, name: str) -> np.ndarray:
     """(H, W, 3) uint8: the first frame with the brush and the drawn tracks."""
     try:
-        return draw_tracks(read_pair(bench, name))
+        return draw_tracks(read_pair(bench, name).inputs)
     except (BadClip, KeyError) as error:
         raise BadShards(f"--bench {bench}: no sample for the video {name} ({error})") from error
 
 
-def draw_tracks(pair: Pair) -> np.ndarray:
-    """(H, W, 3) uint8: a pair's first frame, its brush lightened, its tracks as arrows."""
-    scale = max(1, round(512 / pair.image.shape[1]))
-    image: np.ndarray = np.where(pair.brush[..., None], 0.75 * pair.image + 64, 0.8 * pair.image).astype(np.uint8)
+def draw_tracks(inputs: Inputs, tracks: list[np.ndarray] | None = None) -> np.ndarray:
+    """(H, W, 3) uint8: the first frame, its brush lightened, its tracks, or these in their place, as arrows."""
+    scale = max(1, round(512 / inputs.image.shape[1]))
+    brushed = np.zeros(inputs.size, dtype=bool) if inputs.brush is None else inputs.brush > 0
+    image: np.ndarray = np.where(brushed[..., None], 0.75 * inputs.image + 64, 0.8 * inputs.image).astype(np.uint8)
     image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_CUBIC)
-    for track in pair.tracks:
+    for track in inputs.tracks if tracks is None else tracks:
         points = ((track + 0.5) * scale).round().astype(np.int32)
         for colour, width in (((20, 20, 20), 5), ((255, 214, 80), 3)):
             cv2.polylines(image, [points], False, colour, width, cv2.LINE_AA)

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunFolder, resolve_checkpoint
 from tests.support.callbacks_stand_in import Data, Module, trainer
+from tests.support.same import same
 
 REPO = Path(__file__).resolve().parents[2]
 STATE = {"weights": torch.arange(1000.0), "step": 3}
@@ -151,16 +152,6 @@ def fit(folder, max_steps, ckpt_path=None, **kwargs):
 
 def state(path) -> dict:
     return torch.load(path, weights_only=True)
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return a == b
 
 
 def trained_state(path) -> dict:

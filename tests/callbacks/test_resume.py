@@ -13,6 +13,7 @@ from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, R
 from callbacks.checkpoint import resolve_checkpoint
 from tests.support.callbacks_stand_in import Data, Module, trainer
 from tests.support.forks import Forks
+from tests.support.same import same
 from tests.support.scalars import points
 
 
@@ -61,16 +62,6 @@ def killed():
     """`fit` with these arguments in a process of its own; its exit code, -9 when it was killed."""
     with Forks("tests.callbacks.test_resume") as forks:
         yield lambda folder, **options: forks.run("fit", str(folder), **options)
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b))
-    return a == b
 
 
 def compare(whole: Path, resumed: Path) -> None:

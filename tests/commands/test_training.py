@@ -3,7 +3,11 @@
 import json
 import math
 import os
+import shutil
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,8 +31,8 @@ def train(*words, cwd=None) -> None:
     main()
 
 
-@pytest.fixture(scope="module")
-def lightning():
+@contextmanager
+def process():
     """`python -m lightning` in a process of its own: (exit code, what it said)."""
     with Forks("tests.commands.test_training") as forks:
 
@@ -37,6 +41,19 @@ def lightning():
             return code, forks.said
 
         run.forks = forks
+        yield run
+
+
+@pytest.fixture(scope="module")
+def lightning():
+    with process() as run:
+        yield run
+
+
+@pytest.fixture(scope="module")
+def second():
+    """Another, for two runs at once."""
+    with process() as run:
         yield run
 
 
@@ -83,7 +100,7 @@ LOGGERS = {
 
 @pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
 def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
-    """Two one after the other, one resumed, two at once; another run beside them is not touched."""
+    """Two one after the other, one resumed; another run beside them is not touched."""
     if kind == "wandb":
         pytest.importorskip("wandb")
     other = tmp_path / "runs" / "other"
@@ -113,13 +130,41 @@ def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
     if kind == "wandb":  # the resumed run goes on under its id; the first has another
         ids = [p.name.rpartition("-")[2] for p in sorted((tmp_path / "runs/wandb").glob("offline-run-*"))]
         assert len(ids) == 3 and ids[1] == ids[2] != ids[0]
-    # two at once: the lock is held by this process
-    import fcntl
 
-    with open(run / ".lock", "w") as lock:
-        fcntl.lockf(lock, fcntl.LOCK_EX)
-        code, said = lightning(*fit, cwd=tmp_path)
-    assert code == 2 and "another fit is running in it" in said.splitlines()[-1]
+
+@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
+def test_two_runs_at_once_with_any_logger(lightning, second, base, tmp_path, kind):
+    """Under two names both are whole and go on; under one name the second is refused and the first is unharmed."""
+    if kind == "wandb":
+        pytest.importorskip("wandb")
+    config = yaml.safe_load(base.read_text())
+    meet = {"class_path": "tests.support.recorder.Meet", "init_args": {"folder": "met", "number": 2}}
+    config["trainer"]["callbacks"].append(meet)
+    if kind == "both":  # a name on the command line would be that of either run
+        config["trainer"]["logger"] = [TENSORBOARD, CSV]
+    base.write_text(yaml.safe_dump(config))
+    fit = ["fit", "--config", base, *(LOGGERS[kind] if kind != "both" else [])]
+    other = [*fit, "--model.init_args.learning_rate", "0.01"]
+    runs = {name: tmp_path / "runs" / name for name in ("base", "base-learning_rate_0.01")}
+    with ThreadPoolExecutor() as pool:
+        for code, said in pool.map(lambda run, words: run(*words, cwd=tmp_path), (lightning, second), (fit, other)):
+            assert code == 0, said
+        assert {p.name for p in (tmp_path / "runs").iterdir()} - {"wandb"} == set(runs)
+        for words, run in zip((fit, other), runs.values()):
+            code, said = lightning(*words, "--trainer.max_steps", 6, "--ckpt_path", "last", cwd=tmp_path)
+            assert code == 0, said
+            assert torch.load(run / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 6
+        shutil.rmtree(tmp_path / "met")
+        alive = pool.submit(lightning, *fit, "--trainer.max_steps", 7, "--ckpt_path", "last", cwd=tmp_path)
+        while not alive.done() and not list(tmp_path.glob("met/*")):
+            time.sleep(0.02)
+        code, said = second(*fit, cwd=tmp_path)
+        assert code == 2 and "another fit is running in it" in said.splitlines()[-1]
+        (tmp_path / "met" / "second").touch()
+        code, said = alive.result()
+    assert code == 0, said
+    assert torch.load(runs["base"] / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
+    assert {p.name for p in (tmp_path / "runs").iterdir()} - {"wandb"} == set(runs)
 
 
 def test_a_folder_that_is_no_run_is_never_moved(lightning, base, tmp_path):

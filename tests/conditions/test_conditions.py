@@ -13,6 +13,7 @@ from conditions import (
     Condition,
     DenseFlow,
     GaussianFiltered,
+    Motion,
     RegionWise,
     average_magnitude,
     flow_to_pixels,
@@ -233,6 +234,20 @@ def test_half_precision_flow(condition):
     assert torch.equal(condition(flow.half(), visibility, seed), condition(flow.half().float(), visibility, seed))
 
 
+@pytest.mark.parametrize("condition", [*ALL, RegionWise(8, 0.5, motion_mask=False)], ids=repr)
+def test_stored_flow(condition):
+    flow, visibility, seed = clip()
+    step = torch.tensor([0.125, 0.0625, 0.5])
+    stored = ((flow / step.view(3, 1, 1, 1, 1)).round() + 32768).to(torch.int32).to(torch.uint16)
+    pixels = flow_to_pixels(stored, step)
+    squared = motion_mask(pixels, "squared")
+    for motion in (None, motion_of(pixels), Motion(motion_bucket(pixels), {"l2": ~squared, "squared": squared})):
+        expected = condition(pixels, visibility, seed, motion)
+        assert torch.equal(condition(stored, visibility, seed, motion, step), expected)
+    assert torch.equal(condition(stored, visibility, seed, None, 0.5), condition(
+        flow_to_pixels(stored, 0.5), visibility, seed))  # fmt: skip
+
+
 @pytest.mark.parametrize("condition", ALL, ids=repr)
 def test_record_round_trip(condition):
     record = condition.record()
@@ -283,6 +298,7 @@ def test_inputs_are_checked():
         ("visibility", (flow, visibility[:, 1:], seed)),
         ("visibility", (flow, visibility.float(), seed)),
         ("seed", (flow, visibility, seed[:1])),
+        ("step", (flow.to(torch.int32).to(torch.uint16), visibility, seed)),
     ):
         with pytest.raises(ValueError, match=f"^{name}: "):
             RegionWise()(*wrong)

@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from datamodules import BadClip, BenchmarkDataModule
-from datamodules.bench import fitting_size, read_pair, readable_pairs, resized, scaled_tracks
+from datamodules.bench import fitting_size, read_pair, readable_pairs
 from datamodules.errors import BadShards
 from datamodules.sprite_bench import ALIKE, _likeness, _marked_points, write_sprite_bench
 from datamodules.videos import read_frames, write_video
@@ -35,8 +35,8 @@ def test_both_levels_both_names_and_any_size(tmp_path):
     pairs, broken = readable_pairs(tmp_path)
     assert [pair.key for pair in pairs] == [f"{FINE}/a", f"{FINE}/b", f"{OBJECT}/a"] and broken == []
     assert [pair.level for pair in pairs] == ["fine", "fine", "object"]
-    assert pairs[1].brush.sum() == 35 and pairs[1].tracks[0].tolist() == [[5, 6], [10.5, 20]]
-    assert [len(track) for track in pairs[2].tracks] == [1, 3] and pairs[0].image.shape == (64, 33, 3)
+    assert (pairs[1].inputs.brush > 0).sum() == 35 and pairs[1].inputs.tracks[0].tolist() == [[5, 6], [10.5, 20]]
+    assert [len(track) for track in pairs[2].inputs.tracks] == [1, 3] and pairs[0].inputs.image.shape == (64, 33, 3)
 
 
 def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
@@ -78,10 +78,10 @@ def test_no_benchmark_is_one_line(tmp_path):
 
 def test_tracks_move_with_the_pixels(tmp_path):
     write(tmp_path, f"{FINE}/a", (40, 60), tracks=[[[0, 0], [59, 39]], [[29.5, 19.5]]])
-    pair = read_pair(tmp_path, f"{FINE}/a")
-    corners, middle = scaled_tracks(pair, 80, 120)
+    inputs = read_pair(tmp_path, f"{FINE}/a").inputs
+    corners, middle = inputs.scaled_tracks(80, 120)
     assert corners.tolist() == [[0.5, 0.5], [118.5, 78.5]] and middle.tolist() == [[59.5, 39.5]]
-    small = resized(pair, 20, 30)
+    small = inputs.resized(20, 30)
     assert small.image.shape == (20, 30, 3) and small.brush.shape == (20, 30) and small.brush.any()
     assert small.tracks[0][0].tolist() == [0, 0]  # not -0.25: a start stays inside
 
@@ -101,7 +101,7 @@ def test_loader_gives_each_pair_once_at_the_networks_size(tmp_path):
     data.setup("test")
     batches = list(data.test_dataloader())
     assert [batch["key"] for batch in batches] == [[f"{FINE}/a"], [f"{OBJECT}/b"]]
-    assert [batch["pair"].image.shape for batch in batches] == [(64, 128, 3), (64, 64, 3)]
+    assert [batch["pair"].inputs.image.shape for batch in batches] == [(64, 128, 3), (64, 64, 3)]
     assert [batch["position"].tolist() for batch in batches] == [[0], [1]]
 
 
@@ -113,12 +113,12 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
     for pair in pairs:
         clip = read_frames(tmp_path / "a" / "true_clips" / f"{pair.key}.mp4", 5)
         assert clip.shape == (5, 3, 64, 96)
-        assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.image).mean() < 4  # but for the coding
-        for track in pair.tracks:
-            assert len(track) == 5 and pair.brush[tuple(track[0].astype(int)[::-1])]
-            assert _likeness(pair.image, *track[0].astype(int)) < ALIKE
-        other = read_pair(tmp_path / "b", pair.key)
-        assert np.array_equal(other.image, pair.image) and np.array_equal(other.tracks[0], pair.tracks[0])
+        assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.inputs.image).mean() < 4  # but for the coding
+        for track in pair.inputs.tracks:
+            assert len(track) == 5 and pair.inputs.brush[tuple(track[0].astype(int)[::-1])]
+            assert _likeness(pair.inputs.image, *track[0].astype(int)) < ALIKE
+        other = read_pair(tmp_path / "b", pair.key).inputs
+        assert np.array_equal(other.image, pair.inputs.image) and np.array_equal(other.tracks[0], pair.inputs.tracks[0])
     with pytest.raises(BadShards, match="holds files already"):
         write_sprite_bench(tmp_path / "a")
 

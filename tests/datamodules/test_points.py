@@ -1,5 +1,8 @@
 """Point trackers: Lucas-Kanade against exact tracks, the others' code through stand-ins, weights that do not fit."""
 
+import os
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -55,28 +58,37 @@ def test_lucas_kanade_says_where_it_lost_a_point():
 # the others' code is theirs: these stand-ins keep its contract and nothing else
 
 HUBCONF = """
+def cotracker3_offline(*, pretrained=True, **kwargs):
+    assert not pretrained
+    from cotracker.predictor import Predictor
+    return Predictor()
+"""
+
+PREDICTOR = """
 import torch
+
+torch.manual_seed(0)
 
 class Network(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.shift = torch.nn.Parameter(torch.rand(2))
+        self.register_buffer("time_emb", torch.zeros(1, 60, 4))
 
 class Predictor(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.model = Network()
 
-    def forward(self, video, queries, backward_tracking):
+    @torch.no_grad()
+    def forward(
+        self, video, queries=None, segm_mask=None, grid_size=0, grid_query_frame=0, backward_tracking=False
+    ):
         assert video.shape == (1, 4, 3, 32, 48) and video.dtype == torch.float32 and video.max() > 1
         assert not self.training and not torch.is_grad_enabled() and backward_tracking
         time = torch.arange(video.shape[1])[None, :, None, None] - queries[:, None, :, :1]
         tracks = queries[:, None, :, 1:] + time * self.model.shift
         return tracks, tracks[..., 0] < 30
-
-def cotracker3_offline(*, pretrained):
-    assert not pretrained
-    return Predictor()
 """
 
 TAPIR = """
@@ -108,10 +120,20 @@ def expected():
 
 @pytest.fixture
 def cotracker(tmp_path):
-    (tmp_path / "code").mkdir()
+    (tmp_path / "code/cotracker").mkdir(parents=True)
     (tmp_path / "code/hubconf.py").write_text(HUBCONF)
-    torch.save({"model": {"shift": torch.tensor([4.0, -1])}}, tmp_path / "scaled_offline.pth")
-    return tmp_path
+    (tmp_path / "code/cotracker/predictor.py").write_text(PREDICTOR)
+    weights = {"shift": torch.tensor([4.0, -1]), "time_emb": torch.zeros(1, 60, 4)}
+    torch.save(weights, tmp_path / "scaled_offline.pth")  # the released file is such a dictionary, without a wrapper
+    forget("cotracker")
+    yield tmp_path
+    forget("cotracker")
+
+
+def forget(package):
+    """What was imported under this name comes from another checkout than the next test's."""
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -132,12 +154,34 @@ def test_cotracker_by_its_own_code(cotracker):
     assert (torch.get_rng_state() == state).all() and track.name == "cotracker3"
 
 
-def test_tapir_by_its_own_code(tapir, monkeypatch):
-    import sys
+@pytest.mark.slow
+@pytest.mark.skipif("COTRACKER" not in os.environ, reason="COTRACKER names no checkout of facebookresearch/co-tracker")
+@pytest.mark.parametrize("name", ["cotracker3", "cotracker2"])
+def test_cotracker_of_a_checkout_with_random_weights(name, tmp_path):
+    code, path = os.environ["COTRACKER"], tmp_path / "some.pth"
+    forget("cotracker")
+    entry = {"cotracker3": "cotracker3_offline", "cotracker2": "cotracker2"}
+    network = torch.hub.load(code, entry[name], source="local", pretrained=False).model
+    torch.save(network.state_dict(), path)
+    state = torch.get_rng_state()
+    track = CoTracker(str(path), code, name)
+    first, second = (track(panned(4, 32, 48), QUERIES) for _ in range(2))
+    assert first.tracks.shape == (4, 2, 2) and first.visible.shape == (4, 2) and first.visible.dtype == torch.bool
+    assert (torch.get_rng_state() == state).all()
+    for frame, point in ((0, 0), (3, 1)):  # the query itself, in pixels of this video and not of the network's
+        assert torch.allclose(first.tracks[frame, point], QUERIES[point, 1:]) and first.visible[frame, point]
+    assert torch.equal(first.tracks, second.tracks) and torch.equal(first.visible, second.visible)
+    found = track._model.model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
+    other = next(key for key in entry if key != name)
+    with pytest.raises(UsageError, match=rf"{path}: not the weights of CoTracker\w+ \(\d+ of \d+ keys in common\)"):
+        CoTracker(str(path), code, other).load()
+    forget("cotracker")
 
+
+def test_tapir_by_its_own_code(tapir):
     before = list(sys.path)
-    for name in ("tapnet", "tapnet.torch", "tapnet.torch.tapir_model"):
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    forget("tapnet")
     track = Tapir(str(tapir / "tapir.pt"), str(tapir / "tapnet"))
     found, visible = track(panned(4, 32, 48), QUERIES)
     assert (found[0, 0] == QUERIES[0, 1:]).all() and (found[3, 1] == QUERIES[1, 1:]).all()
@@ -145,16 +189,15 @@ def test_tapir_by_its_own_code(tapir, monkeypatch):
     assert (visible[1:3] == (found[1:3, :, 0] < 30)).all()
     assert Tapir(str(tapir / "boots.pt"), str(tapir / "tapnet"))(panned(4, 32, 48), QUERIES).visible.any()
     assert sys.path == before
-    for name in ("tapnet", "tapnet.torch", "tapnet.torch.tapir_model"):
-        sys.modules.pop(name, None)
+    forget("tapnet")
 
 
 def test_weights_of_another_tracker_are_one_line(tapir, cotracker):
     with pytest.raises(UsageError) as error:
         CoTracker(str(tapir / "boots.pt"), str(cotracker / "code")).load()
     assert str(error.value) == (
-        f"--dot-points-path {tapir / 'boots.pt'}: not the weights of Network (1 of 1 keys in common): "
-        "extra_convs.weight, extra_convs.bias unknown"
+        f"--dot-points-path {tapir / 'boots.pt'}: not the weights of Network (1 of 2 keys in common): "
+        "time_emb missing; extra_convs.weight, extra_convs.bias unknown"
     )
 
 

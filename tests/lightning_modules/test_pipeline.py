@@ -19,17 +19,22 @@ def checkpoint(sprites, tmp_path_factory):
     return folder / "last.ckpt"
 
 
+def clip(pipe, *arguments, **options) -> np.ndarray:
+    """(L, H, W, 3) uint8."""
+    return np.stack(pipe(*arguments, **options).frames[0])
+
+
 def test_draws_a_video(checkpoint):
     pipe = MotionControlPipeline.from_checkpoint(checkpoint)
     perturb(pipe.module)
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     track = np.array([[20, 20], [30, 24], [40, 20]])
     options = dict(num_frames=4, num_inference_steps=2)
-    video = pipe(image, [track], np.ones((64, 64)), **options)
+    video = clip(pipe, image, [track], np.ones((64, 64)), **options)
     assert video.shape == (4, 64, 64, 3) and video.dtype == np.uint8
-    assert np.array_equal(video, pipe(image, [track], np.ones((64, 64)), **options))
-    assert not np.array_equal(video, pipe(image, [track], np.ones((64, 64)), seed=1, **options))
-    assert not np.array_equal(video, pipe(image, [track[::-1]], np.ones((64, 64)), **options))
+    assert np.array_equal(video, clip(pipe, image, [track], np.ones((64, 64)), **options))
+    assert not np.array_equal(video, clip(pipe, image, [track], np.ones((64, 64)), seed=1, **options))
+    assert not np.array_equal(video, clip(pipe, image, [track[::-1]], np.ones((64, 64)), **options))
 
 
 def test_carries_the_trained_weights(checkpoint):
@@ -74,6 +79,16 @@ SHORT = dict(num_frames=3, num_inference_steps=1)
         (dict(num_frames=1), "num_frames is 1"),
         (dict(fps=0), "fps is 0"),
         (dict(noise_aug_strength=float("nan")), "noise_aug_strength is nan"),
+        (dict(output_type="mp4"), "output_type is 'mp4'"),
+        (dict(decode_chunk_size=-1), "decode_chunk_size is -1"),
+        (dict(seed=[1, 2]), "seed: expected one"),
+        (dict(generator=[]), "generator: expected one"),
+        (dict(image=[]), "image: expected at least one"),
+        (dict(image=[IMAGE, IMAGE]), "tracks: expected a list with an entry for each of 2"),
+        (dict(control=torch.zeros(3, 3, 64, 64)), "control: expected no tracks"),
+        (dict(tracks=[], control=torch.zeros(2, 3, 64, 64)), r"control: expected finite \(3, 3, 64, 64\)"),
+        (dict(callback_on_step_end_tensor_inputs=["prompt"]), "callback_on_step_end_tensor_inputs: 'prompt'"),
+        (dict(image=np.zeros((100, 200, 3), np.uint8), tracks=[[(5, 3)]]), "track 0: starts at .*expected x in 0..199"),
     ],
 )
 def test_what_does_not_fit_is_named(pipe, changes, named):
@@ -100,10 +115,10 @@ def test_images_brushes_and_files_are_one(pipe, tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     rgba = np.dstack([np.zeros((64, 64, 3), np.uint8), brush])  # a painting program's layer
     Image.fromarray(rgba, "RGBA").save(tmp_path / "brush.png")
-    arrays = pipe(IMAGE, [TRACK], brush, **SHORT)
-    assert np.array_equal(arrays, pipe(Image.fromarray(IMAGE), [TRACK], Image.fromarray(brush), **SHORT))
-    assert np.array_equal(arrays, pipe(tmp_path / "image.png", [TRACK], str(tmp_path / "brush.png"), **SHORT))
-    assert not np.array_equal(arrays, pipe(IMAGE, [TRACK], None, **SHORT))
+    arrays = clip(pipe, IMAGE, [TRACK], brush, **SHORT)
+    assert np.array_equal(arrays, clip(pipe, Image.fromarray(IMAGE), [TRACK], Image.fromarray(brush), **SHORT))
+    assert np.array_equal(arrays, clip(pipe, tmp_path / "image.png", [TRACK], str(tmp_path / "brush.png"), **SHORT))
+    assert not np.array_equal(arrays, clip(pipe, IMAGE, [TRACK], None, **SHORT))
 
 
 def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recwarn):
@@ -115,7 +130,9 @@ def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recw
         seen.update(t=tracks, b=brush) or torch.zeros(3, 3, 64, 64)
     )
     for _ in range(2):
-        video = pipe(wide, [[(10 + 2 * 20 + 0.5, 2 * 20 + 0.5)]], np.ones(wide.shape[:2]), height=64, width=64, **SHORT)
+        video = clip(
+            pipe, wide, [[(10 + 2 * 20 + 0.5, 2 * 20 + 0.5)]], np.ones(wide.shape[:2]), height=64, width=64, **SHORT
+        )
     assert video.shape == (3, 64, 64, 3)
     assert np.allclose(seen["t"][0], [[20, 20]]) and seen["b"].shape == (64, 64) and seen["b"].all()
     assert sum("scaled and cropped" in str(w.message) for w in recwarn.list) == 1
@@ -124,14 +141,14 @@ def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recw
 
 
 def test_seeds_and_generators(pipe):
-    def clip(**options):
-        return pipe(IMAGE, [TRACK], **SHORT, **options)
+    def made(**options):
+        return clip(pipe, IMAGE, [TRACK], **SHORT, **options)
 
-    one = clip(generator=torch.Generator().manual_seed(3))
+    one = made(generator=torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
-    assert np.array_equal(one, clip(generator=generator))
-    assert not np.array_equal(one, clip(generator=generator))
-    assert np.array_equal(clip(seed=4), clip(seed=4)) and not np.array_equal(clip(seed=4), clip(seed=5))
+    assert np.array_equal(one, made(generator=generator))
+    assert not np.array_equal(one, made(generator=generator))
+    assert np.array_equal(made(seed=4), made(seed=4)) and not np.array_equal(made(seed=4), made(seed=5))
 
 
 def test_one_stream_per_purpose(pipe, monkeypatch):
@@ -148,7 +165,7 @@ def test_one_stream_per_purpose(pipe, monkeypatch):
 def test_saved_and_loaded(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "mine")
     again = MotionControlPipeline.from_pretrained(tmp_path / "mine").to("cpu")
-    assert np.array_equal(pipe(IMAGE, [TRACK], **SHORT), again(IMAGE, [TRACK], **SHORT))
+    assert np.array_equal(clip(pipe, IMAGE, [TRACK], **SHORT), clip(again, IMAGE, [TRACK], **SHORT))
     assert sum(path.stat().st_size for path in (tmp_path / "mine").iterdir()) < 2e8
     (tmp_path / "mine/motion_control.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match="motion_control.safetensors"):

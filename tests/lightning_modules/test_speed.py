@@ -6,14 +6,16 @@ import shutil
 
 import pytest
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 
-from lightning_modules.conditioning import to_float
-from lightning_modules.diffusion import randn
+from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.diffusion import euler_sample, randn
+from lightning_modules.graphs import Recorded
 from lightning_modules.host import EarlierValue
 from lightning_modules.restorable import drop_idle
 from lightning_modules.svd import SVD
 from lightning_modules.weights import load_unet, weight_files, weights_hash
-from tests.lightning_modules.test_training import data, module, trainer
+from tests.lightning_modules.test_training import data, module, perturb, trainer
 from tests.support.recorder import read
 
 
@@ -106,13 +108,22 @@ def test_twenty_steps_in_bfloat16_are_within_its_noise(tmp_path, sprites):
 
 @pytest.mark.slow
 def test_two_ranks_train_without_unused_parameters(tmp_path, sprites):
+    """Or gloo would wait for gradients of queries and keys that never come; they stay as they are, in files too."""
     net = module(learning_rate=1e-3)
+    net.configure_model()
+    before = {name: p.detach().clone() for name, p in perturb(net).trained().items()}
     source = data(sprites)
     source.prepare_data()
-    run = trainer(tmp_path, 2, devices=2, strategy="ddp_fork")
+    strategy = DDPStrategy(process_group_backend="gloo", start_method="fork")
+    run = trainer(tmp_path, 3, devices=2, strategy=strategy)
     run.callbacks = [callback for callback in run.callbacks if type(callback).__name__ != "Recorder"]
     run.fit(net, source)
-    assert (tmp_path / "last.ckpt").is_file()
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    idle = before.keys() - net.optimized().keys()
+    assert idle and saved["global_step"] == 3
+    for name, value in before.items():
+        assert torch.equal(saved["state_dict"][name], value) == (name in idle), name
+    assert len(saved["optimizer_states"][0]["state"]) == len(before) - len(idle)
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +170,45 @@ def test_the_vaes_precision_is_its_own(folder):
     assert 0 < error < 0.1 and torch.backends.cuda.matmul.allow_tf32 == before
     with pytest.raises(ValueError, match="'float8', expected one of float32, tf32, bfloat16"):
         full.freeze(torch.bfloat16, vae_precision="float8")
+
+
+def test_clips_are_decoded_in_parts_where_that_is_asked(folder):
+    svd = SVD.load(folder).freeze(torch.float32)
+    latents = randn([0, 1], (5, 4, 4, 8))
+    whole, parts = svd.decode(latents), [svd.decode(part) for part in latents.split(3, 1)]
+    svd.decode_chunk = 5
+    assert torch.equal(svd.decode(latents), whole)
+    svd.decode_chunk = 3
+    assert torch.equal(svd.decode(latents), torch.cat(parts, 1))
+    with pytest.raises(ValueError, match="decode_chunk is 0, expected a number of at least 1"):
+        module(decode_chunk=0)
+
+
+def clip_of(net, dtype: torch.dtype) -> tuple[torch.Tensor, Conditioning]:
+    """Noise and conditioning of one clip, on the network's device."""
+    dim, channels = net.svd.unet.config.cross_attention_dim, net.svd.latent_channels
+    parts = [randn([i], shape)[0] for i, shape in enumerate([(1, 3, channels, 8, 8), (1, channels, 8, 8), (1, 1, dim)])]
+    noise, latent, token = (part.to(net.device, dtype) for part in parts)
+    return noise, Conditioning(latent, token, torch.tensor([[8.0, 17.0, 0.02]], device=net.device))
+
+
+def test_without_a_gpu_nothing_is_recorded(built):
+    noise, cond = clip_of(built, torch.float32)
+    plain, recorded = (
+        built.networks._replace(sample_graph=graph).generate(cond, noise, 2, (1.0, 2.5)) for graph in (False, True)
+    )
+    assert torch.equal(plain, recorded)
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_is_the_step():
+    net = module()
+    net.configure_model()
+    torch.nn.Module.double(net.svd.unet)
+    net.cuda()
+    noise, cond = clip_of(net, torch.float64)
+    with torch.no_grad():
+        for x in (noise, 2 * noise):
+            plain = euler_sample(net.denoiser, x, cond, steps=4)
+            recorded = euler_sample(net.denoiser, x, cond, steps=4, recorded=Recorded)
+            torch.testing.assert_close(recorded, plain, atol=1e-9, rtol=1e-9)

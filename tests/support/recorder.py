@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import time
+from pathlib import Path
 
 from lightning.pytorch import Callback
 
@@ -35,3 +37,24 @@ class Recorder(Callback):
 def read(path) -> list[dict]:
     with open(path) as file:
         return [json.loads(line) for line in file]
+
+
+class Meet(Callback):
+    """Wait at the start of the training until so many have come, so that runs are known to be there at once.
+
+    Args:
+        folder: Where each leaves a file.
+        number: How many to wait for.
+    """
+
+    def __init__(self, folder: str, number: int):
+        self.folder, self.number = Path(folder), number
+
+    def on_train_start(self, trainer, pl_module):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / str(os.getpid())).touch()
+        for _ in range(6000):
+            if len(list(self.folder.iterdir())) >= self.number:
+                return
+            time.sleep(0.02)
+        raise TimeoutError(f"{self.folder}: nobody came")

@@ -1,0 +1,74 @@
+"""Time how long `python -m lightning` takes to say its help and to read an experiment, beside a bare LightningCLI.
+
+    python benchmarks/startup.py [--rounds 7]
+
+The bare one imports the same packages and calls LightningCLI, nothing else. Both sides take turns; CPU seconds, the
+children's user and system time, hold on a busy machine where the clock does not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from full_size import REPO, table
+
+BARE = """
+from lightning.pytorch.cli import LightningCLI
+import callbacks, conditions, datamodules, lightning_modules
+LightningCLI()
+"""
+COMMANDS = {
+    "fit --help": ["fit", "--help"],
+    "an experiment read": ["fit", "--config", str(REPO / "configs/remoco_svd.yaml"), "--print_config"],
+}
+
+
+def spent(command: list[str]) -> tuple[float, float]:
+    """CPU and wall seconds of a command.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    start, before = time.perf_counter(), os.times()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command[1:])}: {done.stderr[-2000:]}")
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return cpu, time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each, after one")
+    parser.add_argument("--only", nargs="+", choices=COMMANDS)
+    args = parser.parse_args()
+    python = Path(sys.executable)
+    rows = []
+    for name in args.only or COMMANDS:
+        sides = {
+            "python -m lightning": [str(python), "-m", "lightning", *COMMANDS[name]],
+            "bare LightningCLI": [str(python), "-c", BARE, *COMMANDS[name]],
+        }
+        found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+        for turn in range(args.rounds + 1):
+            for side, command in sides.items():
+                seconds = spent(command)
+                if turn:  # the first fills the file system's cache
+                    found[side].append(seconds)
+        cpu, wall = ({side: statistics.median(s[i] for s in each) for side, each in found.items()} for i in (0, 1))
+        ours, bare = sides
+        rows += [[name, side, f"{cpu[side]:.2f}", f"{wall[side]:.2f}"] for side in sides]
+        rows.append([name, "times", f"{cpu[ours] / cpu[bare]:.2f}", f"{wall[ours] / wall[bare]:.2f}"])
+    print(table(["", "", "CPU s", "wall s"], rows))
+
+
+if __name__ == "__main__":
+    main()

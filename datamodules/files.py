@@ -1,0 +1,147 @@
+"""A stranger's files, pictures and arrays: held to bounds before they are decoded, all that is wrong as one line."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from datamodules.errors import BadInput, one_line
+from datamodules.storage import read_regular
+
+MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
+MAX_BYTES = 64 * 2**20  # of a file
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # formats whose decoders run no program, as PostScript's does
+
+Source = str | Path | bytes
+
+
+def read_image(source: Source, name: str | None = None) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture, upright as its EXIF data say.
+
+    Args:
+        source: a file or its bytes.
+        name: what errors call it; the file by default.
+
+    Raises:
+        BadInput: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of 16 bits.
+    """
+    return np.array(_opened(source, name or name_of(source)).convert("RGB"))
+
+
+def read_mask(source: Source, name: str | None = None, labelled: bool = False) -> np.ndarray:
+    """(H, W) uint8 of a mask, 0 where it is not brushed.
+
+    Args:
+        source: as in `read_image`.
+        name: as in `read_image`.
+        labelled: whether values tell brushes apart: the numbers of a picture's palette, or its grey values. Otherwise
+            what is not black is brushed, or in a picture with transparent places what is not transparent.
+
+    Raises:
+        BadInput: as in `read_image`; or of colours, where values tell brushes apart.
+    """
+    name = name or name_of(source)
+    picture = _opened(source, name)
+    if labelled:
+        if picture.mode not in ("P", "L", "1"):
+            raise BadInput(
+                f"{name}: a picture of mode {picture.mode}, expected a palette or grey values (a brush each)"
+            )
+        return np.array(picture if picture.mode == "P" else picture.convert("L"))
+    if "A" in picture.getbands() and picture.getchannel("A").getextrema() != (255, 255):
+        return np.array(picture.getchannel("A"))
+    return np.array(picture.convert("L"))
+
+
+def read_array(path: Path, expected: str, ndim: int) -> np.ndarray:
+    """An array of numbers from an .npy file; its header is held against the file's size before anything is allocated.
+
+    Raises:
+        BadInput: it is none, or has another number of axes; `expected` says in words what it should be.
+    """
+    data = read_bytes(path)
+    file = io.BytesIO(data)
+    try:
+        shape, fortran, dtype = _header(file)
+    except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
+        raise BadInput(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
+    if dtype.kind not in "biuf" or len(shape) != ndim:
+        raise BadInput(f"{path}: expected {expected}, got shape {shape} of {dtype}")
+    count = int(np.prod([int(n) for n in shape], dtype=object))
+    if min(shape) < 0 or count * dtype.itemsize != len(data) - file.tell():
+        raise BadInput(
+            f"{path}: expected {count * dtype.itemsize} bytes for shape {shape}, got {len(data) - file.tell()}"
+        )
+    return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """(H, W) float64 depth from an .npy file, or in metres from a PNG of 16 bits in millimetres.
+
+    Raises:
+        BadInput: it is neither, or holds a depth that is not above 0.
+    """
+    if path.suffix.lower() == ".npy":
+        depth = read_array(path, "(H, W) numbers", 2).astype(np.float64)
+        check_size(depth.shape, str(path))
+    else:
+        depth = np.array(_opened(path, str(path), deep=True)).astype(np.float64) / 1000
+    if not (np.isfinite(depth) & (depth > 0)).all():
+        raise BadInput(f"{path}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
+    return depth
+
+
+def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    with warnings.catch_warnings(action="ignore"):
+        return read(file)
+
+
+def _opened(source: Source, name: str, deep: bool = False) -> Image.Image:
+    data = source if isinstance(source, bytes) else read_bytes(Path(source))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            check_size(picture.size[::-1], name)
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+    except BadInput:
+        raise
+    except Image.DecompressionBombError:
+        raise BadInput(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
+    except Exception as error:  # Pillow raises exceptions of many types for broken bytes
+        raise BadInput(f"{name}: not a readable picture ({one_line(error)})") from error
+    if upright.mode.startswith(("I", "F")) != deep:
+        expected = "grey values of 16 bits" if deep else "8 bits a channel"
+        raise BadInput(f"{name}: a picture of mode {upright.mode}, expected {expected}")
+    return upright
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a file of at most MAX_BYTES; BadInput where it is missing, empty or larger."""
+    if not path.exists():
+        raise BadInput(f"{path}: no such file")
+    try:
+        data = read_regular(path, MAX_BYTES)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: {one_line(error)}") from error
+    if not data:
+        raise BadInput(f"{path}: the file is empty")
+    return data
+
+
+def check_size(size: tuple[int, ...], name: str) -> None:
+    """BadInput where a picture of (height, width) has no pixels or a side above MAX_SIDE."""
+    if min(size) < 1 or max(size) > MAX_SIDE:
+        raise BadInput(f"{name}: {size[0]} x {size[1]} pixels, expected at most {MAX_SIDE} a side")
+
+
+def name_of(source: Source) -> str:
+    """What errors call a source."""
+    return "the uploaded file" if isinstance(source, bytes) else str(source)

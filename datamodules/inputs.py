@@ -1,0 +1,332 @@
+"""What a generation starts from, as page, command and benchmark read and write it: an image, tracks on it, a brush.
+
+Two layouts of a folder: the benchmark's, `first_frame.png`, `first_frame_mask.png` and `meta_data.json`, whose key
+points are in pixels of the image; and `image.png` with `tracks.npy` (N, L, 2), `visibility.npy` (N, L) and `brush.png`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from datamodules.errors import BadInput, one_line
+from datamodules.files import Source, check_size, name_of, read_array, read_bytes, read_image, read_mask
+from datamodules.storage import parse_json, write_atomic
+
+MAX_TRACKS = 10_000
+META = ("meta_data.json", "meta_data_new.json")  # some copies of the benchmark have the second name
+IMAGE, MASK = "first_frame.png", "first_frame_mask.png"
+PALETTE = (
+    (0, 0, 0), (255, 176, 0), (0, 158, 255), (230, 57, 120), (0, 190, 110), (150, 90, 255), (255, 110, 40),
+    (120, 200, 0), (0, 200, 210),
+)  # fmt: skip
+"""Colour of each brush id in a written mask, 0 is not brushed; ids beyond it begin again after 0."""
+
+
+@dataclass  # not frozen: Lightning copies batches field by field
+class Inputs:
+    """A first frame, tracks drawn on it and what is brushed; checked where it is made.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        tracks: key points of each track, (n, 2) float64 x, y in pixels of the image; they start inside it.
+        brush: (H, W) uint8, 0 where nothing is brushed; None for no brush.
+        times: for each track (n,) when it is at each point, growing from 0, the first frame, to 1, the last; None
+            spreads its points evenly. None for all of them.
+        brush_ids: for each track the value of `brush` that moves with it, None for none of them; what is brushed with
+            a value of no track stays. None: one brush for all tracks, whatever its values.
+
+    Raises:
+        BadInput: one line that names the field and what was expected.
+    """
+
+    image: np.ndarray
+    tracks: list[np.ndarray]
+    brush: np.ndarray | None = None
+    times: list[np.ndarray | None] | None = None
+    brush_ids: list[int | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
+            raise BadInput(f"image is {self.image.shape} {self.image.dtype}, expected (height, width, 3) uint8 (RGB)")
+        check_size(self.image.shape[:2], "image")
+        names = [f"track {index}" for index in range(len(self.tracks))]
+        self.tracks, self.times = checked_tracks(self.tracks, self.times, self.size, names, "times")
+        if self.brush is not None:
+            if self.brush.shape != self.image.shape[:2]:
+                raise BadInput(f"brush: {_size(self.brush)}, expected the size of the image, {_size(self.image)}")
+            self.brush = _as_ids(self.brush)
+        if self.brush_ids is not None:
+            found = set() if self.brush is None else set(np.unique(self.brush).tolist()) - {0}
+            self.brush_ids = _checked_ids(self.brush_ids, len(self.tracks), found, "brush_ids")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def paths(self, frames: int) -> list[np.ndarray]:
+        """Where each track is in each frame, (frames, 2) float64 x, y."""
+        return self.scaled_paths(frames, *self.size)
+
+    def scaled_paths(self, frames: int, height: int, width: int) -> list[np.ndarray]:
+        """`paths` in the pixels of a video of another size."""
+        from conditions.strokes import interpolate_track
+
+        scaled = zip(self.scaled_tracks(height, width), self._times(), strict=True)
+        return [interpolate_track(track, frames, at) for track, at in scaled]
+
+    def strokes(self, frames: int) -> list[np.ndarray]:
+        """The tracks for a pipeline, which spreads key points evenly: those with times as a point for each frame."""
+        drawn = zip(self.tracks, self._times(), self.paths(frames), strict=True)
+        return [track if times is None else path for track, times, path in drawn]
+
+    def masks(self) -> np.ndarray | None:
+        """The brush for a pipeline: (H, W) bool; or with `brush_ids` (M, H, W), one for each track and then those of no
+        track; None for no brush.
+        """
+        if self.brush is None or self.brush_ids is None:
+            return None if self.brush is None else self.brush > 0
+        own = [self.brush == (index or -1) for index in self.brush_ids]
+        others = sorted(set(np.unique(self.brush).tolist()) - {0} - set(self.brush_ids))
+        masks = own + [self.brush == index for index in others]
+        return np.stack(masks) if masks else np.zeros((0, *self.brush.shape), dtype=bool)
+
+    def resized(self, height: int, width: int) -> Inputs:
+        """The same at another size, tracks and brush with it."""
+        if self.size == (height, width):
+            return self
+        shrinks = height * width < self.image.shape[0] * self.image.shape[1]
+        image = cv2.resize(self.image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC)
+        brush, ids = self.brush, self.brush_ids
+        if brush is not None:
+            brush = cv2.resize(brush, (width, height), interpolation=cv2.INTER_NEAREST)
+        if ids is not None:  # a brush of a few pixels may be gone
+            ids = [index if brush is not None and (brush == index).any() else None for index in ids]
+        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids)
+
+    def scaled_tracks(self, height: int, width: int) -> list[np.ndarray]:
+        """The tracks in the pixels of a video of another size; each start stays inside the frame.
+
+        Pixel centres have integer coordinates, so x goes to (x + 0.5) * scale - 0.5.
+        """
+        new = np.array([width, height], dtype=np.float64)
+        tracks = [(track + 0.5) * (new / self.size[::-1]) - 0.5 for track in self.tracks]
+        for track in tracks:
+            track[0] = track[0].clip(0, new - 1)
+        return tracks
+
+    def _times(self) -> Sequence[np.ndarray | None]:
+        return self.times or [None] * len(self.tracks)
+
+
+def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str | Path | None = None) -> Inputs:
+    """Read and check what to generate from.
+
+    Args:
+        source: an image; or a folder in one of the two layouts.
+        tracks: with an image: `.json` as the benchmark's, or `.npy` with a `visibility.npy` beside it, if there is one.
+        brush: with an image: the mask; None for no brush.
+
+    Raises:
+        BadInput: one line that names the file, the field and what was expected.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        image = read_image(source)
+        if tracks is None:
+            return Inputs(image, [], None if brush is None else _fitting(brush, image, False))
+        tracks = Path(tracks)
+        if tracks.suffix.lower() == ".npy":
+            return _from_arrays(image, tracks, tracks.with_name("visibility.npy"), brush)
+        return inputs_from_json(read_bytes(tracks), image, brush, str(tracks))
+    if (source / IMAGE).is_file():
+        image = read_image(source / IMAGE)
+        meta = next((source / name for name in META if (source / name).is_file()), None)
+        if meta is None:
+            raise BadInput(f"{source}: neither {META[0]} nor {META[1]}")
+        return inputs_from_json(read_bytes(meta), image, source / MASK, str(meta))
+    if not (source / "image.png").is_file():
+        raise BadInput(f"{source}: neither {IMAGE} nor image.png in this folder")
+    mask = source / "brush.png"
+    arrays = source / "tracks.npy", source / "visibility.npy"
+    return _from_arrays(read_image(source / "image.png"), *arrays, mask if mask.is_file() else None)
+
+
+def inputs_from_json(
+    data: bytes | str, image: np.ndarray, brush: Source | np.ndarray | None = None, name: str = "tracks"
+) -> Inputs:
+    """Inputs of an image and the text of its `meta_data.json`.
+
+    Args:
+        data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
+            track, and `brush`, a mask's value or null for each track.
+        image: (H, W, 3) uint8.
+        brush: the mask.
+        name: what errors call the text.
+
+    Raises:
+        BadInput: one line that names the field and what was expected.
+    """
+    try:
+        found = parse_json(data)
+        tracks, times, ids = found["traj_key_points"], found.get("times"), found.get("brush")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
+    for key, value in (("traj_key_points", tracks), ("times", times), ("brush", ids)):
+        if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
+            raise BadInput(f"{name}: {key}: expected a list, got {type(value).__name__}")
+    if not tracks:
+        raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
+    names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
+    tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
+    if isinstance(brush, (str, Path, bytes)):
+        brush = _fitting(brush, image, ids is not None)
+    if ids is not None:
+        values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
+        ids = _checked_ids(ids, len(tracks), values, f"{name}: brush")
+    return Inputs(image, tracks, brush, times, ids)
+
+
+def inputs_json(inputs: Inputs) -> dict[str, Any]:
+    """What `meta_data.json` says of inputs; see `inputs_from_json`."""
+    found: dict[str, Any] = {"traj_key_points": [track.tolist() for track in inputs.tracks]}
+    if inputs.times is not None:
+        found["times"] = [None if times is None else times.tolist() for times in inputs.times]
+    return found if inputs.brush_ids is None else found | {"brush": inputs.brush_ids}
+
+
+def write_inputs(folder: str | Path, inputs: Inputs) -> None:
+    """Write inputs in the benchmark's layout, each file whole or not at all, the tracks last; the folder is made."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / IMAGE, _png(Image.fromarray(inputs.image)))
+    brush = np.zeros(inputs.image.shape[:2], np.uint8) if inputs.brush is None else inputs.brush
+    if inputs.brush_ids is None:
+        mask = Image.fromarray((brush > 0).astype(np.uint8) * 255)
+    else:
+        mask = Image.fromarray(brush)
+        mask.putpalette([part for index in range(256) for part in colour(index)])
+    write_atomic(folder / MASK, _png(mask))
+    write_atomic(folder / META[0], json.dumps(inputs_json(inputs), allow_nan=False).encode())
+
+
+def colour(brush_id: int) -> tuple[int, int, int]:
+    """Red, green and blue of a brush's value."""
+    return PALETTE[0 if brush_id == 0 else 1 + (brush_id - 1) % (len(PALETTE) - 1)]
+
+
+def find_inputs(folder: str | Path) -> dict[str, Path]:
+    """Name -> folder of all inputs in a folder: a benchmark's levels, folders in one of the two layouts, or itself.
+
+    Raises:
+        BadInput: there are none.
+    """
+    root = Path(folder)
+
+    def is_sample(path: Path) -> bool:
+        return not path.name.startswith(".") and any((path / name).is_file() for name in (IMAGE, "image.png"))
+
+    if not root.is_dir():
+        raise BadInput(f"{root}: no such folder")
+    if is_sample(root):
+        return {root.resolve().name: root}
+    inner = [path for pattern in ("*/", "*/*/") for path in sorted(root.glob(pattern)) if is_sample(path)]
+    if not inner:
+        raise BadInput(f"{root}: no inputs, expected folders with {IMAGE} and {META[0]}, or image.png and tracks.npy")
+    return {path.relative_to(root).as_posix(): path for path in inner}
+
+
+def checked_tracks(
+    tracks: Sequence[Any],
+    times: Sequence[Any] | None,
+    size: tuple[int, ...],
+    names: Sequence[str],
+    times_name: str,
+) -> tuple[list[np.ndarray], list[np.ndarray | None] | None]:
+    """Tracks and their times as arrays; BadInput with the name of what is wrong. `size` is the image's."""
+    from conditions.strokes import track_points, track_times
+
+    if len(tracks) > MAX_TRACKS:
+        raise BadInput(f"{names[0]}: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
+    if times is not None and len(times) != len(tracks):
+        raise BadInput(f"{times_name}: expected one entry for each of {len(tracks)} tracks, got {len(times)}")
+    try:
+        found = [track_points(track, name) for track, name in zip(tracks, names, strict=True)]
+        when = [
+            None if entry is None else track_times(entry, len(track), f"{times_name}[{index}]")
+            for index, (entry, track) in enumerate(zip(times or [None] * len(found), found, strict=True))
+        ]
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    for name, track in zip(names, found, strict=True):
+        x, y = track[0]
+        if not (0 <= x < size[1] and 0 <= y < size[0]):
+            raise BadInput(f"{name} starts at ({x:g}, {y:g}), outside the {size[0]} x {size[1]} image")
+    return found, when if any(entry is not None for entry in when) else None
+
+
+def _checked_ids(ids: Sequence[Any], tracks: int, brushed: set[int], name: str) -> list[int | None]:
+    if len(ids) != tracks:
+        raise BadInput(f"{name}: expected one entry for each of {tracks} tracks, got {len(ids)}")
+    for index, value in enumerate(ids):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in brushed):
+            values = ", ".join(map(str, sorted(brushed))) or "none"
+            raise BadInput(
+                f"{name}[{index}]: expected null or a value of the mask, of which there are {values}, got {value!r}"
+            )
+    return list(ids)
+
+
+def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Inputs:
+    """Inputs of a tracker's or anybody's points: frames in which one is hidden are bridged by those around them, and
+    after the last one in which it is seen it stays. Points that the first frame hides start nowhere and are left out.
+    """
+    points = read_array(tracks, "(N, L, 2) numbers", 3)
+    if points.shape[2] != 2 or 0 in points.shape:
+        raise BadInput(f"{tracks}: expected shape (N, L, 2) of x, y in pixels, got {points.shape}")
+    if len(points) > MAX_TRACKS:
+        raise BadInput(f"{tracks}: expected at most {MAX_TRACKS} tracks, got {len(points)}")
+    seen = np.ones(points.shape[:2], dtype=bool)
+    if visibility.is_file():
+        seen = read_array(visibility, "(N, L) truth values", 2) > 0
+        if seen.shape != points.shape[:2]:
+            raise BadInput(f"{visibility}: expected shape {points.shape[:2]} as {tracks.name}, got {seen.shape}")
+    starts = np.flatnonzero(seen[:, 0])
+    if not len(starts):
+        raise BadInput(f"{visibility}: no point is visible in the first frame, where tracks start")
+    knots = np.linspace(0, 1, points.shape[1])
+    kept = [points[index][seen[index]].astype(np.float64) for index in starts]
+    times = [None if seen[index].all() else knots[seen[index]] for index in starts]
+    names = [f"{tracks}: track {index}" for index in starts]
+    kept, checked = checked_tracks(kept, times, image.shape[:2], names, f"{tracks}: times")
+    return Inputs(image, kept, None if brush is None else _fitting(brush, image, False), checked)
+
+
+def _fitting(brush: Source, image: np.ndarray, labelled: bool) -> np.ndarray:
+    mask = read_mask(brush, labelled=labelled)
+    if mask.shape != image.shape[:2]:
+        raise BadInput(f"{name_of(brush)}: {_size(mask)}, expected the size of {IMAGE}, {_size(image)}")
+    return mask
+
+
+def _as_ids(brush: np.ndarray) -> np.ndarray:
+    return brush if brush.dtype == np.uint8 else (brush != 0).astype(np.uint8)
+
+
+def _size(image: np.ndarray) -> str:
+    return " x ".join(map(str, image.shape[:2]))
+
+
+def _png(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()

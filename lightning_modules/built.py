@@ -1,0 +1,49 @@
+"""A module from its record and its tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from conditions import Condition
+from lightning_modules import record
+from lightning_modules.motion_control import MotionControlModule
+
+
+def built(
+    found: dict[str, Any], state: dict[str, torch.Tensor], svd: str | None, dtype: torch.dtype
+) -> tuple[MotionControlModule, dict[str, Any]]:
+    """The module of a record and its tensors, and what the record says beyond the module."""
+    base = {k: v for k, v in found["base"].items() if k not in ("hash", "latents")}
+    architecture = dict(found["architecture"])
+    if "." in (kind := str(architecture.get("injection"))) and kind.rpartition(".")[0] not in sys.modules:
+        raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
+    architecture["condition"] = Condition.from_record(architecture["condition"])
+    if svd is not None:
+        base = {"svd": svd}
+    if architecture["lora"] is None:
+        architecture.pop("lora_rank")
+    sampling = dict(found.get("sampling") or {})
+    names = {"steps": "sample_steps", "sigma_max": "sample_sigma_max", "guidance": "guidance"}
+    settings = {names[name]: sampling.pop(name) for name in names if name in sampling}
+    module = MotionControlModule(**base, **architecture, **settings)
+    module.configure_model(dtype)
+    module.on_load_checkpoint({record.KEY: found, "state_dict": state})
+    module.load_state_dict(state, strict=False)
+    return module, sampling
+
+
+@contextlib.contextmanager
+def value_errors() -> Iterator[None]:
+    """What is wrong with a file or argument as a ValueError of one line."""
+    try:
+        yield
+    except (MisconfigurationException, KeyError, TypeError, AttributeError, ValueError) as error:
+        text = " ".join(str(error).split())
+        named = isinstance(error, (MisconfigurationException, ValueError))
+        raise ValueError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error

@@ -1,0 +1,257 @@
+"""`remoco generate`: an image, drawn tracks and a brush to a video, of one image or of a folder of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from callbacks.benchmark import pair_seed, trained_hash
+from callbacks.strips import panel_factor, strip, write_mp4
+from conditions import control_video
+from datamodules.bench import STEP, fitting_size
+from datamodules.errors import BadInput, UsageError, one_line
+from datamodules.inputs import Inputs, find_inputs, read_inputs
+from datamodules.storage import clear_leftovers, write_json
+from lightning_modules import embedded
+from lightning_modules.pipeline import MotionControlPipeline
+from remoco.motion import SceneMotion, check_depth, scene_motion
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to generate: its name, where its inputs are, and the files of video and strip."""
+
+    name: str
+    read: Callable[[], Inputs]
+    video: Path
+    strip: Path
+
+    def done(self) -> bool:
+        """Whether both files are there."""
+        return self.video.is_file() and self.strip.is_file()
+
+
+def generate(
+    checkpoint: str,
+    image: str,
+    tracks: str | None = None,
+    brush: str | None = None,
+    out: str | None = None,
+    camera: str | None = None,
+    poses: str | None = None,
+    depth: str | None = None,
+    driving: str | None = None,
+    tracker: str = "dis",
+    num_frames: int | None = None,
+    steps: int | None = None,
+    min_guidance_scale: float | None = None,
+    max_guidance_scale: float | None = None,
+    motion_bucket_id: float | None = None,
+    fps: float = 8.0,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    svd: str | None = None,
+    device: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    offload: bool = False,
+) -> int:
+    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it.
+
+    Args:
+        checkpoint: of a run, or `embedded`, the small one in the package.
+        image: a picture; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy, visibility.npy.
+        tracks: with a picture, its tracks: JSON as the benchmark's meta_data.json, or .npy (N, L, 2).
+        brush: with a picture, the mask of what may move.
+        out: .mp4 file to write, beside which the strip is; of a folder of inputs a folder, for videos/ and strips/.
+        camera: what the camera does, as `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a part of the
+            height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
+        poses: the camera's path, in RealEstate10K's text format; with depth.
+        depth: of the image, .npy (H, W) in the unit of the poses, or a PNG of 16 bits in millimetres.
+        driving: a video whose motion the clip takes; a brush without tracks says where.
+        tracker: that follows the driving video: dis, tracks, dot, or the class path of your own.
+        num_frames: length of the clips; the checkpoint's by default, as are the next four.
+        steps: of the sampler.
+        min_guidance_scale: guidance of the first frame.
+        max_guidance_scale: guidance of the last frame.
+        motion_bucket_id: mean displacement in pixels that the network is told.
+        fps: frames per second, told to the network and of the files.
+        seed: of the noise; in a folder every name has its own.
+        height: with width, about how many pixels an image is resized to, in multiples of 64; the checkpoint's.
+        width: see height.
+        svd: where the base is now, when not where the checkpoint says.
+        device: of torch; the GPU if there is one.
+        dtype: of the frozen networks; bfloat16 on a GPU, else float32.
+        offload: keep image encoder and VAE off the GPU while sampling.
+
+    Returns:
+        1 where inputs of a folder were left out, each named on a line; otherwise 0.
+    """
+    motion = scene_motion(camera, poses, depth, driving, tracker)
+    moving = any((camera, poses, driving, tracks, brush))
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, moving)
+    pipe = _pipeline(checkpoint, svd, device, dtype, offload)
+    size = _size(pipe, height, width)
+    options = {
+        "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
+        "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
+        "min_guidance_scale": pipe.module.guidance[0] if min_guidance_scale is None else min_guidance_scale,
+        "max_guidance_scale": pipe.module.guidance[1] if max_guidance_scale is None else max_guidance_scale,
+        "motion_bucket_id": pipe.sampling["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
+        "fps": fps,
+    }
+    if folder is not None:
+        flags = {"camera": camera, "poses": poses, "depth": depth, "driving": driving, "tracker": tracker}
+        _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
+        if there := [job for job in jobs if job.done()]:
+            print(f"{len(there)} of {len(jobs)} are there already")
+            jobs = [job for job in jobs if not job.done()]
+    with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
+        for job in jobs:
+            bar.set_postfix_str(job.name)
+            own = seed if folder is None else pair_seed(seed, job.name)
+            try:
+                inputs = job.read()
+                check_depth(motion, inputs, depth)
+                inputs = inputs.resized(*fitting_size(inputs.size, *size))
+                panels = clip(pipe, inputs, motion, own, options, bar)
+            except ValueError as error:
+                raise BadInput(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
+            for path in (job.video, job.strip):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_mp4(job.video, panels["generated"], fps)
+            write_mp4(job.strip, strip(panels, f"{job.name}, seed {seed}"), fps)  # the last: with it the clip is done
+    print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
+    return int(left_out > 0)
+
+
+def clip(
+    pipe: MotionControlPipeline, inputs: Inputs, motion: SceneMotion, seed: int, options: dict[str, Any], bar: tqdm
+) -> dict[str, np.ndarray]:
+    """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8."""
+
+    def on_step(*_: Any) -> dict[str, Any]:
+        bar.update()
+        return {}
+
+    control = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
+    output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
+    return {
+        "first frame": inputs.image,
+        "control": enlarged_control(control, inputs.image),
+        "generated": np.stack(output.frames[0]),
+    }
+
+
+def enlarged_control(control: torch.Tensor, image: np.ndarray) -> np.ndarray:
+    """(L, H', W', 3) uint8 of a control (L, 3, H, W) on its frame (H, W, 3); small ones by a whole factor."""
+    factor = panel_factor(image.shape[1])  # arrows drawn on a tiny frame and enlarged would be blocks
+    frame = torch.from_numpy(image).permute(2, 0, 1)
+    big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, frame))
+    return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame)
+
+
+def _jobs(
+    image: str, tracks: str | None, brush: str | None, out: str | None, moving: bool
+) -> tuple[list[Job], Path | None, int]:
+    """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
+    source = Path(image)
+    if not source.is_dir():
+        path = Path(out or "clip.mp4")
+        _check_file(path)
+        read_inputs(source, tracks, brush)
+        if not moving:
+            raise UsageError(
+                "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
+            )
+        read = partial(read_inputs, source, tracks, brush)
+        return [Job(source.name, read, path, path.with_name(f"{path.stem}-strip.mp4"))], None, 0
+    for name, value in (("--tracks", tracks), ("--brush", brush)):
+        if value is not None:
+            raise UsageError(f"{name}: expected none with a folder of inputs, which holds its own")
+    found = find_inputs(source)
+    if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
+        read_inputs(source)
+        path = Path(out)
+        return [Job(source.name, partial(read_inputs, source), path, path.with_name(f"{path.stem}-strip.mp4"))], None, 0
+    folder = Path(out or "generated")
+    if folder.suffix == ".mp4" or folder.is_file():
+        raise UsageError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
+    jobs, left_out = [], 0
+    for name, path in found.items():
+        try:
+            read_inputs(path)
+        except BadInput as error:
+            print(f"left out: {error}", file=sys.stderr)
+            left_out += 1
+            continue
+        files = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
+        jobs.append(Job(name, partial(read_inputs, path), *files))
+    if not jobs:
+        raise UsageError(f"{source}: none of its {left_out} inputs can be used")
+    return jobs, folder, left_out
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix != ".mp4":
+        raise UsageError(f"--out {path}: expected the name of an .mp4 file")
+
+
+def _pipeline(
+    checkpoint: str, svd: str | None, device: str | None, dtype: str | None, offload: bool
+) -> MotionControlPipeline:
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind = DTYPES[dtype or ("bfloat16" if device.startswith("cuda") else "float32")]
+    try:
+        if Path(checkpoint).is_dir():
+            pipe = MotionControlPipeline.from_pretrained(checkpoint, svd, dtype=kind)
+        else:
+            pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), svd, dtype=kind)
+    except ValueError as error:
+        raise UsageError(f"checkpoint: {error}") from None
+    try:
+        pipe.enable_model_cpu_offload(device) if offload else pipe.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device}: {one_line(error)}") from None
+    return pipe
+
+
+def _size(pipe: MotionControlPipeline, height: int | None, width: int | None) -> tuple[int, int]:
+    """(height, width) that images are fitted to: as asked, as the checkpoint was trained, or the paper's."""
+    own = (64, 64) if pipe.module.random_init else (320, 512)
+    trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
+    for name, value in (("--height", height), ("--width", width)):
+        if value is not None and (value < STEP or value % STEP):
+            raise UsageError(f"{name} is {value}, expected a multiple of {STEP}")
+    return height or trained[0], width or trained[1]
+
+
+def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
+    """Note what makes the clips of a folder; refuse to mix them with those that something else made."""
+    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.svd.identity}
+    made_by = json.loads(json.dumps(made_by, default=str))
+    path = folder / "generated.json"
+    if path.is_file():
+        try:
+            found = json.loads(path.read_text())
+            differs = [name for name in made_by if found.get(name) != made_by[name]]
+        except (ValueError, AttributeError):
+            differs = ["settings"]
+        if differs:
+            raise UsageError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
+    else:
+        write_json(path, made_by)
+    for kind in ("videos", "strips"):
+        for inner in [folder / kind, *(folder / kind).rglob("*/")]:
+            clear_leftovers(inner)

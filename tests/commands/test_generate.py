@@ -1,0 +1,195 @@
+"""`remoco generate`: a picture and a folder, going on after a kill, and a line for each mistake."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from callbacks.strips import write_mp4
+from datamodules.errors import BadInput, UsageError
+from datamodules.inputs import Inputs, write_inputs
+from datamodules.plain import plain_scene
+from datamodules.scene import render
+from datamodules.videos import read_video
+from lightning_modules.pipeline import MotionControlPipeline
+from remoco import generate as source
+from remoco.cli import main
+from remoco.generate import generate
+
+FEW = ("--steps", "2", "--num-frames", "3")
+
+
+def remoco(*arguments) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A folder in the benchmark's layout with two samples of an object, its brush and a path."""
+    root = tmp_path_factory.mktemp("bench")
+    for number in (3, 5):
+        scene = plain_scene([0, 2, number], [0, 2, number, 1], 8, 64, 64)
+        centre = scene.layers[1].motion.centre[0]
+        y, x = np.mgrid[:64, :64].astype(float)
+        image = render(scene)[0].transpose(1, 2, 0)
+        brush = scene.layers[1].covers(0, x, y).astype(np.uint8)
+        inputs = Inputs(image, [np.stack([centre, (centre + 32) / 2])], brush)
+        write_inputs(root / "object_control" / f"sprite-{number}", inputs)
+    return root
+
+
+@pytest.fixture
+def written(monkeypatch) -> dict[str, np.ndarray]:
+    """Name of the file -> frames that were written to it: a codec's threads are not the same every time."""
+    found = {}
+    write = source.write_mp4
+
+    def kept(path, video, fps):
+        found[path.name] = video
+        write(path, video, fps)
+
+    monkeypatch.setattr(source, "write_mp4", kept)
+    return found
+
+
+def test_a_picture_becomes_a_video_and_a_strip(bench, tmp_path, written):
+    sample = bench / "object_control" / "sprite-3"
+    files = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
+    out = tmp_path / "new" / "clip.mp4"
+    assert remoco("generate", "embedded", sample / "first_frame.png", *files, "--out", out, *FEW) == 0
+    assert remoco("generate", "embedded", sample, "--out", tmp_path / "same.mp4", *FEW) == 0
+    video, fps = read_video(out)
+    assert video.shape == (3, 64, 64, 3) and fps == 8
+    assert read_video(out.with_name("clip-strip.mp4"))[0].shape[2] > 3 * 192
+    assert np.array_equal(written["clip.mp4"], written["same.mp4"])
+
+
+def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypatch):
+    broken = bench / "object_control" / "broken"
+    broken.mkdir()
+    Image.new("RGB", (9, 9)).save(broken / "first_frame.png")
+    out, calls = tmp_path / "out", []
+    sampled = MotionControlPipeline.__call__
+
+    def counted(self, *arguments, **options):
+        calls.append(options["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return sampled(self, *arguments, **options)
+
+    monkeypatch.setattr(MotionControlPipeline, "__call__", counted)
+    command = ("generate", "embedded", bench, "--out", out, *FEW)
+    assert remoco(*command) == 130
+    first = out / "videos/object_control/sprite-3.mp4"
+    before = first.read_bytes()
+    assert not (out / "videos/object_control/sprite-5.mp4").exists()
+    assert remoco(*command) == 1  # a sample was left out
+    text = capsys.readouterr()
+    assert "1 of 2 are there already" in text.out and "left out: " in text.err and "broken: neither" in text.err
+    assert len(calls) == 3 and calls[1] == calls[2] != calls[0] and first.read_bytes() == before
+    assert (out / "strips/object_control/sprite-5.mp4").is_file()
+    assert remoco(*command) == 1 and len(calls) == 3
+    assert remoco(*command, "--seed", "4") == 2 and len(calls) == 3
+    assert "holds clips made with other seed" in capsys.readouterr().err
+    broken.joinpath("first_frame.png").unlink()
+
+
+def test_tracks_of_a_tracker(tmp_path):
+    Image.new("RGB", (64, 64), (90, 40, 10)).save(tmp_path / "image.png")
+    np.save(tmp_path / "tracks.npy", np.linspace((20, 20), (40, 44), 5)[None])
+    np.save(tmp_path / "visibility.npy", np.ones((1, 5), bool))
+    assert remoco("generate", "embedded", tmp_path, "--out", tmp_path / "x.mp4", *FEW) == 0
+    assert read_video(tmp_path / "x.mp4")[0].shape == (3, 64, 64, 3)
+
+
+def test_cameras_and_driving_videos(bench, tmp_path, written):
+    sample = bench / "object_control" / "sprite-3"
+    image = sample / "first_frame.png"
+    pose = "{} 0.9 1.2 0.5 0.5 0 0 1 0 0 {} 0 1 0 0 0 0 1 0"
+    (tmp_path / "poses.txt").write_text("\n".join(["https://x", *(pose.format(i, -0.1 * i) for i in range(9))]))
+    Image.fromarray(np.full((64, 64), 2000, np.uint16)).save(tmp_path / "depth.png")
+    np.save(tmp_path / "depth.npy", np.full((64, 64), 2.0, np.float32))
+    drawn = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    video = np.stack([np.repeat(np.roll(ramp, 2 * i, 1)[..., None], 3, 2) for i in range(9)])
+    write_mp4(tmp_path / "video.mp4", video, 8)
+    ways = {
+        "pan": ["--camera", "pan:0.2,zoom:1.2"],
+        "object": ["--camera", "pan:0.2,zoom:1.2", *drawn],
+        "png": ["--poses", tmp_path / "poses.txt", "--depth", tmp_path / "depth.png"],
+        "npy": ["--poses", tmp_path / "poses.txt", "--depth", tmp_path / "depth.npy"],
+        "driven": ["--driving", tmp_path / "video.mp4"],
+    }
+    for name, flags in ways.items():
+        assert remoco("generate", "embedded", image, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0, name
+    assert np.array_equal(written["png.mp4"], written["npy.mp4"])
+    assert len({written[f"{name}.mp4"].tobytes() for name in ways}) == 4
+    (tmp_path / "short.txt").write_text(pose.format(0, 0))
+    (tmp_path / "wrong.txt").write_text("https://x\n1 2 3\n")
+    (tmp_path / "skew.txt").write_text("\n".join([pose.format(0, 0).replace("1 0 0", "2 0 0", 1)] * 3))
+    np.save(tmp_path / "other.npy", np.ones((9, 9)))
+    np.save(tmp_path / "zero.npy", np.zeros((64, 64)))
+    depth = f"--depth {tmp_path}/depth.npy"
+    said_of = {
+        "--camera pan": "expected pan:NUMBER",
+        "--camera spin:3": "expected pan:NUMBER",
+        "--camera pan:far": "pan: expected a number, got 'far'",
+        "--camera zoom:0": "zoom: expected a number from 0.1 to 10",
+        "--camera pan:0.1 --driving x.mp4": "--driving: expected not together with --camera",
+        f"--poses {tmp_path}/poses.txt": "--poses and --depth: expected both",
+        "--driving nowhere.mp4": "--driving nowhere.mp4: no such file",
+        f"--driving {image}": "--driving",
+        f"--driving {tmp_path}/video.mp4 --tracker none": "--tracker none",
+        f"--poses {tmp_path}/short.txt {depth}": "short.txt: expected the poses of at least 2 frames",
+        f"--poses {tmp_path}/wrong.txt {depth}": "wrong.txt: line 2: expected 19 numbers",
+        f"--poses {tmp_path}/skew.txt {depth}": "skew.txt: line 1: expected a rotation",
+        f"--poses {tmp_path}/poses.txt --depth {tmp_path}/other.npy": "other.npy: 9 x 9, expected the size of",
+        f"--poses {tmp_path}/poses.txt --depth {tmp_path}/zero.npy": "zero.npy: expected a depth above 0",
+        f"--poses {tmp_path}/poses.txt --depth {image}": "expected grey values of 16 bits",
+        "": "--tracks: expected tracks, or --brush, --camera, --poses or --driving",
+    }
+    for flags, said in said_of.items():
+        with pytest.raises((UsageError, BadInput)) as error:
+            parsed = flags.split()
+            generate("embedded", str(image), out=str(tmp_path / "x.mp4"), steps=1,
+                     **{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})  # fmt: skip
+        assert said in str(error.value) and "\n" not in str(error.value), flags
+
+
+def bad(tmp_path) -> dict[str, tuple[list, str]]:
+    Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
+    Image.new("L", (63, 64)).save(tmp_path / "small.png")
+    Image.new("RGB", (20000, 2)).save(tmp_path / "wide.png")
+    (tmp_path / "text.png").write_text("no")
+    (tmp_path / "empty.json").write_text("")
+    for name, point in (("far", [70, 5]), ("nan", [float("nan"), 5]), ("good", [5, 5])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"traj_key_points": [[point]]}))
+    (tmp_path / "other.ckpt").write_bytes(b"x")
+    (tmp_path / "folder").mkdir()
+    image, good = tmp_path / "image.png", ["--tracks", tmp_path / "good.json"]
+    return {
+        "outside": ([image, "--tracks", tmp_path / "far.json"], "far.json: traj_key_points[0] starts at (70, 5)"),
+        "nan": ([image, "--tracks", tmp_path / "nan.json"], "nan.json: traj_key_points[0]: expected finite"),
+        "empty": ([image, "--tracks", tmp_path / "empty.json"], "empty.json: the file is empty"),
+        "mask": ([image, *good, "--brush", tmp_path / "small.png"], "small.png: 64 x 63, expected the size"),
+        "wide": ([tmp_path / "wide.png"], "wide.png: 2 x 20000 pixels, expected at most 8192"),
+        "text": ([tmp_path / "text.png"], "text.png: not a readable picture"),
+        "none": ([tmp_path / "nowhere.png"], "nowhere.png: no such file"),
+        "folder": ([tmp_path / "folder"], "folder: no inputs, expected folders with first_frame.png"),
+        "checkpoint": ([image, *good], "checkpoint: "),
+        "out": ([image, *good, "--out", tmp_path / "clip.avi"], "clip.avi: expected the name of an .mp4"),
+        "height": ([image, *good, "--height", "100"], "--height is 100, expected a multiple of 64"),
+        "steps": ([image, *good, "--steps", "0"], "num_inference_steps is 0"),
+        "device": ([image, *good, "--device", "nothing"], "--device nothing"),
+    }
+
+
+def test_mistakes_are_one_line(tmp_path, capsys):
+    for kind, (arguments, said) in bad(tmp_path).items():
+        checkpoint = tmp_path / "other.ckpt" if kind == "checkpoint" else "embedded"
+        out = [] if "--out" in arguments else ["--out", tmp_path / "clip.mp4"]
+        assert remoco("generate", checkpoint, *arguments, *out) == 2, kind
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert said in line and line.startswith("remoco generate: error: "), (kind, line)
+        assert not (tmp_path / "clip.mp4").exists()
