@@ -99,8 +99,8 @@ def generate(
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
     motion = scene_motion(camera, poses, depth, driving, tracker)
-    moving = any((camera, poses, driving, tracks, brush))
-    jobs, folder, left_out = _jobs(image, tracks, brush, out, moving)
+    asked = any((camera, poses, driving, tracks, brush))
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, asked)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     size = trained_size(pipe, height, width)
     options = {
