@@ -17,7 +17,7 @@ from torch import Tensor
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
-from callbacks.sample_logger import sampling
+from callbacks.sample_logger import finite_uint8, sampling
 from conditions import Condition, Motion, flow_to_pixels
 from datamodules.batch import MOTION
 from datamodules.storage import write_json
@@ -113,17 +113,17 @@ class ControlErrors(EveryNthValidation):
             raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
         masks, tracks = moving_object(flow)
-        first, real = to_uint8(batch["first_frame"]), to_uint8(batch["video"])
+        first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
         # half a batch away: neighbours may share their first frame, and then another's control would be a good one
         other = torch.roll(torch.arange(len(masks)), len(masks) // 2 or 1)
         swapped = batch | {name: batch[name][other] for name in MOTION if name in batch}
         make = {
-            "": lambda: to_uint8(pl_module.sample(batch)),
+            "": lambda: finite_uint8(pl_module.sample(batch), keys),
             "_standing_still": lambda: first[:, None].expand_as(real),
             "_real": lambda: real,
-            "_swapped": lambda: to_uint8(pl_module.sample(swapped)),
-            "_off": lambda: to_uint8(pl_module.sample(batch, controlled=False)),
-            "_stroke": lambda: to_uint8(pl_module.sample(batch)),
+            "_swapped": lambda: finite_uint8(pl_module.sample(swapped), keys),
+            "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
+            "_stroke": lambda: finite_uint8(pl_module.sample(batch), keys),
         }
         for kind, metric in self.metrics.items():
             if kind == "_swapped" and len(masks) == 1:

@@ -123,6 +123,15 @@ def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
     assert set(module.sampled) == {f"sprite-{number:06d}" for number in range(3)}
 
 
+def test_a_clip_with_nan_is_named(tmp_path, plain):
+    class Broken(Obedient):
+        def sample(self, batch, controlled=True):
+            return torch.full_like(super().sample(batch, controlled), float("nan"))
+
+    with pytest.raises(MisconfigurationException, match="sprite-000000: the generated video holds NaN"):
+        trainer(tmp_path, [ControlErrors(clips=2)]).validate(Broken(), datamodule=plain())
+
+
 def test_other_data_are_left_alone(tmp_path):
     with pytest.warns(UserWarning, match="ControlErrors measures nothing"):
         trainer(tmp_path, [ControlErrors()]).fit(Module(), datamodule=Data())
