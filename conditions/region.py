@@ -237,5 +237,5 @@ class RegionWise(SparseCondition):
         """Control from strokes: the k x k region around each start moves along its track; mask = brush OR regions."""
         self.check(height, width)
         strokes = draw_strokes(tracks, brush, frames, height, width, self.region_size)
-        mask = (strokes.filled | strokes.brush) & self.motion_mask
+        mask = (strokes.filled | strokes.brush) & ~strokes.held & self.motion_mask
         return torch.cat([strokes.flow, mask.to(torch.float32).expand(frames, 1, -1, -1)], dim=1)

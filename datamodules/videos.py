@@ -49,7 +49,7 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
         raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
     if len(found) < frames:
-        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}")
+        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}, as many as are judged")
     if len({picture.shape for picture in found}) > 1:
         raise BadClip(f"{path}: changes its size")
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
