@@ -122,7 +122,7 @@ def _write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = REPEATABLE | {"crf": "16", "preset": "fast"}
+        stream.options = {**REPEATABLE, "crf": "16", "preset": "fast"}
         for picture in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

@@ -67,7 +67,7 @@ def write_video(path: Path, video: np.ndarray, fps: float) -> None:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = height, width
             stream.pix_fmt = "yuv420p"
-            stream.options = REPEATABLE | {"crf": "10", "preset": "fast"}
+            stream.options = {**REPEATABLE, "crf": "10", "preset": "fast"}
             for picture in video:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
                 container.mux(stream.encode(frame))
