@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import BadClip, one_line
-from datamodules.mp4 import REPEATABLE
+from datamodules.mp4 import REPEATABLE, pixels_of
 from datamodules.prepare.clips import pictures
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
@@ -43,7 +43,7 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
         BadClip: does not decode, or has fewer.
     """
     try:
-        found = [picture.to_ndarray(format="rgb24") for _, picture in islice(pictures(str(path)), frames)]
+        found = [pixels_of(picture) for _, picture in islice(pictures(str(path)), frames)]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
@@ -84,7 +84,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         BadClip: does not decode, or has no pictures.
     """
     try:
-        found = [(time, picture.to_ndarray(format="rgb24")) for time, picture in pictures(str(path))]
+        found = [(time, pixels_of(picture)) for time, picture in pictures(str(path))]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames

@@ -1,6 +1,7 @@
 """The commands' names, and what all of them share: flags from a function's signature, and errors of one line.
 
-A command is a function. Its parameters without a default are positional, the others flags (`clips_per_shard` is
+A command is a function. Its parameters without a default are positional, those with one before a `/` are positional and
+may be left out, the others are flags (`clips_per_shard` is
 `--clips-per-shard`, a bool is a switch, a list that may be repeated takes one value each time, a dataclass one flag per
 field); types come from the annotations, help from the docstring. What it returns is the exit code, nothing is 0.
 """
@@ -35,10 +36,17 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
         "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),
     },
+    "sweep": {
+        "run": Command("remoco.sweep:run", "Run a sweep's trials, each a fit and a test in a run folder of its own."),
+        "table": Command("remoco.sweep:table", "Print a sweep's results, with seeds as a spread, and write CSV."),
+        "plot": Command("remoco.sweep:plot", "Draw a sweep's results, with seeds as error bars."),
+    },
     "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
+    "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
+    "export-base": Command("remoco.base:export_base", "Write a trained base as the diffusers folders of an SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 
@@ -60,7 +68,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = flags.parser(name, function)
     values = flags.values(function, parser.parse_args(arguments[len(path) :]))
     try:
-        return int(function(**values) or 0)
+        first = [values.pop(name) for name in flags.positional_only(function)]
+        return int(function(*first, **values) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130

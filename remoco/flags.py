@@ -43,7 +43,16 @@ def parser(name: str, function: Callable[..., Any]) -> Parser:
     built = Parser(prog=name, description=_sentence(text.short_description))
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
         kind, default = parameter.annotation, parameter.default
-        if default is parameter.empty:
+        if parameter.kind is parameter.POSITIONAL_ONLY and default is not parameter.empty:
+            built.add_argument(
+                parameter.name,
+                nargs="?",
+                type=kind,
+                default=default,
+                help=helps.get(parameter.name),
+                metavar=parameter.name.upper(),
+            )
+        elif default is parameter.empty:
             many = (
                 {"nargs": "+", "type": typing.get_args(kind)[0]} if typing.get_origin(kind) is list else {"type": kind}
             )
@@ -78,6 +87,12 @@ def values(function: Callable[..., Any], parsed: Namespace) -> dict[str, Any]:
         else:
             found[parameter.name] = parsed[parameter.name]
     return found
+
+
+def positional_only(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters before a `/`, which Python takes by their place alone."""
+    found = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in found if parameter.kind is parameter.POSITIONAL_ONLY]
 
 
 def menu(name: str, entries: dict[str, str]) -> Parser:

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from callbacks.benchmark import pair_seed, trained_hash
-from callbacks.strips import panel_factor, strip, write_mp4
+from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
 from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
@@ -67,7 +67,7 @@ def generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     offload: bool = False,
 ) -> int:
-    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it.
+    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it, as video and picture.
 
     Args:
         checkpoint: of a run, or `embedded`, the small one in the package.
@@ -99,10 +99,10 @@ def generate(
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
     motion = scene_motion(camera, poses, depth, driving, tracker)
-    moving = any((camera, poses, driving, tracks, brush))
-    jobs, folder, left_out = _jobs(image, tracks, brush, out, moving)
-    pipe = _pipeline(checkpoint, svd, device, dtype, offload)
-    size = _size(pipe, height, width)
+    asked = any((camera, poses, driving, tracks, brush))
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, asked)
+    pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
+    size = trained_size(pipe, height, width)
     options = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
         "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
@@ -125,24 +125,40 @@ def generate(
                 inputs = job.read()
                 check_depth(motion, inputs, depth)
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
-                panels = clip(pipe, inputs, motion, own, options, bar)
+                panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
                 raise BadInput(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
             for path in (job.video, job.strip):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
-            write_mp4(job.strip, strip(panels, f"{job.name}, seed {seed}"), fps)  # the last: with it the clip is done
+            moving = strip(panels, f"{job.name}, seed {seed}")
+            write_png(job.strip.with_suffix(".png"), sheet([moving]))
+            write_mp4(job.strip, moving, fps)  # the last: with it the clip is done
     print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
     return int(left_out > 0)
 
 
 def clip(
-    pipe: MotionControlPipeline, inputs: Inputs, motion: SceneMotion, seed: int, options: dict[str, Any], bar: tqdm
+    pipe: MotionControlPipeline,
+    inputs: Inputs,
+    motion: SceneMotion,
+    seed: int,
+    options: dict[str, Any],
+    told: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
-    """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8."""
+    """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8.
 
-    def on_step(*_: Any) -> dict[str, Any]:
-        bar.update()
+    Args:
+        pipe: what generates.
+        inputs: of the frame's size.
+        motion: of the camera or a driving video.
+        seed: of the noise.
+        options: of the pipeline's call.
+        told: called after each step with its number from 0; what it raises ends the generation.
+    """
+
+    def on_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        told(step)
         return {}
 
     control = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
@@ -154,16 +170,16 @@ def clip(
     }
 
 
-def enlarged_control(control: torch.Tensor, image: np.ndarray) -> np.ndarray:
-    """(L, H', W', 3) uint8 of a control (L, 3, H, W) on its frame (H, W, 3); small ones by a whole factor."""
-    factor = panel_factor(image.shape[1])  # arrows drawn on a tiny frame and enlarged would be blocks
+def enlarged_control(control: torch.Tensor, image: np.ndarray, factor: int | None = None) -> np.ndarray:
+    """(L, H', W', 3) uint8: a control (L, 3, H, W) on its frame (H, W, 3), by a whole factor, a strip's by default."""
+    factor = factor or panel_factor(image.shape[1])  # arrows drawn on a tiny frame and enlarged would be blocks
     frame = torch.from_numpy(image).permute(2, 0, 1)
     big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, frame))
     return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame)
 
 
 def _jobs(
-    image: str, tracks: str | None, brush: str | None, out: str | None, moving: bool
+    image: str, tracks: str | None, brush: str | None, out: str | None, asked: bool
 ) -> tuple[list[Job], Path | None, int]:
     """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
     source = Path(image)
@@ -171,7 +187,7 @@ def _jobs(
         path = Path(out or "clip.mp4")
         _check_file(path)
         read_inputs(source, tracks, brush)
-        if not moving:
+        if not asked:
             raise UsageError(
                 "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
             )
@@ -208,9 +224,14 @@ def _check_file(path: Path) -> None:
         raise UsageError(f"--out {path}: expected the name of an .mp4 file")
 
 
-def _pipeline(
-    checkpoint: str, svd: str | None, device: str | None, dtype: str | None, offload: bool
+def load_pipeline(
+    checkpoint: str, svd: str | None, device: str | None, dtype: str | None = None, offload: bool = False
 ) -> MotionControlPipeline:
+    """The pipeline of a checkpoint or a folder of `save_pretrained`, as the flags of `generate` say.
+
+    Raises:
+        UsageError: one line.
+    """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     kind = DTYPES[dtype or ("bfloat16" if device.startswith("cuda") else "float32")]
     try:
@@ -227,7 +248,7 @@ def _pipeline(
     return pipe
 
 
-def _size(pipe: MotionControlPipeline, height: int | None, width: int | None) -> tuple[int, int]:
+def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """(height, width) that images are fitted to: as asked, as the checkpoint was trained, or the paper's."""
     own = (64, 64) if pipe.module.random_init else (320, 512)
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])

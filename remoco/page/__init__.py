@@ -1,0 +1,59 @@
+"""`remoco page`: draw on an image in the browser, generate, and save what was drawn."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+
+from datamodules.errors import UsageError
+from lightning_modules import embedded
+from remoco.generate import load_pipeline
+
+HOST = "127.0.0.1"
+
+
+def page(
+    checkpoint: str = embedded.NAME, /, port: int = 7860, svd: str | None = None, device: str | None = None
+) -> None:
+    """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
+
+    Args:
+        checkpoint: of a run, or `embedded`.
+        port: on 127.0.0.1; 0 takes a free one.
+        svd: where the base is now, if not where the checkpoint says.
+        device: of torch; the GPU if there is one.
+    """
+    if find_spec("gradio") is None:
+        raise UsageError("the page needs gradio: pip install 'remoco[page]'")
+    with _bound(port) as listening:  # before minutes of loading
+        pipeline = load_pipeline(checkpoint, svd, device)
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
+        import uvicorn
+
+        from remoco.page.jobs import Studio
+        from remoco.page.server import application
+
+        name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
+        app = application(Studio(pipeline), name)
+        print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, limit_concurrency=200
+        )
+        uvicorn.Server(config).run(sockets=[listening])
+
+
+def _bound(port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise UsageError(f"--port {port}: expected a number from 0 to 65535")
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((HOST, port))
+    except OSError as error:
+        listening.close()
+        raise UsageError(f"--port {port}: {error.strerror}; choose another one, or 0 for any") from None
+    return listening

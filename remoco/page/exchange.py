@@ -1,0 +1,324 @@
+"""What the browser sends and gets, as JSON: files to drawings, drawings to inputs, paths and zips. Nothing is kept.
+
+A drawing is `{"image": "data:image/png;base64,...", "runs": [value, count, ...], "meta": {...}}`: the image, the brush
+row by row as runs of equal values, and the benchmark's `meta_data.json`.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datamodules.errors import BadInput, one_line
+from datamodules.files import check_size, read_image, read_mask
+from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
+from datamodules.plain import plain_scene
+from datamodules.scene import render, tracks
+from metrics import moving_object
+
+MAX_UPLOAD = 32 * 2**20  # bytes of all files that are opened together
+MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down to it
+MAX_POINTS = 1000  # of all tracks together
+PNG = "data:image/png;base64,"
+
+SIZES = {
+    "64 x 64": (64, 64),
+    "128 x 128": (128, 128),
+    "256 x 256": (256, 256),
+    "320 x 512": (320, 512),
+    "576 x 1024": (576, 1024),
+}
+"""Height and width of the clip, about: its aspect ratio is the image's, to a multiple of 64."""
+
+RANGES = {
+    "frames": (2, 64),
+    "fps": (1, 60),
+    "steps": (1, 100),
+    "first_guidance": (0, 20),
+    "last_guidance": (0, 20),
+    "bucket": (0, 500),
+    "seed": (0, 2**53),
+}
+"""Least and most of each number; the most of the seed is what a browser can count to."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is generated from a drawing: the arguments of the pipeline.
+
+    Attributes:
+        frames: length of the clip.
+        fps: frames per second.
+        size: a key of SIZES.
+        seed: of the noise.
+        steps: of the sampler.
+        first_guidance: of the first frame.
+        last_guidance: of the last frame.
+        bucket: motion_bucket_id.
+
+    Raises:
+        BadInput: one that is no number, or outside RANGES.
+    """
+
+    frames: int
+    fps: float
+    size: str
+    seed: int = 0
+    steps: int = 1
+    first_guidance: float = 1.0
+    last_guidance: float = 1.0
+    bucket: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, str) or self.size not in SIZES:
+            raise BadInput(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
+        for name in RANGES:
+            whole = name in ("frames", "steps", "seed")
+            object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
+
+    def options(self) -> dict[str, Any]:
+        """Of the pipeline's call."""
+        return {
+            "num_frames": self.frames,
+            "fps": self.fps,
+            "num_inference_steps": self.steps,
+            "min_guidance_scale": self.first_guidance,
+            "max_guidance_scale": self.last_guidance,
+            "motion_bucket_id": self.bucket,
+        }
+
+
+def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
+    """A number of the browser within its bounds, as int where it is to be whole; BadInput otherwise."""
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    if not right or (whole and value != int(value)):
+        kind = "a whole number" if whole else "a number"
+        raise BadInput(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
+    return int(value) if whole else float(value)
+
+
+def field(body: Any, name: str, kind: type) -> Any:
+    """An entry of a JSON object; BadInput where it is missing or of another type."""
+    if not isinstance(body, Mapping) or not isinstance(body.get(name), kind):
+        raise BadInput(f"{name}: expected a {kind.__name__} of that name in the request")
+    return body[name]
+
+
+def inputs_of(drawing: Any) -> Inputs:
+    """The inputs of a drawing.
+
+    Raises:
+        BadInput: one line that names what does not fit.
+    """
+    text = field(drawing, "image", str)
+    if not text.startswith(PNG):
+        raise BadInput(f"image: expected {PNG}...")
+    image = read_image(_decoded(text.removeprefix(PNG), "image"), "image")
+    if max(image.shape) > MAX_SIDE:
+        raise BadInput(f"image: {image.shape[0]} x {image.shape[1]} pixels, expected at most {MAX_SIDE} a side")
+    meta = field(drawing, "meta", dict)
+    if not meta.get("traj_key_points"):
+        raise BadInput("draw at least one track; a single point asks its place to stay")
+    _check_count(meta["traj_key_points"])
+    brush = _brush(field(drawing, "runs", list), image.shape[0], image.shape[1])
+    return inputs_from_json(json.dumps(meta), image, brush, "drawing")
+
+
+def drawing_of(inputs: Inputs) -> dict[str, Any]:
+    """The drawing of inputs."""
+    brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush
+    file = io.BytesIO()
+    Image.fromarray(inputs.image).save(file, "PNG", compress_level=1)
+    return {
+        "image": PNG + base64.b64encode(file.getvalue()).decode(),
+        "runs": _runs(brush if inputs.brush_ids is not None else (brush > 0).astype(np.uint8)),
+        "meta": inputs_json(inputs),
+    }
+
+
+def opened(body: Any) -> dict[str, Any]:
+    """The drawing of files: an image; or a zip of inputs in the benchmark's layout, or its files as they are.
+
+    Args:
+        body: `{"files": [{"name": ..., "data": base64}, ...]}`.
+
+    Returns:
+        The drawing, with a `note` where it is not quite what the files hold.
+
+    Raises:
+        BadInput: one line that names the file and what is wrong with it.
+    """
+    files = {}
+    for entry in field(body, "files", list)[:8]:
+        name = PurePosixPath(field(entry, "name", str)).name[:100]
+        files[name] = _decoded(field(entry, "data", str), name)
+    if sum(map(len, files.values())) > MAX_UPLOAD:
+        raise BadInput(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
+    notes = []
+    for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
+        found, count = _unzipped(files.pop(name), name)
+        files.update(found)
+        if count > 1:
+            notes.append(f"{name} holds {count} images with tracks; this is the first.")
+    inputs = _assembled(files)
+    if max(inputs.size) > MAX_SIDE:
+        height, width = (max(1, round(side * MAX_SIDE / max(inputs.size))) for side in inputs.size)
+        notes.append(f"The image was {inputs.size[1]} x {inputs.size[0]}; here it is {width} x {height}.")
+        inputs = inputs.resized(height, width)
+    _check_count(inputs.tracks)
+    return drawing_of(inputs) | ({"note": " ".join(notes)} if notes else {})
+
+
+def paths(body: Any) -> dict[str, Any]:
+    """Where the points of tracks are over the clip.
+
+    Args:
+        body: `width`, `height`, `tracks`, `times`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
+
+    Returns:
+        `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
+
+    Raises:
+        BadInput: one line that names what does not fit.
+    """
+    height, width, fine = (
+        number(field(body, name, int), name, 1, MAX_SIDE, True) for name in ("height", "width", "fine")
+    )
+    settings = settings_of(body)
+    drawn = field(body, "tracks", list)
+    _check_count(drawn)
+    blank = np.broadcast_to(np.uint8(0), (height, width, 3))
+    inputs = Inputs(blank, drawn, times=field(body, "times", list) if drawn else None)
+    moments = (settings.frames - 1) * min(fine, 8) + 1
+    return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
+
+
+def settings_of(body: Any) -> Settings:
+    """The settings that a preview depends on."""
+    size = field(body, "size", str)
+    return Settings(body.get("frames"), body.get("fps"), size)
+
+
+def zipped(inputs: Inputs) -> bytes:
+    """A zip of inputs in the benchmark's layout."""
+    file = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        write_inputs(folder, inputs)
+        for path in sorted(Path(folder).iterdir()):
+            archive.write(path, path.name)
+    return file.getvalue()
+
+
+@functools.cache
+def examples() -> list[dict[str, Any]]:
+    """First frames on which the embedded model was not trained, with the brush and the track of what moves there."""
+    found = []
+    for scene in (3, 5, 8, 11):
+        made = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)
+        image = render(made)[0].transpose(1, 2, 0)
+        masks, ways = moving_object(torch.from_numpy(tracks(made)[0])[None])
+        brush = masks[0].numpy()
+        centre = np.argwhere(brush).mean(0)[::-1]
+        times = np.array([0, 2, 5, 7]) / 7
+        track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
+        inputs = Inputs(np.ascontiguousarray(image), [track], brush, [times])
+        found.append({"name": made.caption, "drawing": drawing_of(inputs)})
+    return found
+
+
+def _assembled(files: dict[str, bytes]) -> Inputs:
+    """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
+    texts = [name for name in files if name.lower().endswith(".json")]
+    masks = [name for name in files if name not in texts and any(word in name.lower() for word in ("mask", "brush"))]
+    images = [name for name in files if name not in texts and name not in masks]
+    if not images and len(masks) == 1:
+        images, masks = masks, []
+    if len(images) != 1 or len(texts) > 1 or len(masks) > 1:
+        raise BadInput(
+            f"expected an image, or {IMAGE}, {MASK} and {META[0]} of one sample, got {', '.join(files) or 'nothing'}"
+        )
+    image = read_image(files[images[0]], images[0])
+    ids = bool(texts) and b'"brush"' in files[texts[0]]
+    brush = read_mask(files[masks[0]], masks[0], labelled=ids) if masks else None
+    if brush is not None and brush.shape != image.shape[:2]:
+        raise BadInput(
+            f"{masks[0]}: {brush.shape[0]} x {brush.shape[1]}, expected the image's {image.shape[0]} x {image.shape[1]}"
+        )
+    if not texts:
+        return Inputs(image, [], brush)
+    return inputs_from_json(files[texts[0]], image, brush, texts[0])
+
+
+def _unzipped(data: bytes, name: str) -> tuple[dict[str, bytes], int]:
+    """The files of the first sample in a zip, and how many samples it holds; each is read up to a bound."""
+    wanted = (IMAGE, MASK, *META)
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [entry for entry in archive.infolist() if PurePosixPath(entry.filename).name in wanted]
+            images = sorted(e.filename for e in entries if e.filename.endswith(IMAGE))
+            if not images:
+                raise BadInput(f"{name}: no {IMAGE} in it")
+            folder = PurePosixPath(images[0]).parent
+            found = {}
+            for entry in entries:
+                path = PurePosixPath(entry.filename)
+                if path.parent == folder:
+                    with archive.open(entry) as file:
+                        found[path.name] = file.read(MAX_UPLOAD + 1)
+                    if len(found[path.name]) > MAX_UPLOAD:
+                        raise BadInput(f"{name}: {path.name}: expected at most {MAX_UPLOAD // 2**20} MB")
+    except BadInput:
+        raise
+    except Exception as error:  # zipfile raises exceptions of many types for broken bytes
+        raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
+    return found, len(images)
+
+
+def _decoded(text: str, name: str) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise BadInput(f"{name}: not base64 ({error})") from None
+    if not data:
+        raise BadInput(f"{name}: the file is empty")
+    return data
+
+
+def _check_count(drawn: Any) -> None:
+    if not isinstance(drawn, list):
+        raise BadInput("tracks: expected a list")
+    points = sum(len(track) if isinstance(track, (list, np.ndarray)) else 1 for track in drawn)
+    if points > MAX_POINTS:
+        raise BadInput(f"tracks: {points} points, expected at most {MAX_POINTS} on the page")
+
+
+def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
+    check_size((height, width), "image")
+    try:
+        pairs = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
+    except (TypeError, ValueError, OverflowError):
+        raise BadInput("runs: expected [value, count, ...]") from None
+    values, counts = pairs.T
+    fits = len(pairs) <= height * width and ((counts > 0) & (counts <= height * width)).all()
+    if not fits or counts.sum() != height * width or not ((values >= 0) & (values <= 255)).all():
+        raise BadInput(f"runs: expected values from 0 to 255, {height * width} of them for {height} x {width} pixels")
+    return np.repeat(values.astype(np.uint8), counts).reshape(height, width)
+
+
+def _runs(brush: np.ndarray) -> list[int]:
+    flat = brush.ravel()
+    starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
+    return [int(n) for start, end in pairwise([*starts, flat.size]) for n in (flat[start], end - start)]

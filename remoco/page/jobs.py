@@ -1,0 +1,153 @@
+"""A generation that tells each step and can be stopped between two of them; previews of what it is given."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import io
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from callbacks.strips import strip, write_mp4
+from datamodules.bench import fitting_size
+from datamodules.errors import BadInput, one_line
+from datamodules.inputs import Inputs
+from lightning_modules.pipeline import MotionControlPipeline
+from remoco.generate import clip, enlarged_control
+from remoco.motion import SceneMotion
+from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
+
+log = logging.getLogger(__name__)
+
+FINAL = ("done", "error")
+PREVIEW_SIDE = 384  # pixels to which small frames are enlarged before arrows are drawn on them
+
+
+class _Cancelled(Exception):
+    pass
+
+
+class Studio:
+    """A pipeline that one generation at a time uses, whoever asks for it.
+
+    Args:
+        pipeline: of a checkpoint.
+    """
+
+    def __init__(self, pipeline: MotionControlPipeline) -> None:
+        self.pipeline = pipeline
+        self._free = threading.Lock()
+
+    async def generate(self, drawing: Any, settings: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+        """Progress, and last the videos or what went wrong; closing the iterator stops the work after its step.
+
+        Args:
+            drawing: see `exchange`.
+            settings: the fields of `Settings`.
+
+        Yields:
+            `state` (`running`, `done`, `error`) and `message`; `step` and `steps`; with `done` base64 MP4s `clip` and
+            `strip`, `width`, `height`, `about`.
+        """
+        loop, events, cancelled = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), threading.Event()
+
+        def tell(event: dict[str, Any]) -> None:
+            if cancelled.is_set():
+                raise _Cancelled
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        threading.Thread(target=self._work, args=(drawing, settings, tell), daemon=True).start()
+        try:
+            while True:
+                event = await events.get()
+                yield event
+                if event["state"] in FINAL:
+                    return
+        finally:
+            cancelled.set()
+
+    def control(self, body: Any) -> dict[str, Any]:
+        """What the network is given, drawn over the frame: base64 JPEGs, one for each frame of the clip.
+
+        Args:
+            body: `drawing`, and what `settings_of` reads.
+
+        Raises:
+            BadInput: one line that names what does not fit.
+        """
+        settings = settings_of(body)
+        inputs = _fitted(field(body, "drawing", dict), settings)
+        control = self.pipeline.module.condition.draw(
+            inputs.strokes(settings.frames), inputs.masks(), settings.frames, *inputs.size
+        )
+        factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
+        return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
+
+    def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+        try:
+            with self._free:
+                tell({"state": "running", "message": "starting"})
+                tell(self._generated(drawing, Settings(**settings), tell))
+        except _Cancelled:
+            pass
+        except Exception as error:
+            if not isinstance(error, (BadInput, ValueError)):
+                log.exception("a generation failed")
+            text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
+            with contextlib.suppress(_Cancelled):
+                tell({"state": "error", "message": text})
+
+    def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        inputs = _fitted(drawing, settings)
+        height, width = inputs.size
+        start = time.perf_counter()
+
+        def told(step: int) -> None:
+            seconds = time.perf_counter() - start
+            rest = seconds / (step + 1) * (settings.steps - step - 1)
+            text = f"step {step + 1} of {settings.steps}, {seconds:.0f} s"
+            text += f", {rest:.0f} s left" if rest >= 1 else ""
+            tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
+
+        tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
+        panels = clip(self.pipeline, inputs, SceneMotion(), settings.seed, settings.options(), told)
+        title = f"seed {settings.seed}, {settings.steps} steps"
+        return {
+            "state": "done",
+            "message": f"done in {time.perf_counter() - start:.1f} s",
+            "clip": _mp4(panels["generated"], settings.fps),
+            "strip": _mp4(strip(panels, title), settings.fps),
+            "width": width,
+            "height": height,
+            "about": f"seed {settings.seed}, {settings.steps} steps, guidance {settings.first_guidance:g} to "
+            f"{settings.last_guidance:g}, motion {settings.bucket:g}, {settings.frames} frames of {width} x {height}",
+        }
+
+
+def _fitted(drawing: Any, settings: Settings) -> Inputs:
+    """The inputs of a drawing at the clip's size."""
+    inputs = inputs_of(drawing)
+    return inputs.resized(*fitting_size(inputs.size, *SIZES[settings.size]))
+
+
+def _mp4(video: np.ndarray, fps: float) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video.mp4"
+        write_mp4(path, video, fps)
+        return base64.b64encode(path.read_bytes()).decode()
+
+
+def _jpeg(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,0 +1,362 @@
+// The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
+
+const settings = { frames: 8, fps: 8, size: "64 x 64" };
+const hint = $(".rm-hint");
+const file = $(".rm-file");
+let message = null; // an error stays until the next action
+let version = 0; // of the drawing: late answers to older ones are dropped
+let clock = null;
+
+function say(error) {
+  message = error ? String(error.message || error) : null;
+  refreshHint();
+}
+
+function refreshHint() {
+  hint.classList.toggle("rm-error", Boolean(message));
+  hint.replaceChildren();
+  if (message) return hint.append(message);
+  if (!model.image) return hint.append("An image, what may move, and where to.");
+  if (view.tool === "brush") return hint.append("Paint what may move. Without a brush only the squares around the starts of the tracks do.");
+  if (view.tool === "erase") return hint.append("Take back what is brushed.");
+  if (!model.open) return hint.append("Drag to draw a track, or click to set its points one by one. Points can be dragged.");
+  const done = document.createElement("button");
+  done.type = "button";
+  done.className = "rm-button rm-done";
+  done.textContent = "Finish track";
+  done.onclick = endTrack;
+  hint.append(`Track ${model.selected + 1}: click for the next point; Enter or a double click ends it. `, done);
+}
+
+// after every change of the drawing; `quietly` while something is being dragged
+function changed({ quietly = false } = {}) {
+  version++;
+  if (!quietly) {
+    message = null;
+    refresh();
+  }
+  draw();
+  drawPlot();
+  askPaths();
+}
+
+const askPaths = sometimes(40, async () => {
+  if (!model.image || dead()) return;
+  const asked = version;
+  const tracks = model.tracks.map((track) => track.points);
+  try {
+    const { width, height } = model.image;
+    const times = model.tracks.map((track) => track.times);
+    const answer = await ask("paths", { width, height, tracks, times, ...settings, fine: FINE });
+    const found = await answer.json();
+    if (asked !== version) return askPaths();
+    shown.paths = found.paths;
+    draw();
+    drawPlot();
+    askControl();
+  } catch (error) {
+    say(error);
+  }
+});
+
+const askControl = sometimes(250, async () => {
+  if (!shown.wantsControl || !model.image || dead()) return;
+  const asked = version;
+  element.firstElementChild.classList.add("rm-busy");
+  try {
+    const found = await (await ask("control", { drawing: drawing(), ...settings })).json();
+    const pictures = await Promise.all(found.pictures.map(loadPicture));
+    if (asked !== version) return askControl();
+    shown.control = { pictures };
+    if (!shown.frame) seek(settings.frames - 1);
+    draw();
+  } catch (error) {
+    say(error);
+  } finally {
+    element.firstElementChild.classList.remove("rm-busy");
+  }
+});
+
+async function setDrawing(found) {
+  const picture = await loadPicture(found.image);
+  const [width, height] = [picture.naturalWidth, picture.naturalHeight];
+  const meta = found.meta;
+  Object.assign(model, {
+    image: { url: found.image, picture, width, height },
+    tracks: [],
+    brush: fromRuns(found.runs, width * height),
+    own: Boolean(meta.brush),
+    open: false,
+    past: [],
+    future: [],
+  });
+  meta.traj_key_points.forEach((points, i) => {
+    addTrack(points, null);
+    const track = model.tracks[i];
+    const times = meta.times?.[i];
+    if (times) Object.assign(track, { times, drawn: [...times], speed: "drawn" });
+    if (meta.brush?.[i]) track.colour = meta.brush[i];
+  });
+  model.selected = model.tracks.length - 1;
+  Object.assign(shown, { paths: [], control: null, frame: 0 });
+  layout();
+  repaintBrush();
+  changed();
+  if (found.note) say(found.note);
+}
+
+async function openFiles(chosen) {
+  const files = [...chosen];
+  if (!files.length) return;
+  say(null);
+  hint.replaceChildren("Reading…");
+  try {
+    const total = files.reduce((sum, each) => sum + each.size, 0);
+    if (total > LIMIT) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${LIMIT / 2 ** 20} MB`);
+    const sent = await Promise.all(files.map(async (each) => ({ name: each.name, data: await base64(each) })));
+    await setDrawing(await (await ask("open", { files: sent })).json());
+  } catch (error) {
+    say(error);
+  }
+}
+
+const actions = {
+  open: () => file.click(),
+  async save() {
+    try {
+      const zip = await (await ask("save", { drawing: drawing() })).blob();
+      download(URL.createObjectURL(zip), "inputs.zip");
+    } catch (error) {
+      say(error);
+    }
+  },
+  undo: () => travel(model.past, model.future) && afterTravel(),
+  redo: () => travel(model.future, model.past) && afterTravel(),
+  clear() {
+    remember();
+    Object.assign(model, { tracks: [], selected: -1, open: false });
+    model.brush.fill(0);
+    afterTravel();
+  },
+  fill() {
+    remember();
+    model.brush.fill(brushValue() || 1);
+    afterTravel();
+  },
+  unpoint() {
+    const track = model.tracks[model.selected];
+    if (!track) return;
+    remember();
+    removePoint(model.selected, track.points.length - 1);
+    changed();
+  },
+  play: () => (shown.playing ? stopPlaying() : startPlaying()),
+};
+
+function afterTravel() {
+  repaintBrush();
+  changed();
+}
+
+function setTool(tool) {
+  view.tool = tool;
+  model.open = false;
+  canvas.style.cursor = tool === "track" ? "crosshair" : "none";
+  refresh();
+  draw();
+}
+
+function seek(frame) {
+  shown.frame = clamp(frame, 0, settings.frames - 1);
+  $(".rm-time").value = shown.frame;
+  $(".rm-frame").textContent = `frame ${Math.round(shown.frame) + 1} of ${settings.frames}`;
+}
+
+function startPlaying() {
+  shown.playing = true;
+  $("[data-do=play]").textContent = "Pause";
+  const began = performance.now() - (shown.frame < settings.frames - 1 ? shown.frame : 0) / settings.fps * 1000;
+  const tick = (now) => {
+    if (dead() || !shown.playing) return;
+    const length = settings.frames - 1;
+    const rest = Math.max(4, settings.fps * 0.5); // the last frame is held for half a second
+    seek(Math.min(length, (((now - began) / 1000) * settings.fps) % (length + rest)));
+    draw();
+    drawPlot();
+    clock = requestAnimationFrame(tick);
+  };
+  clock = requestAnimationFrame(tick);
+}
+
+function stopPlaying() {
+  shown.playing = false;
+  cancelAnimationFrame(clock);
+  $("[data-do=play]").textContent = "Play";
+}
+
+// what the controls show of the drawing
+function refresh() {
+  const root = element.firstElementChild;
+  root.dataset.tool = view.tool;
+  root.classList.toggle("rm-has-image", Boolean(model.image));
+  const brushing = view.tool !== "track";
+  for (const each of element.querySelectorAll(".rm-brush-only")) each.hidden = !brushing;
+  $(".rm-own-only").hidden = !brushing || !model.own;
+  for (const button of element.querySelectorAll("[data-tool][aria-pressed]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tool === view.tool));
+    button.disabled = !model.image;
+  }
+  $("[data-do=undo]").disabled = !model.past.length;
+  $("[data-do=redo]").disabled = !model.future.length;
+  $("[data-do=clear]").disabled = !model.image;
+  $("[data-do=save]").disabled = $("[data-do=fill]").disabled = !model.image;
+  $("[data-do=play]").disabled = $(".rm-time").disabled = !model.tracks.length;
+  $(".rm-control").disabled = !model.image;
+  $(".rm-time").max = settings.frames - 1;
+  $(".rm-own").checked = model.own;
+  seek(shown.frame);
+  $(".rm-tracks").replaceChildren(...model.tracks.map(trackRow));
+  const track = model.tracks[model.selected];
+  root.classList.toggle("rm-has-speed", Boolean(track && track.points.length > 1));
+  root.classList.toggle("rm-has-track", Boolean(track));
+  if (track) {
+    const preset = $(".rm-preset");
+    preset.value = track.speed;
+    preset.querySelector("[value=drawn]").disabled = !track.drawn;
+    preset.querySelector("[value=own]").disabled = track.speed !== "own";
+  }
+  refreshHint();
+}
+
+function trackRow(track, index) {
+  const row = document.createElement("li");
+  row.className = index === model.selected ? "rm-chosen" : "";
+  const chip = document.createElement("button");
+  chip.type = "button";
+  chip.className = "rm-chip";
+  chip.style.background = colourOf(track.colour);
+  chip.title = "Another colour";
+  chip.setAttribute("aria-label", `Colour of track ${index + 1}`);
+  chip.onclick = (event) => {
+    event.stopPropagation();
+    remember();
+    track.colour = 1 + (track.colour % (PALETTE.length - 1));
+    model.selected = index;
+    changed();
+  };
+  const name = document.createElement("button");
+  name.type = "button";
+  name.className = "rm-name";
+  const count = track.points.length;
+  name.textContent = `Track ${index + 1}: ${count === 1 ? "1 point, stays" : `${count} points`}`;
+  name.onclick = () => {
+    Object.assign(model, { selected: index, open: false });
+    changed();
+  };
+  const remove = document.createElement("button");
+  remove.type = "button";
+  remove.className = "rm-remove";
+  remove.textContent = "✕";
+  remove.title = "Take this track away";
+  remove.setAttribute("aria-label", `Take away track ${index + 1}`);
+  remove.onclick = () => {
+    remember();
+    removeTrack(index);
+    changed();
+  };
+  row.append(chip, name, remove);
+  return row;
+}
+
+async function showExamples() {
+  try {
+    const found = await (await ask("examples", {})).json();
+    $(".rm-examples").replaceChildren(
+      ...found.map((example, i) => {
+        const button = document.createElement("button");
+        button.type = "button";
+        button.className = "rm-example";
+        button.title = `Example ${i + 1}: ${example.name}`;
+        button.setAttribute("aria-label", button.title);
+        const picture = document.createElement("img");
+        picture.src = example.drawing.image;
+        picture.alt = "";
+        button.append(picture);
+        button.onclick = () => setDrawing(structuredClone(example.drawing)).catch(say);
+        return button;
+      }),
+    );
+  } catch (error) {
+    say(error);
+  }
+}
+
+for (const button of element.querySelectorAll("[data-do]")) button.onclick = () => actions[button.dataset.do]();
+for (const button of element.querySelectorAll("button[data-tool]")) button.onclick = () => setTool(button.dataset.tool);
+file.onchange = () => {
+  openFiles(file.files);
+  file.value = "";
+};
+$(".rm-radius").oninput = (event) => (view.radius = Number(event.target.value));
+$(".rm-own").onchange = (event) => {
+  remember();
+  model.own = event.target.checked;
+  afterTravel();
+};
+$(".rm-stays").onchange = (event) => (view.stays = event.target.checked);
+$(".rm-time").oninput = (event) => {
+  stopPlaying();
+  seek(Number(event.target.value));
+  draw();
+  drawPlot();
+};
+$(".rm-control").onchange = (event) => {
+  Object.assign(shown, { wantsControl: event.target.checked, control: null });
+  draw();
+  askControl();
+};
+$(".rm-preset").onchange = (event) => {
+  remember();
+  setSpeed(model.tracks[model.selected], event.target.value, shown.paths[model.selected]);
+  changed();
+};
+
+element.addEventListener("keydown", (event) => {
+  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) && event.target.type !== "checkbox") return;
+  const key = event.key.toLowerCase();
+  const named = { t: "track", b: "brush", e: "erase" }[key];
+  if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
+  else if ((event.ctrlKey || event.metaKey) && key === "y") actions.redo();
+  else if (event.ctrlKey || event.metaKey || event.altKey || !model.image) return;
+  else if (named) setTool(named);
+  else if ((key === "enter" || key === "escape") && model.open) endTrack();
+  else if (key === "backspace" || key === "delete") actions.unpoint();
+  else if (key === " " && event.target === canvas) actions.play();
+  else return;
+  event.preventDefault();
+});
+
+const stage = $(".rm-stage");
+for (const type of ["dragover", "dragleave", "drop"]) {
+  stage.addEventListener(type, (event) => {
+    event.preventDefault();
+    stage.classList.toggle("rm-over", type === "dragover");
+    if (type === "drop") openFiles(event.dataTransfer.files);
+  });
+}
+element.addEventListener("paste", (event) => openFiles(event.clipboardData?.files || []));
+new ResizeObserver(() => {
+  layout();
+  drawPlot();
+}).observe(stage);
+
+window.remoco = {
+  drawing,
+  set(name, value) {
+    settings[name] = value;
+    if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, value - 1) });
+    changed();
+  },
+};
+refresh();
+showExamples();

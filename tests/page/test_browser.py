@@ -1,0 +1,384 @@
+"""The page in a real browser: Chromium without a window, driven through Playwright."""
+
+import json
+import os
+import shutil
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.inputs import read_inputs
+from tests.page.test_exchange import bomb
+from tests.page.test_server import served
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+LAST_FRAME = """async () => {
+    const video = document.querySelector('.rm-clip');
+    video.pause();
+    video.currentTime = 0.8;
+    await new Promise((done) => (video.onseeked = done));
+    const canvas = document.createElement('canvas');
+    canvas.width = canvas.height = 64;
+    canvas.getContext('2d').drawImage(video, 0, 0);
+    return [...canvas.getContext('2d').getImageData(0, 0, 64, 64).data];
+}"""
+missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(server, chromium):
+    """A function that opens the page in a profile of its own; at the end nobody has asked another machine."""
+    port, outside = server
+    contexts, asked, wrong = [], [], []
+
+    def new(**options):
+        options = {"viewport": {"width": 1280, "height": 900}} | options
+        contexts.append(chromium.new_context(**options, accept_downloads=True))
+        page = contexts[-1].new_page()
+        page.set_default_timeout(120_000)
+        contexts[-1].on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_selector(".rm-example")
+        return page
+
+    yield new
+    for context in contexts:
+        context.close()
+    others = [url for url in asked if urlsplit(url).hostname not in (None, "127.0.0.1") and url[:5] not in ("data:",)]
+    assert not others
+    assert not outside.exists() or not outside.read_text()
+    assert not [text for text in wrong if "400 (Bad Request)" not in text], wrong
+
+
+def example(page, index=0):
+    page.click(f".rm-example >> nth={index}")
+    page.wait_for_function("remoco.drawing()?.meta.traj_key_points.length === 1")
+    page.wait_for_timeout(300)  # the stage is laid out again
+
+
+def screen(page, x, y):
+    """Of a point of the 64 x 64 image, in pixels of the window."""
+    page.locator(".rm-canvas").scroll_into_view_if_needed()
+    box = page.locator(".rm-canvas").bounding_box()
+    side = box["height"] - 32  # the margin around the image; the stage's height bounds a square
+    side = min(side, box["width"] - 32)
+    return box["x"] + (box["width"] - side) / 2 + (x + 0.5) / 64 * side, box["y"] + 16 + (y + 0.5) / 64 * side
+
+
+def drag(page, points, steps=6):
+    page.mouse.move(*screen(page, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*screen(page, *point), steps=steps)
+    page.mouse.up()
+
+
+def meta(page):
+    return page.evaluate("remoco.drawing().meta")
+
+
+def tracks(page):
+    return [np.array(track) for track in meta(page)["traj_key_points"]]
+
+
+def generate(page, state="done"):
+    page.click("#rm-generate")
+    page.wait_for_selector(f".rm-result[data-state={state}]")
+
+
+def set_number(page, key, value):
+    field = page.locator(f"#rm-{key} input[type=number]")
+    field.fill(str(value))
+    field.press("Enter")
+    field.blur()
+    page.wait_for_timeout(200)
+
+
+def test_tracks_are_drawn_by_dragging_and_by_clicks_and_their_points_are_dragged(opened):
+    page = opened()
+    example(page)
+    page.click("[data-do=clear]")
+    drag(page, [(10, 40), (30, 30), (50, 40)])
+    found = tracks(page)
+    assert len(found) == 1 and len(found[0]) >= 3
+    assert np.abs(found[0][0] - (10, 40)).max() < 1 and np.abs(found[0][-1] - (50, 40)).max() < 1
+    assert np.abs(found[0] - (30, 30)).max(1).min() < 1.5  # the corner is a key point
+    times = meta(page)["times"][0]
+    assert times[0] == 0 and times[-1] == 1 and all(np.diff(times) > 0)  # as it was drawn
+
+    for point in [(12, 10), (30, 15), (50, 8)]:
+        page.mouse.click(*screen(page, *point))
+        page.wait_for_timeout(400)  # two clicks are not a double click
+    page.keyboard.press("Enter")
+    page.mouse.click(*screen(page, 55, 55))
+    page.wait_for_timeout(400)
+    page.keyboard.press("Enter")
+    found = tracks(page)
+    assert [len(track) for track in found[1:]] == [3, 1]
+    assert np.abs(found[1] - [(12, 10), (30, 15), (50, 8)]).max() < 0.6
+    assert "stays" in page.locator(".rm-tracks li >> nth=2").inner_text()
+
+    drag(page, [(30, 15), (33, 24)])
+    assert np.abs(tracks(page)[1][1] - (33, 24)).max() < 0.6
+    drag(page, [(55, 55), (58, 50)])
+    assert np.abs(tracks(page)[2][0] - (58, 50)).max() < 0.6
+
+    page.click("[data-do=undo]")
+    assert np.abs(tracks(page)[2][0] - (55, 55)).max() < 0.6
+    page.click("[data-do=redo]")
+    assert np.abs(tracks(page)[2][0] - (58, 50)).max() < 0.6
+    page.click(".rm-name >> nth=1")
+    page.click("[data-do=unpoint]")
+    assert [len(track) for track in tracks(page)][1:] == [2, 1]
+    page.click(".rm-remove >> nth=0")
+    assert [len(track) for track in tracks(page)] == [2, 1]
+    colours = [page.locator(".rm-chip").nth(i).evaluate("e => e.style.background") for i in range(2)]
+    page.click(".rm-chip >> nth=0")
+    assert page.locator(".rm-chip").nth(0).evaluate("e => e.style.background") not in colours[:1]
+
+
+def test_a_track_leaves_the_image_and_starts_in_it(opened):
+    page = opened()
+    example(page)
+    page.click("[data-do=clear]")
+    drag(page, [(-2, 30), (30, 30), (65.5, 30)])
+    (track,) = tracks(page)
+    assert track[0, 0] == 0 and track[-1, 0] > 64
+
+
+def test_the_brush_paints_and_the_eraser_takes_back(opened):
+    page = opened()
+    example(page)
+    page.click("[data-do=clear]")
+    assert page.evaluate("remoco.drawing().runs") == [0, 64 * 64]
+
+    def painted():
+        runs = np.array(page.evaluate("remoco.drawing().runs")).reshape(-1, 2)
+        return np.repeat(runs[:, 0], runs[:, 1]).reshape(64, 64)
+
+    page.click("[data-tool=brush]")
+    drag(page, [(20, 20), (40, 20)])
+    first = painted()
+    assert first[20, 20:41].all() and not first[40].any() and set(np.unique(first)) == {0, 1}
+    page.click("[data-tool=erase]")
+    drag(page, [(40, 20), (41, 20)])
+    assert not painted()[20, 40] and painted()[20, 22]
+    page.click("[data-do=undo]")
+    assert np.array_equal(painted(), first)
+
+    page.click("[data-tool=track]")
+    drag(page, [(10, 50), (30, 50)])
+    drag(page, [(30, 60), (60, 60)])
+    page.click("[data-tool=brush]")
+    page.check(".rm-own")
+    drag(page, [(50, 40), (55, 40)])
+    assert painted()[40, 50] == 2 and meta(page)["brush"] == [1, 2]
+    page.check(".rm-stays")
+    drag(page, [(5, 5), (8, 5)])
+    assert painted()[5, 5] not in (0, 1, 2)
+
+
+def test_the_speed_curve_is_the_tracks_times(opened):
+    page = opened()
+    example(page)
+    page.click("[data-do=clear]")
+    for point in [(10, 10), (50, 10)]:
+        page.mouse.click(*screen(page, *point))
+        page.wait_for_timeout(400)
+    page.keyboard.press("Enter")
+    assert meta(page)["times"] == [None]
+    page.wait_for_timeout(500)
+    page.select_option(".rm-preset", "ease in")
+    (times,), (track,) = meta(page)["times"], tracks(page)
+    ways = (track[:, 0] - track[0, 0]) / (track[-1, 0] - track[0, 0])
+    assert len(track) >= 5 and np.allclose(np.square(times), ways, atol=0.01)
+    page.select_option(".rm-preset", "even")
+    assert meta(page)["times"] == [None]
+    page.select_option(".rm-preset", "steady")
+    page.locator(".rm-plot").scroll_into_view_if_needed()
+    box = page.locator(".rm-plot").bounding_box()
+    right, top = box["x"] + box["width"] - 12, box["y"] + 10
+    page.mouse.move(right, top)
+    page.mouse.down()
+    page.mouse.move(right - 0.05 * box["width"], top, steps=4)
+    page.mouse.up()
+    times = meta(page)["times"][0]
+    assert 0.9 < times[-1] < 0.97 and page.locator(".rm-preset").input_value() == "own"
+
+
+def test_points_move_and_the_control_is_shown_before_anything_is_generated(opened):
+    page = opened()
+    example(page)
+    picture = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
+        .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
+    before = page.evaluate(picture)
+    page.locator(".rm-time").fill("5")
+    moved = page.evaluate(picture)
+    assert moved != before and "frame 6 of 8" in page.locator(".rm-frame").inner_text()
+    with page.expect_response("**/page/control") as answer:
+        page.check(".rm-control")
+    assert len(answer.value.json()["pictures"]) == 8
+    page.wait_for_timeout(500)
+    assert page.evaluate(picture) not in (before, moved)
+    page.click("[data-do=play]")
+    page.wait_for_timeout(300)
+    seen = {page.locator(".rm-time").input_value() for _ in range(8) if page.wait_for_timeout(120) is None}
+    page.click("[data-do=play]")
+    assert len(seen) > 3
+
+
+def test_a_video_is_generated_with_progress_and_the_seed_decides(opened):
+    page = opened()
+    example(page)
+    page.evaluate("""() => { window.said = new Set();
+        new MutationObserver(() => window.said.add(document.querySelector('.rm-said').textContent))
+            .observe(document.querySelector('#rm-result'), {subtree: true, childList: true, characterData: true}) }""")
+    clips = []
+    for seed in (1, 1, 2):
+        set_number(page, "seed", seed)
+        generate(page, "running")
+        page.wait_for_selector(".rm-result[data-state=done]")
+        page.wait_for_function("document.querySelector('.rm-clip').videoWidth === 64")
+        page.wait_for_function("document.querySelector('.rm-strip').videoWidth > 500")
+        assert f"seed {seed}" in page.locator(".rm-about").inner_text()
+        clips.append(page.evaluate(LAST_FRAME))
+    same, other = (np.abs(np.array(clips[0]) - clips[i]).mean() for i in (1, 2))
+    assert same < 2 < other
+    steps = {text for text in page.evaluate("[...window.said]") if text.startswith("step ")}
+    assert len(steps) > 4
+    with page.expect_download() as got:
+        page.click("figure:has(.rm-clip) a")
+    assert got.value.suggested_filename == "clip.mp4" and Path(got.value.path()).stat().st_size > 1000
+
+
+def test_a_generation_is_cancelled_and_another_follows(opened):
+    page = opened()
+    example(page)
+    set_number(page, "steps", 100)
+    generate(page, "running")
+    page.wait_for_function("document.querySelector('.rm-said').textContent.startsWith('step ')")
+    page.click("#rm-cancel")
+    page.wait_for_selector(".rm-result[data-state=cancelled]")
+    assert page.locator("#rm-cancel").is_disabled()
+    set_number(page, "steps", 2)
+    generate(page)
+    assert page.locator(".rm-about").inner_text().startswith("seed 0, 2 steps")
+
+
+def test_inputs_are_downloaded_and_open_again_after_a_reload(opened, tmp_path):
+    page = opened()
+    example(page, 1)
+    drag(page, [(10, 50), (30, 55), (50, 50)])
+    page.click("[data-tool=brush]")
+    page.check(".rm-own")
+    drag(page, [(10, 50), (20, 50)])
+    before = page.evaluate("remoco.drawing()")
+    with page.expect_download() as got:
+        page.click("[data-do=save]")
+    got.value.save_as(tmp_path / "inputs.zip")
+    with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
+        archive.extractall(tmp_path / "sample")
+    inputs = read_inputs(tmp_path / "sample")
+    assert [track.tolist() for track in inputs.tracks] == before["meta"]["traj_key_points"]
+    found = json.loads((tmp_path / "sample" / "meta_data.json").read_text())
+    assert found["times"] == before["meta"]["times"] and inputs.brush_ids == before["meta"]["brush"]
+
+    page.reload()
+    page.wait_for_selector(".rm-example")
+    assert page.evaluate("remoco.drawing()") is None
+    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
+    page.wait_for_function("remoco.drawing() !== null")
+    after = page.evaluate("remoco.drawing()")
+    assert after["meta"] == before["meta"] and after["runs"] == before["runs"]
+    page.reload()
+    page.wait_for_selector(".rm-example")
+    page.set_input_files(".rm-file", sorted((tmp_path / "sample").iterdir()))
+    page.wait_for_function("remoco.drawing() !== null")
+    assert page.evaluate("remoco.drawing()")["meta"] == before["meta"]
+
+
+def test_a_picture_of_ones_own_is_opened_and_bad_files_are_a_message(opened, tmp_path):
+    page = opened()
+    ramp = np.linspace(0, 255, 300 * 200 * 3).reshape(200, 300, 3).astype(np.uint8)
+    Image.fromarray(ramp).save(tmp_path / "photo.jpg")
+    page.set_input_files(".rm-file", tmp_path / "photo.jpg")
+    page.wait_for_function("remoco.drawing() !== null")
+    kept = page.evaluate("remoco.drawing().image")
+    for name, data, message in [
+        ("wide.png", bomb(20_000, 100), "100 x 20000 pixels"),
+        ("bomb.png", bomb(60_000, 60_000), "pixels"),
+        ("text.png", b"no picture", "not a readable picture"),
+        ("empty.png", b"", "empty"),
+        ("broken.zip", b"PK\3\4....", "not a readable zip"),
+    ]:
+        (tmp_path / name).write_bytes(data)
+        page.set_input_files(".rm-file", tmp_path / name)
+        page.wait_for_function("text => document.querySelector('.rm-error')?.textContent.includes(text)", arg=message)
+        assert page.evaluate("remoco.drawing().image") == kept
+    page.click("#rm-generate")
+    page.wait_for_selector(".rm-result[data-state=error]")
+    assert "at least one track" in page.locator(".rm-said").inner_text()
+
+
+def test_two_people_see_their_own(opened):
+    pages = [opened(), opened()]
+    for index, page in enumerate(pages):
+        example(page, index)
+        set_number(page, "seed", 10 + index)
+        page.click("#rm-generate")
+    for index, page in enumerate(pages):
+        page.wait_for_selector(".rm-result[data-state=done]")
+        assert page.locator(".rm-about").inner_text().startswith(f"seed {10 + index},")
+    assert pages[0].evaluate("remoco.drawing().image") != pages[1].evaluate("remoco.drawing().image")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone_it_fits_and_a_finger_draws(opened, scheme):
+    page = opened(viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, color_scheme=scheme)
+    example(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.click("[data-do=clear]")
+    touch = page.context.new_cdp_session(page)
+    for kind, point in [("Start", (10, 20)), ("Move", (30, 35)), ("Move", (50, 20)), ("End", None)]:
+        points = [] if point is None else [dict(zip("xy", screen(page, *point), strict=True))]
+        touch.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+        page.wait_for_timeout(50)
+    (track,) = tracks(page)
+    assert np.abs(track[0] - (10, 20)).max() < 1 and np.abs(track[-1] - (50, 20)).max() < 1
+    set_number(page, "steps", 2)
+    generate(page)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
+    assert (min(light) > 200) == (scheme == "light")

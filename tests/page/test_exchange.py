@@ -1,0 +1,216 @@
+"""What the browser sends and gets: drawings, files, zips, paths; without a browser and without gradio."""
+
+import base64
+import io
+import json
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.bench import find_pairs, read_pair
+from datamodules.errors import BadInput
+from datamodules.inputs import Inputs
+from remoco.page import exchange
+from remoco.page.exchange import Settings
+
+
+def drawn(height=40, width=60, ids=True):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    brush = np.zeros((height, width), np.uint8)
+    brush[5:9, 7:20], brush[20:, 30:], brush[0, 0] = 1, 3, 200
+    tracks = [np.array([[3.25, 4.5], [20, 30], [70, -5]]), np.array([[8.0, 9.0]])]
+    times = [np.array([0.0, 0.25, 0.9]), None]
+    return Inputs(image, tracks, brush, times, [3, None] if ids else None)
+
+
+def png(picture):
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def sent(**files):
+    names = {name.replace("__", "."): data for name, data in files.items()}
+    return {"files": [{"name": n, "data": base64.b64encode(d).decode()} for n, d in names.items()]}
+
+
+def same(a, b):
+    assert np.array_equal(a.image, b.image)
+    assert all(np.array_equal(x, y) for x, y in zip(a.tracks, b.tracks, strict=True))
+    assert [None if t is None else t.tolist() for t in a.times or []] == [
+        None if t is None else t.tolist() for t in b.times or []
+    ]
+    assert a.brush_ids == b.brush_ids
+    expected = a.brush if a.brush_ids is not None else a.brush > 0
+    assert np.array_equal(expected, b.brush if b.brush_ids is not None else b.brush > 0)
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_drawing_comes_back_as_the_inputs_it_was_made_of(ids):
+    inputs = drawn(ids=ids)
+    through_json = json.loads(json.dumps(exchange.drawing_of(inputs)))
+    same(inputs, exchange.inputs_of(through_json))
+
+
+@pytest.mark.parametrize("ids", [True, False])
+def test_a_zip_opens_again_and_its_files_do_one_by_one(ids):
+    inputs = drawn(ids=ids)
+    data = exchange.zipped(inputs)
+    same(inputs, exchange.inputs_of(exchange.opened(sent(inputs__zip=data))))
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        files = {name.replace(".", "__"): archive.read(name) for name in archive.namelist()}
+    same(inputs, exchange.inputs_of(exchange.opened(sent(**files))))
+
+
+def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
+    inputs = drawn(ids=False)
+    with zipfile.ZipFile(io.BytesIO(exchange.zipped(inputs))) as archive:
+        archive.extractall(tmp_path / "object_control" / "mine")
+    (key,) = find_pairs(tmp_path)
+    pair = read_pair(tmp_path, key)
+    same(pair.inputs, inputs)
+
+
+def test_an_image_alone_is_a_drawing_without_tracks():
+    found = exchange.opened(sent(photo__png=png(drawn().image)))
+    assert found["meta"]["traj_key_points"] == [] and found["runs"] == [0, 40 * 60] and "note" not in found
+    with pytest.raises(BadInput, match="at least one track"):
+        exchange.inputs_of(found)
+
+
+def test_a_large_image_is_scaled_down_and_says_so():
+    found = exchange.opened(sent(large__png=png(np.zeros((1500, 3000, 3), np.uint8))))
+    assert "3000 x 1500" in found["note"] and sum(found["runs"][1::2]) == 1024 * 2048
+
+
+def test_the_first_sample_of_a_larger_zip_is_opened():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive, zipfile.ZipFile(io.BytesIO(exchange.zipped(drawn()))) as one:
+        for sample in ("b", "a"):
+            for name in one.namelist():
+                archive.writestr(f"bench/object_control/{sample}/{name}", one.read(name))
+    found = exchange.opened(sent(bench__zip=file.getvalue()))
+    assert "2 images" in found["note"]
+    same(drawn(), exchange.inputs_of(found))
+
+
+def bomb(width, height):
+    """A PNG of this size of a few bytes."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
+    )
+
+
+def zip_of(**files):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name.replace("__", "."), data)
+    return file.getvalue()
+
+
+IMAGE = png(np.zeros((8, 9, 3), np.uint8))
+ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ({"a__png": b""}, "empty"),
+        ({"a__png": b"no picture"}, "not a readable picture"),
+        ({"a__png": bomb(20_000, 100)}, "100 x 20000 pixels"),
+        ({"a__png": bomb(60_000, 60_000)}, "pixels"),
+        ({"a__png": png(drawn().image)[:2000]}, "not a readable picture"),
+        ({"a__svg": b"<svg xmlns='http://www.w3.org/2000/svg'/>"}, "not a readable picture"),
+        ({"a__eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"}, "not a readable picture"),
+        ({"a__png": IMAGE, "b__png": IMAGE}, "expected an image"),
+        ({"meta_data__json": ROUND}, "expected an image"),
+        ({"a__png": IMAGE, "a_mask__png": png(np.zeros((9, 8), np.uint8)), "m__json": ROUND}, "9 x 8"),
+        ({"a__png": IMAGE, "m__json": b"{"}, "m.json"),
+        ({"a__png": IMAGE, "m__json": b'{"traj_key_points": [[[NaN, 1]]]}'}, "m.json"),
+        ({"a__png": IMAGE, "m__json": b'{"traj_key_points": [[[90, 1]]]}'}, "outside"),
+        ({"a__png": IMAGE, "m__json": json.dumps({"traj_key_points": [[[1, 1]] * 2000]}).encode()}, "2000 points"),
+        ({"a__zip": b"PK\3\4 no zip"}, "not a readable zip"),
+        ({"a__zip": zip_of(other__txt=b"x")}, "no first_frame.png"),
+        ({"a__zip": zip_of(first_frame__png=b"\0" * 40 * 2**20)}, "at most 32 MB"),
+        ({"a__zip": zip_of(first_frame__png=IMAGE)[:60]}, "not a readable zip"),
+    ],
+)
+def test_files_that_cannot_be_used_are_one_line(files, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        exchange.opened(sent(**files))
+    assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"image": "https://example.org/a.png"}, "image"),
+        ({"image": "data:image/png;base64,&&&"}, "base64"),
+        ({"image": None}, "image"),
+        ({"runs": [0, 5]}, "runs"),
+        ({"runs": [0, -1, 0, 2401]}, "runs"),
+        ({"runs": [256, 2400]}, "runs"),
+        ({"runs": [[1], 2]}, "runs"),
+        ({"runs": [0, 2**80]}, "runs"),
+        ({"runs": [1]}, "runs"),
+        ({"meta": {}}, "at least one track"),
+        ({"meta": {"traj_key_points": 5}}, "tracks"),
+        ({"meta": {"traj_key_points": [5]}}, "drawing"),
+        ({"meta": {"traj_key_points": [[[1, 1]]], "brush": [77]}}, "brush"),
+        ({"meta": {"traj_key_points": [[[1, 1], [2, 2]]], "times": [[0.5, 0.4]]}}, "times"),
+    ],
+)
+def test_drawings_that_cannot_be_used_are_one_line(change, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        exchange.inputs_of(exchange.drawing_of(drawn()) | change)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"files": 3}, {"files": [None]}, {"files": []}])
+def test_requests_of_other_shapes_are_one_line(body):
+    for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.inputs_of):
+        with pytest.raises(BadInput):
+            function(body)
+
+
+def test_paths_are_what_is_generated():
+    inputs = drawn()
+    body = {"width": 60, "height": 40, "frames": 9, "fps": 8, "size": "64 x 64", "fine": 4}
+    body |= {"tracks": [t.tolist() for t in inputs.tracks], "times": [inputs.times[0].tolist(), None]}
+    found = exchange.paths(body)
+    for path, expected in zip(found["paths"], inputs.paths(9), strict=True):
+        assert np.allclose(np.array(path)[::4], expected, atol=1e-3) and len(path) == 33
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("frames", 1), ("frames", 10**9), ("frames", 2.5), ("frames", True), ("fps", "8"), ("fps", float("nan")),
+        ("steps", 0), ("seed", -1), ("seed", None), ("size", "9 x 9"), ("size", []), ("bucket", float("inf")),
+        ("last_guidance", 1e9),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_name_themselves(field, value):
+    good = {"frames": 8, "fps": 8, "size": "64 x 64"}
+    Settings(**good)
+    with pytest.raises(BadInput, match=field):
+        Settings(**good | {field: value})
+
+
+def test_the_examples_are_drawings():
+    for example in exchange.examples():
+        inputs = exchange.inputs_of(example["drawing"])
+        assert inputs.size == (64, 64) and len(inputs.tracks) == 1 and inputs.brush.any()
+        x, y = inputs.tracks[0][0].round().astype(int)
+        assert inputs.brush[y, x]

@@ -1,0 +1,210 @@
+"""The whole server over HTTP: bad requests, a full queue, people who leave, a taken port. Without a browser."""
+
+import base64
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from datamodules.errors import UsageError
+from remoco import page
+from remoco.page import exchange
+from tests.page.test_exchange import bomb
+
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make test-slow does it")
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def served(tmp_path_factory):
+    """`remoco page` on a free port: (port, the file of its connections elsewhere)."""
+    outside = tmp_path_factory.mktemp("server") / "outside.txt"
+    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    try:
+        line = process.stdout.readline()
+        assert line.startswith("http://127.0.0.1:"), line
+        yield int(line.rpartition(":")[2]), outside
+        assert process.poll() is None, "the server has ended"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with served(tmp_path_factory) as found:
+        yield found
+
+
+def ask(port, method, path, body=b"", headers=None):
+    """Status and body of an answer."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    try:
+        connection.request(method, path, body, JSON if headers is None else headers)
+        answer = connection.getresponse()
+        try:
+            return answer.status, answer.read()
+        except http.client.IncompleteRead as error:  # a stream of nobody's ends in the middle
+            return answer.status, error.partial
+    finally:
+        connection.close()
+
+
+def generation(port):
+    """The index of the event that generates."""
+    config = json.loads(ask(port, "GET", "/config")[1])
+    return next(entry["id"] for entry in config["dependencies"] if len(entry["inputs"]) == 9)
+
+
+def join(port, index, session, steps=2, drawing=None):
+    drawing = exchange.examples()[0]["drawing"] if drawing is None else drawing
+    data = [drawing, 0, steps, 8, 1, 1, 8, 1, "64 x 64"]
+    body = {"data": data, "fn_index": index, "session_hash": session}
+    return ask(port, "POST", "/gradio_api/queue/join", json.dumps(body).encode())[0]
+
+
+def listen(port, session):
+    """The messages of a session, as the browser gets them."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
+    answer = connection.getresponse()
+    try:
+        for line in answer:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+    finally:
+        connection.close()
+
+
+def generated(port, index, session, **asked):
+    assert join(port, index, session, **asked) == 200
+    return json.dumps(list(listen(port, session)))
+
+
+def bad_requests():
+    """Method, path, body, headers: none of them is a request of the page."""
+    good = exchange.examples()[0]["drawing"]
+    bodies = [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"files": 1}', b"1" * 5000, b'{"frames": NaN}']
+    for route in ("open", "paths", "control", "save"):
+        for body in bodies:
+            yield "POST", f"/page/{route}", body, JSON
+        yield "POST", f"/page/{route}", b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}
+        yield "POST", f"/page/{route}", b"{}", JSON | {"Content-Length": str(10**12)}
+        yield "POST", f"/page/{route}", b"{}", JSON | {"Host": "attacker.example"}
+        yield "GET", f"/page/{route}", b"", {}
+    for change in ({"image": 5}, {"image": "data:image/png;base64,AAAA"}, {"runs": [1, 2]}, {"meta": []}, {"runs": {}}):
+        for route in ("control", "save"):
+            body = {"drawing": good | change, "frames": 8, "fps": 8, "size": "64 x 64"}
+            yield "POST", f"/page/{route}", json.dumps(body).encode(), JSON
+    for frames in (-1, 10**30, "8", None, 2.5, [8]):
+        body = {"drawing": good, "frames": frames, "fps": 8, "size": "64 x 64"}
+        yield "POST", "/page/control", json.dumps(body).encode(), JSON
+    for name in ("../../etc/passwd", "a.png", "a.zip", "a.json", "", "\0"):
+        for data in ("", "AAAA", "&", "UEsDBAoA"):
+            yield "POST", "/page/open", json.dumps({"files": [{"name": name, "data": data}]}).encode(), JSON
+    rng = np.random.default_rng(0)
+    pictures = [bomb(20_000, 10), bomb(60_000, 60_000), bomb(8192, 8192), *(rng.bytes(300) for _ in range(5))]
+    for name in ("a.png", "a.zip", "a_mask.png", "a.json"):
+        for data in pictures:
+            files = [{"name": name, "data": base64.b64encode(data).decode()}]
+            yield "POST", "/page/open", json.dumps({"files": files}).encode(), JSON
+    for body in [*bodies, b"{}", b'{"data": [], "fn_index": 10000, "session_hash": "s"}', b'{"data": 5}']:
+        for route in ("queue/join", "cancel", "reset"):
+            yield "POST", f"/gradio_api/{route}", body, JSON
+    for path in (
+        "file=/etc/passwd", "file=../../../etc/passwd", "file/etc/passwd", "proxy=http://example.org", "upload",
+        "component_server", "runs", "info", "queue/data", "queue/data?session_hash=nobody", "call/generate", "token",
+        "run-history/records", "vibe-edit", "%2e%2e/%2e%2e/etc/passwd", "stream/a/b/c/playlist.m3u8",
+    ):  # fmt: skip
+        for method in ("GET", "POST", "PUT"):
+            yield method, f"/gradio_api/{path}", b"{}", JSON
+    for path in ("/../etc/passwd", "//", "/%00", "/static/../../secret", "/assets/%2e%2e/x", "/monitoring", "/login"):
+        yield "GET", path, b"", {}
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_the_server_stays_up_under_bad_requests(server):
+    port, _ = server
+    asked = list(bad_requests())
+    assert len(asked) >= 200
+    for method, path, body, headers in asked:
+        status, answer = ask(port, method, path, body, headers)
+        session = path.endswith("session_hash=nobody")  # a stream that says so and ends
+        about = path.endswith("/info") and method == "GET"
+        queue = method == "POST" and path in ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+        assert session or about or queue or 400 <= status < 500, (method, path, body[:80], status, answer[:200])
+        assert b"Traceback" not in answer and b"root:" not in answer, (method, path, body[:80], answer[:200])
+    assert '"done"' in generated(port, generation(port), "good")
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_a_full_queue_refuses_and_others_are_not_told(server):
+    from remoco.page.server import QUEUE
+
+    port, _ = server
+    index = generation(port)
+    first = threading.Thread(target=generated, args=(port, index, "long"), kwargs={"steps": 60})
+    first.start()
+    statuses = [join(port, index, f"w{i}", steps=1) for i in range(QUEUE + 4)]
+    assert 200 in statuses and 503 in statuses and set(statuses) <= {200, 503}
+    own = json.dumps(list(listen(port, "w0")))
+    assert '"done"' in own
+    first.join()
+    for i, status in enumerate(statuses):
+        if status == 200 and i:
+            assert '"done"' in json.dumps(list(listen(port, f"w{i}")))
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_who_leaves_does_not_hold_up_the_others(server):
+    port, _ = server
+    index = generation(port)
+    assert join(port, index, "leaves", steps=100) == 200
+    for message in listen(port, "leaves"):
+        if message["msg"] == "process_generating":
+            break  # and the connection is closed
+    assert '"done"' in generated(port, index, "stays", steps=1)
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_nothing_was_asked_of_the_world(server):
+    port, outside = server
+    assert b"fonts.g" not in ask(port, "GET", "/", headers={})[1]
+    assert b"fonts.g" not in ask(port, "GET", "/theme.css", headers={})[1]
+    assert not outside.exists() or not outside.read_text()
+
+
+def test_a_taken_port_is_one_line(monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: object())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UsageError, match="--port"):
+            page.page(port=taken.getsockname()[1])
+    with pytest.raises(UsageError, match="from 0 to 65535"):
+        page.page(port=70_000)
+
+
+def test_without_gradio_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"remoco\[page\]"):
+        page.page()
+
+
+def test_a_checkpoint_that_is_none_is_one_line(monkeypatch):
+    monkeypatch.setattr(page, "find_spec", lambda name: object())
+    with pytest.raises(UsageError, match="nowhere.ckpt"):
+        page.page("nowhere.ckpt", port=0)
