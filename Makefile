@@ -37,7 +37,7 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
 
-# a server of S3 and Weights & Biases, which only the long tests need
+# a server of S3, Weights & Biases and what sweeps need, for the long tests alone
 $(VENV)/slow: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slow]' -c constraints.txt
 	touch $@

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -57,23 +58,27 @@ class Tracked:
 
 def generated(number: int) -> Tracked:
     """Clip `number` (0 to 7) of the set."""
+    clip = _exact(number)
+    flow = add_tracker_error(clip.flow, float(ERRORS[number]), np.random.default_rng([11, number]))
+    return replace(clip, name=f"generated {MAGNITUDES[number]:.1f} px, EPE {ERRORS[number]:.2f}", flow=flow)
+
+
+@lru_cache(maxsize=GENERATED)
+def _exact(number: int) -> Tracked:
     scene = scaled_to(random_scene([2024, number], FRAMES, HEIGHT, WIDTH), float(MAGNITUDES[number]))
-    flow, visibility = tracks(scene)
-    flow = add_tracker_error(flow, float(ERRORS[number]), np.random.default_rng([11, number]))
-    return Tracked(f"generated {MAGNITUDES[number]:.1f} px, EPE {ERRORS[number]:.2f}", render(scene), flow, visibility)
+    return Tracked("", render(scene), *tracks(scene))
 
 
 def smooth(number: int) -> Tracked:
     """The scene of clip `number` with tracks as smooth as DOT's: flow and errors on a grid of 128 x 128, upsampled."""
-    scene = scaled_to(random_scene([2024, number], FRAMES, HEIGHT, WIDTH), float(MAGNITUDES[number]))
-    flow, visibility = tracks(scene)
-    rng = np.random.default_rng([12, number])
+    clip = _exact(number)
+    flow, rng = clip.flow.copy(), np.random.default_rng([12, number])
     for component in (0, 1):
         for t in range(1, FRAMES):
             grid = cv2.resize(flow[t, component], (128, 128), interpolation=cv2.INTER_AREA)
             grid += rng.normal(0, 0.3 / np.sqrt(np.pi / 2), grid.shape).astype(np.float32)  # mean length 0.3 px
             flow[t, component] = cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_LINEAR)
-    return Tracked(f"smooth {MAGNITUDES[number]:.1f} px, EPE 0.30", render(scene), flow, visibility)
+    return replace(clip, name=f"smooth {MAGNITUDES[number]:.1f} px, EPE 0.30", flow=flow)
 
 
 def scaled_to(scene: Scene, magnitude: float) -> Scene:

@@ -1,12 +1,15 @@
 """Clips per second of one core: our data path beside a loader in the released style, with and without cached latents.
 
-    python benchmarks/loader.py [--rounds 10] [--batch 4] [--profile]
+    python benchmarks/loader.py [--released CHECKOUT] [--rounds 10] [--batch 4] [--profile]
 
 Every path begins at files (in the page cache) and ends with what a training step takes from the host:
 
-- released style, our own code of what it does: a tar read in order, per clip an mp4 decoded with decord, displacements
-  as float16 npy, visibility as a JPEG strip; all made float, frames in [-1, 1]; the region-wise control with mask and
-  bucket in numpy (`kron`); collated by default;
+- with --released, the released loader itself, imported from a checkout of https://github.com/HiDream-ai/MotionPro, with
+  the `data` section of its configs/train_debug_from_tar.yaml, but our tar, our batch size and no workers. What it
+  imports must be there: torchvision, iopath, matplotlib, imageio, einops, colorlog;
+- without, an imitation in our own code: a tar read in order, per clip an mp4 decoded with decord, displacements as
+  float16 npy, visibility as a JPEG strip; all made float, frames in [-1, 1]; the region-wise control with mask and
+  bucket in numpy (`kron`); collated by default. It takes less than the original;
 - ours: `WebVidDataModule`'s loader, uint8 video, uint16 flow and bool visibility in one batch. The control is made
   from it on the device; the last row adds making it here, on the CPU.
 
@@ -17,6 +20,7 @@ it. The clips are the 8 generated ones of clip_set.py.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import json
 import statistics
@@ -24,7 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +36,7 @@ import cv2
 import numpy as np
 import safetensors.numpy
 import torch
+import yaml
 from torch.utils.data import DataLoader, IterableDataset
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
@@ -65,9 +70,33 @@ class ReleasedStyle(IterableDataset):
             members: dict[str, bytes] = {}
             for info in tar:
                 members[info.name.split(".", 1)[1]] = tar.extractfile(info).read()
-                if len(members) == 4:
+                if len(members) == 5:
                     yield released_sample(members, rng)
                     members = {}
+
+
+def released_config(checkout: Path) -> dict[str, Any]:
+    """Arguments of the released data module."""
+    config = checkout / "configs" / "train_debug_from_tar.yaml"
+    if not config.is_file():
+        sys.exit(f"--released {checkout}: {config.relative_to(checkout)} is missing there, expected the checkout")
+    return yaml.safe_load(config.read_text())["data"]["params"]
+
+
+def released_loader(checkout: Path, folder: Path, batch: int) -> Iterable[dict[str, Any]]:
+    """The released loader, unmodified, over the tars of a folder."""
+    given = released_config(checkout)
+    given["train_set"]["params"]["data_path"] = str(folder)
+    if str(checkout) not in sys.path:
+        sys.path.insert(0, str(checkout))
+    try:
+        from dataset.video_dataset_flow_tar import VideoDataset
+    except ImportError as error:
+        sys.exit(f"--released {checkout}: {error}")
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells how many tars there are
+        data = VideoDataset(**{**given, "batch_size": batch, "num_workers": 0})
+        data.setup()
+        return data.train_dataloader()
 
 
 def released_sample(members: dict[str, bytes], rng: np.random.Generator) -> dict[str, Any]:
@@ -105,7 +134,8 @@ def write_released(path: Path, clips: list[clip_set.Tracked]) -> float:
             jpeg = cv2.imencode(".jpg", strip)[1].tobytes()
             meta = json.dumps({"fps": SHAPE.fps}).encode()
             video = clip.encode()[VIDEO]
-            for kind, data in {"mp4": video, "npy": flow.getvalue(), "jpg": jpeg, "json": meta}.items():
+            members = {"mp4": video, "npy": flow.getvalue(), "jpg": jpeg, "json": meta, "txt": clip.name.encode()}
+            for kind, data in members.items():
                 info = tarfile.TarInfo(f"{number:06d}.{kind}")
                 info.size = len(data)
                 tar.addfile(info, io.BytesIO(data))
@@ -165,7 +195,7 @@ def profile(folder: Path) -> None:
         "video": lambda m: mp4.decode_mp4(m[VIDEO], (SHAPE.frames, 3, *size), out["video"]),
         "first frame alone": lambda m: mp4.decode_first_frame(m[VIDEO], (3, *size)),
         "masks": lambda m: mask_codec.decode_masks(m[MASKS], out["visibility"], out["moving"]),
-        "latents": lambda m: samples.read_latents(m[LATENT], SHAPE.frames),
+        "latents": lambda m: samples.read_latents(m[LATENT], SHAPE),
     }
     print("\n| part | CPU ms per clip |\n|---|---|")
     times = [timed((data.read(0, number, kinds) for number in range(n)), n)[0] for _ in range(5)]
@@ -179,21 +209,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--released", type=Path, metavar="CHECKOUT", help="of MotionPro; else an imitation of it")
     parser.add_argument("--profile", action="store_true", help="print where our time goes")
     arguments = parser.parse_args()
+    if arguments.released:
+        released_config(arguments.released)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         clips = [clip_set.generated(number) for number in range(clip_set.GENERATED)]
+        (root / "released").mkdir()
+        baseline = "released" if arguments.released else "imitation of the released"
         sizes = {
-            "released style": write_released(root / "released.tar", clips),
+            baseline: write_released(root / "released" / "0.tar", clips),
             "ours": write_ours(root / "ours", clips, latents=False),
             "ours, cached latents": write_ours(root / "latents", clips, latents=True),
         }
         sizes["ours + control on the CPU"] = sizes["ours"]
         paths: dict[str, Callable[[], Any]] = {
-            "released style": lambda: DataLoader(ReleasedStyle(root / "released.tar"), arguments.batch),
+            baseline: lambda: (
+                released_loader(arguments.released, root / "released", arguments.batch)
+                if arguments.released
+                else DataLoader(ReleasedStyle(root / "released" / "0.tar"), arguments.batch)
+            ),
             "ours": lambda: ours(root / "ours", arguments.batch),
             "ours, cached latents": lambda: ours(root / "latents", arguments.batch),
             "ours + control on the CPU": lambda: with_condition(ours(root / "ours", arguments.batch)),
@@ -211,8 +250,9 @@ def main() -> None:
 
 
 def report(times: dict[str, list[tuple[float, float]]], sizes: dict[str, float]) -> None:
-    reference = [statistics.median(column) for column in zip(*times["released style"])]
-    rounds = len(times["released style"])
+    baseline = next(iter(times))
+    reference = [statistics.median(column) for column in zip(*times[baseline])]
+    rounds = len(times[baseline])
     print(f"{rounds} interleaved rounds, one process, one thread, torch {torch.__version__}\n")
     print("| loader | MB per clip | CPU ms per clip [quartiles] | clips/s per core | times | wall ms | times |")
     print("|---" * 7 + "|")

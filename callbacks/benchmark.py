@@ -20,7 +20,6 @@ from datamodules.bench import BenchmarkDataModule
 from datamodules.errors import BadShards, UsageError
 from datamodules.storage import write_json
 from datamodules.videos import write_video
-from lightning_modules.pipeline import MotionControlPipeline
 from metrics import VideoMetric
 from metrics.published import tables
 
@@ -117,6 +116,8 @@ class Benchmark(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Sample the pair unless its video is there."""
+        from lightning_modules.pipeline import MotionControlPipeline  # diffusers takes seconds, `--help` does without
+
         pair = batch["pair"]
         path = self.folder / "videos" / f"{pair.key}.mp4"
         if path.is_file():

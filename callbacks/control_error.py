@@ -2,6 +2,8 @@
 
 import json
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,14 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
-from callbacks.sample_logger import sampling
-from conditions import flow_to_pixels
+from callbacks.sample_logger import finite_uint8, sampling
+from conditions import Condition, Motion, flow_to_pixels
 from datamodules.batch import MOTION
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
@@ -27,6 +31,7 @@ KINDS = {
     "_real": "the true clip: the scorer's own error",
     "_swapped": "generated with another clip's control",
     "_off": "generated without control",
+    "_stroke": "generated from one stroke: the object's path from its centre, the object as brush",
 }
 
 
@@ -36,13 +41,16 @@ class ControlErrors(EveryNthValidation):
     For data whose tracks are exact and in which one thing moves over a still background: `SpritesDataModule` with
     `scene: plain`; on others it measures nothing and says so. Logged as `val/control_error` and `test/control_error`,
     with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the first is far below
-    the second, and `_swapped` and `_off` are not. Printed with what each means, and written to `metrics.json` in the
-    run's folder, beside what is in it.
+    the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not depend on how a
+    condition draws regions, so it compares conditions. Printed with what each means, and written to `metrics.json` in
+    the run's folder, beside what is in it.
 
     Args:
         clips: of the validation set, the first so many; none = all.
         every_n_validations: measure at every n-th validation of a fit.
     """
+
+    headlines = ("val/control_error", "val/control_error_stroke")
 
     def __init__(self, clips: int | None = None, every_n_validations: int = 1) -> None:
         super().__init__(clips, every_n_validations)
@@ -105,22 +113,24 @@ class ControlErrors(EveryNthValidation):
             raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
         masks, tracks = moving_object(flow)
-        first, real = to_uint8(batch["first_frame"]), to_uint8(batch["video"])
+        first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
         # half a batch away: neighbours may share their first frame, and then another's control would be a good one
         other = torch.roll(torch.arange(len(masks)), len(masks) // 2 or 1)
         swapped = batch | {name: batch[name][other] for name in MOTION if name in batch}
         make = {
-            "": lambda: to_uint8(pl_module.sample(batch)),
+            "": lambda: finite_uint8(pl_module.sample(batch), keys),
             "_standing_still": lambda: first[:, None].expand_as(real),
             "_real": lambda: real,
-            "_swapped": lambda: to_uint8(pl_module.sample(swapped)),
-            "_off": lambda: to_uint8(pl_module.sample(batch, controlled=False)),
+            "_swapped": lambda: finite_uint8(pl_module.sample(swapped), keys),
+            "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
+            "_stroke": lambda: finite_uint8(pl_module.sample(batch), keys),
         }
         for kind, metric in self.metrics.items():
             if kind == "_swapped" and len(masks) == 1:
                 continue  # a batch of one has no other clip
             start = time.perf_counter()
-            with sampling(trainer, pl_module):
+            drawn = one_stroke(pl_module) if kind == "_stroke" else nullcontext()
+            with sampling(trainer, pl_module), drawn:
                 videos = make[kind]()
             metric.update(videos, first, masks, tracks)
             self.seconds[kind] += time.perf_counter() - start
@@ -149,6 +159,49 @@ class ControlErrors(EveryNthValidation):
         write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)
+
+
+class OneStroke(Condition):
+    """What a condition draws of one stroke on the moving object of exact flow: its path from its middle, it as brush.
+
+    Args:
+        condition: that draws.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+
+    def check(self, height: int, width: int) -> None:
+        """As the condition."""
+        self.condition.check(height, width)
+
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
+        """(B, L, 3, H, W) of flow (B, L, 2, H, W); the seeds draw nothing."""
+        frames, _, height, width = flow.shape[1:]
+        controls = []
+        for mask, path in zip(*moving_object(flow)):
+            middle = mask.nonzero().double().mean(0).flip(0)
+            end = middle.new_tensor([width - 1, height - 1])
+            stroke = torch.minimum((middle + path).clamp(min=0), end).cpu().numpy()
+            controls.append(self.condition.draw([stroke], mask.cpu().numpy(), frames, height, width))
+        return torch.stack(controls).to(flow.device)
+
+    def draw(
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
+    ) -> Tensor:
+        """As the condition."""
+        return self.condition.draw(tracks, brush, frames, height, width)
+
+
+@contextmanager
+def one_stroke(pl_module: LightningModule) -> Iterator[None]:
+    """Within it the module's condition sees one stroke for each clip."""
+    own = pl_module.condition
+    pl_module.condition = OneStroke(own)
+    try:
+        yield
+    finally:
+        pl_module.condition = own
 
 
 def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:

@@ -63,14 +63,17 @@ def _keep_rows(logger: CSVLogger) -> None:
 
 
 def log_hyperparameters(trainer: Trainer, config: dict[str, Any]) -> None:
-    """Give every logger what the run was configured with; TensorBoard shows it under HParams, beside `val/loss`."""
+    """Give every logger what the run was configured with; TensorBoard shows it under HParams, beside `val/loss`
+    and the results that callbacks name in `headlines`.
+    """
     chosen = {name: config.get(name) for name in ("model", "data", "optimizer", "lr_scheduler")}
     chosen["trainer"] = {name: config.get("trainer", {}).get(name) for name in OF_TRAINER}
     flat = _flat(chosen)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             plain = {k: v if isinstance(v, (bool, int, float, str)) else str(v) for k, v in flat.items()}
-            for part in hparams(plain, {"val/loss": 0.0}):
+            shown = ["val/loss", *(name for each in trainer.callbacks for name in getattr(each, "headlines", ()))]
+            for part in hparams(plain, dict.fromkeys(shown, 0.0)):
                 logger.experiment._get_file_writer().add_summary(part)
             logger.experiment.flush()
         else:

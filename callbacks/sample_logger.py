@@ -21,6 +21,7 @@ from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
 from datamodules.storage import clear_leftovers
+from lightning_modules.conditioning import to_uint8
 
 
 class SampleLogger(Callback):
@@ -163,6 +164,18 @@ def sampling(trainer: Trainer, pl_module: LightningModule) -> Iterator[None]:
         finally:
             for module in training:
                 module.training = True
+
+
+def finite_uint8(videos: Tensor, keys: list[str]) -> Tensor:
+    """Generated clips (B, L, 3, H, W) float in [-1, 1] -> uint8.
+
+    Raises:
+        MisconfigurationException: a clip that is not finite; the message names it.
+    """
+    for key, video in zip(keys, videos, strict=True):
+        if not video.isfinite().all():
+            raise MisconfigurationException(f"{key}: the generated video holds NaN or infinite values")
+    return to_uint8(videos)
 
 
 def first_clips(trainer: Trainer, count: int) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from callbacks.control_error import write_metrics
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.run_folder import rank_zero_print, run_folder
-from callbacks.sample_logger import sampling
+from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.batch import MOTION
 from lightning_modules.conditioning import to_float, to_uint8
@@ -172,11 +172,14 @@ class VideoMetrics(EveryNthValidation):
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> dict[str, Any]:
         if trainer.sanity_checking or not self.metrics:
             return {}
-        count = int(trainer.strategy.reduce(self.metrics[0].clips.float(), reduce_op="sum"))
-        if count == 0:
+        counts = [int(trainer.strategy.reduce(metric.clips.float(), reduce_op="sum")) for metric in self.metrics]
+        if not any(counts):
             return {}
         results = {}
-        for metric in self.metrics:
+        for metric, count in zip(self.metrics, counts, strict=True):
+            if count == 0:
+                rank_zero_warn(f"VideoMetrics: no {metric.name}, for none of the clips says anything about it")
+                continue
             if count < 2 and hasattr(metric, "reference"):
                 rank_zero_warn(
                     f"VideoMetrics: no {metric.name} with {count} validation clip, at least 2 are needed for a "
@@ -221,18 +224,6 @@ def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict
     other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
     other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
     return batch | {name: other[name] for name in MOTION if name in other}
-
-
-def finite_uint8(videos: Tensor, keys: list[str]) -> Tensor:
-    """Frames in [-1, 1] -> uint8.
-
-    Raises:
-        MisconfigurationException: a video that is not finite; the message names it.
-    """
-    for key, video in zip(keys, videos, strict=True):
-        if not video.isfinite().all():
-            raise MisconfigurationException(f"{key}: the generated video holds NaN or infinite values")
-    return to_uint8(videos)
 
 
 @torch.no_grad()

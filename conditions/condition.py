@@ -83,7 +83,8 @@ class Condition(ABC):
 
         Args:
             tracks: key points of each stroke, (n, 2) as x, y in pixels; one point is a click, which stays.
-            brush: (H, W), non-zero where the user brushed; None for no brush.
+            brush: (H, W), non-zero where the user brushed; None for no brush. Or (M, H, W), M >= N, one for each
+                track: what it covers moves with its own track, and what those after them cover stays.
             frames: number of frames L.
             height: frame height H.
             width: frame width W.

@@ -116,8 +116,8 @@ class GaussianFiltered(SparseCondition):
     ) -> Tensor:
         """Control from strokes: the start pixels' displacements, filtered; mask as RegionWise's, brush OR regions."""
         self.check(height, width)
-        points = draw_strokes(tracks, brush, frames, height, width, region_size=1)
+        points = draw_strokes(tracks, None, frames, height, width, region_size=1)
         regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
-        mask = (regions.filled | regions.brush) & self.motion_mask
+        mask = (regions.filled | regions.brush) & ~regions.held & self.motion_mask
         flow = filter_points(points.flow[None], points.filled[None], self.kernel_size, self.sigma)[0]
         return torch.cat([flow, mask.to(torch.float32).expand(frames, 1, -1, -1)], dim=1)

@@ -220,7 +220,7 @@ class RegionWise(SparseCondition):
         for out, clip, pixels, unit in zip(control.flatten(3), signed, chosen, steps):
             at = pixels.nonzero().squeeze(1)
             out[:, :2, at] = flow_to_pixels(clip[:, :, at].view(torch.uint16), unit)
-        if self.motion_mask:
+        if self.motion_mask and mask is not None:
             control[:, :, 2] = mask[:, None]
         return control
 
@@ -230,5 +230,5 @@ class RegionWise(SparseCondition):
         """Control from strokes: the k x k region around each start moves along its track; mask = brush OR regions."""
         self.check(height, width)
         strokes = draw_strokes(tracks, brush, frames, height, width, self.region_size)
-        mask = (strokes.filled | strokes.brush) & self.motion_mask
+        mask = (strokes.filled | strokes.brush) & ~strokes.held & self.motion_mask
         return torch.cat([strokes.flow, mask.to(torch.float32).expand(frames, 1, -1, -1)], dim=1)

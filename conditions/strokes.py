@@ -20,9 +20,11 @@ class Strokes:
     flow: Tensor
     """(L, 2, H, W) float32: displacement in pixels from frame 1 in the filled regions, zero elsewhere."""
     filled: Tensor
-    """(H, W) bool: union of the regions."""
+    """(H, W) bool: where `flow` is a track's: union of the regions, and of the brushes that belong to tracks."""
     brush: Tensor
-    """(H, W) bool: what the user brushed."""
+    """(H, W) bool: what the user brushed for motion."""
+    held: Tensor
+    """(H, W) bool: what the user brushed to stay."""
 
 
 def track_points(track: ArrayLike, name: str) -> np.ndarray:
@@ -85,9 +87,12 @@ def draw_strokes(
     even k, `[y - k/2, y + k/2)`. It is clipped at the border (the released code drops it at the left and top ones).
     Where regions overlap, the later track wins.
 
+    With a brush for each track (this goes beyond the paper) all that a brush covers moves with its track, of several
+    with the one that starts nearest, and regions end where another brush begins.
+
     Args:
         tracks: see `Condition.draw`.
-        brush: (H, W), non-zero where brushed, or None.
+        brush: see `Condition.draw`.
         frames: L.
         height: H.
         width: W.
@@ -100,6 +105,12 @@ def draw_strokes(
         raise ValueError(f"frames: expected at least 1, got {frames}")
     flow = torch.zeros(frames, 2, height, width)
     filled = torch.zeros(height, width, dtype=torch.bool)
+    masks = _brush(brush, height, width)
+    each = masks.ndim == 3
+    if each and len(masks) < len(tracks):
+        raise ValueError(f"brush: expected one for each of {len(tracks)} tracks, got {len(masks)}")
+    painted = masks.any(dim=0) if each else torch.zeros_like(filled)
+    starts, moves = [], []
     for index, track in enumerate(tracks):
         points = track_points(track, f"track {index}")
         x, y = np.floor(points[0]).astype(int).tolist()
@@ -110,15 +121,35 @@ def draw_strokes(
         displacement = torch.from_numpy(interpolate_track(points, frames) - points[0]).to(torch.float32)
         top, left = y - region_size // 2, x - region_size // 2
         rows, columns = slice(max(top, 0), top + region_size), slice(max(left, 0), left + region_size)
-        flow[:, :, rows, columns] = displacement[:, :, None, None]
-        filled[rows, columns] = True
-    return Strokes(flow, filled, _brush(brush, height, width))
+        own = torch.zeros_like(filled)
+        own[rows, columns] = True
+        if each:
+            own &= masks[index] | ~painted
+        flow[:, :, own] = displacement[:, :, None]
+        filled |= own
+        starts.append((x, y))
+        moves.append(displacement)
+    if not each:
+        return Strokes(flow, filled, masks, torch.zeros_like(filled))
+    moving = masks[: len(tracks)].any(dim=0)
+    if starts:
+        owner = _nearest_start(masks[: len(tracks)], starts)
+        for index, displacement in enumerate(moves):
+            flow[:, :, moving & (owner == index)] = displacement[:, :, None]
+    return Strokes(flow, filled | moving, moving, painted & ~moving)
+
+
+def _nearest_start(masks: Tensor, starts: list[tuple[int, int]]) -> Tensor:
+    """Index of the track, among those whose brush covers a pixel, that starts nearest to it. (N, H, W) -> (H, W)."""
+    y, x = (torch.arange(size, dtype=torch.float64) for size in masks.shape[1:])
+    distance = torch.stack([(y - row).square()[:, None] + (x - column).square() for column, row in starts])
+    return distance.masked_fill_(~masks, torch.inf).argmin(dim=0)
 
 
 def _brush(brush: ArrayLike | None, height: int, width: int) -> Tensor:
     if brush is None:
         return torch.zeros(height, width, dtype=torch.bool)
     mask = torch.as_tensor(brush).cpu() != 0
-    if mask.shape != (height, width):
+    if mask.shape[-2:] != (height, width) or mask.ndim not in (2, 3):
         raise ValueError(f"brush: expected the frame's size ({height}, {width}), got {tuple(mask.shape)}")
     return mask

@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
 
 from datamodules.errors import BadClip, BadInput, BadShards
 from datamodules.inputs import Inputs, read_inputs
@@ -78,7 +79,7 @@ def readable_pairs(root: str | Path) -> tuple[list[Pair], list[str]]:
         BadShards: no benchmark there, or no sample of it can be used.
     """
     pairs, broken = [], []
-    for key in find_pairs(root):
+    for key in tqdm(find_pairs(root), desc="samples", unit="sample", leave=False, delay=1):
         try:
             pairs.append(read_pair(root, key))
         except BadClip as error:

@@ -19,6 +19,7 @@ from datamodules.videos import write_video
 
 TRUE_CLIPS = "true_clips"
 EDGE = 8  # pixels between a track's start and the outline: a patch around it lies on the object
+ALIKE = 0.9  # correlation of two places from which a point on a dotted surface may be any of its dots
 
 
 def write_sprite_bench(
@@ -94,6 +95,8 @@ def _draw(
         if usable.sum() < 25:
             continue
         starts = _marked_points(image, usable, 1 if level == "object" else 2)
+        if not starts:
+            continue
         if level == "object":
             return starts, own
         near = np.min([np.hypot(x - a, y - b) for a, b in starts], axis=0) < 2 * EDGE
@@ -102,17 +105,20 @@ def _draw(
 
 
 def _marked_points(image: np.ndarray, usable: np.ndarray, count: int) -> list[tuple[int, int]]:
-    """Up to `count` pixels (x, y), the ones that a person would mark: corners that look like no other place."""
+    """Up to `count` pixels (x, y), the ones a person would mark: corners that look like no other place; or none."""
     # Shi and Tomasi's corners, at least 4 pixels apart
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     corners: np.ndarray | None = cv2.goodFeaturesToTrack(grey, 16, 0.01, 4, mask=usable.astype(np.uint8), blockSize=9)
     if corners is None:  # the surface has no texture there
-        row, column = np.argwhere(usable)[usable.sum() // 2]
-        return [(int(column), int(row))]
+        return []
     points = sorted((_likeness(image, *point), point) for point in map(tuple, corners[:, 0].astype(int).tolist()))
     kept: list[tuple[int, int]] = []
-    for _, point in points:
-        if len(kept) < count and all(np.hypot(point[0] - a, point[1] - b) >= 2 * EDGE for a, b in kept):
+    for likeness, point in points:
+        if (
+            likeness < ALIKE
+            and len(kept) < count
+            and all(np.hypot(point[0] - a, point[1] - b) >= 2 * EDGE for a, b in kept)
+        ):
             kept.append(point)
     return kept
 
@@ -121,6 +127,6 @@ def _likeness(image: np.ndarray, x: int, y: int) -> float:
     """How much the place that resembles this point's surroundings most does so: the largest correlation elsewhere."""
     padded = cv2.copyMakeBorder(image, EDGE, EDGE, EDGE, EDGE, cv2.BORDER_REPLICATE)
     patch = padded[y : y + 2 * EDGE + 1, x : x + 2 * EDGE + 1]
-    found = cv2.matchTemplate(padded, patch, cv2.TM_CCORR_NORMED)
+    found = cv2.matchTemplate(padded, patch, cv2.TM_CCOEFF_NORMED)
     found[max(0, y - 5) : y + 6, max(0, x - 5) : x + 6] = -1
     return float(found.max())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import BadClip, one_line
+from datamodules.mp4 import pixels_of
 from datamodules.prepare.clips import pictures
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
@@ -42,13 +43,13 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
         BadClip: does not decode, or has fewer.
     """
     try:
-        found = [picture.to_ndarray(format="rgb24") for _, picture in islice(pictures(str(path)), frames)]
+        found = [pixels_of(picture) for _, picture in islice(pictures(str(path)), frames)]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
         raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
     if len(found) < frames:
-        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}")
+        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}, as many as are judged")
     if len({picture.shape for picture in found}) > 1:
         raise BadClip(f"{path}: changes its size")
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
@@ -80,7 +81,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         BadClip: does not decode, or has no pictures.
     """
     try:
-        found = [(time, picture.to_ndarray(format="rgb24")) for time, picture in pictures(str(path))]
+        found = [(time, pixels_of(picture)) for time, picture in pictures(str(path))]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames

@@ -1,5 +1,6 @@
-"""The LightningModule and everything with weights or sigma in it."""
+"""The LightningModules and everything with weights or sigma in it."""
 
+from lightning_modules.base import BaseModule
 from lightning_modules.motion_control import MotionControlModule
 
-__all__ = ["MotionControlModule"]
+__all__ = ["BaseModule", "MotionControlModule"]

@@ -23,6 +23,8 @@ def built(
     architecture = dict(found["architecture"])
     if "." in (kind := str(architecture.get("injection"))) and kind.rpartition(".")[0] not in sys.modules:
         raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
+    if architecture.get("injection", "") is None:
+        raise ValueError("the checkpoint is a base without a controller: `remoco export-base` writes it for `svd`")
     architecture["condition"] = Condition.from_record(architecture["condition"])
     if svd is not None:
         base = {"svd": svd}

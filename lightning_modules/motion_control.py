@@ -174,6 +174,10 @@ class MotionControlModule(record.RecordedModule):
         seeds = self.seeds(batch, REGION)
         return conditioning.conditioning_of(self.svd, self.condition, batch, seeds, sigma_aug, noise)
 
+    def steer(self, cond: Conditioning) -> None:
+        """Give the UNet the motion of the clips, for the passes that follow."""
+        self.injection.set(self.motion_encoder(cond.control))
+
     def clean_latents(self, batch: Batch) -> Tensor:
         """(B, L, C, H/8, W/8) scaled latents of the batch's clips."""
         return conditioning.clean_latents_of(self.svd, batch, partial(self.noise, batch, POSTERIOR))
@@ -188,7 +192,7 @@ class MotionControlModule(record.RecordedModule):
         sigma = draw(self.p_mean, self.p_std, self.device)
         noisy = clean + sigma.view(-1, 1, 1, 1, 1) * self.noise(batch, NOISE, clean.shape[1:])
         keep = uniform(self.seeds(batch, DROPOUT), 5).to(self.device, non_blocking=True) >= self.dropout
-        self.injection.set(self.motion_encoder(cond.control))
+        self.steer(cond)
         loss = edm_loss(self.denoiser(noisy, sigma, cond.dropping(keep)), clean, sigma).mean()
         self.log("train/loss", loss.detach(), batch_size=len(clean))
         self.log("loss", self.shown_loss.push(loss), prog_bar=True, logger=False, batch_size=len(clean))
@@ -222,7 +226,7 @@ class MotionControlModule(record.RecordedModule):
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
         clean = self.clean_latents(batch)
         cond = self.conditioning(batch, clean.new_full((len(clean),), INFERENCE_SIGMA_AUG))
-        self.injection.set(self.motion_encoder(cond.control))
+        self.steer(cond)
         return clean, cond
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from lightning_modules.blocks import set_recomputed, use_our_blocks
 from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
 from lightning_modules.pca import PatchPCA
-from lightning_modules.weights import COMPONENTS, load_component, load_unet, local_folder, weights_hash
+from lightning_modules.weights import COMPONENTS, load_component, load_unet, local_folder, save_pca, weights_hash
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -132,13 +132,18 @@ class SVD(nn.Module):
         self.latent_channels: int = unet.config.out_channels
         self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
-        self.hashes = {part: (hashes or {}).get(part) or weights_hash(net) for part, net in networks.items()}
+        given = hashes or {}
+        self.hashes = {part: given.get(part) or weights_hash(net) for part, net in networks.items()}
+        if pca is not None and "vae" in given:  # loaded in the VAE's place, not to be fitted
+            self.hashes["vae"] = given["vae"]
         whole = "meta" if "meta" in self.hashes.values() else hashlib.sha256(repr(self.hashes).encode()).hexdigest()
         self.identity = {**name, "hash": whole}
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None, dtype: torch.dtype | None = None) -> SVD:
         """Load diffusers' folders unet/, vae/ and image_encoder/ (safetensors only).
+
+        In a local folder `vae/` may also hold the components of patches, as `export` writes them.
 
         Args:
             path_or_id: Local folder, or the hub id `owner/name` of a repository in that layout.
@@ -157,7 +162,9 @@ class SVD(nn.Module):
         if dtype is not None:
             parts["image_encoder"].to(dtype)
         parts["unet"], hashes["unet"] = load_unet(str(path_or_id), revision, dtype)
-        channels = parts["vae"].config.latent_channels
+        vae = parts.pop("vae")
+        parts |= {"vae": None, "pca": vae} if isinstance(vae, PatchPCA) else {"vae": vae}
+        channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
             raise MisconfigurationException(
@@ -201,6 +208,21 @@ class SVD(nn.Module):
             vae = AutoencoderKLTemporalDecoder(**sizes.vae) if latents == "vae" else None
         pca = PatchPCA(channels) if latents == "pca" else None
         return cls(unet, image_encoder, vae, {"random_init": size, "init_seed": seed, "latents": latents}, pca)
+
+    def export(self, folder: Path) -> None:
+        """Write diffusers' folders unet/, vae/ and image_encoder/ in float32, as `load` reads them.
+
+        Args:
+            folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
+        """
+        if self.vae is None and self.pca is None:
+            raise MisconfigurationException("latents: space_to_depth has no folder of its own; expected vae or pca")
+        self.unet.save_pretrained(folder / "unet")
+        self.image_encoder.save_pretrained(folder / "image_encoder")
+        if self.vae is not None:
+            self.vae.save_pretrained(folder / "vae")
+        elif self.pca is not None:
+            save_pca(self.pca, folder / "vae")
 
     def freeze(
         self,

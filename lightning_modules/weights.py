@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -15,8 +16,11 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
+
+from lightning_modules.pca import PatchPCA
 
 COMPONENTS = {
     "unet": UNetSpatioTemporalConditionModel,
@@ -35,6 +39,8 @@ def load_component(path: str, name: str, revision: str | None) -> Any:
         MisconfigurationException: the folder, a file or a weight is missing.
     """
     cls, local = COMPONENTS[name], local_folder(path, name)
+    if name == "vae" and local is not None and _class_name(path, local) == PatchPCA.__name__:
+        return _load_pca(path, local)
     variant = None if local is None else _variant(local, name)
     options = {"subfolder": name, "revision": revision, "use_safetensors": True, "output_loading_info": True}
     try:
@@ -48,6 +54,41 @@ def load_component(path: str, name: str, revision: str | None) -> Any:
         raise _unreadable(path, name, error) from error
     _require_all(path, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
     return model
+
+
+def save_pca(pca: PatchPCA, folder: Path) -> None:
+    """Write patches' components as diffusers writes a VAE: config.json, whose class name says what it is, and weights.
+
+    Args:
+        pca: fitted.
+        folder: `vae/` of a base, made here.
+    """
+    folder.mkdir(parents=True)
+    config = {"_class_name": PatchPCA.__name__, "channels": len(pca.scale)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(
+        {name: tensor.contiguous() for name, tensor in pca.state_dict().items()}, folder / f"{STEMS['vae']}.safetensors"
+    )
+
+
+def _load_pca(path: str, folder: Path) -> PatchPCA:
+    try:
+        pca = PatchPCA(int(json.loads((folder / "config.json").read_text())["channels"]))
+        with safe_open(folder / f"{STEMS['vae']}.safetensors", "pt") as file:
+            pca.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
+    except (*UNREADABLE, KeyError, TypeError) as error:
+        raise MisconfigurationException(
+            f"svd: cannot load vae of {path} as {PatchPCA.__name__}: {' '.join(str(error).split())}"
+        ) from error
+    return pca
+
+
+def _class_name(path: str, folder: Path) -> Any:
+    try:
+        found = json.loads((folder / "config.json").read_text())
+    except UNREADABLE as error:
+        raise _unreadable(path, folder.name, error) from error
+    return found.get("_class_name") if isinstance(found, dict) else None
 
 
 def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tuple[nn.Module, str]:

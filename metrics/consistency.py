@@ -10,39 +10,29 @@ from metrics.base import Clip, VideoMetric, check_video
 from metrics.features import FeatureNetwork, RandomFrameFeatures
 
 
-class FrameConsistency(VideoMetric):
-    """Mean cosine of the embeddings of consecutive frames, per clip, then over clips (FateZero, Qi et al. 2023).
+class _MeanOverClips(VideoMetric):
+    """A number per clip of at least two frames, and its mean over clips."""
 
-    A still clip scores 1: read it beside `MeanFlowMagnitude`.
-
-    Args:
-        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published tables)
-            or
-            seeded random features when not given.
-    """
-
-    higher_is_better = True
     total: Tensor
 
-    def __init__(self, feature: FeatureNetwork | None = None, **kwargs: Any) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.feature = RandomFrameFeatures() if feature is None else feature
-        self.name = "frame_consistency" if self.feature.name == "clip" else f"frame_consistency_{self.feature.name}"
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def load(self) -> None:
-        """Read the networks, once."""
-        self.feature.load()
+    def of(self, video: Tensor) -> Tensor:
+        """The number of one clip (L, 3, H, W) uint8, a float64 scalar."""
+        raise NotImplementedError
 
     def update(self, video: Tensor) -> None:
-        """Add one clip, (L, 3, H, W) uint8 with L at least 2."""
+        """Add one clip, (L, 3, H, W) uint8 with L at least 2.
+
+        Raises:
+            ValueError: another dtype or shape, or a single frame.
+        """
         check_video(video)
         if len(video) < 2:
-            raise ValueError("frame consistency needs at least 2 frames, got 1")
-        self.load()
-        with torch.no_grad():
-            embeddings = F.normalize(self.feature(video).double(), dim=-1)
-        self.total += (embeddings[1:] * embeddings[:-1]).sum(-1).mean()
+            raise ValueError("a clip needs at least 2 frames, got 1")
+        self.total += self.of(video).to(self.total.device)
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
@@ -52,6 +42,35 @@ class FrameConsistency(VideoMetric):
     def value(self) -> Tensor:
         """The number, from the sums."""
         return self.total / self.clips
+
+
+class FrameConsistency(_MeanOverClips):
+    """Mean cosine of the embeddings of consecutive frames, per clip, then over clips (FateZero, Qi et al. 2023).
+
+    A still clip scores 1: read it beside `MeanFlowMagnitude`.
+
+    Args:
+        feature: maps uint8 images (N, 3, H, W) to embeddings (N, D): `CLIPFeatures` (ViT-B/32 in the published tables),
+            or seeded random features when not given.
+    """
+
+    higher_is_better = True
+
+    def __init__(self, feature: FeatureNetwork | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.feature = RandomFrameFeatures() if feature is None else feature
+        self.name = "frame_consistency" if self.feature.name == "clip" else f"frame_consistency_{self.feature.name}"
+
+    def load(self) -> None:
+        """Read the networks, once."""
+        self.feature.load()
+
+    def of(self, video: Tensor) -> Tensor:
+        """Mean cosine, in [-1, 1]."""
+        self.load()
+        with torch.no_grad():
+            embeddings = F.normalize(self.feature(video).double(), dim=-1)
+        return (embeddings[1:] * embeddings[:-1]).sum(-1).mean()
 
     def describe(self) -> str:
         """The protocol, without n."""
@@ -69,7 +88,7 @@ class DenseTracker(Protocol):
         ...
 
 
-class MeanFlowMagnitude(VideoMetric):
+class MeanFlowMagnitude(_MeanOverClips):
     """Mean length of the displacement from frame 1, over frames 2 to L and pixels, then over clips, in pixels.
 
     How much moves; MotionPro reports 8.95 for its own clips and 4.95 for MOFA-Video's, by a tracker it does not name.
@@ -79,30 +98,16 @@ class MeanFlowMagnitude(VideoMetric):
     """
 
     higher_is_better = None
-    total: Tensor
 
     def __init__(self, tracker: DenseTracker, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker = tracker
         self.name = f"flow_magnitude_{tracker.name}"
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, video: Tensor) -> None:
-        """Add one clip, (L, 3, H, W) uint8 with L at least 2."""
-        check_video(video)
-        if len(video) < 2:
-            raise ValueError("flow needs at least 2 frames, got 1")
+    def of(self, video: Tensor) -> Tensor:
+        """Mean displacement in pixels."""
         flow = torch.as_tensor(self.tracker(video.cpu().numpy()).flow)
-        self.total += torch.linalg.vector_norm(flow[1:].double(), dim=1).mean().to(self.total.device)
-        self.clips += 1
-
-    def add(self, clip: Clip) -> None:
-        """Judge one clip."""
-        self.update(clip.video)
-
-    def value(self) -> Tensor:
-        """The number, from the sums."""
-        return self.total / self.clips
+        return torch.linalg.vector_norm(flow[1:].double(), dim=1).mean()
 
     def describe(self) -> str:
         """The protocol, without n."""

@@ -99,8 +99,7 @@ class ControlError(VideoMetric):
 
     Beside the value: `standing_still`, the error of a clip that does not move; `own_error`, what the same measurement
     finds on the real clip; `other_control`, the error against the own track of a clip generated from the same first
-    frame
-    with another clip's control: about standing still's where the control causes the motion.
+    frame with another clip's control: about standing still's where the control causes the motion.
 
     Args:
         tracker: a point tracker, for instance of `datamodules.trackers.points`; none = template matching.

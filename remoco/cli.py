@@ -36,11 +36,17 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
         "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),
     },
+    "sweep": {
+        "run": Command("remoco.sweep:run", "Run a sweep's trials, each a fit and a test in a run folder of its own."),
+        "table": Command("remoco.sweep:table", "Print a sweep's results, with seeds as a spread, and write CSV."),
+        "plot": Command("remoco.sweep:plot", "Draw a sweep's results, with seeds as error bars."),
+    },
     "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
+    "export-base": Command("remoco.base:export_base", "Write a trained base as the diffusers folders of an SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 

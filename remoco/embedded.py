@@ -13,6 +13,7 @@ from safetensors.torch import save
 from callbacks.strips import strip, write_mp4
 from conditions import control_picture
 from datamodules.errors import UsageError
+from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
 from datamodules.storage import write_atomic
@@ -48,7 +49,7 @@ def pack(
 def demo(
     checkpoint: str = embedded.NAME, out: str = "runs/demo", scene: int = 3, size: int = 64, seed: int = 0
 ) -> None:
-    """Draw one stroke on a held-out first frame and generate the clip; writes OUT/clip.mp4 and OUT/strip.mp4.
+    """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
 
     Args:
         checkpoint: `embedded`, or one of plain sprites.
@@ -84,6 +85,7 @@ def demo(
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    write_inputs(folder / "inputs", Inputs(panels["first frame"], [stroke], brush))
     write_mp4(folder / "clip.mp4", clip, 8.0)
     write_mp4(folder / "strip.mp4", strip(panels, f"{made.caption}, scene {scene}"), 8.0)
     found = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])

@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from callbacks.benchmark import pair_seed, trained_hash
-from callbacks.strips import panel_factor, strip, write_mp4
+from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
 from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
@@ -67,7 +67,7 @@ def generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     offload: bool = False,
 ) -> int:
-    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it.
+    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it, as video and picture.
 
     Args:
         checkpoint: of a run, or `embedded`, the small one in the package.
@@ -99,8 +99,8 @@ def generate(
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
     motion = scene_motion(camera, poses, depth, driving, tracker)
-    moving = any((camera, poses, driving, tracks, brush))
-    jobs, folder, left_out = _jobs(image, tracks, brush, out, moving)
+    asked = any((camera, poses, driving, tracks, brush))
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, asked)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     size = trained_size(pipe, height, width)
     options = {
@@ -131,7 +131,9 @@ def generate(
             for path in (job.video, job.strip):
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
-            write_mp4(job.strip, strip(panels, f"{job.name}, seed {seed}"), fps)  # the last: with it the clip is done
+            moving = strip(panels, f"{job.name}, seed {seed}")
+            write_png(job.strip.with_suffix(".png"), sheet([moving]))
+            write_mp4(job.strip, moving, fps)  # the last: with it the clip is done
     print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
     return int(left_out > 0)
 
@@ -177,7 +179,7 @@ def enlarged_control(control: torch.Tensor, image: np.ndarray, factor: int | Non
 
 
 def _jobs(
-    image: str, tracks: str | None, brush: str | None, out: str | None, moving: bool
+    image: str, tracks: str | None, brush: str | None, out: str | None, asked: bool
 ) -> tuple[list[Job], Path | None, int]:
     """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
     source = Path(image)
@@ -185,7 +187,7 @@ def _jobs(
         path = Path(out or "clip.mp4")
         _check_file(path)
         read_inputs(source, tracks, brush)
-        if not moving:
+        if not asked:
             raise UsageError(
                 "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
             )

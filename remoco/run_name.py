@@ -62,10 +62,15 @@ def run_name(words: list[str], given: str | None) -> str | None:
         if field.split(".")[0] in SPEAKING and tail not in SILENT and "/" not in value:
             shown = value.split(".")[-1] if re.fullmatch(r"[A-Za-z_][\w.]*", value) else value
             last[field] = f"{'data_' if field.startswith('data.') else ''}{tail}_{shown}"
-    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join([*parts, *last.values()])).strip("_.")
+    return shortened("-".join([*parts, *last.values()])) or given
+
+
+def shortened(name: str) -> str:
+    """A name of plain characters, of a length that every file system takes."""
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "_", name).strip("_.")
     if len(name) > LONGEST:
         name = f"{name[: LONGEST - 9]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
-    return name or given
+    return name
 
 
 def _named(path: str) -> str | None:

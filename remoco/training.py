@@ -22,7 +22,7 @@ from callbacks.run_folder import MARKER
 from datamodules.errors import DISK_ERRORS, BadShards, UsageError
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan, conflict
-from lightning_modules.record import RecordedModule
+from lightning_modules.record import RecordedModule, check_size
 from remoco import configs
 from remoco.flags import cause
 from remoco.run_name import NAME, base_name, run_name
@@ -60,11 +60,13 @@ class Parser(LightningArgumentParser):
 class CLI(LightningCLI):
     """LightningCLI with our names, optimizers and checkpoints."""
 
+    parser_class: type[LightningArgumentParser] = Parser
+
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
         super().__init__(
             args=args,
-            parser_class=Parser,
+            parser_class=self.parser_class,
             save_config_callback=SaveRunConfig,
             parser_kwargs={"prog": "python -m lightning"},
             save_config_kwargs={"overwrite": True},
@@ -135,6 +137,48 @@ class CLI(LightningCLI):
         if subcommand == "fit" and any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
             settle(trainer, run_folder(trainer), MARKER)
         return kwargs
+
+
+class RaisingParser(LightningArgumentParser):
+    """Raises a mistake, in place of leaving the program."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """As UsageError."""
+        raise UsageError(cause(message))
+
+
+class Unstarted(CLI):
+    """Builds module and data of a fit, and nothing that would touch a disk or a device."""
+
+    parser_class = RaisingParser
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+    def instantiate_trainer(self, **options: Any) -> Any:
+        """None: this machine need not have the devices that the run has."""
+        return None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Not here."""
+
+
+def refused(args: list[str]) -> str | None:
+    """Why `python -m lightning ARGS` would not start, in one line, as far as the configuration tells; None if it does.
+
+    Args:
+        args: subcommand and options.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the run shows them
+            built = Unstarted(configs.resolved(args))
+        shape = getattr(built.datamodule, "shape", None)
+        if shape is not None and isinstance(built.model, RecordedModule):
+            check_size(built.model.condition, shape.height, shape.width)
+    except (MisconfigurationException, BadShards, UsageError, OSError) as error:
+        return cause(error)
+    return None
 
 
 def main(args: list[str] | None = None) -> None:

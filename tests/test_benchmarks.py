@@ -71,3 +71,22 @@ def test_real_run_small(repo, tmp_path):
 def test_startup(repo):
     out = script(repo, "startup.py", "--rounds", "1", "--only", "fit --help")
     assert "| fit --help | python -m lightning |" in out and "| fit --help | times |" in out
+
+
+@pytest.mark.slow
+def test_object_storage(repo):
+    rows = [line for line in script(repo, "object_storage.py", "--seconds", "1").splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1:3] for row in rows[1:]] == [
+        [f" {where} ", f" {workers} "] for where in ("disk", "store") for workers in (0, 1, 2)
+    ]
+
+
+@pytest.mark.slow
+def test_loader_of_no_checkout_is_one_line(repo, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(repo / "benchmarks" / "loader.py"), "--released", str(tmp_path)],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    expected = f"--released {tmp_path}: configs/train_debug_from_tar.yaml is missing there"
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(expected)
+    assert "Traceback" not in done.stderr

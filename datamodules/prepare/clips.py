@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 
 from datamodules.errors import BadClip, one_line
+from datamodules.mp4 import pixels_of
 
 Source = str | os.PathLike | BinaryIO | io.RawIOBase
 MAX_PIXELS = 8192 * 4352  # of a picture; 8K is 33 million, and what pretends to be more would take the memory
@@ -184,7 +185,7 @@ def _sorted_stamps(stamped: Iterable[tuple[int, av.VideoFrame]]) -> Iterator[tup
 
 def _fit(picture: av.VideoFrame, height: int, width: int) -> np.ndarray:
     """Upright, square pixels, the smaller scale that covers (height, width), centre crop; (3, height, width) uint8."""
-    image: np.ndarray = picture.to_ndarray(format="rgb24")
+    image: np.ndarray = pixels_of(picture)
     aspect = picture.sample_aspect_ratio if hasattr(picture, "sample_aspect_ratio") else None
     stretch = float(aspect) if aspect else 1.0
     turns = round(picture.rotation / 90) % 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from datamodules.errors import UsageError, one_line
@@ -32,10 +33,33 @@ def run(
     Raises:
         UsageError: Ray is not installed, the cluster is not reached, or a node cannot run the task.
     """
+    with connected(address, workers) as ray:
+        yield from _run(ray, function, tasks, gpus)
+
+
+@contextmanager
+def connected(address: str, workers: int) -> Iterator[Any]:
+    """Ray, connected to a cluster for the block, or one that already is.
+
+    Args:
+        address: of the cluster: `auto` for the one this machine belongs to, HOST:PORT, or `local` to start one here.
+        workers: CPUs of a cluster started here.
+
+    Raises:
+        UsageError: Ray is not installed, or the cluster is not reached.
+    """
     ray = _ray()
     started = not ray.is_initialized()
     if started:
         _connect(ray, address, workers)
+    try:
+        yield ray
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _run(ray: Any, function: pool.Function, tasks: Iterable[Any], gpus: int) -> Iterator[tuple[Any, Any]]:
     # a node that is lost is Ray's to retry; a process that dies on a video is reported, not retried
     remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(_do)
     queue = iter(tasks)
@@ -52,8 +76,6 @@ def run(
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
-        if started:
-            ray.shutdown()
 
 
 def _ray() -> Any:

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from datamodules.errors import BadClip, UsageError, one_line
+from datamodules.mp4 import pixels_of
 from datamodules.prepare import clips
 
 THRESHOLD = 27.0  # PySceneDetect's own
@@ -92,7 +93,7 @@ def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list
 
 
 def _small(picture: Any) -> np.ndarray:
-    image = picture.to_ndarray(format="bgr24")
+    image = pixels_of(picture, "bgr24")
     scale = WIDTH / image.shape[1]
     if scale >= 1:
         return image

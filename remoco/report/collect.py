@@ -40,11 +40,15 @@ class System:
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
 
 
-def read_system(folder: str | Path) -> System:
+def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
 
+    Args:
+        folder: it.
+        bench: root of the benchmark that is meant, where the run has videos of several.
+
     Raises:
-        BadShards: neither of the two.
+        BadShards: neither of the two, or a run with videos of several benchmarks and none of them named.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -58,11 +62,17 @@ def read_system(folder: str | Path) -> System:
         return _read_videos(path, system)
     system.results = _json(path / "metrics.json")
     system.curves = _curves(path)
-    for bench in sorted((path / "benchmark").glob("*/")):
-        system.bench = _json(bench / "scores.json")
-        root = _json(bench / "generated.json").get("root")
+    found = sorted((path / "benchmark").glob("*/"))
+    if bench is not None:
+        found = [own for own in found if own.name == Path(bench).resolve().name]
+    if len(found) > 1:
+        names = ", ".join(own.name for own in found)
+        raise BadShards(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
+    for own in found:
+        system.bench = _json(own / "scores.json")
+        root = _json(own / "generated.json").get("root")
         system.bench_root = Path(root) if root and Path(root).is_dir() else None
-        system.videos = video_files(bench / "videos")
+        system.videos = video_files(own / "videos")
     steps = sorted(step for step in (path / "samples").glob("step-*") if any(step.glob("clip-*.mp4")))
     if steps:
         system.strips = sorted(steps[-1].glob("clip-*.mp4"))

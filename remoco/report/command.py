@@ -27,12 +27,12 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
         runs: run folders, and folders of other systems' videos with the scores.json of `remoco score --json`; a name of
             its own each.
         out: new folder for the page.
-        bench: root of the benchmark, whose drawn tracks are shown; found by itself where the run still knows it.
+        bench: root of the benchmark, whose drawn tracks are shown; found by itself where the runs know one.
         clips: at most so many samples side by side, spread over all.
     """
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
-    systems = [read_system(run) for run in runs]
+    systems = [read_system(run, bench) for run in runs]
     if len({system.name for system in systems}) < len(systems):
         raise UsageError("runs: two folders have the same name, by which the page would tell them apart")
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from metrics.published import COLUMNS, FLOW, PUBLISHED, REAL, TITLES, cells, level_of
+from metrics.published import COLUMNS, FLOW, PREFIX, PUBLISHED, REAL, TITLES, cells, level_of
 from remoco.report.charts import chart
 from remoco.report.collect import System
 
 LEVELS = {2: "fine", 3: "object"}
+BETTER = dict.fromkeys(PREFIX, "↓") | {"Frame Consis.": "↑"}
 COLOURS = 6
 
 
@@ -57,7 +59,7 @@ def _tables(systems: list[System]) -> str:
         rows = {name: found for name, found in rows.items() if any(cells(found, number)[:2])}
         if not rows:
             continue
-        head = "".join(f"<th>{column}</th>" for column in (*columns, "Flow magnitude"))
+        head = "".join(f"<th>{column} {BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude</th>"
         body = "".join(_row(name, found, number) for name, found in rows.items())
         for name, values in PUBLISHED[number].items():
             numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)
@@ -68,7 +70,8 @@ def _tables(systems: list[System]) -> str:
         if any(cell and cell[0] not in REAL for found in rows.values() for cell in cells(found, number)):
             note = '<p class="note">* a stand-in that needs no weights: not comparable with the quoted rows.</p>'
         built.append(
-            f'<div class="scroll"><table><caption>{TITLES[number]}</caption><thead><tr><th></th>{head}</tr></thead>'
+            f'<h3 class="table" id="table-{number}">{TITLES[number]}</h3><div class="scroll">'
+            f'<table aria-labelledby="table-{number}"><thead><tr><th></th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>{note}"
         )
     return "".join(built)
@@ -92,25 +95,33 @@ def _measured(systems: list[System]) -> str:
     names = list(dict.fromkeys(name for found in results.values() for name in found))
     if not names:
         return ""
-    head = "".join(f"<th>{html.escape(s.name)}</th>" for s in systems)
+    head = "".join(f"<th>{_breakable(s.name)}</th>" for s in systems)
     body = ""
     for name in names:
         protocol = next(found[name]["protocol"] for found in results.values() if name in found)
+        digits = _digits([found[name]["value"] for found in results.values() if name in found])
         numbers = "".join(
-            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{_number(found[name]["value"])}</td>'  # noqa: E501
+            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{found[name]["value"]:.{digits}f}</td>'  # noqa: E501
             if name in found
             else "<td>–</td>"
             for found in results.values()
         )
         body += (
-            f'<tr><th scope="row"><details><summary>{html.escape(name)}</summary><p>{html.escape(protocol)}</p></details></th>'  # noqa: E501
+            f'<tr><th scope="row"><details><summary>{_breakable(name)}</summary><p>{html.escape(protocol)}</p></details></th>'  # noqa: E501
             f"{numbers}</tr>"
         )
     return f'<div class="scroll"><table class="all"><thead><tr><th>metric</th>{head}</tr></thead><tbody>{body}</tbody></table></div>'  # noqa: E501
 
 
-def _number(value: float) -> str:
-    return f"{value:.4f}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:.0f}"
+def _breakable(name: str) -> str:
+    """A name that a narrow screen may break at its joints."""
+    return re.sub(r"([/_])", r"\1<wbr>", html.escape(name))
+
+
+def _digits(values: list[float]) -> int:
+    """Decimals of a row, the same for all its numbers."""
+    largest = max(map(abs, values))
+    return 4 if largest < 1 else 2 if largest < 1000 else 0
 
 
 def _curves(systems: list[System], colours: dict[str, int]) -> str:

@@ -66,6 +66,20 @@ def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, c
     shutil.rmtree(folder / "videos")
 
 
+def test_a_video_with_nan_is_named_and_not_written(cli, bench, tmp_path, monkeypatch):
+    from lightning_modules.networks import Networks
+
+    own = Networks.generate
+    monkeypatch.setattr(Networks, "generate", lambda *args, **options: own(*args, **options) * float("nan"))
+    code, said = cli(
+        "test", f"--config={CONFIGS / 'quickstart.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
+        f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--ckpt_path=embedded",
+        "--model.init_args.sample_steps=2", "--trainer.accelerator=cpu",
+    )  # fmt: skip
+    assert code == 2 and "Fine_grained_control/sprite-000: the generated video holds NaN" in said
+    assert not list(tmp_path.rglob("*.mp4"))
+
+
 def test_a_pairs_noise_is_a_function_of_its_name():
     assert pair_seed(2025, "object_control/a") == pair_seed(2025, "object_control/a")
     assert len({pair_seed(seed, key) for seed in (1, 2025) for key in ("a/b", "a/c")}) == 4

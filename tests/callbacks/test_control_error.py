@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import ControlErrors
 from callbacks.control_error import write_metrics
+from conditions import RegionWise
 from datamodules import SpritesDataModule
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, moving_object
@@ -20,13 +21,15 @@ class Obedient(Module):
 
     def __init__(self):
         super().__init__()
-        self.given = []
+        self.given, self.conditions = [], []
+        self.condition = RegionWise(region_size=8)
 
     @torch.no_grad()
     def sample(self, batch, controlled=True):
         self.sampled += batch["key"]
         if controlled:
             self.given.append(dict(batch))
+            self.conditions.append(self.condition)
         first = batch["first_frame"].float() / 127.5 - 1
         clips = first[:, None].repeat(1, batch["flow"].shape[1], 1, 1, 1)
         if not controlled:
@@ -58,7 +61,7 @@ def test_the_numbers_are_what_their_names_say(tmp_path, plain, capsys):
     run = trainer(tmp_path, [ControlErrors()], max_steps=4, val_check_interval=4)
     run.fit(module, datamodule=data)
     written = json.loads((tmp_path / "run" / "metrics.json").read_text())
-    names = ["control_error" + end for end in ("", "_standing_still", "_real", "_swapped", "_off")]
+    names = ["control_error" + end for end in ("", "_standing_still", "_real", "_swapped", "_off", "_stroke")]
     assert sorted(written) == sorted(names)
     assert all(set(result) == {"value", "protocol", "n", "seconds"} and result["n"] == 6 for result in written.values())
     errors = {name: written[name]["value"] for name in names}
@@ -90,6 +93,27 @@ def test_another_clips_control_is_all_of_another_clips_motion(tmp_path, plain):
         assert torch.equal(swapped[name], own[name]), name
 
 
+def test_the_stroke_is_the_objects_path_from_its_middle(tmp_path, plain):
+    """The same for every condition that draws so, whatever regions its training keeps."""
+    data, module = plain(), Obedient()
+    trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
+    own, swapped, stroke = module.conditions[:3]
+    assert own is swapped is module.condition and stroke is not own
+    batch = next(iter(data.val_dataloader()))
+    flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
+    masks, paths = moving_object(flow)
+    control = stroke(flow, batch["visibility"], torch.zeros(len(flow), dtype=torch.int64))
+    for clip, mask, path in zip(control, masks, paths):
+        filled = clip[-1, :2].abs().sum(0) > 0
+        rows, columns = filled.nonzero().unbind(1)
+        assert 0 < filled.sum() <= 64 and mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].any()
+        y, x = mask.nonzero().double().mean(0)
+        assert abs(rows.double().mean() + 0.5 - y) <= 1.5 and abs(columns.double().mean() + 0.5 - x) <= 1.5
+        inside = torch.minimum((torch.stack([x, y]) + path[-1]).clamp(min=0), torch.tensor(63.0))
+        assert torch.allclose(clip[-1, :2, rows[0], columns[0]].double(), inside - torch.stack([x, y]), atol=1e-3)
+        assert clip[:, 2].bool().equal((mask | filled).expand(len(clip), -1, -1))
+
+
 def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
     module = Obedient()
     run = trainer(tmp_path, [ControlErrors(clips=3)])
@@ -97,6 +121,15 @@ def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
     run.test(module, datamodule=plain(), verbose=False)
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["control_error"]["n"] == 3
     assert set(module.sampled) == {f"sprite-{number:06d}" for number in range(3)}
+
+
+def test_a_clip_with_nan_is_named(tmp_path, plain):
+    class Broken(Obedient):
+        def sample(self, batch, controlled=True):
+            return torch.full_like(super().sample(batch, controlled), float("nan"))
+
+    with pytest.raises(MisconfigurationException, match="sprite-000000: the generated video holds NaN"):
+        trainer(tmp_path, [ControlErrors(clips=2)]).validate(Broken(), datamodule=plain())
 
 
 def test_other_data_are_left_alone(tmp_path):

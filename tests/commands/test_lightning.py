@@ -137,6 +137,8 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     [
         [CONFIGS / "quickstart.yaml"],
         [CONFIGS / "quickstart.yaml", CONFIGS / "own_videos.yaml"],
+        [CONFIGS / "sprites_base.yaml"],
+        [CONFIGS / "sprites_lora.yaml"],
         [CONFIGS / "remoco_svd.yaml"],
         [CONFIGS / "remoco_svd.yaml", CONFIGS / "motionpro_released.yaml"],
     ]
@@ -153,6 +155,8 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
         # the weights are the user's; their shapes are the full size
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
         args += ["--model.init_args.released=null"]
+    if configs[0].stem == "sprites_lora":
+        args += ["--model.init_args.svd=null", "--model.init_args.random_init=micro"]
     for name, folder in shards.items():
         if name in {path.stem for path in configs}:
             args += [f"--data.init_args.shards={folder}"]
@@ -176,10 +180,10 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
 
 
 def test_no_yaml_is_left_out():
-    known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released"}
+    known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released", "sprites_base", "sprites_lora"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
     evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "quickstart_bench", "webvid")}
-    overlays = {path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS}
+    overlays = {path for path in CONFIGS.rglob("*.yaml") if path.parent != CONFIGS and "sweep" not in path.parts}
     assert overlays == set(EXPERIMENTS) | evaluations
 
 

@@ -148,3 +148,11 @@ def test_shipped_configs_are_within_the_limits():
     for path in (REPO / "configs").rglob("*.yaml"):
         configs.check(path)
     json.dumps([str(path) for path in (REPO / "configs").rglob("*.yaml")])
+
+
+def test_the_door_opens_without_the_networks_libraries():
+    """They take seconds, and `--help` and a mistake in a YAML have no need of them."""
+    loaded = "print(sorted({'diffusers', 'peft'} & set(sys.modules)))"
+    code = f"import sys, callbacks, datamodules, lightning_modules, remoco.training; {loaded}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.stdout.strip() == "[]", done.stderr[-2000:]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -74,6 +75,16 @@ def test_the_page_holds_tables_curves_and_videos_and_nothing_from_outside(run, o
     assert sorted(sources) == sorted(set(sources)) and all((out / source).is_file() for source in sources)
     assert len(sources) == 4  # control, ours and theirs; and the strip of the training
     assert {str(path.relative_to(out)) for path in out.rglob("*.mp4")} == set(sources)
+
+
+def test_of_several_benchmarks_one_is_meant(run, tmp_path, capsys):
+    shutil.copytree(run / "benchmark" / "bench", run / "benchmark" / "another")
+    (run / "benchmark" / "another" / "scores.json").write_text(json.dumps({"object/md_vid_lk": result(5.55)}))
+    assert remoco("report", run, "--out", tmp_path / "page") == 2
+    assert "several benchmarks (another, bench); --bench ROOT" in capsys.readouterr().err
+    assert remoco("report", run, "--bench", tmp_path / "bench", "--out", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "3.46" in page and "5.55" not in page
 
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):

@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from datamodules.sprite_bench import write_sprite_bench
 from datamodules.videos import read_frames, write_video
+from metrics import RandomFrameFeatures, RandomVideoFeatures
 from remoco.study.ratios import preference_ratios
 from tests.support.commands import remoco
 
@@ -43,6 +45,21 @@ def test_the_true_clips_of_the_sprite_benchmark(videos, bench, tmp_path, capsys)
     assert "Table 2" in said and "Table 3" in said and "MOFA-Video (quoted)" in said and "ours" in said
 
 
+@pytest.mark.slow
+def test_the_true_clips_at_the_default_size(tmp_path):
+    """Both distances, stand-ins as they are, where there are more places to confuse a point with."""
+    root, metrics, out = tmp_path / "bench", tmp_path / "metrics.yaml", tmp_path / "scores.json"
+    metrics.write_text(
+        "- class_path: metrics.MDImg\n- class_path: metrics.MDVid\n"
+        "  init_args: {tracker: {class_path: datamodules.trackers.points.LucasKanade, init_args: {fallback: dis}}}\n"
+    )
+    assert remoco("sprite-bench", root, "--pairs", 4) == 0
+    assert remoco("score", root / "true_clips", "--bench", root, "--metrics", metrics, "--json", out) == 0
+    results = json.loads(out.read_text())
+    assert {name: entry["value"] for name, entry in results.items() if entry["value"] >= 2} == {}
+    assert len(results) == 4 and all(entry["n"] == 4 for entry in results.values())
+
+
 def test_another_size_scores_the_tracks_rescaled(videos, bench, tmp_path):
     """Twice the size, each pixel four: the distances are those in the video's own pixels, and stay small."""
     for path in videos.rglob("*.mp4"):
@@ -62,10 +79,17 @@ def test_real_clips_against_themselves(shared, tmp_path):
     metrics = tmp_path / "metrics.yaml"
     metrics.write_text("- class_path: metrics.FrechetVideoDistance\n- class_path: metrics.FrechetImageDistance\n")
     out, folder = tmp_path / "scores.json", tmp_path / "clips"
-    assert remoco("score", folder, "--reference", folder, "--metrics", metrics, "--frames", 8, "--json", out) == 0
+    assert remoco("score", folder, "--reference", folder, "--metrics", metrics, "--json", out) == 0
     results = json.loads(out.read_text())
-    assert set(results) == {"fvd_random_features", "fid_random_features"}
-    assert all(abs(entry["value"]) < 1e-6 and entry["n"] == 4 for entry in results.values())
+    videos = [read_frames(folder / f"{name}.mp4", 16) for name in CLIPS]
+    features = {
+        "fvd_random_features": torch.cat([RandomVideoFeatures()(video[None]) for video in videos]),
+        "fid_random_features": torch.cat([RandomFrameFeatures()(video) for video in videos]),
+    }
+    assert set(results) == set(features)
+    for name, found in features.items():
+        variance = found.double().var(0).sum().item()
+        assert 0 <= results[name]["value"] < 1e-6 * variance and results[name]["n"] == 4
 
 
 def test_what_is_missing_short_or_broken_is_named_or_counted(videos, bench, tmp_path, capsys):

@@ -164,3 +164,38 @@ def test_bad_brush_frames_and_size():
         RegionWise().draw([], None, 0, 32, 48)
     with pytest.raises(ValueError, match="^region_size: "):
         RegionWise(33).draw([], None, 16, 32, 48)
+
+
+def test_a_brush_for_each_track():
+    """Two objects with a track each and a third that is asked to stay."""
+    brushes = np.zeros((3, 32, 48), bool)
+    brushes[0, 4:14, 4:14], brushes[1, 4:14, 20:30], brushes[2, 18:30, 4:40] = True, True, True
+    tracks = [[(10, 8), (14, 8)], [(21, 12), (21, 2)]]
+    control = RegionWise(8).draw(tracks, brushes, 16, 32, 48)
+    last = control[-1]
+    assert torch.equal(last[:, 4:14, 4:14], torch.tensor([4.0, 0, 1])[:, None, None].expand(-1, 10, 10))
+    assert torch.equal(last[:, 4:14, 20:30], torch.tensor([0.0, -10, 1])[:, None, None].expand(-1, 10, 10))
+    assert not last[:, 18:30, 4:40].any()
+    # of the second one's region, rows 8..15 and columns 17..24, what is not brushed moves too
+    outside = ~torch.from_numpy(brushes.any(0))
+    assert (last[1][outside] == -10).sum() == 8 * 3 + 2 * 5 and last[2][outside].sum() == 8 * 3 + 2 * 5
+    dense = DenseFlow(8).draw(tracks, brushes, 16, 32, 48)
+    assert torch.equal(dense[:, :2], control[:, :2]) and dense[:, 2].all()
+    gaussian = GaussianFiltered(8, kernel_size=15, sigma=4.0)
+    points, union = gaussian.draw(tracks, brushes, 16, 32, 48), gaussian.draw(tracks, brushes.any(0), 16, 32, 48)
+    assert torch.equal(points[:, :2], union[:, :2])
+    assert not points[:, 2, 18:30, 4:40].any() and union[:, 2, 18:30, 4:40].all()
+
+
+def test_a_brush_shared_by_two_tracks_goes_with_the_nearer_start():
+    brush = np.ones((32, 48), bool)
+    control = RegionWise(8).draw([[(10, 16), (12, 16)], [(40, 16), (37, 16)]], np.stack([brush] * 2), 4, 32, 48)
+    assert (control[-1, 0, :, :25] == 2).all() and (control[-1, 0, :, 26:] == -3).all() and control[:, 2].all()
+
+
+def test_brushes_of_no_track():
+    brushes = np.ones((1, 32, 48), bool)
+    assert not RegionWise(8).draw([], brushes, 4, 32, 48).any()  # asked to stay
+    assert not RegionWise(8).draw([], brushes[:0], 4, 32, 48).any()
+    with pytest.raises(ValueError, match="^brush: expected one for each of 2 tracks, got 1"):
+        RegionWise(8).draw([[(3, 3)], [(9, 9)]], brushes, 4, 32, 48)

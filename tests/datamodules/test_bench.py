@@ -10,7 +10,7 @@ from PIL import Image
 from datamodules import BadClip, BenchmarkDataModule
 from datamodules.bench import fitting_size, read_pair, readable_pairs
 from datamodules.errors import BadShards
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.sprite_bench import ALIKE, _likeness, _marked_points, write_sprite_bench
 from datamodules.videos import read_frames, write_video
 
 FINE, OBJECT = "Fine_grained_control", "object_control"
@@ -116,10 +116,26 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
         assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.inputs.image).mean() < 4  # but for the coding
         for track in pair.inputs.tracks:
             assert len(track) == 5 and pair.inputs.brush[tuple(track[0].astype(int)[::-1])]
+            assert _likeness(pair.inputs.image, *track[0].astype(int)) < ALIKE
         other = read_pair(tmp_path / "b", pair.key).inputs
         assert np.array_equal(other.image, pair.inputs.image) and np.array_equal(other.tracks[0], pair.inputs.tracks[0])
     with pytest.raises(BadShards, match="holds files already"):
         write_sprite_bench(tmp_path / "a")
+
+
+def test_a_point_among_equal_dots_is_not_asked_for():
+    """Whoever looks for one of them finds any: a true clip would score as a bad one."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    for y in range(4, 64, 10):
+        for x in range(4, 64, 10):
+            image[y : y + 4, x : x + 4] = 200
+    inside = np.zeros((64, 64), bool)
+    inside[20:44, 20:44] = True
+    assert _marked_points(image, inside, 2) == []
+    assert _marked_points(np.full_like(image, 90), inside, 2) == []  # nor one on a surface without texture
+    image[30:35, 30:38] = (250, 40, 40)
+    (x, y), *_ = _marked_points(image, inside, 2)
+    assert abs(x - 34) <= 6 and abs(y - 32) <= 6
 
 
 def test_videos_that_are_too_short_or_none_are_named(tmp_path):

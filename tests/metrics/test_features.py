@@ -8,7 +8,15 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    ViTConfig,
+    ViTModel,
+)
 
 from metrics import CLIPFeatures, DIFTFeatures, FrameConsistency, I3DLogits, InceptionFeatures, MDImg
 from metrics.i3d import InceptionI3d, max_pool, pad_same
@@ -109,6 +117,17 @@ def test_clip_sees_the_cropped_and_normalised_picture(clip_folder, tmp_path):
         CLIPFeatures(str(tmp_path)).load()
 
 
+def test_a_network_of_another_kind_is_no_clip(clip_folder, tmp_path):
+    """transformers fills what a file does not have with random weights: that must be an error."""
+    settings = (clip_folder / "preprocessor_config.json").read_text()
+    (tmp_path / "preprocessor_config.json").write_text(settings)
+    ViTModel(ViTConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+                       image_size=32, patch_size=8)).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(ValueError, match="not a CLIP") as caught:
+        CLIPFeatures(str(tmp_path)).load()
+    assert "\n" not in str(caught.value)
+
+
 def features_mean(folder) -> tuple[list[float], list[float]]:
     settings = json.loads((folder / "preprocessor_config.json").read_text())
     return settings["image_mean"], settings["image_std"]
@@ -170,6 +189,26 @@ def test_dift_is_the_second_up_block_and_the_same_every_time(sd_folder):
         unet(noisy, torch.tensor(261), features.prompt.expand(8, -1, -1))
     assert torch.allclose(got, seen[0].mean(0), atol=1e-5)
     assert "t = 261, up block 1, ensemble of 8, seed 42" in features.protocol and MDImg(features).name == "md_img"
+
+
+def test_bfloat16_is_float32s_value_within_its_rounding(clip_folder, sd_folder):
+    """bfloat16 keeps 8 bits: an embedding turns by about 2^-8, a cosine of neighbours by no more; both say which."""
+    frames = video(4, 32, 32)
+    values = {}
+    for dtype in ("float32", "bfloat16"):
+        metric = FrameConsistency(CLIPFeatures(str(clip_folder), dtype=dtype))
+        metric.update(frames)
+        values[dtype] = metric.compute().item()
+        assert dtype in metric.protocol and metric.name == "frame_consistency"
+        assert metric.feature.network.dtype == getattr(torch, dtype)
+    assert 0 < abs(values["bfloat16"] - values["float32"]) < 2**-6
+    whole, half = (DIFTFeatures(str(sd_folder), dtype=dtype) for dtype in ("float32", "bfloat16"))
+    whole.load(), half.load()
+    assert half.vae.dtype == torch.float32 and half.unet.dtype == torch.bfloat16 and "bfloat16" in half.protocol
+    with torch.no_grad():
+        a, b = whole(frames[0].repeat(1, 2, 2)), half(frames[0].repeat(1, 2, 2))
+    assert b.dtype == torch.float32 and not torch.equal(a, b)
+    assert F.cosine_similarity(a, b, dim=0).min() > 0.98  # MD-Img compares by cosine
 
 
 def test_a_folder_without_stable_diffusion_is_one_line(clip_folder):

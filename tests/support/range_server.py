@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import http.server
 import threading
 import time
@@ -15,7 +16,7 @@ class RangeServer:
         folder: what is served.
         drop_every: break off every so many answers in the middle of their body; 0: never.
         latency: seconds before an answer begins.
-        rate: bytes per second of each answer; None: as fast as it goes.
+        rate: bytes per second of all answers together, as of one link; None: as fast as it goes.
     """
 
     def __init__(self, folder: Path, drop_every: int = 0, latency: float = 0.0, rate: float | None = None) -> None:
@@ -24,6 +25,7 @@ class RangeServer:
         self.together = 1  # an answer waits until so many have been asked for, for 20 s
         self.answers, self.dropped, self.busy, self.most_busy = 0, 0, 0, 0
         self.lock = threading.Lock()
+        self.link_free = 0.0  # when the link has sent what was given to it
         owner = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -92,7 +94,10 @@ class RangeServer:
             self.dropped += 1
             data = data[: len(data) // 2]
         if self.rate:
-            time.sleep(len(data) / self.rate)
+            with self.lock:
+                self.link_free = max(self.link_free, time.monotonic()) + len(data) / self.rate
+                wait = self.link_free - time.monotonic()
+            time.sleep(wait)
         handler.wfile.write(data)
         if drop:
             handler.close_connection = True
@@ -101,3 +106,14 @@ class RangeServer:
         handler.send_response(status)
         handler.send_header("Content-Length", "0")
         handler.end_headers()
+
+
+if __name__ == "__main__":  # in a process of its own, until it is ended; prints its URL
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--latency", type=float, default=0.0)
+    parser.add_argument("--rate", type=float)
+    options = parser.parse_args()
+    slow = RangeServer(options.folder, latency=options.latency, rate=options.rate)
+    print(slow.url, flush=True)
+    slow.server.serve_forever()

@@ -1,0 +1,120 @@
+"""`remoco sweep run | table | plot`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datamodules.errors import UsageError
+from datamodules.storage import held, write_atomic, write_json
+from remoco.sweep import results
+from remoco.sweep.engine import load_tune, run_trials
+from remoco.sweep.figure import draw
+from remoco.sweep.plan import Plan, Trial, points, read_plan, record, trials_of, unlike
+from remoco.sweep.search import load_optuna, search
+from remoco.sweep.trial import new_record, read_record, record_file
+
+
+def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = None, ray: str = "local") -> int:
+    """Run the trials of a sweep's YAML; the same command goes on after a kill, and skips what is finished.
+
+    Args:
+        sweep: YAML with configs and values; configs/sweep/ has some.
+        out: folder of the trials; runs/sweeps/NAME of the YAML by default.
+        set: KEY=VALUE for every trial, or test.KEY=VALUE for its test; may be repeated.
+        seeds: trials of each point; the YAML's by default.
+        ray: address of a Ray cluster, `auto` for the one this machine belongs to; `local` starts one here.
+    """
+    plan = read_plan(sweep, list(set), seeds)
+    folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
+    load_tune()
+    if plan.search != "grid":
+        load_optuna()
+    wanted = record(plan)
+    if (folder / results.PLAN).is_file() and (field := unlike(results.read_plan(folder), wanted)):
+        raise UsageError(f"--out {folder}: holds trials of a sweep with other {field}; give another folder")
+    _check(plan, folder)
+    with held(folder / ".lock") as mine:
+        if not mine:
+            raise UsageError(f"--out {folder}: another sweep is running in it")
+        write_json(folder / results.PLAN, wanted)
+        if plan.search == "grid":
+            _evaluate(plan, folder, ray, points(plan))
+        else:
+            search(plan, lambda drawn: _evaluate(plan, folder, ray, drawn))
+    return _show(folder)
+
+
+def table(folder: str) -> int:
+    """Print the points of a sweep with mean and deviation over the seeds; writes FOLDER/trials.csv and points.csv.
+
+    Args:
+        folder: of a `remoco sweep run`.
+    """
+    return _show(Path(folder))
+
+
+def plot(folder: str) -> None:
+    """Draw what the metrics do over the swept values; writes FOLDER/figure.png and figure.svg.
+
+    Args:
+        folder: of a `remoco sweep run`.
+    """
+    found = results.read_results(Path(folder))
+    files = [Path(folder) / f"figure.{suffix}" for suffix in ("png", "svg")]
+    draw(results.rows_of(found), results.read_plan(Path(folder))["metrics"], files)
+    print("\n".join(f"wrote {file}" for file in files))
+
+
+def _check(plan: Plan, folder: Path) -> None:
+    """Have the parser of a fit read every point: what it refuses is known before the first trial."""
+    from remoco.training import refused
+
+    for point in tqdm(points(plan), desc="checking", unit="point"):
+        trial = trials_of(plan, point, folder)[0]
+        if problem := refused(["fit", *trial.fit]):
+            raise UsageError(f"{trial.name.removesuffix('-seed_0')}: {problem}")
+
+
+def _evaluate(plan: Plan, folder: Path, ray: str, drawn: list[dict[str, str]]) -> list[float | None]:
+    """Run the trials of some points; each one's mean of the first metric over the seeds that finished."""
+    trials = [trial for point in drawn for trial in trials_of(plan, point, folder)]
+    left = list({trial.name: trial for trial in trials if not _finished(folder, trial)}.values())
+    if done := len(trials) - len(left):
+        print(f"{done} of {len(trials)} trials are finished already")
+    for trial in left:
+        if read_record(folder, trial.name) is None:
+            record_file(folder, trial.name).parent.mkdir(parents=True, exist_ok=True)
+            write_json(record_file(folder, trial.name), new_record(trial))
+    if left:
+        run_trials(left, plan, folder, ray)
+    return [_value(plan, folder, trials_of(plan, point, folder)) for point in drawn]
+
+
+def _finished(folder: Path, trial: Trial) -> bool:
+    return (read_record(folder, trial.name) or {}).get("state") == "finished"
+
+
+def _value(plan: Plan, folder: Path, trials: list[Trial]) -> float | None:
+    found = [result for trial in trials if (result := results.read_result(folder, trial.name))]
+    mean = results.rows_of(found)[0].mean
+    names = results.chosen(list(mean), plan.metrics[:1])
+    return mean[names[0]] if names else None
+
+
+def _show(folder: Path) -> int:
+    """Print and write the tables; 1 where a trial failed."""
+    found = results.read_results(folder)
+    rows = results.rows_of(found)
+    write_atomic(folder / "trials.csv", results.trials_csv(found).encode())
+    write_atomic(folder / "points.csv", results.points_csv(rows).encode())
+    print(results.terminal_table(rows, results.read_plan(folder)["metrics"]))
+    failed = [result for result in found if result.state == "failed"]
+    for result in failed:
+        print(f"{result.name} failed: {result.error}")
+    if unfinished := sum(result.state in ("waiting", "started") for result in found):
+        print(f"{unfinished} of {len(found)} trials are not finished")
+    print(f"wrote {folder / 'trials.csv'} and {folder / 'points.csv'}")
+    return 1 if failed else 0

@@ -1,0 +1,237 @@
+"""What a sweep's YAML says, and the trials that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from datamodules.errors import UsageError
+from remoco import configs
+from remoco.flags import cause
+from remoco.run_name import NAME, shortened
+
+SAVE_DIR = "trainer.logger.init_args.save_dir"
+SEEDS = ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")
+RANGES = ("uniform", "log_uniform", "integers")
+TEST = "test."
+RAW = ("values", "set")  # for the parser of a fit: this one would complete what names a class
+
+
+@dataclass
+class Plan:
+    """A sweep: what its trials have in common, and what differs.
+
+    Args:
+        configs: Configuration files of every fit, as several `--config`.
+        values: Key of the configuration -> its values: a list, names -> values, or for a search also a range, one of
+            {uniform: [low, high]}, {log_uniform: [low, high]} and {integers: [low, high]}.
+        set: Key -> value for every trial; a key that begins with `test.` is for the test alone.
+        test: Configuration files over the run's own for its test.
+        seeds: Every trial runs with the seeds 0, 1, ... of the module, of its first weights and of the data's order.
+        metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
+        search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
+        trials: Points of a search.
+        cpus: CPUs of a trial.
+        gpus: GPUs of a trial; by default 1 where there are any.
+    """
+
+    configs: list[str]
+    values: dict[str, Any]
+    set: dict[str, Any] = field(default_factory=dict)
+    test: list[str] = field(default_factory=list)
+    seeds: int = 3
+    metrics: list[str] = field(default_factory=lambda: ["control_error_stroke"])
+    search: Literal["grid", "random", "tpe"] = "grid"
+    trials: int = 20
+    cpus: int = 1
+    gpus: int | None = None
+
+
+class Parser(ArgumentParser):
+    """Raises a mistake, in place of leaving the program."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """As UsageError."""
+        raise UsageError(cause(message))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One run of a sweep.
+
+    Attributes:
+        name: Of its folder.
+        point: What differs, by key, as text.
+        seed: Its number among the trials of the point.
+        fit: Options of `python -m lightning fit`.
+        test: Options of `python -m lightning test`, besides the run's own configuration.
+    """
+
+    name: str
+    point: dict[str, str]
+    seed: int
+    fit: list[str]
+    test: list[str]
+
+
+def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
+    """The plan of a YAML, with what the command line changes.
+
+    Raises:
+        UsageError: not a sweep; the line names the field.
+    """
+    path = Path(configs.resolved(["--config", file])[1])
+    if not path.is_file():
+        raise UsageError(f"{file}: no such file, expected a sweep's YAML")
+    found = yaml.safe_load(path.read_text())
+    if not isinstance(found, dict):
+        raise UsageError(f"{file}: expected a mapping with configs and values")
+    known = [each.name for each in fields(Plan)]
+    if unknown := [name for name in found if name not in known]:
+        raise UsageError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}")
+    parser = Parser()
+    parser.add_class_arguments(Plan, skip=set(RAW))
+    try:
+        raw = {name: found.pop(name, {}) for name in RAW}
+        plan = Plan(**parser.parse_object(found).as_dict(), **raw)
+        _check(plan)
+        for change in changes:
+            key, equals, value = change.partition("=")
+            if not equals or not key:
+                raise UsageError(f"--set {change}: expected KEY=VALUE")
+            if key in plan.values:
+                raise UsageError(f"--set {key}: the sweep varies this key")
+            plan.set[key] = yaml.safe_load(value)
+    except (UsageError, yaml.YAMLError) as error:
+        raise UsageError(f"{file}: {' '.join(str(error).split())}") from None
+    plan.seeds = plan.seeds if seeds is None else seeds
+    if plan.seeds < 1:
+        raise UsageError(f"--seeds {plan.seeds}: expected at least 1")
+    for name in ("configs", "test"):
+        given = getattr(plan, name)
+        setattr(plan, name, [_existing(file, name, each) for each in given])
+    return plan
+
+
+def _existing(file: str, name: str, config: str) -> str:
+    path = Path(configs.resolved(["--config", config])[1])
+    if not path.is_file():
+        raise UsageError(f"{file}: {name}: no file {config}")
+    return str(path.resolve())
+
+
+def _check(plan: Plan) -> None:
+    if not plan.configs:
+        raise UsageError("configs: empty, expected the configuration files of a fit")
+    for name in RAW:
+        if not isinstance(getattr(plan, name), dict):
+            raise UsageError(f"{name}: expected a mapping, got {getattr(plan, name)!r}")
+    if not plan.values:
+        raise UsageError("values: empty, expected keys of the configuration with their values")
+    for key, values in plan.values.items():
+        if not isinstance(values, (list, dict)):
+            raise UsageError(f"values.{key}: expected a list or a mapping, got {values!r}")
+        if not values:
+            raise UsageError(f"values.{key}: empty, expected at least one value")
+        if drawn := as_range(values):
+            kind, low, high = drawn
+            if plan.search == "grid":
+                raise UsageError(f"values.{key}: a range needs `search: random` or `search: tpe`")
+            if not low < high or (kind == "log_uniform" and low <= 0):
+                raise UsageError(f"values.{key}: expected {kind}: [low, high], got [{low:g}, {high:g}]")
+    for name, least in (("trials", 1), ("cpus", 1), ("gpus", 0)):
+        if (value := getattr(plan, name)) is not None and value < least:
+            raise UsageError(f"{name}: {value}, expected at least {least}")
+    if not plan.metrics:
+        raise UsageError("metrics: empty, expected names of results")
+
+
+def as_range(values: Any) -> tuple[str, float, float] | None:
+    """(kind, low, high) of a range; None for values that are listed.
+
+    Raises:
+        UsageError: a range without two numbers.
+    """
+    if not isinstance(values, dict) or len(values) != 1 or (kind := next(iter(values))) not in RANGES:
+        return None
+    try:
+        low, high = (float(each) for each in values[kind])
+    except (TypeError, ValueError):
+        raise UsageError(f"values: {kind}: expected [low, high], got {values[kind]!r}") from None
+    return kind, low, high
+
+
+def named(values: Any) -> dict[str, Any]:
+    """Name -> value of values that are listed; a range has its ends."""
+    if drawn := as_range(values):
+        kind, *ends = drawn
+        return {text(end): end for end in (map(int, ends) if kind == "integers" else ends)}
+    return {str(name): value for name, value in values.items()} if isinstance(values, dict) else {
+        text(value): value for value in values
+    }  # fmt: skip
+
+
+def points(plan: Plan) -> list[dict[str, str]]:
+    """Every combination of the values' names."""
+    chosen = [named(values) for values in plan.values.values()]
+    return [dict(zip(plan.values, names)) for names in itertools.product(*chosen)]
+
+
+def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
+    """The trials of a point, one for each seed.
+
+    Args:
+        plan: the sweep.
+        point: key -> name of its value, or the value as text.
+        out: the sweep's folder.
+    """
+    tails = [_tail(key) for key in point]
+    parts = [f"{tail if tails.count(tail) == 1 else key}_{name}" for (key, name), tail in zip(point.items(), tails)]
+    base = shortened("-".join(parts))
+    swept = [option(key, named(plan.values[key]).get(name, name)) for key, name in point.items()]
+    common = [option(key, value) for key, value in plan.set.items() if not key.startswith(TEST)]
+    test = [option(key.removeprefix(TEST), value) for key, value in plan.set.items() if key.startswith(TEST)]
+    found = []
+    for seed in range(plan.seeds):
+        name = f"{base}-seed_{seed}"
+        seeds = [option(key, seed) for key in SEEDS if key not in point and key not in plan.set]
+        place = [option(SAVE_DIR, str(out)), option(NAME, name)]
+        fit = [*(f"--config={config}" for config in plan.configs), *common, *swept, *seeds, *place]
+        found.append(Trial(name, point, seed, fit, [*(f"--config={config}" for config in plan.test), *test]))
+    return found
+
+
+def _tail(key: str) -> str:
+    return re.sub(r"\.(init_args|class_path|dict_kwargs)\b", "", key).split(".")[-1]
+
+
+def option(key: str, value: Any) -> str:
+    """`--KEY=VALUE`, as the parser of a fit reads it."""
+    return f"--{key}={text(value)}"
+
+
+def text(value: Any) -> str:
+    """A value as it is written on a command line: JSON, but strings without quotes."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def record(plan: Plan) -> dict[str, Any]:
+    """What the folder keeps of a plan, with the contents of its configuration files by their hash."""
+    files = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in [*plan.configs, *plan.test]}
+    return {**asdict(plan), "files": files}
+
+
+def unlike(old: dict[str, Any], new: dict[str, Any]) -> str | None:
+    """The first thing in which two records' trials would not be comparable; more values, seeds or trials are fine."""
+    for name in ("configs", "set", "test", "files"):
+        if old.get(name) != new[name]:
+            return name
+    return "values" if list(old.get("values", {})) != list(new["values"]) else None

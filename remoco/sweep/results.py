@@ -1,0 +1,172 @@
+"""What the trials of a sweep came to: read from its folder, by point, with the seeds as a spread."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamodules.errors import UsageError
+from remoco.sweep.trial import read_record
+
+PLAN = "sweep.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A trial's record and, where it finished, its numbers.
+
+    Attributes:
+        name: of its folder.
+        point: key -> value, as text.
+        seed: number of the seed.
+        state: waiting, started, finished or failed.
+        error: what it said last, where it failed.
+        metrics: name -> value; empty unless it finished.
+        protocols: name -> how it was computed.
+    """
+
+    name: str
+    point: dict[str, str]
+    seed: int
+    state: str
+    error: str | None
+    metrics: dict[str, float]
+    protocols: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A point: the mean over the seeds that finished, and their standard deviation (n - 1; NaN for one seed)."""
+
+    point: dict[str, str]
+    seeds: int
+    failed: int
+    mean: dict[str, float]
+    std: dict[str, float]
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """The record of the plan in a sweep's folder.
+
+    Raises:
+        UsageError: not the folder of a sweep.
+    """
+    try:
+        return json.loads((folder / PLAN).read_text())
+    except (OSError, ValueError):
+        raise UsageError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}") from None
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All trials, in the order of their points."""
+    plan = read_plan(folder)
+    names = sorted(path.stem for path in (folder / "trials").glob("*.json"))
+    found = [result for name in names if (result := read_result(folder, name))]
+    order = {key: [*_names(values)] for key, values in plan["values"].items()}
+    return sorted(found, key=lambda result: [*(_rank(order[k], v) for k, v in result.point.items()), (result.seed, "")])
+
+
+def read_result(folder: Path, name: str) -> Result | None:
+    """One trial; None where there is no record of it."""
+    if (found := read_record(folder, name)) is None:
+        return None
+    entries = _metrics(folder / name) if found["state"] == "finished" else {}
+    values = {key: float(entry["value"]) for key, entry in entries.items()}
+    protocols = {key: str(entry.get("protocol", "")) for key, entry in entries.items()}
+    return Result(name, found["point"], found["seed"], found["state"], found["error"], values, protocols)
+
+
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """One row for each point; trials that did not finish are counted, never averaged in."""
+    rows = []
+    for point in [dict(key) for key in dict.fromkeys(tuple(result.point.items()) for result in results)]:
+        own = [result for result in results if result.point == point]
+        done = [result for result in own if result.state == "finished"]
+        mean, std = {}, {}
+        for name in dict.fromkeys(name for result in done for name in result.metrics):
+            values = [result.metrics[name] for result in done if name in result.metrics]
+            mean[name] = float(np.mean(values))
+            std[name] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+        failed = sum(result.state == "failed" for result in own)
+        rows.append(Row(point, len(done), failed, mean, std))
+    return rows
+
+
+def chosen(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
+    """The results that a sweep's `metrics` mean: by their name, or of several levels or stand-ins by its beginning."""
+    found = []
+    for want in wanted:
+        exact = [name for name in names if name.split("/")[-1] == want]
+        found += exact or [name for name in names if name.split("/")[-1].startswith(want + "_")]
+    return list(dict.fromkeys(found))
+
+
+def trials_csv(results: Sequence[Result]) -> str:
+    """One line for each trial."""
+    keys = list(results[0].point) if results else []
+    names = list(dict.fromkeys(name for result in results for name in result.metrics))
+    lines: list[list[Any]] = [["trial", *keys, "seed", "state", "error", *names]]
+    for result in results:
+        values = [result.metrics.get(name, "") for name in names]
+        lines.append([result.name, *result.point.values(), result.seed, result.state, result.error or "", *values])
+    return _csv(lines)
+
+
+def points_csv(rows: Sequence[Row]) -> str:
+    """One line for each point, with mean and standard deviation of all results."""
+    keys = list(rows[0].point) if rows else []
+    names = list(dict.fromkeys(name for row in rows for name in row.mean))
+    lines: list[list[Any]] = [[*keys, "seeds", "failed", *(f"{n} {kind}" for n in names for kind in ("mean", "std"))]]
+    for row in rows:
+        spread = [each.get(name, float("nan")) for name in names for each in (row.mean, row.std)]
+        lines.append([*row.point.values(), row.seeds, row.failed, *("" if np.isnan(v) else v for v in spread)])
+    return _csv(lines)
+
+
+def terminal_table(rows: Sequence[Row], wanted: Sequence[str]) -> str:
+    """The points with the sweep's metrics as `mean ± standard deviation`."""
+    keys = [key.split(".")[-1] for key in (rows[0].point if rows else {})]
+    names = chosen(list(dict.fromkeys(name for row in rows for name in row.mean)), wanted)
+    lines = [[*keys, "seeds", "failed", *names]]
+    for row in rows:
+        cells = [f"{row.mean[n]:.4g} ± {row.std[n]:.2g}" if n in row.mean else "-" for n in names]
+        cells = [cell.removesuffix(" ± nan") for cell in cells]
+        lines.append([*row.point.values(), str(row.seeds), str(row.failed), *cells])
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
+
+
+def _metrics(folder: Path) -> dict[str, dict[str, Any]]:
+    """Results of the run itself, and of its benchmarks as `<level>/<metric>`."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in (folder / "metrics.json", *sorted((folder / "benchmark").glob("*/scores.json"))):
+        if path.is_file():
+            found |= json.loads(path.read_text())
+    return {name: entry for name, entry in found.items() if isinstance(entry, dict) and "value" in entry}
+
+
+def _names(values: Any) -> list[str]:
+    return [each if isinstance(each, str) else json.dumps(each) for each in values]
+
+
+def _rank(order: list[str], value: str) -> tuple[float, str]:
+    """Place in the YAML's list, or size of a drawn number."""
+    if value in order:
+        return order.index(value), ""
+    try:
+        return float(value), ""
+    except ValueError:
+        return float("inf"), value
+
+
+def _csv(lines: list[list[Any]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(lines)
+    return out.getvalue()

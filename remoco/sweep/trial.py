@@ -1,0 +1,146 @@
+"""One trial: fit and test as processes of their own, gone on with after a kill, and a record of how far it came.
+
+Imported by Ray's workers: without torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from datamodules.storage import write_json
+from remoco.sweep.plan import Trial
+
+STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
+PATIENCE = 120  # seconds that a killed driver's last run in the folder may take to end
+
+
+class Killed(Exception):
+    """A process of the trial was killed or stopped; it can go on from its last checkpoint."""
+
+
+def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
+    """Fit and test unless it is done; returns the trial's record, `state` is `finished` or `failed`.
+
+    Args:
+        trial: what to run.
+        out: the sweep's folder.
+        cwd: where relative paths of the configuration begin.
+
+    Raises:
+        Killed: another attempt goes on from here.
+    """
+    found = read_record(out, trial.name) or new_record(trial)
+    if found["state"] == "finished":
+        return found
+    folder = out / trial.name
+    _wait_for(folder / ".lock")
+    start, before = time.monotonic(), found["seconds"]
+
+    def note(state: str, error: str | None = None, **more: Any) -> dict[str, Any]:
+        found.update(more, state=state, error=error, seconds=round(before + time.monotonic() - start, 1))
+        write_json(record_file(out, trial.name), found)
+        return found
+
+    note("started", attempts=found["attempts"] + 1)
+    for stage in ("fit", "test"):
+        if stage == "fit" and found["fitted"]:
+            continue
+        options = trial.fit if stage == "fit" else [f"--config={folder / 'config.yaml'}", *trial.test]
+        if stage == "test" or (folder / "checkpoints" / "last.ckpt").is_file():
+            options = [*options, "--ckpt_path=last"]
+        code, error = _run([sys.executable, "-m", "lightning", stage, *options], log_file(out, trial.name), cwd)
+        if code < 0 or code in STOPPED:
+            note("failed", f"{stage} was killed by signal {-code}" if code < 0 else f"{stage} was told to stop")
+            raise Killed(found["error"])
+        if code:
+            return note("failed", f"{stage}: {error}")
+        note("started", fitted=True)
+    return note("finished")
+
+
+def new_record(trial: Trial) -> dict[str, Any]:
+    """The record of a trial that has not begun."""
+    return {**asdict(trial), "state": "waiting", "error": None, "fitted": False, "attempts": 0, "seconds": 0.0}
+
+
+def record_file(out: Path, name: str) -> Path:
+    """Where a trial's record is; beside the run folders, which belong to the runs."""
+    return out / "trials" / f"{name}.json"
+
+
+def log_file(out: Path, name: str) -> Path:
+    """Where everything that a trial prints goes."""
+    return out / "logs" / f"{name}.log"
+
+
+def read_record(out: Path, name: str) -> dict[str, Any] | None:
+    """The record of a trial; None where there is none."""
+    try:
+        return json.loads(record_file(out, name).read_text())
+    except FileNotFoundError:
+        return None
+
+
+def last_line(log: Path) -> str:
+    """What a log says last; of an error the line that names it."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace"))]
+    except OSError:
+        return ""
+    return next((line for line in reversed(lines) if line), "")
+
+
+def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
+    """Exit code, and what was said last."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with open(log, "ab") as file:
+        file.write(f"\n$ {' '.join(command)}\n".encode())
+        file.flush()
+        process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=file, preexec_fn=_die_with_parent())
+        try:
+            code = process.wait()
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+    return code, last_line(log)
+
+
+def _die_with_parent() -> Any:
+    """On Linux the kernel kills the run when this process is killed: nobody else would end it, or take its results."""
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def before_exec() -> None:
+        prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return before_exec
+
+
+def _wait_for(lock: Path) -> None:
+    """Wait until no other process holds a run folder's lock; the run itself refuses where one still does."""
+    for _ in range(PATIENCE):
+        try:
+            with open(lock, "r+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+        except FileNotFoundError:
+            return
+        except OSError:
+            time.sleep(1)

@@ -1,0 +1,348 @@
+"""`remoco sweep`: what a YAML means, what is refused, what is averaged; the long test runs and kills one."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from datamodules import SpritesDataModule
+from datamodules.errors import UsageError
+from remoco.sweep import results, trial
+from remoco.sweep.plan import points, read_plan, record, trials_of, unlike
+from remoco.sweep.search import search
+from tests.commands.test_lightning import CONFIGS
+from tests.support.commands import remoco
+
+TINY = Path(__file__).parents[1] / "campaign" / "tiny.yaml"
+SIZE = "model.init_args.condition.init_args.region_size"
+SWEEPS = sorted((CONFIGS / "sweep").rglob("*.yaml"))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Write a sweep's YAML, of the tiny configuration unless changed."""
+
+    def write(**changes) -> Path:
+        path = tmp_path / "sweep.yaml"
+        path.write_text(yaml.safe_dump({"configs": [str(TINY)], "values": {SIZE: [4, 8]}, **changes}, sort_keys=False))
+        return path
+
+    return write
+
+
+def test_trials_are_every_combination_and_seed(sweep, tmp_path):
+    file = sweep(
+        values={
+            SIZE: [4, 8],
+            "model.init_args.condition": {"plain": {"class_path": "conditions.RegionWise"}, "b": None},
+        },
+        set={"trainer.max_steps": 3, "test.trainer.precision": "32"},
+        test=["configs/eval/bench.yaml"],
+    )
+    plan = read_plan(str(file), ["model.init_args.dropout=0.5"], 2)
+    found = [t for point in points(plan) for t in trials_of(plan, point, tmp_path)]
+    expected = ["plain-seed_0", "plain-seed_1", "b-seed_0"]
+    assert [t.name for t in found][:3] == [f"region_size_4-condition_{end}" for end in expected]
+    assert len({t.name for t in found}) == len(found) == 8
+    assert (
+        f"--{SIZE}=4" in found[0].fit
+        and '--model.init_args.condition={"class_path": "conditions.RegionWise"}' in found[0].fit
+    )
+    assert {"--trainer.max_steps=3", "--model.init_args.dropout=0.5"} < set(found[0].fit)
+    assert {f"--{key}=1" for key in ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")} < set(
+        found[1].fit
+    )
+    assert found[0].test == [f"--config={CONFIGS / 'eval' / 'bench.yaml'}", "--trainer.precision=32"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({"values": {SIZE: []}}, [], f"values.{SIZE}: empty"),
+        ({"values": {}}, [], "values: empty"),
+        ({"values": {SIZE: 4}}, [], f"values.{SIZE}: expected a list or a mapping, got 4"),
+        ({"valeus": {}}, [], "valeus: no such field"),
+        ({"set": [1]}, [], "set: expected a mapping, got [1]"),
+        ({"seeds": "many"}, [], "seeds"),
+        ({"search": "bayes"}, [], "search"),
+        ({"values": {SIZE: {"integers": [1, 8]}}}, [], "a range needs `search: random`"),
+        ({"values": {SIZE: {"integers": [8, 1]}}, "search": "tpe"}, [], "expected integers: [low, high]"),
+        ({"configs": ["no-such.yaml"]}, [], "configs: no file no-such.yaml"),
+        ({}, ["--set", "trainer.max_steps"], "--set trainer.max_steps: expected KEY=VALUE"),
+        ({}, ["--set", f"{SIZE}=3"], "the sweep varies this key"),
+        ({}, ["--seeds", "0"], "--seeds 0: expected at least 1"),
+        # what the parser and the modules of a fit refuse
+        ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
+        ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
+        ({}, ["--set", "model.init_args.lora_rank=0"], "region_size_4: model: lora_rank is 0"),
+        ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
+    ],
+)
+def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, capsys, changes, arguments, said):
+    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda: None)
+    monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: pytest.fail("a trial was started"))
+    out = tmp_path / "out"
+    assert remoco("sweep", "run", sweep(**changes), "--out", out, *arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert said in lines[-1] and lines[-1].startswith("remoco sweep run: error: ") and not out.exists()
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> str:
+    """Shards of the paper's size."""
+    sprites = SpritesDataModule(
+        root=str(tmp_path_factory.mktemp("full")), clips=1, val_clips=1, frames=16, height=320, width=512
+    )
+    sprites.prepare_data()
+    return str(sprites.folder / "train")
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_sweeps_are_accepted(file, full, tmp_path):
+    from remoco.training import refused
+
+    shards = [f"data.init_args.{name}={full}" for name in ("shards", "val_shards")]
+    plan = read_plan(str(file), shards if file.parent.name == "paper" else [], None)
+    trials = [trials_of(plan, point, tmp_path)[0] for point in points(plan)]
+    assert len({t.name for t in trials}) == len(trials) > 1
+    for t in (trials[0], trials[-1]):
+        assert refused(["fit", *t.fit]) is None
+
+
+def test_both_sizes_are_shipped():
+    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size"]
+    for folder in ("sweep", "sweep/paper"):
+        assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
+
+
+def test_without_ray_tune_it_says_what_to_install(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray.tune", None)
+    assert remoco("sweep", "run", sweep(), "--out", tmp_path / "out") == 2
+    assert "pip install 'remoco[sweep]'" in capsys.readouterr().err
+
+
+def finish(out: Path, name: str, point: dict, seed: int, state: str, **metrics: float) -> None:
+    """A trial's record, and its results."""
+    found = trial.new_record(trial.Trial(name, point, seed, [], []))
+    found |= {"state": state, "error": "fit: no space left" if state == "failed" else None}
+    path = trial.record_file(out, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    (out / name).mkdir()
+    entries = {key: {"value": value, "protocol": "p", "n": 32, "seconds": 1.0} for key, value in metrics.items()}
+    (out / name / "metrics.json").write_text(json.dumps(entries))
+
+
+@pytest.fixture
+def finished(sweep, tmp_path):
+    """The folder of a sweep over 4 and 8 with three seeds, of which one failed with a result in its folder."""
+    plan = read_plan(str(sweep(metrics=["md_vid"])), [], None)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / results.PLAN).write_text(json.dumps(record(plan)))
+    for size, seed, state, value in [
+        (8, 0, "finished", 2.0), (8, 1, "finished", 4.0), (8, 2, "failed", 1000.0),
+        (4, 0, "finished", 5.0), (4, 1, "finished", 5.0), (4, 2, "started", 1000.0),
+    ]:  # fmt: skip
+        finish(out, f"region_size_{size}-seed_{seed}", {SIZE: str(size)}, seed, state, md_vid_lk=value, other=0.0)
+    return out
+
+
+def test_what_failed_is_shown_and_never_averaged_in(finished, capsys):
+    assert remoco("sweep", "table", finished) == 1
+    said = capsys.readouterr().out
+    assert "region_size_8-seed_2 failed: fit: no space left" in said and "1 of 6 trials are not finished" in said
+    rows = list(csv.DictReader((finished / "points.csv").open()))
+    assert [row[SIZE] for row in rows] == ["4", "8"]  # in the YAML's order
+    assert [(row["seeds"], row["failed"], row["md_vid_lk mean"]) for row in rows] == [
+        ("2", "0", "5.0"),
+        ("2", "1", "3.0"),
+    ]
+    assert float(rows[1]["md_vid_lk std"]) == np.std([2.0, 4.0], ddof=1)
+    trials = list(csv.DictReader((finished / "trials.csv").open()))
+    assert len(trials) == 6 and "1000" not in (finished / "trials.csv").read_text()
+    assert "3 ± 1.4" in said and "other" not in said
+
+
+def test_figures_are_written(finished, capsys):
+    pytest.importorskip("matplotlib", reason="needs the extra `sweep`")
+    assert remoco("sweep", "plot", finished) == 0
+    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
+    text = (finished / "figure.svg").read_text()
+    assert text.startswith("<?xml") and "</svg>" in text
+
+
+def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
+    """Lines of the two levels of a benchmark over numbers, as in figure 7; bars over names, as in figure 9."""
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the extra `sweep`")
+    from remoco.sweep.figure import draw
+
+    shown = []
+    monkeypatch.setattr(pyplot, "close", shown.append)
+
+    def row(value, **means):
+        named = {name.replace("__", "/"): mean for name, mean in means.items()}
+        return results.Row({"model.injection": value}, 2, 0, named, dict.fromkeys(named, 0.5))
+
+    rows = [row("8", fine__md_vid=3.0, object__md_vid=4.0, fine__frame_consistency=0.9), row("16", fine__md_vid=2.0)]
+    draw(
+        [*rows, results.Row({"model.injection": "32"}, 0, 1, {}, {})],
+        ["md_vid", "frame_consistency"],
+        [tmp_path / "a.png"],
+    )
+    draw([row("add", md_vid=3.0), row("concat", md_vid=4.0)], ["md_vid"], [tmp_path / "b.svg"])
+    lines, bars = shown
+    left, right = lines.axes
+    assert [tick.get_text() for tick in left.get_xticklabels()] == ["8", "16"]
+    fine, coarse = left.containers
+    assert fine.lines[0].get_ydata().tolist() == [3.0, 2.0] and coarse.lines[0].get_ydata().tolist() == [4.0]
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["fine-grained", "object-level"]
+    assert np.ptp(fine.lines[2][0].get_segments()[0][:, 1]) == 1.0  # from mean - 0.5 to mean + 0.5
+    assert left.get_ylabel() == "md_vid (px)" and right.get_ylabel() == "frame_consistency"
+    assert [bar.get_height() for bar in bars.axes[0].patches] == [3.0, 4.0]
+
+
+def test_another_sweep_does_not_mix_in(sweep, tmp_path):
+    one = record(read_plan(str(sweep()), [], None))
+    assert unlike(one, record(read_plan(str(sweep(values={SIZE: [4, 8, 16]})), [], 5))) is None
+    assert unlike(one, record(read_plan(str(sweep()), ["trainer.max_steps=2"], None))) == "set"
+    assert (
+        unlike(one, record(read_plan(str(sweep(values={"model.init_args.injection": ["add"]})), [], None))) == "values"
+    )
+
+
+def test_a_trial_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):
+    """Killed in its fit, then in its test, then finished; a mistake of the configuration is not tried again."""
+    one, ran = trial.Trial("one", {}, 0, ["--a=1"], ["--b=2"]), []
+    codes = iter([-9, 0, 143, 0, 0])
+
+    def run(command, log, cwd):
+        ran.append(command[3:])
+        (tmp_path / "one" / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "one" / "checkpoints" / "last.ckpt").touch()
+        return next(codes), "the last line"
+
+    monkeypatch.setattr(trial, "_run", run)
+    for error in ("fit was killed by signal 9", "test was told to stop"):
+        with pytest.raises(trial.Killed, match=error):
+            trial.perform(one, tmp_path, tmp_path)
+    assert trial.perform(one, tmp_path, tmp_path)["state"] == "finished"
+    test = ["test", f"--config={tmp_path / 'one' / 'config.yaml'}", "--b=2", "--ckpt_path=last"]
+    assert ran == [["fit", "--a=1"], ["fit", "--a=1", "--ckpt_path=last"], test, test]
+    assert trial.perform(one, tmp_path, tmp_path)["attempts"] == 3 and len(ran) == 4
+    codes = iter([2])
+    assert trial.perform(trial.Trial("two", {}, 0, [], []), tmp_path, tmp_path)["error"] == "fit: the last line"
+
+
+@pytest.mark.parametrize("kind", ["random", "tpe"])
+def test_a_search_draws_the_same_points_again(sweep, kind):
+    """So what is finished is skipped; with other results TPE goes elsewhere, random does not."""
+    pytest.importorskip("optuna", reason="needs the extra `sweep`")
+    values = {"a": {"log_uniform": [0.001, 1]}, "b": {"integers": [1, 9]}, SIZE: [4, 8]}
+    plan = read_plan(str(sweep(values=values, search=kind, trials=24)), [], None)
+
+    def drawn(value) -> list[dict[str, str]]:
+        found = []
+
+        def evaluate(points):
+            found.extend(points)
+            return [value(point) for point in points]
+
+        search(plan, evaluate)
+        return found
+
+    first = drawn(lambda point: float(point["a"]))
+    assert len(first) == 24 and first == drawn(lambda point: float(point["a"]))
+    assert all(0.001 <= float(p["a"]) <= 1 and p["b"] in "123456789" and p[SIZE] in "48" for p in first)
+    other = drawn(lambda point: None if point == first[0] else -float(point["a"]))  # None: none of its trials finished
+    assert (first == other) == (kind == "random")
+    if kind == "tpe":
+        assert np.median([float(p["a"]) for p in first[-8:]]) < np.median([float(p["a"]) for p in first[:8]])
+
+
+def test_a_plan_is_a_mapping(tmp_path):
+    (tmp_path / "a.yaml").write_text("- 1")
+    with pytest.raises(UsageError, match="expected a mapping"):
+        read_plan(str(tmp_path / "a.yaml"), [], None)
+    with pytest.raises(UsageError, match="no such file"):
+        read_plan(str(tmp_path / "b.yaml"), [], None)
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
+    """2 x 2: the driver is killed in the middle, then a trial; at the end there are all results, the same bits."""
+    pytest.importorskip("ray.tune", reason="needs the extra `sweep`")
+    config = yaml.safe_load(TINY.read_text())
+    trainer = config["trainer"]
+    trainer |= {"max_steps": 40, "val_check_interval": 40}
+    last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
+    trainer["callbacks"] = [{"class_path": f"callbacks.{name}"} for name in ("RunFolder", "ControlErrors")] + [last]
+    config["data"]["init_args"]["scene"] = "plain"
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
+    file = sweep(configs=[str(tmp_path / "tiny.yaml")], seeds=2)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "remoco", "sweep", "run", str(file), "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(number: int) -> subprocess.Popen:
+        log = open(tmp_path / f"driver-{number}.log", "w")
+        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    def states() -> dict[str, str]:
+        return {path.stem: json.loads(path.read_text())["state"] for path in (out / "trials").glob("*.json")}
+
+    def under_way(driver: subprocess.Popen, left_out: set[str]) -> str:
+        """Waits for a trial in the middle of its fit."""
+        while True:
+            assert driver.poll() is None, (tmp_path / "driver-1.log").read_text()[-2000:]
+            for path in sorted(out.glob("*/checkpoints/last.ckpt")):
+                name = path.parts[-3]
+                if states().get(name) == "started" and name not in left_out and _fit_of(name):
+                    return name
+            time.sleep(0.05)
+
+    driver = start(1)
+    first = under_way(driver, set())
+    driver.kill()
+    driver.wait()
+    finished = {name for name, state in states().items() if state == "finished"}
+    killed = json.loads(trial.record_file(out, first).read_text())
+    assert killed["state"] == "started" and not killed["fitted"]
+
+    driver = start(2)
+    second = under_way(driver, {first, *finished})
+    os.kill(_fit_of(second)[0], signal.SIGKILL)
+    assert driver.wait() == 0, (tmp_path / "driver-2.log").read_text()[-2000:]
+    assert set(states().values()) == {"finished"} and len(states()) == 4
+    records = {name: json.loads(trial.record_file(out, name).read_text()) for name in (first, second)}
+    assert min(found["attempts"] for found in records.values()) >= 2
+    assert all(
+        "--ckpt_path=last" in trial.log_file(out, name).read_text().split("lightning test")[0] for name in records
+    )
+    rows = list(csv.DictReader((out / "points.csv").open()))
+    assert [(row[SIZE], row["seeds"]) for row in rows] == [("4", "2"), ("8", "2")]
+
+    fit = [word.replace(str(out), str(tmp_path / "whole")) for word in records[second]["fit"]]
+    subprocess.run([sys.executable, "-m", "lightning", "fit", *fit], cwd=tmp_path, env=environment, check=True)
+    both = [json.loads((folder / second / "metrics.json").read_text()) for folder in (out, tmp_path / "whole")]
+    names = [name for name in both[1] if name.startswith("control_error")]
+    assert len(names) == 6 and all(both[0][name]["value"] == both[1][name]["value"] for name in names)
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "4 of 4 trials are finished already" in done.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
+
+
+def _fit_of(name: str) -> list[int]:
+    """Processes of a trial's fit."""
+    found = subprocess.run(["pgrep", "-f", f"lightning fit.*{name}"], capture_output=True, text=True)
+    return [int(pid) for pid in found.stdout.split()]

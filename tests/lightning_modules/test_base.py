@@ -1,0 +1,129 @@
+"""A base of one's own: trained without control, written as diffusers' folders, frozen under a controller."""
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.record import read_checkpoint
+from lightning_modules.svd import SVD
+from tests.conftest import REPO
+from tests.support.commands import remoco
+
+TINY = REPO / "tests" / "campaign" / "tiny.yaml"
+
+
+@pytest.fixture(scope="module")
+def fit(tmp_path_factory):
+    """`python -m lightning fit` of the tiny configuration in one folder; returns the run's."""
+    folder = tmp_path_factory.mktemp("base")
+
+    def run(name, *options):
+        from remoco.training import main
+
+        main(
+            ["fit", f"--config={TINY}", f"--trainer.logger.init_args.save_dir={folder}", *options]
+            + [f"--data.init_args.root={folder / 'data'}", f"--trainer.logger.init_args.name={name}"]
+        )
+        return folder / name
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(fit):
+    """A base after six steps."""
+    return fit("base", "--model.class_path=lightning_modules.BaseModule")
+
+
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "svd"
+    assert remoco("export-base", trained / "checkpoints" / "last.ckpt", folder) == 0
+    return folder
+
+
+def test_only_the_unet_is_trained_and_no_control_reaches_it(trained):
+    found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
+    assert {".".join(name.split(".")[:2]) for name in found["state_dict"]} == {"svd.unet", "svd.pca"}
+    assert found["remoco"]["architecture"]["injection"] is None
+    fresh = SVD.random("micro", 0, "pca", 8).unet.state_dict()
+    moved = [name for name in fresh if not torch.equal(fresh[name], found["state_dict"][f"svd.unet.{name}"])]
+    assert len(moved) > len(fresh) / 2
+
+
+def test_the_control_is_nothing_to_a_base(trained, fit):
+    other = fit("other", "--model.class_path=lightning_modules.BaseModule",
+                "--model.init_args.condition.init_args.region_size=16")  # fmt: skip
+    one, two = (read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for run in (trained, other))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_a_killed_base_goes_on_with_the_same_bits(trained, fit):
+    base = "--model.class_path=lightning_modules.BaseModule"
+    fit("resumed", base, "--trainer.max_steps=2")
+    run = fit("resumed", base, "--ckpt_path=last")
+    one, two = (read_checkpoint(each / "checkpoints" / "last.ckpt") for each in (trained, run))
+    assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+    shadows = [each["callbacks"]["EMA"]["shadow"] for each in (one, two)]
+    assert all(torch.equal(shadows[0][name], shadows[1][name]) for name in shadows[0])
+
+
+def test_the_folders_hold_the_averaged_weights_and_the_latents(trained, exported):
+    assert json.loads((exported / "vae" / "config.json").read_text()) == {"_class_name": "PatchPCA", "channels": 8}
+    found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
+    svd = SVD.load(exported)
+    averaged = found["callbacks"]["EMA"]["shadow"]
+    assert any(not torch.equal(averaged[name], found["state_dict"][name]) for name in averaged)
+    for name, tensor in (found["state_dict"] | averaged).items():
+        assert torch.equal(svd.get_parameter(name[4:]) if ".pca." not in name else svd.get_buffer(name[4:]), tensor)
+    assert svd.latent_channels == 8 and svd.pca.fitted and svd.vae is None
+    assert svd.identity["hash"] == SVD.load(exported).identity["hash"]
+    assert set(svd.hashes) == {"unet", "image_encoder", "vae"}
+
+
+def test_a_controller_is_trained_on_it(fit, exported):
+    """Along the path of SVD: frozen, with LoRA, and its checkpoint knows the base again."""
+    over = ["--model.init_args.random_init=null", "--model.init_args.latents=vae", f"--model.init_args.svd={exported}"]
+    over += ["--model.init_args.train_base=false", "--model.init_args.lora=attention", "--model.init_args.lora_rank=4"]
+    run = fit("lora", *over)
+    last = run / "checkpoints" / "last.ckpt"
+    names = {name.split(".")[0] for name in read_checkpoint(last)["state_dict"] if ".lora_" not in name}
+    assert names - {"svd"} == {"motion_encoder", "injection"}
+    pipeline = MotionControlPipeline.from_checkpoint(last)
+    assert all(".lora_" in n for n in pipeline.module.trained() if n.startswith("svd."))
+    bare = SVD.load(exported)
+    kept = {name.replace(".base_layer", ""): t for name, t in pipeline.module.svd.unet.state_dict().items()}
+    assert all(torch.equal(kept[name], t) for name, t in bare.unet.state_dict().items())
+    image = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    clip = pipeline(image, [[[10, 10], [40, 40]]], num_frames=4)
+    assert clip.shape == (4, 64, 64, 3)
+
+    # another base under it is refused
+    changed = exported.parent / "changed"
+    bare.pca.scale.mul_(2)
+    bare.export(changed)
+    with pytest.raises(ValueError, match="other base weights"):
+        MotionControlPipeline.from_checkpoint(last, svd=str(changed))
+
+
+def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
+    last = trained / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match="a base without a controller"):
+        MotionControlPipeline.from_checkpoint(last)
+    assert remoco("export-base", last, exported) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert remoco("export-base", "embedded", tmp_path / "a") == 2
+    assert "holds a controller" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    with pytest.raises(SystemExit):
+        fit("lora-base", "--model.class_path=lightning_modules.BaseModule", "--model.init_args.train_base=false")
+    assert "a base is trained from random weights" in capsys.readouterr().err
+    for name, content in (("config.json", '{"_class_name": "PatchPCA", "channels": 9}'), ("config.json", "[")):
+        SVD.load(exported).export(tmp_path / content[:1] / str(len(content)))
+        broken = tmp_path / content[:1] / str(len(content))
+        (broken / "vae" / name).write_text(content)
+        with pytest.raises(MisconfigurationException, match="vae"):
+            SVD.load(broken)
