@@ -64,7 +64,8 @@ def plot(folder: str) -> None:
     """
     found = results.read_results(Path(folder))
     files = [Path(folder) / f"figure.{suffix}" for suffix in ("png", "svg")]
-    draw(results.rows_of(found), results.read_plan(Path(folder))["metrics"], files)
+    plan = results.read_plan(Path(folder))
+    draw(results.rows_of(found), plan["metrics"], files, plan["label"])
     print("\n".join(f"wrote {file}" for file in files))
 
 
@@ -110,7 +111,10 @@ def _show(folder: Path) -> int:
     rows = results.rows_of(found)
     write_atomic(folder / "trials.csv", results.trials_csv(found).encode())
     write_atomic(folder / "points.csv", results.points_csv(rows).encode())
-    print(results.terminal_table(rows, results.read_plan(folder)["metrics"]))
+    wanted = results.read_plan(folder)["metrics"]
+    print(results.terminal_table(rows, wanted))
+    if any(row.seeds for row in rows) and not any(results.chosen(list(row.mean), wanted) for row in rows):
+        print(f"no trial has a result named {', '.join(wanted)}")
     failed = [result for result in found if result.state == "failed"]
     for result in failed:
         print(f"{result.name} failed: {result.error}")

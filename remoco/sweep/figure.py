@@ -11,17 +11,11 @@ import numpy as np
 from datamodules.errors import UsageError
 from remoco.sweep.results import Row, chosen
 
-# how the paper calls what its figures 7 (a), 7 (b) and 9 vary
-TITLES = {
-    "region_size": "Local region size $k$",
-    "min_mask_ratio": r"Minimal mask ratio $r_{min}$",
-    "injection": "Multi-scale feature injection",
-}
 UNITS = {"control_error": "px", "md_img": "px", "md_vid": "px", "flow_magnitude": "px"}
 LEVELS = {"fine": "fine-grained", "object": "object-level"}
 
 
-def draw(rows: Sequence[Row], wanted: Sequence[str], files: Sequence[Path]) -> None:
+def draw(rows: Sequence[Row], wanted: Sequence[str], files: Sequence[Path], label: str | None = None) -> None:
     """One panel for each metric, over the first swept key; levels of a benchmark and other keys are lines of their own.
 
     Numbers are points with a line, as in figure 7; names are bars, as in figure 9. A point whose trials did not finish
@@ -31,6 +25,7 @@ def draw(rows: Sequence[Row], wanted: Sequence[str], files: Sequence[Path]) -> N
         rows: with a mean each.
         wanted: the sweep's metrics.
         files: to write; their suffixes are formats.
+        label: of the first swept key; its name by default.
 
     Raises:
         UsageError: matplotlib is missing, or nothing has finished.
@@ -49,7 +44,7 @@ def draw(rows: Sequence[Row], wanted: Sequence[str], files: Sequence[Path]) -> N
     metrics = list(dict.fromkeys(name.split("/")[-1] for name in names))
     figure, panels = pyplot.subplots(1, len(metrics), figsize=(4.4 * len(metrics), 3.3), squeeze=False, dpi=150)
     for metric, panel in zip(metrics, panels[0]):
-        _panel(panel, rows, [name for name in names if name.split("/")[-1] == metric])
+        _panel(panel, rows, [name for name in names if name.split("/")[-1] == metric], label)
         unit = next((unit for prefix, unit in UNITS.items() if metric.startswith(prefix)), None)
         panel.set_ylabel(f"{metric} ({unit})" if unit else metric)
     figure.tight_layout()
@@ -58,7 +53,7 @@ def draw(rows: Sequence[Row], wanted: Sequence[str], files: Sequence[Path]) -> N
     pyplot.close(figure)
 
 
-def _panel(panel: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
+def _panel(panel: Any, rows: Sequence[Row], names: Sequence[str], title: str | None) -> None:
     key, *others = rows[0].point
     values = list(dict.fromkeys(row.point[key] for row in rows))
     numeric = _numbers(values)
@@ -78,10 +73,9 @@ def _panel(panel: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
                 [values.index(value) + shift for value in own], heights, width, yerr=errors, capsize=3, label=label
             )
     panel.set_xticks(range(len(values)), values)
-    tail = key.split(".")[-1]
     seeds = {row.seeds for row in rows}
     spread = f"n = {seeds.pop()}" if len(seeds) == 1 else f"n = {min(seeds)} to {max(seeds)}"
-    panel.set_xlabel(f"{TITLES.get(tail, tail)}  (mean and deviation of seeds, {spread})", fontsize=8)
+    panel.set_xlabel(f"{title or key.split('.')[-1]}  (mean and deviation of seeds, {spread})", fontsize=8)
     panel.grid(axis="y", alpha=0.3)
     if len(lines) > 1:
         panel.legend(fontsize=8)

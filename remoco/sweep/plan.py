@@ -39,6 +39,7 @@ class Plan:
         metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
         search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
         trials: Points of a search.
+        label: What the figure calls the first of the values' keys.
         cpus: CPUs of a trial.
         gpus: GPUs of a trial; by default 1 where there are any.
     """
@@ -51,6 +52,7 @@ class Plan:
     metrics: list[str] = field(default_factory=lambda: ["control_error_stroke"])
     search: Literal["grid", "random", "tpe"] = "grid"
     trials: int = 20
+    label: str | None = None
     cpus: int = 1
     gpus: int | None = None
 

@@ -198,7 +198,7 @@ def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
         ["md_vid", "frame_consistency"],
         [tmp_path / "a.png"],
     )
-    draw([row("add", md_vid=3.0), row("concat", md_vid=4.0)], ["md_vid"], [tmp_path / "b.svg"])
+    draw([row("add", md_vid=3.0), row("concat", md_vid=4.0)], ["md_vid"], [tmp_path / "b.svg"], "Injection")
     lines, bars = shown
     left, right = lines.axes
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["8", "16"]
@@ -207,6 +207,7 @@ def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
     assert [text.get_text() for text in left.get_legend().get_texts()] == ["fine-grained", "object-level"]
     assert np.ptp(fine.lines[2][0].get_segments()[0][:, 1]) == 1.0  # from mean - 0.5 to mean + 0.5
     assert left.get_ylabel() == "md_vid (px)" and right.get_ylabel() == "frame_consistency"
+    assert bars.axes[0].get_xlabel().startswith("Injection  (") and left.get_xlabel().endswith("n = 2)")
     assert [bar.get_height() for bar in bars.axes[0].patches] == [3.0, 4.0]
 
 

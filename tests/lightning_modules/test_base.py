@@ -99,8 +99,8 @@ def test_a_controller_is_trained_on_it(fit, exported):
     kept = {name.replace(".base_layer", ""): t for name, t in pipeline.module.svd.unet.state_dict().items()}
     assert all(torch.equal(kept[name], t) for name, t in bare.unet.state_dict().items())
     image = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
-    clip = pipeline(image, [[[10, 10], [40, 40]]], num_frames=4)
-    assert clip.shape == (4, 64, 64, 3)
+    clip = pipeline(image, [[[10, 10], [40, 40]]], num_frames=4).frames
+    assert len(clip[0]) == 4
 
     # another base under it is refused
     changed = exported.parent / "changed"
