@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from datamodules.mp4 import REPEATABLE
 from datamodules.storage import atomic_path
 from lightning_modules.conditioning import to_uint8
 
@@ -117,11 +118,11 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 
 
 def _write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
         stream.height, stream.width = video.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "16", "preset": "fast"}
+        stream.options = {**REPEATABLE, "crf": "16", "preset": "fast"}
         for picture in video:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -102,6 +103,24 @@ def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
     """
     magnitude = average_magnitude(flow) if magnitude is None else magnitude
     return magnitude.mean(dim=(1, 2), dtype=torch.float64).float()  # in float64 the order of the sum does not show
+
+
+_used: list[np.ndarray] = []  # the last two arrays of `zeros_on_cpu`
+
+
+def zeros_on_cpu(shape: tuple[int, ...]) -> Tensor:
+    """Float32 zeros, in the memory of the call before last where nothing refers to it any more: the first use of fresh
+    memory costs several times what writing to it does, and on a busy machine much more.
+    """
+    for place in range(len(_used)):
+        array = _used[place]
+        if array.shape == tuple(shape) and sys.getrefcount(array) == 3:  # here, in the list, and as the argument
+            array.fill(0)
+            _used.append(_used.pop(place))
+            return torch.from_numpy(array)
+    _used.append(np.zeros(tuple(shape), np.float32))
+    del _used[:-2]
+    return torch.from_numpy(_used[-1])
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:

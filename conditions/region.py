@@ -9,14 +9,21 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.condition import Condition
-from conditions.flow import MOTION_NORMS, Motion, empty_float32, flow_to_pixels, global_visibility, motion_mask
+from conditions.flow import (
+    MOTION_NORMS,
+    Motion,
+    empty_float32,
+    flow_to_pixels,
+    global_visibility,
+    motion_mask,
+    zeros_on_cpu,
+)
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
 
@@ -213,7 +220,7 @@ class RegionWise(SparseCondition):
         if flow.device.type != "cpu" or (self.motion_mask and mask is None):
             return super().control_of_stored(flow, step, visibility, seed, motion)
         batch, frames, _, height, width = flow.shape
-        control = torch.from_numpy(np.zeros((batch, frames, 3, height, width), np.float32))  # zeroed on first use
+        control = zeros_on_cpu((batch, frames, 3, height, width))
         chosen = self.chosen_pixels(global_visibility(visibility), seed).flatten(1)
         steps = torch.as_tensor(step, dtype=torch.float32).expand(batch)
         signed = flow.flatten(3).view(torch.int16)  # torch does not index unsigned ones

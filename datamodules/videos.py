@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import BadClip, one_line
-from datamodules.mp4 import pixels_of
+from datamodules.mp4 import REPEATABLE, pixels_of
 from datamodules.prepare.clips import pictures
 
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
@@ -56,15 +56,18 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
 
 
 def write_video(path: Path, video: np.ndarray, fps: float) -> None:
-    """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`."""
+    """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`.
+
+    The bytes depend on the frames, fps and the version of x264 only.
+    """
     height, width = (n - n % 2 for n in video.shape[1:3])  # 4:2:0 colour needs even sizes
     part = path.with_name(f".{path.name}.{os.getpid()}.part.mp4")
     try:
-        with av.open(str(part), "w", options={"movflags": "faststart"}) as container:
+        with av.open(str(part), "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
             stream.height, stream.width = height, width
             stream.pix_fmt = "yuv420p"
-            stream.options = {"crf": "10", "preset": "fast"}
+            stream.options = {**REPEATABLE, "crf": "10", "preset": "fast"}
             for picture in video:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
                 container.mux(stream.encode(frame))

@@ -28,7 +28,7 @@ from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
 
 log = logging.getLogger(__name__)
 
-FINAL = ("done", "error")
+FINAL = ("done", "error", "cancelled")
 PREVIEW_SIDE = 384  # pixels to which small frames are enlarged before arrows are drawn on them
 
 
@@ -46,27 +46,41 @@ class Studio:
     def __init__(self, pipeline: MotionControlPipeline) -> None:
         self.pipeline = pipeline
         self._free = threading.Lock()
+        self._jobs: dict[str, threading.Event] = {}
 
     async def generate(self, drawing: Any, settings: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Progress, and last the videos or what went wrong; closing the iterator stops the work after its step.
 
         Args:
-            drawing: see `exchange`.
+            drawing: see `exchange`; its `job`, a secret of who asks, is what `cancel` takes.
             settings: the fields of `Settings`.
 
         Yields:
-            `state` (`running`, `done`, `error`) and `message`; `step` and `steps`; with `done` base64 MP4s `clip` and
-            `strip`, `width`, `height`, `about`.
+            `state` (`running`, `done`, `error`, `cancelled`) and `message`; `step` and `steps`; with `done` base64 MP4s
+            `clip` and `strip`, `width`, `height`, `about`.
         """
-        loop, events, cancelled = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]](), threading.Event()
+        loop, cancelled = asyncio.get_running_loop(), threading.Event()
+        events = asyncio.Queue[dict[str, Any]]()
+        job = drawing.get("job") if isinstance(drawing, Mapping) else None
+
+        def send(event: dict[str, Any]) -> None:
+            with contextlib.suppress(RuntimeError):  # the server has stopped
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         def tell(event: dict[str, Any]) -> None:
             if cancelled.is_set():
                 raise _Cancelled
-            with contextlib.suppress(RuntimeError):  # the server has stopped
-                loop.call_soon_threadsafe(events.put_nowait, event)
+            send(event)
 
-        threading.Thread(target=self._work, args=(drawing, settings, tell), daemon=True).start()
+        def work() -> None:
+            try:
+                self._work(drawing, settings, tell)
+            except _Cancelled:
+                send({"state": "cancelled", "message": "cancelled"})
+
+        if isinstance(job, str):
+            self._jobs[job] = cancelled
+        threading.Thread(target=work, daemon=True).start()
         try:
             while True:
                 event = await events.get()
@@ -75,6 +89,15 @@ class Studio:
                     return
         finally:
             cancelled.set()
+            if isinstance(job, str):
+                self._jobs.pop(job, None)
+
+    def cancel(self, body: Any) -> dict[str, bool]:
+        """Stop the generation of a `job` after its step; whether there is one."""
+        found = self._jobs.get(field(body, "job", str))
+        if found is not None:
+            found.set()
+        return {"found": found is not None}
 
     def control(self, body: Any) -> dict[str, Any]:
         """What the network is given, drawn over the frame: base64 JPEGs, one for each frame of the clip.
@@ -99,13 +122,12 @@ class Studio:
                 tell({"state": "running", "message": "starting"})
                 tell(self._generated(drawing, Settings(**settings), tell))
         except _Cancelled:
-            pass
+            raise
         except Exception as error:
             if not isinstance(error, (BadInput, ValueError)):
                 log.exception("a generation failed")
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
-            with contextlib.suppress(_Cancelled):
-                tell({"state": "error", "message": text})
+            tell({"state": "error", "message": text})
 
     def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         inputs = _fitted(drawing, settings)

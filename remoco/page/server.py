@@ -28,11 +28,6 @@ log = logging.getLogger(__name__)
 WEB = Path(__file__).parent / "web"
 QUEUE = 8  # generations that may wait
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and waiting for it
-CANCELLED = """() => [
-    {state: "cancelled", message: "cancelled"},
-    {__type__: "update", interactive: true},
-    {__type__: "update", interactive: false},
-]"""
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # names of fonts that the reader has
 
 
@@ -63,6 +58,7 @@ def _add_routes(app: FastAPI, studio: Studio) -> dict[str, int]:
         "paths": (exchange.paths, small),
         "control": (studio.control, large),
         "save": (lambda body: exchange.zipped(exchange.inputs_of(exchange.field(body, "drawing", dict))), large),
+        "cancel": (studio.cancel, small),
         "examples": (lambda body: exchange.examples(), small),
     }
     limiter = anyio.CapacityLimiter(AT_ONCE)
@@ -163,13 +159,12 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
             setting.change(None, [setting], js=shown, queue=False)
             blocks.load(None, [setting], js=shown, queue=False)
         again.click(None, outputs=[seed], js="() => Math.floor(Math.random() * 2 ** 31)", queue=False)
-        job = generate.click(
+        generate.click(
             partial(_generate, studio), [editor, seed, steps, frames, first, last, fps, bucket, size],
-            [result, generate, cancel], js="(_, ...rest) => [window.remoco.drawing(), ...rest]",
+            [result, generate, cancel], js="(_, ...rest) => [window.remoco.start(), ...rest]",
             show_progress="minimal", show_progress_on=[result], concurrency_limit=1, api_visibility="private",
         )  # fmt: skip
-        stopped = cancel.click(None, cancels=[job], queue=False)
-        stopped.then(None, None, [result, generate, cancel], queue=False, js=CANCELLED)
+        cancel.click(None, js="() => window.remoco.cancel()", queue=False)
     return blocks
 
 

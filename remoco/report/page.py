@@ -59,7 +59,7 @@ def _tables(systems: list[System]) -> str:
         rows = {name: found for name, found in rows.items() if any(cells(found, number)[:2])}
         if not rows:
             continue
-        head = "".join(f"<th>{column} {BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude</th>"
+        head = "".join(f"<th>{column}&nbsp;{BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude</th>"
         body = "".join(_row(name, found, number) for name, found in rows.items())
         for name, values in PUBLISHED[number].items():
             numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)

@@ -69,8 +69,8 @@ def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, c
 def test_a_video_with_nan_is_named_and_not_written(cli, bench, tmp_path, monkeypatch):
     from lightning_modules.networks import Networks
 
-    own = Networks.generate
-    monkeypatch.setattr(Networks, "generate", lambda *args, **options: own(*args, **options) * float("nan"))
+    own = Networks.sample
+    monkeypatch.setattr(Networks, "sample", lambda *args, **options: own(*args, **options) * float("nan"))
     code, said = cli(
         "test", f"--config={CONFIGS / 'quickstart.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
         f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--ckpt_path=embedded",

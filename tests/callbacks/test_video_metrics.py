@@ -27,6 +27,7 @@ from metrics import (
     MeanTrackDistance,
     RandomFrameFeatures,
     RandomVideoFeatures,
+    VideoMetric,
 )
 from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
 from tests.support.callbacks_stand_in import Data, Module, trainer
@@ -55,6 +56,25 @@ def test_every_clip_once_and_the_numbers_of_the_metrics(tmp_path, clips):
     fvd, fid = expected(module, clips or 5)
     assert float(run.callback_metrics["val/fvd_random_features"]) == pytest.approx(fvd, rel=1e-4)
     assert float(run.callback_metrics["val/fid_random_features"]) == pytest.approx(fid, rel=1e-3)
+
+
+class Silent(VideoMetric):
+    """As the control error of clips in which nothing moves: none counts."""
+
+    name = "silent"
+
+    def update(self):
+        pass
+
+    def add(self, clip):
+        self.update()
+
+
+def test_a_metric_for_which_no_clip_counts_is_left_out_with_a_line(tmp_path):
+    run = trainer(tmp_path, [VideoMetrics([Silent(), FrechetVideoDistance()], clips=3)])
+    with pytest.warns(UserWarning, match="no silent, for none of the clips"):
+        run.validate(Module(), datamodule=Data())
+    assert "val/fvd_random_features" in run.callback_metrics and "val/silent" not in run.callback_metrics
 
 
 def test_the_protocol_is_logged_and_printed(tmp_path, capsys):

@@ -24,6 +24,7 @@ from conditions import (
     motion_of,
     uniform,
 )
+from conditions.flow import zeros_on_cpu
 from conditions.gaussian import region_points
 from conditions.region import candidate_regions, draw_regions, region_pixels, select_regions, spread_regions
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
@@ -246,6 +247,18 @@ def test_stored_flow(condition):
         assert torch.equal(condition(stored, visibility, seed, motion, step), expected)
     assert torch.equal(condition(stored, visibility, seed, None, 0.5), condition(
         flow_to_pixels(stored, 0.5), visibility, seed))  # fmt: skip
+
+
+def test_memory_of_a_control_is_used_again_only_when_nothing_holds_it():
+    held = [zeros_on_cpu((2, 3)) for _ in range(4)]
+    for number, tensor in enumerate(held):
+        tensor.fill_(number + 1)
+    assert [int(tensor.sum()) for tensor in held] == [6, 12, 18, 24]
+    view, places = held[3][:1], {tensor.data_ptr() for tensor in held[2:]}
+    del held, tensor
+    fresh = zeros_on_cpu((2, 3))
+    assert not fresh.any() and fresh.data_ptr() in places and fresh.data_ptr() != view.data_ptr()
+    assert (view == 4).all() and zeros_on_cpu((2, 3)).data_ptr() not in (view.data_ptr(), fresh.data_ptr())
 
 
 @pytest.mark.parametrize("condition", ALL, ids=repr)

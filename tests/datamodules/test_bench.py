@@ -138,6 +138,15 @@ def test_a_point_among_equal_dots_is_not_asked_for():
     assert abs(x - 34) <= 6 and abs(y - 32) <= 6
 
 
+def test_the_same_frames_are_the_same_bytes(tmp_path):
+    """x264's defaults give a few results: a video sampled again, or on another rank, would look like another one."""
+    coarse = np.random.default_rng(0).integers(0, 256, (1, 12, 12, 3), dtype=np.uint8).repeat(16, 1).repeat(16, 2)[0]
+    video = np.stack([coarse[i : i + 64, 2 * i : 2 * i + 96] for i in range(8)])
+    for number in range(40):
+        write_video(tmp_path / f"{number}.mp4", video, 8)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 1
+
+
 def test_videos_that_are_too_short_or_none_are_named(tmp_path):
     write_video(tmp_path / "a.mp4", np.zeros((3, 33, 47, 3), np.uint8), 8)  # odd sizes lose their last line
     assert read_frames(tmp_path / "a.mp4", 3).shape == (3, 3, 32, 46) and len(list(tmp_path.iterdir())) == 1

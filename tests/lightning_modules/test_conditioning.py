@@ -118,7 +118,7 @@ def test_draws_over_many_positions(net, monkeypatch):
 def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch, monkeypatch):
     seen = {}
 
-    def sampler(denoiser, noise, cond, guidance, sigmas, on_step):
+    def sampler(denoiser, noise, cond, guidance, sigmas, on_step, recorded):
         seen.update(ids=cond.ids, steps=len(sigmas) - 1, guidance=guidance, noise=noise)
         return noise
 

@@ -81,6 +81,24 @@ def test_closing_stops_the_work_after_its_step(pipeline):
     assert 2 <= counted.steps < 100
 
 
+def test_who_knows_the_job_cancels_it(pipeline):
+    counted = Counted(pipeline)
+    studio = Studio(counted)
+
+    async def some():
+        found = []
+        async for event in studio.generate(drawing() | {"job": "secret"}, SETTINGS | {"steps": 100}):
+            found.append(event)
+            if event.get("step") == 2:
+                assert studio.cancel({"job": "another"}) == {"found": False}
+                assert studio.cancel({"job": "secret"}) == {"found": True}
+        return found
+
+    assert asyncio.run(some())[-1]["state"] == "cancelled" and counted.steps < 100
+    assert studio.cancel({"job": "secret"}) == {"found": False}
+    assert asyncio.run(events(studio, drawing(), SETTINGS))[-1]["state"] == "done"
+
+
 def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):
     monkeypatch.setattr(jobs, "_mp4", lambda video, fps: video.tobytes())  # the encoder's bits depend on its threads
     studio = Studio(pipeline)

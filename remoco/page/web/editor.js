@@ -350,8 +350,14 @@ new ResizeObserver(() => {
   drawPlot();
 }).observe(stage);
 
+let job = null;
 window.remoco = {
   drawing,
+  start() {
+    job = crypto.randomUUID();
+    return model.image && { ...drawing(), job };
+  },
+  cancel: () => void ask("cancel", { job }).catch(say),
   set(name, value) {
     settings[name] = value;
     if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, value - 1) });
