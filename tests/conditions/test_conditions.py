@@ -1,4 +1,4 @@
-"""Conditions from tracks: random numbers, region selection, masks, classes; parity with the released training data."""
+"""Conditions from tracks: random numbers, region selection, masks, classes."""
 
 import math
 import random
@@ -27,7 +27,7 @@ from conditions import (
 from conditions.flow import zeros_on_cpu
 from conditions.gaussian import region_points
 from conditions.region import candidate_regions, draw_regions, region_pixels, select_regions, spread_regions
-from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
+from tests.support.arithmetic import assert_rounded
 
 ALL = [RegionWise(8), RegionWise(7, 0.8, "block", "squared"), GaussianFiltered(5, 0.8, 21, 3.0), DenseFlow()]
 
@@ -359,34 +359,6 @@ def test_dense_keeps_everything():
     flow, visibility, seed = clip()
     control = DenseFlow()(flow, visibility, seed)
     assert torch.equal(control[:, :, :2], flow) and torch.equal(control[:, :, 2].bool(), visibility)
-
-
-# The released training data
-
-
-def test_released_training_condition(shared):
-    data = np.load(shared / "parity" / "conditions_public.npz", allow_pickle=False)
-    train = {key.removeprefix("train."): data[key] for key in data if key.startswith("train.")}
-    flow = torch.from_numpy(train["flow_raw"]).permute(0, 3, 1, 2).float()
-    flow = torch.cat([torch.zeros_like(flow[:1]), flow])[None]
-    visibility = torch.from_numpy(train["visibility"])[None]
-    visible = global_visibility(visibility)
-    assert np.array_equal(visible[0].numpy(), train["global_visibility"])
-
-    candidates = candidate_regions(visible, 8, "block").flatten(1)
-    draws = torch.from_numpy(train["block_rand"]).reshape(1, -1)
-    regions = select_regions(candidates, torch.tensor([train["mask_ratio"].item()]), draws, torch.zeros(1))
-    regions = regions.view(1, 8, 12)
-    assert np.array_equal(regions[0].numpy(), train["block_mask8_final"])
-    pixels = region_pixels(regions, visible, 8, "block")
-    assert np.array_equal(pixels[0].numpy(), train["sparse_mask"])
-    masked = (flow * pixels[:, None, None])[0].permute(0, 2, 3, 1)
-    assert np.array_equal(masked.numpy(), train["masked_flow"])
-
-    assert np.array_equal(motion_mask(flow, "squared")[0].numpy(), train["motion_mask_official"])
-    assert np.array_equal(motion_mask(flow, "l2")[0].numpy(), train["motion_mask_paper"])
-    assert not np.array_equal(train["motion_mask_official"], train["motion_mask_paper"])
-    assert motion_bucket(flow).item() == pytest.approx(train["motion_bucket_id"].item(), rel=100 * UNIT_ROUNDOFF)
 
 
 # On a GPU
