@@ -42,8 +42,6 @@ def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, T
 def sample(module: Any, cond: Conditioning, noise: Tensor, steps: int, kind: str, decode: bool = True) -> Tensor:
     """One clip: `merged` as users get it, `apart` with LoRA computed beside, `bare` without LoRA and motion."""
     with module.autocast():
-        if kind == "merged" and decode:
-            return module.networks.generate(cond, noise, steps, (1.0, 2.5))
         module.injection.set(None if kind == "bare" else module.motion_encoder(cond.control))
         context = {"merged": merged_lora, "bare": without_lora}.get(kind, lambda unet: contextlib.nullcontext())
         recorded = Recorded if module.sample_graph else None

@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from numpy.typing import ArrayLike
-from torch import Tensor
 
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
+from callbacks.other_control import OneStroke, evaluated, with_condition, with_other_control
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
-from conditions import Condition, Motion, flow_to_pixels
-from datamodules.batch import MOTION
+from conditions import flow_to_pixels
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, moving_object
@@ -114,22 +111,20 @@ class ControlErrors(EveryNthValidation):
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
         masks, tracks = moving_object(flow)
         first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
-        # half a batch away: neighbours may share their first frame, and then another's control would be a good one
-        other = torch.roll(torch.arange(len(masks)), len(masks) // 2 or 1)
-        swapped = batch | {name: batch[name][other] for name in MOTION if name in batch}
         make = {
             "": lambda: finite_uint8(pl_module.sample(batch), keys),
             "_standing_still": lambda: first[:, None].expand_as(real),
             "_real": lambda: real,
-            "_swapped": lambda: finite_uint8(pl_module.sample(swapped), keys),
+            "_swapped": lambda: finite_uint8(pl_module.sample(with_other_control(trainer, pl_module, batch)), keys),
             "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
             "_stroke": lambda: finite_uint8(pl_module.sample(batch), keys),
         }
         for kind, metric in self.metrics.items():
-            if kind == "_swapped" and len(masks) == 1:
-                continue  # a batch of one has no other clip
+            if kind == "_swapped" and len(evaluated(trainer).dataset) == 1:
+                continue  # there is no other clip
             start = time.perf_counter()
-            drawn = one_stroke(pl_module) if kind == "_stroke" else nullcontext()
+            stroke = kind == "_stroke"
+            drawn = with_condition(pl_module, OneStroke(pl_module.condition)) if stroke else nullcontext()
             with sampling(trainer, pl_module), drawn:
                 videos = make[kind]()
             metric.update(videos, first, masks, tracks)
@@ -159,49 +154,6 @@ class ControlErrors(EveryNthValidation):
         write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)
-
-
-class OneStroke(Condition):
-    """What a condition draws of one stroke on the moving object of exact flow: its path from its middle, it as brush.
-
-    Args:
-        condition: that draws.
-    """
-
-    def __init__(self, condition: Condition) -> None:
-        self.condition = condition
-
-    def check(self, height: int, width: int) -> None:
-        """As the condition."""
-        self.condition.check(height, width)
-
-    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
-        """(B, L, 3, H, W) of flow (B, L, 2, H, W); the seeds draw nothing."""
-        frames, _, height, width = flow.shape[1:]
-        controls = []
-        for mask, path in zip(*moving_object(flow)):
-            middle = mask.nonzero().double().mean(0).flip(0)
-            end = middle.new_tensor([width - 1, height - 1])
-            stroke = torch.minimum((middle + path).clamp(min=0), end).cpu().numpy()
-            controls.append(self.condition.draw([stroke], mask.cpu().numpy(), frames, height, width))
-        return torch.stack(controls).to(flow.device)
-
-    def draw(
-        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
-    ) -> Tensor:
-        """As the condition."""
-        return self.condition.draw(tracks, brush, frames, height, width)
-
-
-@contextmanager
-def one_stroke(pl_module: LightningModule) -> Iterator[None]:
-    """Within it the module's condition sees one stroke for each clip."""
-    own = pl_module.condition
-    pl_module.condition = OneStroke(own)
-    try:
-        yield
-    finally:
-        pl_module.condition = own
 
 
 def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:

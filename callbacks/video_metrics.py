@@ -1,7 +1,6 @@
 """Metrics of generated clips against the real ones they begin like, at validation and in `test`."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -14,10 +13,10 @@ from torch import Tensor
 from callbacks.control_error import write_metrics
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
+from callbacks.other_control import with_condition, with_other_control
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
-from datamodules.batch import MOTION
 from lightning_modules.conditioning import to_float, to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip
 from metrics.frechet import FrechetDistance
@@ -126,7 +125,10 @@ class VideoMetrics(EveryNthValidation):
             raise MisconfigurationException("VideoMetrics needs validation clips with frames, not latents only")
         batch = {key: value[: self._left] for key, value in batch.items()}
         self._left -= len(batch["key"])
-        with sampling(trainer, pl_module), fixed_mask_ratio(pl_module, self.mask_ratio):
+        fewer: AbstractContextManager = nullcontext()
+        if self.mask_ratio is not None:
+            fewer = with_condition(pl_module, pl_module.condition.with_mask_ratio(self.mask_ratio))
+        with sampling(trainer, pl_module), fewer:
             try:
                 for clip in self._clips(trainer, pl_module, batch):
                     add_clip(self.metrics, clip)
@@ -199,31 +201,6 @@ class VideoMetrics(EveryNthValidation):
         if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
             write_metrics(run_folder(trainer) / "metrics.json", results)
         return results
-
-
-@contextmanager
-def fixed_mask_ratio(pl_module: LightningModule, mask_ratio: float | None) -> Iterator[None]:
-    """Within it the module's condition drops this share of the regions of every clip; None leaves it as it is."""
-    own = pl_module.condition if mask_ratio is not None else None
-    if own is not None:
-        pl_module.condition = own.with_mask_ratio(mask_ratio)
-    try:
-        yield
-    finally:
-        if own is not None:
-            pl_module.condition = own
-
-
-def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, Any]:
-    """The batch with the motion of the clip half the set away each: the same for any split.
-
-    Not of the next one: neighbours may share their first frame.
-    """
-    loader = trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
-    positions, half = batch["position"].tolist(), max(1, len(loader.dataset) // 2)
-    other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
-    other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
-    return batch | {name: other[name] for name in MOTION if name in other}
 
 
 @torch.no_grad()

@@ -108,16 +108,24 @@ def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
 _used: list[np.ndarray] = []  # the last two arrays of `zeros_on_cpu`
 
 
+def _references(arrays: list[np.ndarray], place: int) -> int:
+    return sys.getrefcount(arrays[place])
+
+
+_UNUSED = _references(
+    [np.zeros(1)], 0
+)  # what Python counts for an array that only a list holds, which its version decides
+
+
 def zeros_on_cpu(shape: tuple[int, ...]) -> Tensor:
     """Float32 zeros, in the memory of the call before last where nothing refers to it any more: the first use of fresh
     memory costs several times what writing to it does, and on a busy machine much more.
     """
     for place in range(len(_used)):
-        array = _used[place]
-        if array.shape == tuple(shape) and sys.getrefcount(array) == 3:  # here, in the list, and as the argument
-            array.fill(0)
+        if _used[place].shape == tuple(shape) and _references(_used, place) == _UNUSED:
             _used.append(_used.pop(place))
-            return torch.from_numpy(array)
+            _used[-1].fill(0)
+            return torch.from_numpy(_used[-1])
     _used.append(np.zeros(tuple(shape), np.float32))
     del _used[:-2]
     return torch.from_numpy(_used[-1])

@@ -237,7 +237,8 @@ class MotionControlModule(record.RecordedModule):
             shape = (batch["flow"].shape[1], self.svd.latent_channels, *cond.image_latent.shape[2:])
             cond = cond if controlled else replace(cond, control=None)
             noise, sigma = self.noise(batch, INITIAL, shape), self.sample_sigma_max
-            return self.networks.generate(cond, noise, self.sample_steps, self.guidance, sigma_max=sigma)
+            latents = self.networks.sample(cond, noise, self.sample_steps, self.guidance, sigma_max=sigma)
+            return self.svd.decode(latents).clamp(-1, 1)
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:

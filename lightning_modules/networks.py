@@ -31,19 +31,6 @@ class Networks(NamedTuple):
     sample_graph: bool = False
 
     @torch.no_grad()
-    def generate(
-        self,
-        cond: Conditioning,
-        noise: Tensor,
-        steps: int,
-        guidance: tuple[float, float],
-        on_step: OnStep | None = None,
-        sigma_max: float = 700.0,
-    ) -> Tensor:
-        """Frames (B, L, 3, H, W) in [-1, 1] of `sample`'s latents; the arguments are the same."""
-        return self.svd.decode(self.sample(cond, noise, steps, guidance, on_step, sigma_max)).clamp(-1, 1)
-
-    @torch.no_grad()
     def sample(
         self,
         cond: Conditioning,

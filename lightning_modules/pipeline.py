@@ -259,12 +259,12 @@ class MotionControlPipeline:
                 )
             finally:
                 module.injection.set(None)  # its maps are as large as the activations
-            if not latents.isfinite().all():
-                raise ValueError("the generated video holds NaN or infinite values")
+            _check_finite(latents)
             if output_type == "latent":
                 return MotionControlOutput(latents)
             with self._in_use():
                 video = module.svd.decode(latents, decode_chunk_size).clamp(-1, 1)
+            _check_finite(video)
         return MotionControlOutput(converted(video, output_type))
 
     def _batch(
@@ -372,6 +372,11 @@ def _seeds(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:
     if len(seeds) != count:
         raise ValueError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
     return seeds
+
+
+def _check_finite(video: torch.Tensor) -> None:
+    if not video.isfinite().all():
+        raise ValueError("the generated video holds NaN or infinite values")
 
 
 def _check(**numbers: tuple[float, float]) -> None:

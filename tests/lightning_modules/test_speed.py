@@ -195,7 +195,7 @@ def clip_of(net, dtype: torch.dtype) -> tuple[torch.Tensor, Conditioning]:
 def test_without_a_gpu_nothing_is_recorded(built):
     noise, cond = clip_of(built, torch.float32)
     plain, recorded = (
-        built.networks._replace(sample_graph=graph).generate(cond, noise, 2, (1.0, 2.5)) for graph in (False, True)
+        built.networks._replace(sample_graph=graph).sample(cond, noise, 2, (1.0, 2.5)) for graph in (False, True)
     )
     assert torch.equal(plain, recorded)
 

@@ -1,0 +1,73 @@
+"""Validation clips under another control than their own: another clip's, one stroke, fewer regions."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from conditions import Condition, Motion
+from datamodules.batch import MOTION
+from metrics import moving_object
+
+
+def evaluated(trainer: Trainer) -> Any:
+    """The loader of the clips that are evaluated now."""
+    return trainer.test_dataloaders if trainer.testing else trainer.val_dataloaders
+
+
+def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with the motion of the clip half the set away each: the same for any split.
+
+    Not of the next one: neighbours may share their first frame.
+    """
+    loader = evaluated(trainer)
+    positions, half = batch["position"].tolist(), max(1, len(loader.dataset) // 2)
+    other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
+    other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
+    return batch | {name: other[name] for name in MOTION if name in other}
+
+
+@contextmanager
+def with_condition(pl_module: LightningModule, condition: Condition) -> Iterator[None]:
+    """Within it the module's controls are this condition's."""
+    own, pl_module.condition = pl_module.condition, condition
+    try:
+        yield
+    finally:
+        pl_module.condition = own
+
+
+class OneStroke(Condition):
+    """What a condition draws of one stroke on the moving object of exact flow: its path from its middle, it as brush.
+
+    Args:
+        condition: that draws.
+    """
+
+    def __init__(self, condition: Condition) -> None:
+        self.condition = condition
+
+    def check(self, height: int, width: int) -> None:
+        """As the condition."""
+        self.condition.check(height, width)
+
+    def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
+        """(B, L, 3, H, W) of flow (B, L, 2, H, W); the seeds draw nothing."""
+        frames, _, height, width = flow.shape[1:]
+        controls = []
+        for mask, path in zip(*moving_object(flow)):
+            middle = mask.nonzero().double().mean(0).flip(0)
+            end = middle.new_tensor([width - 1, height - 1])
+            stroke = torch.minimum((middle + path).clamp(min=0), end).cpu().numpy()
+            controls.append(self.condition.draw([stroke], mask.cpu().numpy(), frames, height, width))
+        return torch.stack(controls).to(flow.device)
+
+    def draw(
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
+    ) -> Tensor:
+        """As the condition."""
+        return self.condition.draw(tracks, brush, frames, height, width)
