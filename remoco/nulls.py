@@ -47,7 +47,7 @@ def _items(value: Any) -> Iterator[tuple[str, Any]]:
 def _expected(kind: type) -> dict[str, str]:
     """Argument -> its type, as text, of those that are neither untyped nor null by default."""
     try:
-        hints = get_type_hints(getattr(kind, "__init__"))
+        hints = get_type_hints(kind.__init__)  # type: ignore[misc]  # of the class itself
     except (NameError, TypeError):  # a name that only type checkers import
         hints = {}
     found = {}
