@@ -64,7 +64,13 @@ def check(path: Path) -> None:
 
 
 def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
-    """How many values a node stands for, its aliases written out."""
+    """How many values a node stands for, its aliases written out.
+
+    Raises:
+        ValueError: a text with a zero byte, which no path and no name may have.
+    """
+    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
+        raise ValueError(f"line {node.start_mark.line + 1}: {node.value[:80]!r} holds a zero byte")
     if node is None or isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:

@@ -127,6 +127,7 @@ BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}
         (BOMB, "its aliases stand for"),
         ("a: " + "[" * 50_000 + "]" * 50_000, "nested too deeply"),
         ("a: &a [*a]", "an alias holds itself"),
+        ('a:\n- "b\\0c"', "line 2: .* holds a zero byte"),
         ("x: " + "y" * (configs.MAX_BYTES + 1), "bytes, more than"),
         ("a: [", "expected"),
         (b"a: \xff\xfe", "decode"),
