@@ -34,13 +34,7 @@ MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down t
 MAX_POINTS = 1000  # of all tracks together
 PNG = "data:image/png;base64,"
 
-SIZES = {
-    "64 x 64": (64, 64),
-    "128 x 128": (128, 128),
-    "256 x 256": (256, 256),
-    "320 x 512": (320, 512),
-    "576 x 1024": (576, 1024),
-}
+SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
 """Height and width of the clip, about: its aspect ratio is the image's, to a multiple of 64."""
 
 RANGES = {
