@@ -72,7 +72,7 @@ class SceneMotion:
         masks = inputs.masks()
         camera = self.camera(frames, height, width)
         if camera is not None:
-            depth = self._depth(inputs.size)
+            depth = self.depth_of(inputs.size)
             flow, visible = camera_tracks(camera, height, width, depth)
             below = dense_control(condition, flow, visible, seed, np.ones((height, width)))
             strokes = camera_paths(camera, inputs.paths(frames), depth)
@@ -87,7 +87,8 @@ class SceneMotion:
             return below
         return over(condition.draw(strokes, masks, frames, height, width), below, masks)
 
-    def _depth(self, size: tuple[int, int]) -> np.ndarray | None:
+    def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
+        """The depth at a frame's size."""
         if self.depth is None or self.depth.shape == size:
             return self.depth
         # nothing in between: at an edge there is no surface half way

@@ -75,7 +75,8 @@ def test_closing_stops_the_work_after_its_step(pipeline):
             if event.get("step") == 2:
                 break
         await found.aclose()
-        await asyncio.to_thread(studio._free.acquire)  # free when the work has ended
+        while studio._line:  # empty when the work has ended
+            await asyncio.sleep(0.01)
 
     asyncio.run(some())
     assert 2 <= counted.steps < 100
