@@ -104,6 +104,10 @@ class Inputs:
         masks = own + [self.brush == index for index in others]
         return np.stack(masks) if masks else np.zeros((0, *self.brush.shape), dtype=bool)
 
+    def brushed(self) -> np.ndarray | None:
+        """(H, W) bool, what any brush covers; None where none does."""
+        return None if self.brush is None or not self.brush.any() else self.brush > 0
+
     def resized(self, height: int, width: int) -> Inputs:
         """The same at another size, tracks and brush with it."""
         if self.size == (height, width):

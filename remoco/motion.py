@@ -80,7 +80,7 @@ class SceneMotion:
             tracks = self.tracker(first_frames(self.driving, frames, fps, height, width))
             flow, visible = torch.from_numpy(tracks.flow), torch.from_numpy(tracks.visibility)
             strokes = inputs.strokes(frames)
-            below = dense_control(condition, flow, visible, seed, None if strokes else masks)
+            below = dense_control(condition, flow, visible, seed, None if strokes else inputs.brushed())
         else:
             return condition.draw(inputs.strokes(frames), masks, frames, height, width)
         if not strokes:

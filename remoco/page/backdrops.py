@@ -139,9 +139,8 @@ def moving(inputs: Inputs, size: tuple[int, int], frames: int, fps: float, fine:
         tracks = camera_paths(camera, found.paths(moments), depth)
     elif motion.driving is not None and motion.tracker is not None:
         followed = motion.tracker(first_frames(motion.driving, frames, fps, height, width))
-        masks = found.masks()
-        if masks is not None and masks.any() and not found.tracks:  # a brush alone says where
-            where = masks if masks.ndim == 2 else masks.any(0)
+        where = found.brushed()
+        if where is not None and not found.tracks:  # a brush alone says where
             starts = [start for start in starts if where[tuple(start[::-1].astype(int))]]
         points = [_interpolated(followed, start, moments) for start in starts]
     else:
