@@ -97,10 +97,11 @@ def backdrop_from_json(
             return Backdrop(dict(camera))
         except BadInput as error:
             raise BadInput(f"{name}: {error}") from None
-    named = {"driving": driving} if camera is None else camera
+    named: Mapping[str, Any] = {"driving": driving} if camera is None else camera
     if camera is not None and set(camera) != {"poses", "depth"}:
         raise BadInput(f"{name}: camera: expected both poses and depth, and no preset beside them")
-    return Backdrop(**{field: _beside(beside, value, f"{name}: {field}") for field, value in named.items()})
+    files: dict[str, Any] = {field: _beside(beside, value, f"{name}: {field}") for field, value in named.items()}
+    return Backdrop(**files)
 
 
 def file_names(found: Any) -> list[str]:

@@ -124,8 +124,8 @@ class Inputs:
     def fingerprint(self) -> str:
         """SHA-256 of all of it: that of other inputs is another one."""
         digest = hashlib.sha256(json.dumps([self.image.shape, inputs_json(self)]).encode())
-        digest.update(self.image)
-        digest.update(b"none" if self.brush is None else np.ascontiguousarray(self.brush))
+        digest.update(self.image.tobytes())
+        digest.update(b"none" if self.brush is None else self.brush.tobytes())
         for source in (self.backdrop.files() if self.backdrop else {}).values():
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

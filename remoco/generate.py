@@ -250,8 +250,8 @@ def _jobs(
             print(f"left out: {error}", file=sys.stderr)
             left_out += 1
             continue
-        files = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
-        jobs.append(Job(name, partial(read, path), *files, inputs.fingerprint()))
+        video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
+        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint()))
     if not jobs:
         raise UsageError(f"{source}: none of its {left_out} inputs can be used")
     return jobs, folder, left_out

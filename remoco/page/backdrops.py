@@ -7,17 +7,17 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import av
 import cv2
 import numpy as np
 
 from conditions.camera import camera_paths
 from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import fitting_size
-from datamodules.errors import BadInput
+from datamodules.errors import BadClip, BadInput
 from datamodules.files import Source, read_depth
 from datamodules.inputs import Inputs
 from datamodules.poses import read_poses
+from datamodules.prepare.clips import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.motion import SceneMotion, first_frames, scene_motion
 
@@ -95,10 +95,11 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
         if len(data) > MAX_BYTES:
             raise BadInput(f"{name}: {len(data) / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20} MB")
         first_frames(data, 1, 8.0, 64, 64)
-        about = _about_video(data)
+        about = _about_video(data, name)
     else:
         raise BadInput(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
-    return next(iter(Backdrop(**{kind: data}).files())), data, about
+    own: dict[str, Any] = {kind: data}
+    return next(iter(Backdrop(**own).files())), data, about
 
 
 def fitted(inputs: Inputs, size: tuple[int, int]) -> tuple[Inputs, SceneMotion]:
@@ -174,11 +175,11 @@ def _listed(path: np.ndarray, scale: np.ndarray) -> list[list[float] | None]:
     return [None if np.isnan(x) else [x, y] for x, y in placed.tolist()]
 
 
-def _about_video(data: bytes) -> str:
-    with av.open(io.BytesIO(data)) as container:
-        stream = container.streams.video[0]
-        seconds = float(stream.duration * stream.time_base) if stream.duration else (container.duration or 0) / 1e6
-        return f"{stream.width} x {stream.height}, {seconds:.1f} s"
+def _about_video(data: bytes, name: str) -> str:
+    try:
+        return f"{video_seconds(io.BytesIO(data)):.1f} s"
+    except BadClip as error:
+        raise BadInput(f"{name}: {error}") from error
 
 
 def _data(source: Source) -> bytes:

@@ -326,7 +326,8 @@ def _unzipped(data: bytes, name: str) -> tuple[dict[str, bytes], int]:
             images = sorted(entry for entry in archive.namelist() if PurePosixPath(entry).name == IMAGE)
             if not images:
                 raise BadInput(f"{name}: no {IMAGE} in it")
-            folder, found = PurePosixPath(images[0]).parent, {}
+            folder = PurePosixPath(images[0]).parent
+            found: dict[str, bytes] = {}
 
             def read(wanted: Sequence[str]) -> None:
                 for entry in archive.infolist():

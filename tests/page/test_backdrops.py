@@ -133,7 +133,7 @@ def test_a_file_is_attached_as_the_inputs_hold_it(video):
     assert found["name"] == "poses.txt" and base64.b64decode(found["data"]) == POSES and found["about"] == "5 poses"
     found = attach("driving", "holiday.MOV", video)
     assert found["name"] == "driving.mp4" and base64.b64decode(found["data"]) == video
-    assert found["about"] == "72 x 48, 1.5 s"
+    assert found["about"] == "1.5 s"
     millimetres = png(np.full((HEIGHT, WIDTH), 2000, np.uint16))
     for data in (millimetres, npy(np.full((2 * HEIGHT, 2 * WIDTH), 2.0)), DEPTH):
         found = attach("depth", "depth.any", data)
