@@ -69,6 +69,8 @@ def read_pair(root: str | Path, key: str) -> Pair:
         found = read_inputs(Path(root) / key)
     except BadInput as error:
         raise BadClip(str(error)) from error
+    if found.backdrop is not None:
+        raise BadClip(f"{Path(root) / key}: a camera or a driving video, expected tracks and a brush alone")
     return Pair(key, LEVELS[key.split("/")[0]], found)
 
 

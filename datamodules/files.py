@@ -16,6 +16,7 @@ from datamodules.storage import read_regular
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # formats whose decoders run no program, as PostScript's does
+NPY = b"\x93NUMPY"  # how an .npy file begins
 
 Source = str | Path | bytes
 
@@ -58,13 +59,13 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
     return np.array(picture.convert("L"))
 
 
-def read_array(path: Path, expected: str, ndim: int) -> np.ndarray:
+def read_array(source: Source, expected: str, ndim: int, name: str | None = None) -> np.ndarray:
     """An array of numbers from an .npy file; its header is held against the file's size before anything is allocated.
 
     Raises:
         BadInput: it is none, or has another number of axes; `expected` says in words what it should be.
     """
-    data = read_bytes(path)
+    path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
     try:
         shape, fortran, dtype = _header(file)
@@ -80,19 +81,20 @@ def read_array(path: Path, expected: str, ndim: int) -> np.ndarray:
     return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
-def read_depth(path: Path) -> np.ndarray:
+def read_depth(source: Source, name: str | None = None) -> np.ndarray:
     """(H, W) float64 depth from an .npy file, or in metres from a PNG of 16 bits in millimetres.
 
     Raises:
         BadInput: it is neither, or holds a depth that is not above 0.
     """
-    if path.suffix.lower() == ".npy":
-        depth = read_array(path, "(H, W) numbers", 2).astype(np.float64)
-        check_size(depth.shape, str(path))
+    name, data = name or name_of(source), data_of(source)
+    if data.startswith(NPY) or name.lower().endswith(".npy"):
+        depth = read_array(data, "(H, W) numbers", 2, name).astype(np.float64)
+        check_size(depth.shape, name)
     else:
-        depth = np.array(_opened(path, str(path), deep=True)).astype(np.float64) / 1000
+        depth = np.array(_opened(data, name, deep=True)).astype(np.float64) / 1000
     if not (np.isfinite(depth) & (depth > 0)).all():
-        raise BadInput(f"{path}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
+        raise BadInput(f"{name}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
     return depth
 
 
@@ -104,7 +106,7 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 
 def _opened(source: Source, name: str, deep: bool = False) -> Image.Image:
-    data = source if isinstance(source, bytes) else read_bytes(Path(source))
+    data = data_of(source)
     try:
         with warnings.catch_warnings(action="ignore"):
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -121,6 +123,11 @@ def _opened(source: Source, name: str, deep: bool = False) -> Image.Image:
         expected = "grey values of 16 bits" if deep else "8 bits a channel"
         raise BadInput(f"{name}: a picture of mode {upright.mode}, expected {expected}")
     return upright
+
+
+def data_of(source: Source) -> bytes:
+    """The bytes of a source."""
+    return source if isinstance(source, bytes) else read_bytes(Path(source))
 
 
 def read_bytes(path: Path) -> bytes:

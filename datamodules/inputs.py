@@ -6,9 +6,10 @@ points are in pixels of the image; and `image.png` with `tracks.npy` (N, L, 2), 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from datamodules.backdrop import Backdrop, backdrop_from_json
 from datamodules.errors import BadInput, one_line
-from datamodules.files import Source, check_size, name_of, read_array, read_bytes, read_image, read_mask
+from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.storage import parse_json, write_atomic
 
 MAX_TRACKS = 10_000
@@ -43,6 +45,7 @@ class Inputs:
             spreads its points evenly. None for all of them.
         brush_ids: for each track the value of `brush` that moves with it, None for none of them; what is brushed with
             a value of no track stays. None: one brush for all tracks, whatever its values.
+        backdrop: how what lies behind the objects moves; None: it does not.
 
     Raises:
         BadInput: one line that names the field and what was expected.
@@ -53,6 +56,7 @@ class Inputs:
     brush: np.ndarray | None = None
     times: list[np.ndarray | None] | None = None
     brush_ids: list[int | None] | None = None
+    backdrop: Backdrop | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -100,6 +104,10 @@ class Inputs:
         masks = own + [self.brush == index for index in others]
         return np.stack(masks) if masks else np.zeros((0, *self.brush.shape), dtype=bool)
 
+    def brushed(self) -> np.ndarray | None:
+        """(H, W) bool, what any brush covers; None where none does."""
+        return None if self.brush is None or not self.brush.any() else self.brush > 0
+
     def resized(self, height: int, width: int) -> Inputs:
         """The same at another size, tracks and brush with it."""
         if self.size == (height, width):
@@ -111,7 +119,17 @@ class Inputs:
             brush = cv2.resize(brush, (width, height), interpolation=cv2.INTER_NEAREST)
         if ids is not None:  # a brush of a few pixels may be gone
             ids = [index if brush is not None and (brush == index).any() else None for index in ids]
-        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids)
+        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids, self.backdrop)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of all of it: that of other inputs is another one."""
+        digest = hashlib.sha256(json.dumps([self.image.shape, inputs_json(self)]).encode())
+        digest.update(self.image.tobytes())
+        digest.update(b"none" if self.brush is None else self.brush.tobytes())
+        for source in (self.backdrop.files() if self.backdrop else {}).values():
+            with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def scaled_tracks(self, height: int, width: int) -> list[np.ndarray]:
         """The tracks in the pixels of a video of another size; each start stays inside the frame.
@@ -147,13 +165,13 @@ def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str
         tracks = Path(tracks)
         if tracks.suffix.lower() == ".npy":
             return _from_arrays(image, tracks, tracks.with_name("visibility.npy"), brush)
-        return inputs_from_json(read_bytes(tracks), image, brush, str(tracks))
+        return inputs_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
     if (source / IMAGE).is_file():
         image = read_image(source / IMAGE)
         meta = next((source / name for name in META if (source / name).is_file()), None)
         if meta is None:
             raise BadInput(f"{source}: neither {META[0]} nor {META[1]}")
-        return inputs_from_json(read_bytes(meta), image, source / MASK, str(meta))
+        return inputs_from_json(read_bytes(meta), image, source / MASK, str(meta), source)
     if not (source / "image.png").is_file():
         raise BadInput(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
@@ -162,16 +180,22 @@ def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str
 
 
 def inputs_from_json(
-    data: bytes | str, image: np.ndarray, brush: Source | np.ndarray | None = None, name: str = "tracks"
+    data: bytes | str,
+    image: np.ndarray,
+    brush: Source | np.ndarray | None = None,
+    name: str = "tracks",
+    beside: Path | Mapping[str, bytes] | None = None,
 ) -> Inputs:
     """Inputs of an image and the text of its `meta_data.json`.
 
     Args:
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
-            track, and `brush`, a mask's value or null for each track.
+            track, and `brush`, a mask's value or null for each track; and what `datamodules.backdrop` reads, with which
+            there may be no tracks.
         image: (H, W, 3) uint8.
         brush: the mask.
         name: what errors call the text.
+        beside: where the files are that it names.
 
     Raises:
         BadInput: one line that names the field and what was expected.
@@ -184,7 +208,8 @@ def inputs_from_json(
     for key, value in (("traj_key_points", tracks), ("times", times), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise BadInput(f"{name}: {key}: expected a list, got {type(value).__name__}")
-    if not tracks:
+    backdrop = backdrop_from_json(found, beside, name)
+    if not tracks and backdrop is None:
         raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
     names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
     tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
@@ -193,7 +218,7 @@ def inputs_from_json(
     if ids is not None:
         values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
         ids = _checked_ids(ids, len(tracks), values, f"{name}: brush")
-    return Inputs(image, tracks, brush, times, ids)
+    return Inputs(image, tracks, brush, times, ids, backdrop)
 
 
 def inputs_json(inputs: Inputs) -> dict[str, Any]:
@@ -201,7 +226,9 @@ def inputs_json(inputs: Inputs) -> dict[str, Any]:
     found: dict[str, Any] = {"traj_key_points": [track.tolist() for track in inputs.tracks]}
     if inputs.times is not None:
         found["times"] = [None if times is None else times.tolist() for times in inputs.times]
-    return found if inputs.brush_ids is None else found | {"brush": inputs.brush_ids}
+    if inputs.brush_ids is not None:
+        found["brush"] = inputs.brush_ids
+    return found if inputs.backdrop is None else found | inputs.backdrop.json()
 
 
 def write_inputs(folder: str | Path, inputs: Inputs) -> None:
@@ -216,6 +243,8 @@ def write_inputs(folder: str | Path, inputs: Inputs) -> None:
         mask = Image.fromarray(brush)
         mask.putpalette([part for index in range(256) for part in colour(index)])
     write_atomic(folder / MASK, _png(mask))
+    for name, source in (inputs.backdrop.files() if inputs.backdrop else {}).items():
+        write_atomic(folder / name, data_of(source))
     write_atomic(folder / META[0], json.dumps(inputs_json(inputs), allow_nan=False).encode())
 
 

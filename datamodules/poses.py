@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 
 from datamodules.errors import BadInput
-from datamodules.files import read_bytes
+from datamodules.files import Source, data_of, name_of
 
 NUMBERS = 19  # timestamp, fx, fy, cx, cy, two that are 0, and a 3 x 4 matrix from world to camera, row by row
 
 
-def read_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Cameras of a file: an address on the first line, if there is one, then one line of numbers for each frame.
 
     Returns:
@@ -21,8 +19,9 @@ def read_poses(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         BadInput: one line that names the file and the line.
     """
+    path = name or name_of(source)
     try:
-        lines = read_bytes(path).decode().splitlines()
+        lines = data_of(source).decode().splitlines()
     except UnicodeDecodeError:
         raise BadInput(f"{path}: expected text in RealEstate10K's format, got binary data") from None
     rows = []

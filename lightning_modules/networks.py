@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -39,7 +38,6 @@ class Networks(NamedTuple):
         guidance: tuple[float, float],
         on_step: OnStep | None = None,
         sigma_max: float = 700.0,
-        merge: bool = True,
     ) -> Tensor:
         """Scaled latents (B, L, C, H/8, W/8) from standard normal noise of this shape.
 
@@ -50,7 +48,6 @@ class Networks(NamedTuple):
             guidance: Guidance scale of the first and the last frame.
             on_step: Called after each step; see `diffusion.euler`.
             sigma_max: Noise level that the sampler starts from.
-            merge: Merge LoRA into the base weights for the time of the call.
         """
         # the motion depends on the clip alone, so its features are computed once, not per step
         if cond.control is None:
@@ -59,7 +56,7 @@ class Networks(NamedTuple):
             self.injection.set(self.motion_encoder(cond.control))
         sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
         recorded = graphs.Recorded if self.sample_graph else None
-        with merged_lora(self.svd.unet) if merge else nullcontext():
+        with merged_lora(self.svd.unet):  # its float32 sums then differ in their last bits
             return euler_sample(
                 self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step, recorded=recorded
             )

@@ -39,13 +39,12 @@ class MotionControlPipeline:
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
         self.module = module.eval()
         self.sampling = {"num_frames": 16, "motion_bucket_id": 17.0, **(sampling or {})}
-        self.merge_lora = True  # for the time of a call; its float32 sums then differ in their last bits
         self._said = False
-        self._offload_to: torch.device | None = None
+        self._offloads = False
 
     def to(self, device: torch.device | str) -> MotionControlPipeline:
         """Move the networks to a device; their dtype is chosen where they are built."""
-        self._offload_to = None
+        self._offloads = False
         self.module.to(device)
         return self
 
@@ -155,8 +154,8 @@ class MotionControlPipeline:
         Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
         """
         self.to(device)
-        self._offload_to = torch.device("cpu")
-        self._move(self._offload_to)
+        self._offloads = True
+        self._move("cpu")
 
     @torch.no_grad()
     def __call__(
@@ -255,9 +254,7 @@ class MotionControlPipeline:
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))
             try:
-                latents = module.networks.sample(
-                    cond, noise, steps, (low, high), on_step, sigma_max, merge=self.merge_lora
-                )
+                latents = module.networks.sample(cond, noise, steps, (low, high), on_step, sigma_max)
             finally:
                 module.injection.set(None)  # its maps are as large as the activations
             _check_finite(latents)
@@ -334,16 +331,16 @@ class MotionControlPipeline:
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
         """Image encoder and VAE on the device, where they are kept off it otherwise."""
-        if self._offload_to is None:
+        if not self._offloads:
             yield
             return
         self._move(self.module.device)
         try:
             yield
         finally:
-            self._move(self._offload_to)
+            self._move("cpu")
 
-    def _move(self, device: torch.device) -> None:
+    def _move(self, device: torch.device | str) -> None:
         for part in (self.module.svd.image_encoder, self.module.svd.vae):
             if part is not None:
                 torch.nn.Module.to(part, device)

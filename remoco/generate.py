@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,29 +17,43 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
+from datamodules.backdrop import Backdrop
 from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.storage import clear_leftovers, write_json
+from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
-from remoco.motion import SceneMotion, check_depth, scene_motion
+from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to generate: its name, where its inputs are, and the files of video and strip."""
+    """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint."""
 
     name: str
-    read: Callable[[], Inputs]
+    read: Callable[[], tuple[Inputs, SceneMotion]]
     video: Path
     strip: Path
+    fingerprint: str
 
-    def done(self) -> bool:
-        """Whether both files are there."""
-        return self.video.is_file() and self.strip.is_file()
+    @property
+    def record(self) -> Path:
+        """What the video was made of, beside its strip."""
+        return self.strip.with_suffix(".json")
+
+    def state(self) -> Literal["done", "edited", "missing"]:
+        """Whether both files are there, and whether of these inputs."""
+        if not (self.video.is_file() and self.strip.is_file() and self.record.is_file()):
+            return "missing"
+        try:
+            same = json.loads(self.record.read_text())["inputs"] == self.fingerprint
+        except (ValueError, TypeError, KeyError):
+            same = False
+        return "done" if same else "edited"
 
 
 def generate(
@@ -98,9 +112,10 @@ def generate(
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
-    motion = scene_motion(camera, poses, depth, driving, tracker)
-    asked = any((camera, poses, driving, tracks, brush))
-    jobs, folder, left_out = _jobs(image, tracks, brush, out, asked)
+    backdrop, follow = flags_backdrop(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
+    scene_motion(backdrop, follow)  # what is wrong with its files is said once
+    read = partial(_read, backdrop=backdrop, tracker=follow)
+    jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     size = trained_size(pipe, height, width)
     options = {
@@ -114,16 +129,20 @@ def generate(
     if folder is not None:
         flags = {"camera": camera, "poses": poses, "depth": depth, "driving": driving, "tracker": tracker}
         _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
-        if there := [job for job in jobs if job.done()]:
-            print(f"{len(there)} of {len(jobs)} are there already")
-            jobs = [job for job in jobs if not job.done()]
+        states = [job.state() for job in jobs]
+        if there := states.count("done"):
+            print(f"{there} of {len(jobs)} are there already")
+        for job, state in zip(jobs, states, strict=True):
+            if state == "edited":
+                print(f"{job.name}: its inputs have changed; made again")
+        jobs = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
     with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
             own = seed if folder is None else pair_seed(seed, job.name)
             try:
-                inputs = job.read()
-                check_depth(motion, inputs, depth)
+                inputs, motion = job.read()
+                fingerprint = inputs.fingerprint()
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
@@ -133,7 +152,9 @@ def generate(
             write_mp4(job.video, panels["generated"], fps)
             moving = strip(panels, f"{job.name}, seed {seed}")
             write_png(job.strip.with_suffix(".png"), sheet([moving]))
-            write_mp4(job.strip, moving, fps)  # the last: with it the clip is done
+            write_mp4(job.strip, moving, fps)
+            if folder is not None:
+                write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
     print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
     return int(left_out > 0)
 
@@ -178,45 +199,66 @@ def enlarged_control(control: torch.Tensor, image: np.ndarray, factor: int | Non
     return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame)
 
 
+def _read(
+    source: Path,
+    tracks: str | None = None,
+    brush: str | None = None,
+    *,
+    backdrop: Backdrop | None,
+    tracker: Callable[[], Tracker],
+) -> tuple[Inputs, SceneMotion]:
+    """Inputs and how their scene moves: as the flags say, or where they are silent as the inputs do."""
+    inputs = read_inputs(source, tracks, brush)
+    inputs.backdrop = backdrop or inputs.backdrop
+    return inputs, scene_motion(inputs.backdrop, tracker, inputs.size)
+
+
 def _jobs(
-    image: str, tracks: str | None, brush: str | None, out: str | None, asked: bool
+    image: str,
+    tracks: str | None,
+    brush: str | None,
+    out: str | None,
+    read: Callable[..., tuple[Inputs, SceneMotion]],
 ) -> tuple[list[Job], Path | None, int]:
     """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
     source = Path(image)
     if not source.is_dir():
         path = Path(out or "clip.mp4")
         _check_file(path)
-        read_inputs(source, tracks, brush)
-        if not asked:
+        one = partial(read, source, tracks, brush)
+        inputs = one()[0]
+        if not inputs.tracks and inputs.brush is None and inputs.backdrop is None:
             raise UsageError(
                 "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
             )
-        read = partial(read_inputs, source, tracks, brush)
-        return [Job(source.name, read, path, path.with_name(f"{path.stem}-strip.mp4"))], None, 0
+        return [_single(source.name, one, path, inputs)], None, 0
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
             raise UsageError(f"{name}: expected none with a folder of inputs, which holds its own")
     found = find_inputs(source)
     if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
-        read_inputs(source)
-        path = Path(out)
-        return [Job(source.name, partial(read_inputs, source), path, path.with_name(f"{path.stem}-strip.mp4"))], None, 0
+        one = partial(read, source)
+        return [_single(source.name, one, Path(out), one()[0])], None, 0
     folder = Path(out or "generated")
     if folder.suffix == ".mp4" or folder.is_file():
         raise UsageError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
     jobs, left_out = [], 0
     for name, path in found.items():
         try:
-            read_inputs(path)
+            inputs, _ = read(path)
         except BadInput as error:
             print(f"left out: {error}", file=sys.stderr)
             left_out += 1
             continue
-        files = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
-        jobs.append(Job(name, partial(read_inputs, path), *files))
+        video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
+        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint()))
     if not jobs:
         raise UsageError(f"{source}: none of its {left_out} inputs can be used")
     return jobs, folder, left_out
+
+
+def _single(name: str, read: Callable[[], tuple[Inputs, SceneMotion]], path: Path, inputs: Inputs) -> Job:
+    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint())
 
 
 def _check_file(path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,19 +14,18 @@ from torch import Tensor
 
 from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
+from datamodules.backdrop import PRESETS, Backdrop, label
 from datamodules.errors import BadClip, BadInput, UsageError
-from datamodules.files import read_depth
+from datamodules.files import Source, read_depth
 from datamodules.inputs import Inputs
 from datamodules.poses import read_poses
 from datamodules.prepare.clips import read_clip
-from datamodules.trackers import Tracker, make_tracker
-
-PRESETS = ("pan", "tilt", "zoom", "roll")
+from datamodules.trackers import Tracker
 
 
 @dataclass(frozen=True)
 class SceneMotion:
-    """How the scene moves behind what is drawn; all None: it does not.
+    """How the scene moves behind what is drawn, its files read; all None: it does not.
 
     Attributes:
         preset: names of PRESETS -> amount, as `conditions.camera.preset_camera` takes them.
@@ -37,7 +38,7 @@ class SceneMotion:
     preset: dict[str, float] | None = None
     poses: tuple[np.ndarray, np.ndarray] | None = None
     depth: np.ndarray | None = field(default=None)
-    driving: Path | None = None
+    driving: Source | None = None
     tracker: Tracker | None = None
 
     def camera(self, frames: int, height: int, width: int) -> Camera | None:
@@ -71,7 +72,7 @@ class SceneMotion:
         masks = inputs.masks()
         camera = self.camera(frames, height, width)
         if camera is not None:
-            depth = self._depth(inputs.size)
+            depth = self.depth_of(inputs.size)
             flow, visible = camera_tracks(camera, height, width, depth)
             below = dense_control(condition, flow, visible, seed, np.ones((height, width)))
             strokes = camera_paths(camera, inputs.paths(frames), depth)
@@ -79,57 +80,75 @@ class SceneMotion:
             tracks = self.tracker(first_frames(self.driving, frames, fps, height, width))
             flow, visible = torch.from_numpy(tracks.flow), torch.from_numpy(tracks.visibility)
             strokes = inputs.strokes(frames)
-            below = dense_control(condition, flow, visible, seed, None if strokes else masks)
+            below = dense_control(condition, flow, visible, seed, None if strokes else inputs.brushed())
         else:
             return condition.draw(inputs.strokes(frames), masks, frames, height, width)
         if not strokes:
             return below
         return over(condition.draw(strokes, masks, frames, height, width), below, masks)
 
-    def _depth(self, size: tuple[int, int]) -> np.ndarray | None:
+    def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
+        """The depth at a frame's size."""
         if self.depth is None or self.depth.shape == size:
             return self.depth
         # nothing in between: at an edge there is no surface half way
         return cv2.resize(self.depth, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def first_frames(path: Path, frames: int, fps: float, height: int, width: int) -> np.ndarray:
+def first_frames(source: Source, frames: int, fps: float, height: int, width: int) -> np.ndarray:
     """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; or BadInput."""
     try:
-        return read_clip(path, 0.0, frames, fps, height, width).frames
+        video = io.BytesIO(source) if isinstance(source, bytes) else source
+        return read_clip(video, 0.0, frames, fps, height, width).frames
     except (BadClip, OSError) as error:
-        raise BadInput(f"--driving {path}: {error}") from error
+        raise BadInput(f"{label(source, 'driving')}: {error}") from error
 
 
 def scene_motion(
-    camera: str | None, poses: str | None, depth: str | None, driving: str | None, tracker: str
+    backdrop: Backdrop | None, tracker: Callable[[], Tracker], size: tuple[int, int] | None = None
 ) -> SceneMotion:
-    """The motion that a command's flags ask for; their files are read, of a video the first frame.
+    """The motion of a backdrop; its files are read, of a video the first frame.
+
+    Args:
+        backdrop: of inputs, or of flags.
+        tracker: gives the one that follows a driving video; asked where there is one.
+        size: (H, W) of the image, which a depth has to have; None where it is not known.
+
+    Raises:
+        BadInput: a file cannot be used.
+    """
+    if backdrop is None:
+        return SceneMotion()
+    if backdrop.driving is not None:
+        first_frames(backdrop.driving, 1, 8.0, 64, 64)
+        return SceneMotion(driving=backdrop.driving, tracker=tracker())
+    if backdrop.poses is not None and backdrop.depth is not None:
+        depth, name = read_depth(backdrop.depth, label(backdrop.depth, "depth")), label(backdrop.depth, "depth")
+        if size is not None and depth.shape != size:
+            raise BadInput(f"{name}: {depth.shape[0]} x {depth.shape[1]}, expected the size of the image, "
+                           f"{size[0]} x {size[1]}")  # fmt: skip
+        return SceneMotion(poses=read_poses(backdrop.poses, label(backdrop.poses, "poses")), depth=depth)
+    return SceneMotion(backdrop.presets)
+
+
+def flags_backdrop(camera: str | None, poses: str | None, depth: str | None, driving: str | None) -> Backdrop | None:
+    """What a command's flags ask for; None where they ask for nothing.
 
     Raises:
         UsageError: flags that exclude each other, or a preset that is none.
-        BadInput: a file cannot be used.
     """
     given = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
     if len(given) > 1:
         raise UsageError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
     if (poses is None) != (depth is None):
         raise UsageError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
-    if driving is not None:
-        if not Path(driving).is_file():
-            raise UsageError(f"--driving {driving}: no such file")
-        first_frames(Path(driving), 1, 8.0, 64, 64)
-        return SceneMotion(driving=Path(driving), tracker=make_tracker(tracker))
-    if poses is not None and depth is not None:
-        return SceneMotion(poses=read_poses(Path(poses)), depth=read_depth(Path(depth)))
-    return SceneMotion(_presets(camera) if camera else None)
-
-
-def check_depth(motion: SceneMotion, inputs: Inputs, name: str | None) -> None:
-    """BadInput unless the depth is of the image's size."""
-    if motion.depth is not None and motion.depth.shape != inputs.size:
-        (h, w), (height, width) = motion.depth.shape, inputs.size
-        raise BadInput(f"--depth {name}: {h} x {w}, expected the size of the image, {height} x {width}")
+    for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
+        if value is not None and not Path(value).is_file():
+            raise UsageError(f"{name} {value}: no such file")
+    if not given:
+        return None
+    files = [None if value is None else Path(value) for value in (poses, depth, driving)]
+    return Backdrop(_presets(camera) if camera else None, *files)
 
 
 def _presets(text: str) -> dict[str, float]:

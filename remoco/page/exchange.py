@@ -1,7 +1,7 @@
 """What the browser sends and gets, as JSON: files to drawings, drawings to inputs, paths and zips. Nothing is kept.
 
-A drawing is `{"image": "data:image/png;base64,...", "runs": [value, count, ...], "meta": {...}}`: the image, the brush
-row by row as runs of equal values, and the benchmark's `meta_data.json`.
+A drawing is `{"image": "data:image/png;base64,...", "runs": [value, count, ...], "meta": {...}, "files": {...}}`: the
+image, the brush row by row as runs of equal values, the benchmark's `meta_data.json`, and base64 of the files it names.
 """
 
 from __future__ import annotations
@@ -22,25 +22,22 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.backdrop import file_names
 from datamodules.errors import BadInput, one_line
-from datamodules.files import check_size, read_image, read_mask
+from datamodules.files import check_size, data_of, read_image, read_mask
 from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
+from datamodules.storage import parse_json
 from metrics import moving_object
+from remoco.page import backdrops
 
 MAX_UPLOAD = 32 * 2**20  # bytes of all files that are opened together
 MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down to it
 MAX_POINTS = 1000  # of all tracks together
 PNG = "data:image/png;base64,"
 
-SIZES = {
-    "64 x 64": (64, 64),
-    "128 x 128": (128, 128),
-    "256 x 256": (256, 256),
-    "320 x 512": (320, 512),
-    "576 x 1024": (576, 1024),
-}
+SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
 """Height and width of the clip, about: its aspect ratio is the image's, to a multiple of 64."""
 
 RANGES = {
@@ -130,11 +127,17 @@ def inputs_of(drawing: Any) -> Inputs:
     if max(image.shape) > MAX_SIDE:
         raise BadInput(f"image: {image.shape[0]} x {image.shape[1]} pixels, expected at most {MAX_SIDE} a side")
     meta = field(drawing, "meta", dict)
-    if not meta.get("traj_key_points"):
-        raise BadInput("draw at least one track; a single point asks its place to stay")
-    _check_count(meta["traj_key_points"])
+    if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
+        raise BadInput("draw at least one track, or let the camera move; a single point asks its place to stay")
+    _check_count(meta.get("traj_key_points"))
     brush = _brush(field(drawing, "runs", list), image.shape[0], image.shape[1])
-    return inputs_from_json(json.dumps(meta), image, brush, "drawing")
+    files = drawing.get("files") or {}
+    if not isinstance(files, dict) or len(files) > 2:
+        raise BadInput("files: expected a dict of at most 2 files")
+    beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
+    inputs = inputs_from_json(json.dumps(meta), image, brush, "drawing", beside)
+    inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
+    return inputs
 
 
 def drawing_of(inputs: Inputs) -> dict[str, Any]:
@@ -142,10 +145,12 @@ def drawing_of(inputs: Inputs) -> dict[str, Any]:
     brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush
     file = io.BytesIO()
     Image.fromarray(inputs.image).save(file, "PNG", compress_level=1)
+    files = inputs.backdrop.files() if inputs.backdrop else {}
     return {
-        "image": PNG + base64.b64encode(file.getvalue()).decode(),
+        "image": PNG + _text(file.getvalue()),
         "runs": _runs(brush if inputs.brush_ids is not None else (brush > 0).astype(np.uint8)),
         "meta": inputs_json(inputs),
+        "files": {name: _text(data_of(source)) for name, source in files.items()},
     }
 
 
@@ -178,8 +183,49 @@ def opened(body: Any) -> dict[str, Any]:
         height, width = (max(1, round(side * MAX_SIDE / max(inputs.size))) for side in inputs.size)
         notes.append(f"The image was {inputs.size[1]} x {inputs.size[0]}; here it is {width} x {height}.")
         inputs = inputs.resized(height, width)
+    inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
     _check_count(inputs.tracks)
     return drawing_of(inputs) | ({"note": " ".join(notes)} if notes else {})
+
+
+def attached(body: Any) -> dict[str, str]:
+    """A file of what moves the scene, as a drawing holds it.
+
+    Args:
+        body: `kind` (`poses`, `depth`, `driving`), the file's `name` and `data` in base64, `width` and `height` of the
+            image.
+
+    Returns:
+        `name` and `data` of the file among the inputs, and `about`, a few words on it.
+
+    Raises:
+        BadInput: one line that names the file and what is wrong with it.
+    """
+    name = PurePosixPath(field(body, "name", str)).name[:100]
+    size = (
+        number(body.get("height"), "height", 1, MAX_SIDE, True),
+        number(body.get("width"), "width", 1, MAX_SIDE, True),
+    )
+    data = _decoded(field(body, "data", str), name)
+    own, data, about = backdrops.attached(field(body, "kind", str), data, name, size)
+    return {"name": own, "data": _text(data), "about": about}
+
+
+def moving(body: Any) -> dict[str, Any]:
+    """Where points of the scene and the tracks are over the clip, under a camera or a driving video.
+
+    Args:
+        body: `drawing`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
+
+    Returns:
+        See `backdrops.moving`.
+
+    Raises:
+        BadInput: one line that names what does not fit.
+    """
+    settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
+    inputs = inputs_of(field(body, "drawing", dict))
+    return backdrops.moving(inputs, SIZES[settings.size], settings.frames, settings.fps, fine)
 
 
 def paths(body: Any) -> dict[str, Any]:
@@ -209,7 +255,7 @@ def paths(body: Any) -> dict[str, Any]:
 def settings_of(body: Any) -> Settings:
     """The settings that a preview depends on."""
     size = field(body, "size", str)
-    return Settings(body.get("frames"), body.get("fps"), size)
+    return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0))
 
 
 def zipped(inputs: Inputs) -> bytes:
@@ -242,8 +288,10 @@ def examples() -> list[dict[str, Any]]:
 def _assembled(files: dict[str, bytes]) -> Inputs:
     """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
     texts = [name for name in files if name.lower().endswith(".json")]
-    masks = [name for name in files if name not in texts and any(word in name.lower() for word in ("mask", "brush"))]
-    images = [name for name in files if name not in texts and name not in masks]
+    named = _named(files[texts[0]]) if texts else []
+    pictures = [name for name in files if name not in (*texts, *named)]
+    masks = [name for name in pictures if any(word in name.lower() for word in ("mask", "brush"))]
+    images = [name for name in pictures if name not in masks]
     if not images and len(masks) == 1:
         images, masks = masks, []
     if len(images) != 1 or len(texts) > 1 or len(masks) > 1:
@@ -259,32 +307,48 @@ def _assembled(files: dict[str, bytes]) -> Inputs:
         )
     if not texts:
         return Inputs(image, [], brush)
-    return inputs_from_json(files[texts[0]], image, brush, texts[0])
+    beside = {name: files[name] for name in named if name in files}
+    return inputs_from_json(files[texts[0]], image, brush, texts[0], beside)
+
+
+def _named(text: bytes) -> list[str]:
+    """Files that a `meta_data.json` names; what is wrong with the text is said where it is read."""
+    try:
+        return file_names(parse_json(text))
+    except (ValueError, RecursionError):
+        return []
 
 
 def _unzipped(data: bytes, name: str) -> tuple[dict[str, bytes], int]:
     """The files of the first sample in a zip, and how many samples it holds; each is read up to a bound."""
-    wanted = (IMAGE, MASK, *META)
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [entry for entry in archive.infolist() if PurePosixPath(entry.filename).name in wanted]
-            images = sorted(e.filename for e in entries if e.filename.endswith(IMAGE))
+            images = sorted(entry for entry in archive.namelist() if PurePosixPath(entry).name == IMAGE)
             if not images:
                 raise BadInput(f"{name}: no {IMAGE} in it")
             folder = PurePosixPath(images[0]).parent
-            found = {}
-            for entry in entries:
-                path = PurePosixPath(entry.filename)
-                if path.parent == folder:
-                    with archive.open(entry) as file:
-                        found[path.name] = file.read(MAX_UPLOAD + 1)
-                    if len(found[path.name]) > MAX_UPLOAD:
-                        raise BadInput(f"{name}: {path.name}: expected at most {MAX_UPLOAD // 2**20} MB")
+            found: dict[str, bytes] = {}
+
+            def read(wanted: Sequence[str]) -> None:
+                for entry in archive.infolist():
+                    path = PurePosixPath(entry.filename)
+                    if path.parent == folder and path.name in wanted and len(found) < 8:
+                        with archive.open(entry) as file:
+                            found[path.name] = file.read(MAX_UPLOAD + 1)
+                        if len(found[path.name]) > MAX_UPLOAD:
+                            raise BadInput(f"{name}: {path.name}: expected at most {MAX_UPLOAD // 2**20} MB")
+
+            read((IMAGE, MASK, *META))
+            read([other for text in META if text in found for other in _named(found[text]) if other not in found])
     except BadInput:
         raise
     except Exception as error:  # zipfile raises exceptions of many types for broken bytes
         raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
     return found, len(images)
+
+
+def _text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _decoded(text: str, name: str) -> bytes:

@@ -1,4 +1,4 @@
-"""A generation that tells each step and can be stopped between two of them; previews of what it is given."""
+"""A generation that waits its turn, tells each step and can be stopped at any time; previews of what it is given."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ import numpy as np
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from datamodules.bench import fitting_size
 from datamodules.errors import BadInput, one_line
-from datamodules.inputs import Inputs
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
-from remoco.motion import SceneMotion
+from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
 
 log = logging.getLogger(__name__)
 
 FINAL = ("done", "error", "cancelled")
+QUEUE = 8  # generations that may wait
+POLL, SAID = 0.1, 2.0  # seconds after which one that waits looks whether it is its turn, and says again that it waits
 PREVIEW_SIDE = 384  # pixels to which small frames are enlarged before arrows are drawn on them
 
 
@@ -45,19 +45,20 @@ class Studio:
 
     def __init__(self, pipeline: MotionControlPipeline) -> None:
         self.pipeline = pipeline
-        self._free = threading.Lock()
+        self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(self, drawing: Any, settings: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """Progress, and last the videos or what went wrong; closing the iterator stops the work after its step.
+        """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
             drawing: see `exchange`; its `job`, a secret of who asks, is what `cancel` takes.
             settings: the fields of `Settings`.
 
         Yields:
-            `state` (`running`, `done`, `error`, `cancelled`) and `message`; `step` and `steps`; with `done` base64 MP4s
-            `clip` and `strip`, `width`, `height`, `about`.
+            `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
+            many are before it; `step` and `steps`; with `done` base64 MP4s `clip` and `strip`, `width`, `height`,
+            `about`.
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         events = asyncio.Queue[dict[str, Any]]()
@@ -77,11 +78,24 @@ class Studio:
                 self._work(drawing, settings, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
+            finally:
+                self._line.remove(cancelled)  # the next one's turn
 
+        if len(self._line) > QUEUE:
+            yield {"state": "error", "message": f"{QUEUE} generations are waiting already; try again in a moment"}
+            return
+        self._line.append(cancelled)
         if isinstance(job, str):
             self._jobs[job] = cancelled
-        threading.Thread(target=work, daemon=True).start()
+        began = False
         try:
+            async for place in self._waited(cancelled):
+                yield {"state": "waiting", "place": place, "message": f"waiting, {place} before this one"}
+            if cancelled.is_set():
+                yield {"state": "cancelled", "message": "cancelled"}
+                return
+            threading.Thread(target=work, daemon=True).start()
+            began = True
             while True:
                 event = await events.get()
                 yield event
@@ -89,11 +103,25 @@ class Studio:
                     return
         finally:
             cancelled.set()
+            if not began:
+                self._line.remove(cancelled)
             if isinstance(job, str):
                 self._jobs.pop(job, None)
 
+    async def _waited(self, own: threading.Event) -> AsyncIterator[int]:
+        """How many are before this one, until none is or it is cancelled; again and again, for who left to be known."""
+        said, when = 0, 0.0
+        while self._line.index(own) and not own.is_set():
+            await asyncio.sleep(POLL)  # first: one that has just ended is not worth a word
+            place = self._line.index(own)
+            if not place or own.is_set():
+                return
+            if place != said or time.monotonic() - when > SAID:
+                said, when = place, time.monotonic()
+                yield place
+
     def cancel(self, body: Any) -> dict[str, bool]:
-        """Stop the generation of a `job` after its step; whether there is one."""
+        """Stop the generation of a `job`, after its step or before it has begun; whether there is one."""
         found = self._jobs.get(field(body, "job", str))
         if found is not None:
             found.set()
@@ -109,18 +137,15 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs = _fitted(field(body, "drawing", dict), settings)
-        control = self.pipeline.module.condition.draw(
-            inputs.strokes(settings.frames), inputs.masks(), settings.frames, *inputs.size
-        )
+        inputs, motion = backdrops.fitted(inputs_of(field(body, "drawing", dict)), SIZES[settings.size])
+        control = motion.control(self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed)
         factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
         return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
     def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         try:
-            with self._free:
-                tell({"state": "running", "message": "starting"})
-                tell(self._generated(drawing, Settings(**settings), tell))
+            tell({"state": "running", "message": "starting"})
+            tell(self._generated(drawing, Settings(**settings), tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -130,7 +155,7 @@ class Studio:
             tell({"state": "error", "message": text})
 
     def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs = _fitted(drawing, settings)
+        inputs, motion = backdrops.fitted(inputs_of(drawing), SIZES[settings.size])
         height, width = inputs.size
         start = time.perf_counter()
 
@@ -142,7 +167,7 @@ class Studio:
             tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
 
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
-        panels = clip(self.pipeline, inputs, SceneMotion(), settings.seed, settings.options(), told)
+        panels = clip(self.pipeline, inputs, motion, settings.seed, settings.options(), told)
         title = f"seed {settings.seed}, {settings.steps} steps"
         return {
             "state": "done",
@@ -154,12 +179,6 @@ class Studio:
             "about": f"seed {settings.seed}, {settings.steps} steps, guidance {settings.first_guidance:g} to "
             f"{settings.last_guidance:g}, motion {settings.bucket:g}, {settings.frames} frames of {width} x {height}",
         }
-
-
-def _fitted(drawing: Any, settings: Settings) -> Inputs:
-    """The inputs of a drawing at the clip's size."""
-    inputs = inputs_of(drawing)
-    return inputs.resized(*fitting_size(inputs.size, *SIZES[settings.size]))
 
 
 def _mp4(video: np.ndarray, fps: float) -> str:

@@ -21,12 +21,11 @@ from datamodules.inputs import PALETTE
 from remoco.generate import trained_size
 from remoco.page import exchange
 from remoco.page.guard import Guard
-from remoco.page.jobs import Studio
+from remoco.page.jobs import QUEUE, Studio
 
 log = logging.getLogger(__name__)
 
 WEB = Path(__file__).parent / "web"
-QUEUE = 8  # generations that may wait
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and waiting for it
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]  # names of fonts that the reader has
 
@@ -58,6 +57,8 @@ def _add_routes(app: FastAPI, studio: Studio) -> dict[str, int]:
         "paths": (exchange.paths, small),
         "control": (studio.control, large),
         "save": (lambda body: exchange.zipped(exchange.inputs_of(exchange.field(body, "drawing", dict))), large),
+        "attach": (exchange.attached, large),
+        "moving": (exchange.moving, large),
         "cancel": (studio.cancel, small),
         "examples": (lambda body: exchange.examples(), small),
     }
@@ -107,7 +108,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
             f"const PALETTE = {json.dumps(PALETTE)};",
             f"const LIMIT = {exchange.MAX_UPLOAD}, BASE = 'page/';",
             "const $ = (selector) => element.querySelector(selector);",
-            *((WEB / f"{part}.js").read_text() for part in ("model", "server", "stage", "speed", "editor")),
+            *((WEB / f"{part}.js").read_text() for part in ("model", "server", "stage", "speed", "camera", "editor")),
         ]
     )
     result_js = (WEB / "result.js").read_text()
@@ -154,7 +155,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                         list(exchange.SIZES), value=own,
                         label="Frame size, about", elem_id="rm-size",
                     )  # fmt: skip
-        for setting, key in ((frames, "frames"), (fps, "fps"), (size, "size")):
+        for setting, key in ((frames, "frames"), (fps, "fps"), (size, "size"), (seed, "seed")):
             shown = f"(value) => window.remoco.set('{key}', value)"
             setting.change(None, [setting], js=shown, queue=False)
             blocks.load(None, [setting], js=shown, queue=False)
@@ -162,7 +163,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
         generate.click(
             partial(_generate, studio), [editor, seed, steps, frames, first, last, fps, bucket, size],
             [result, generate, cancel], js="(_, ...rest) => [window.remoco.start(), ...rest]",
-            show_progress="minimal", show_progress_on=[result], concurrency_limit=1, api_visibility="private",
+            show_progress="hidden", concurrency_limit=None, api_visibility="private",
         )  # fmt: skip
         cancel.click(None, js="() => window.remoco.cancel()", queue=False)
     return blocks
@@ -180,7 +181,7 @@ async def _generate(
         yield {"state": "error", "message": "open an image and draw a track first"}, *_buttons(False)
         return
     async for event in studio.generate(drawing, settings):
-        yield event, *_buttons(event["state"] == "running")
+        yield event, *_buttons(event["state"] in ("waiting", "running"))
 
 
 def _buttons(running: bool) -> tuple[Any, Any]:

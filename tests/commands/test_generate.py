@@ -1,5 +1,6 @@
 """`remoco generate`: a picture and a folder, going on after a kill, and a line for each mistake."""
 
+import io
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 
 from callbacks.strips import write_mp4
+from datamodules.backdrop import Backdrop
 from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
@@ -95,6 +97,47 @@ def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypa
     broken.joinpath("first_frame.png").unlink()
 
 
+def test_edited_inputs_are_made_again(tmp_path, capsys, monkeypatch, written):
+    """What moves, in inputs of one's own; each of its parts edited after its video was there."""
+    image, made = np.full((64, 64, 3), 90, np.uint8), []
+    sampled = MotionControlPipeline.__call__
+    monkeypatch.setattr(
+        MotionControlPipeline, "__call__", lambda *args, **options: made.append(1) or sampled(*args, **options)
+    )
+    poses = "1 0.9 1.2 0.5 0.5 0 0 1 0 0 {} 0 1 0 0 0 0 1 0\n"
+    file = io.BytesIO()
+    np.save(file, np.full((64, 64), 2.0, np.float32))
+    posed = Backdrop(poses=(poses.format(0) + poses.format(-0.4)).encode(), depth=file.getvalue())
+    track = [np.array([[20.0, 20.0], [40.0, 30.0]])]
+    write_inputs(tmp_path / "in" / "pan", Inputs(image, [], backdrop=Backdrop({"pan": 0.2})))
+    write_inputs(tmp_path / "in" / "posed", Inputs(image, track, backdrop=posed))
+    write_inputs(tmp_path / "in" / "track", Inputs(image, track))
+    command = ("generate", "embedded", tmp_path / "in", "--out", tmp_path / "out", *FEW)
+    assert remoco(*command) == 0 and len(made) == 3 and remoco(*command) == 0 and len(made) == 3
+    assert "3 of 3 are there already" in capsys.readouterr().out
+    assert len({written[f"{name}.mp4"].tobytes() for name in ("pan", "posed", "track")}) == 3
+    (tmp_path / "in" / "posed" / "poses.txt").write_text(poses.format(0) + poses.format(0.4))
+    before = (tmp_path / "out" / "videos" / "pan.mp4").read_bytes()
+    assert remoco(*command) == 0 and len(made) == 4
+    said = capsys.readouterr().out
+    assert "2 of 3 are there already" in said and "posed: its inputs have changed; made again" in said
+    assert "pan: " not in said and (tmp_path / "out" / "videos" / "pan.mp4").read_bytes() == before
+    write_inputs(tmp_path / "in" / "track", Inputs(image + 1, track))
+    (tmp_path / "out" / "strips" / "pan.json").unlink()  # as after a kill between the files
+    assert remoco(*command) == 0 and len(made) == 6 and remoco(*command) == 0 and len(made) == 6
+    picture = tmp_path / "in" / "pan" / "first_frame.png"
+    for name, given, flags in (
+        ("own", picture.parent, ()),
+        ("flag", picture, ("--camera", "pan:0.2")),
+        ("over", picture.parent, ("--camera", "pan:-0.2")),
+        ("other", picture, ("--camera", "pan:-0.2")),
+    ):
+        assert remoco("generate", "embedded", given, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
+    assert np.array_equal(written["own.mp4"], written["flag.mp4"])
+    assert np.array_equal(written["over.mp4"], written["other.mp4"])
+    assert not np.array_equal(written["own.mp4"], written["over.mp4"])
+
+
 def test_tracks_of_a_tracker(tmp_path):
     Image.new("RGB", (64, 64), (90, 40, 10)).save(tmp_path / "image.png")
     np.save(tmp_path / "tracks.npy", np.linspace((20, 20), (40, 44), 5)[None])
@@ -139,7 +182,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         "--camera pan:0.1 --driving x.mp4": "--driving: expected not together with --camera",
         f"--poses {tmp_path}/poses.txt": "--poses and --depth: expected both",
         "--driving nowhere.mp4": "--driving nowhere.mp4: no such file",
-        f"--driving {image}": "--driving",
+        f"--driving {image}": f"driving {image}: ends too early",
         f"--driving {tmp_path}/video.mp4 --tracker none": "--tracker none",
         f"--poses {tmp_path}/short.txt {depth}": "short.txt: expected the poses of at least 2 frames",
         f"--poses {tmp_path}/wrong.txt {depth}": "wrong.txt: line 2: expected 19 numbers",

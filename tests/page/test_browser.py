@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from callbacks.strips import write_mp4
 from datamodules.inputs import read_inputs
 from tests.page.test_exchange import bomb
 from tests.page.test_server import served
@@ -21,6 +22,8 @@ FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
+PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
+    .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
 LAST_FRAME = """async () => {
     const video = document.querySelector('.rm-clip');
     video.pause();
@@ -241,17 +244,15 @@ def test_the_speed_curve_is_the_tracks_times(opened):
 def test_points_move_and_the_control_is_shown_before_anything_is_generated(opened):
     page = opened()
     example(page)
-    picture = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
-        .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
-    before = page.evaluate(picture)
+    before = page.evaluate(PIXELS)
     page.locator(".rm-time").fill("5")
-    moved = page.evaluate(picture)
+    moved = page.evaluate(PIXELS)
     assert moved != before and "frame 6 of 8" in page.locator(".rm-frame").inner_text()
     with page.expect_response("**/page/control") as answer:
         page.check(".rm-control")
     assert len(answer.value.json()["pictures"]) == 8
     page.wait_for_timeout(500)
-    assert page.evaluate(picture) not in (before, moved)
+    assert page.evaluate(PIXELS) not in (before, moved)
     page.click("[data-do=play]")
     page.wait_for_timeout(300)
     seen = {page.locator(".rm-time").input_value() for _ in range(8) if page.wait_for_timeout(120) is None}
@@ -295,6 +296,160 @@ def test_a_generation_is_cancelled_and_another_follows(opened):
     set_number(page, "steps", 2)
     generate(page)
     assert page.locator(".rm-about").inner_text().startswith("seed 0, 2 steps")
+
+
+def amount(page, name, value):
+    """Pulls a preset's slider."""
+    page.locator(f"[data-preset={name}] input[type=range]").fill(str(value))
+
+
+def camera(page, kind):
+    page.click("[data-tab=camera]")
+    page.click(f"[data-kind={kind}]")
+
+
+def attach(page, kind, path):
+    with page.expect_file_chooser() as chooser:
+        page.click(f"[data-attach={kind}]")
+    chooser.value.set_files(path)
+    page.wait_for_function("kind => document.querySelector(`[data-about=${kind}].rm-there`)", arg=kind)
+
+
+def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
+    page = opened()
+    example(page)
+    page.click("[data-tab=camera]")
+    assert page.locator("[data-do=rest]").is_hidden() and page.locator(".rm-tools").is_hidden()
+    before = page.evaluate(PIXELS)
+    with page.expect_response("**/page/moving") as answer:
+        camera(page, "presets")
+        amount(page, "pan", 0.3)
+    found = answer.value.json()
+    assert len(found["points"]) > 20 and len(found["tracks"]) == 1
+    page.wait_for_timeout(300)
+    lines = page.evaluate(PIXELS)
+    assert lines != before  # how points of the scene will move, while nothing is played
+    amount(page, "zoom", 1)
+    amount(page, "roll", 10)
+    page.locator("[data-preset=tilt] input[type=number]").fill("-0.15")
+    page.keyboard.press("Enter")
+    moves = {"pan": 0.3, "zoom": 2, "roll": 10, "tilt": -0.15}
+    assert meta(page)["camera"] == moves and "zoom 2" in page.locator(".rm-badge").inner_text()
+    page.click("[data-do=undo]")
+    assert meta(page)["camera"] == {"pan": 0.3, "zoom": 2, "roll": 10}
+    page.click("[data-do=redo]")
+    drag(page, [(10, 50), (30, 55)])  # in this tab nothing is drawn
+    assert len(tracks(page)) == 1
+    page.locator(".rm-time").fill("5")
+    page.wait_for_timeout(300)
+    moved = page.evaluate(PIXELS)
+    with page.expect_response("**/page/control") as answer:
+        page.check(".rm-control")
+    page.wait_for_timeout(500)
+    assert len(answer.value.json()["pictures"]) == 8 and page.evaluate(PIXELS) not in (before, lines, moved)
+    page.uncheck(".rm-control")
+
+    generate(page)
+    page.wait_for_function("document.querySelector('.rm-clip').videoWidth === 64")
+    with page.expect_download() as got:
+        page.click("[data-do=save]")
+    got.value.save_as(tmp_path / "inputs.zip")
+    with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
+        archive.extractall(tmp_path / "sample")
+    assert read_inputs(tmp_path / "sample").backdrop.presets == moves
+    page.reload()
+    page.wait_for_selector(".rm-example")
+    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
+    page.wait_for_function("remoco.drawing() !== null")
+    assert meta(page)["camera"] == moves
+    page.click("[data-tab=camera]")
+    assert page.locator("[data-preset=pan] input[type=range]").input_value() == "0.3"
+    page.click("[data-do=rest]")
+    assert "camera" not in meta(page) and page.locator(".rm-badge").inner_text() == ""
+    page.click("[data-tab=draw]")
+    page.click("[data-do=clear]")
+    camera(page, "presets")
+    amount(page, "pan", -0.2)
+    generate(page, "running")  # a camera alone, no track
+    page.wait_for_selector(".rm-result[data-state=done]")
+
+
+def test_poses_over_a_depth_and_a_driving_video_are_attached(opened, tmp_path):
+    pose = "{} 0.9 1.2 0.5 0.5 0 0 1 0 0 {} 0 1 0 0 0 0 1 0"
+    (tmp_path / "way.txt").write_text("\n".join(pose.format(i, -0.1 * i) for i in range(9)))
+    np.save(tmp_path / "far.npy", np.full((64, 64), 2.0))
+    np.save(tmp_path / "other.npy", np.full((9, 5), 2.0))
+    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
+    video = np.stack([np.repeat(np.roll(ramp, 2 * i, 1)[..., None], 3, 2) for i in range(16)])
+    write_mp4(tmp_path / "holiday.mp4", video, 8)
+    page = opened()
+    example(page)
+    camera(page, "poses")
+    attach(page, "poses", tmp_path / "way.txt")
+    assert "9 poses" in page.locator("[data-about=poses]").inner_text() and "camera" not in meta(page)
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-attach=depth]")
+    chooser.value.set_files(tmp_path / "other.npy")
+    page.wait_for_function(
+        "document.querySelector('.rm-error')?.textContent.includes('expected the size of the image')"
+    )
+    with page.expect_response("**/page/moving") as answer:
+        attach(page, "depth", tmp_path / "far.npy")
+    ends = [path[-1][0] - path[0][0] for path in answer.value.json()["points"]]
+    assert np.allclose(ends, 0.9 * 64 * -0.8 / 2, atol=0.05)
+    assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}
+    generate(page)
+
+    camera(page, "driving")
+    assert "camera" not in meta(page)
+    with page.expect_response("**/page/moving") as answer:
+        attach(page, "driving", tmp_path / "holiday.mp4")
+    assert answer.value.json()["points"] and "2.0 s" in page.locator("[data-about=driving]").inner_text()
+    assert meta(page)["driving"] == "driving.mp4" and page.locator(".rm-badge").inner_text() == "video"
+    generate(page, "running")
+    page.wait_for_selector(".rm-result[data-state=done]")
+    with page.expect_download() as got:
+        page.click("[data-do=save]")
+    got.value.save_as(tmp_path / "inputs.zip")
+    kept = page.evaluate("remoco.drawing().files")
+    page.click("[data-kind=poses]")
+    assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}  # still there
+    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
+    page.wait_for_function("remoco.drawing().meta.driving === 'driving.mp4'")
+    assert page.evaluate("remoco.drawing().files") == kept
+    page.set_input_files(".rm-file", tmp_path / "way.txt")  # as if it were dropped on the image
+    page.wait_for_function("document.querySelector('[data-kind=poses]').ariaPressed === 'true'")
+
+
+def test_who_waits_sees_its_place_and_cancels(opened):
+    first, second = opened(), opened()
+    for page, steps in ((first, 100), (second, 2)):
+        example(page)
+        set_number(page, "steps", steps)
+    generate(first, "running")
+    generate(second, "waiting")
+    assert "waiting, 1 before this one" in second.locator(".rm-said").inner_text()
+    second.click("#rm-cancel")
+    second.wait_for_selector(".rm-result[data-state=cancelled]")
+    assert second.locator("#rm-cancel").is_disabled() and second.locator("#rm-generate").is_enabled()
+    assert first.locator(".rm-result").get_attribute("data-state") == "running"
+    generate(second, "waiting")
+    first.click("#rm-cancel")
+    first.wait_for_selector(".rm-result[data-state=cancelled]")
+    second.wait_for_selector(".rm-result[data-state=done]")
+
+
+def test_the_strip_is_beside_the_video_where_there_is_room(opened):
+    for width, beside in ((1600, True), (1280, False)):
+        page = opened(viewport={"width": width, "height": 900})
+        example(page)
+        set_number(page, "steps", 2)
+        generate(page)
+        page.wait_for_function("document.querySelector('.rm-strip').videoWidth > 500")
+        clip, strip = (page.locator(name).bounding_box() for name in (".rm-clip", ".rm-strip"))
+        assert (strip["x"] >= clip["x"] + clip["width"]) == beside
+        assert (strip["y"] >= clip["y"] + clip["height"]) != beside
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_inputs_are_downloaded_and_open_again_after_a_reload(opened, tmp_path):
@@ -377,8 +532,14 @@ def test_on_a_phone_it_fits_and_a_finger_draws(opened, scheme):
         page.wait_for_timeout(50)
     (track,) = tracks(page)
     assert np.abs(track[0] - (10, 20)).max() < 1 and np.abs(track[-1] - (50, 20)).max() < 1
+    for kind in ("poses", "driving", "presets"):
+        camera(page, kind)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    amount(page, "pan", 0.2)
     set_number(page, "steps", 2)
     generate(page)
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    clip, strip = (page.locator(name).bounding_box() for name in (".rm-clip", ".rm-strip"))
+    assert strip["y"] >= clip["y"] + clip["height"]
     light = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")
     assert (min(light) > 200) == (scheme == "light")

@@ -75,7 +75,8 @@ def test_closing_stops_the_work_after_its_step(pipeline):
             if event.get("step") == 2:
                 break
         await found.aclose()
-        await asyncio.to_thread(studio._free.acquire)  # free when the work has ended
+        while studio._line:  # empty when the work has ended
+            await asyncio.sleep(0.01)
 
     asyncio.run(some())
     assert 2 <= counted.steps < 100
@@ -97,6 +98,79 @@ def test_who_knows_the_job_cancels_it(pipeline):
     assert asyncio.run(some())[-1]["state"] == "cancelled" and counted.steps < 100
     assert studio.cancel({"job": "secret"}) == {"found": False}
     assert asyncio.run(events(studio, drawing(), SETTINGS))[-1]["state"] == "done"
+
+
+def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
+    counted = Counted(pipeline)
+    studio = Studio(counted)
+    told = {name: [] for name in "abc"}
+
+    async def one(name, steps):
+        async for event in studio.generate(drawing() | {"job": name}, SETTINGS | {"steps": steps}):
+            told[name].append(event)
+
+    def places(name):
+        return [event["place"] for event in told[name] if event["state"] == "waiting"]
+
+    async def some():
+        tasks = [asyncio.create_task(one("a", 100))]
+        for name in "bc":
+            await asyncio.sleep(0)
+            tasks.append(asyncio.create_task(one(name, 1)))
+        while not (places("b") and places("c")):
+            await asyncio.sleep(0.01)
+        assert places("b")[-1] == 1 and places("c")[-1] == 2
+        assert studio.cancel({"job": "b"}) == {"found": True}
+        await tasks[1]
+        assert told["b"][-1]["state"] == "cancelled" and {event["state"] for event in told["b"]} <= {
+            "waiting",
+            "cancelled",
+        }
+        while places("c")[-1] != 1:
+            await asyncio.sleep(0.01)
+        steps = counted.steps
+        assert steps < 100 and told["a"][-1]["state"] == "running"  # the first goes on
+        assert studio.cancel({"job": "a"}) == {"found": True}
+        await asyncio.gather(*tasks)
+
+    asyncio.run(some())
+    assert told["a"][-1]["state"] == "cancelled" and told["c"][-1]["state"] == "done"
+
+
+def test_the_line_has_an_end(pipeline):
+    studio = Studio(Counted(pipeline))
+
+    async def some():
+        first = studio.generate(drawing(), SETTINGS | {"steps": 100})
+        await anext(first)
+        waiting = [studio.generate(drawing(), SETTINGS) for _ in range(jobs.QUEUE)]
+        assert [(await anext(each))["place"] for each in waiting] == list(range(1, jobs.QUEUE + 1))
+        refused = await events(studio, drawing(), SETTINGS)
+        assert [event["state"] for event in refused] == ["error"] and "8 generations are waiting" in refused[0][
+            "message"
+        ]
+        await waiting[3].aclose()  # who leaves makes room
+        assert (await anext(waiting[7]))["place"] == 7
+        for each in (*waiting, first):
+            await each.aclose()
+        while studio._line:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(some())
+
+
+def test_a_camera_is_in_the_control_and_in_the_video(pipeline):
+    studio = Studio(pipeline)
+    still = drawing()
+    moved = still | {"meta": still["meta"] | {"camera": {"pan": 0.4}}}
+    alone = moved | {"meta": {"traj_key_points": [], "camera": {"pan": 0.4}}}
+    body = {"frames": 5, "fps": 8, "size": "64 x 64", "seed": 3}
+    shown = [studio.control(body | {"drawing": each})["pictures"][-1] for each in (still, moved, alone)]
+    assert len(set(shown)) == 3
+    assert studio.control(body | {"drawing": moved, "seed": 4})["pictures"][-1] != shown[1]  # it draws the regions
+    clips = [asyncio.run(events(studio, each, SETTINGS))[-1]["clip"] for each in (still, moved, alone)]
+    frames = [decoded(clip)[-1].astype(int) for clip in clips]
+    assert min(np.abs(frames[a] - frames[b]).mean() for a, b in ((0, 1), (1, 2), (0, 2))) > 0.5
 
 
 def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):

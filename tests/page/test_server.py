@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
 
@@ -94,7 +95,7 @@ def bad_requests():
     """Method, path, body, headers: none of them is a request of the page."""
     good = exchange.examples()[0]["drawing"]
     bodies = [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"files": 1}', b"1" * 5000, b'{"frames": NaN}']
-    for route in ("open", "paths", "control", "save"):
+    for route in ("open", "paths", "control", "save", "attach", "moving", "cancel"):
         for body in bodies:
             yield "POST", f"/page/{route}", body, JSON
         yield "POST", f"/page/{route}", b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}
@@ -102,12 +103,28 @@ def bad_requests():
         yield "POST", f"/page/{route}", b"{}", JSON | {"Host": "attacker.example"}
         yield "GET", f"/page/{route}", b"", {}
     for change in ({"image": 5}, {"image": "data:image/png;base64,AAAA"}, {"runs": [1, 2]}, {"meta": []}, {"runs": {}}):
-        for route in ("control", "save"):
-            body = {"drawing": good | change, "frames": 8, "fps": 8, "size": "64 x 64"}
+        for route in ("control", "save", "moving"):
+            body = {"drawing": good | change, "frames": 8, "fps": 8, "size": "64 x 64", "fine": 4}
             yield "POST", f"/page/{route}", json.dumps(body).encode(), JSON
     for frames in (-1, 10**30, "8", None, 2.5, [8]):
         body = {"drawing": good, "frames": frames, "fps": 8, "size": "64 x 64"}
         yield "POST", "/page/control", json.dumps(body).encode(), JSON
+    playlist = base64.b64encode(b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n").decode()
+    for meta, files in (
+        ({"camera": {"spin": 1}}, {}), ({"camera": {"pan": 1e308}}, {}), ({"camera": [1]}, {}), ({"driving": 3}, {}),
+        ({"driving": "/etc/passwd"}, {}), ({"camera": {"poses": "../p", "depth": "/etc/passwd"}}, {}),
+        ({"driving": "a.mp4"}, {"a.mp4": playlist}), ({"driving": "a.mp4"}, {"a.mp4": 5}), ({"driving": "a.mp4"}, [1]),
+        ({"camera": {"poses": "p", "depth": "d"}}, {"p": "AAAA", "d": base64.b64encode(bomb(60_000, 60_000)).decode()}),
+    ):  # fmt: skip
+        for route in ("control", "save", "moving"):
+            drawing = good | {"meta": good["meta"] | meta, "files": files}
+            body = {"drawing": drawing, "frames": 8, "fps": 8, "size": "64 x 64", "fine": 4}
+            yield "POST", f"/page/{route}", json.dumps(body).encode(), JSON
+    for kind in ("poses", "depth", "driving", "nothing", 7):
+        for name in ("a.txt", "a.npy", "../../etc/passwd", "a.m3u8"):
+            for data in ("", "&", "AAAA", playlist, base64.b64encode(bomb(60_000, 60_000)).decode()):
+                body = {"kind": kind, "name": name, "data": data, "width": 64, "height": 64}
+                yield "POST", "/page/attach", json.dumps(body).encode(), JSON
     for name in ("../../etc/passwd", "a.png", "a.zip", "a.json", "", "\0"):
         for data in ("", "AAAA", "&", "UEsDBAoA"):
             yield "POST", "/page/open", json.dumps({"files": [{"name": name, "data": data}]}).encode(), JSON
@@ -136,7 +153,7 @@ def bad_requests():
 def test_the_server_stays_up_under_bad_requests(server):
     port, _ = server
     asked = list(bad_requests())
-    assert len(asked) >= 200
+    assert len(asked) >= 350
     for method, path, body, headers in asked:
         status, answer = ask(port, method, path, body, headers)
         session = path.endswith("session_hash=nobody")  # a stream that says so and ends
@@ -157,13 +174,50 @@ def test_a_full_queue_refuses_and_others_are_not_told(server):
     first = threading.Thread(target=generated, args=(port, index, "long"), kwargs={"steps": 60})
     first.start()
     statuses = [join(port, index, f"w{i}", steps=1) for i in range(QUEUE + 4)]
-    assert 200 in statuses and 503 in statuses and set(statuses) <= {200, 503}
-    own = json.dumps(list(listen(port, "w0")))
-    assert '"done"' in own
+    assert 200 in statuses and set(statuses) <= {200, 503}
     first.join()
-    for i, status in enumerate(statuses):
-        if status == 200 and i:
-            assert '"done"' in json.dumps(list(listen(port, f"w{i}")))
+    told = [json.dumps(list(listen(port, f"w{i}"))) for i, status in enumerate(statuses) if status == 200]
+    refused = [text for text in told if "generations are waiting already" in text]
+    assert 4 <= len(refused) + statuses.count(503) < len(statuses)  # and not more than QUEUE wait
+    assert all(('"done"' in text) != (text in refused) for text in told)
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_who_waits_cancels_its_own(server):
+    port, _ = server
+    index, good = generation(port), exchange.examples()[0]["drawing"]
+    assert join(port, index, "works", steps=100, drawing=good | {"job": "first"}) == 200
+    working = listen(port, "works")
+    assert "running" in next(text for text in map(json.dumps, working) if '"state"' in text)
+    assert join(port, index, "waits", drawing=good | {"job": "second"}) == 200
+    waiting = listen(port, "waits")
+    assert '"waiting, 1 before this one"' in next(text for text in map(json.dumps, waiting) if '"state"' in text)
+    for job, found in (("third", False), ("second", True)):
+        status, answer = ask(port, "POST", "/page/cancel", json.dumps({"job": job}).encode())
+        assert status == 200 and json.loads(answer) == {"found": found}
+    assert '"cancelled"' in json.dumps(list(waiting))
+    assert ask(port, "POST", "/page/cancel", json.dumps({"job": "first"}).encode())[0] == 200
+    assert '"cancelled"' in json.dumps(list(working))
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_two_people_draw_two_cameras_at_once(server):
+    """Whoever asks while another does gets its own: the same as alone."""
+    port, _ = server
+    bodies = []
+    for index, pan in enumerate((0.1, 0.3, -0.2, 0.5)):
+        good = exchange.examples()[index]["drawing"]
+        drawing = good | {"meta": good["meta"] | {"camera": {"pan": pan}}}
+        bodies.append({"drawing": drawing, "frames": 8, "fps": 8, "size": "64 x 64", "fine": 4})
+    asked = [(route, json.dumps(body).encode()) for body in bodies for route in ("moving", "control", "save")]
+    alone = [ask(port, "POST", f"/page/{route}", body) for route, body in asked]
+    assert {status for status, _ in alone} == {200} and len({answer for _, answer in alone}) == len(asked)
+    with ThreadPoolExecutor(6) as pool:
+        together = list(pool.map(lambda one: ask(port, "POST", f"/page/{one[0]}", one[1]), asked * 3))
+    for (route, _), one, other in zip(asked * 3, alone * 3, together, strict=True):
+        assert other[0] == 200 and (route == "save" or one == other)  # a zip holds the time
 
 
 @pytest.mark.slow

@@ -1,6 +1,6 @@
 // The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
 
-const settings = { frames: 8, fps: 8, size: "64 x 64" };
+const settings = { frames: 8, fps: 8, size: "64 x 64", seed: 0 };
 const hint = $(".rm-hint");
 const file = $(".rm-file");
 let message = null; // an error stays until the next action
@@ -17,6 +17,7 @@ function refreshHint() {
   hint.replaceChildren();
   if (message) return hint.append(message);
   if (!model.image) return hint.append("An image, what may move, and where to.");
+  if (view.tab === "camera") return hint.append(sceneHint());
   if (view.tool === "brush") return hint.append("Paint what may move. Without a brush only the squares around the starts of the tracks do.");
   if (view.tool === "erase") return hint.append("Take back what is brushed.");
   if (!model.open) return hint.append("Drag to draw a track, or click to set its points one by one. Points can be dragged.");
@@ -38,6 +39,7 @@ function changed({ quietly = false } = {}) {
   draw();
   drawPlot();
   askPaths();
+  askMoving();
 }
 
 const askPaths = sometimes(40, async () => {
@@ -86,6 +88,7 @@ async function setDrawing(found) {
     tracks: [],
     brush: fromRuns(found.runs, width * height),
     own: Boolean(meta.brush),
+    scene: sceneOf(found),
     open: false,
     past: [],
     future: [],
@@ -98,7 +101,7 @@ async function setDrawing(found) {
     if (meta.brush?.[i]) track.colour = meta.brush[i];
   });
   model.selected = model.tracks.length - 1;
-  Object.assign(shown, { paths: [], control: null, frame: 0 });
+  Object.assign(shown, { paths: [], points: [], seen: null, control: null, frame: 0 });
   layout();
   repaintBrush();
   changed();
@@ -108,6 +111,10 @@ async function setDrawing(found) {
 async function openFiles(chosen) {
   const files = [...chosen];
   if (!files.length) return;
+  if (files.every((each) => kindOf(each.name))) {
+    for (const each of files) await attach(kindOf(each.name), each);
+    return;
+  }
   say(null);
   hint.replaceChildren("Reading…");
   try {
@@ -138,6 +145,11 @@ const actions = {
     model.brush.fill(0);
     afterTravel();
   },
+  rest() {
+    remember();
+    model.scene.amounts = { ...AT_REST };
+    changed();
+  },
   fill() {
     remember();
     model.brush.fill(brushValue() || 1);
@@ -159,7 +171,7 @@ function afterTravel() {
 }
 
 function setTool(tool) {
-  view.tool = tool;
+  Object.assign(view, { tool, tab: "draw" });
   model.open = false;
   canvas.style.cursor = tool === "track" ? "crosshair" : "none";
   refresh();
@@ -198,6 +210,11 @@ function stopPlaying() {
 function refresh() {
   const root = element.firstElementChild;
   root.dataset.tool = view.tool;
+  root.dataset.tab = view.tab;
+  for (const button of element.querySelectorAll("[role=tab]")) {
+    button.setAttribute("aria-selected", String(button.dataset.tab === view.tab));
+  }
+  refreshCamera();
   root.classList.toggle("rm-has-image", Boolean(model.image));
   const brushing = view.tool !== "track";
   for (const each of element.querySelectorAll(".rm-brush-only")) each.hidden = !brushing;
@@ -210,7 +227,7 @@ function refresh() {
   $("[data-do=redo]").disabled = !model.future.length;
   $("[data-do=clear]").disabled = !model.image;
   $("[data-do=save]").disabled = $("[data-do=fill]").disabled = !model.image;
-  $("[data-do=play]").disabled = $(".rm-time").disabled = !model.tracks.length;
+  $("[data-do=play]").disabled = $(".rm-time").disabled = !model.tracks.length && !sceneMoves();
   $(".rm-control").disabled = !model.image;
   $(".rm-time").max = settings.frames - 1;
   $(".rm-own").checked = model.own;
@@ -330,7 +347,7 @@ element.addEventListener("keydown", (event) => {
   else if (event.ctrlKey || event.metaKey || event.altKey || !model.image) return;
   else if (named) setTool(named);
   else if ((key === "enter" || key === "escape") && model.open) endTrack();
-  else if (key === "backspace" || key === "delete") actions.unpoint();
+  else if ((key === "backspace" || key === "delete") && view.tab === "draw") actions.unpoint();
   else if (key === " " && event.target === canvas) actions.play();
   else return;
   event.preventDefault();
@@ -359,6 +376,7 @@ window.remoco = {
   },
   cancel: () => void ask("cancel", { job }).catch(say),
   set(name, value) {
+    if (value === null || settings[name] === value) return; // a number that is being typed
     settings[name] = value;
     if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, value - 1) });
     changed();

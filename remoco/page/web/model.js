@@ -3,6 +3,8 @@
 const STAYS = 200; // the brush value of what is asked to stay: no track has it
 const MOST_STEPS = 100; // of the history
 
+const AT_REST = { pan: 0, tilt: 0, zoom: 1, roll: 0 };
+
 const model = {
   image: null, // {url, picture, width, height}
   tracks: [], // {points, times or null, drawn or null, colour, speed}
@@ -10,9 +12,51 @@ const model = {
   own: false, // each track moves what is brushed in its colour
   selected: -1,
   open: false, // the selected track takes the next click
+  scene: stillScene(), // what moves behind the tracks
   past: [],
   future: [],
 };
+
+// kind: still, presets, poses or driving; amounts of the presets; files: poses, depth and driving as {name, data, about}
+function stillScene() {
+  return { kind: "still", amounts: { ...AT_REST }, files: {} };
+}
+
+// what of the scene is in meta_data.json, and the files beside it
+function sceneInputs() {
+  const { kind, amounts, files } = model.scene;
+  const { poses, depth, driving } = files;
+  if (kind === "presets") {
+    const camera = Object.fromEntries(Object.entries(amounts).filter(([name, amount]) => amount !== AT_REST[name]));
+    if (Object.keys(camera).length) return { meta: { camera }, files: {} };
+  }
+  if (kind === "poses" && poses && depth) {
+    const meta = { camera: { poses: poses.name, depth: depth.name } };
+    return { meta, files: { [poses.name]: poses.data, [depth.name]: depth.data } };
+  }
+  if (kind === "driving" && driving) return { meta: { driving: driving.name }, files: { [driving.name]: driving.data } };
+  return { meta: {}, files: {} };
+}
+
+const sceneMoves = () => Object.keys(sceneInputs().meta).length > 0;
+
+function sceneWords() {
+  const { camera, driving } = sceneInputs().meta;
+  if (driving) return "video";
+  if (!camera) return "";
+  return camera.poses ? "poses" : Object.entries(camera).map(([name, amount]) => `${name} ${amount}`).join(", ");
+}
+
+// the scene of a drawing that the server sent
+function sceneOf({ meta, files = {} }) {
+  const scene = stillScene();
+  const file = (name) => ({ name, data: files[name] });
+  if (meta.driving) Object.assign(scene, { kind: "driving", files: { driving: file(meta.driving) } });
+  else if (meta.camera?.poses) {
+    Object.assign(scene, { kind: "poses", files: { poses: file(meta.camera.poses), depth: file(meta.camera.depth) } });
+  } else if (meta.camera) Object.assign(scene, { kind: "presets", amounts: { ...AT_REST, ...meta.camera } });
+  return scene;
+}
 
 function runs(brush) {
   const found = [];
@@ -37,12 +81,13 @@ function fromRuns(found, length) {
 
 function snapshot() {
   const { tracks, own, selected, open } = model;
-  return { tracks: structuredClone(tracks), runs: runs(model.brush), own, selected, open };
+  const { kind, amounts, files } = model.scene; // files are large and never changed, only replaced
+  return { tracks: structuredClone(tracks), runs: runs(model.brush), own, selected, open, scene: { kind, amounts: { ...amounts }, files } };
 }
 
 function restore(kept) {
-  const { runs: found, ...rest } = kept;
-  Object.assign(model, structuredClone(rest));
+  const { runs: found, scene, ...rest } = kept;
+  Object.assign(model, structuredClone(rest), { scene: { ...scene, amounts: { ...scene.amounts } } });
   model.brush = fromRuns(found, model.brush.length);
 }
 
@@ -197,6 +242,7 @@ function drawing() {
   if (!model.image) return null;
   const { tracks, image, brush, own } = model;
   const values = new Set(brush);
+  const scene = sceneInputs();
   return {
     image: image.url,
     runs: runs(own ? brush : brush.map((value) => (value ? 1 : 0))),
@@ -204,6 +250,8 @@ function drawing() {
       traj_key_points: tracks.map((track) => track.points),
       times: tracks.map((track) => track.times),
       ...(own ? { brush: tracks.map((track) => (values.has(track.colour) ? track.colour : null)) } : {}),
+      ...scene.meta,
     },
+    files: scene.files,
   };
 }

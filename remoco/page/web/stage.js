@@ -7,8 +7,8 @@ const FINE = 4; // samples of a path for each frame
 
 const canvas = $(".rm-canvas");
 const painted = document.createElement("canvas"); // the brush, a pixel for each of the image's
-const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", radius: 10, stays: false };
-const shown = { paths: [], control: null, wantsControl: false, frame: 0, playing: false };
+const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", tab: "draw", radius: 10, stays: false };
+const shown = { paths: [], points: [], seen: null, control: null, wantsControl: false, frame: 0, playing: false };
 let gesture = null;
 let hover = null;
 
@@ -73,10 +73,13 @@ function draw() {
     ctx.drawImage(painted, ...area);
     ctx.globalAlpha = 1;
   }
-  if (!control) model.tracks.forEach((track, index) => drawTrack(ctx, track, index));
+  if (!control) {
+    drawScene(ctx);
+    model.tracks.forEach((track, index) => drawTrack(ctx, track, index));
+  }
   drawMoving(ctx);
   if (gesture && gesture.trail) polyline(ctx, gesture.trail.map((entry) => toScreen(entry.at)), colourOf(freeColour()), 3);
-  if (hover && (view.tool === "brush" || view.tool === "erase")) {
+  if (hover && view.tab === "draw" && (view.tool === "brush" || view.tool === "erase")) {
     ctx.beginPath();
     ctx.arc(...hover, Math.max(view.radius, 2), 0, 7);
     stroke(ctx, "white", 1.5);
@@ -144,7 +147,7 @@ function arrow(ctx, path, colour, size) {
 function drawMoving(ctx) {
   if (!shown.playing && shown.frame === 0) return;
   model.tracks.forEach((track, index) => {
-    const path = shown.paths[index];
+    const path = shown.seen?.[index] || shown.paths[index];
     if (!path) return;
     const at = clamp(shown.frame * FINE, 0, path.length - 1);
     const [a, b] = [path[Math.floor(at)], path[Math.ceil(at)]];
@@ -199,7 +202,7 @@ function placed(at, first) {
 const brushValue = () => (view.tool === "erase" ? 0 : view.stays && model.own ? STAYS : model.tracks[model.selected]?.colour || 1);
 
 canvas.addEventListener("pointerdown", (event) => {
-  if (!model.image || event.button > 0 || gesture) return;
+  if (!model.image || event.button > 0 || gesture || view.tab !== "draw") return;
   event.preventDefault();
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
@@ -221,6 +224,7 @@ canvas.addEventListener("pointermove", (event) => {
   const at = pointer(event);
   hover = at;
   if (!gesture) {
+    if (view.tab !== "draw") return;
     if (model.image && view.tool === "track") canvas.style.cursor = hit(at) ? "grab" : "crosshair";
     else if (model.image) draw();
     return;

@@ -1,0 +1,187 @@
+"""What moves the scene, on the page: its files beside a drawing, and where points of it will be over the clip."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import cv2
+import numpy as np
+
+from conditions.camera import camera_paths
+from datamodules.backdrop import Backdrop, video_kind
+from datamodules.bench import fitting_size
+from datamodules.errors import BadClip, BadInput
+from datamodules.files import Source, read_depth
+from datamodules.inputs import Inputs
+from datamodules.poses import read_poses
+from datamodules.prepare.clips import video_seconds
+from datamodules.trackers import make_tracker
+from remoco.motion import SceneMotion, first_frames, scene_motion
+
+MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
+MAX_POSES = 2**20  # bytes of a text of poses
+ACROSS = 9  # points along the longer side, to show how the scene moves
+
+follow = partial(make_tracker, "dis")
+
+
+def checked(backdrop: Backdrop | None, size: tuple[int, int]) -> Backdrop | None:
+    """The backdrop of a page's inputs: bounded files, a video that opens no other file, a depth of the image's size.
+
+    Args:
+        backdrop: its files as bytes.
+        size: (H, W) of the image on the page, to which one of the same shape was scaled down, and its depth now is.
+
+    Raises:
+        BadInput: one line that names the file.
+    """
+    if backdrop is None:
+        return None
+    if backdrop.depth is not None:
+        backdrop = replace(backdrop, depth=fitting_depth(backdrop.depth, "depth", size))
+    if backdrop.driving is not None and video_kind(_data(backdrop.driving)) is None:
+        raise BadInput("driving: expected a video as MP4, MOV, WebM, MKV or AVI")
+    if backdrop.poses is not None and len(_data(backdrop.poses)) > MAX_POSES:
+        raise BadInput(f"poses: expected at most {MAX_POSES // 2**20} MB")
+    if sum(len(_data(source)) for source in backdrop.files().values()) > MAX_BYTES:
+        raise BadInput(f"the camera's files: expected at most {MAX_BYTES // 2**20} MB")
+    return backdrop
+
+
+def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
+    """A depth map as an .npy file of the page's image; of the same shape but another size, it is scaled.
+
+    Raises:
+        BadInput: it is none, or of another shape.
+    """
+    depth = read_depth(source, name)
+    if depth.shape != size:
+        height, width = depth.shape
+        if abs(width * size[0] / height - size[1]) > 1 + size[0] / height:
+            raise BadInput(f"{name}: {height} x {width}, expected the size of the image, {size[0]} x {size[1]}")
+        # nothing in between: at an edge there is no surface half way
+        depth = cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
+    file = io.BytesIO()
+    np.save(file, depth.astype(np.float32))
+    return file.getvalue()
+
+
+def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[str, bytes, str]:
+    """One file of a backdrop as the page keeps it: its name in the inputs, its bytes, and a few words about it.
+
+    Args:
+        kind: `poses`, `depth` or `driving`.
+        data: the file.
+        name: what errors call it.
+        size: (H, W) of the image on the page.
+
+    Raises:
+        BadInput: one line that names the file and what is wrong with it.
+    """
+    if kind == "poses":
+        if len(data) > MAX_POSES:
+            raise BadInput(f"{name}: expected at most {MAX_POSES // 2**20} MB")
+        about = f"{len(read_poses(data, name)[1])} poses"
+    elif kind == "depth":
+        data = fitting_depth(data, name, size)
+        depth = read_depth(data)
+        about = f"depth from {depth.min():.3g} to {depth.max():.3g}"
+    elif kind == "driving":
+        if video_kind(data) is None:
+            raise BadInput(f"{name}: expected a video as MP4, MOV, WebM, MKV or AVI")
+        if len(data) > MAX_BYTES:
+            raise BadInput(f"{name}: {len(data) / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20} MB")
+        first_frames(data, 1, 8.0, 64, 64)
+        about = _about_video(data, name)
+    else:
+        raise BadInput(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
+    own: dict[str, Any] = {kind: data}
+    return next(iter(Backdrop(**own).files())), data, about
+
+
+def fitted(inputs: Inputs, size: tuple[int, int]) -> tuple[Inputs, SceneMotion]:
+    """Inputs at the clip's size, and how their scene moves.
+
+    Args:
+        inputs: of a drawing.
+        size: about the height and width of the clip.
+    """
+    motion = scene_motion(inputs.backdrop, follow, inputs.size)
+    return inputs.resized(*fitting_size(inputs.size, *size)), motion
+
+
+def moving(inputs: Inputs, size: tuple[int, int], frames: int, fps: float, fine: int) -> dict[str, Any]:
+    """Where points of the scene and the tracks are over the clip, in pixels of the image.
+
+    Args:
+        inputs: of a drawing.
+        size: about the height and width of the clip.
+        frames: length of the clip.
+        fps: frames per second.
+        fine: moments for each frame.
+
+    Returns:
+        `points`: for each [x, y] at (frames - 1) * fine + 1 moments, null where it is not seen; `tracks`: the same as
+        the moving camera sees them, null where the picture's points are the camera's.
+    """
+    found, motion = fitted(inputs, size)
+    height, width = found.size
+    scale = np.array(inputs.size[::-1]) / (width, height)
+    moments = (frames - 1) * fine + 1
+    starts = _grid(height, width)
+    camera = motion.camera(moments, height, width)
+    tracks = None
+    if camera is not None:
+        depth = motion.depth_of(found.size)
+        points = camera_paths(camera, [np.tile(start, (moments, 1)) for start in starts], depth)
+        tracks = camera_paths(camera, found.paths(moments), depth)
+    elif motion.driving is not None and motion.tracker is not None:
+        followed = motion.tracker(first_frames(motion.driving, frames, fps, height, width))
+        where = found.brushed()
+        if where is not None and not found.tracks:  # a brush alone says where
+            starts = [start for start in starts if where[tuple(start[::-1].astype(int))]]
+        points = [_interpolated(followed, start, moments) for start in starts]
+    else:
+        points = []
+    return {
+        "points": [_listed(path, scale) for path in points],
+        "tracks": None if tracks is None else [_listed(path, scale) for path in tracks],
+    }
+
+
+def _interpolated(followed: Any, start: np.ndarray, moments: int) -> np.ndarray:
+    x, y = start.astype(int)
+    flow = followed.flow[:, :, y, x].astype(np.float64)
+    path = start + np.where(followed.visibility[:, None, y, x], flow, np.nan)
+    knots, fine = np.linspace(0, 1, len(path)), np.linspace(0, 1, moments)
+    return np.stack([np.interp(fine, knots, path[:, axis]) for axis in (0, 1)], axis=1)
+
+
+def _grid(height: int, width: int) -> list[np.ndarray]:
+    step = max(height, width) / ACROSS
+    rows, columns = (max(1, round(side / step)) for side in (height, width))
+    return [
+        np.array([int((i + 0.5) * width / columns), int((j + 0.5) * height / rows)], dtype=np.float64)
+        for j in range(rows)
+        for i in range(columns)
+    ]
+
+
+def _listed(path: np.ndarray, scale: np.ndarray) -> list[list[float] | None]:
+    placed = ((path + 0.5) * scale - 0.5).round(2)
+    return [None if np.isnan(x) else [x, y] for x, y in placed.tolist()]
+
+
+def _about_video(data: bytes, name: str) -> str:
+    try:
+        return f"{video_seconds(io.BytesIO(data)):.1f} s"
+    except BadClip as error:
+        raise BadInput(f"{name}: {error}") from error
+
+
+def _data(source: Source) -> bytes:
+    assert isinstance(source, bytes)  # nothing of the server's own files is in a drawing
+    return source
