@@ -120,12 +120,22 @@ def test_what_is_missing_short_or_broken_is_named_or_counted(videos, bench, tmp_
         (["--reference", "VIDEOS", "--frames", "1"], "--frames is 1"),
         (["--reference", "VIDEOS", "--metrics", "nowhere.yaml"], "--metrics nowhere.yaml: no such file"),
         (["--reference", "VIDEOS", "--metrics", "WRONG"], "metrics.NoSuchMetric"),
+        (["--reference", "VIDEOS", "--metrics", "NOTHING"], "nothing.yaml: empty, expected a list of metrics"),
+        (["--reference", "VIDEOS", "--frames", "5", "--metrics", "TWICE"], "fid_random_features is there twice"),
+        (["--reference", "VIDEOS", "--device", "abacus"], "--device abacus: "),
+        (["--reference", "VIDEOS", "--device", "cuda:99"], "--device cuda:99: "),
+        # known before the work, not after it
+        (["--reference", "VIDEOS", "--json", "WRONG/scores.json"], "scores.json: cannot be written (File exists)"),
+        (["--reference", "VIDEOS", "--json", "EMPTY"], "empty: cannot be written (it is a folder"),
     ],
 )
 def test_mistakes_are_one_line(videos, tmp_path, capsys, arguments, said):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.yaml").write_text("# metrics\n")
     (tmp_path / "wrong.yaml").write_text("- class_path: metrics.NoSuchMetric\n")
-    names = {"EMPTY": tmp_path / "empty", "VIDEOS": videos, "WRONG": tmp_path / "wrong.yaml"}
+    (tmp_path / "twice.yaml").write_text("- class_path: metrics.FrechetImageDistance\n" * 2)
+    names = {name.upper(): tmp_path / f"{name}.yaml" for name in ("nothing", "wrong", "twice")}
+    names |= {"EMPTY": tmp_path / "empty", "VIDEOS": videos, "WRONG/scores.json": names["WRONG"] / "scores.json"}
     assert remoco("score", videos, *[names.get(argument, argument) for argument in arguments]) == 2
     assert said in last_line(capsys)
 
