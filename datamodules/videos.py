@@ -16,6 +16,7 @@ from datamodules.mp4 import REPEATABLE, pixels_of
 from datamodules.prepare.clips import pictures
 from datamodules.storage import atomic_path
 
+MAX_BYTES = 2 << 30  # of a whole video's pictures: a clip of seconds, not somebody's film
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 
 
@@ -77,10 +78,15 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """All pictures of a video, (L, H, W, 3) uint8, and its frames per second.
 
     Raises:
-        BadClip: does not decode, or has no pictures.
+        BadClip: does not decode, has no pictures, or more than MAX_BYTES of them.
     """
     try:
-        found = [(time, pixels_of(picture)) for time, picture in pictures(str(path))]
+        found, size = [], 0
+        for time, picture in pictures(str(path)):
+            found.append((time, pixels_of(picture)))
+            size += found[-1][1].nbytes
+            if size > MAX_BYTES:
+                raise BadClip(f"more than {MAX_BYTES >> 30} GiB when it is decoded, expected a short clip")
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames

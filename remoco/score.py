@@ -108,5 +108,7 @@ def sprite_bench(
 
     if pairs < 1:
         raise UsageError(f"--pairs is {pairs}, expected at least 1")
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, expected at least 0")
     write_sprite_bench(root, pairs, height, width, frames, seed)
     print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")
