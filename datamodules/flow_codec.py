@@ -12,7 +12,8 @@ where the flow is smooth k is zero. (The scheme of SZ3's interpolation predictor
 
 The k of the two finest levels go four to a byte, -1..1 as they are and -2 for "in the third stream"; the others two to
 a byte, -7..7 and -8. The third stream has a byte for each of those, -127..127 as it is, -128 for "in the fourth
-stream", and that an int16. The streams are zlib's. One table look-up gives four values.
+stream", and that an int16. The streams are zlib's, with a Huffman code for each level of each picture where that is
+smaller: the levels differ in how much they hold. One table look-up gives four values.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from __future__ import annotations
 import math
 import struct
 import zlib
+from collections.abc import Iterable
+from itertools import accumulate
 
 import cv2
 import numpy as np
@@ -192,10 +195,11 @@ def _shapes(height: int, width: int) -> tuple[list[tuple[int, int]], list[tuple[
 
 def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
     """The k of all levels to the member's bytes; `shape` is (L - 1, 2, H, W)."""
-    coarse = np.concatenate([part.reshape(-1) for part in residuals[: -2 * FINE]])
-    fine = np.concatenate([part.reshape(len(part), -1) for part in residuals[-2 * FINE :]], axis=1).reshape(-1)
+    coarse, fine = residuals[: -2 * FINE], residuals[-2 * FINE :]
+    in_order = [part.reshape(-1) for part in coarse], [picture.reshape(-1) for one in zip(*fine) for picture in one]
     streams, rest = [], []
-    for k, bits in ((coarse, 4), (fine, 2)):
+    for parts, bits in zip(in_order, (4, 2)):
+        k = np.concatenate(parts)
         marker = 2 ** (bits - 1)
         wider = (k >= marker) | (k <= -marker)
         rest.append(k[wider])
@@ -204,7 +208,7 @@ def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
         packed = np.zeros(symbols.size * bits // 8, np.uint8)
         for place, column in enumerate(symbols.reshape(-1, 8 // bits).T):
             packed |= column << (place * bits)
-        streams.append(_smallest(packed.tobytes()))
+        streams.append(_smallest(packed.tobytes(), accumulate(part.size * bits // 8 for part in parts[:-1])))
     k = np.concatenate(rest)
     widest = (k >= -_WIDEST) | (k <= _WIDEST)
     streams.append(_smallest(np.where(widest, _WIDEST, k).astype(np.int8).tobytes()))
@@ -212,17 +216,25 @@ def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
     return _HEADER.pack(_MAGIC, *shape, *map(len, streams)) + b"".join(streams)
 
 
-def _smallest(data: bytes) -> bytes:
-    """One zlib stream: matches save where much is still and cost where all is noise; a quick try tells which."""
-    found = min((_deflate(data, strategy) for strategy in (zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE)), key=len)
-    if len(_deflate(data, zlib.Z_FILTERED, level=1)) < len(found):
-        return min(found, _deflate(data, zlib.Z_FILTERED), key=len)
+def _smallest(data: bytes, ends: Iterable[int] = ()) -> bytes:
+    """One zlib stream: matches save where much is still and cost where all is noise; a quick try tells which.
+
+    Args:
+        data: what it holds.
+        ends: of its parts but the last, in bytes. Blocks may end there, and other Huffman codes begin.
+    """
+    cuts = [0, *ends, len(data)]
+    tried = [[data], [data[begin:end] for begin, end in zip(cuts, cuts[1:])]]
+    strategies = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
+    found = min((_deflate(parts, strategy) for parts in tried for strategy in strategies), key=len)
+    if len(_deflate([data], zlib.Z_FILTERED, level=1)) < len(found):
+        return min(found, *(_deflate(parts, zlib.Z_FILTERED) for parts in tried), key=len)
     return found
 
 
-def _deflate(data: bytes, strategy: int, level: int = 6) -> bytes:
+def _deflate(parts: list[bytes], strategy: int, level: int = 6) -> bytes:
     stream = zlib.compressobj(level, zlib.DEFLATED, zlib.MAX_WBITS, 9, strategy)
-    return stream.compress(data) + stream.flush()
+    return b"".join(stream.compress(part) + stream.flush(zlib.Z_BLOCK) for part in parts) + stream.flush()
 
 
 def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray | None = None) -> np.ndarray:

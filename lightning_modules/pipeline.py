@@ -22,6 +22,7 @@ from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, ran
 from lightning_modules.framing import Framing, Picture, read_brush, read_image
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
+from lightning_modules.restorable import average_of
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
 CALLBACK_TENSORS = ("latents", "denoised")
@@ -73,8 +74,8 @@ class MotionControlPipeline:
         with value_errors():
             checkpoint = record.read_checkpoint(path)
             found = record.of(checkpoint, str(path))
-            averaged = checkpoint.get("callbacks", {}).get("EMA", {}).get("shadow", {}) if ema else {}
-            return cls(*built(found, checkpoint["state_dict"] | averaged, svd, dtype)).to(device)
+            state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
+            return cls(*built(found, state, svd, dtype)).to(device)
 
     @classmethod
     def from_pretrained(

@@ -73,6 +73,32 @@ def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Col
         average["shadow"] = {name: v for name, v in shadow.items() if name in optimized or name not in trained}
 
 
+def average_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Name -> averaged weight as a checkpoint keeps them (`callbacks.EMA`); none where the run had no average.
+
+    Raises:
+        MisconfigurationException: something else is in their place.
+    """
+    callbacks: Any = checkpoint.get("callbacks", {})
+    _require(isinstance(callbacks, Mapping), "callbacks", callbacks, "the callbacks' states by name")
+    state: Any = callbacks.get("EMA", {"shadow": {}})
+    shadow: Any = state.get("shadow") if isinstance(state, Mapping) else None
+    sound = isinstance(shadow, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in shadow.items())
+    _require(sound, "callbacks.EMA", state, "a `shadow` of tensors by name")
+    return dict(shadow)
+
+
+def check_average(average: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Raise unless the averaged weights are those of what is trained: names, shapes, finite float32."""
+    odd = sorted(average.keys() ^ trained.keys())
+    _require(not odd, "average (callbacks.EMA)", f"different in {odd[:1]}", "the trained parameters")
+    for name, value in average.items():
+        sound = value.shape == trained[name].shape and value.dtype == torch.float32 and bool(value.isfinite().all())
+        found = f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+        expected = f"finite float32 of shape {tuple(trained[name].shape)}"
+        _require(sound, f"average (callbacks.EMA) of {name}", found, expected)
+
+
 def check_tensors(state: Any) -> None:
     """Raise unless `state_dict` is a mapping of names to tensors."""
     sound = isinstance(state, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items())

@@ -25,6 +25,7 @@ from lightning_modules.optimizer import Plan, conflict
 from lightning_modules.record import RecordedModule, check_size
 from remoco import configs
 from remoco.flags import cause
+from remoco.nulls import refuse_nulls
 from remoco.run_name import NAME, base_name, run_name
 
 HANDLED = (
@@ -82,7 +83,8 @@ class CLI(LightningCLI):
         """Lightning would read the whole file here for hyperparameters; ours says what it is in the record."""
 
     def before_instantiate_classes(self) -> None:
-        """Name the run."""
+        """Name the run, once the configuration is known to be of the right types."""
+        refuse_nulls(self.config[self.subcommand])
         trainer = self.config[self.subcommand].trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":

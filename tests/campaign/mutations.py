@@ -118,7 +118,8 @@ class Mutations:
         config = yaml.safe_load(CONFIG.read_text())
         config["trainer"] |= trainer
         config["trainer"]["logger"]["init_args"]["save_dir"] = str(attempt.out)
-        config["data"]["init_args"]["root"] = str(self.box.sprites)
+        # its own copy, for a set of another shape than that of the sprites there is made in the same folder
+        config["data"]["init_args"]["root"] = str(shutil.copytree(self.box.sprites, attempt.out / "sprites"))
         (attempt.inputs / "config.yaml").write_text(yaml.safe_dump(config))
         return attempt.inputs / "config.yaml"
 

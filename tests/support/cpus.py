@@ -35,6 +35,8 @@ def run(setting: dict[str, str], arguments: list[str]) -> tuple[bool, str, float
     log, begin = FOLDER / f"{'-'.join(f'{k}-{v}' for k, v in setting.items())}.log", time.monotonic()
     spread = ["-n", "logical", "--dist", "loadfile"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *arguments]
+    # one thread where threads are not what is tested; and those that wait leave the cores to the others
+    plain |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
     with open(log, "w") as file:
         code = subprocess.run(command, cwd=REPO, env=plain | setting, stdout=file, stderr=subprocess.STDOUT).returncode
     lines = log.read_text().splitlines()
