@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -102,9 +103,9 @@ def _results(path: Path) -> dict[str, Any]:
     """Metric -> its result: what `remoco score --json` and a run write."""
     found = _json(path)
     for name, entry in found.items():
-        kinds = {"value": (int, float), "protocol": str, "seconds": (int, float)}
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
-            raise BadShards(f"{path}: {name}: expected {{value, protocol, n, seconds}}, as `remoco score --json` writes")
+        kinds: tuple[tuple[str, type], ...] = (("value", Real), ("protocol", str), ("seconds", Real))
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds):
+            raise BadShards(f"{path}: {name}: expected {{value, protocol, n, seconds}}, as `score --json` writes")
     return found
 
 

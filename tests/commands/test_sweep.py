@@ -236,7 +236,9 @@ def test_a_name_that_means_something_else_is_another_sweep(sweep):
     assert unlike(one, written({"a": other, "b": other})) == f"values.{key}"
 
 
-@pytest.mark.parametrize("file", ["sweep.json", "trials/region_size_4-seed_0.json", "region_size_4-seed_0/metrics.json"])
+@pytest.mark.parametrize(
+    "file", ["sweep.json", "trials/region_size_4-seed_0.json", "region_size_4-seed_0/metrics.json"]
+)
 @pytest.mark.parametrize("text", ["{", "[]"])
 def test_a_damaged_file_of_a_sweep_is_one_line(finished, capsys, file, text):
     (finished / file).write_text(text)
