@@ -16,9 +16,9 @@ from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
 from datamodules import scoring
-from datamodules.bench import BenchmarkDataModule
+from datamodules.bench import LEVELS, BenchmarkDataModule
 from datamodules.errors import BadShards, UsageError
-from datamodules.storage import write_json
+from datamodules.storage import clear_leftovers, write_json
 from datamodules.videos import write_video
 from metrics import VideoMetric
 from metrics.published import tables
@@ -95,8 +95,11 @@ class Benchmark(Callback):
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / "generated.json"
         if record.is_file():
-            found = json.loads(record.read_text())
-            differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
+            try:
+                found = json.loads(record.read_text())
+                differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
+            except (ValueError, AttributeError):
+                differs = ["settings (generated.json is not readable)"]
             if differs:
                 raise MisconfigurationException(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
@@ -104,6 +107,9 @@ class Benchmark(Callback):
                 )
         elif trainer.is_global_zero:
             write_json(record, made_by)
+        if trainer.is_global_zero:
+            for level in LEVELS:
+                clear_leftovers(self.folder / "videos" / level)
         trainer.strategy.barrier()
 
     def on_test_batch_end(

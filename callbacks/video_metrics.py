@@ -65,6 +65,11 @@ class VideoMetrics(EveryNthValidation):
                 )
             if hasattr(metric, "reference"):
                 metric.reference = reference
+        names = [metric.name for metric in self.metrics]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise MisconfigurationException(
+                f"VideoMetrics.metrics: {min(twice)} is there twice, and one result would hide the other"
+            )
         self.mask_ratio = mask_ratio
         self.reference = reference
         self._left = 0
@@ -82,7 +87,7 @@ class VideoMetrics(EveryNthValidation):
         try:
             for metric in self.metrics:
                 metric.load()
-            if self.mask_ratio is not None and stage != "fit":
+            if self.mask_ratio is not None:
                 pl_module.condition.with_mask_ratio(self.mask_ratio)
         except ValueError as error:
             raise MisconfigurationException(f"VideoMetrics: {error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,6 +127,8 @@ def score_folder(
     if not judges:
         needs = ", ".join(sorted({need for metric in metrics for need in metric.needs}))
         raise UsageError(f"metrics: none of them can be computed here, they need {needs}")
+    if twice := [name for name, count in Counter(metric.name for metric in judges).items() if count > 1]:
+        raise UsageError(f"metrics: {twice[0]} is there twice, and one result would hide the other")
     results = {}
     try:
         for metric in judges:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from datamodules.bench import LEVELS
 from datamodules.errors import BadShards
 from datamodules.scene import Layer, Motion, Scene, random_scene, render, tracks
-from datamodules.storage import write_atomic
+from datamodules.storage import new_folder, write_atomic
 from datamodules.videos import write_video
 
 TRUE_CLIPS = "true_clips"
@@ -39,10 +39,10 @@ def write_sprite_bench(
         raise BadShards(f"benchmark {root}: holds files already, expected a new or empty folder")
     if frames < 2 or height < 64 or width < 64:
         raise BadShards(f"benchmark of {frames} frames of {height} x {width}: expected at least 2 of 64 x 64")
-    with tqdm(total=len(LEVELS) * pairs, desc="benchmark", unit="pair") as bar:
+    with new_folder(root) as new, tqdm(total=len(LEVELS) * pairs, desc="benchmark", unit="pair") as bar:
         for number, (folder, level) in enumerate(LEVELS.items()):
             for index in range(pairs):
-                _write_pair(root, folder, f"sprite-{index:03d}", level, (height, width, frames), [seed, number, index])
+                _write_pair(new, folder, f"sprite-{index:03d}", level, (height, width, frames), [seed, number, index])
                 bar.update()
 
 
@@ -55,7 +55,7 @@ def _write_pair(root: Path, folder: str, name: str, level: str, size: tuple[int,
         if drawn is not None:
             break
     else:
-        raise BadShards(f"benchmark {root}: no scene of {height} x {width} with a point that stays visible, in 100")
+        raise BadShards(f"benchmark: no scene of {height} x {width} with a point that stays visible, in 100")
     starts, brush = drawn
     points = [(np.array([x, y]) + flow[:, :, y, x]).tolist() for x, y in starts]
     sample = root / folder / name

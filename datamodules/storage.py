@@ -7,13 +7,15 @@ import errno
 import fcntl
 import json
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from io import BufferedRandom, FileIO
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards
+from datamodules.errors import BadShards, UsageError
 
 
 def inside(folder: Path, name: str) -> Path:
@@ -48,6 +50,39 @@ def atomic_path(path: Path) -> Iterator[Path]:
             temporary.unlink()
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """A folder beside `path` to write in; on success all that is in it is at `path`, which was not there or empty."""
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():  # it may be somebody's working folder, and stays the same
+            for inner in temporary.iterdir():
+                os.replace(inner, target / inner.name)
+        else:
+            os.replace(temporary, target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_writable(path: str | Path, name: str) -> None:
+    """Make the folder of a file that work will be written to; UsageError, with the option's name, where it cannot be.
+
+    For before the work: the disk may still fill up.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder, expected the name of a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UsageError(f"{name} {path}: cannot be written ({error.strerror})") from None
 
 
 @contextlib.contextmanager

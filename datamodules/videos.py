@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
@@ -15,7 +14,9 @@ from torch import Tensor
 from datamodules.errors import BadClip, one_line
 from datamodules.mp4 import REPEATABLE, pixels_of
 from datamodules.prepare.clips import pictures
+from datamodules.storage import atomic_path
 
+MAX_BYTES = 2 << 30  # of a whole video's pictures: a clip of seconds, not somebody's film
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
 
 
@@ -61,30 +62,31 @@ def write_video(path: Path, video: np.ndarray, fps: float) -> None:
     The bytes depend on the frames, fps and the version of x264 only.
     """
     height, width = (n - n % 2 for n in video.shape[1:3])  # 4:2:0 colour needs even sizes
-    part = path.with_name(f".{path.name}.{os.getpid()}.part.mp4")
-    try:
-        with av.open(str(part), "w", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.height, stream.width = height, width
-            stream.pix_fmt = "yuv420p"
-            stream.options = {**REPEATABLE, "crf": "10", "preset": "fast"}
-            for picture in video:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    options = {"movflags": "faststart", "fflags": "+bitexact"}
+    with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = height, width
+        stream.pix_fmt = "yuv420p"
+        stream.options = {**REPEATABLE, "crf": "10", "preset": "fast"}
+        for picture in video:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """All pictures of a video, (L, H, W, 3) uint8, and its frames per second.
 
     Raises:
-        BadClip: does not decode, or has no pictures.
+        BadClip: does not decode, has no pictures, or more than MAX_BYTES of them.
     """
     try:
-        found = [(time, pixels_of(picture)) for time, picture in pictures(str(path))]
+        found, size = [], 0
+        for time, picture in pictures(str(path)):
+            found.append((time, pixels_of(picture)))
+            size += found[-1][1].nbytes
+            if size > MAX_BYTES:
+                raise BadClip(f"more than {MAX_BYTES >> 30} GiB when it is decoded, expected a short clip")
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames

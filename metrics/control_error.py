@@ -181,6 +181,8 @@ class ControlError(VideoMetric):
             def error(video: Tensor) -> Tensor:
                 return _distance(tracker(video, queries)[0] - points, target)
 
+        self._update_count += 1  # as torchmetrics counts an `update`, after which
+        self._computed = None  # a number that was computed before is none any more
         self.total += error(clip.video)
         self.clips += 1
         self._beside("standing_still", _distance(torch.zeros_like(target), target))

@@ -95,5 +95,9 @@ class InceptionI3d(nn.Module):
             if name in POOLS:
                 x = max_pool(x, *POOLS[name])
             x = self.get_submodule(name)(x)
-        x = F.avg_pool3d(x, (1, 7, 7), stride=1)
+        return self.head(x)
+
+    def head(self, x: Tensor) -> Tensor:
+        """Features (N, 1024, L', 7, 7) -> logits: of two neighbours in time each, and their mean."""
+        x = F.avg_pool3d(x, (min(2, x.shape[2]), 7, 7), stride=1)
         return self.logits.get_submodule("conv3d")(x).mean((2, 3, 4))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 from datamodules.errors import UsageError
+from datamodules.storage import new_folder
 from lightning_modules import record
 from lightning_modules.restorable import average_of
 from lightning_modules.svd import SVD
@@ -32,10 +31,6 @@ def export_base(checkpoint: str, folder: str) -> None:
     state = {name.removeprefix("svd."): tensor for name, tensor in (loaded["state_dict"] | average_of(loaded)).items()}
     if unknown := svd.load_state_dict(state, strict=False).unexpected_keys:
         raise UsageError(f"{checkpoint}: {unknown[0]} is no weight of a {base['random_init']} base")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        svd.export(temporary)
-        os.replace(temporary, target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_folder(target) as written:
+        svd.export(written)
     print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.svd {target}")

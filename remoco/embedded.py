@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from callbacks.strips import strip, write_mp4
+from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
+from datamodules.bench import STEP
 from datamodules.errors import UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
-from datamodules.storage import write_atomic
+from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object
+
+MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
 
 def pack(
@@ -59,6 +62,11 @@ def demo(
         seed: of the sample.
     """
     start = time.perf_counter()
+    if size % STEP or not STEP <= size <= MAX_SIZE:
+        raise UsageError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
+    if scene < 0:
+        raise UsageError(f"--scene is {scene}, expected at least 0")
+    check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
     except ValueError as error:
@@ -75,7 +83,7 @@ def demo(
     clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])
-    factor = 3  # arrows drawn on a tiny frame and enlarged would be blocks
+    factor = panel_factor(size)  # arrows drawn on a tiny frame and enlarged would be blocks
     big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first))
     panels = {
         "first frame": real[0].transpose(1, 2, 0),

@@ -20,14 +20,24 @@ from conditions import control_video
 from datamodules.backdrop import Backdrop
 from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
+from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
-from datamodules.storage import clear_leftovers, write_json
+from datamodules.storage import check_writable, clear_leftovers, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+RANGES = {
+    "num_frames": ("num-frames", 2, 1024),
+    "num_inference_steps": ("steps", 1, 10_000),
+    "min_guidance_scale": ("min-guidance-scale", 0, 1000),
+    "max_guidance_scale": ("max-guidance-scale", 0, 1000),
+    "motion_bucket_id": ("motion-bucket-id", 0, 10_000),
+    "fps": ("fps", 0.1, 1000),
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,9 @@ def generate(
         "motion_bucket_id": pipe.sampling["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
+    _check_numbers(options)
+    if folder is None:
+        check_writable(jobs[0].video, "--out")
     if folder is not None:
         flags = {"camera": camera, "poses": poses, "depth": depth, "driving": driving, "tracker": tracker}
         _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
@@ -157,6 +170,13 @@ def generate(
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
     print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
     return int(left_out > 0)
+
+
+def _check_numbers(options: dict[str, Any]) -> None:
+    """UsageError for a number out of its range, before a folder notes it and anything is sampled."""
+    for name, (flag, least, most) in RANGES.items():
+        if not least <= options[name] <= most:
+            raise UsageError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 
 def clip(
@@ -295,8 +315,8 @@ def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: 
     own = (64, 64) if pipe.module.random_init else (320, 512)
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
     for name, value in (("--height", height), ("--width", width)):
-        if value is not None and (value < STEP or value % STEP):
-            raise UsageError(f"{name} is {value}, expected a multiple of {STEP}")
+        if value is not None and (value % STEP or not STEP <= value <= MAX_SIDE):
+            raise UsageError(f"{name} is {value}, expected a multiple of {STEP} up to {MAX_SIDE}")
     return height or trained[0], width or trained[1]
 
 

@@ -83,7 +83,7 @@ class SceneMotion:
             below = dense_control(condition, flow, visible, seed, None if strokes else inputs.brushed())
         else:
             return condition.draw(inputs.strokes(frames), masks, frames, height, width)
-        if not strokes:
+        if not strokes and (camera is None or masks is None):
             return below
         return over(condition.draw(strokes, masks, frames, height, width), below, masks)
 

@@ -9,8 +9,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules import scoring
-from datamodules.errors import UsageError
-from datamodules.storage import write_json
+from datamodules.errors import UsageError, one_line
+from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric
 from metrics.published import tables
 from remoco.flags import cause
@@ -43,6 +43,9 @@ def score(
         raise UsageError("--bench, --reference: give exactly one of them")
     if frames < 2:
         raise UsageError(f"--frames is {frames}, expected at least 2")
+    place = _device(device)
+    if json is not None:
+        check_writable(json, "--json")
     judges = scoring.offline_metrics() if metrics is None else read_metrics(metrics)
     if bench is not None:
         folder = scoring.for_bench(videos, bench, frames, skip_unreadable)
@@ -50,12 +53,10 @@ def score(
         folder = scoring.for_reference(videos, str(reference), frames, skip_unreadable)
     for line in folder.left_out:
         print(f"left out: {line}")
-    results = scoring.score_folder(
-        folder, judges, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    )
+    results = scoring.score_folder(folder, judges, place)
     for name, result in results.items():
         print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
-    print("\n" + tables({Path(videos).name: results}))
+    print("\n" + tables({Path(videos).resolve().name: results}))
     if json is not None:
         write_json(Path(json), results)
         print(f"wrote {json}")
@@ -73,9 +74,21 @@ def read_metrics(path: str) -> list[VideoMetric]:
     parser.add_argument("--metrics", type=list[VideoMetric])
     try:
         entries = yaml.safe_load(Path(path).read_text())
+        if not entries:
+            raise ValueError("empty, expected a list of metrics, as configs/eval/metrics.yaml")
         return parser.instantiate_classes(parser.parse_object({"metrics": entries})).metrics
     except Exception as error:  # YAML, jsonargparse and a metric's own checks
         raise UsageError(f"--metrics {path}: {cause(error)}") from error
+
+
+def _device(name: str | None) -> torch.device:
+    """The device to work on, tried; the GPU by default."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {name}: {one_line(error)}") from None
+    return device
 
 
 def sprite_bench(
@@ -95,5 +108,7 @@ def sprite_bench(
 
     if pairs < 1:
         raise UsageError(f"--pairs is {pairs}, expected at least 1")
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, expected at least 0")
     write_sprite_bench(root, pairs, height, width, frames, seed)
     print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +62,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         and not (path / "metrics.json").is_file()
     ):
         return _read_videos(path, system)
-    system.results = _json(path / "metrics.json")
+    system.results = _results(path / "metrics.json")
     system.curves = _curves(path)
     found = sorted((path / "benchmark").glob("*/"))
     if bench is not None:
@@ -69,10 +71,10 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         names = ", ".join(own.name for own in found)
         raise BadShards(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
     for own in found:
-        system.bench = _json(own / "scores.json")
+        system.bench = _results(own / "scores.json")
         root = _json(own / "generated.json").get("root")
         system.bench_root = Path(root) if root and Path(root).is_dir() else None
-        system.videos = video_files(own / "videos")
+        system.videos = _videos(own / "videos")
     steps = sorted(step for step in (path / "samples").glob("step-*") if any(step.glob("clip-*.mp4")))
     if steps:
         system.strips = sorted(steps[-1].glob("clip-*.mp4"))
@@ -81,16 +83,30 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
 
 
 def _read_videos(path: Path, system: System) -> System:
-    try:
-        system.videos = video_files(path)
-    except BadClip as error:
-        raise BadShards(str(error)) from None
+    system.videos = _videos(path)
     if not system.videos:
         raise BadShards(f"{path}: neither a run's folder nor a folder of videos")
-    results = _json(path / "scores.json")
+    results = _results(path / "scores.json")
     levels = any("/" in name for name in results)
     system.bench, system.results = (results, {}) if levels else ({}, results)
     return system
+
+
+def _videos(path: Path) -> dict[str, Path]:
+    try:
+        return video_files(path)
+    except BadClip as error:
+        raise BadShards(str(error)) from None
+
+
+def _results(path: Path) -> dict[str, Any]:
+    """Metric -> its result: what `remoco score --json` and a run write."""
+    found = _json(path)
+    for name, entry in found.items():
+        kinds: tuple[tuple[str, type], ...] = (("value", Real), ("protocol", str), ("seconds", Real))
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds):
+            raise BadShards(f"{path}: {name}: expected {{value, protocol, n, seconds}}, as `score --json` writes")
+    return found
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -113,7 +129,8 @@ def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
     tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(CURVES) and not tag.startswith("val/loss_")]
     curves = {}
     for tag in sorted(tags, key=lambda tag: [tag.startswith(c) for c in CURVES].index(True)):
-        points = {event.step: event.value for event in events.Scalars(tag)}  # a resumed run's later value counts
+        # a resumed run's later value counts; what is not finite has no place on a curve
+        points = {event.step: event.value for event in events.Scalars(tag) if math.isfinite(event.value)}
         if len(points) > 1:
             curves[tag] = (sorted(points), [points[step] for step in sorted(points)])
     return curves

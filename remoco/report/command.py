@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from datamodules.bench import read_pair
+from datamodules.bench import find_pairs, read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.inputs import Inputs
-from datamodules.storage import write_atomic
+from datamodules.storage import new_folder, write_atomic
 from datamodules.videos import read_video, write_video
 from remoco.report.collect import System, read_system
 from remoco.report.page import page
@@ -32,23 +32,26 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
     """
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+    if clips < 1:
+        raise UsageError(f"--clips is {clips}, expected at least 1")
+    if bench is not None:
+        find_pairs(bench)
     systems = [read_system(run, bench) for run in runs]
     if len({system.name for system in systems}) < len(systems):
         raise UsageError("runs: two folders have the same name, by which the page would tell them apart")
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    gallery = _gallery(systems, roots[0] if roots else None, folder, clips)
-    strips: dict[str, list[Any]] = {}
-    for system in systems:
-        strips[system.name] = []
-        for path in system.strips:
-            target = f"videos/samples/{_plain(system.name)}-{path.name}"
-            (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / target)
-            strips[system.name].append(target)
-    write_atomic(folder / "index.html", page(systems, gallery, strips).encode())
-    print(f"wrote {folder}: open {folder / 'index.html'}")
+    with new_folder(out) as folder:
+        gallery = _gallery(systems, roots[0] if roots else None, folder, clips)
+        strips: dict[str, list[Any]] = {}
+        for number, system in enumerate(systems):
+            strips[system.name] = []
+            for path in system.strips:
+                target = f"videos/samples/{number}-{_plain(system.name)}-{path.name}"
+                (folder / target).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, folder / target)
+                strips[system.name].append(target)
+        write_atomic(folder / "index.html", page(systems, gallery, strips).encode())
+    print(f"wrote {out}: open {Path(out) / 'index.html'}")
 
 
 def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int) -> list[tuple[str, dict[str, str]]]:
@@ -56,22 +59,21 @@ def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int
     keys = sorted({key for system in systems for key in system.videos})
     if len(keys) > clips:
         keys = [keys[i] for i in np.linspace(0, len(keys) - 1, clips).round().astype(int)]
+    drawn = set() if bench is None else set(find_pairs(bench))
     rows = []
     for number, key in enumerate(tqdm(keys, desc="gallery", unit="sample", disable=not keys)):
         panels = {}
         own = {system.name: system.videos[key] for system in systems if key in system.videos}
         try:
             videos = {name: read_video(path) for name, path in own.items()}
-            if bench is not None and (bench / key).is_dir():
+            if bench is not None and key in drawn:
                 length = max(len(video) for video, _ in videos.values())
-                videos = {
-                    "control": (control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]),
-                    **videos,
-                }
+                control = control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]
+                videos = {"control (drawn)" if "control" in videos else "control": control, **videos}
         except BadClip as error:
             raise BadShards(str(error)) from error
-        for name, (video, fps) in videos.items():
-            target = f"videos/{number:03d}-{_plain(name)}.mp4"
+        for place, (name, (video, fps)) in enumerate(videos.items()):
+            target = f"videos/{number:03d}-{place}-{_plain(name)}.mp4"
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
             write_video(folder / target, video, fps)  # written anew: browsers play few codecs
             panels[name] = target

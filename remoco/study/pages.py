@@ -8,16 +8,17 @@ import html
 import json
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datamodules.bench import read_pair
+from datamodules.bench import find_pairs, read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.inputs import Inputs
-from datamodules.storage import write_atomic
+from datamodules.storage import new_folder, write_atomic
 from datamodules.videos import read_video, video_files, write_video
 
 # the questions of table 4
@@ -47,6 +48,8 @@ def pages(
         raise UsageError(f"{a}, {b}: the folders' names are the systems', so they must differ")
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+    if seed < 0:
+        raise UsageError(f"--seed is {seed}, expected at least 0")
     names, found = _same_names(a, b)
     rng = np.random.default_rng(seed)
     order = [names[i] for i in rng.permutation(len(names))]
@@ -54,29 +57,49 @@ def pages(
         if not 1 <= pairs <= len(order):
             raise UsageError(f"--pairs is {pairs}, expected 1 to {len(order)}, the number of videos")
         order = order[:pairs]
-    folder = Path(out) / "videos"
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for number, name in enumerate(tqdm(order, desc="pairs", unit="pair")):
-        flipped = bool(rng.integers(2))
-        for side, system in zip(("left", "right"), (1, 0) if flipped else (0, 1)):
-            # written anew, the same way for both: a browser plays few codecs, and a file says who wrote it
-            video, fps = read_video(found[system][name])
-            write_video(folder / f"{number:04d}-{side}.mp4", video, fps)
-        row = {"id": number, "left": systems[flipped], "right": systems[not flipped], "name": name}
-        if bench is not None:
-            Image.fromarray(_drawn(bench, name)).save(folder / f"{number:04d}-tracks.png")
-            row["tracks"] = True
-        rows.append(row)
-    questions = {key: text for key, text in QUESTIONS.items() if bench is not None or key != NEEDS_TRACKS}
-    study = {"systems": systems, "seed": seed, "questions": questions, "pairs": rows}
-    # not for secrecy: so that nobody reads a name by accident
-    hidden = base64.b64encode(json.dumps(study).encode()).decode()
-    identity = hashlib.sha256(hidden.encode()).hexdigest()[:12]
-    page = files("remoco.study").joinpath("page.html").read_text()
-    page = page.replace("{{STUDY}}", hidden).replace("{{ID}}", html.escape(identity))
-    write_atomic(Path(out) / "index.html", page.encode())
+    drawn = set() if bench is None else set(find_pairs(bench))
+    if bench is not None and (unknown := [name for name in order if name not in drawn]):
+        raise BadShards(f"--bench {bench}: no sample for the video {unknown[0]}")
+    with new_folder(out) as folder:
+        with tqdm(order, desc="pairs", unit="pair") as bar:
+            rows = [
+                _write_pair(folder / "videos", number, name, systems, found, bool(rng.integers(2)), bench)
+                for number, name in enumerate(bar)
+            ]
+        questions = {key: text for key, text in QUESTIONS.items() if bench is not None or key != NEEDS_TRACKS}
+        study = {"systems": systems, "seed": seed, "questions": questions, "pairs": rows}
+        # not for secrecy: so that nobody reads a name by accident
+        hidden = base64.b64encode(json.dumps(study).encode()).decode()
+        identity = hashlib.sha256(hidden.encode()).hexdigest()[:12]
+        page = files("remoco.study").joinpath("page.html").read_text()
+        page = page.replace("{{STUDY}}", hidden).replace("{{ID}}", html.escape(identity))
+        write_atomic(folder / "index.html", page.encode())
     print(f"wrote {out}: {len(order)} pairs; open {Path(out) / 'index.html'}")
+
+
+def _write_pair(
+    folder: Path,
+    number: int,
+    name: str,
+    systems: tuple[str, str],
+    found: list[dict[str, Path]],
+    flipped: bool,
+    bench: str | None,
+) -> dict[str, Any]:
+    """Write the two videos of a pair, and its tracks; what the page has to know of it."""
+    folder.mkdir(exist_ok=True)
+    for side, system in zip(("left", "right"), (1, 0) if flipped else (0, 1)):
+        # written anew, the same way for both: a browser plays few codecs, and a file says who wrote it
+        try:
+            video, fps = read_video(found[system][name])
+        except BadClip as error:
+            raise BadShards(str(error)) from error
+        write_video(folder / f"{number:04d}-{side}.mp4", video, fps)
+    row = {"id": number, "left": systems[flipped], "right": systems[not flipped], "name": name}
+    if bench is None:
+        return row
+    Image.fromarray(_drawn(bench, name)).save(folder / f"{number:04d}-tracks.png")
+    return row | {"tracks": True}
 
 
 def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
@@ -103,7 +126,7 @@ def _drawn(bench: str, name: str) -> np.ndarray:
     """(H, W, 3) uint8: the first frame with the brush and the drawn tracks."""
     try:
         return draw_tracks(read_pair(bench, name).inputs)
-    except (BadClip, KeyError) as error:
+    except BadClip as error:
         raise BadShards(f"--bench {bench}: no sample for the video {name} ({error})") from error
 
 

@@ -41,9 +41,13 @@ def read_answers(path: str | Path) -> dict[str, Any]:
     try:
         found = json_module.loads(Path(path).read_text())
         given = {(entry["pair"], entry["question"]): (entry["winner"], entry["loser"]) for entry in found["answers"]}
+        if any(not isinstance(text, str) for key in given for text in (*key, *given[key])):
+            raise TypeError("pair, question, winner and loser are text")
         read = {"study": found["study"], "rater": found["rater"], "answers": given, "path": str(path)}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadShards(f"{path}: not the answers of a study ({type(error).__name__}: {error})") from error
+    if not all(isinstance(read[name], str) for name in ("study", "rater")):
+        raise BadShards(f"{path}: not the answers of a study (study and rater are text)")
     if not given:
         raise BadShards(f"{path}: holds no answers")
     return read

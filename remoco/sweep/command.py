@@ -73,8 +73,11 @@ def _check(plan: Plan, folder: Path) -> None:
     """Have the parser of a fit read every point: what it refuses is known before the first trial."""
     from remoco.training import refused
 
+    names: dict[str, dict[str, str]] = {}
     for point in tqdm(points(plan), desc="checking", unit="point"):
         trial = trials_of(plan, point, folder)[0]
+        if (other := names.setdefault(trial.name, point)) is not point:
+            raise UsageError(f"values: {other} and {point} have the same folder, {trial.name}; give them names")
         if problem := refused(["fit", *trial.fit]):
             raise UsageError(f"{trial.name.removesuffix('-seed_0')}: {problem}")
 

@@ -85,9 +85,10 @@ def _work(config: dict[str, Any], trials: list[Trial], out: str, cwd: str) -> di
 
 @contextmanager
 def _progress(trials: list[Trial], out: Path) -> Iterator[None]:
-    """A bar over the trials: those that ended, a line each, and how far the running ones are."""
+    """A bar over the trials: a line for each that finished or failed, and how far the running ones are."""
     over = threading.Event()
     left = {trial.name: log_file(out, trial.name) for trial in trials}
+    said = {name: (read_record(out, name) or {}).get("attempts", 0) for name in left}  # attempts that were reported on
     with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
 
         def look() -> None:
@@ -98,6 +99,9 @@ def _progress(trials: list[Trial], out: Path) -> Iterator[None]:
                     bar.update()
                     bar.write(f"{name}: finished in {found['seconds']:.0f} s")
                     del left[name]
+                elif found["state"] == "failed" and found["attempts"] > said[name]:
+                    said[name] = found["attempts"]
+                    bar.write(f"{name}: {found['error']}")
                 elif found["state"] == "started":
                     steps = re.findall(r"\b\d+/\d+\b", last_line(left[name]))
                     running.append(f"{name} {steps[-1] if steps else 'starts'}")

@@ -136,6 +136,8 @@ def _check(plan: Plan) -> None:
     for name in RAW:
         if not isinstance(getattr(plan, name), dict):
             raise UsageError(f"{name}: expected a mapping, got {getattr(plan, name)!r}")
+        if odd := [key for key in getattr(plan, name) if not isinstance(key, str)]:
+            raise UsageError(f"{name}: {odd[0]!r}: expected a key of the configuration")
     if not plan.values:
         raise UsageError("values: empty, expected keys of the configuration with their values")
     for key, values in plan.values.items():
@@ -236,4 +238,11 @@ def unlike(old: dict[str, Any], new: dict[str, Any]) -> str | None:
     for name in ("configs", "set", "test", "files"):
         if old.get(name) != new[name]:
             return name
-    return "values" if list(old.get("values", {})) != list(new["values"]) else None
+    before, after = old.get("values", {}), new["values"]
+    if list(before) != list(after):
+        return "values"
+    for key in after:  # a name that means something else now: its finished trials would be taken for the new ones
+        was, now = named(before[key]), named(after[key])
+        if any(was[name] != now[name] for name in was.keys() & now.keys()):
+            return f"values.{key}"
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import UsageError
-from remoco.sweep.trial import read_record
+from remoco.sweep.trial import read_object, read_record
 
 PLAN = "sweep.json"
 
@@ -59,8 +59,9 @@ def read_plan(folder: Path) -> dict[str, Any]:
         UsageError: not the folder of a sweep.
     """
     try:
-        return json.loads((folder / PLAN).read_text())
-    except (OSError, ValueError):
+        found = json.loads((folder / PLAN).read_text())
+        return {**found, **{name: found[name] for name in ("values", "metrics", "label")}}
+    except (OSError, ValueError, TypeError, KeyError):
         raise UsageError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}") from None
 
 
@@ -148,7 +149,7 @@ def _metrics(folder: Path) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for path in (folder / "metrics.json", *sorted((folder / "benchmark").glob("*/scores.json"))):
         if path.is_file():
-            found |= json.loads(path.read_text())
+            found |= read_object(path)
     return {name: entry for name, entry in found.items() if isinstance(entry, dict) and "value" in entry}
 
 

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import UsageError
 from datamodules.storage import write_json
 from remoco.sweep.plan import Trial
 
@@ -86,10 +87,19 @@ def log_file(out: Path, name: str) -> Path:
 
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a trial; None where there is none."""
+    path = record_file(out, name)
+    return read_object(path) if path.is_file() else None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; UsageError where it is none."""
     try:
-        return json.loads(record_file(out, name).read_text())
-    except FileNotFoundError:
-        return None
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return found
 
 
 def last_line(log: Path) -> str:

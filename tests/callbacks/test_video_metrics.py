@@ -16,7 +16,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from callbacks import LastCheckpoint, Throughput, VideoMetrics
 from callbacks.strips import to_uint8
-from conditions import RegionWise
+from conditions import DenseFlow, RegionWise
 from metrics import (
     FeatureNetwork,
     FrameConsistency,
@@ -180,6 +180,19 @@ def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask
 def test_arguments_out_of_range(arguments):
     with pytest.raises(MisconfigurationException, match=f"VideoMetrics.{next(iter(arguments))}"):
         VideoMetrics(**arguments)
+
+
+def test_two_metrics_of_one_name_are_refused():
+    with pytest.raises(MisconfigurationException, match="fvd_random_features is there twice"):
+        VideoMetrics([FrechetVideoDistance(), FrechetVideoDistance()])
+
+
+def test_a_condition_without_regions_refuses_a_mask_ratio_before_a_fit(tmp_path):
+    module, data = Module(), Data(val=2)
+    module.condition = DenseFlow()
+    with pytest.raises(MisconfigurationException, match="VideoMetrics: mask_ratio: DenseFlow draws no regions"):
+        trainer(tmp_path, [VideoMetrics(mask_ratio=0.85)]).fit(module, datamodule=data)
+    assert not module.sampled
 
 
 def test_every_second_validation(tmp_path):

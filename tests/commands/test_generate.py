@@ -5,9 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from callbacks.strips import write_mp4
+from conditions import RegionWise
 from datamodules.backdrop import Backdrop
 from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
@@ -18,6 +20,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.generate import generate
+from remoco.motion import SceneMotion
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -95,6 +98,9 @@ def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypa
     assert remoco(*command, "--seed", "4") == 2 and len(calls) == 3
     assert "holds clips made with other seed" in capsys.readouterr().err
     broken.joinpath("first_frame.png").unlink()
+    fresh = ("generate", "embedded", bench, "--out", tmp_path / "fresh")
+    assert remoco(*fresh, "--steps", "0") == 2  # and is not what the folder holds from now on
+    assert not (tmp_path / "fresh").exists()
 
 
 def test_edited_inputs_are_made_again(tmp_path, capsys, monkeypatch, written):
@@ -200,6 +206,16 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         assert said in str(error.value) and "\n" not in str(error.value), flags
 
 
+def test_a_brush_under_a_camera_counts_without_tracks_too():
+    """What is brushed moves as it likes, the rest as the camera does."""
+    image, brush = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    brush[:, :32] = 1
+    motion, condition = SceneMotion({"pan": 0.2}), RegionWise(8)
+    alone, brushed = (motion.control(condition, Inputs(image, [], mask), 4, 8.0, 1) for mask in (None, brush))
+    assert alone[:, :2, :, :32].any() and not brushed[:, :2, :, :32].any() and brushed[:, 2].all()
+    assert torch.equal(alone[..., 32:], brushed[..., 32:])
+
+
 def bad(tmp_path) -> dict[str, tuple[list, str]]:
     Image.new("RGB", (64, 64)).save(tmp_path / "image.png")
     Image.new("L", (63, 64)).save(tmp_path / "small.png")
@@ -223,7 +239,10 @@ def bad(tmp_path) -> dict[str, tuple[list, str]]:
         "checkpoint": ([image, *good], "checkpoint: "),
         "out": ([image, *good, "--out", tmp_path / "clip.avi"], "clip.avi: expected the name of an .mp4"),
         "height": ([image, *good, "--height", "100"], "--height is 100, expected a multiple of 64"),
-        "steps": ([image, *good, "--steps", "0"], "num_inference_steps is 0"),
+        "size": ([image, *good, "--width", "64000"], "--width is 64000, expected a multiple of 64 up to 8192"),
+        "steps": ([image, *good, "--steps", "0"], "--steps is 0, expected a number from 1 to 10000"),
+        "frames": ([image, *good, "--num-frames", "1000000"], "--num-frames is 1000000, expected a number from 2"),
+        "not writable": ([image, *good, "--out", tmp_path / "text.png" / "x.mp4"], "x.mp4: cannot be written"),
         "device": ([image, *good, "--device", "nothing"], "--device nothing"),
     }
 

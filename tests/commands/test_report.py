@@ -9,7 +9,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from datamodules.sprite_bench import write_sprite_bench
-from datamodules.videos import write_video
+from datamodules.videos import read_frames, write_video
 from remoco.report.charts import chart, nice_ticks, thinned
 from tests.support.commands import remoco
 
@@ -39,6 +39,7 @@ def run(tmp_path):
     writer = SummaryWriter(str(folder))
     for step in range(5):
         writer.add_scalar("train/loss", 1 / (step + 1), step)
+    writer.add_scalar("train/loss", float("nan"), 5)  # the step at which a run stopped
     writer.close()
     return folder
 
@@ -94,6 +95,8 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
         ([tmp_path / "empty"], "neither a run's folder nor a folder of videos"),
         ([run, run], "two folders have the same name"),
         ([run, "--out", run], "holds files already"),
+        ([run, "--clips", "-1"], "--clips is -1, expected at least 1"),
+        ([run, "--bench", tmp_path / "nowhere"], "benchmark " + str(tmp_path / "nowhere") + ": no such folder"),
     ):
         out = [] if "--out" in arguments else ["--out", tmp_path / "page"]
         assert remoco("report", *arguments, *out) == 2
@@ -101,6 +104,39 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     (run / "metrics.json").write_text("[1]")
     assert remoco("report", run, "--out", tmp_path / "page") == 2
     assert "metrics.json: expected a JSON object" in capsys.readouterr().err
+    for entry in ("3.0", '{"value": 3.0}', '{"value": "3", "protocol": "p", "seconds": 1}'):
+        (run / "metrics.json").write_text(f'{{"md_vid": {entry}}}')
+        assert remoco("report", run, "--out", tmp_path / "page") == 2
+        assert "metrics.json: md_vid: expected {value, protocol" in capsys.readouterr().err
+
+
+def test_a_broken_video_leaves_nothing_behind(run, other, tmp_path, capsys):
+    """So the same command works when it is mended; also into an empty folder that was there."""
+    broken, out = other / f"{KEY}.mp4", tmp_path / "page"
+    good = broken.read_bytes()
+    broken.write_bytes(b"broken")
+    before = {path.name for path in tmp_path.iterdir()}
+    assert remoco("report", run, other, "--out", out) == 2
+    assert "theirs/object_control/sprite-000.mp4: does not decode" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == before
+    broken.write_bytes(good)
+    out.mkdir()
+    assert remoco("report", run, other, "--out", out) == 0 and (out / "index.html").is_file()
+    shutil.copy(broken, broken.with_suffix(".avi"))
+    assert remoco("report", other, "--out", tmp_path / "another") == 2
+    assert "has the same name" in capsys.readouterr().err
+
+
+def test_names_that_a_file_cannot_have_are_kept_apart(run, other, tmp_path):
+    systems = [other.rename(tmp_path / "a+b"), tmp_path / "a_b", tmp_path / "control"]
+    for number, system in enumerate(systems[1:], 1):
+        shutil.copytree(systems[0], system)
+        write_video(system / f"{KEY}.mp4", np.full((4, 64, 64, 3), 40 + 60 * number, np.uint8), 8)
+    assert remoco("report", *systems, "--bench", tmp_path / "bench", "--out", tmp_path / "page") == 0
+    shown = re.findall(r'src="([^"]+)"></video><figcaption>([^<]+)<', (tmp_path / "page" / "index.html").read_text())
+    assert [name for _, name in shown] == ["control (drawn)", "a+b", "a_b", "control"]
+    greys = [read_frames(tmp_path / "page" / source, 4).float().mean().item() for source, _ in shown[1:]]
+    assert greys == pytest.approx([40, 100, 160], abs=2)
 
 
 @pytest.mark.parametrize("low, high", [(0, 1), (0.003, 0.0041), (-5, 1200), (2, 2), (0, 0)])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.errors import BadClip
 from datamodules.sprite_bench import write_sprite_bench
-from datamodules.videos import read_frames, write_video
+from datamodules.videos import read_frames, read_video, write_video
 from metrics import RandomFrameFeatures, RandomVideoFeatures
 from remoco.study.ratios import preference_ratios
 from tests.support.commands import remoco
@@ -120,12 +121,22 @@ def test_what_is_missing_short_or_broken_is_named_or_counted(videos, bench, tmp_
         (["--reference", "VIDEOS", "--frames", "1"], "--frames is 1"),
         (["--reference", "VIDEOS", "--metrics", "nowhere.yaml"], "--metrics nowhere.yaml: no such file"),
         (["--reference", "VIDEOS", "--metrics", "WRONG"], "metrics.NoSuchMetric"),
+        (["--reference", "VIDEOS", "--metrics", "NOTHING"], "nothing.yaml: empty, expected a list of metrics"),
+        (["--reference", "VIDEOS", "--frames", "5", "--metrics", "TWICE"], "fid_random_features is there twice"),
+        (["--reference", "VIDEOS", "--device", "abacus"], "--device abacus: "),
+        (["--reference", "VIDEOS", "--device", "cuda:99"], "--device cuda:99: "),
+        # known before the work, not after it
+        (["--reference", "VIDEOS", "--json", "WRONG/scores.json"], "scores.json: cannot be written (File exists)"),
+        (["--reference", "VIDEOS", "--json", "EMPTY"], "empty: cannot be written (it is a folder"),
     ],
 )
 def test_mistakes_are_one_line(videos, tmp_path, capsys, arguments, said):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.yaml").write_text("# metrics\n")
     (tmp_path / "wrong.yaml").write_text("- class_path: metrics.NoSuchMetric\n")
-    names = {"EMPTY": tmp_path / "empty", "VIDEOS": videos, "WRONG": tmp_path / "wrong.yaml"}
+    (tmp_path / "twice.yaml").write_text("- class_path: metrics.FrechetImageDistance\n" * 2)
+    names = {name.upper(): tmp_path / f"{name}.yaml" for name in ("nothing", "wrong", "twice")}
+    names |= {"EMPTY": tmp_path / "empty", "VIDEOS": videos, "WRONG/scores.json": names["WRONG"] / "scores.json"}
     assert remoco("score", videos, *[names.get(argument, argument) for argument in arguments]) == 2
     assert said in last_line(capsys)
 
@@ -143,6 +154,32 @@ def test_a_study_from_pages_to_ratios(videos, bench, tmp_path, capsys):
     next(other.rglob("*.mp4")).unlink()
     assert remoco("study", "pages", videos, other, "--out", tmp_path / "x") == 2
     assert "theirs: 1 videos of the other system are missing" in last_line(capsys)
+
+
+def test_a_study_that_cannot_be_made_leaves_nothing_behind(videos, bench, tmp_path, capsys):
+    other = shutil.copytree(videos, tmp_path / "theirs")
+    before = {path.name for path in tmp_path.iterdir()}
+    command = ("study", "pages", videos, other, "--out", tmp_path / "page")
+    for extra, said in (
+        (("--bench", tmp_path), "no samples, expected"),
+        (("--seed", -1), "--seed is -1, expected at least 0"),
+    ):
+        assert remoco(*command, *extra) == 2 and said in last_line(capsys)
+    for folder in (videos, other):
+        shutil.copy(folder / "object_control" / "sprite-000.mp4", folder / "more.mp4")
+    assert remoco(*command, "--bench", bench) == 2 and "no sample for the video more" in last_line(capsys)
+    (other / "more.mp4").write_bytes(b"broken")
+    assert remoco(*command) == 2 and "theirs/more.mp4: does not decode" in last_line(capsys)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    (other / "more.mp4").write_bytes((videos / "more.mp4").read_bytes())
+    assert remoco(*command) == 0
+
+
+def test_a_film_is_no_clip(videos, monkeypatch):
+    monkeypatch.setattr("datamodules.videos.MAX_BYTES", 64 * 96 * 3 * 4)
+    with pytest.raises(BadClip, match="when it is decoded, expected a short clip"):
+        read_video(videos / "object_control" / "sprite-000.mp4")
+    assert len(read_frames(videos / "object_control" / "sprite-000.mp4", 5)) == 5
 
 
 def answers(rater: str, choices: dict[str, str], study: str = "s") -> dict:
@@ -170,6 +207,8 @@ def test_ratios_are_binomial_and_count_an_answer_once(tmp_path, capsys):
     (tmp_path / "other.json").write_text(json.dumps(answers("three", {"0": "a"}, study="t")))
     assert remoco("study", "ratios", files[0], tmp_path / "other.json") == 2
     assert "different studies" in last_line(capsys)
+    (tmp_path / "odd.json").write_text(json.dumps(answers("one", {"0": "a"})).replace('"a"', '["a"]', 1))
+    assert remoco("study", "ratios", tmp_path / "odd.json") == 2 and "not the answers" in last_line(capsys)
     (tmp_path / "none.json").write_text("[]")
     assert remoco("study", "ratios", tmp_path / "none.json") == 2 and "not the answers" in last_line(capsys)
     assert preference_ratios([]) == {}

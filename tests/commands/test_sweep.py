@@ -15,7 +15,7 @@ import yaml
 
 from datamodules import SpritesDataModule
 from datamodules.errors import UsageError
-from remoco.sweep import results, trial
+from remoco.sweep import engine, results, trial
 from remoco.sweep.plan import points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import search
 from tests.commands.test_lightning import CONFIGS
@@ -71,6 +71,9 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         ({"values": {SIZE: 4}}, [], f"values.{SIZE}: expected a list or a mapping, got 4"),
         ({"valeus": {}}, [], "valeus: no such field"),
         ({"set": [1]}, [], "set: expected a mapping, got [1]"),
+        ({"values": {1: [4]}}, [], "values: 1: expected a key of the configuration"),
+        ({"set": {2: 4}}, [], "set: 2: expected a key of the configuration"),
+        ({"values": {"data.init_args.root": ["a b", "a_b"]}}, [], "have the same folder, root_a_b-seed_0"),
         ({"seeds": "many"}, [], "seeds"),
         ({"search": "bayes"}, [], "search"),
         ({"values": {SIZE: {"integers": [1, 8]}}}, [], "a range needs `search: random`"),
@@ -218,6 +221,39 @@ def test_another_sweep_does_not_mix_in(sweep, tmp_path):
     assert (
         unlike(one, record(read_plan(str(sweep(values={"model.init_args.injection": ["add"]})), [], None))) == "values"
     )
+
+
+def test_a_name_that_means_something_else_is_another_sweep(sweep):
+    """Its finished trials would be taken for those of the new value."""
+    key, plain = "model.init_args.condition", {"class_path": "conditions.RegionWise"}
+    other = {"class_path": "conditions.GaussianFiltered"}
+
+    def written(values: dict) -> dict:  # as the folder keeps it
+        return json.loads(json.dumps(record(read_plan(str(sweep(values={key: values})), [], None))))
+
+    one = written({"a": plain, "b": other})
+    assert unlike(one, written({"b": other, "a": plain, "c": plain})) is None
+    assert unlike(one, written({"a": other, "b": other})) == f"values.{key}"
+
+
+@pytest.mark.parametrize(
+    "file", ["sweep.json", "trials/region_size_4-seed_0.json", "region_size_4-seed_0/metrics.json"]
+)
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_file_of_a_sweep_is_one_line(finished, capsys, file, text):
+    (finished / file).write_text(text)
+    assert remoco("sweep", "table", finished) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("remoco sweep table: error: ") and file.split("/")[-1] in line
+
+
+def test_what_fails_is_said_while_the_others_run(finished, capsys):
+    trials = [trial.Trial(f"region_size_8-seed_{seed}", {}, seed, [], []) for seed in (1, 2)]
+    with engine._progress(trials, finished):
+        path = trial.record_file(finished, trials[1].name)
+        assert "no space left" not in capsys.readouterr().out  # of an attempt before this one
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"attempts": 1}))
+    assert "region_size_8-seed_2: fit: no space left" in capsys.readouterr().out
 
 
 def test_a_trial_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):

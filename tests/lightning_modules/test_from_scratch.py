@@ -211,3 +211,14 @@ def test_the_demo_shows_control(tmp_path, capsys):
     assert error < still / 2
     assert all((tmp_path / f"{name}.mp4").stat().st_size > 1000 for name in ("clip", "strip"))
     assert len(read_inputs(tmp_path / "inputs").tracks) == 1
+
+
+def test_the_demo_at_another_size(tmp_path, capsys, monkeypatch):
+    own = MotionControlPipeline.__call__
+    monkeypatch.setattr(MotionControlPipeline, "__call__", lambda *a, **b: own(*a, num_inference_steps=1, **b))
+    assert main(["demo", "--out", str(tmp_path / "large"), "--size", "128"]) == 0
+    assert (tmp_path / "large" / "strip.mp4").is_file()
+    for wrong in (["--size", "65"], ["--scene", "-1"]):
+        assert main(["demo", "--out", str(tmp_path / "none"), *wrong]) == 2
+        assert f"{wrong[0]} is {wrong[1]}, expected" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

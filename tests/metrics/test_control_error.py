@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metrics import ControlError, match_template, moving_object
+from metrics import Clip, ControlError, match_template, moving_object
 
 
 def disc(centre: tuple[float, float], size: int = 48, radius: float = 7.0) -> torch.Tensor:
@@ -74,3 +74,16 @@ def test_wrong_shapes_and_empty_masks_are_named():
         ControlError().update(video, video[:, 0], torch.zeros(1, 48, 48, dtype=torch.bool), torch.zeros(1, 4, 2))
     with pytest.raises(RuntimeError, match="at least one clip"):
         ControlError().compute()
+
+
+def test_a_clip_added_after_a_result_counts(recwarn):
+    """And torchmetrics does not warn that nothing was added."""
+    video = clip(PATH)
+    flow = torch.tensor(PATH).view(4, 2, 1, 1) * mask_at().float()
+    metric = ControlError()
+    metric.add(Clip("own", video, reference=video, flow=flow))
+    assert metric.result()["value"] == 0 and metric.result()["n"] == 1
+    metric.add(Clip("still", video[:1].expand_as(video), reference=video, flow=flow))
+    found = metric.result()
+    assert found["n"] == 2 and found["value"] == pytest.approx(found["standing_still"] / 2)
+    assert not [str(warning.message) for warning in recwarn if "before the ``update``" in str(warning.message)]

@@ -48,6 +48,18 @@ def test_i3d_logits_take_bicubic_frames_and_refuse_other_files(tmp_path):
         I3DLogits(tmp_path / "pickled.pt").load()
 
 
+def test_i3d_pools_two_neighbours_in_time_as_the_published_network():
+    """Of 17 to 24 frames three places in time are left: the middle one is in both pairs, and counts twice."""
+    network = InceptionI3d()
+    x = torch.zeros(1, 1024, 3, 7, 7, dtype=torch.float64)
+    x[0, 0] = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1)
+    with torch.no_grad():
+        network.logits.conv3d.weight.fill_(1)
+        network.logits.conv3d.bias.zero_()
+        assert network.double().head(x)[0, 0].item() == (1 + 2 * 10 + 100) / 4
+        assert network.head(x[:, :, :1])[0, 0].item() == 1  # 8 frames
+
+
 def test_i3d_has_the_parameters_of_the_published_file():
     """Counts and some names of the Kinetics-400 RGB network: 12.7 M parameters in 57 convolutions and the logits."""
     state = InceptionI3d().state_dict()

@@ -239,5 +239,7 @@ def test_tables_quote_and_mark():
     assert "MOFA-Video (quoted)" in fine and "10.50" in fine and "DragAnything (quoted)" in objects
     assert "8.10 *" in objects and "not the published metric" in objects and "md_vid_lk" in objects
     assert cells({}, 1) == [None] * 3
+    both = {"md_vid_lk": {"value": 1.0}, "md_vid": {"value": 2.0}}
+    assert cells(both, 2)[1] == ("md_vid", "2.00")  # the published metric, whichever was measured first
     rows = [line.split() for line in table({"empty": {}}, 1).splitlines()]
     assert ["DragNUWA", "(quoted)", "96.65", "13.19", "0.9888", "-"] in rows and ["empty", "-", "-", "-", "-"] in rows
