@@ -1,132 +1,31 @@
-"""The page in a real browser: Chromium without a window, driven through Playwright."""
+"""The page in a real browser: objects, brush, generation, files, two people, a phone."""
 
 import json
-import os
-import shutil
 import zipfile
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from callbacks.strips import write_mp4
 from datamodules.inputs import read_inputs
+from tests.page.browser import (
+    IN_A_BROWSER,
+    LAST_FRAME,
+    PIXELS,
+    amount,
+    camera,
+    drag,
+    example,
+    generate,
+    meta,
+    screen,
+    set_number,
+    tracks,
+)
 from tests.page.test_exchange import bomb
-from tests.page.test_server import served
 
-CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
-    .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
-LAST_FRAME = """async () => {
-    const video = document.querySelector('.rm-clip');
-    video.pause();
-    video.currentTime = 0.8;
-    await new Promise((done) => (video.onseeked = done));
-    const canvas = document.createElement('canvas');
-    canvas.width = canvas.height = 64;
-    canvas.getContext('2d').drawImage(video, 0, 0);
-    return [...canvas.getContext('2d').getImageData(0, 0, 64, 64).data];
-}"""
-missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
-missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
-]
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with served(tmp_path_factory) as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(server, chromium):
-    """A function that opens the page in a profile of its own; at the end nobody has asked another machine."""
-    port, outside = server
-    contexts, asked, wrong = [], [], []
-
-    def new(**options):
-        options = {"viewport": {"width": 1280, "height": 900}} | options
-        contexts.append(chromium.new_context(**options, accept_downloads=True))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(120_000)
-        contexts[-1].on("request", lambda request: asked.append(request.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)
-        page.goto(f"http://127.0.0.1:{port}/")
-        page.wait_for_selector(".rm-example")
-        return page
-
-    yield new
-    for context in contexts:
-        context.close()
-    others = [url for url in asked if urlsplit(url).hostname not in (None, "127.0.0.1") and url[:5] not in ("data:",)]
-    assert not others
-    assert not outside.exists() or not outside.read_text()
-    assert not [text for text in wrong if "400 (Bad Request)" not in text], wrong
-
-
-def example(page, index=0):
-    page.click(f".rm-example >> nth={index}")
-    page.wait_for_function("remoco.drawing()?.meta.traj_key_points.length === 1")
-    page.wait_for_timeout(300)  # the stage is laid out again
-
-
-def screen(page, x, y):
-    """Of a point of the 64 x 64 image, in pixels of the window."""
-    page.locator(".rm-canvas").scroll_into_view_if_needed()
-    box = page.locator(".rm-canvas").bounding_box()
-    side = box["height"] - 32  # the margin around the image; the stage's height bounds a square
-    side = min(side, box["width"] - 32)
-    return box["x"] + (box["width"] - side) / 2 + (x + 0.5) / 64 * side, box["y"] + 16 + (y + 0.5) / 64 * side
-
-
-def drag(page, points, steps=6):
-    page.mouse.move(*screen(page, *points[0]))
-    page.mouse.down()
-    for point in points[1:]:
-        page.mouse.move(*screen(page, *point), steps=steps)
-    page.mouse.up()
-
-
-def meta(page):
-    return page.evaluate("remoco.drawing().meta")
-
-
-def tracks(page):
-    return [np.array(track) for track in meta(page)["traj_key_points"]]
-
-
-def generate(page, state="done"):
-    page.click("#rm-generate")
-    page.wait_for_selector(f".rm-result[data-state={state}]")
-
-
-def set_number(page, key, value):
-    field = page.locator(f"#rm-{key} input[type=number]")
-    field.fill(str(value))
-    field.press("Enter")
-    field.blur()
-    page.wait_for_timeout(200)
+pytestmark = IN_A_BROWSER
 
 
 def test_tracks_are_drawn_by_dragging_and_by_clicks_and_their_points_are_dragged(opened):
@@ -296,129 +195,6 @@ def test_a_generation_is_cancelled_and_another_follows(opened):
     set_number(page, "steps", 2)
     generate(page)
     assert page.locator(".rm-about").inner_text().startswith("seed 0, 2 steps")
-
-
-def amount(page, name, value):
-    """Pulls a preset's slider."""
-    page.locator(f"[data-preset={name}] input[type=range]").fill(str(value))
-
-
-def camera(page, kind):
-    page.click("[data-tab=camera]")
-    page.click(f"[data-kind={kind}]")
-
-
-def attach(page, kind, path):
-    with page.expect_file_chooser() as chooser:
-        page.click(f"[data-attach={kind}]")
-    chooser.value.set_files(path)
-    page.wait_for_function("kind => document.querySelector(`[data-about=${kind}].rm-there`)", arg=kind)
-
-
-def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
-    page = opened()
-    example(page)
-    page.click("[data-tab=camera]")
-    assert page.locator("[data-do=rest]").is_hidden() and page.locator(".rm-tools").is_hidden()
-    before = page.evaluate(PIXELS)
-    with page.expect_response("**/page/moving") as answer:
-        camera(page, "presets")
-        amount(page, "pan", 0.3)
-    found = answer.value.json()
-    assert len(found["points"]) > 20 and len(found["tracks"]) == 1
-    page.wait_for_timeout(300)
-    lines = page.evaluate(PIXELS)
-    assert lines != before  # how points of the scene will move, while nothing is played
-    amount(page, "zoom", 1)
-    amount(page, "roll", 10)
-    page.locator("[data-preset=tilt] input[type=number]").fill("-0.15")
-    page.keyboard.press("Enter")
-    moves = {"pan": 0.3, "zoom": 2, "roll": 10, "tilt": -0.15}
-    assert meta(page)["camera"] == moves and "zoom 2" in page.locator(".rm-badge").inner_text()
-    page.click("[data-do=undo]")
-    assert meta(page)["camera"] == {"pan": 0.3, "zoom": 2, "roll": 10}
-    page.click("[data-do=redo]")
-    drag(page, [(10, 50), (30, 55)])  # in this tab nothing is drawn
-    assert len(tracks(page)) == 1
-    page.locator(".rm-time").fill("5")
-    page.wait_for_timeout(300)
-    moved = page.evaluate(PIXELS)
-    with page.expect_response("**/page/control") as answer:
-        page.check(".rm-control")
-    page.wait_for_timeout(500)
-    assert len(answer.value.json()["pictures"]) == 8 and page.evaluate(PIXELS) not in (before, lines, moved)
-    page.uncheck(".rm-control")
-
-    generate(page)
-    page.wait_for_function("document.querySelector('.rm-clip').videoWidth === 64")
-    with page.expect_download() as got:
-        page.click("[data-do=save]")
-    got.value.save_as(tmp_path / "inputs.zip")
-    with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
-        archive.extractall(tmp_path / "sample")
-    assert read_inputs(tmp_path / "sample").backdrop.presets == moves
-    page.reload()
-    page.wait_for_selector(".rm-example")
-    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    page.wait_for_function("remoco.drawing() !== null")
-    assert meta(page)["camera"] == moves
-    page.click("[data-tab=camera]")
-    assert page.locator("[data-preset=pan] input[type=range]").input_value() == "0.3"
-    page.click("[data-do=rest]")
-    assert "camera" not in meta(page) and page.locator(".rm-badge").inner_text() == ""
-    page.click("[data-tab=draw]")
-    page.click("[data-do=clear]")
-    camera(page, "presets")
-    amount(page, "pan", -0.2)
-    generate(page, "running")  # a camera alone, no track
-    page.wait_for_selector(".rm-result[data-state=done]")
-
-
-def test_poses_over_a_depth_and_a_driving_video_are_attached(opened, tmp_path):
-    pose = "{} 0.9 1.2 0.5 0.5 0 0 1 0 0 {} 0 1 0 0 0 0 1 0"
-    (tmp_path / "way.txt").write_text("\n".join(pose.format(i, -0.1 * i) for i in range(9)))
-    np.save(tmp_path / "far.npy", np.full((64, 64), 2.0))
-    np.save(tmp_path / "other.npy", np.full((9, 5), 2.0))
-    ramp = np.tile(np.arange(0, 256, 4, dtype=np.uint8), (64, 1))
-    video = np.stack([np.repeat(np.roll(ramp, 2 * i, 1)[..., None], 3, 2) for i in range(16)])
-    write_mp4(tmp_path / "holiday.mp4", video, 8)
-    page = opened()
-    example(page)
-    camera(page, "poses")
-    attach(page, "poses", tmp_path / "way.txt")
-    assert "9 poses" in page.locator("[data-about=poses]").inner_text() and "camera" not in meta(page)
-    with page.expect_file_chooser() as chooser:
-        page.click("[data-attach=depth]")
-    chooser.value.set_files(tmp_path / "other.npy")
-    page.wait_for_function(
-        "document.querySelector('.rm-error')?.textContent.includes('expected the size of the image')"
-    )
-    with page.expect_response("**/page/moving") as answer:
-        attach(page, "depth", tmp_path / "far.npy")
-    ends = [path[-1][0] - path[0][0] for path in answer.value.json()["points"]]
-    assert np.allclose(ends, 0.9 * 64 * -0.8 / 2, atol=0.05)
-    assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}
-    generate(page)
-
-    camera(page, "driving")
-    assert "camera" not in meta(page)
-    with page.expect_response("**/page/moving") as answer:
-        attach(page, "driving", tmp_path / "holiday.mp4")
-    assert answer.value.json()["points"] and "2.0 s" in page.locator("[data-about=driving]").inner_text()
-    assert meta(page)["driving"] == "driving.mp4" and page.locator(".rm-badge").inner_text() == "video"
-    generate(page, "running")
-    page.wait_for_selector(".rm-result[data-state=done]")
-    with page.expect_download() as got:
-        page.click("[data-do=save]")
-    got.value.save_as(tmp_path / "inputs.zip")
-    kept = page.evaluate("remoco.drawing().files")
-    page.click("[data-kind=poses]")
-    assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}  # still there
-    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    page.wait_for_function("remoco.drawing().meta.driving === 'driving.mp4'")
-    assert page.evaluate("remoco.drawing().files") == kept
-    page.set_input_files(".rm-file", tmp_path / "way.txt")  # as if it were dropped on the image
-    page.wait_for_function("document.querySelector('[data-kind=poses]').ariaPressed === 'true'")
 
 
 def test_who_waits_sees_its_place_and_cancels(opened):

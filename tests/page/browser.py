@@ -1,0 +1,86 @@
+"""Driving the page in a real browser: Chromium without a window, through Playwright."""
+
+import os
+import shutil
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+CHROMIUM = os.environ.get("CHROMIUM", "/usr/bin/chromium")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
+    .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
+LAST_FRAME = """async () => {
+    const video = document.querySelector('.rm-clip');
+    video.pause();
+    video.currentTime = 0.8;
+    await new Promise((done) => (video.onseeked = done));
+    const canvas = document.createElement('canvas');
+    canvas.width = canvas.height = 64;
+    canvas.getContext('2d').drawImage(video, 0, 0);
+    return [...canvas.getContext('2d').getImageData(0, 0, 64, 64).data];
+}"""
+missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
+IN_A_BROWSER = [
+    pytest.mark.slow,
+    pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}"),
+]
+
+
+def example(page, index=0):
+    page.click(f".rm-example >> nth={index}")
+    page.wait_for_function("remoco.drawing()?.meta.traj_key_points.length === 1")
+    page.wait_for_timeout(300)  # the stage is laid out again
+
+
+def screen(page, x, y):
+    """Of a point of the 64 x 64 image, in pixels of the window."""
+    page.locator(".rm-canvas").scroll_into_view_if_needed()
+    box = page.locator(".rm-canvas").bounding_box()
+    side = box["height"] - 32  # the margin around the image; the stage's height bounds a square
+    side = min(side, box["width"] - 32)
+    return box["x"] + (box["width"] - side) / 2 + (x + 0.5) / 64 * side, box["y"] + 16 + (y + 0.5) / 64 * side
+
+
+def drag(page, points, steps=6):
+    page.mouse.move(*screen(page, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*screen(page, *point), steps=steps)
+    page.mouse.up()
+
+
+def meta(page):
+    return page.evaluate("remoco.drawing().meta")
+
+
+def tracks(page):
+    return [np.array(track) for track in meta(page)["traj_key_points"]]
+
+
+def generate(page, state="done"):
+    page.click("#rm-generate")
+    page.wait_for_selector(f".rm-result[data-state={state}]")
+
+
+def set_number(page, key, value):
+    field = page.locator(f"#rm-{key} input[type=number]")
+    field.fill(str(value))
+    field.press("Enter")
+    field.blur()
+    page.wait_for_timeout(200)
+
+
+def amount(page, name, value):
+    """Pulls a preset's slider."""
+    page.locator(f"[data-preset={name}] input[type=range]").fill(str(value))
+
+
+def camera(page, kind):
+    page.click("[data-tab=camera]")
+    page.click(f"[data-kind={kind}]")
