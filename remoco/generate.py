@@ -26,6 +26,7 @@ from datamodules.storage import check_writable, clear_leftovers, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.devices import usable_device
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -294,8 +295,8 @@ def load_pipeline(
     Raises:
         UsageError: one line.
     """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    kind = DTYPES[dtype or ("bfloat16" if device.startswith("cuda") else "float32")]
+    place = usable_device(device)
+    kind = DTYPES[dtype or ("bfloat16" if place.type == "cuda" else "float32")]
     try:
         if Path(checkpoint).is_dir():
             pipe = MotionControlPipeline.from_pretrained(checkpoint, svd, dtype=kind)
@@ -304,7 +305,7 @@ def load_pipeline(
     except ValueError as error:
         raise UsageError(f"checkpoint: {error}") from None
     try:
-        pipe.enable_model_cpu_offload(device) if offload else pipe.to(device)
+        pipe.enable_model_cpu_offload(place) if offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:
         raise UsageError(f"--device {device}: {one_line(error)}") from None
     return pipe

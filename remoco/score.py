@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules import scoring
-from datamodules.errors import UsageError, one_line
+from datamodules.errors import UsageError
 from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric
 from metrics.published import tables
+from remoco.devices import usable_device
 from remoco.flags import cause
 
 
@@ -43,7 +43,7 @@ def score(
         raise UsageError("--bench, --reference: give exactly one of them")
     if frames < 2:
         raise UsageError(f"--frames is {frames}, expected at least 2")
-    place = _device(device)
+    place = usable_device(device)
     if json is not None:
         check_writable(json, "--json")
     judges = scoring.offline_metrics() if metrics is None else read_metrics(metrics)
@@ -79,16 +79,6 @@ def read_metrics(path: str) -> list[VideoMetric]:
         return parser.instantiate_classes(parser.parse_object({"metrics": entries})).metrics
     except Exception as error:  # YAML, jsonargparse and a metric's own checks
         raise UsageError(f"--metrics {path}: {cause(error)}") from error
-
-
-def _device(name: str | None) -> torch.device:
-    """The device to work on, tried; the GPU by default."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {name}: {one_line(error)}") from None
-    return device
 
 
 def sprite_bench(

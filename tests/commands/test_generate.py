@@ -244,6 +244,7 @@ def bad(tmp_path) -> dict[str, tuple[list, str]]:
         "frames": ([image, *good, "--num-frames", "1000000"], "--num-frames is 1000000, expected a number from 2"),
         "not writable": ([image, *good, "--out", tmp_path / "text.png" / "x.mp4"], "x.mp4: cannot be written"),
         "device": ([image, *good, "--device", "nothing"], "--device nothing"),
+        "no device": ([image, *good, "--device", "meta"], "--device meta"),
     }
 
 

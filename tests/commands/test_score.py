@@ -125,6 +125,7 @@ def test_what_is_missing_short_or_broken_is_named_or_counted(videos, bench, tmp_
         (["--reference", "VIDEOS", "--frames", "5", "--metrics", "TWICE"], "fid_random_features is there twice"),
         (["--reference", "VIDEOS", "--device", "abacus"], "--device abacus: "),
         (["--reference", "VIDEOS", "--device", "cuda:99"], "--device cuda:99: "),
+        (["--reference", "VIDEOS", "--device", "meta"], "--device meta: "),
         # known before the work, not after it
         (["--reference", "VIDEOS", "--json", "WRONG/scores.json"], "scores.json: cannot be written (File exists)"),
         (["--reference", "VIDEOS", "--json", "EMPTY"], "empty: cannot be written (it is a folder"),
