@@ -138,6 +138,11 @@ def _check(plan: Plan) -> None:
             raise UsageError(f"{name}: expected a mapping, got {getattr(plan, name)!r}")
         if odd := [key for key in getattr(plan, name) if not isinstance(key, str)]:
             raise UsageError(f"{name}: {odd[0]!r}: expected a key of the configuration")
+        for key, value in getattr(plan, name).items():
+            try:
+                json.dumps(value)
+            except TypeError as error:  # YAML has dates and bytes too
+                raise UsageError(f"{name}.{key}: {error}; expected numbers, texts, lists and mappings") from None
     if not plan.values:
         raise UsageError("values: empty, expected keys of the configuration with their values")
     for key, values in plan.values.items():

@@ -1,6 +1,7 @@
 """`remoco sweep`: what a YAML means, what is refused, what is averaged; the long test runs and kills one."""
 
 import csv
+import datetime
 import json
 import os
 import signal
@@ -73,6 +74,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         ({"set": [1]}, [], "set: expected a mapping, got [1]"),
         ({"values": {1: [4]}}, [], "values: 1: expected a key of the configuration"),
         ({"set": {2: 4}}, [], "set: 2: expected a key of the configuration"),
+        ({"values": {SIZE: [datetime.date(2026, 1, 2)]}}, [], f"values.{SIZE}: Object of type date is not"),
         ({"values": {"data.init_args.root": ["a b", "a_b"]}}, [], "have the same folder, root_a_b-seed_0"),
         ({"seeds": "many"}, [], "seeds"),
         ({"search": "bayes"}, [], "search"),
