@@ -163,6 +163,21 @@ def parse_json(data: bytes | str) -> Any:
         raise ValueError("is nested too deeply") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        UsageError: it holds something else.
+    """
+    try:
+        found = parse_json(path.read_bytes())
+    except ValueError as error:
+        raise UsageError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise UsageError(f"{path}: expected a JSON object")
+    return found
+
+
 def json_bytes(value: Any) -> bytes:
     """Compact JSON with the same bytes for the same value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from numbers import Real
@@ -12,6 +11,7 @@ from typing import Any
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules.errors import BadClip, BadShards
+from datamodules.storage import read_object
 from datamodules.videos import video_files
 
 CURVES = ("train/loss", "val/loss", "val/control_error", "val/fvd_", "val/fid_", "throughput/clips_per_s")
@@ -110,15 +110,7 @@ def _results(path: Path) -> dict[str, Any]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadShards(f"{path}: not readable JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise BadShards(f"{path}: expected a JSON object")
-    return found
+    return read_object(path) if path.is_file() else {}
 
 
 def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:

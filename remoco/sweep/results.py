@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import UsageError
-from remoco.sweep.trial import read_object, read_record
+from datamodules.storage import read_object
+from remoco.sweep.trial import read_record
 
 PLAN = "sweep.json"
 

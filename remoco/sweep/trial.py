@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import json
 import os
 import re
 import signal
@@ -18,8 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import UsageError
-from datamodules.storage import write_json
+from datamodules.storage import read_object, write_json
 from remoco.sweep.plan import Trial
 
 STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
@@ -89,17 +87,6 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a trial; None where there is none."""
     path = record_file(out, name)
     return read_object(path) if path.is_file() else None
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; UsageError where it is none."""
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise UsageError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(found, dict):
-        raise UsageError(f"{path}: expected a JSON object")
-    return found
 
 
 def last_line(log: Path) -> str:
