@@ -14,16 +14,6 @@ FLAGS = (
 )  # fmt: skip
 PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
     .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
-LAST_FRAME = """async () => {
-    const video = document.querySelector('.rm-clip');
-    video.pause();
-    video.currentTime = 0.8;
-    await new Promise((done) => (video.onseeked = done));
-    const canvas = document.createElement('canvas');
-    canvas.width = canvas.height = 64;
-    canvas.getContext('2d').drawImage(video, 0, 0);
-    return [...canvas.getContext('2d').getImageData(0, 0, 64, 64).data];
-}"""
 missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
 missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
 IN_A_BROWSER = [
