@@ -100,7 +100,9 @@ def test_a_folder_of_the_users_that_hides_ours_is_one_line(tmp_path, name):
     (tmp_path / name).write_text("")
     room = name.split("/")[0].removesuffix(".py")
     find = f"import importlib.util; print(importlib.util.find_spec({room!r}).origin)"  # here, or where a wheel put it
-    ours = Path(subprocess.check_output([sys.executable, "-I", "-c", find], text=True).strip()).parent
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    ours = Path(subprocess.check_output([sys.executable, "-c", find], cwd=elsewhere, text=True).strip()).parent
     for door, code in (("lightning", 2), ("remoco", 1)):
         done = subprocess.run([sys.executable, "-m", door, "fit"], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == code and done.stderr.count("\n") == 1, done.stderr
