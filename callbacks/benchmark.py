@@ -18,7 +18,7 @@ from conditions import mix
 from datamodules import scoring
 from datamodules.bench import LEVELS, BenchmarkDataModule
 from datamodules.errors import BadShards, UsageError
-from datamodules.storage import clear_leftovers, write_json
+from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video
 from metrics import VideoMetric
 from metrics.published import tables
@@ -95,11 +95,8 @@ class Benchmark(Callback):
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / "generated.json"
         if record.is_file():
-            try:
-                found = json.loads(record.read_text())
-                differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
-            except (ValueError, AttributeError):
-                differs = ["settings (generated.json is not readable)"]
+            found = read_object(record)
+            differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise MisconfigurationException(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lightning_modules.restorable import average_of, check_average
+from lightning_modules.restorable import average_of, check_shapes
 
 
 class EMA(Callback):
@@ -34,7 +34,6 @@ class EMA(Callback):
         self.shadow: dict[str, Tensor] = {}
         self.swapped = False
         self._step = 0
-        self._looked_at = True  # at a loaded average
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the average at the current weights, or take the loaded one to their device."""
@@ -96,12 +95,9 @@ class EMA(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the average of a checkpoint; Lightning calls this before the module is on its device."""
         self.shadow = {name: value.clone() for name, value in average_of({"callbacks": {"EMA": state_dict}}).items()}
-        self._looked_at = False
 
     def _match(self, parameters: dict[str, Tensor]) -> None:
-        if not self._looked_at:
-            check_average(self.shadow, parameters)
-            self._looked_at = True
+        check_shapes(self.shadow, parameters)
         self.shadow = {name: self.shadow[name].to(p.device) for name, p in parameters.items()}
 
     def _enter(self, pl_module: LightningModule) -> None:

@@ -26,9 +26,10 @@ def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict
     """
     loader = evaluated(trainer)
     positions, half = batch["position"].tolist(), max(1, len(loader.dataset) // 2)
-    other = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
-    other = pl_module.transfer_batch_to_device(other, pl_module.device, 0)
-    return batch | {name: other[name] for name in MOTION if name in other}
+    clips = loader.collate_fn([loader.dataset[(position + half) % len(loader.dataset)] for position in positions])
+    moves = {name: clips[name] for name in (*MOTION, "position") if name in clips}  # the frames stay where they are
+    moves = pl_module.transfer_batch_to_device(moves, pl_module.device, 0)
+    return batch | {name: moves[name] for name in MOTION if name in moves}
 
 
 @contextmanager

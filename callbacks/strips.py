@@ -2,16 +2,14 @@
 
 import io
 from collections.abc import Sequence
-from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from datamodules.mp4 import REPEATABLE
 from datamodules.storage import atomic_path
+from datamodules.videos import write_video
 from lightning_modules.conditioning import to_uint8
 
 MIN_PANEL = 192  # pixels of a panel's width: smaller frames are enlarged by a whole factor, so that labels fit
@@ -99,33 +97,14 @@ def gif(video: np.ndarray, fps: float) -> bytes:
 
 
 def write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
-    """Write (L, H, W, 3) uint8, H and W even, as H.264 that browsers play; the file is whole or absent.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    try:
-        with atomic_path(path) as temporary:
-            _write_mp4(temporary, video, fps)
-    except av.error.FFmpegError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    """`write_video` with the bytes of something to look at."""
+    write_video(path, video, fps, crf=16)
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
     """Write (H, W, 3) uint8; the file is whole or absent."""
     with atomic_path(path) as temporary:
         Image.fromarray(picture).save(temporary, format="PNG")
-
-
-def _write_mp4(path: Path, video: np.ndarray, fps: float) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width = video.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        stream.options = {**REPEATABLE, "crf": "16", "preset": "fast"}
-        for picture in video:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:

@@ -112,9 +112,8 @@ def _references(arrays: list[np.ndarray], place: int) -> int:
     return sys.getrefcount(arrays[place])
 
 
-_UNUSED = _references(
-    [np.zeros(1)], 0
-)  # what Python counts for an array that only a list holds, which its version decides
+# what Python counts for an array that only a list holds: its version decides
+_UNUSED = _references([np.zeros(1)], 0)
 
 
 def zeros_on_cpu(shape: tuple[int, ...]) -> Tensor:

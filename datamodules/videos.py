@@ -56,22 +56,28 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
     return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
 
 
-def write_video(path: Path, video: np.ndarray, fps: float) -> None:
+def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> None:
     """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`.
 
-    The bytes depend on the frames, fps and the version of x264 only.
+    The bytes depend on the frames, fps, crf and the version of x264 only.
+
+    Raises:
+        OSError: it cannot be written.
     """
     height, width = (n - n % 2 for n in video.shape[1:3])  # 4:2:0 colour needs even sizes
     options = {"movflags": "faststart", "fflags": "+bitexact"}
-    with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.height, stream.width = height, width
-        stream.pix_fmt = "yuv420p"
-        stream.options = {**REPEATABLE, "crf": "10", "preset": "fast"}
-        for picture in video:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+    try:
+        with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
+            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+            stream.height, stream.width = height, width
+            stream.pix_fmt = "yuv420p"
+            stream.options = {**REPEATABLE, "crf": str(crf), "preset": "fast"}
+            for picture in video:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
+    except av.error.FFmpegError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:

@@ -77,7 +77,7 @@ def average_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> averaged weight as a checkpoint keeps them (`callbacks.EMA`); none where the run had no average.
 
     Raises:
-        MisconfigurationException: something else is in their place.
+        MisconfigurationException: something else is in their place, or they are not finite float32.
     """
     callbacks: Any = checkpoint.get("callbacks", {})
     _require(isinstance(callbacks, Mapping), "callbacks", callbacks, "the callbacks' states by name")
@@ -85,18 +85,19 @@ def average_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     shadow: Any = state.get("shadow") if isinstance(state, Mapping) else None
     sound = isinstance(shadow, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in shadow.items())
     _require(sound, "callbacks.EMA", state, "a `shadow` of tensors by name")
+    for name, value in shadow.items():
+        finite = value.dtype == torch.float32 and bool(value.isfinite().all())
+        _require(finite, f"average (callbacks.EMA) of {name}", f"{value.dtype}, or not finite", "finite float32")
     return dict(shadow)
 
 
-def check_average(average: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
-    """Raise unless the averaged weights are those of what is trained: names, shapes, finite float32."""
+def check_shapes(average: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -> None:
+    """Raise unless the averaged weights have names and shapes of what is trained."""
     odd = sorted(average.keys() ^ trained.keys())
     _require(not odd, "average (callbacks.EMA)", f"different in {odd[:1]}", "the trained parameters")
     for name, value in average.items():
-        sound = value.shape == trained[name].shape and value.dtype == torch.float32 and bool(value.isfinite().all())
-        found = f"{tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
-        expected = f"finite float32 of shape {tuple(trained[name].shape)}"
-        _require(sound, f"average (callbacks.EMA) of {name}", found, expected)
+        found, expected = tuple(value.shape), tuple(trained[name].shape)
+        _require(found == expected, f"average (callbacks.EMA) of {name}", f"of shape {found}", f"{expected}")
 
 
 def check_tensors(state: Any) -> None:

@@ -122,7 +122,7 @@ class ControlError(VideoMetric):
     total: Tensor
 
     def __init__(self, tracker: PointTracker | None = None, other_control: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(compute_with_cache=False, **kwargs)  # `add` would not forget the number of before
         self.tracker = tracker
         self.name = "control_error" if tracker is None else f"control_error_{tracker.name}"
         self.needs = ("reference", "flow", "visibility", *(("other",) if other_control else ()))
@@ -181,8 +181,7 @@ class ControlError(VideoMetric):
             def error(video: Tensor) -> Tensor:
                 return _distance(tracker(video, queries)[0] - points, target)
 
-        self._update_count += 1  # as torchmetrics counts an `update`, after which
-        self._computed = None  # a number that was computed before is none any more
+        self._update_count += 1  # as torchmetrics counts an `update`
         self.total += error(clip.video)
         self.clips += 1
         self._beside("standing_still", _distance(torch.zeros_like(target), target))

@@ -22,7 +22,7 @@ from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
-from datamodules.storage import check_writable, clear_leftovers, write_json
+from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
@@ -327,11 +327,8 @@ def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) ->
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():
-        try:
-            found = json.loads(path.read_text())
-            differs = [name for name in made_by if found.get(name) != made_by[name]]
-        except (ValueError, AttributeError):
-            differs = ["settings"]
+        found = read_object(path)
+        differs = [name for name in made_by if found.get(name) != made_by[name]]
         if differs:
             raise UsageError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
     else:

@@ -89,10 +89,12 @@ class SceneMotion:
 
     def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
         """The depth at a frame's size."""
-        if self.depth is None or self.depth.shape == size:
-            return self.depth
-        # nothing in between: at an edge there is no surface half way
-        return cv2.resize(self.depth, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return None if self.depth is None else scaled_depth(self.depth, size)
+
+
+def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A depth (H, W) at another size; nothing in between, for at an edge there is no surface half way."""
+    return depth if depth.shape == size else cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
 def first_frames(source: Source, frames: int, fps: float, height: int, width: int) -> np.ndarray:

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
+from jsonargparse import set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
@@ -25,7 +26,6 @@ from lightning_modules.optimizer import Plan, conflict
 from lightning_modules.record import RecordedModule, check_size
 from remoco import configs
 from remoco.flags import cause
-from remoco.nulls import refuse_nulls
 from remoco.run_name import NAME, base_name, run_name
 
 HANDLED = (
@@ -84,7 +84,13 @@ class CLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Name the run, once the configuration is known to be of the right types."""
-        refuse_nulls(self.config[self.subcommand])
+        set_parsing_settings(unset_sentinel=True)  # else a null below a class_path passes for a value not given
+        try:
+            self.parser.validate(self.config)
+        except (TypeError, KeyError) as error:
+            self.parser.error(str(error))
+        finally:
+            set_parsing_settings(unset_sentinel=False)
         trainer = self.config[self.subcommand].trainer
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":

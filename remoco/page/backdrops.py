@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import cv2
 import numpy as np
 
 from conditions.camera import camera_paths
@@ -19,7 +18,7 @@ from datamodules.inputs import Inputs
 from datamodules.poses import read_poses
 from datamodules.prepare.clips import video_seconds
 from datamodules.trackers import make_tracker
-from remoco.motion import SceneMotion, first_frames, scene_motion
+from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
 MAX_POSES = 2**20  # bytes of a text of poses
@@ -62,10 +61,8 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
         height, width = depth.shape
         if abs(width * size[0] / height - size[1]) > 1 + size[0] / height:
             raise BadInput(f"{name}: {height} x {width}, expected the size of the image, {size[0]} x {size[1]}")
-        # nothing in between: at an edge there is no surface half way
-        depth = cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
     file = io.BytesIO()
-    np.save(file, depth.astype(np.float32))
+    np.save(file, scaled_depth(depth, size).astype(np.float32))
     return file.getvalue()
 
 
