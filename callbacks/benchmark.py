@@ -31,9 +31,9 @@ class Benchmark(Callback):
 
     In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json` (what
     made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are sampled one
-    by one, so number of GPUs and order change no video. Started again after a kill, it samples what is missing; videos
-    that other weights or settings made are not mixed with new ones. Scores are those of `remoco score` on the same
-    files.
+    by one, so number of GPUs and order change no video. Started again after a kill, it samples what is missing, and
+    again what was made from other inputs than are there now; videos that other weights or settings made are not mixed
+    with new ones. Scores are those of `remoco score` on the same files.
 
     Args:
         metrics: what to measure; none = stand-ins that need no weights.
@@ -94,19 +94,23 @@ class Benchmark(Callback):
             }
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / "generated.json"
+        known: dict[str, str] = {}
         if record.is_file():
             found = read_object(record)
+            known = found.get("inputs") or {}
             differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise MisconfigurationException(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
                     "or give the logger another name"
                 )
-        elif trainer.is_global_zero:
-            write_json(record, made_by)
         if trainer.is_global_zero:
             for level in LEVELS:
                 clear_leftovers(self.folder / "videos" / level)
+            for key, fingerprint in data.samples.items():
+                if known.get(key, fingerprint) != fingerprint:
+                    (self.folder / "videos" / f"{key}.mp4").unlink(missing_ok=True)
+            write_json(record, made_by | {"inputs": known | data.samples})
         trainer.strategy.barrier()
 
     def on_test_batch_end(

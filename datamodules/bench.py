@@ -74,21 +74,21 @@ def read_pair(root: str | Path, key: str) -> Pair:
     return Pair(key, LEVELS[key.split("/")[0]], found)
 
 
-def readable_pairs(root: str | Path) -> tuple[list[Pair], list[str]]:
-    """All samples that can be used, and one line for each that cannot.
+def usable_samples(root: str | Path) -> tuple[dict[str, str], list[str]]:
+    """Key -> fingerprint of the inputs of each sample that can be used, and one line for each that cannot.
 
     Raises:
         BadShards: no benchmark there, or no sample of it can be used.
     """
-    pairs, broken = [], []
+    usable, broken = {}, []
     for key in tqdm(find_pairs(root), desc="samples", unit="sample", leave=False, delay=1):
         try:
-            pairs.append(read_pair(root, key))
+            usable[key] = read_pair(root, key).inputs.fingerprint()
         except BadClip as error:
             broken.append(str(error))
-    if not pairs:
+    if not usable:
         raise BadShards(f"benchmark {root}: none of its {len(broken)} samples can be used; the first: {broken[0]}")
-    return pairs, broken
+    return usable, broken
 
 
 def fitting_size(image: tuple[int, int], height: int, width: int) -> tuple[int, int]:
@@ -129,6 +129,8 @@ class BenchmarkDataModule(pl.LightningDataModule):
 
     Attributes:
         has_clips: whether batches hold real clips; here they do not.
+        samples: key -> fingerprint of the inputs of each usable sample, after `setup`.
+        broken: a line for each that is not usable.
 
     Args:
         root: folder of the benchmark.
@@ -152,30 +154,29 @@ class BenchmarkDataModule(pl.LightningDataModule):
         if num_workers < 0:
             raise MisconfigurationException(f"data.num_workers={num_workers}: expected at least 0")
         self.root, self.height, self.width, self.num_workers = Path(root), height, width, num_workers
-        self.keys: list[str] | None = None
+        self.samples: dict[str, str] | None = None
         self.broken: list[str] = []
 
     def setup(self, stage: str | None = None) -> None:
         """Read every sample once: what is broken is known before the first video is sampled."""
-        if self.keys is not None:
+        if self.samples is not None:
             return
         try:
-            pairs, self.broken = readable_pairs(self.root)
+            self.samples, self.broken = usable_samples(self.root)
         except BadShards as error:
             raise MisconfigurationException(f"data.root: {error}") from None
         for line in self.broken:
             log.warning("benchmark sample left out: %s", line)
-        self.keys = [pair.key for pair in pairs]
 
     def test_dataloader(self) -> DataLoader:
         """Loader over all usable pairs, split over the ranks."""
-        if self.keys is None:
+        if self.samples is None:
             raise MisconfigurationException("the benchmark is not open: call setup() first")
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(
-            _Pairs(self.root, self.keys, self.height, self.width),
+            _Pairs(self.root, list(self.samples), self.height, self.width),
             batch_size=1,
-            sampler=EachOnce(len(self.keys), rank, world_size),
+            sampler=EachOnce(len(self.samples), rank, world_size),
             num_workers=self.num_workers,
             collate_fn=_only,
             multiprocessing_context="forkserver" if self.num_workers else None,

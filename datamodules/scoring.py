@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.bench import LEVELS, Pair, read_pair, readable_pairs
+from datamodules.bench import LEVELS, Pair, read_pair, usable_samples
 from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.videos import read_frames, video_files
 
@@ -79,10 +79,10 @@ def for_bench(videos: str | Path, bench: str | Path, frames: int = 16, skip_unre
     Raises:
         BadShards: no benchmark there; or a video missing, too short or not readable, unless those are skipped.
     """
-    pairs, broken = readable_pairs(bench)
+    samples, broken = usable_samples(bench)
     found = _files(videos)
     folder = VideoFolder({}, frames, bench=Path(bench), left_out=[f"benchmark sample: {line}" for line in broken])
-    wanted = {pair.key: found.get(pair.key) for pair in pairs}
+    wanted = {key: found.get(key) for key in samples}
     _check(folder, wanted, str(videos), f"the benchmark {bench}", skip_unreadable)
     return folder
 

@@ -91,9 +91,14 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     options = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
         _reach(address)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--ray {address}: no cluster there: {one_line(error)}") from error
+    try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
     except (OSError, RuntimeError, ValueError) as error:
-        raise UsageError(f"--ray {address}: no cluster there: {one_line(error)}") from error
+        # since Ray 2.60 `ray start` asks for a token where one lies in ~/.ray, and HOST:PORT does not send it unasked
+        hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token: RAY_AUTH_MODE=token)"
+        raise UsageError(f"--ray {address}: no cluster there{hint}: {one_line(error)}") from error
 
 
 def _reach(address: str) -> None:

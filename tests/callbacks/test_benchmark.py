@@ -22,6 +22,7 @@ def bench(tmp_path_factory):
 
 def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, capsys):
     run = tmp_path / "runs" / "one"
+    bench = shutil.copytree(bench, tmp_path / "small")
     assert cli("fit", *quick(sprites, run))[0] == 0
     metrics = tmp_path / "metrics.yaml"
     metrics.write_text(
@@ -60,6 +61,14 @@ def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, c
     assert remoco("score", folder / "videos", "--bench", bench, "--frames", 4, "--metrics", metrics, "--json", out) == 0
     by_command = json.loads(out.read_text())
     assert {name: entry["value"] for name, entry in by_command.items()} == {n: e["value"] for n, e in scores.items()}
+    # what was made from inputs that have changed since is made again
+    brush = bench / "Fine_grained_control" / "sprite-000" / "first_frame_mask.png"
+    inputs = json.loads((folder / "generated.json").read_text())["inputs"]
+    brush.write_bytes((bench / "object_control" / "sprite-000" / "first_frame_mask.png").read_bytes())
+    assert cli(*command)[0] == 0
+    assert videos[0].stat().st_mtime_ns != kept and videos[1].read_bytes() == lost
+    now = json.loads((folder / "generated.json").read_text())["inputs"]
+    assert [name for name in inputs if now[name] != inputs[name]] == ["Fine_grained_control/sprite-000"]
     # other settings are not mixed with these
     code, said = cli(*command, "--model.init_args.sample_steps", 3)
     assert code == 2 and "made with other steps" in said

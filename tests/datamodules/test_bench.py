@@ -8,7 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 
 from datamodules import BadClip, BenchmarkDataModule
-from datamodules.bench import fitting_size, read_pair, readable_pairs
+from datamodules.bench import fitting_size, read_pair, usable_samples
 from datamodules.errors import BadShards
 from datamodules.sprite_bench import ALIKE, _likeness, _marked_points, write_sprite_bench
 from datamodules.videos import read_frames, write_video
@@ -32,8 +32,9 @@ def test_both_levels_both_names_and_any_size(tmp_path):
     write(tmp_path, f"{FINE}/b", (40, 60))
     write(tmp_path, f"{FINE}/a", (64, 33), name="meta_data_new.json")
     write(tmp_path, f"{OBJECT}/a", (50, 50), tracks=[[[1, 2]], [[3, 4], [5, 6], [7, 8]]])
-    pairs, broken = readable_pairs(tmp_path)
-    assert [pair.key for pair in pairs] == [f"{FINE}/a", f"{FINE}/b", f"{OBJECT}/a"] and broken == []
+    samples, broken = usable_samples(tmp_path)
+    assert list(samples) == [f"{FINE}/a", f"{FINE}/b", f"{OBJECT}/a"] and broken == []
+    pairs = [read_pair(tmp_path, key) for key in samples]
     assert [pair.level for pair in pairs] == ["fine", "fine", "object"]
     assert (pairs[1].inputs.brush > 0).sum() == 35 and pairs[1].inputs.tracks[0].tolist() == [[5, 6], [10.5, 20]]
     assert [len(track) for track in pairs[2].inputs.tracks] == [1, 3] and pairs[0].inputs.image.shape == (64, 33, 3)
@@ -53,7 +54,8 @@ def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(small / "first_frame_mask.png")
     data = BenchmarkDataModule(str(tmp_path), num_workers=0)
     data.setup("test")
-    assert data.keys == [f"{FINE}/good"] and len(data.broken) == 8 and all("\n" not in line for line in data.broken)
+    assert list(data.samples) == [f"{FINE}/good"]
+    assert len(data.broken) == 8 and all("\n" not in line for line in data.broken)
     for name, said in {
         "no-mask/first_frame_mask.png": "no such file", "outside/meta_data.json": "starts at (70, 5), outside the 40 x 60",  # noqa: E501
         "empty/meta_data.json": "at least one track", "shape/meta_data.json": "traj_key_points[0]",
@@ -68,10 +70,10 @@ def test_no_benchmark_is_one_line(tmp_path):
     with pytest.raises(MisconfigurationException, match="data.root: benchmark .*nowhere: no such folder"):
         BenchmarkDataModule(str(tmp_path / "nowhere")).setup("test")
     with pytest.raises(BadShards, match="no samples, expected"):
-        readable_pairs(tmp_path)
+        usable_samples(tmp_path)
     write(tmp_path, f"{FINE}/x", tracks=[])
     with pytest.raises(BadShards, match="none of its 1 samples can be used"):
-        readable_pairs(tmp_path)
+        usable_samples(tmp_path)
     with pytest.raises(MisconfigurationException, match="data.height=100"):
         BenchmarkDataModule(str(tmp_path), height=100)
 
@@ -108,9 +110,10 @@ def test_loader_gives_each_pair_once_at_the_networks_size(tmp_path):
 def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
     write_sprite_bench(tmp_path / "a", pairs=1, height=64, width=96, frames=5)
     write_sprite_bench(tmp_path / "b", pairs=1, height=64, width=96, frames=5)
-    pairs, broken = readable_pairs(tmp_path / "a")
-    assert [pair.key for pair in pairs] == [f"{FINE}/sprite-000", f"{OBJECT}/sprite-000"] and not broken
-    for pair in pairs:
+    samples, broken = usable_samples(tmp_path / "a")
+    assert list(samples) == [f"{FINE}/sprite-000", f"{OBJECT}/sprite-000"] and not broken
+    for key in samples:
+        pair = read_pair(tmp_path / "a", key)
         clip = read_frames(tmp_path / "a" / "true_clips" / f"{pair.key}.mp4", 5)
         assert clip.shape == (5, 3, 64, 96)
         assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.inputs.image).mean() < 4  # but for the coding
