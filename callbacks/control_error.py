@@ -19,7 +19,7 @@ from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
-from metrics import ControlError, moving_object
+from metrics import ControlError, moving_object, moving_objects
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {
@@ -35,12 +35,13 @@ KINDS = {
 class ControlErrors(EveryNthValidation):
     """Mean distance in pixels of the generated object from the track it was given, at validation and test.
 
-    For data whose tracks are exact and in which one thing moves over a still background: `SpritesDataModule` with
-    `scene: plain`; on others it measures nothing and says so. Logged as `val/control_error` and `test/control_error`,
-    with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the first is far below
-    the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not depend on how a
-    condition draws regions, so it compares conditions. Printed with what each means, and written to `metrics.json` in
-    the run's folder, beside what is in it.
+    For data whose tracks are exact: `SpritesDataModule`; on others it measures nothing and says so. In textured scenes,
+    where several things and the camera move, it follows the object that goes farthest and mostly stays in sight
+    (`metrics.moving_objects`), and clips without one are left out. Logged as `val/control_error` and
+    `test/control_error`, with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the
+    first is far below the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not
+    depend on how a condition draws regions, so it compares conditions. Printed with what each means, and written to
+    `metrics.json` in the run's folder, beside what is in it.
 
     Args:
         clips: of the validation set, the first so many; none = all.
@@ -54,6 +55,7 @@ class ControlErrors(EveryNthValidation):
         self.metrics = {kind: ControlError() for kind in KINDS}
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
+        self._object = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips."""
@@ -96,12 +98,12 @@ class ControlErrors(EveryNthValidation):
             metric.to(pl_module.device).reset()
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
+        plain = getattr(trainer.datamodule, "scene", "plain") == "plain"
+        self._object = "" if plain else "the object that goes farthest, as it was or turned as its track turns; "
         if loader is None or not getattr(trainer.datamodule, "has_clips", True):
             return
-        if getattr(trainer.datamodule, "scene", None) != "plain":
-            rank_zero_warn(
-                "ControlErrors measures nothing: it needs one object with exact tracks (sprites, scene: plain)"
-            )
+        if not hasattr(trainer.datamodule, "scene"):
+            rank_zero_warn("ControlErrors measures nothing: it needs objects with exact tracks (SpritesDataModule)")
         else:
             self._left = self.share(trainer, loader)
 
@@ -109,7 +111,16 @@ class ControlErrors(EveryNthValidation):
         if "video" not in batch:
             raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-        masks, tracks = moving_object(flow)
+        turns = None
+        if trainer.datamodule.scene == "plain":
+            masks, tracks = moving_object(flow)
+        else:
+            masks, tracks, turns = moving_objects(flow, batch["visibility"])
+            there = masks.flatten(1).any(1)
+            if not there.any():
+                return
+            masks, tracks, turns = masks[there], tracks[there], turns[there]
+            batch = {name: _chosen(value, there) for name, value in batch.items()}
         first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
         make = {
             "": lambda: finite_uint8(pl_module.sample(batch), keys),
@@ -119,15 +130,16 @@ class ControlErrors(EveryNthValidation):
             "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
             "_stroke": lambda: finite_uint8(pl_module.sample(batch), keys),
         }
+        one_stroke = OneStroke(pl_module.condition, masks, tracks)
         for kind, metric in self.metrics.items():
             if kind == "_swapped" and len(evaluated(trainer).dataset) == 1:
                 continue  # there is no other clip
             start = time.perf_counter()
             stroke = kind == "_stroke"
-            drawn = with_condition(pl_module, OneStroke(pl_module.condition)) if stroke else nullcontext()
+            drawn = with_condition(pl_module, one_stroke) if stroke else nullcontext()
             with sampling(trainer, pl_module), drawn:
                 videos = make[kind]()
-            metric.update(videos, first, masks, tracks)
+            metric.update(videos, first, masks, tracks, turns)
             self.seconds[kind] += time.perf_counter() - start
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -141,7 +153,7 @@ class ControlErrors(EveryNthValidation):
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
-                    "protocol": f"{KINDS[kind]}; {metric.protocol}",
+                    "protocol": f"{KINDS[kind]}; {self._object}{metric.protocol}",
                     "n": counts[kind],
                     "seconds": round(self.seconds[kind], 3),
                 }
@@ -154,6 +166,13 @@ class ControlErrors(EveryNthValidation):
         write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)
+
+
+def _chosen(value: Any, rows: torch.Tensor) -> Any:
+    """The rows of a tensor or list of a batch."""
+    return (
+        value[rows] if isinstance(value, torch.Tensor) else [each for each, keep in zip(value, rows.tolist()) if keep]
+    )
 
 
 def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:

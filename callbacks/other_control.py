@@ -11,7 +11,6 @@ from torch import Tensor
 
 from conditions import Condition, Motion
 from datamodules.batch import MOTION
-from metrics import moving_object
 
 
 def evaluated(trainer: Trainer) -> Any:
@@ -43,14 +42,16 @@ def with_condition(pl_module: LightningModule, condition: Condition) -> Iterator
 
 
 class OneStroke(Condition):
-    """What a condition draws of one stroke on the moving object of exact flow: its path from its middle, it as brush.
+    """What a condition draws of one stroke on each clip's moving object: its path from its middle, it as brush.
 
     Args:
         condition: that draws.
+        masks: (B, H, W) bool, the objects in frame 1.
+        tracks: (B, L, 2) displacement x, y of their middles in pixels.
     """
 
-    def __init__(self, condition: Condition) -> None:
-        self.condition = condition
+    def __init__(self, condition: Condition, masks: Tensor, tracks: Tensor) -> None:
+        self.condition, self.masks, self.tracks = condition, masks, tracks
 
     def check(self, height: int, width: int) -> None:
         """As the condition."""
@@ -60,7 +61,7 @@ class OneStroke(Condition):
         """(B, L, 3, H, W) of flow (B, L, 2, H, W); the seeds draw nothing."""
         frames, _, height, width = flow.shape[1:]
         controls = []
-        for mask, path in zip(*moving_object(flow)):
+        for mask, path in zip(self.masks, self.tracks, strict=True):
             middle = mask.nonzero().double().mean(0).flip(0)
             end = middle.new_tensor([width - 1, height - 1])
             stroke = torch.minimum((middle + path).clamp(min=0), end).cpu().numpy()

@@ -2,7 +2,7 @@
 
 from metrics.base import Clip, VideoMetric, add_clip, applicable, evaluate
 from metrics.consistency import FrameConsistency, MeanFlowMagnitude
-from metrics.control_error import ControlError, match_template, moving_object
+from metrics.control_error import ControlError, match_template, match_turned, moving_object
 from metrics.correspondence import DIFTFeatures, PointFeatures, RandomPointFeatures
 from metrics.features import (
     CLIPFeatures,
@@ -14,6 +14,7 @@ from metrics.features import (
     RandomVideoFeatures,
 )
 from metrics.frechet import FrechetImageDistance, FrechetVideoDistance, frechet_distance
+from metrics.rigid import moving_objects, rigid_layers
 from metrics.trajectory import MDImg, MDVid, MeanTrackDistance, track_queries
 
 __all__ = [
@@ -42,6 +43,9 @@ __all__ = [
     "evaluate",
     "frechet_distance",
     "match_template",
+    "match_turned",
     "moving_object",
+    "moving_objects",
+    "rigid_layers",
     "track_queries",
 ]

@@ -46,6 +46,49 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     Raises:
         ValueError: the mask is empty.
     """
+    return _match(video, template, mask)[0]
+
+
+def match_turned(video: Tensor, template: Tensor, mask: Tensor, turns: Tensor) -> Tensor:
+    """`match_template` for a thing that turns and grows: the displacement of the mask's middle.
+
+    In each frame it is looked for as it was in the template, and turned as it should be by then; the better one
+    counts, so that a clip is not judged by whether the thing turns.
+
+    Args:
+        video: (L, 3, H, W) uint8.
+        template: (3, H, W) uint8, the frame in which the mask is known.
+        mask: (H, W) bool, at least one pixel true.
+        turns: (L, 2, 2), rotation times scale since the template.
+
+    Returns:
+        (L, 2) float64 x, y, in whole pixels.
+
+    Raises:
+        ValueError: the mask is empty.
+    """
+    straight, miss = _match(video, template, mask)
+    each = [_match(frame[None], *_turned(template, mask, turn)) for frame, turn in zip(video, turns, strict=True)]
+    turned, turned_miss = (torch.cat(found) for found in zip(*each))
+    return torch.where((turned_miss < miss)[:, None], turned, straight)
+
+
+def _turned(template: Tensor, mask: Tensor, turn: Tensor) -> tuple[Tensor, Tensor]:
+    """A picture and a mask turned about the mask's middle."""
+    height, width = mask.shape
+    middle = mask.nonzero().double().mean(0).flip(0)
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=mask.device, dtype=torch.float64) for n in mask.shape), indexing="ij"
+    )
+    source = (torch.stack([x, y], -1) - middle) @ torch.linalg.inv(turn.double()).T + middle
+    grid = (2 * source + 1) / source.new_tensor([width, height]) - 1  # pixel centres, as `align_corners=False` counts
+    both = torch.cat([template.double(), mask.double()[None]])[None]
+    moved = F.grid_sample(both, grid[None], padding_mode="zeros", align_corners=False)[0]
+    return moved[:3], moved[3] > 0.5
+
+
+def _match(video: Tensor, template: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """`match_template`, and (L,) the mean squared difference there."""
     if not mask.any():
         raise ValueError("match_template: the mask is empty, so there is nothing to look for")
     rows, columns = (mask.any(axis).nonzero().flatten() for axis in (1, 0))
@@ -66,9 +109,10 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     # sum of mask (frame - patch)^2, without the patch's own square, which is the same everywhere
     difference = correlate(frames.square().sum(1), inside) - 2 * correlate(frames, patch).sum(1)
     best = difference.flatten(1).argmin(1)
+    least = difference.flatten(1).gather(1, best[:, None])[:, 0]
     across = difference.shape[-1]
     x, y = best % across - pad[0] - left, best // across - pad[2] - top
-    return torch.stack([x, y], dim=1).double()
+    return torch.stack([x, y], dim=1).double(), (least + patch.square().sum()) / inside.sum()
 
 
 def moving_points(flow: Tensor, visibility: Tensor, count: int = 64, threshold: float = 1.0) -> Tensor:
@@ -131,14 +175,18 @@ class ControlError(VideoMetric):
             self.add_state(f"{name}_total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
             self.add_state(f"{name}_clips", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
 
-    def update(self, videos: Tensor, first_frames: Tensor, masks: Tensor, tracks: Tensor) -> None:
+    def update(
+        self, videos: Tensor, first_frames: Tensor, masks: Tensor, tracks: Tensor, turns: Tensor | None = None
+    ) -> None:
         """Add clips whose moving thing and its track are given.
 
         Args:
             videos: (B, L, 3, H, W) uint8, generated.
             first_frames: (B, 3, H, W) uint8, true; the object is the masked part.
             masks: (B, H, W) bool, the object in the first frame.
-            tracks: (B, L, 2) displacement x, y in pixels from frame 1 that the object should have.
+            tracks: (B, L, 2) displacement x, y in pixels from frame 1 that the object's middle should have.
+            turns: (B, L, 2, 2) how it should have turned and grown; none = it does not. It need not turn
+                (`match_turned`).
 
         Raises:
             ValueError: shapes do not fit, or a mask is empty.
@@ -150,13 +198,17 @@ class ControlError(VideoMetric):
             "tracks": (batch, frames, 2),
         }
         given = {"first_frames": first_frames, "masks": masks, "tracks": tracks}
+        if turns is not None:
+            expected["turns"], given["turns"] = (batch, frames, 2, 2), turns
         for name, shape in expected.items():
             if tuple(given[name].shape) != shape:
                 raise ValueError(
                     f"{name} is {tuple(given[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
                 )
-        for video, first, mask, track in zip(videos, first_frames, masks, tracks, strict=True):
-            self.total += _distance(match_template(video, first, mask), track)
+        turned = [None] * batch if turns is None else turns
+        for video, first, mask, track, turn in zip(videos, first_frames, masks, tracks, turned, strict=True):
+            found = match_template(video, first, mask) if turn is None else match_turned(video, first, mask, turn)
+            self.total += _distance(found, track)
             self.clips += 1
 
     def add(self, clip: Clip) -> None:

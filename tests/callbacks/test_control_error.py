@@ -100,6 +100,16 @@ def test_another_clips_control_is_all_of_another_clips_motion(tmp_path, plain):
     assert seen[4] == pytest.approx(seen[2], abs=1e-9)
 
 
+def test_textured_scenes_follow_one_object_of_several(tmp_path, plain):
+    """The scorer knows the true clips; without motion the error is how far the objects go."""
+    data, module = plain(scene="textured", val_clips=12), Obedient()
+    trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
+    found = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert 10 <= found["control_error"]["n"] <= 12 and "goes farthest" in found["control_error"]["protocol"]
+    assert found["control_error_real"]["value"] < 0.1 * found["control_error_standing_still"]["value"]
+    assert "control_error_stroke" in found and "control_error_swapped" in found
+
+
 def test_clips_are_capped_and_test_measures_too(tmp_path, plain):
     module = Obedient()
     run = trainer(tmp_path, [ControlErrors(clips=3)])
