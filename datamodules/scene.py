@@ -148,14 +148,14 @@ def random_scene(seed: list[int], frames: int, height: int, width: int) -> Scene
     for _ in range(int(rng.integers(2, 5))):
         radius = unit * rng.uniform(0.14, 0.26)
         texture, colour = object_texture(rng, radius)
-        outline, shape = _random_outline(rng, radius)
+        outline, shape = random_outline(rng, radius)
         layers.append(
             Layer(_object_motion(rng, frames, height, width, radius), texture, outline, f"a {colour} {shape}")
         )
     return Scene(tuple(layers), frames, height, width)
 
 
-def _eased(rng: np.random.Generator, frames: int) -> np.ndarray:
+def eased(rng: np.random.Generator, frames: int) -> np.ndarray:
     """0 to 1 over the clip, with a random acceleration."""
     time = np.linspace(0, 1, frames)
     bend = rng.uniform(-0.5, 0.5)
@@ -171,7 +171,7 @@ def _object_motion(rng: np.random.Generator, frames: int, height: int, width: in
     direction = middle - start + rng.normal(0, 0.15 * unit, 2)
     direction /= max(1.0, float(np.hypot(*direction)))
     travel = direction * unit * rng.uniform(0.1, 0.75)
-    time = _eased(rng, frames)
+    time = eased(rng, frames)
     bow = np.sin(np.pi * time)[:, None] * np.array([-travel[1], travel[0]]) * rng.uniform(-0.4, 0.4)
     angle = rng.uniform(-np.pi, np.pi) + time * rng.uniform(-1.2, 1.2)
     return Motion(start + time[:, None] * travel + bow, angle, np.exp(time * rng.uniform(-0.25, 0.3)))
@@ -180,7 +180,7 @@ def _object_motion(rng: np.random.Generator, frames: int, height: int, width: in
 def _background(rng: np.random.Generator, frames: int, height: int, width: int) -> Layer:
     """Panning, zooming, or both, about the middle of the frame."""
     texture, name = background_texture(rng, height, width)
-    time = _eased(rng, frames)
+    time = eased(rng, frames)
     kind = rng.choice(["pan", "zoom", "both"])
     heading = rng.uniform(0, 2 * np.pi)
     pan = np.array([np.cos(heading), np.sin(heading)]) * min(height, width) * rng.uniform(0.05, 0.3) * (kind != "zoom")
@@ -190,7 +190,8 @@ def _background(rng: np.random.Generator, frames: int, height: int, width: int) 
     return Layer(Motion(centre, angle, np.exp(time * zoom)), texture, None, name)
 
 
-def _random_outline(rng: np.random.Generator, radius: float) -> tuple[Outline, str]:
+def random_outline(rng: np.random.Generator, radius: float) -> tuple[Outline, str]:
+    """The outline of an object, and what it is called."""
     kind = rng.choice(["disc", "blob", "star", "box", "bar"])
     if kind == "box":
         return rounded_box(radius * rng.uniform(0.7, 0.95), radius * rng.uniform(0.7, 0.95), 0.18 * radius), "box"

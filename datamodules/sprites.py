@@ -16,12 +16,13 @@ from datamodules.plain import plain_scene
 from datamodules.scene import Scene, random_scene, render, tracks
 from datamodules.shards import ClipShape, write_index
 from datamodules.storage import json_bytes, sync_folder, write_atomic
+from datamodules.varied import varied_scene
 from datamodules.writer import ShardWriter
 
 VERSION = 4
 CLIPS_PER_SHARD = 64
 ABANDONED = 3600  # seconds without a change; one clip takes less than one
-SceneKind = Literal["textured", "plain"]
+SceneKind = Literal["textured", "plain", "varied"]
 
 
 class SpritesDataModule(ClipDataModule):
@@ -32,9 +33,10 @@ class SpritesDataModule(ClipDataModule):
 
     Args:
         root: folder that holds the sets.
-        scene: `textured`, several textured objects over a panning or zooming background, or `plain`, one shaded disc or
-            box on a bent path over a still gradient. Of plain clips the second, fourth, ... has the first frame of the
-            one before it, and another motion.
+        scene: `textured`, several textured objects over a panning or zooming background; `plain`, one shaded disc or
+            box on a bent path over a still gradient; or `varied`, one to three textured objects of which some move,
+            and the camera in half of the clips. Of plain and varied clips the second, fourth, ... has the first frame
+            of the one before it, and another motion.
         clips: training clips.
         val_clips: validation clips, from other seeds.
         batch_size: clips per batch and rank.
@@ -149,4 +151,5 @@ def scene_of(shape: ClipShape, seed: list[int], kind: SceneKind) -> Scene:
     size = shape.frames, shape.height, shape.width
     if kind == "textured":
         return random_scene(seed, *size)
-    return plain_scene([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)
+    made = plain_scene if kind == "plain" else varied_scene
+    return made([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)
