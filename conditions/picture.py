@@ -11,6 +11,7 @@ from torch import Tensor
 
 _LONG_SIDE = 768  # drawn at about this size and averaged down, so that lines on small frames are thin and smooth
 _SHIFT = 4  # fractional bits of the coordinates that cv2 draws at
+_STILL = 0.25  # px: shorter is not drawn; stored flow is off by up to 1/16, which would fill the scale where nothing else moves
 _MASK_COLOUR = np.array([255.0, 214.0, 80.0])
 
 
@@ -69,7 +70,7 @@ def _picture(image: np.ndarray, flow: np.ndarray, mask: np.ndarray, longest: flo
     image = 0.75 * image + 0.25 * image.mean(axis=2, keepdims=True)
     image = np.where(mask[..., None], 0.82 * image + 0.18 * _MASK_COLOUR, 0.72 * image)
     length = np.linalg.norm(flow[-1], axis=2, keepdims=True)
-    opacity = np.where(length > 0.02 * longest, 0.3 + 0.5 * np.sqrt(length / max(longest, 1e-6)), 0.0)
+    opacity = np.where(length > max(_STILL, 0.02 * longest), 0.3 + 0.5 * np.sqrt(length / max(longest, 1e-6)), 0.0)
     image = (1.0 - opacity) * image + opacity * flow_colours(flow[-1], longest)
     canvas = cv2.resize(image.astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
     _draw_contour(canvas, mask, scale)

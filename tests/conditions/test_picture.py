@@ -82,3 +82,13 @@ def test_a_yaml_makes_a_condition_and_help_explains_it(capsys):
         parser.parse_args(["--condition.help=conditions.GaussianFiltered"])
     text = " ".join(capsys.readouterr().out.split())
     assert "standard deviation of the Gaussian" in text and "r_min in [0, 1]" in text
+
+
+def test_what_storage_rounds_off_is_not_drawn():
+    """Where nothing was chosen but still background, its sixteenths of a pixel are not scaled up to a motion."""
+    control = torch.zeros(4, 3, 32, 32)
+    nothing = control_picture(control, frame(32, 32))
+    control[1:, :2, 4:12, 4:12] = 1 / 16
+    assert np.array_equal(control_picture(control, frame(32, 32)), nothing)
+    control[1:, :2, 4:12, 4:12] = 1
+    assert not np.array_equal(control_picture(control, frame(32, 32)), nothing)
