@@ -11,7 +11,7 @@ from torch import Tensor
 
 _LONG_SIDE = 768  # drawn at about this size and averaged down, so that lines on small frames are thin and smooth
 _SHIFT = 4  # fractional bits of the coordinates that cv2 draws at
-_STILL = 0.25  # px: shorter is not drawn; stored flow is off by up to 1/16, which would fill the scale where nothing else moves
+_STILL = 0.25  # px: not drawn below; stored flow is off by up to 1/16, which must not fill the scale
 _MASK_COLOUR = np.array([255.0, 214.0, 80.0])
 
 
