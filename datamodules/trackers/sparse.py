@@ -30,7 +30,7 @@ class SparseDIS(DIS):
     def __init__(self, spacing: int = 8) -> None:
         super().__init__()
         self.spacing, self._points = spacing, LucasKanade()
-        self.version = f"2-opencv-{cv2.__version__}"
+        self.version = f"3-opencv-{cv2.__version__}"
 
     def _improve(self, frames: np.ndarray, grey: list[np.ndarray]) -> Improve:
         height, width = grey[0].shape

@@ -24,6 +24,21 @@ def test_trackers_without_weights_follow_the_sprites(tracker):
     assert (again.flow == found.flow).all() and (again.visibility == found.visibility).all()
 
 
+@pytest.mark.parametrize("gain, offset", [(-0.4, 0.0), (0.0, 25.0)], ids=["fading", "brighter"])
+def test_a_clip_that_changes_its_brightness_is_tracked_as_one_that_does_not(gain, offset):
+    scene = random_scene([0, 0, 2], 12, 96, 128)
+    flow, visibility = tracks(scene)
+    video = render(scene) * 0.8 + 10.0  # room for what gets brighter
+    time = np.linspace(0, 1, 12)[:, None, None, None]
+    errors = []
+    for changed in (video, video * (1 + gain * time) + offset * time):
+        found = DIS()(np.clip(np.rint(changed), 0, 255).astype(np.uint8))
+        error = np.hypot(*(found.flow - flow).transpose(1, 0, 2, 3))[1:]
+        errors.append((np.median(error[visibility[1:]]), (visibility[1:] == found.visibility[1:]).mean()))
+    (median, right), (changed_median, changed_right) = errors
+    assert changed_median < median + 0.05 and changed_right > right - 0.02
+
+
 def texture(height, width, seed):
     noise = cv2.GaussianBlur(np.random.RandomState(seed).rand(height, width, 3).astype(np.float32), (0, 0), 2)
     return cv2.normalize(noise, None, 0, 255, cv2.NORM_MINMAX).astype(np.uint8)
