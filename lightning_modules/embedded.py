@@ -1,6 +1,7 @@
 """A whole small model in one half-precision file: networks, fitted latents, record, and the commands that made it.
 
-The package ships one, `embedded`: what demo, page and evaluation use where nothing has been trained yet.
+The package ships one, `embedded`: what demo, page and evaluation use where nothing has been trained yet. It also ships
+a base without a controller, in diffusers' folders, which `model.init_args.svd: embedded` names.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 NAME = "embedded"
 PATH = Path(__file__).with_name("embedded.safetensors")
+BASE = Path(__file__).with_name("sprites_base")
 KEY = "remoco"
 
 

@@ -32,7 +32,8 @@ class MotionControlModule(record.RecordedModule):
 
     Args:
         condition: How a clip's flow and visibility become the control tensor.
-        svd: Local folder or hub id of Stable Video Diffusion in diffusers' layout; this or `random_init`.
+        svd: Local folder or hub id of Stable Video Diffusion in diffusers' layout, or `embedded` for the small base of
+            plain sprites in the package; this or `random_init`.
         revision: Revision of the hub id.
         random_init: Build the base with random weights of this size instead of loading one.
         init_seed: Seed of every random initial weight: a random base, motion encoder, LoRA.

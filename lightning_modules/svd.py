@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from lightning_modules import embedded
 from lightning_modules.blocks import set_recomputed, use_our_blocks
 from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
@@ -146,22 +147,24 @@ class SVD(nn.Module):
         In a local folder `vae/` may also hold the components of patches, as `export` writes them.
 
         Args:
-            path_or_id: Local folder, or the hub id `owner/name` of a repository in that layout.
+            path_or_id: Local folder, the hub id `owner/name` of a repository in that layout, or `embedded`, the small
+                base of plain sprites in the package.
             revision: Revision of the hub id.
             dtype: Of the UNet and the image encoder, float32 by default; the hashes are those of the stored weights.
 
         Raises:
             MisconfigurationException: a folder, a file or a weight is missing.
         """
+        folder = str(embedded.BASE if str(path_or_id) == embedded.NAME else path_or_id)
         for name in COMPONENTS:  # all of them before the first is read
-            local_folder(str(path_or_id), name)
+            local_folder(folder, name)
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
-            parts[name] = load_component(str(path_or_id), name, revision)
+            parts[name] = load_component(folder, name, revision)
             hashes[name] = weights_hash(parts[name])
         if dtype is not None:
             parts["image_encoder"].to(dtype)
-        parts["unet"], hashes["unet"] = load_unet(str(path_or_id), revision, dtype)
+        parts["unet"], hashes["unet"] = load_unet(folder, revision, dtype)
         vae = parts.pop("vae")
         parts |= {"vae": None, "pca": vae} if isinstance(vae, PatchPCA) else {"vae": vae}
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels

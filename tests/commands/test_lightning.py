@@ -159,7 +159,7 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
         # the weights are the user's; their shapes are the full size
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
         args += ["--model.init_args.released=null"]
-    if configs[0].stem == "sprites_lora":
+    if configs[0].stem == "sprites_lora":  # its base's weights are not for the meta device
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=micro"]
     for name, folder in shards.items():
         if name in {path.stem for path in configs}:

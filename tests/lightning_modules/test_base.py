@@ -6,6 +6,9 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from conditions import RegionWise
+from datamodules import SpritesDataModule
+from lightning_modules import MotionControlModule, embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.record import read_checkpoint
 from lightning_modules.svd import SVD
@@ -108,6 +111,24 @@ def test_a_controller_is_trained_on_it(fit, exported):
     bare.export(changed)
     with pytest.raises(ValueError, match="other base weights"):
         MotionControlPipeline.from_checkpoint(last, svd=str(changed))
+
+
+def test_the_base_in_the_package_is_a_trained_one(tmp_path):
+    """Small enough to ship, the same by name and by folder; it denoises held-out sprites (untrained: 1)."""
+    assert sum(path.stat().st_size for path in embedded.BASE.rglob("*") if path.is_file()) < 8e6
+    by_name, by_folder = (SVD.load(base).identity for base in ("embedded", embedded.BASE))
+    assert by_name == by_folder | {"svd": "embedded"}
+    data = SpritesDataModule(
+        root=str(tmp_path), scene="plain", clips=1, val_clips=8, frames=8, height=64, width=64, num_workers=0,
+        val_batch_size=8,
+    )  # fmt: skip
+    data.prepare_data()
+    data.setup()
+    module = MotionControlModule(RegionWise(region_size=8), svd="embedded", p_mean=0.7, p_std=1.2)
+    module.configure_model()
+    with torch.no_grad():
+        loss = float(module.training_step(next(iter(data.val_dataloader())), 0))
+    assert loss < 0.3
 
 
 def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
