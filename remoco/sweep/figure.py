@@ -77,6 +77,7 @@ def _panel(panel: Any, rows: Sequence[Row], names: Sequence[str], title: str | N
     spread = f"n = {seeds.pop()}" if len(seeds) == 1 else f"n = {min(seeds)} to {max(seeds)}"
     panel.set_xlabel(f"{title or key.split('.')[-1]}  (mean and deviation of seeds, {spread})", fontsize=8)
     panel.grid(axis="y", alpha=0.3)
+    panel.set_axisbelow(True)
     if len(lines) > 1:
         panel.legend(fontsize=8)
 
