@@ -5,11 +5,15 @@
 
     python benchmarks/trackers.py --videos FOLDER        # warp error instead, on real videos
 
+--also FILE adds the `DIS` of a module of another version (`git show COMMIT:datamodules/trackers/dis.py > FILE`), --fade
+0.4 darkens the sprites to 60 % over the clip.
+
 Prints the tables of trackers.md. DOT only with its checkpoints (docs/data.md); `no motion` is the
 floor that a tracker has to beat.
 """
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections import defaultdict
@@ -55,6 +59,21 @@ def score(found: Tracks, flow: np.ndarray, visibility: np.ndarray) -> dict[str, 
     }
 
 
+def dis_of(path: str) -> Tracker:
+    """The DIS of a module in a file."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.DIS()
+
+
+def faded(video: np.ndarray, fade: float) -> np.ndarray:
+    """(L, 3, H, W) uint8, the last frame darker by this share, the others on the way there."""
+    light = 1 - fade * np.linspace(0, 1, len(video))[:, None, None, None]
+    return np.rint(video * light).astype(np.uint8)
+
+
 def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace) -> None:
     """Grey levels between frame 1 and what the tracks bring back of the others: where all trackers see a pixel, where
     this one does, everywhere; and the share that it sees. Of the clip in the middle of each video."""
@@ -73,7 +92,12 @@ def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace
             warped = [_at(grey[t], flow[t].transpose(1, 2, 0)) for t in range(1, len(frames))]
             error, seen = np.abs(np.stack(warped) - grey[0]), visibility[1:]
             cells = error[common].mean(), error[seen].mean(), error.mean(), 100 * seen.mean()
-            print(f"| {path.name} | {tracker.name} | " + " | ".join(f"{cell:.2f}" for cell in cells) + " |", flush=True)
+            print(
+                f"| {path.name} | {tracker.name} {tracker.version} | "
+                + " | ".join(f"{cell:.2f}" for cell in cells)
+                + " |",
+                flush=True,
+            )
 
 
 def main() -> None:
@@ -87,32 +111,33 @@ def main() -> None:
     parser.add_argument("--dot-points", default="lk")
     parser.add_argument("--dot-num-tracks", type=int, default=2048)
     parser.add_argument("--videos", help="folder of videos for the warp error; without it sprites")
+    parser.add_argument("--also", nargs="*", default=[], help="files with a DIS of another version")
+    parser.add_argument("--fade", type=float, default=0.0, help="how much darker the last frame of a sprite is")
     options = parser.parse_args()
-    trackers: list[Tracker] = [Still(), DIS(), SparseDIS()]
+    trackers: list[Tracker] = [Still(), *map(dis_of, options.also), DIS(), SparseDIS()]
     if options.dot_estimator_path:
         dot = {name[4:]: value for name, value in vars(options).items() if name.startswith("dot_")}
         trackers.append(DOT(DotOptions(**dot)))
     if options.videos:
         return on_videos(Path(options.videos), trackers[1:], options)
-    scores: dict[str, dict[str, list[float]]] = {each.name: defaultdict(list) for each in trackers}
+    scores: list[dict[str, list[float]]] = [defaultdict(list) for _ in trackers]
     moved = []
     for number in range(options.clips):
         scene = random_scene([SEED, number], options.frames, options.height, options.width)
-        video, (flow, visibility) = render(scene), tracks(scene)
+        video, (flow, visibility) = faded(render(scene), options.fade), tracks(scene)
         moved.append(float(np.hypot(*flow[1:].transpose(1, 0, 2, 3)).mean()))
-        for tracker in trackers:
+        for tracker, row in zip(trackers, scores):
             begin = time.process_time()
             found = tracker(video)
-            row = scores[tracker.name]
             row["CPU s"].append(time.process_time() - begin)
             for name, value in score(found, flow, visibility).items():
                 row[name].append(value)
     size = f"{options.frames} x {options.height} x {options.width}"
     print(f"{options.clips} clips of {size}, mean |flow| {min(moved):.1f} to {max(moved):.1f} px\n")
-    names = [*next(iter(scores.values()))]
+    names = [*scores[0]]
     print("| tracker | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for tracker in trackers:
-        cells = [f"{np.nanmean(scores[tracker.name][name]):.2f}" for name in names]
+    for tracker, row in zip(trackers, scores):
+        cells = [f"{np.nanmedian(row[name]) if name == 'CPU s' else np.nanmean(row[name]):.3f}" for name in names]
         print(f"| {tracker.name} {tracker.version} | " + " | ".join(cells) + " |")
 
 

@@ -19,7 +19,7 @@ from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
-from metrics import ControlError, moving_object, moving_objects
+from metrics import ControlError, farthest_objects, moving_object
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {
@@ -37,7 +37,7 @@ class ControlErrors(EveryNthValidation):
 
     For data whose tracks are exact: `SpritesDataModule`; on others it measures nothing and says so. In textured scenes,
     where several things and the camera move, it follows the object that goes farthest and mostly stays in sight
-    (`metrics.moving_objects`), and clips without one are left out. Logged as `val/control_error` and
+    (`metrics.farthest_objects`), and clips without one are left out. Logged as `val/control_error` and
     `test/control_error`, with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the
     first is far below the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not
     depend on how a condition draws regions, so it compares conditions. Printed with what each means, and written to
@@ -55,7 +55,6 @@ class ControlErrors(EveryNthValidation):
         self.metrics = {kind: ControlError() for kind in KINDS}
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
-        self._object = ""
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips."""
@@ -98,8 +97,6 @@ class ControlErrors(EveryNthValidation):
             metric.to(pl_module.device).reset()
         self.seconds = dict.fromkeys(KINDS, 0.0)
         self._left = 0
-        plain = getattr(trainer.datamodule, "scene", "plain") == "plain"
-        self._object = "" if plain else "the object that goes farthest, as it was or turned as its track turns; "
         if loader is None or not getattr(trainer.datamodule, "has_clips", True):
             return
         if not hasattr(trainer.datamodule, "scene"):
@@ -115,7 +112,7 @@ class ControlErrors(EveryNthValidation):
         if trainer.datamodule.scene == "plain":
             masks, tracks = moving_object(flow)
         else:
-            masks, tracks, turns = moving_objects(flow, batch["visibility"])
+            masks, tracks, turns = farthest_objects(flow, batch["visibility"])
             there = masks.flatten(1).any(1)
             if not there.any():
                 return
@@ -147,13 +144,15 @@ class ControlErrors(EveryNthValidation):
         own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
         counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
         results = {}
+        farthest = "the object that goes farthest, as it was or turned as its track turns; "
         for kind, metric in self.metrics.items():
             if counts[kind]:
+                followed = "" if trainer.datamodule.scene == "plain" else farthest
                 value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
-                    "protocol": f"{KINDS[kind]}; {self._object}{metric.protocol}",
+                    "protocol": f"{KINDS[kind]}; {followed}{metric.protocol}",
                     "n": counts[kind],
                     "seconds": round(self.seconds[kind], 3),
                 }

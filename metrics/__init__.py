@@ -14,7 +14,7 @@ from metrics.features import (
     RandomVideoFeatures,
 )
 from metrics.frechet import FrechetImageDistance, FrechetVideoDistance, frechet_distance
-from metrics.rigid import moving_objects, rigid_layers
+from metrics.rigid import farthest_objects, rigid_layers
 from metrics.trajectory import MDImg, MDVid, MeanTrackDistance, track_queries
 
 __all__ = [
@@ -45,7 +45,7 @@ __all__ = [
     "match_template",
     "match_turned",
     "moving_object",
-    "moving_objects",
+    "farthest_objects",
     "rigid_layers",
     "track_queries",
 ]

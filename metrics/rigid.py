@@ -81,7 +81,7 @@ def rigid_layers(flow: Tensor) -> list[Layer]:
             layers.append(Layer(follows.view(height, width), turn, shift))
 
 
-def moving_objects(flow: Tensor, visibility: Tensor) -> Objects:
+def farthest_objects(flow: Tensor, visibility: Tensor) -> Objects:
     """Of each clip the rigid thing that goes farthest and mostly stays in sight; the largest one is the background.
 
     Args:

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from datamodules.scene import Scene, random_scene, render, tracks
-from metrics import match_turned, moving_objects, rigid_layers
+from metrics import farthest_objects, match_turned, rigid_layers
 
 SIZE = (8, 64, 64)
 
@@ -52,7 +52,7 @@ def test_the_object_that_goes_farthest_in_sight():
     flow[:, :, 0, 40:52, 20:30], flow[:, :, 1, 40:52, 20:30] = 0, -2 * way[:, None, None]
     visibility = torch.ones(2, 4, 64, 64, dtype=torch.bool)
     visibility[1, 1:, 10:22, 10:22] = False
-    masks, paths, turns = moving_objects(flow, visibility)
+    masks, paths, turns = farthest_objects(flow, visibility)
     assert masks.sum((1, 2)).tolist() == [144, 120] and masks[0, 15, 15] and masks[1, 45, 25]
     expected = torch.stack([torch.stack([5 * way, 0 * way], 1), torch.stack([0 * way, -2 * way], 1)]).double()
     torch.testing.assert_close(paths, expected, atol=1e-9, rtol=0)
@@ -60,7 +60,7 @@ def test_the_object_that_goes_farthest_in_sight():
 
 
 def test_nothing_moves_alone():
-    masks, paths, _ = moving_objects(torch.zeros(1, 3, 2, 32, 32), torch.ones(1, 3, 32, 32, dtype=torch.bool))
+    masks, paths, _ = farthest_objects(torch.zeros(1, 3, 2, 32, 32), torch.ones(1, 3, 32, 32, dtype=torch.bool))
     assert not masks.any() and not paths.any()
 
 
@@ -70,7 +70,7 @@ def test_a_turning_object_is_found():
     for seed in range(12):
         scene = random_scene([7, seed], *SIZE)
         video, (flow, visibility) = torch.from_numpy(render(scene)), tracks(scene)
-        masks, paths, turns = moving_objects(stored(flow)[None], torch.from_numpy(visibility)[None])
+        masks, paths, turns = farthest_objects(stored(flow)[None], torch.from_numpy(visibility)[None])
         if not masks.any():
             continue
         for clip, errors in ((video, own), (video[:1].expand_as(video), still)):
