@@ -154,8 +154,8 @@ class MotionControlModule(record.RecordedModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
-        default, steps = (self.schedule, self.learning_rate, self.weight_decay), self.trainer.max_steps
-        return self.plan.build(self.optimized().values(), *default, steps, bool(self.trainer.gradient_clip_val))
+        rates = (self.schedule, self.learning_rate, self.weight_decay)
+        return self.plan.build(self.optimized().values(), *rates, self.trainer)
 
     def seeds(self, batch: Batch, stream: int) -> Tensor:
         """(B,) int64 on the host: one seed per sample of the batch for one purpose."""

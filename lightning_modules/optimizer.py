@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
@@ -131,8 +132,7 @@ class Plan:
         schedule: Schedule,
         learning_rate: float,
         weight_decay: float,
-        steps: int,
-        clipped: bool = False,
+        trainer: Trainer,
     ) -> Any:
         """What `configure_optimizers` returns.
 
@@ -141,22 +141,22 @@ class Plan:
             schedule: AdamW's moments, and the rate's way where no scheduler is named.
             learning_rate: of AdamW.
             weight_decay: of AdamW.
-            steps: of the whole run.
-            clipped: whether Lightning clips the gradients.
+            trainer: knows the steps of the whole run, clipping and precision.
 
         Raises:
             MisconfigurationException: a class is not there, or does not take its arguments.
         """
         if self.optimizer is None:
             parameters = list(parameters)
-            # one kernel for all; it may scale gradients itself, so Lightning refuses it together with clipping
-            fused = bool(parameters) and parameters[0].is_cuda and not clipped
+            # one kernel for all; it may scale gradients itself, so Lightning refuses it where it unscales them to clip
+            unscaled = bool(trainer.gradient_clip_val) and str(trainer.precision).endswith("-mixed")
+            fused = bool(parameters) and parameters[0].device.type in ("cpu", "cuda") and not unscaled
             rates: dict[str, Any] = {"lr": learning_rate, "betas": schedule.betas, "weight_decay": weight_decay}
             optimizer = AdamW(parameters, **rates, fused=fused)
         else:
             optimizer = _made("optimizer", self.optimizer, list(parameters))
         if self.lr_scheduler is None:
-            return schedule.over(optimizer, steps)
+            return schedule.over(optimizer, trainer.max_steps)
         if schedule.warmup_steps or schedule.decay:
             raise MisconfigurationException(
                 "model.schedule: its warmup_steps and decay have no effect beside lr_scheduler, set them to 0"
