@@ -57,6 +57,25 @@ def test_the_quick_start_learns(tmp_path):
     assert "Run folder:" in again.stdout and scalars(run, "val/loss") == loss
 
 
+@pytest.mark.slow
+def test_the_recipe_in_small_learns(tmp_path):
+    """LoRA, encoder and modulation on the frozen base of the package: a third of the schedule halves the error."""
+    command(
+        "fit",
+        f"--config={CONFIGS / 'sprites_lora.yaml'}",
+        f"--trainer.logger.init_args.save_dir={tmp_path}",
+        f"--data.init_args.root={tmp_path / 'sprites'}",
+        "--trainer.max_steps=500",
+        "--trainer.val_check_interval=500",
+        "--trainer.num_sanity_val_steps=0",
+    )
+    found = json.loads((tmp_path / "sprites_lora" / "metrics.json").read_text())
+    error, stroke, still, swapped, off = (
+        found[f"control_error{end}"]["value"] for end in ("", "_stroke", "_standing_still", "_swapped", "_off")
+    )
+    assert max(error, stroke) < still / 2 and min(swapped, off) > 0.75 * still
+
+
 def readme_commands(section: str) -> list[list[str]]:
     """The shell lines of the first block under a heading of the README, continuation lines joined."""
     text = (REPO / "README.md").read_text().split(f"## {section}\n")[1]

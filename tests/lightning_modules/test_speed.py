@@ -93,6 +93,17 @@ def test_a_step_never_waits_for_the_device(tmp_path, sprites):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [("32-true", 1.0, True), ("bf16-mixed", None, True), ("bf16-mixed", 1.0, False)],
+)
+def test_one_kernel_optimizes_where_lightning_lets_it(tmp_path, sprites, precision, clip, fused):
+    """Under automatic mixed precision Lightning refuses to clip for an optimizer that may unscale gradients itself."""
+    run = trainer(tmp_path, 1, precision=precision, gradient_clip_val=clip)
+    run.fit(module(), data(sprites))
+    assert run.optimizers[0].defaults["fused"] == fused
+
+
 @pytest.mark.slow
 def test_twenty_steps_in_bfloat16_are_within_its_noise(tmp_path, sprites):
     """The same samples, noise and sigmas: the losses differ by bfloat16's rounding, not by what is learned."""
