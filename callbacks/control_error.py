@@ -30,6 +30,7 @@ KINDS = {
     "_off": "generated without control",
     "_stroke": "generated from one stroke: the object's path from its centre, the object as brush",
 }
+TRUE_FRAMES = ("_standing_still", "_real")  # nothing is sampled
 
 
 class ControlErrors(EveryNthValidation):
@@ -145,14 +146,16 @@ class ControlErrors(EveryNthValidation):
         counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
         results = {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
+        sampler = f"{pl_module.sample_steps} sampler steps from sigma {pl_module.sample_sigma_max:g}; "
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest
+                made = "" if kind in TRUE_FRAMES else sampler
                 value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
-                    "protocol": f"{KINDS[kind]}; {followed}{metric.protocol}",
+                    "protocol": f"{KINDS[kind]}; {made}{followed}{metric.protocol}",
                     "n": counts[kind],
                     "seconds": round(self.seconds[kind], 3),
                 }
@@ -162,7 +165,8 @@ class ControlErrors(EveryNthValidation):
         shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
         lines += [f"  {result['value']:6.2f}  {text}" for result, text in shown]
         rank_zero_print("\n".join(lines))
-        write_metrics(run_folder(trainer) / "metrics.json", results)
+        if trainer.loggers and not trainer.fast_dev_run:
+            write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)
 

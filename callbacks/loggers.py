@@ -35,7 +35,19 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             _keep_rows(logger)
-        elif is_wandb(logger) and trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(folder):
+    same_run(trainer, folder, marker)
+
+
+def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
+    """Weights & Biases goes on with the run of the folder whose checkpoint is used, in a test as in a fit.
+
+    Args:
+        trainer: `ckpt_path` set.
+        folder: of the run.
+        marker: name of the file in it that knows the loggers' identities.
+    """
+    for logger in trainer.loggers:
+        if is_wandb(logger) and trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(folder):
             identity = _identities(folder / marker).get("WandbLogger")
             if isinstance(identity, str) and not logger.version:
                 logger._id = logger._wandb_init["id"] = identity

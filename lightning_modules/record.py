@@ -67,7 +67,7 @@ class RecordedModule(LightningModule):
     def check_arguments(self) -> None:
         """Raise ValueError where arguments exclude each other, a number is out of its range or a file is not there."""
         if self.released is None and (self.svd_path is None) == (self.random_init is None):
-            raise ValueError("model: give exactly one of svd (a folder or hub id) and random_init (tiny, small, full)")
+            raise ValueError("model: give exactly one of svd (a folder, hub id or `embedded`) and random_init (a size)")
         if self.released is not None and self.random_init is not None:
             raise ValueError("model: released brings its own base, so random_init must be null")
         if self.released is not None and self.adapter is not None:

@@ -31,13 +31,18 @@ def pack(
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: of a run that trained the UNet too.
+        checkpoint: of a run that trained the UNet too, or one over the package's base (`svd: embedded`).
         file: safetensors file to write.
         num_frames: length that the model was trained for.
         motion_bucket_id: mean displacement in pixels of its training clips.
         command: kept in the file: what made the checkpoint; may be repeated.
     """
     found = record.read(checkpoint)
+    if (svd := found["base"].get("svd", embedded.NAME)) != embedded.NAME or "released" in found["base"]:
+        raise UsageError(
+            f"{checkpoint}: its base is {svd}, which the file would still need; expected a run that trained its UNet, "
+            f"or one over `svd: {embedded.NAME}`"
+        )
     step = record.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))

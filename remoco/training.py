@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
-from callbacks.loggers import settle
+from callbacks.loggers import same_run, settle
 from callbacks.run_folder import MARKER
 from datamodules.errors import DISK_ERRORS, BadShards, UsageError
 from datamodules.lightning_internals import refuse_what_does_not_restore
@@ -142,8 +142,8 @@ class CLI(LightningCLI):
                 hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
                 raise MisconfigurationException(f"{error}{hint if subcommand == 'fit' else ''}") from None
             kwargs["ckpt_path"] = None
-        if subcommand == "fit" and any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
-            settle(trainer, run_folder(trainer), MARKER)
+        if any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
+            (settle if subcommand == "fit" else same_run)(trainer, run_folder(trainer), MARKER)
         return kwargs
 
 

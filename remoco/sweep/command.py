@@ -44,7 +44,9 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
             _evaluate(plan, folder, ray, points(plan))
         else:
             search(plan, lambda drawn: _evaluate(plan, folder, ray, drawn))
-    return _show(folder)
+    code = _show(folder)
+    unfinished = any(result.state in ("waiting", "started") for result in results.read_results(folder))
+    return 1 if unfinished else code  # a node was lost, or Ray could not start the trial there
 
 
 def table(folder: str) -> int:
@@ -78,7 +80,10 @@ def _check(plan: Plan, folder: Path) -> None:
         trial = trials_of(plan, point, folder)[0]
         if (other := names.setdefault(trial.name, point)) is not point:
             raise UsageError(f"values: {other} and {point} have the same folder, {trial.name}; give them names")
-        if problem := refused(["fit", *trial.fit]):
+        problem = refused(["fit", *trial.fit])
+        if problem is None and trial.test and (problem := refused(["test", *trial.fit, *trial.test])):
+            problem = f"test: {problem}"
+        if problem:
             raise UsageError(f"{trial.name.removesuffix('-seed_0')}: {problem}")
 
 
@@ -93,7 +98,8 @@ def _evaluate(plan: Plan, folder: Path, ray: str, drawn: list[dict[str, str]]) -
             record_file(folder, trial.name).parent.mkdir(parents=True, exist_ok=True)
             write_json(record_file(folder, trial.name), new_record(trial))
     if left:
-        run_trials(left, plan, folder, ray)
+        for error in run_trials(left, plan, folder, ray):
+            print(f"Ray Tune: {error}")
     return [_value(plan, folder, trials_of(plan, point, folder)) for point in drawn]
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from datamodules.errors import UsageError
 from datamodules.prepare.cluster import connected
+from datamodules.prepare.video import cores
 from remoco.sweep.plan import Plan, Trial
 from remoco.sweep.trial import last_line, log_file, perform, read_record
 
@@ -43,7 +44,7 @@ def load_tune() -> Any:
     return tune
 
 
-def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None:
+def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> list[str]:
     """Run trials side by side, as many as there is room for; each leaves its record in the folder.
 
     Args:
@@ -51,13 +52,16 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None
         plan: for what a trial takes.
         out: the sweep's folder, which all machines see.
         address: of a Ray cluster: `auto`, HOST:PORT, or `local` to start one here.
+
+    Returns:
+        What Ray Tune itself reports: a lost node, a machine without the package; a line each.
     """
     tune = load_tune()
-    with connected(address, workers=os.cpu_count() or 1) as ray, _progress(trials, out):
-        gpus = plan.gpus if plan.gpus is not None else int(ray.cluster_resources().get("GPU", 0) > 0)
+    with connected(address, workers=cores()) as ray, _progress(trials, out):
+        gpus = plan.gpus if plan.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         if not any(node["Alive"] and _fits(node["Resources"], plan.cpus, gpus) for node in ray.nodes()):
             raise UsageError(
-                f"a trial takes {plan.cpus} CPUs and {gpus} GPUs, and no machine of --ray {address} has them"
+                f"a trial takes {plan.cpus} CPUs and {gpus:g} GPUs, and no machine of --ray {address} has them"
             )
         work = tune.with_parameters(_work, trials=trials, out=str(out), cwd=os.getcwd())
         tuner = tune.Tuner(
@@ -70,10 +74,11 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None
                 verbose=0,
             ),
         )
-        tuner.fit()
+        errors = [str(error).strip().splitlines()[-1] for error in tuner.fit().errors if str(error).strip()]
+    return list(dict.fromkeys(errors))
 
 
-def _fits(resources: dict[str, float], cpus: int, gpus: int) -> bool:
+def _fits(resources: dict[str, float], cpus: int, gpus: float) -> bool:
     return resources.get("CPU", 0) >= cpus and resources.get("GPU", 0) >= gpus
 
 

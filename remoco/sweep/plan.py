@@ -41,7 +41,7 @@ class Plan:
         trials: Points of a search.
         label: What the figure calls the first of the values' keys.
         cpus: CPUs of a trial.
-        gpus: GPUs of a trial; by default 1 where there are any.
+        gpus: GPUs of a trial, or a part of one that several share; by default 1 where there are any.
     """
 
     configs: list[str]
@@ -54,7 +54,7 @@ class Plan:
     trials: int = 20
     label: str | None = None
     cpus: int = 1
-    gpus: int | None = None
+    gpus: float | None = None
 
 
 class Parser(ArgumentParser):
@@ -111,6 +111,8 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
                 raise UsageError(f"--set {change}: expected KEY=VALUE")
             if key in plan.values:
                 raise UsageError(f"--set {key}: the sweep varies this key")
+            if key.removeprefix(TEST) in (SAVE_DIR, NAME):
+                raise UsageError(f"--set {key}: a trial's folder is OUT/NAME; --out sets the first")
             plan.set[key] = yaml.safe_load(value)
     except (UsageError, yaml.YAMLError) as error:
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from None
@@ -143,6 +145,13 @@ def _check(plan: Plan) -> None:
                 json.dumps(value)
             except TypeError as error:  # YAML has dates and bytes too
                 raise UsageError(f"{name}.{key}: {error}; expected numbers, texts, lists and mappings") from None
+    for name in RAW:
+        for key in getattr(plan, name):
+            if key.removeprefix(TEST) in (SAVE_DIR, NAME):
+                raise UsageError(f"{name}.{key}: a trial's folder is OUT/NAME; --out sets the first")
+    for key, other in itertools.permutations(plan.values, 2):
+        if other.startswith(f"{key}."):
+            raise UsageError(f"values.{other}: is part of values.{key}, which sets it too")
     if not plan.values:
         raise UsageError("values: empty, expected keys of the configuration with their values")
     for key, values in plan.values.items():

@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,6 +45,8 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
         return found
     folder = out / trial.name
     _wait_for(folder / ".lock")
+    if found["attempts"] and not found["fitted"] and not (folder / "checkpoints" / "last.ckpt").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # nothing to go on from; the run would keep it under another name
     start, before = time.monotonic(), found["seconds"]
 
     def note(state: str, error: str | None = None, **more: Any) -> dict[str, Any]:
@@ -89,15 +92,18 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     return read_object(path) if path.is_file() else None
 
 
-def last_line(log: Path) -> str:
-    """What a log says last; of an error the line that names it."""
+def last_line(log: Path, failed: bool = False) -> str:
+    """What a log says last; if it `failed`, the last line that names an error, where one does."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
             lines = [line.strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace"))]
     except OSError:
         return ""
-    return next((line for line in reversed(lines) if line), "")
+    lines = [line for line in lines if line]
+    begun = max((i for i, line in enumerate(lines) if line.startswith("$ ")), default=0)  # not of an attempt before
+    named = [line for line in lines[begun:] if re.match(r"[\w.]*(Error|Exception)\b|.*: error: ", line)]
+    return (named if failed and named else lines or [""])[-1]
 
 
 def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
@@ -113,7 +119,7 @@ def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
             process.kill()
             process.wait()
             raise
-    return code, last_line(log)
+    return code, last_line(log, failed=code != 0)
 
 
 def _die_with_parent() -> Any:

@@ -100,6 +100,25 @@ def test_another_clips_control_is_all_of_another_clips_motion(tmp_path, plain):
     assert seen[4] == pytest.approx(seen[2], abs=1e-9)
 
 
+def test_one_stroke_is_the_objects_path_with_the_object_as_brush(tmp_path, plain):
+    """What the condition draws of it: the path in one region at the object's middle, the mask on the object."""
+    data, module = plain(val_batch_size=6), Obedient()
+    trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
+    own, swapped, stroke = module.conditions
+    assert own is swapped is module.condition and stroke is not own
+    batch = module.given[2]
+    flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
+    control = stroke.control(flow, batch["visibility"], None, None)
+    for clip, mask, path in zip(control, *moving_object(flow), strict=True):
+        assert torch.equal(clip[:, 2].bool(), mask.expand(4, -1, -1))
+        drawn = clip[:, :2].abs().sum((0, 1)).bool()
+        middle = mask.nonzero().double().mean(0)
+        assert 0 < drawn.sum() <= 64 and (drawn.nonzero() - middle).abs().max() <= 8
+        moved = clip[:, :2, drawn].mean(2)
+        ends = torch.minimum((middle.flip(0) + path).clamp(min=0), torch.tensor(63.0)) - middle.flip(0)
+        assert torch.allclose(moved.double(), ends, atol=1e-4)
+
+
 def test_textured_scenes_follow_one_object_of_several(tmp_path, plain):
     """The scorer knows the true clips; without motion the error is how far the objects go."""
     data, module = plain(scene="textured", val_clips=12), Obedient()

@@ -43,7 +43,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     file = sweep(
         values={
             SIZE: [4, 8],
-            "model.init_args.condition": {"plain": {"class_path": "conditions.RegionWise"}, "b": None},
+            "optimizer": {"plain": {"class_path": "torch.optim.SGD"}, "b": None},
         },
         set={"trainer.max_steps": 3, "test.trainer.precision": "32"},
         test=["configs/eval/bench.yaml"],
@@ -51,12 +51,9 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     plan = read_plan(str(file), ["model.init_args.dropout=0.5"], 2)
     found = [t for point in points(plan) for t in trials_of(plan, point, tmp_path)]
     expected = ["plain-seed_0", "plain-seed_1", "b-seed_0"]
-    assert [t.name for t in found][:3] == [f"region_size_4-condition_{end}" for end in expected]
+    assert [t.name for t in found][:3] == [f"region_size_4-optimizer_{end}" for end in expected]
     assert len({t.name for t in found}) == len(found) == 8
-    assert (
-        f"--{SIZE}=4" in found[0].fit
-        and '--model.init_args.condition={"class_path": "conditions.RegionWise"}' in found[0].fit
-    )
+    assert f"--{SIZE}=4" in found[0].fit and '--optimizer={"class_path": "torch.optim.SGD"}' in found[0].fit
     assert {"--trainer.max_steps=3", "--model.init_args.dropout=0.5"} < set(found[0].fit)
     assert {f"--{key}=1" for key in ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")} < set(
         found[1].fit
@@ -83,12 +80,21 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         ({"configs": ["no-such.yaml"]}, [], "configs: no file no-such.yaml"),
         ({}, ["--set", "trainer.max_steps"], "--set trainer.max_steps: expected KEY=VALUE"),
         ({}, ["--set", f"{SIZE}=3"], "the sweep varies this key"),
+        ({}, ["--set", "trainer.logger.init_args.name=mine"], "a trial's folder is OUT/NAME"),
+        ({"set": {"test.trainer.logger.init_args.save_dir": "here"}}, [], "a trial's folder is OUT/NAME"),
+        (
+            {"values": {SIZE: [4], "model.init_args.condition": {"a": {"class_path": "conditions.RegionWise"}}}},
+            [],
+            f"values.{SIZE}: is part of values.model.init_args.condition",
+        ),
         ({}, ["--seeds", "0"], "--seeds 0: expected at least 1"),
         # what the parser and the modules of a fit refuse
         ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
         ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
         ({}, ["--set", "model.init_args.lora_rank=0"], "region_size_4: model: lora_rank is 0"),
         ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
+        ({}, ["--set", "test.trainer.precison=32"], "region_size_4: test: "),
+        ({"test": ["configs/eval/webvid.yaml"]}, ["--set", "test.data.init_args.frames=none"], "region_size_4: test: "),
     ],
 )
 def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, capsys, changes, arguments, said):
@@ -177,6 +183,7 @@ def test_what_failed_is_shown_and_never_averaged_in(finished, capsys):
     assert "3 ± 1.4" in said and "other" not in said
 
 
+@pytest.mark.slow
 def test_figures_are_written(finished, capsys):
     pytest.importorskip("matplotlib", reason="needs the extra `sweep`")
     assert remoco("sweep", "plot", finished) == 0
@@ -185,6 +192,7 @@ def test_figures_are_written(finished, capsys):
     assert text.startswith("<?xml") and "</svg>" in text
 
 
+@pytest.mark.slow
 def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
     """Lines of the two levels of a benchmark over numbers, as in figure 7; bars over names, as in figure 9."""
     pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the extra `sweep`")
@@ -281,6 +289,7 @@ def test_a_trial_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):
     assert trial.perform(trial.Trial("two", {}, 0, [], []), tmp_path, tmp_path)["error"] == "fit: the last line"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "tpe"])
 def test_a_search_draws_the_same_points_again(sweep, kind):
     """So what is finished is skipped; with other results TPE goes elsewhere, random does not."""
@@ -341,10 +350,10 @@ def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     def under_way(driver: subprocess.Popen, left_out: set[str]) -> str:
         """Waits for a trial in the middle of its fit."""
         while True:
-            assert driver.poll() is None, (tmp_path / "driver-1.log").read_text()[-2000:]
+            assert driver.poll() is None, [log.read_text()[-2000:] for log in sorted(tmp_path.glob("driver-*.log"))]
             for path in sorted(out.glob("*/checkpoints/last.ckpt")):
                 name = path.parts[-3]
-                if states().get(name) == "started" and name not in left_out and _fit_of(name):
+                if states().get(name) == "started" and name not in left_out and _fit_of(out, name):
                     return name
             time.sleep(0.05)
 
@@ -356,13 +365,13 @@ def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     killed = json.loads(trial.record_file(out, first).read_text())
     assert killed["state"] == "started" and not killed["fitted"]
 
-    while any(map(_fit_of, states())):  # the runs die with the driver
+    while any(_fit_of(out, name) for name in states()):  # the runs die with the driver
         time.sleep(0.1)
 
     driver = start(2)
     second = under_way(driver, {first, *finished})
     attempts = json.loads(trial.record_file(out, second).read_text())["attempts"]
-    for process in _fit_of(second):
+    for process in _fit_of(out, second):
         os.kill(process, signal.SIGKILL)
     assert driver.wait() == 0, (tmp_path / "driver-2.log").read_text()[-2000:]
     assert set(states().values()) == {"finished"} and len(states()) == 4
@@ -386,7 +395,7 @@ def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.ckpt")}
 
 
-def _fit_of(name: str) -> list[int]:
-    """Processes of a trial's fit."""
-    found = subprocess.run(["pgrep", "-f", f"lightning fit.*{name}"], capture_output=True, text=True)
+def _fit_of(out: Path, name: str) -> list[int]:
+    """Processes of a trial's fit, of this sweep alone."""
+    found = subprocess.run(["pgrep", "-f", f"lightning fit.*save_dir={out} .*{name}"], capture_output=True, text=True)
     return [int(pid) for pid in found.stdout.split()]

@@ -1,7 +1,6 @@
 """What training from scratch needs: fitted latents, a schedule, evenly spread noise levels, and a model in one file."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -200,7 +199,7 @@ def test_the_embedded_model_is_small_and_says_how_it_was_made():
     with safe_open(embedded.PATH, framework="pt") as file:
         about = file.metadata()
     assert "lightning fit" in about["commands"] and json.loads(about["remoco"])["architecture"]["latents"] == "pca"
-    assert math.isfinite(float(about["global_step"]))
+    assert int(about["global_step"]) >= 500
 
 
 def test_the_demo_shows_control(tmp_path, capsys):
