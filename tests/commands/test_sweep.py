@@ -266,6 +266,28 @@ def test_what_fails_is_said_while_the_others_run(finished, capsys):
     assert "region_size_8-seed_2: fit: no space left" in capsys.readouterr().out
 
 
+def test_the_error_of_a_failed_trial_is_the_line_that_names_it(tmp_path):
+    """Not what its exit says after it, nor the error of an attempt before."""
+    log = tmp_path / "one.log"
+    log.write_text("$ python -m lightning fit\nValueError: older\n\n$ python -m lightning fit\nstep 3/9\rstep 4/9\n")
+    assert trial.last_line(log, failed=True) == "step 4/9"
+    with log.open("a") as file:
+        file.write("torch.OutOfMemoryError: out of memory\n[W] destroy_process_group() was not called\n")
+    assert trial.last_line(log, failed=True) == "torch.OutOfMemoryError: out of memory"
+    assert trial.last_line(log).startswith("[W]") and trial.last_line(tmp_path / "none.log", failed=True) == ""
+
+
+def test_a_trial_without_a_checkpoint_begins_anew(monkeypatch, tmp_path):
+    """Killed before its first checkpoint; the run would keep the folder beside the others under another name."""
+    (tmp_path / "one" / "samples").mkdir(parents=True)
+    killed = trial.new_record(trial.Trial("one", {}, 0, [], [])) | {"state": "failed", "attempts": 1}
+    (tmp_path / "trials").mkdir()
+    trial.record_file(tmp_path, "one").write_text(json.dumps(killed))
+    monkeypatch.setattr(trial, "_run", lambda command, log, cwd: (0, ""))
+    assert trial.perform(trial.Trial("one", {}, 0, [], []), tmp_path, tmp_path)["state"] == "finished"
+    assert not (tmp_path / "one" / "samples").exists()
+
+
 def test_a_trial_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):
     """Killed in its fit, then in its test, then finished; a mistake of the configuration is not tried again."""
     one, ran = trial.Trial("one", {}, 0, ["--a=1"], ["--b=2"]), []
