@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,15 @@ def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
     with open(log, "ab") as file:
         file.write(f"\n$ {' '.join(command)}\n".encode())
         file.flush()
-        process = subprocess.Popen(command, cwd=cwd, stdout=file, stderr=file, preexec_fn=_die_with_parent())
+        process = subprocess.Popen(
+            command, cwd=cwd, stdout=file, stderr=file, start_new_session=True, preexec_fn=_die_with_parent()
+        )
         try:
             code = process.wait()
-        except BaseException:
-            process.kill()
+        finally:  # ranks that outlive the first would keep their GPUs
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-            raise
     return code, last_line(log, failed=code != 0)
 
 

@@ -277,6 +277,15 @@ def test_the_error_of_a_failed_trial_is_the_line_that_names_it(tmp_path):
     assert trial.last_line(log).startswith("[W]") and trial.last_line(tmp_path / "none.log", failed=True) == ""
 
 
+def test_what_a_run_leaves_behind_ends_with_it(tmp_path):
+    """As ranks do, whose first one was killed."""
+    child = "import subprocess, sys; print(subprocess.Popen(['sleep', '600']).pid, flush=True); sys.exit(3)"
+    code, said = trial._run([sys.executable, "-c", child], tmp_path / "logs" / "one.log", tmp_path)
+    assert code == 3
+    while (state := Path(f"/proc/{said}/stat")).exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.01)
+
+
 def test_a_trial_without_a_checkpoint_begins_anew(monkeypatch, tmp_path):
     """Killed before its first checkpoint; the run would keep the folder beside the others under another name."""
     (tmp_path / "one" / "samples").mkdir(parents=True)
