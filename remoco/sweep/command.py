@@ -12,7 +12,7 @@ from datamodules.storage import held, write_atomic, write_json
 from remoco.sweep import results
 from remoco.sweep.engine import load_tune, run_trials
 from remoco.sweep.figure import draw
-from remoco.sweep.plan import Plan, Trial, points, read_plan, record, trials_of, unlike
+from remoco.sweep.plan import Plan, Trial, as_range, points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import load_optuna, search
 from remoco.sweep.trial import new_record, read_record, record_file
 
@@ -67,7 +67,8 @@ def plot(folder: str) -> None:
     found = results.read_results(Path(folder))
     files = [Path(folder) / f"figure.{suffix}" for suffix in ("png", "svg")]
     plan = results.read_plan(Path(folder))
-    draw(results.rows_of(found), plan["metrics"], files, plan["label"])
+    ranged = as_range(next(iter(plan["values"].values())))
+    draw(results.rows_of(found), plan["metrics"], files, plan["label"], ranged[0] if ranged else None)
     print("\n".join(f"wrote {file}" for file in files))
 
 

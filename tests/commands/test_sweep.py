@@ -212,7 +212,13 @@ def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
         [tmp_path / "a.png"],
     )
     draw([row("add", md_vid=3.0), row("concat", md_vid=4.0)], ["md_vid"], [tmp_path / "b.svg"], "Injection")
-    lines, bars = shown
+    points = [results.Row({"lr": lr, "b": b}, 1, 0, {"md_vid": 3.0}, {}) for lr, b in (("0.5", "1"), ("0.001", "2"))]
+    for point in points:
+        point.std["md_vid"] = float("nan")
+    draw(points, ["md_vid"], [tmp_path / "c.png"], drawn="log_uniform")
+    lines, bars, cloud = shown
+    assert cloud.axes[0].get_xscale() == "log" and cloud.axes[0].get_legend() is None
+    assert cloud.axes[0].containers[0].lines[0].get_xdata().tolist() == [0.5, 0.001]
     left, right = lines.axes
     assert [tick.get_text() for tick in left.get_xticklabels()] == ["8", "16"]
     fine, coarse = left.containers
