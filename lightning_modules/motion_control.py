@@ -63,7 +63,7 @@ class MotionControlModule(record.RecordedModule):
         sample_sigma_max: Noise level that a sample starts from.
         guidance: Guidance scale of the first and the last frame; linear in between.
         seed: Seed of everything random in a step.
-        adapter: An `adapter.safetensors` or a checkpoint with the LoRA, encoder and injection to start from.
+        adapter: An `adapter.safetensors` or a checkpoint to start from; with `train_base` its UNet is the start too.
         released: A released MotionPro file: base and start; with `svd` the VAE and image encoder come from there.
     """
 

@@ -109,7 +109,7 @@ def build_networks(
         encoder.load_state_dict(start.motion_encoder)
         places.load_state_dict(start.injection)
     if adapter:
-        load_adapter(adapter, base.unet, encoder, places)
+        load_adapter(adapter, base.unet, encoder, places, base.pca, whole=train_base)
     levels: Literal["none", "top", "all"] = (
         "all" if gradient_checkpointing is True else gradient_checkpointing or "none"
     )

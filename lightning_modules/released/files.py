@@ -134,11 +134,17 @@ def adapter_of(released: Released) -> dict[str, Tensor]:
 
 
 def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
-    """An adapter file or a training checkpoint as state dicts of `lora`, `motion_encoder` and `injection`."""
+    """An adapter file or a training checkpoint as state dicts of `lora`, `motion_encoder` and `injection`.
+
+    Of a run that trained its UNet, `lora` is that whole UNet; `pca` is there where latents were fitted.
+    """
     state = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTER_PARTS.values()}
     for name, tensor in state.items():
         prefix, _, ours = name.removeprefix("svd.").partition(".")
+        if prefix == "pca":
+            parts.setdefault("pca", {})[ours] = tensor
+            continue
         if prefix not in ADAPTER_PARTS:
             raise MisconfigurationException(
                 f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*"
@@ -149,16 +155,39 @@ def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def load_adapter(path: str | Path, unet: nn.Module, motion_encoder: nn.Module, injection: nn.Module) -> None:
+def load_adapter(
+    path: str | Path,
+    unet: nn.Module,
+    motion_encoder: nn.Module,
+    injection: nn.Module,
+    pca: nn.Module | None = None,
+    whole: bool = False,
+) -> None:
     """Load an adapter file into a UNet with LoRA, an encoder and an injection, in place; all of it or nothing.
+
+    Args:
+        path: adapter file or checkpoint.
+        unet: with LoRA, or trained itself.
+        motion_encoder: of the control.
+        injection: into the UNet.
+        pca: components of the latents, where they are fitted.
+        whole: the UNet is trained itself, and comes from the file too, as the components do.
 
     Raises:
         MisconfigurationException: its tensors are not exactly those of the modules.
     """
     parts = read_adapter(path)
     modules = {"lora": unet, "motion_encoder": motion_encoder, "injection": injection}
+    if whole and pca is not None:
+        modules["pca"] = pca
+    else:  # a frozen base has its own
+        parts.pop("pca", None)
     targets = {
-        part: {name: p for name, p in module.state_dict(keep_vars=True).items() if part != "lora" or ".lora_" in name}
+        part: {
+            name: p
+            for name, p in module.state_dict(keep_vars=True).items()
+            if whole or part != "lora" or ".lora_" in name
+        }
         for part, module in modules.items()
     }
     found, expected = (

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
+from conditions import RegionWise
 from datamodules.inputs import read_inputs
 from lightning_modules import embedded, record
 from lightning_modules.diffusion import spread_sigma
@@ -32,6 +33,19 @@ def low_rank_clips(seed: int, rank: int, clips: int = 3) -> list[torch.Tensor]:
         patches = torch.einsum("lhwr,rcij->lchiwj", weights, basis).reshape(2, 3, 32, 48)
         out.append(0.05 * patches + 0.1)
     return out
+
+
+def test_a_whole_small_model_is_the_start_of_another(tmp_path, sprites):
+    """Its UNet and components too, under another condition; a frozen base keeps its own."""
+    trainer(tmp_path, 1).fit(module(**MICRO), data(sprites))
+    start = str(tmp_path / "last.ckpt")
+    other = module(**MICRO, adapter=start, init_seed=7, condition=RegionWise(min_mask_ratio=0.9))
+    other.configure_model()
+    found = record.read_checkpoint(start)["state_dict"]
+    assert other.svd.pca.fitted and found.keys() == other.stored().keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in other.stored().items())
+    with pytest.raises(MisconfigurationException, match="adapter"):
+        module(adapter=start).configure_model()
 
 
 def test_pca_keeps_what_its_components_hold():
@@ -198,7 +212,7 @@ def test_the_embedded_model_is_small_and_says_how_it_was_made():
     assert embedded.PATH.stat().st_size <= 8e6
     with safe_open(embedded.PATH, framework="pt") as file:
         about = file.metadata()
-    assert "lightning fit" in about["commands"] and json.loads(about["remoco"])["architecture"]["latents"] == "pca"
+    assert "lightning fit" in about["commands"] and json.loads(about["remoco"])["base"]["svd"] == "embedded"
     assert int(about["global_step"]) >= 500
 
 
