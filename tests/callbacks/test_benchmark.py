@@ -81,7 +81,7 @@ def test_a_video_with_nan_is_named_and_not_written(cli, bench, tmp_path, monkeyp
     own = Networks.sample
     monkeypatch.setattr(Networks, "sample", lambda *args, **options: own(*args, **options) * float("nan"))
     code, said = cli(
-        "test", f"--config={CONFIGS / 'quickstart.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
+        "test", f"--config={CONFIGS / 'sprites_lora.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
         f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--ckpt_path=embedded",
         "--model.init_args.sample_steps=2", "--trainer.accelerator=cpu",
     )  # fmt: skip

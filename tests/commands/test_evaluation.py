@@ -49,7 +49,7 @@ def checkout(tmp_path):
 
 def test_a_whole_evaluation_with_the_model_in_the_package(checkout):
     said = [call(words, checkout) for words in documented("All of it, in two minutes")]
-    bench, run = checkout / "data" / "sprite_bench", checkout / "runs" / "quickstart"
+    bench, run = checkout / "data" / "sprite_bench", checkout / "runs" / "sprites_lora"
     tables = said[1]
     assert "Table 2" in tables and "Table 3" in tables and "MOFA-Video (quoted)" in tables
     ours = json.loads((run / "benchmark" / "sprite_bench" / "scores.json").read_text())
@@ -102,7 +102,7 @@ def test_table_1_on_shards(checkout):
 def test_a_benchmark_killed_and_resumed_on_two_ranks(tmp_path):
     """The same videos, bit for bit, as one process that nobody killed, and none of them sampled twice."""
     write_sprite_bench(tmp_path / "bench", pairs=3, height=64, width=64, frames=4)
-    configs = [f"--config={CONFIGS / name}" for name in ("quickstart.yaml", "eval/quickstart_bench.yaml")]
+    configs = [f"--config={CONFIGS / name}" for name in ("sprites_lora.yaml", "eval/quickstart_bench.yaml")]
     shared = [*configs, f"--data.init_args.root={tmp_path / 'bench'}", "--ckpt_path=embedded",
               "--trainer.accelerator=cpu", f"--trainer.logger.init_args.save_dir={tmp_path}"]  # fmt: skip
 
