@@ -141,7 +141,6 @@ def shards(tmp_path_factory) -> dict[str, Path]:
         [CONFIGS / "quickstart.yaml"],
         [CONFIGS / "quickstart.yaml", CONFIGS / "own_videos.yaml"],
         [CONFIGS / "sprites.yaml"],
-        [CONFIGS / "sprites.yaml", CONFIGS / "sprites_strokes.yaml"],
         [CONFIGS / "sprites_base.yaml"],
         [CONFIGS / "sprites_lora.yaml"],
         [CONFIGS / "remoco_svd.yaml"],
@@ -160,8 +159,6 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
         # the weights are the user's; their shapes are the full size
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
         args += ["--model.init_args.released=null"]
-    if configs[-1].stem == "sprites_strokes":
-        args += ["--model.init_args.adapter=null"]
     if configs[0].stem == "sprites_lora":  # its base's weights are not for the meta device
         args += ["--model.init_args.svd=null", "--model.init_args.random_init=micro"]
     for name, folder in shards.items():
@@ -188,7 +185,6 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
 
 def test_no_yaml_is_left_out():
     known = {"quickstart", "own_videos", "remoco_svd", "motionpro_released", "sprites", "sprites_base", "sprites_lora"}
-    known |= {"sprites_strokes"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
     evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "quickstart_bench", "webvid")}
     sweeps = set((CONFIGS / "sweep").rglob("*.yaml"))  # tests/commands/test_sweep.py has them
