@@ -14,6 +14,7 @@ from lightning_modules import blocks
 from lightning_modules.blocks import attention, compile_unet, freeze_idle
 from lightning_modules.diffusion import Denoiser, edm_loss, randn
 from lightning_modules.injection import attach
+from lightning_modules.layers import seeded
 from lightning_modules.lora import LoraLinear, add_lora, lora_layers, merged_lora, without_lora
 from lightning_modules.released.network import ROUNDED_UP, PortableTimesteps, use_portable_timesteps
 from lightning_modules.svd import SVD, set_res_block_eps
@@ -38,7 +39,8 @@ def wake(unet: torch.nn.Module, size: float = 0.1) -> None:
 @pytest.mark.parametrize(("targets", "layers"), [("attention", 256), ("linear", 464)])
 @pytest.mark.parametrize("tokens", [1, 2])
 def test_outputs_and_gradients_are_diffusers_and_pefts(targets, layers, tokens):
-    theirs = UNetSpatioTemporalConditionModel(**TOPOLOGY).requires_grad_(False)
+    with seeded(0):  # of all weights there are some whose gradients cancel to less than the tolerance
+        theirs = UNetSpatioTemporalConditionModel(**TOPOLOGY).requires_grad_(False)
     set_res_block_eps(theirs)
     ours = copy.deepcopy(theirs)
     blocks.use_our_blocks(ours)
