@@ -161,6 +161,7 @@ def test_points_move_and_the_control_is_shown_before_anything_is_generated(opene
 def test_a_video_is_generated_with_progress_and_the_seed_decides(opened):
     page = opened()
     example(page)
+    set_number(page, "steps", 12)
     page.evaluate("""() => { window.said = new Set();
         new MutationObserver(() => window.said.add(document.querySelector('.rm-said').textContent))
             .observe(document.querySelector('#rm-result'), {subtree: true, childList: true, characterData: true}) }""")
