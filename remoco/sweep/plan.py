@@ -111,9 +111,8 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
                 raise UsageError(f"--set {change}: expected KEY=VALUE")
             if key in plan.values:
                 raise UsageError(f"--set {key}: the sweep varies this key")
-            if key.removeprefix(TEST) in (SAVE_DIR, NAME):
-                raise UsageError(f"--set {key}: a trial's folder is OUT/NAME; --out sets the first")
             plan.set[key] = yaml.safe_load(value)
+        _check_keys(plan)
     except (UsageError, yaml.YAMLError) as error:
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from None
     plan.seeds = plan.seeds if seeds is None else seeds
@@ -145,13 +144,6 @@ def _check(plan: Plan) -> None:
                 json.dumps(value)
             except TypeError as error:  # YAML has dates and bytes too
                 raise UsageError(f"{name}.{key}: {error}; expected numbers, texts, lists and mappings") from None
-    for name in RAW:
-        for key in getattr(plan, name):
-            if key.removeprefix(TEST) in (SAVE_DIR, NAME):
-                raise UsageError(f"{name}.{key}: a trial's folder is OUT/NAME; --out sets the first")
-    for key, other in itertools.permutations(plan.values, 2):
-        if other.startswith(f"{key}."):
-            raise UsageError(f"values.{other}: is part of values.{key}, which sets it too")
     if not plan.values:
         raise UsageError("values: empty, expected keys of the configuration with their values")
     for key, values in plan.values.items():
@@ -170,6 +162,16 @@ def _check(plan: Plan) -> None:
             raise UsageError(f"{name}: {value}, expected at least {least}")
     if not plan.metrics:
         raise UsageError("metrics: empty, expected names of results")
+
+
+def _check_keys(plan: Plan) -> None:
+    for name in RAW:
+        for key in getattr(plan, name):
+            if key.removeprefix(TEST) in (SAVE_DIR, NAME):
+                raise UsageError(f"{name}.{key}: a trial's folder is OUT/NAME; --out sets the first")
+    for key, other in itertools.permutations(plan.values, 2):
+        if other.startswith(f"{key}."):
+            raise UsageError(f"values.{other}: is part of values.{key}, which sets it too")
 
 
 def as_range(values: Any) -> tuple[str, float, float] | None:

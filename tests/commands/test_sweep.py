@@ -1,4 +1,4 @@
-"""`remoco sweep`: what a YAML means, what is refused, what is averaged; the long test runs and kills one."""
+"""`remoco sweep run`: what a YAML means, what is refused, how a trial goes on; the long test runs and kills one."""
 
 import csv
 import datetime
@@ -16,27 +16,14 @@ import yaml
 
 from datamodules import SpritesDataModule
 from datamodules.errors import UsageError
-from remoco.sweep import engine, results, trial
+from remoco.sweep import trial
 from remoco.sweep.plan import points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import search
+from tests.commands.conftest import SIZE, TINY
 from tests.commands.test_lightning import CONFIGS
 from tests.support.commands import remoco
 
-TINY = Path(__file__).parents[1] / "campaign" / "tiny.yaml"
-SIZE = "model.init_args.condition.init_args.region_size"
 SWEEPS = sorted((CONFIGS / "sweep").rglob("*.yaml"))
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    """Write a sweep's YAML, of the tiny configuration unless changed."""
-
-    def write(**changes) -> Path:
-        path = tmp_path / "sweep.yaml"
-        path.write_text(yaml.safe_dump({"configs": [str(TINY)], "values": {SIZE: [4, 8]}, **changes}, sort_keys=False))
-        return path
-
-    return write
 
 
 def test_trials_are_every_combination_and_seed(sweep, tmp_path):
@@ -140,96 +127,6 @@ def test_without_ray_tune_it_says_what_to_install(sweep, tmp_path, monkeypatch, 
     assert "pip install 'remoco[sweep]'" in capsys.readouterr().err
 
 
-def finish(out: Path, name: str, point: dict, seed: int, state: str, **metrics: float) -> None:
-    """A trial's record, and its results."""
-    found = trial.new_record(trial.Trial(name, point, seed, [], []))
-    found |= {"state": state, "error": "fit: no space left" if state == "failed" else None}
-    path = trial.record_file(out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    (out / name).mkdir()
-    entries = {key: {"value": value, "protocol": "p", "n": 32, "seconds": 1.0} for key, value in metrics.items()}
-    (out / name / "metrics.json").write_text(json.dumps(entries))
-
-
-@pytest.fixture
-def finished(sweep, tmp_path):
-    """The folder of a sweep over 4 and 8 with three seeds, of which one failed with a result in its folder."""
-    plan = read_plan(str(sweep(metrics=["md_vid"])), [], None)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / results.PLAN).write_text(json.dumps(record(plan)))
-    for size, seed, state, value in [
-        (8, 0, "finished", 2.0), (8, 1, "finished", 4.0), (8, 2, "failed", 1000.0),
-        (4, 0, "finished", 5.0), (4, 1, "finished", 5.0), (4, 2, "started", 1000.0),
-    ]:  # fmt: skip
-        finish(out, f"region_size_{size}-seed_{seed}", {SIZE: str(size)}, seed, state, md_vid_lk=value, other=0.0)
-    return out
-
-
-def test_what_failed_is_shown_and_never_averaged_in(finished, capsys):
-    assert remoco("sweep", "table", finished) == 1
-    said = capsys.readouterr().out
-    assert "region_size_8-seed_2 failed: fit: no space left" in said and "1 of 6 trials are not finished" in said
-    rows = list(csv.DictReader((finished / "points.csv").open()))
-    assert [row[SIZE] for row in rows] == ["4", "8"]  # in the YAML's order
-    assert [(row["seeds"], row["failed"], row["md_vid_lk mean"]) for row in rows] == [
-        ("2", "0", "5.0"),
-        ("2", "1", "3.0"),
-    ]
-    assert float(rows[1]["md_vid_lk std"]) == np.std([2.0, 4.0], ddof=1)
-    trials = list(csv.DictReader((finished / "trials.csv").open()))
-    assert len(trials) == 6 and "1000" not in (finished / "trials.csv").read_text()
-    assert "3 ± 1.4" in said and "other" not in said
-
-
-@pytest.mark.slow
-def test_figures_are_written(finished, capsys):
-    pytest.importorskip("matplotlib", reason="needs the extra `sweep`")
-    assert remoco("sweep", "plot", finished) == 0
-    assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
-    text = (finished / "figure.svg").read_text()
-    assert text.startswith("<?xml") and "</svg>" in text
-
-
-@pytest.mark.slow
-def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
-    """Lines of the two levels of a benchmark over numbers, as in figure 7; bars over names, as in figure 9."""
-    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the extra `sweep`")
-    from remoco.sweep.figure import draw
-
-    shown = []
-    monkeypatch.setattr(pyplot, "close", shown.append)
-
-    def row(value, **means):
-        named = {name.replace("__", "/"): mean for name, mean in means.items()}
-        return results.Row({"model.injection": value}, 2, 0, named, dict.fromkeys(named, 0.5))
-
-    rows = [row("8", fine__md_vid=3.0, object__md_vid=4.0, fine__frame_consistency=0.9), row("16", fine__md_vid=2.0)]
-    draw(
-        [*rows, results.Row({"model.injection": "32"}, 0, 1, {}, {})],
-        ["md_vid", "frame_consistency"],
-        [tmp_path / "a.png"],
-    )
-    draw([row("add", md_vid=3.0), row("concat", md_vid=4.0)], ["md_vid"], [tmp_path / "b.svg"], "Injection")
-    points = [results.Row({"lr": lr, "b": b}, 1, 0, {"md_vid": 3.0}, {}) for lr, b in (("0.5", "1"), ("0.001", "2"))]
-    for point in points:
-        point.std["md_vid"] = float("nan")
-    draw(points, ["md_vid"], [tmp_path / "c.png"], drawn="log_uniform")
-    lines, bars, cloud = shown
-    assert cloud.axes[0].get_xscale() == "log" and cloud.axes[0].get_legend() is None
-    assert cloud.axes[0].containers[0].lines[0].get_xdata().tolist() == [0.5, 0.001]
-    left, right = lines.axes
-    assert [tick.get_text() for tick in left.get_xticklabels()] == ["8", "16"]
-    fine, coarse = left.containers
-    assert fine.lines[0].get_ydata().tolist() == [3.0, 2.0] and coarse.lines[0].get_ydata().tolist() == [4.0]
-    assert [text.get_text() for text in left.get_legend().get_texts()] == ["fine-grained", "object-level"]
-    assert np.ptp(fine.lines[2][0].get_segments()[0][:, 1]) == 1.0  # from mean - 0.5 to mean + 0.5
-    assert left.get_ylabel() == "md_vid (px)" and right.get_ylabel() == "frame_consistency"
-    assert bars.axes[0].get_xlabel().startswith("Injection  (") and left.get_xlabel().endswith("n = 2)")
-    assert [bar.get_height() for bar in bars.axes[0].patches] == [3.0, 4.0]
-
-
 def test_another_sweep_does_not_mix_in(sweep, tmp_path):
     one = record(read_plan(str(sweep()), [], None))
     assert unlike(one, record(read_plan(str(sweep(values={SIZE: [4, 8, 16]})), [], 5))) is None
@@ -250,26 +147,6 @@ def test_a_name_that_means_something_else_is_another_sweep(sweep):
     one = written({"a": plain, "b": other})
     assert unlike(one, written({"b": other, "a": plain, "c": plain})) is None
     assert unlike(one, written({"a": other, "b": other})) == f"values.{key}"
-
-
-@pytest.mark.parametrize(
-    "file", ["sweep.json", "trials/region_size_4-seed_0.json", "region_size_4-seed_0/metrics.json"]
-)
-@pytest.mark.parametrize("text", ["{", "[]"])
-def test_a_damaged_file_of_a_sweep_is_one_line(finished, capsys, file, text):
-    (finished / file).write_text(text)
-    assert remoco("sweep", "table", finished) == 2
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("remoco sweep table: error: ") and file.split("/")[-1] in line
-
-
-def test_what_fails_is_said_while_the_others_run(finished, capsys):
-    trials = [trial.Trial(f"region_size_8-seed_{seed}", {}, seed, [], []) for seed in (1, 2)]
-    with engine._progress(trials, finished):
-        path = trial.record_file(finished, trials[1].name)
-        assert "no space left" not in capsys.readouterr().out  # of an attempt before this one
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"attempts": 1}))
-    assert "region_size_8-seed_2: fit: no space left" in capsys.readouterr().out
 
 
 def test_the_error_of_a_failed_trial_is_the_line_that_names_it(tmp_path):
