@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.other_control import OneStroke, evaluated, with_condition, with_other_control
-from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.storage import write_json
@@ -165,7 +165,7 @@ class ControlErrors(EveryNthValidation):
         shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
         lines += [f"  {result['value']:6.2f}  {text}" for result, text in shown]
         rank_zero_print("\n".join(lines))
-        if trainer.loggers and not trainer.fast_dev_run:
+        if keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)

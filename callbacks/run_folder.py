@@ -52,17 +52,17 @@ class RunFolder(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the folder, before weights load."""
-        if stage == "fit" and _writes(trainer):
+        if stage == "fit" and keeps_files(trainer):
             self._on_rank_zero(trainer, self._acquire)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Move another run aside; only now does the trainer say which checkpoint it continues from."""
-        if _writes(trainer):
+        if keeps_files(trainer):
             self._on_rank_zero(trainer, lambda folder: self._claim(trainer, folder))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the results are."""
-        if not _writes(trainer):
+        if not keeps_files(trainer):
             return
         folder = run_folder(trainer)
         lines = [f"Run folder:   {folder}", f"Checkpoints:  {folder / 'checkpoints'}"]
@@ -185,7 +185,8 @@ def rank_zero_print(text: str) -> None:
     print(text, flush=True)
 
 
-def _writes(trainer: Trainer) -> bool:
+def keeps_files(trainer: Trainer) -> bool:
+    """Whether the run has a folder of its own to write into."""
     bare = not trainer.loggers and Path.cwd().is_relative_to(Path(trainer.default_root_dir).resolve())
     return not (trainer.fast_dev_run or bare)  # without a folder of its own there is nothing to keep apart
 

@@ -14,7 +14,7 @@ from callbacks.control_error import write_metrics
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
 from callbacks.other_control import with_condition, with_other_control
-from callbacks.run_folder import rank_zero_print, run_folder
+from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from lightning_modules.conditioning import to_float, to_uint8
@@ -203,7 +203,7 @@ class VideoMetrics(EveryNthValidation):
             rank_zero_print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
             if trainer.is_global_zero:
                 log_protocol(trainer, name, result["protocol"])
-        if trainer.is_global_zero and trainer.loggers and not trainer.fast_dev_run:
+        if trainer.is_global_zero and keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)
         return results
 

@@ -167,3 +167,13 @@ def test_metrics_of_others_stay_in_the_file(tmp_path):
 def test_bad_arguments(bad):
     with pytest.raises(MisconfigurationException, match=f"ControlErrors.{next(iter(bad))}"):
         ControlErrors(**bad)
+
+
+def test_a_trial_step_writes_nothing_and_a_run_without_loggers_in_its_folder(tmp_path, plain, monkeypatch):
+    """`fast_dev_run` has no folder; with `logger: false` the run's own is `default_root_dir`."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    trainer(tmp_path, [ControlErrors()], fast_dev_run=True).validate(Obedient(), datamodule=plain())
+    own = {"logger": False, "default_root_dir": str(tmp_path / "own")}
+    trainer(tmp_path, [ControlErrors()], **own).validate(Obedient(), datamodule=plain())
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("metrics.json")] == ["own/metrics.json"]

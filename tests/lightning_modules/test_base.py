@@ -88,7 +88,7 @@ def test_the_folders_hold_the_averaged_weights_and_the_latents(trained, exported
     assert set(svd.hashes) == {"unet", "image_encoder", "vae"}
 
 
-def test_a_controller_is_trained_on_it(fit, exported):
+def test_a_controller_is_trained_on_it(fit, exported, capsys):
     """Along the path of SVD: frozen, with LoRA, and its checkpoint knows the base again."""
     over = ["--model.init_args.random_init=null", "--model.init_args.latents=vae", f"--model.init_args.svd={exported}"]
     over += ["--model.init_args.train_base=false", "--model.init_args.lora=attention", "--model.init_args.lora_rank=4"]
@@ -104,6 +104,16 @@ def test_a_controller_is_trained_on_it(fit, exported):
     image = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     clip = pipeline(image, [[[10, 10], [40, 40]]], num_frames=4).frames
     assert len(clip[0]) == 4
+
+    # another controller starts from it; one file of it would still need the base
+    more = {"lora": "attention", "lora_rank": 4, "init_seed": 7, "adapter": str(last)}
+    other = MotionControlModule(RegionWise(region_size=8), svd=str(exported), **more)
+    other.configure_model()
+    state = read_checkpoint(last)["state_dict"]
+    assert state.keys() == other.stored().keys()
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.stored().items())
+    assert remoco("pack", last, exported.parent / "one.safetensors") == 2
+    assert "its base is" in capsys.readouterr().err and not (exported.parent / "one.safetensors").exists()
 
     # another base under it is refused
     changed = exported.parent / "changed"
