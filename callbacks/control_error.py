@@ -28,7 +28,7 @@ KINDS = {
     "_real": "the true clip: the scorer's own error",
     "_swapped": "generated with another clip's control",
     "_off": "generated without control",
-    "_stroke": "generated from one stroke: the object's path from its centre, the object as brush",
+    "_stroke": "generated from one stroke: the object's path from its centre, the object as brush, their motion bucket",
 }
 TRUE_FRAMES = ("_standing_still", "_real")  # nothing is sampled
 
@@ -126,7 +126,7 @@ class ControlErrors(EveryNthValidation):
             "_real": lambda: real,
             "_swapped": lambda: finite_uint8(pl_module.sample(with_other_control(trainer, pl_module, batch)), keys),
             "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
-            "_stroke": lambda: finite_uint8(pl_module.sample(batch), keys),
+            "_stroke": lambda: finite_uint8(pl_module.sample(one_stroke.clips(batch)), keys),
         }
         one_stroke = OneStroke(pl_module.condition, masks, tracks)
         for kind, metric in self.metrics.items():

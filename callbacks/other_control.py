@@ -51,22 +51,31 @@ class OneStroke(Condition):
     """
 
     def __init__(self, condition: Condition, masks: Tensor, tracks: Tensor) -> None:
-        self.condition, self.masks, self.tracks = condition, masks, tracks
+        self.condition, self.masks = condition, masks
+        middles = torch.stack([mask.nonzero().double().mean(0).flip(0) for mask in masks])
+        ends = middles.new_tensor([masks.shape[2] - 1, masks.shape[1] - 1])
+        self.strokes = torch.minimum((middles[:, None] + tracks).clamp(min=0), ends)
 
     def check(self, height: int, width: int) -> None:
         """As the condition."""
         self.condition.check(height, width)
 
+    def clips(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as clips of which nothing is known but the stroke: all of the object goes along it, the rest stays.
+
+        So the network is told the motion bucket of what is drawn. The true clip's speaks of all that moved there, such
+        as the camera, which the stroke leaves at rest.
+        """
+        path = (self.strokes - self.strokes[:, :1]).to(torch.float32)
+        flow = path[..., None, None] * self.masks[:, None, None]
+        known = {name: value for name, value in batch.items() if name not in MOTION}
+        return known | {"flow": flow, "visibility": torch.ones_like(flow[:, :, 0], dtype=torch.bool)}
+
     def control(self, flow: Tensor, visibility: Tensor, seed: Tensor, motion: Motion | None) -> Tensor:
         """(B, L, 3, H, W) of flow (B, L, 2, H, W); the seeds draw nothing."""
-        frames, _, height, width = flow.shape[1:]
-        controls = []
-        for mask, path in zip(self.masks, self.tracks, strict=True):
-            middle = mask.nonzero().double().mean(0).flip(0)
-            end = middle.new_tensor([width - 1, height - 1])
-            stroke = torch.minimum((middle + path).clamp(min=0), end).cpu().numpy()
-            controls.append(self.condition.draw([stroke], mask.cpu().numpy(), frames, height, width))
-        return torch.stack(controls).to(flow.device)
+        size = flow.shape[1], *flow.shape[3:]
+        pairs = zip(self.strokes.cpu().numpy(), self.masks.cpu().numpy(), strict=True)
+        return torch.stack([self.condition.draw([stroke], mask, *size) for stroke, mask in pairs]).to(flow.device)
 
     def draw(
         self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int

@@ -9,10 +9,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from callbacks import ControlErrors
 from callbacks.control_error import write_metrics
-from conditions import RegionWise
+from conditions import RegionWise, flow_to_pixels, motion_bucket
 from datamodules import SpritesDataModule
 from lightning_modules.conditioning import to_uint8
-from metrics import ControlError, moving_object
+from metrics import ControlError, farthest_objects, moving_object
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
 
@@ -34,8 +34,7 @@ class Obedient(Module):
         clips = first[:, None].repeat(1, batch["flow"].shape[1], 1, 1, 1)
         if not controlled:
             return clips
-        flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
-        masks, tracks = moving_object(flow)
+        masks, tracks = moving_object(flow_to_pixels(batch["flow"], batch.get("flow_step")))
         for clip, start, path in zip(clips, first, tracks.round().int()):
             for frame, (dx, dy) in zip(clip, path.tolist()):
                 frame.copy_(start.roll((dy, dx), (-2, -1)))
@@ -106,9 +105,9 @@ def test_one_stroke_is_the_objects_path_with_the_object_as_brush(tmp_path, plain
     trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
     own, swapped, stroke = module.conditions
     assert own is swapped is module.condition and stroke is not own
-    batch = module.given[2]
-    flow = (batch["flow"].float() - 32768) * batch["flow_step"].view(-1, 1, 1, 1, 1)
-    control = stroke.control(flow, batch["visibility"], None, None)
+    batch, told = module.given[0], module.given[2]
+    flow = flow_to_pixels(batch["flow"], batch["flow_step"])
+    control = stroke(told["flow"], told["visibility"], batch["position"])
     for clip, mask, path in zip(control, *moving_object(flow), strict=True):
         assert torch.equal(clip[:, 2].bool(), mask.expand(4, -1, -1))
         drawn = clip[:, :2].abs().sum((0, 1)).bool()
@@ -117,6 +116,30 @@ def test_one_stroke_is_the_objects_path_with_the_object_as_brush(tmp_path, plain
         moved = clip[:, :2, drawn].mean(2)
         ends = torch.minimum((middle.flip(0) + path).clamp(min=0), torch.tensor(63.0)) - middle.flip(0)
         assert torch.allclose(moved.double(), ends, atol=1e-4)
+
+
+def test_one_stroke_tells_nothing_of_what_else_moves_in_the_true_clip(tmp_path, plain):
+    """Its motion bucket is the object's on the stroke alone, as a person would draw it; a camera's motion is not in it."""
+    for scene in ("plain", "varied"):
+        data, module = plain(scene=scene, val_clips=12, val_batch_size=12), Obedient()
+        trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)
+        batch, told = module.given[0], module.given[2]
+        assert not {"moving", "motion_bucket", "flow_step"} & set(told)
+        flow = flow_to_pixels(batch["flow"], batch["flow_step"])
+        masks, tracks = moving_object(flow) if scene == "plain" else farthest_objects(flow, batch["visibility"])[:2]
+        inside = torch.tensor([_stays_inside(mask, path) for mask, path in zip(masks, tracks)])
+        bucket = motion_bucket(told["flow"])
+        expected = tracks.norm(dim=-1).mean(1) * masks.double().mean((1, 2))
+        assert inside.sum() > 3 and torch.allclose(bucket[inside].double(), expected[inside], rtol=1e-5)
+        if scene == "plain":
+            assert torch.allclose(bucket[inside], batch["motion_bucket"][inside], rtol=0.05)
+        else:
+            assert (bucket < 0.5 * batch["motion_bucket"]).any()  # where the camera moves
+
+
+def _stays_inside(mask, path):
+    places = mask.nonzero().double().mean(0).flip(0) + path
+    return bool(((places >= 0) & (places <= 63)).all())
 
 
 def test_textured_scenes_follow_one_object_of_several(tmp_path, plain):
