@@ -31,7 +31,8 @@ def built(
     if architecture["lora"] is None:
         architecture.pop("lora_rank")
     sampling = dict(found.get("sampling") or {})
-    names = {"steps": "sample_steps", "sigma_max": "sample_sigma_max", "guidance": "guidance"}
+    names = {"steps": "sample_steps", "sigma_max": "sample_sigma_max"}
+    names |= {name: name for name in ("guidance", "motion_bucket_id")}
     settings = {names[name]: sampling.pop(name) for name in names if name in sampling}
     module = MotionControlModule(**base, **architecture, **settings)
     module.configure_model(dtype)

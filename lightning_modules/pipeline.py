@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from conditions import Condition, mix
+from conditions import Condition, control_bucket, mix
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
@@ -33,12 +33,12 @@ class MotionControlPipeline:
 
     Args:
         module: The module, its networks built.
-        sampling: What the model was trained for, taken where a call does not say: `num_frames`, `motion_bucket_id`.
+        sampling: What the model was trained for, taken where a call does not say: `num_frames`.
     """
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
         self.module = module.eval()
-        self.sampling = {"num_frames": 16, "motion_bucket_id": 17.0, **(sampling or {})}
+        self.sampling = {"num_frames": 16, **(sampling or {})}
         self._said = False
         self._offloads = False
 
@@ -193,8 +193,8 @@ class MotionControlPipeline:
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
             fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1).
-            motion_bucket_id: Mean displacement in pixels; by default the checkpoint's, or 17 as on WebVid (SVD's own
-                default 127 is another scale).
+            motion_bucket_id: Mean displacement in pixels; by default what the training configuration says: 17, as on
+                WebVid (SVD's own default 127 is another scale), or that of the drawing (`conditions.control_bucket`).
             noise_aug_strength: Standard deviation of the noise on the first frame.
             num_inference_steps: Euler steps; the training configuration's by default.
             min_guidance_scale: Guidance of the first frame; the training configuration's by default.
@@ -219,14 +219,14 @@ class MotionControlPipeline:
         """
         module = self.module
         num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
-        motion_bucket_id = self.sampling["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id
+        bucket = module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id
         steps = module.sample_steps if num_inference_steps is None else num_inference_steps
         low, high = (
             own if given is None else given
             for given, own in zip((min_guidance_scale, max_guidance_scale), module.guidance, strict=True)
         )
         _check(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
-               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(motion_bucket_id, 0),
+               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(bucket or 0, 0),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
         check_output(output_type)
@@ -239,8 +239,12 @@ class MotionControlPipeline:
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        values = {"fps": fps, "motion_bucket_id": motion_bucket_id, "sigma_aug": noise_aug_strength}
-        ids = {name: torch.full((len(frames),), float(value), device=module.device) for name, value in values.items()}
+        control = torch.stack(controls).to(module.device)
+        values = {"fps": fps, "motion_bucket_id": bucket, "sigma_aug": noise_aug_strength}
+        ids = {
+            name: control_bucket(control) if value is None else torch.full((len(frames),), float(value)).to(control)
+            for name, value in values.items()
+        }
         sigma_max = module.sample_sigma_max
         on_step = None
         if callback_on_step_end is not None:
@@ -249,7 +253,7 @@ class MotionControlPipeline:
         with module.autocast():
             noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                cond = from_first_frame(module.svd, first, torch.stack(controls).to(module.device), ids, noise)
+                cond = from_first_frame(module.svd, first, control, ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))

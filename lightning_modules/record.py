@@ -56,7 +56,10 @@ class RecordedModule(LightningModule):
 
     def sampling(self) -> dict[str, Any]:
         """How a sample is made where the caller does not say otherwise."""
-        return {"steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance)}
+        return {
+            "steps": self.sample_steps, "sigma_max": self.sample_sigma_max, "guidance": list(self.guidance),
+            "motion_bucket_id": self.motion_bucket_id,
+        }  # fmt: skip
 
     def base_name(self) -> dict[str, Any]:
         """The base by the names it was asked for; `svd.identity` adds the hash of its weights."""
@@ -85,6 +88,8 @@ class RecordedModule(LightningModule):
         ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
         if self.decode_chunk is not None:
             ranges["decode_chunk"] = (1, None)
+        if self.motion_bucket_id is not None:
+            ranges["motion_bucket_id"] = (0, None)
         for name, (least, bound) in ranges.items():
             value = getattr(self, name)
             if not least <= value < (float("inf") if bound is None else bound):

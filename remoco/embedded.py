@@ -26,7 +26,7 @@ MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
 
 def pack(
-    checkpoint: str, file: str, num_frames: int = 8, motion_bucket_id: float = 1.0, command: Sequence[str] = ()
+    checkpoint: str, file: str, num_frames: int = 8, motion_bucket_id: float | None = None, command: Sequence[str] = ()
 ) -> None:
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
@@ -34,7 +34,7 @@ def pack(
         checkpoint: of a run that trained the UNet too, or one over the package's base (`svd: embedded`).
         file: safetensors file to write.
         num_frames: length that the model was trained for.
-        motion_bucket_id: mean displacement in pixels of its training clips.
+        motion_bucket_id: mean displacement in pixels that it is told; that of the drawing by default.
         command: kept in the file: what made the checkpoint; may be repeated.
     """
     found = record.read(checkpoint)
@@ -82,9 +82,8 @@ def demo(
     masks, paths = moving_object(flow[None])
     brush, path = masks[0].numpy(), paths[0].numpy()
     centre = np.argwhere(brush).mean(0)[::-1]
-    bucket = float(torch.linalg.vector_norm(flow, dim=1).mean())
     stroke = np.clip(centre + path, 0, size - 1)
-    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id=bucket, seed=seed)
+    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, seed=seed)
     clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])

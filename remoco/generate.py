@@ -110,7 +110,7 @@ def generate(
         steps: of the sampler.
         min_guidance_scale: guidance of the first frame.
         max_guidance_scale: guidance of the last frame.
-        motion_bucket_id: mean displacement in pixels that the network is told.
+        motion_bucket_id: mean displacement in pixels that the network is told; the checkpoint's, or the drawing's.
         fps: frames per second, told to the network and of the files.
         seed: of the noise; in a folder every name has its own.
         height: with width, about how many pixels an image is resized to, in multiples of 64; the checkpoint's.
@@ -134,7 +134,7 @@ def generate(
         "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
         "min_guidance_scale": pipe.module.guidance[0] if min_guidance_scale is None else min_guidance_scale,
         "max_guidance_scale": pipe.module.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.sampling["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
+        "motion_bucket_id": pipe.module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
     _check_numbers(options)
@@ -176,7 +176,7 @@ def generate(
 def _check_numbers(options: dict[str, Any]) -> None:
     """UsageError for a number out of its range, before a folder notes it and anything is sampled."""
     for name, (flag, least, most) in RANGES.items():
-        if not least <= options[name] <= most:
+        if options[name] is not None and not least <= options[name] <= most:
             raise UsageError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 

@@ -99,10 +99,10 @@ def _endpoint(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
 
 def _blocks(studio: Studio, name: str) -> gr.Blocks:
     pipeline, ranges = studio.pipeline, exchange.RANGES
-    sampling, (low, high) = pipeline.sampling, pipeline.module.guidance
+    low, high = pipeline.module.guidance
+    told = pipeline.module.motion_bucket_id
     trained = trained_size(pipeline)
     own = min(exchange.SIZES, key=lambda name: abs(math.prod(exchange.SIZES[name]) - math.prod(trained)))
-    small = pipeline.module.random_init  # a stand-in: its clips move by a few pixels
     editor_js = "\n".join(
         [
             f"const PALETTE = {json.dumps(PALETTE)};",
@@ -141,15 +141,15 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                         again = gr.Button("Other seed", size="sm", min_width=100, elem_id="rm-again")
                     with gr.Row():
                         steps = whole("Steps", "steps", pipeline.module.sample_steps)
-                        frames = whole("Frames", "frames", int(sampling["num_frames"]))
+                        frames = whole("Frames", "frames", int(pipeline.sampling["num_frames"]))
                     with gr.Row():
                         first = gr.Slider(0, 10, low, step=0.1, label="Guidance, start")
                         last = gr.Slider(0, 10, high, step=0.1, label="Guidance, end")
                     with gr.Row():
                         fps = whole("Frames/s", "fps", 8, most=30)
                         bucket = gr.Slider(
-                            0, 10 if small else 150, float(sampling["motion_bucket_id"]), step=0.1,
-                            label="Motion, px",
+                            0, 150 if told else 10, told or 0, step=0.1,
+                            label="Motion, px" if told else "Motion, px (0: as drawn)",
                         )  # fmt: skip
                     size = gr.Dropdown(
                         list(exchange.SIZES), value=own,
