@@ -120,6 +120,7 @@ class ControlErrors(EveryNthValidation):
             masks, tracks, turns = masks[there], tracks[there], turns[there]
             batch = {name: _chosen(value, there) for name, value in batch.items()}
         first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
+        one_stroke = OneStroke(pl_module.condition, masks, tracks)
         make = {
             "": lambda: finite_uint8(pl_module.sample(batch), keys),
             "_standing_still": lambda: first[:, None].expand_as(real),
@@ -128,7 +129,6 @@ class ControlErrors(EveryNthValidation):
             "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
             "_stroke": lambda: finite_uint8(pl_module.sample(one_stroke.clips(batch)), keys),
         }
-        one_stroke = OneStroke(pl_module.condition, masks, tracks)
         for kind, metric in self.metrics.items():
             if kind == "_swapped" and len(evaluated(trainer).dataset) == 1:
                 continue  # there is no other clip

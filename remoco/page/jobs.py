@@ -169,7 +169,7 @@ class Studio:
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
         panels = clip(self.pipeline, inputs, motion, settings.seed, settings.options(), told)
         title = f"seed {settings.seed}, {settings.steps} steps"
-        motion = f"{settings.bucket:g}" if settings.bucket else "by default"
+        bucket = f"{settings.bucket:g}" if settings.bucket else "by default"
         return {
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
@@ -178,7 +178,7 @@ class Studio:
             "width": width,
             "height": height,
             "about": f"seed {settings.seed}, {settings.steps} steps, guidance {settings.first_guidance:g} to "
-            f"{settings.last_guidance:g}, motion {motion}, {settings.frames} frames of {width} x {height}",
+            f"{settings.last_guidance:g}, motion {bucket}, {settings.frames} frames of {width} x {height}",
         }
 
 

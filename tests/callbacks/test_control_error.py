@@ -119,7 +119,7 @@ def test_one_stroke_is_the_objects_path_with_the_object_as_brush(tmp_path, plain
 
 
 def test_one_stroke_tells_nothing_of_what_else_moves_in_the_true_clip(tmp_path, plain):
-    """Its motion bucket is the object's on the stroke alone, as a person would draw it; a camera's motion is not in it."""
+    """Its motion bucket is of the object on the stroke alone, as a person draws it: a camera's motion is not in it."""
     for scene in ("plain", "varied"):
         data, module = plain(scene=scene, val_clips=12, val_batch_size=12), Obedient()
         trainer(tmp_path, [ControlErrors()], max_steps=1).validate(module, datamodule=data)

@@ -64,7 +64,7 @@ def test_equals_the_training_sampler_to_the_bit(count, seed):
 
 
 def test_a_drawing_has_its_own_motion_bucket_where_the_configuration_says_so(exact, monkeypatch):
-    """Each of a batch its own, whatever is beside it; a number given wins; without the setting it is the method's 17."""
+    """Each of a batch its own, whatever is beside it; a number given wins; without the setting it is 17."""
     brush = np.zeros((64, 64), bool)
     brush[10:50, 10:50] = True
     drawn = dict(image=IMAGES, tracks=TRACKS, brush=[brush, None, brush], output_type="latent", **SHORT)
