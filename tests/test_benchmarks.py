@@ -68,6 +68,17 @@ def test_real_run_small(repo, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("scene, groups", [("plain", 1), ("varied", 3)])
+def test_motion_bucket(repo, scene, groups):
+    out = script(repo, "motion_bucket.py", "--scene", scene, "--clips", "12")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ")]
+    assert [row[0] for row in rows[2:]] == ["the drawing's", "the true clip's", "1.2", "17"]
+    assert all(len(row) == 2 + groups for row in rows)
+    if scene == "plain":  # which the embedded model knows; the one object is all that moves
+        assert abs(float(rows[2][2]) - float(rows[3][2])) < 0.2 and float(rows[2][2]) < float(rows[5][2])
+
+
+@pytest.mark.slow
 def test_startup(repo):
     out = script(repo, "startup.py", "--rounds", "1", "--only", "fit --help")
     assert "| fit --help | python -m lightning |" in out and "| fit --help | times |" in out

@@ -1,0 +1,86 @@
+"""One stroke, told with different motion buckets: the drawing's own, the true clip's, fixed ones.
+
+    python benchmarks/motion_bucket.py [--checkpoint embedded] [--scene plain] [--clips 64] [--fixed 1.2 17]
+
+Mean control error in pixels of held-out sprites from the stroke that they were given, in the checkpoint's own sampler:
+what `callbacks.ControlErrors` measures as `control_error_stroke`, where only the first row is told. The true clip's
+bucket speaks of all that moves in it, the camera too, and nobody who draws knows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+
+# run as a script from a plain checkout; without this folder, whose conditions.py is not the package
+HERE = Path(__file__).resolve().parent
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
+
+from callbacks.other_control import OneStroke, with_condition  # noqa: E402
+from conditions import flow_to_pixels, motion_bucket  # noqa: E402
+from datamodules import SpritesDataModule  # noqa: E402
+from lightning_modules.conditioning import to_uint8  # noqa: E402
+from lightning_modules.pipeline import MotionControlPipeline  # noqa: E402
+from metrics import ControlError, farthest_objects, moving_object  # noqa: E402
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--checkpoint", default="embedded")
+    parser.add_argument("--scene", default="plain", choices=["plain", "varied"])
+    parser.add_argument("--clips", type=int, default=64)
+    parser.add_argument("--fixed", type=float, nargs="*", default=[1.2, 17.0])
+    arguments = parser.parse_args()
+    pipe = MotionControlPipeline.from_checkpoint(arguments.checkpoint)
+    frames = int(pipe.sampling["num_frames"])
+    size = {"frames": frames, "height": pipe.sampling["height"], "width": pipe.sampling["width"]}
+    with tempfile.TemporaryDirectory() as root:
+        counts = {"clips": 1, "val_clips": arguments.clips, "val_batch_size": arguments.clips, "num_workers": 0}
+        data = SpritesDataModule(root=root, scene=arguments.scene, **counts, **size)
+        data.prepare_data()
+        data.setup()
+        batch = next(iter(data.val_dataloader()))
+    flow = flow_to_pixels(batch["flow"], batch["flow_step"])
+    if arguments.scene == "plain":
+        masks, tracks, turns = *moving_object(flow), None
+        there = torch.ones(len(flow), dtype=torch.bool)
+    else:
+        masks, tracks, turns = farthest_objects(flow, batch["visibility"])
+        there = masks.flatten(1).any(1)
+        masks, tracks, turns = masks[there], tracks[there], turns[there]
+    rows = there.nonzero().flatten().tolist()
+    batch = {
+        name: value[there] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
+        for name, value in batch.items()
+    }
+    stroke = OneStroke(pipe.module.condition, masks, tracks)
+    drawn = stroke.clips(batch)
+    own = motion_bucket(drawn["flow"])
+    told = {"the drawing's": own, "the true clip's": batch["motion_bucket"]}
+    told |= {f"{bucket:g}": torch.full_like(own, bucket) for bucket in arguments.fixed}
+    groups = {"all": torch.ones(len(own), dtype=torch.bool)}
+    if arguments.scene == "varied":
+        share = (flow[there].norm(dim=2) > 0.5).double().mean((1, 2, 3))  # of pixels that move
+        groups |= {"camera moves": share > 0.6, "camera at rest": share <= 0.6}
+    print(f"{arguments.checkpoint}, {arguments.scene} sprites, one stroke, {pipe.module.sample_steps} sampler steps\n")
+    print("| motion bucket | mean of it | " + " | ".join(f"{n}, {int(g.sum())} clips" for n, g in groups.items()) + " |")
+    print("| --- " * (2 + len(groups)) + "|")
+    for name, buckets in told.items():
+        with with_condition(pipe.module, stroke):
+            videos = to_uint8(pipe.module.sample(drawn | {"moving": batch["moving"], "motion_bucket": buckets}))
+        errors = []
+        for group in groups.values():
+            error = ControlError()
+            chosen = None if turns is None else turns[group]
+            error.update(videos[group], to_uint8(batch["first_frame"])[group], masks[group], tracks[group], chosen)
+            errors.append(f"{error.compute():.2f}" if group.any() else "")
+        print(f"| {name} | {buckets.mean():.1f} | " + " | ".join(errors) + " |")
+
+
+if __name__ == "__main__":
+    main()
