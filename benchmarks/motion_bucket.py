@@ -26,6 +26,7 @@ from datamodules import SpritesDataModule  # noqa: E402
 from lightning_modules.conditioning import to_uint8  # noqa: E402
 from lightning_modules.pipeline import MotionControlPipeline  # noqa: E402
 from metrics import ControlError, farthest_objects, moving_object  # noqa: E402
+from remoco.generate import trained_size  # noqa: E402
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = MotionControlPipeline.from_checkpoint(arguments.checkpoint)
     frames = int(pipe.sampling["num_frames"])
-    size = {"frames": frames, "height": pipe.sampling["height"], "width": pipe.sampling["width"]}
+    size = dict(zip(("height", "width"), trained_size(pipe), strict=True), frames=frames)
     with tempfile.TemporaryDirectory() as root:
         counts = {"clips": 1, "val_clips": arguments.clips, "val_batch_size": arguments.clips, "num_workers": 0}
         data = SpritesDataModule(root=root, scene=arguments.scene, **counts, **size)
@@ -68,7 +69,8 @@ def main() -> None:
         share = (flow[there].norm(dim=2) > 0.5).double().mean((1, 2, 3))  # of pixels that move
         groups |= {"camera moves": share > 0.6, "camera at rest": share <= 0.6}
     print(f"{arguments.checkpoint}, {arguments.scene} sprites, one stroke, {pipe.module.sample_steps} sampler steps\n")
-    print("| motion bucket | mean of it | " + " | ".join(f"{n}, {int(g.sum())} clips" for n, g in groups.items()) + " |")
+    names = [f"{name}, {int(group.sum())} clips" for name, group in groups.items()]
+    print("| motion bucket | mean of it | " + " | ".join(names) + " |")
     print("| --- " * (2 + len(groups)) + "|")
     for name, buckets in told.items():
         with with_condition(pipe.module, stroke):

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,8 +41,8 @@ class Benchmark(Callback):
         seed: of the noise.
         frames: frames of a video.
         fps: frames per second, told to the network and of the files.
-        motion_bucket_id: mean displacement in pixels that the network is told; by default the model's own, which is the
-            published 17 or that of each drawing.
+        motion_bucket_id: mean displacement in pixels that the network is told, or `drawing` for that of each drawing;
+            by default the model's, which is the published 17 where its configuration says nothing.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Benchmark(Callback):
         seed: int = PUBLISHED_SEED,
         frames: int = 16,
         fps: int = 8,
-        motion_bucket_id: float | None = None,
+        motion_bucket_id: float | Literal["drawing"] | None = None,
     ) -> None:
         if frames < 2:
             raise MisconfigurationException(f"Benchmark.frames is {frames}, expected at least 2")
         if fps < 1:
             raise MisconfigurationException(f"Benchmark.fps is {fps}, expected at least 1")
+        if isinstance(motion_bucket_id, (int, float)) and not 0 <= motion_bucket_id < math.inf:
+            raise MisconfigurationException(f"Benchmark.motion_bucket_id is {motion_bucket_id}, expected at least 0")
         self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
         self.motion_bucket_id = motion_bucket_id
         self.folder = Path()
@@ -114,7 +117,7 @@ class Benchmark(Callback):
             write_json(record, made_by | {"inputs": known | data.samples})
         trainer.strategy.barrier()
 
-    def _bucket(self, pl_module: LightningModule) -> float | None:
+    def _bucket(self, pl_module: LightningModule) -> float | Literal["drawing"]:
         return pl_module.motion_bucket_id if self.motion_bucket_id is None else self.motion_bucket_id
 
     def on_test_batch_end(

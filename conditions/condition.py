@@ -21,6 +21,8 @@ class Condition(ABC):
     `control`, `draw` and, where its arguments limit the frame, `check`.
     """
 
+    region_size = 1
+    """Pixels per side of what a stroke moves without a brush."""
     reads_hidden = False
     """Whether the control holds displacements of pixels that are not visible; a set may have filled them."""
 

@@ -105,18 +105,6 @@ def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
     return magnitude.mean(dim=(1, 2), dtype=torch.float64).float()  # in float64 the order of the sum does not show
 
 
-def control_bucket(control: Tensor) -> Tensor:
-    """The motion bucket that a control speaks of: of a clip whose mask moves as far as the trajectories do on average,
-    and nothing else does. (B, L, 3, H, W) -> (B,) float32. For drawings, of which no true clip is known; of a blurred
-    trajectory (`GaussianFiltered`) it is less than what was drawn.
-    """
-    length = average_magnitude(control[:, :, :2]).double()
-    told = length > 0
-    moving = told | (control[:, 0, 2] > 0)
-    mean = length.sum((1, 2)) / told.sum((1, 2)).clamp(min=1)
-    return (mean * moving.double().mean((1, 2))).float()
-
-
 _used: list[np.ndarray] = []  # the last two arrays of `zeros_on_cpu`
 
 

@@ -139,6 +139,18 @@ def draw_strokes(
     return Strokes(flow, filled | moving, moving, painted & ~moving)
 
 
+def drawn_motion(
+    tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int, region_size: int
+) -> Strokes:
+    """Strokes as the motion of a whole clip: all that is brushed goes with its track, of several under one brush with
+    the one that starts nearest, and so do the regions around the starts; the rest stays. Its `motion_bucket` is what a
+    drawing says of a clip's. The arguments are `draw_strokes`'.
+    """
+    masks = _brush(brush, height, width)
+    masks = masks if masks.ndim == 3 else masks.expand(len(tracks), -1, -1)
+    return draw_strokes(tracks, masks, frames, height, width, region_size)
+
+
 def _nearest_start(masks: Tensor, starts: list[tuple[int, int]]) -> Tensor:
     """Index of the track, among those whose brush covers a pixel, that starts nearest to it. (N, H, W) -> (H, W)."""
     y, x = (torch.arange(size, dtype=torch.float64) for size in masks.shape[1:])

@@ -62,7 +62,7 @@ class MotionControlModule(record.RecordedModule):
         sample_steps: Euler steps of a sample.
         sample_sigma_max: Noise level that a sample starts from.
         guidance: Guidance scale of the first and the last frame; linear in between.
-        motion_bucket_id: Mean displacement in pixels that a drawing's sample is told; null for that of the drawing.
+        motion_bucket_id: Mean displacement in pixels that a drawing's sample is told, or `drawing` for its own.
         seed: Seed of everything random in a step.
         adapter: An `adapter.safetensors` or a checkpoint to start from; with `train_base` its UNet is the start too.
         released: A released MotionPro file: base and start; with `svd` the VAE and image encoder come from there.
@@ -97,7 +97,7 @@ class MotionControlModule(record.RecordedModule):
         sample_steps: int = 25,
         sample_sigma_max: float = 700.0,
         guidance: tuple[float, float] = (1.0, 2.5),
-        motion_bucket_id: float | None = 17.0,
+        motion_bucket_id: float | Literal["drawing"] = 17.0,
         seed: int = 0,
         released: str | None = None,
         adapter: str | None = None,

@@ -7,14 +7,15 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from conditions import Condition, control_bucket, mix
+from conditions import Condition, mix, motion_bucket
+from conditions.strokes import drawn_motion
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
@@ -26,6 +27,14 @@ from lightning_modules.restorable import average_of
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
 CALLBACK_TENSORS = ("latents", "denoised")
+
+
+class _Drawn(NamedTuple):
+    """Of an image: the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its motion bucket."""
+
+    frame: np.ndarray
+    control: torch.Tensor
+    bucket: float
 
 
 class MotionControlPipeline:
@@ -165,7 +174,7 @@ class MotionControlPipeline:
         brush: Picture | None | list[Picture | None] = None,
         num_frames: int | None = None,
         fps: float = 8,
-        motion_bucket_id: float | None = None,
+        motion_bucket_id: float | Literal["drawing"] | None = None,
         noise_aug_strength: float = INFERENCE_SIGMA_AUG,
         num_inference_steps: int | None = None,
         min_guidance_scale: float | None = None,
@@ -193,8 +202,9 @@ class MotionControlPipeline:
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
             fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1).
-            motion_bucket_id: Mean displacement in pixels; by default what the training configuration says: 17, as on
-                WebVid (SVD's own default 127 is another scale), or that of the drawing (`conditions.control_bucket`).
+            motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
+                describe (`conditions.strokes.drawn_motion`); by default what the training configuration says, mostly
+                17, as on WebVid (SVD's own default 127 is another scale).
             noise_aug_strength: Standard deviation of the noise on the first frame.
             num_inference_steps: Euler steps; the training configuration's by default.
             min_guidance_scale: Guidance of the first frame; the training configuration's by default.
@@ -225,8 +235,10 @@ class MotionControlPipeline:
             own if given is None else given
             for given, own in zip((min_guidance_scale, max_guidance_scale), module.guidance, strict=True)
         )
+        if isinstance(bucket, str) and bucket != "drawing":
+            raise ValueError(f"motion_bucket_id is {bucket!r}, expected a number or 'drawing'")
         _check(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
-               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(bucket or 0, 0),
+               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(0 if bucket == "drawing" else bucket, 0),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
         check_output(output_type)
@@ -234,17 +246,17 @@ class MotionControlPipeline:
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
             )
-        frames, controls = self._batch(image, tracks, brush, control, num_frames, height, width)
+        if control is not None and bucket == "drawing":
+            raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
+        drawn = self._batch(image, tracks, brush, control, bucket, num_frames, height, width)
+        frames = [each.frame for each in drawn]
         seeds = _seeds(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        control = torch.stack(controls).to(module.device)
-        values = {"fps": fps, "motion_bucket_id": bucket, "sigma_aug": noise_aug_strength}
-        ids = {
-            name: control_bucket(control) if value is None else torch.full((len(frames),), float(value)).to(control)
-            for name, value in values.items()
-        }
+        values = {"fps": fps, "sigma_aug": noise_aug_strength}
+        ids = {name: torch.full((len(frames),), float(value), device=module.device) for name, value in values.items()}
+        ids["motion_bucket_id"] = torch.tensor([each.bucket for each in drawn], dtype=torch.float32).to(module.device)
         sigma_max = module.sample_sigma_max
         on_step = None
         if callback_on_step_end is not None:
@@ -253,7 +265,8 @@ class MotionControlPipeline:
         with module.autocast():
             noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                cond = from_first_frame(module.svd, first, control, ids, noise)
+                controls = torch.stack([each.control for each in drawn]).to(module.device)
+                cond = from_first_frame(module.svd, first, controls, ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))
@@ -275,11 +288,11 @@ class MotionControlPipeline:
         tracks: Sequence[Any],
         brush: Any,
         control: Any,
+        bucket: float | Literal["drawing"],
         frames: int,
         height: int | None,
         width: int | None,
-    ) -> tuple[list[np.ndarray], list[torch.Tensor]]:
-        """Of each image the frame, (H, W, 3) uint8, and the control on it, (L, 3, H, W)."""
+    ) -> list[_Drawn]:
         if not isinstance(image, list):
             image, tracks, brush, control = [image], [tracks], [brush], None if control is None else [control]
         if not image:
@@ -290,12 +303,12 @@ class MotionControlPipeline:
         for name, value in given.items():
             if not isinstance(value, (list, tuple)) or len(value) != len(image):
                 raise ValueError(f"{name}: expected a list with an entry for each of {len(image)} images")
-        drawn = []
+        drawn: list[_Drawn] = []
         for index, picture in enumerate(image):
             strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
-            drawn.append(self._drawn(read_image(picture), strokes, painted, ready, frames, height, width))
-            height, width = drawn[0][0].shape[:2]
-        return [frame for frame, _ in drawn], [one for _, one in drawn]
+            drawn.append(self._drawn(read_image(picture), strokes, painted, ready, bucket, frames, height, width))
+            height, width = drawn[0].frame.shape[:2]
+        return drawn
 
     def _drawn(
         self,
@@ -303,10 +316,11 @@ class MotionControlPipeline:
         tracks: Sequence[Any],
         brush: Picture | None,
         control: torch.Tensor | None,
+        bucket: float | Literal["drawing"],
         frames: int,
         height: int | None,
         width: int | None,
-    ) -> tuple[np.ndarray, torch.Tensor]:
+    ) -> _Drawn:
         framing = Framing.of(picture.shape[:2], height, width)
         with value_errors():
             record.check_size(self.module.condition, *framing.frame)
@@ -326,11 +340,15 @@ class MotionControlPipeline:
                     f"control: expected finite ({frames}, 3, {framing.frame[0]}, {framing.frame[1]}) as the frames, "
                     f"got {tuple(control.shape)}"
                 )
-            return framing.image(picture), control.to(torch.float32)
-        drawn = [framing.track(track, index) for index, track in enumerate(tracks)]
+            return _Drawn(framing.image(picture), control.to(torch.float32), float(bucket))
         painted = read_brush(brush, framing.size)
         painted = None if painted is None else framing.brush(painted)
-        return framing.image(picture), self.module.condition.draw(drawn, painted, frames, *framing.frame)
+        strokes = [framing.track(track, index) for index, track in enumerate(tracks)], painted, frames, *framing.frame
+        condition = self.module.condition
+        drawn = condition.draw(*strokes)
+        if bucket == "drawing":
+            bucket = float(motion_bucket(drawn_motion(*strokes, condition.region_size).flow[None]))
+        return _Drawn(framing.image(picture), drawn, float(bucket))
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ class RecordedModule(LightningModule):
         ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
         if self.decode_chunk is not None:
             ranges["decode_chunk"] = (1, None)
-        if self.motion_bucket_id is not None:
+        if self.motion_bucket_id != "drawing":
             ranges["motion_bucket_id"] = (0, None)
         for name, (least, bound) in ranges.items():
             value = getattr(self, name)

@@ -25,16 +25,13 @@ from metrics import match_template, moving_object
 MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
 
-def pack(
-    checkpoint: str, file: str, num_frames: int = 8, motion_bucket_id: float | None = None, command: Sequence[str] = ()
-) -> None:
+def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = ()) -> None:
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
         checkpoint: of a run that trained the UNet too, or one over the package's base (`svd: embedded`).
         file: safetensors file to write.
         num_frames: length that the model was trained for.
-        motion_bucket_id: mean displacement in pixels that it is told; that of the drawing by default.
         command: kept in the file: what made the checkpoint; may be repeated.
     """
     found = record.read(checkpoint)
@@ -46,9 +43,7 @@ def pack(
     step = record.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
-    sampling = (
-        found.get("sampling", {}) | module.sampling() | {"num_frames": num_frames, "motion_bucket_id": motion_bucket_id}
-    )
+    sampling = found.get("sampling", {}) | module.sampling() | {"num_frames": num_frames}
     about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
@@ -83,7 +78,7 @@ def demo(
     brush, path = masks[0].numpy(), paths[0].numpy()
     centre = np.argwhere(brush).mean(0)[::-1]
     stroke = np.clip(centre + path, 0, size - 1)
-    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, seed=seed)
+    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id="drawing", seed=seed)
     clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])

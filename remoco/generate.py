@@ -82,7 +82,7 @@ def generate(
     steps: int | None = None,
     min_guidance_scale: float | None = None,
     max_guidance_scale: float | None = None,
-    motion_bucket_id: float | None = None,
+    motion_bucket_id: float | Literal["drawing"] | None = None,
     fps: float = 8.0,
     seed: int = 0,
     height: int | None = None,
@@ -110,7 +110,8 @@ def generate(
         steps: of the sampler.
         min_guidance_scale: guidance of the first frame.
         max_guidance_scale: guidance of the last frame.
-        motion_bucket_id: mean displacement in pixels that the network is told; the checkpoint's, or the drawing's.
+        motion_bucket_id: mean displacement in pixels that the network is told, or `drawing` for that of what is drawn;
+            the checkpoint's by default.
         fps: frames per second, told to the network and of the files.
         seed: of the noise; in a folder every name has its own.
         height: with width, about how many pixels an image is resized to, in multiples of 64; the checkpoint's.
@@ -176,7 +177,7 @@ def generate(
 def _check_numbers(options: dict[str, Any]) -> None:
     """UsageError for a number out of its range, before a folder notes it and anything is sampled."""
     for name, (flag, least, most) in RANGES.items():
-        if options[name] is not None and not least <= options[name] <= most:
+        if options[name] != "drawing" and not least <= options[name] <= most:
             raise UsageError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 
@@ -203,7 +204,9 @@ def clip(
         told(step)
         return {}
 
-    control = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
+    control, drawn = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
+    if options["motion_bucket_id"] == "drawing":
+        options = options | {"motion_bucket_id": drawn}
     output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     return {
         "first frame": inputs.image,

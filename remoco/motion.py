@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conditions import Condition
+from conditions import Condition, motion_bucket
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
+from conditions.strokes import drawn_motion
 from datamodules.backdrop import PRESETS, Backdrop, label
 from datamodules.errors import BadClip, BadInput, UsageError
 from datamodules.files import Source, read_depth
@@ -55,8 +56,8 @@ class SceneMotion:
         intrinsics[:, 0, 2], intrinsics[:, 1, 2] = cx * width - 0.5, cy * height - 0.5
         return Camera(intrinsics, self.poses[1][chosen])
 
-    def control(self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int) -> Tensor:
-        """(L, 3, H, W) for inputs of the frame's size.
+    def control(self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int) -> tuple[Tensor, float]:
+        """The control (L, 3, H, W) for inputs of the frame's size, and the motion bucket of what is drawn.
 
         Args:
             condition: the checkpoint's.
@@ -80,16 +81,26 @@ class SceneMotion:
             tracks = self.tracker(first_frames(self.driving, frames, fps, height, width))
             flow, visible = torch.from_numpy(tracks.flow), torch.from_numpy(tracks.visibility)
             strokes = inputs.strokes(frames)
-            below = dense_control(condition, flow, visible, seed, None if strokes else inputs.brushed())
+            within = None if strokes else inputs.brushed()
+            below = dense_control(condition, flow, visible, seed, within)
+            flow = flow if within is None else flow * torch.from_numpy(within)
         else:
-            return condition.draw(inputs.strokes(frames), masks, frames, height, width)
+            drawing = inputs.strokes(frames), masks, frames, height, width
+            return condition.draw(*drawing), _bucket(drawn_motion(*drawing, condition.region_size).flow)
         if not strokes and (camera is None or masks is None):
-            return below
-        return over(condition.draw(strokes, masks, frames, height, width), below, masks)
+            return below, _bucket(flow)
+        drawing = strokes, masks, frames, height, width
+        moved = drawn_motion(*drawing, condition.region_size)
+        flow = torch.where(moved.filled, moved.flow, flow.float() * ~moved.held)
+        return over(condition.draw(*drawing), below, masks), _bucket(flow)
 
     def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
         """The depth at a frame's size."""
         return None if self.depth is None else scaled_depth(self.depth, size)
+
+
+def _bucket(flow: Tensor) -> float:
+    return float(motion_bucket(flow[None].float()))
 
 
 def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:

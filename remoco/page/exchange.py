@@ -64,7 +64,7 @@ class Settings:
         steps: of the sampler.
         first_guidance: of the first frame.
         last_guidance: of the last frame.
-        bucket: motion_bucket_id; 0 for the model's own, which may be that of the drawing.
+        bucket: motion_bucket_id.
 
     Raises:
         BadInput: one that is no number, or outside RANGES.
@@ -94,7 +94,7 @@ class Settings:
             "num_inference_steps": self.steps,
             "min_guidance_scale": self.first_guidance,
             "max_guidance_scale": self.last_guidance,
-            "motion_bucket_id": self.bucket or None,
+            "motion_bucket_id": self.bucket,
         }
 
 

@@ -138,7 +138,9 @@ class Studio:
         """
         settings = settings_of(body)
         inputs, motion = backdrops.fitted(inputs_of(field(body, "drawing", dict)), SIZES[settings.size])
-        control = motion.control(self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed)
+        control, _ = motion.control(
+            self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
+        )
         factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
         return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
@@ -167,9 +169,12 @@ class Studio:
             tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
 
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
-        panels = clip(self.pipeline, inputs, motion, settings.seed, settings.options(), told)
+        options = settings.options()
+        if drawn := not settings.bucket and self.pipeline.module.motion_bucket_id == "drawing":
+            options["motion_bucket_id"] = "drawing"
+        panels = clip(self.pipeline, inputs, motion, settings.seed, options, told)
+        told_motion = "as drawn" if drawn else f"{settings.bucket:g}"
         title = f"seed {settings.seed}, {settings.steps} steps"
-        bucket = f"{settings.bucket:g}" if settings.bucket else "by default"
         return {
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
@@ -178,7 +183,7 @@ class Studio:
             "width": width,
             "height": height,
             "about": f"seed {settings.seed}, {settings.steps} steps, guidance {settings.first_guidance:g} to "
-            f"{settings.last_guidance:g}, motion {bucket}, {settings.frames} frames of {width} x {height}",
+            f"{settings.last_guidance:g}, motion {told_motion}, {settings.frames} frames of {width} x {height}",
         }
 
 

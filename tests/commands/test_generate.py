@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from callbacks.strips import write_mp4
-from conditions import RegionWise
+from conditions import RegionWise, motion_bucket
+from conditions.camera import camera_tracks, preset_camera
 from datamodules.backdrop import Backdrop
 from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
@@ -211,9 +212,27 @@ def test_a_brush_under_a_camera_counts_without_tracks_too():
     image, brush = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
     brush[:, :32] = 1
     motion, condition = SceneMotion({"pan": 0.2}), RegionWise(8)
-    alone, brushed = (motion.control(condition, Inputs(image, [], mask), 4, 8.0, 1) for mask in (None, brush))
+    alone, brushed = (motion.control(condition, Inputs(image, [], mask), 4, 8.0, 1)[0] for mask in (None, brush))
     assert alone[:, :2, :, :32].any() and not brushed[:, :2, :, :32].any() and brushed[:, 2].all()
     assert torch.equal(alone[..., 32:], brushed[..., 32:])
+
+
+def test_the_motion_bucket_of_what_is_drawn():
+    """Of a camera's dense flow, whatever regions a seed keeps of it, with the drawn object's way in its place."""
+    image, brush = np.zeros((64, 64, 3), np.uint8), np.zeros((64, 64), np.uint8)
+    brush[8:24, 8:24] = 1
+    track = [np.array([[16.0, 16.0], [28.0, 16.0]])]
+    condition, camera = RegionWise(8), SceneMotion({"pan": 0.25})
+    seen = {seed: camera.control(condition, Inputs(image, [], None), 5, 8.0, seed)[1] for seed in range(4)}
+    flow = camera_tracks(preset_camera(5, 64, 64, pan=0.25), 64, 64)[0]
+    assert set(seen.values()) == {motion_bucket(flow[None].float()).item()} and seen[0] > 4
+    way = np.linspace(0, 12, 5).mean()
+    drawn = SceneMotion().control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]
+    assert drawn == pytest.approx(way * 16**2 / 64**2, rel=1e-6)
+    both = camera.control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]
+    rest = seen[0] * (1 - 16**2 / 64**2)
+    screen = np.abs(np.linspace(0, 12, 5) + flow[:, 0, 16, 16].numpy()).mean() * 16**2 / 64**2
+    assert both == pytest.approx(rest + screen, rel=0.02)
 
 
 def bad(tmp_path) -> dict[str, tuple[list, str]]:

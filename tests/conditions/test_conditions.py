@@ -16,7 +16,6 @@ from conditions import (
     Motion,
     RegionWise,
     average_magnitude,
-    control_bucket,
     flow_to_pixels,
     global_visibility,
     mix,
@@ -101,25 +100,6 @@ def test_masks_against_their_definitions():
         assert torch.equal(motion_mask(flow * 0.2, norm), (length * 0.2).pow(power).mean(1) > 1)
     assert_rounded(motion_bucket(flow), length.mean((1, 2, 3)))
     torch.testing.assert_close(motion_bucket(flow.half()), motion_bucket(flow), rtol=1e-3, atol=0)
-
-
-def test_the_bucket_of_a_control():
-    """All of the mask moves as far as the strokes do on average; a dense control's is the flow's own."""
-    brush = torch.zeros(32, 48, dtype=torch.bool)
-    brush[8:24, 8:28] = True
-    tracks = [[(12, 12), (16, 15)], [(20, 20), (20, 20), (26, 28)]]
-    control = RegionWise(region_size=4).draw(tracks, brush, 8, 32, 48)
-    lengths = [torch.linalg.vector_norm(control[:, :2, y, x].double(), dim=1).mean() for x, y in ((12, 12), (20, 20))]
-    share = 16 * 20 / (32 * 48)
-    assert control_bucket(control[None]).item() == pytest.approx(float(sum(lengths)) / 2 * share, rel=1e-6)
-    alone = RegionWise(region_size=4).draw(tracks[:1], None, 8, 32, 48)  # without a brush the region is what moves
-    both = control_bucket(torch.stack([control, alone]))
-    assert both[1].item() == pytest.approx(float(lengths[0]) * 16 / (32 * 48), rel=1e-6)
-    assert both[0] == control_bucket(control[None])[0]
-    flow, _, _ = clip()
-    dense = torch.cat([flow, torch.ones_like(flow[:, :, :1])], dim=2)
-    torch.testing.assert_close(control_bucket(dense), motion_bucket(flow), rtol=1e-6, atol=0)
-    assert control_bucket(torch.zeros(1, 8, 3, 32, 48)).item() == 0
 
 
 # Region selection

@@ -6,8 +6,8 @@ import pytest
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from conditions import Condition, DenseFlow, GaussianFiltered, RegionWise
-from conditions.strokes import draw_strokes, interpolate_track
+from conditions import Condition, DenseFlow, GaussianFiltered, RegionWise, motion_bucket
+from conditions.strokes import draw_strokes, drawn_motion, interpolate_track
 from tests.support.arithmetic import assert_rounded
 
 RELEASED = RegionWise(8, visibility_rule="block", motion_norm="squared")
@@ -191,6 +191,25 @@ def test_a_brush_shared_by_two_tracks_goes_with_the_nearer_start():
     brush = np.ones((32, 48), bool)
     control = RegionWise(8).draw([[(10, 16), (12, 16)], [(40, 16), (37, 16)]], np.stack([brush] * 2), 4, 32, 48)
     assert (control[-1, 0, :, :25] == 2).all() and (control[-1, 0, :, 26:] == -3).all() and control[:, 2].all()
+
+
+def test_the_motion_of_a_whole_drawing():
+    """One brush goes with the nearer start, a click keeps its share of it at rest; without one the regions move."""
+    brush = np.zeros((32, 48), bool)
+    brush[8:24, 8:40] = True
+    tracks, size = [[(12, 16), (16, 16)], [(36, 16)]], (4, 32, 48)
+    moved = drawn_motion(tracks, brush, *size, 4)
+    assert torch.equal(moved.filled, torch.from_numpy(brush)) and not moved.held.any()
+    assert (moved.flow[-1, 0, 8:24, 8:24] == 4).all() and not moved.flow[-1, 0, 8:24, 25:].any()
+    mean = moved.flow[:, 0, 16, 12].double().mean()
+    assert motion_bucket(moved.flow[None]).item() == pytest.approx(float(mean) * 16 * 17 / (32 * 48), rel=1e-6)
+    each = np.stack([brush & (np.arange(48) < 20), brush & (np.arange(48) >= 20)])
+    assert (drawn_motion(tracks, each, *size, 4).flow[-1, 0] == 4).sum() == 16 * 12
+    alone = drawn_motion(tracks[:1], None, *size, 4)
+    assert (alone.flow[-1, 0] == 4).sum() == 16 and alone.filled.sum() == 16
+    stays = drawn_motion([], brush[None], *size, 4)
+    assert not stays.flow.any() and torch.equal(stays.held, torch.from_numpy(brush))
+    assert not drawn_motion([], brush, *size, 4).filled.any()
 
 
 def test_brushes_of_no_track():

@@ -159,7 +159,7 @@ class Stop(EMA):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory, sprites):
     folder = tmp_path_factory.mktemp("packed")
-    net = module(**MICRO, sample_sigma_max=80.0)
+    net = module(**MICRO, sample_sigma_max=80.0, motion_bucket_id="drawing")
     trainer(folder, 2).fit(net, data(sprites))
     file = folder / "model.safetensors"
     assert main(["pack", str(folder / "last.ckpt"), str(file), "--num-frames", "4", "--command", "make fit"]) == 0
@@ -173,7 +173,7 @@ def test_a_packed_model_is_the_checkpoint_in_half_precision(packed):
         want = value if name.startswith("svd.pca.") else value.half().float()
         assert torch.equal(want, ours.module.stored(whole=True)[name]), name
     assert ours.module.sample_sigma_max == 80 and ours.module.guidance == [1.0, 1.0]
-    assert ours.sampling["num_frames"] == 4
+    assert ours.sampling["num_frames"] == 4 and ours.module.motion_bucket_id == "drawing"
     frame = torch.randint(0, 255, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     assert len(ours(frame, [[[20, 20], [40, 30]]]).frames[0]) == 4
     assert record.read_checkpoint(file)["global_step"] == 2

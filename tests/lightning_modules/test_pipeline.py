@@ -78,6 +78,9 @@ SHORT = dict(num_frames=3, num_inference_steps=1)
         (dict(num_inference_steps=0), "num_inference_steps is 0"),
         (dict(num_frames=1), "num_frames is 1"),
         (dict(fps=0), "fps is 0"),
+        (dict(motion_bucket_id=float("nan")), "motion_bucket_id is nan"),
+        (dict(motion_bucket_id="mine"), "motion_bucket_id is 'mine'"),
+        (dict(tracks=[], motion_bucket_id="drawing", control=torch.zeros(3, 3, 64, 64)), "expected a number beside a"),
         (dict(noise_aug_strength=float("nan")), "noise_aug_strength is nan"),
         (dict(output_type="mp4"), "output_type is 'mp4'"),
         (dict(decode_chunk_size=-1), "decode_chunk_size is -1"),
@@ -162,7 +165,12 @@ def test_one_stream_per_purpose(pipe, monkeypatch):
     assert len(set(used)) == 6
 
 
-def test_saved_and_loaded(pipe, tmp_path):
+def test_saved_and_loaded(pipe, tmp_path, monkeypatch):
+    assert pipe.module.motion_bucket_id == 17
+    for number, bucket in enumerate((3.5, "drawing")):
+        monkeypatch.setattr(pipe.module, "motion_bucket_id", bucket)
+        pipe.save_pretrained(tmp_path / f"{number}")
+        assert MotionControlPipeline.from_pretrained(tmp_path / f"{number}").module.motion_bucket_id == bucket
     pipe.save_pretrained(tmp_path / "mine")
     again = MotionControlPipeline.from_pretrained(tmp_path / "mine").to("cpu")
     assert np.array_equal(clip(pipe, IMAGE, [TRACK], **SHORT), clip(again, IMAGE, [TRACK], **SHORT))

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from conditions import RegionWise, control_bucket, motion_bucket
+from conditions import DenseFlow, GaussianFiltered, RegionWise, motion_bucket
+from conditions.strokes import interpolate_track
 from lightning_modules.conditioning import Conditioning, to_uint8
 from lightning_modules.diffusion import euler_sample, karras_sigmas
 from lightning_modules.lora import lora_layers
@@ -63,27 +64,31 @@ def test_equals_the_training_sampler_to_the_bit(count, seed):
     assert torch.equal(ours.frames, (net.sample(batch) + 1) / 2)
 
 
-def test_a_drawing_has_its_own_motion_bucket_where_the_configuration_says_so(exact, monkeypatch):
-    """Each of a batch its own, whatever is beside it; a number given wins; without the setting it is 17."""
+@pytest.mark.parametrize(
+    "condition", [RegionWise(8), RegionWise(8, motion_mask=False), DenseFlow(8), GaussianFiltered(8)]
+)
+def test_a_drawing_has_its_own_motion_bucket_where_that_is_asked_for(exact, monkeypatch, condition):
+    """Each of a batch its own, whatever is beside it, and however the condition stores it."""
+    monkeypatch.setattr(exact.module, "condition", condition)
     brush = np.zeros((64, 64), bool)
     brush[10:50, 10:50] = True
     drawn = dict(image=IMAGES, tracks=TRACKS, brush=[brush, None, brush], output_type="latent", **SHORT)
-    controls = [exact.module.condition.draw(tracks, own, FRAMES, 64, 64) for tracks, own in zip(TRACKS, drawn["brush"])]
-    buckets = control_bucket(torch.stack(controls)).tolist()
+    lengths = [np.linalg.norm(interpolate_track(np.array(track[0]), FRAMES) - track[0][0], axis=1) for track in TRACKS]
+    buckets = [length.mean() * area / 64**2 for length, area in zip(lengths, (40 * 40, 8 * 8, 40 * 40))]
     assert buckets[0] > buckets[1] > buckets[2] == 0
 
     def one(index, bucket):
         own = dict(image=IMAGES[index], tracks=TRACKS[index], brush=drawn["brush"][index], seed=index)
         return exact(**own, output_type="latent", motion_bucket_id=bucket, **SHORT).frames[0]
 
-    by_default = exact(**drawn).frames
+    by_default, told = exact(**drawn).frames, exact(**drawn, motion_bucket_id="drawing").frames
     torch.testing.assert_close(by_default[0], one(0, 17), rtol=0, atol=1e-9)
-    monkeypatch.setattr(exact.module, "motion_bucket_id", None)
-    told = exact(**drawn).frames
+    assert not torch.allclose(told[0], by_default[0], rtol=0, atol=1e-5)
     for index, bucket in enumerate(buckets):
-        torch.testing.assert_close(told[index], one(index, bucket), rtol=0, atol=1e-9)
-        torch.testing.assert_close(told[index], one(index, None), rtol=0, atol=1e-9)
-    assert not torch.allclose(told[0], by_default[0], rtol=0, atol=1e-6)
+        torch.testing.assert_close(told[index], one(index, bucket), rtol=0, atol=1e-6)  # the bucket is float32
+        torch.testing.assert_close(told[index], one(index, "drawing"), rtol=0, atol=1e-9)
+    monkeypatch.setattr(exact.module, "motion_bucket_id", "drawing")
+    torch.testing.assert_close(exact(**drawn).frames, told, rtol=0, atol=1e-9)
     torch.testing.assert_close(exact(**drawn, motion_bucket_id=17).frames, by_default, rtol=0, atol=1e-9)
 
 

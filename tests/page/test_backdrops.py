@@ -72,15 +72,18 @@ def test_the_zip_opens_again_and_generates_the_same(kind, tracks, video, tmp_pat
         archive.extractall(tmp_path)
         files = {name.replace(".", "__"): archive.read(name) for name in archive.namelist()}
     assert exchange.opened(sent(**files)) == again
-    condition, controls = RegionWise(), []
+    condition, controls, buckets = RegionWise(), [], []
     for made in (exchange.inputs_of(again), read_inputs(tmp_path)):
         motion = scene_motion(made.backdrop, backdrops.follow, made.size)
-        controls.append(motion.control(condition, made.resized(64, 64), 5, 8, seed=3))
+        control, bucket = motion.control(condition, made.resized(64, 64), 5, 8, seed=3)
+        controls.append(control)
+        buckets.append(bucket)
         if not tracks and kind == "driving":  # a brush alone says where, whichever track it would be of
             made.brush = np.zeros((HEIGHT, WIDTH), np.uint8)
             made.brush[:, 36:], made.brush_ids = 2, []
-            part = motion.control(condition, made.resized(64, 64), 5, 8, seed=3)
-            assert not part[..., :32].any() and part[..., 32:].any()
+            part, less = motion.control(condition, made.resized(64, 64), 5, 8, seed=3)
+            assert not part[..., :32].any() and part[..., 32:].any() and 0.3 < less / bucket < 0.7
+    assert buckets[0] == buckets[1] > 1
     assert torch.equal(*controls) and controls[0][1:, :2].abs().max() > 1
 
 

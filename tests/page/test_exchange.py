@@ -208,12 +208,6 @@ def test_settings_out_of_range_name_themselves(field, value):
         Settings(**good | {field: value})
 
 
-def test_a_bucket_of_zero_is_the_models_own():
-    settings = {"frames": 8, "fps": 8, "size": "64 x 64"}
-    assert Settings(**settings).options()["motion_bucket_id"] is None
-    assert Settings(**settings, bucket=1.5).options()["motion_bucket_id"] == 1.5
-
-
 def test_the_examples_are_drawings():
     for example in exchange.examples():
         inputs = exchange.inputs_of(example["drawing"])

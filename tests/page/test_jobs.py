@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conditions import motion_bucket
+from conditions.strokes import drawn_motion
 from datamodules.errors import BadInput
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.page import exchange, jobs
@@ -63,6 +65,19 @@ def test_every_step_is_told_and_last_the_videos(pipeline):
     frames = np.stack([np.asarray(frame) for frame in own.frames[0]])
     assert np.abs(frames.astype(int) - clip).mean() < 6  # the same but for the video's compression
     assert np.abs(frames.astype(int) - clip[::-1]).mean() > 6
+
+
+def test_a_motion_of_zero_is_the_drawings_where_the_model_takes_that(pipeline, monkeypatch):
+    def generated(bucket):
+        return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"bucket": bucket}))[-1]
+
+    inputs = exchange.inputs_of(drawing())
+    flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
+    drawn, told = generated(0.0), generated(float(motion_bucket(flow[None])))
+    assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))
+    monkeypatch.setattr(pipeline.module, "motion_bucket_id", 17.0)
+    zero = generated(0.0)
+    assert "motion 0, " in zero["about"] and not np.array_equal(decoded(zero["clip"]), decoded(told["clip"]))
 
 
 def test_closing_stops_the_work_after_its_step(pipeline):
