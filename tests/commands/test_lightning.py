@@ -83,6 +83,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--model.init_args.learning_rate=-1"], "learning_rate"),
         (["--model.init_args.sample_steps=0"], "sample_steps"),
+        (["--model.init_args.motion_bucket_id=-1"], "motion_bucket_id is -1"),
         (["--data.init_args.root=/dev/null"], "/dev/null"),
         (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
         (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
