@@ -42,7 +42,7 @@ class Benchmark(Callback):
         frames: frames of a video.
         fps: frames per second, told to the network and of the files.
         motion_bucket_id: mean displacement in pixels that the network is told, or `drawing` for that of each drawing;
-            by default the model's, which is the published 17 where its configuration says nothing.
+            by default the model's, which is 17 where its configuration says nothing.
     """
 
     def __init__(

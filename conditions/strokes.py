@@ -154,8 +154,14 @@ def drawn_motion(
 def _nearest_start(masks: Tensor, starts: list[tuple[int, int]]) -> Tensor:
     """Index of the track, among those whose brush covers a pixel, that starts nearest to it. (N, H, W) -> (H, W)."""
     y, x = (torch.arange(size, dtype=torch.float64) for size in masks.shape[1:])
-    distance = torch.stack([(y - row).square()[:, None] + (x - column).square() for column, row in starts])
-    return distance.masked_fill_(~masks, torch.inf).argmin(dim=0)
+    nearest = torch.full(masks.shape[1:], torch.inf, dtype=torch.float64)
+    owner = torch.zeros(masks.shape[1:], dtype=torch.int64)
+    for index, ((column, row), mask) in enumerate(zip(starts, masks, strict=True)):
+        distance = (y - row).square()[:, None] + (x - column).square()
+        closer = mask & (distance < nearest)
+        owner[closer] = index
+        nearest = torch.where(closer, distance, nearest)
+    return owner
 
 
 def _brush(brush: ArrayLike | None, height: int, width: int) -> Tensor:

@@ -206,7 +206,7 @@ def clip(
 
     control, drawn = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
     if options["motion_bucket_id"] == "drawing":
-        options = options | {"motion_bucket_id": drawn}
+        options = options | {"motion_bucket_id": drawn()}
     output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     return {
         "first frame": inputs.image,

@@ -56,8 +56,10 @@ class SceneMotion:
         intrinsics[:, 0, 2], intrinsics[:, 1, 2] = cx * width - 0.5, cy * height - 0.5
         return Camera(intrinsics, self.poses[1][chosen])
 
-    def control(self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int) -> tuple[Tensor, float]:
-        """The control (L, 3, H, W) for inputs of the frame's size, and the motion bucket of what is drawn.
+    def control(
+        self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int
+    ) -> tuple[Tensor, Callable[[], float]]:
+        """The control (L, 3, H, W) for inputs of the frame's size, and what gives the motion bucket of what is drawn.
 
         Args:
             condition: the checkpoint's.
@@ -86,21 +88,31 @@ class SceneMotion:
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
             drawing = inputs.strokes(frames), masks, frames, height, width
-            return condition.draw(*drawing), _bucket(drawn_motion(*drawing, condition.region_size).flow)
+            return condition.draw(*drawing), lambda: bucket(drawn_motion(*drawing, condition.region_size).flow)
         if not strokes and (camera is None or masks is None):
-            return below, _bucket(flow)
+            return below, lambda: bucket(flow)
         drawing = strokes, masks, frames, height, width
-        moved = drawn_motion(*drawing, condition.region_size)
-        flow = torch.where(moved.filled, moved.flow, flow.float() * ~moved.held)
-        return over(condition.draw(*drawing), below, masks), _bucket(flow)
+
+        def drawn() -> float:
+            moved = drawn_motion(*drawing, condition.region_size)
+            return bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
+
+        return over(condition.draw(*drawing), below, masks), drawn
 
     def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
         """The depth at a frame's size."""
         return None if self.depth is None else scaled_depth(self.depth, size)
 
 
-def _bucket(flow: Tensor) -> float:
-    return float(motion_bucket(flow[None].float()))
+def bucket(flow: Tensor) -> float:
+    """Motion bucket of one clip's flow (L, 2, H, W) in pixels. A place out of sight counts as at most a frame's side
+    beyond the border: what passes close by a camera goes arbitrarily far.
+    """
+    height, width = flow.shape[2:]
+    start = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")).float()
+    side = torch.tensor([width, height]).view(2, 1, 1)
+    ends = torch.minimum(torch.maximum(start + flow.float(), -side), 2 * side)
+    return float(motion_bucket((ends - start)[None]))
 
 
 def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -134,7 +134,8 @@ def test_one_stroke_tells_nothing_of_what_else_moves_in_the_true_clip(tmp_path, 
         if scene == "plain":
             assert torch.allclose(bucket[inside], batch["motion_bucket"][inside], rtol=0.05)
         else:
-            assert (bucket < 0.5 * batch["motion_bucket"]).any()  # where the camera moves
+            camera = (flow.norm(dim=2) > 0.5).double().mean((1, 2, 3)) > 0.6  # of pixels that move
+            assert camera.sum() > 2 and (bucket[camera] < 0.5 * batch["motion_bucket"][camera]).all()
 
 
 def _stays_inside(mask, path):

@@ -21,7 +21,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.generate import generate
-from remoco.motion import SceneMotion
+from remoco.motion import SceneMotion, bucket
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -223,16 +223,22 @@ def test_the_motion_bucket_of_what_is_drawn():
     brush[8:24, 8:24] = 1
     track = [np.array([[16.0, 16.0], [28.0, 16.0]])]
     condition, camera = RegionWise(8), SceneMotion({"pan": 0.25})
-    seen = {seed: camera.control(condition, Inputs(image, [], None), 5, 8.0, seed)[1] for seed in range(4)}
+    seen = {seed: camera.control(condition, Inputs(image, [], None), 5, 8.0, seed)[1]() for seed in range(4)}
     flow = camera_tracks(preset_camera(5, 64, 64, pan=0.25), 64, 64)[0]
-    assert set(seen.values()) == {motion_bucket(flow[None].float()).item()} and seen[0] > 4
+    assert len(set(seen.values())) == 1 and seen[0] > 4
+    assert seen[0] == pytest.approx(motion_bucket(flow[None].float()).item(), rel=1e-6)
     way = np.linspace(0, 12, 5).mean()
-    drawn = SceneMotion().control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]
+    drawn = SceneMotion().control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]()
     assert drawn == pytest.approx(way * 16**2 / 64**2, rel=1e-6)
-    both = camera.control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]
+    both = camera.control(condition, Inputs(image, track, brush), 5, 8.0, 0)[1]()
     rest = seen[0] * (1 - 16**2 / 64**2)
     screen = np.abs(np.linspace(0, 12, 5) + flow[:, 0, 16, 16].numpy()).mean() * 16**2 / 64**2
     assert both == pytest.approx(rest + screen, rel=0.02)
+    held = camera.control(condition, Inputs(image, [], brush, brush_ids=[]), 5, 8.0, 0)[1]()
+    assert held == pytest.approx(rest, rel=0.02)  # where it is on the screen
+    far = torch.zeros(2, 2, 64, 64)
+    far[1, 0] = 1e6
+    assert bucket(far) == pytest.approx((2 * 64 - 31.5) / 2)  # mean of where each pixel starts
 
 
 def bad(tmp_path) -> dict[str, tuple[list, str]]:
