@@ -13,7 +13,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import tarfile
 import tempfile
 from pathlib import Path
 
@@ -50,8 +49,7 @@ def attempt(python: str, work: Path, tests: list[str]) -> dict[str, str]:
     sdist = (str(ours), "-m", "build", "--sdist", "--outdir", str(work), str(REPO))
     if not step("build", *pip, "install", "build") or not step("sdist", *sdist):
         return steps
-    with tarfile.open(next(work.glob("*.tar.gz"))) as tar:
-        tar.extractall(work, filter="data")
+    shutil.unpack_archive(next(work.glob("*.tar.gz")), work)
     source = next(path for path in work.iterdir() if path.is_dir() and (path / "PKG-INFO").exists())
     if not step("install", *pip, "install", f"{source}[all]", "-c", str(source / "constraints.txt")):
         return steps
