@@ -20,12 +20,13 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
+from callbacks.control_error import with_objects  # noqa: E402
 from callbacks.other_control import OneStroke, with_condition  # noqa: E402
 from conditions import flow_to_pixels, motion_bucket  # noqa: E402
 from datamodules import SpritesDataModule  # noqa: E402
 from lightning_modules.conditioning import to_uint8  # noqa: E402
 from lightning_modules.pipeline import MotionControlPipeline  # noqa: E402
-from metrics import ControlError, farthest_objects, moving_object  # noqa: E402
+from metrics import ControlError  # noqa: E402
 from remoco.generate import trained_size  # noqa: E402
 
 
@@ -46,19 +47,7 @@ def main() -> None:
         data.prepare_data()
         data.setup()
         batch = next(iter(data.val_dataloader()))
-    flow = flow_to_pixels(batch["flow"], batch["flow_step"])
-    if arguments.scene == "plain":
-        masks, tracks, turns = *moving_object(flow), None
-        there = torch.ones(len(flow), dtype=torch.bool)
-    else:
-        masks, tracks, turns = farthest_objects(flow, batch["visibility"])
-        there = masks.flatten(1).any(1)
-        masks, tracks, turns = masks[there], tracks[there], turns[there]
-    rows = there.nonzero().flatten().tolist()
-    batch = {
-        name: value[there] if isinstance(value, torch.Tensor) else [value[row] for row in rows]
-        for name, value in batch.items()
-    }
+    batch, masks, tracks, turns = with_objects(batch, arguments.scene)
     stroke = OneStroke(pipe.module.condition, masks, tracks)
     drawn = stroke.clips(batch)
     own = motion_bucket(drawn["flow"])
@@ -66,7 +55,8 @@ def main() -> None:
     told |= {f"{bucket:g}": torch.full_like(own, bucket) for bucket in arguments.fixed}
     groups = {"all": torch.ones(len(own), dtype=torch.bool)}
     if arguments.scene == "varied":
-        share = (flow[there].norm(dim=2) > 0.5).double().mean((1, 2, 3))  # of pixels that move
+        flow = flow_to_pixels(batch["flow"], batch["flow_step"])
+        share = (flow.norm(dim=2) > 0.5).double().mean((1, 2, 3))  # of pixels that move
         groups |= {"camera moves": share > 0.6, "camera at rest": share <= 0.6}
     print(f"{arguments.checkpoint}, {arguments.scene} sprites, one stroke, {pipe.module.sample_steps} sampler steps\n")
     names = [f"{name}, {int(group.sum())} clips" for name, group in groups.items()]

@@ -108,17 +108,9 @@ class ControlErrors(EveryNthValidation):
     def _score(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
         if "video" not in batch:
             raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
-        flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
-        turns = None
-        if trainer.datamodule.scene == "plain":
-            masks, tracks = moving_object(flow)
-        else:
-            masks, tracks, turns = farthest_objects(flow, batch["visibility"])
-            there = masks.flatten(1).any(1)
-            if not there.any():
-                return
-            masks, tracks, turns = masks[there], tracks[there], turns[there]
-            batch = {name: _chosen(value, there) for name, value in batch.items()}
+        batch, masks, tracks, turns = with_objects(batch, trainer.datamodule.scene)
+        if not len(masks):
+            return
         first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
         one_stroke = OneStroke(pl_module.condition, masks, tracks)
         make = {
@@ -169,6 +161,21 @@ class ControlErrors(EveryNthValidation):
             write_metrics(run_folder(trainer) / "metrics.json", results)
         text = "  \n".join(f"{name}: {r['protocol']}; n {r['n']}" for name, r in results.items())
         log_protocol(trainer, f"{stage}/control_error", text)
+
+
+def with_objects(
+    batch: dict[str, Any], scene: str
+) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The clips that have an object to follow, and it: masks (B, H, W), tracks (B, L, 2), and in scenes that are not
+    `plain` its turns, as `metrics.farthest_objects` finds them.
+    """
+    flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
+    if scene == "plain":
+        return batch, *moving_object(flow), None
+    masks, tracks, turns = farthest_objects(flow, batch["visibility"])
+    there = masks.flatten(1).any(1)
+    batch = {name: _chosen(value, there) for name, value in batch.items()}
+    return batch, masks[there], tracks[there], turns[there]
 
 
 def _chosen(value: Any, rows: torch.Tensor) -> Any:

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from conditions.flow import motion_bucket
+
 FARTHEST = 1e5  # pixels from the image's corner: beyond it a displacement is no drawing any more
 
 
@@ -143,12 +145,23 @@ def drawn_motion(
     tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int, region_size: int
 ) -> Strokes:
     """Strokes as the motion of a whole clip: all that is brushed goes with its track, of several under one brush with
-    the one that starts nearest, and so do the regions around the starts; the rest stays. Its `motion_bucket` is what a
-    drawing says of a clip's. The arguments are `draw_strokes`'.
+    the one that starts nearest, and so do the regions around the starts; the rest stays. `drawn_bucket` of its flow is
+    what a drawing says of a clip's motion. The arguments are `draw_strokes`'.
     """
     masks = _brush(brush, height, width)
     masks = masks if masks.ndim == 3 else masks.expand(len(tracks), -1, -1)
     return draw_strokes(tracks, masks, frames, height, width, region_size)
+
+
+def drawn_bucket(flow: Tensor) -> float:
+    """Motion bucket of the clip that a drawing describes, of its flow (L, 2, H, W) in pixels. A place out of sight
+    counts as at most a frame's side beyond the border: what passes close by a camera goes arbitrarily far.
+    """
+    height, width = flow.shape[2:]
+    start = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")).float()
+    side = torch.tensor([width, height]).view(2, 1, 1)
+    ends = torch.minimum(torch.maximum(start + flow.float(), -side), 2 * side)
+    return float(motion_bucket((ends - start)[None]))
 
 
 def _nearest_start(masks: Tensor, starts: list[tuple[int, int]]) -> Tensor:

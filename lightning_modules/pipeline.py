@@ -7,15 +7,15 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
-from conditions import Condition, mix, motion_bucket
-from conditions.strokes import drawn_motion
+from conditions import Condition, mix
+from conditions.strokes import drawn_bucket, drawn_motion
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
@@ -27,14 +27,6 @@ from lightning_modules.restorable import average_of
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
 CALLBACK_TENSORS = ("latents", "denoised")
-
-
-class _Drawn(NamedTuple):
-    """Of an image: the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its motion bucket."""
-
-    frame: np.ndarray
-    control: torch.Tensor
-    bucket: float
 
 
 class MotionControlPipeline:
@@ -250,14 +242,14 @@ class MotionControlPipeline:
         if control is not None and bucket == "drawing":
             raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
         drawn = self._batch(image, tracks, brush, control, bucket, num_frames, height, width)
-        frames = [each.frame for each in drawn]
+        frames, controls, buckets = zip(*drawn, strict=True)
         seeds = _seeds(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
         values = {"fps": fps, "sigma_aug": noise_aug_strength}
         ids = {name: torch.full((len(frames),), float(value), device=module.device) for name, value in values.items()}
-        ids["motion_bucket_id"] = torch.tensor([each.bucket for each in drawn], dtype=torch.float32).to(module.device)
+        ids["motion_bucket_id"] = torch.tensor(buckets, dtype=torch.float32).to(module.device)
         sigma_max = module.sample_sigma_max
         on_step = None
         if callback_on_step_end is not None:
@@ -266,8 +258,7 @@ class MotionControlPipeline:
         with module.autocast():
             noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                controls = torch.stack([each.control for each in drawn]).to(module.device)
-                cond = from_first_frame(module.svd, first, controls, ids, noise)
+                cond = from_first_frame(module.svd, first, torch.stack(controls).to(module.device), ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))
@@ -293,7 +284,8 @@ class MotionControlPipeline:
         frames: int,
         height: int | None,
         width: int | None,
-    ) -> list[_Drawn]:
+    ) -> list[tuple[np.ndarray, torch.Tensor, float]]:
+        """Of each image the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and the motion bucket."""
         if not isinstance(image, list):
             image, tracks, brush, control = [image], [tracks], [brush], None if control is None else [control]
         if not image:
@@ -304,11 +296,11 @@ class MotionControlPipeline:
         for name, value in given.items():
             if not isinstance(value, (list, tuple)) or len(value) != len(image):
                 raise ValueError(f"{name}: expected a list with an entry for each of {len(image)} images")
-        drawn: list[_Drawn] = []
+        drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
         for index, picture in enumerate(image):
             strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
             drawn.append(self._drawn(read_image(picture), strokes, painted, ready, bucket, frames, height, width))
-            height, width = drawn[0].frame.shape[:2]
+            height, width = drawn[0][0].shape[:2]
         return drawn
 
     def _drawn(
@@ -321,7 +313,7 @@ class MotionControlPipeline:
         frames: int,
         height: int | None,
         width: int | None,
-    ) -> _Drawn:
+    ) -> tuple[np.ndarray, torch.Tensor, float]:
         framing = Framing.of(picture.shape[:2], height, width)
         with value_errors():
             record.check_size(self.module.condition, *framing.frame)
@@ -341,15 +333,15 @@ class MotionControlPipeline:
                     f"control: expected finite ({frames}, 3, {framing.frame[0]}, {framing.frame[1]}) as the frames, "
                     f"got {tuple(control.shape)}"
                 )
-            return _Drawn(framing.image(picture), control.to(torch.float32), float(bucket))
+            return framing.image(picture), control.to(torch.float32), float(bucket)
         painted = read_brush(brush, framing.size)
         painted = None if painted is None else framing.brush(painted)
         strokes = [framing.track(track, index) for index, track in enumerate(tracks)], painted, frames, *framing.frame
         condition = self.module.condition
         drawn = condition.draw(*strokes)
         if bucket == "drawing":
-            bucket = float(motion_bucket(drawn_motion(*strokes, condition.region_size).flow[None]))
-        return _Drawn(framing.image(picture), drawn, float(bucket))
+            bucket = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow)
+        return framing.image(picture), drawn, float(bucket)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

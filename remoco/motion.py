@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from conditions import Condition, motion_bucket
+from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
-from conditions.strokes import drawn_motion
+from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.backdrop import PRESETS, Backdrop, label
 from datamodules.errors import BadClip, BadInput, UsageError
 from datamodules.files import Source, read_depth
@@ -88,31 +88,20 @@ class SceneMotion:
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
             drawing = inputs.strokes(frames), masks, frames, height, width
-            return condition.draw(*drawing), lambda: bucket(drawn_motion(*drawing, condition.region_size).flow)
+            return condition.draw(*drawing), lambda: drawn_bucket(drawn_motion(*drawing, condition.region_size).flow)
         if not strokes and (camera is None or masks is None):
-            return below, lambda: bucket(flow)
+            return below, lambda: drawn_bucket(flow)
         drawing = strokes, masks, frames, height, width
 
         def drawn() -> float:
             moved = drawn_motion(*drawing, condition.region_size)
-            return bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
+            return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
 
         return over(condition.draw(*drawing), below, masks), drawn
 
     def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
         """The depth at a frame's size."""
         return None if self.depth is None else scaled_depth(self.depth, size)
-
-
-def bucket(flow: Tensor) -> float:
-    """Motion bucket of one clip's flow (L, 2, H, W) in pixels. A place out of sight counts as at most a frame's side
-    beyond the border: what passes close by a camera goes arbitrarily far.
-    """
-    height, width = flow.shape[2:]
-    start = torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")).float()
-    side = torch.tensor([width, height]).view(2, 1, 1)
-    ends = torch.minimum(torch.maximum(start + flow.float(), -side), 2 * side)
-    return float(motion_bucket((ends - start)[None]))
 
 
 def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:

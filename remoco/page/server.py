@@ -100,8 +100,8 @@ def _endpoint(answer: Callable[[Request], Any]) -> Callable[[Request], Any]:
 def _blocks(studio: Studio, name: str) -> gr.Blocks:
     pipeline, ranges = studio.pipeline, exchange.RANGES
     low, high = pipeline.module.guidance
-    told = pipeline.module.motion_bucket_id
-    as_drawn = told == "drawing"
+    as_drawn = pipeline.module.motion_bucket_id == "drawing"
+    told = 0.0 if as_drawn else pipeline.module.motion_bucket_id
     trained = trained_size(pipeline)
     own = min(exchange.SIZES, key=lambda name: abs(math.prod(exchange.SIZES[name]) - math.prod(trained)))
     editor_js = "\n".join(
@@ -149,7 +149,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                     with gr.Row():
                         fps = whole("Frames/s", "fps", 8, most=30)
                         bucket = gr.Slider(
-                            0, max(trained[1] / 4, 0 if as_drawn else told), 0 if as_drawn else told, step=0.1,
+                            0, max(trained[1] / 4, told), told, step=0.1,
                             label="Motion, px (0: as drawn)" if as_drawn else "Motion, px",
                         )  # fmt: skip
                     size = gr.Dropdown(

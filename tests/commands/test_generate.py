@@ -11,6 +11,7 @@ from PIL import Image
 from callbacks.strips import write_mp4
 from conditions import RegionWise, motion_bucket
 from conditions.camera import camera_tracks, preset_camera
+from conditions.strokes import drawn_bucket
 from datamodules.backdrop import Backdrop
 from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
@@ -21,7 +22,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.generate import generate
-from remoco.motion import SceneMotion, bucket
+from remoco.motion import SceneMotion
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -238,7 +239,7 @@ def test_the_motion_bucket_of_what_is_drawn():
     assert held == pytest.approx(rest, rel=0.02)  # where it is on the screen
     far = torch.zeros(2, 2, 64, 64)
     far[1, 0] = 1e6
-    assert bucket(far) == pytest.approx((2 * 64 - 31.5) / 2)  # mean of where each pixel starts
+    assert drawn_bucket(far) == pytest.approx((2 * 64 - 31.5) / 2)  # mean of where each pixel starts
 
 
 def bad(tmp_path) -> dict[str, tuple[list, str]]:
