@@ -51,12 +51,12 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Load `path` with `weights_only=True`, whatever the argument says: files may come from strangers.
+        """Read `path` by our own reader on the CPU, whatever the arguments say: files may come from strangers.
 
         Raises:
             MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
         """
-        return read_checkpoint(path, map_location)
+        return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete the file, if it is there. The path of an old best may come from a stranger's checkpoint."""

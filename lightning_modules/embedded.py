@@ -13,8 +13,9 @@ from typing import Any
 
 import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from remoco.common.tensor_files import BadTensors, parse_json, read_header, read_safetensors
 
 NAME = "embedded"
 PATH = Path(__file__).with_name("embedded.safetensors")
@@ -50,33 +51,38 @@ def checksum(stored: dict[str, Tensor]) -> str:
     """SHA-256 over names and bytes."""
     digest = hashlib.sha256()
     for name in sorted(stored):
-        digest.update(name.encode() + stored[name].numpy().tobytes())
+        digest.update(name.encode())
+        digest.update(stored[name].contiguous().numpy().reshape(-1).view("uint8").data)
     return digest.hexdigest()
 
 
 def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
-    """The file as a checkpoint, in float32.
+    """The file as a checkpoint; its tensors are in the precision they are stored in.
 
     Raises:
         MisconfigurationException: not such a file.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-            if KEY not in about:
-                raise MisconfigurationException(
-                    f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.adapter"
-                )
-            state = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}
-    except (OSError, SafetensorError) as error:
+        about, dtypes, _ = read_header(path)
+        if KEY not in about:
+            raise MisconfigurationException(
+                f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.adapter"
+            )
+        if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
+            raise BadTensors(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
+        record, step = parse_json(about[KEY], f"its metadata's {KEY}"), about.get("global_step", "")
+        if not (step.isdecimal() and len(step) < 19):
+            raise BadTensors(f"its metadata's global_step is {step[:40]!r}, expected a whole number")
+        state = read_safetensors(path) if with_tensors else {}
+    except (OSError, ValueError) as error:
         raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({error})") from error
     if with_tensors and checksum(state) != about.get("sha256"):
         raise MisconfigurationException(f"checkpoint {path}: damaged, its checksum does not match")
     return {
-        "state_dict": {name: value.float() for name, value in state.items()},
-        KEY: json.loads(about[KEY]),
+        "state_dict": state,
+        KEY: record,
         "callbacks": {},
         "epoch": 0,
-        "global_step": int(about["global_step"]),
+        "global_step": int(step),
         "pytorch-lightning_version": lightning.__version__,
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
+from remoco.common.tensor_files import BadTensors, read_saved
 
 if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
     from lightning_modules.svd import SVD
@@ -190,16 +190,15 @@ class RecordedModule(LightningModule):
     on_test_start = on_predict_start = on_validation_start
 
 
-def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool = True) -> dict[str, Any]:
-    """The one reader of checkpoint files: tensors and plain values only, whatever the file says.
+def read_checkpoint(path: str | Path, tensors: bool = True) -> dict[str, Any]:
+    """The one reader of checkpoint files: plain values and dense tensors only, whatever the file says.
 
     Args:
         path: A local file, or `embedded` for the one in the package.
-        map_location: As `torch.load`'s.
         tensors: Compare their checksums. They stay in the file, memory-mapped, and are read where they are used.
 
     Raises:
-        MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
+        MisconfigurationException: no such file, damaged, or holding more than plain values and dense tensors.
     """
     if "://" in str(path):
         raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
@@ -209,18 +208,9 @@ def read_checkpoint(path: str | Path, map_location: Any = "cpu", tensors: bool =
     if path.suffix == ".safetensors":
         return embedded.read(path, tensors)
     try:
-        damaged = None
-        if tensors:
-            with zipfile.ZipFile(path) as archive:
-                if any(info.compress_type for info in archive.infolist()):  # torch compresses nothing
-                    raise ValueError("its members are compressed")
-                damaged = archive.testzip()  # torch.load does not compare checksums
-        if damaged is None:
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=True)
-    except Exception as error:  # a damaged file fails in many ways: KeyError, EOFError, BadZipFile, ...
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({reason})") from error
-    raise MisconfigurationException(f"checkpoint {path}: damaged, the checksum of {damaged} does not match")
+        return read_saved(path, tensors)
+    except (BadTensors, OSError) as error:
+        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({error})") from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
