@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules.pca import PatchPCA
+from remoco.common.model_folders import check_model
+from remoco.common.tensor_files import finite, read_json
 
 COMPONENTS = {
     "unet": UNetSpatioTemporalConditionModel,
@@ -44,6 +46,8 @@ def load_component(path: str, name: str, revision: str | None) -> Any:
     variant = None if local is None else _variant(local, name)
     options = {"subfolder": name, "revision": revision, "use_safetensors": True, "output_loading_info": True}
     try:
+        if local is not None:
+            check_model(local, layout_of(name))
         try:
             model, info = cls.from_pretrained(str(local.parent) if local else path, variant=variant, **options)
         except OSError:
@@ -53,7 +57,15 @@ def load_component(path: str, name: str, revision: str | None) -> Any:
     except UNREADABLE as error:
         raise _unreadable(path, name, error) from error
     _require_all(path, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
+    if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
+        raise _unreadable(path, name, ValueError(f"{odd[0]} holds NaN or infinite values"))
     return model
+
+
+def layout_of(name: str) -> Callable[[dict[str, Any]], nn.Module]:
+    """Builds one of SVD's networks from its config, without weights."""
+    cls = COMPONENTS[name]
+    return cls.from_config if hasattr(cls, "from_config") else lambda config: cls(cls.config_class.from_dict(config))
 
 
 def save_pca(pca: PatchPCA, folder: Path) -> None:
@@ -73,7 +85,7 @@ def save_pca(pca: PatchPCA, folder: Path) -> None:
 
 def _load_pca(path: str, folder: Path) -> PatchPCA:
     try:
-        pca = PatchPCA(int(json.loads((folder / "config.json").read_text())["channels"]))
+        pca = PatchPCA(int(read_json(folder / "config.json")["channels"]))
         with safe_open(folder / f"{STEMS['vae']}.safetensors", "pt") as file:
             pca.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
     except (*UNREADABLE, KeyError, TypeError) as error:
@@ -85,7 +97,7 @@ def _load_pca(path: str, folder: Path) -> PatchPCA:
 
 def _class_name(path: str, folder: Path) -> Any:
     try:
-        found = json.loads((folder / "config.json").read_text())
+        found = read_json(folder / "config.json")
     except UNREADABLE as error:
         raise _unreadable(path, folder.name, error) from error
     return found.get("_class_name") if isinstance(found, dict) else None
@@ -101,6 +113,8 @@ def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tup
     """
     cls, local = COMPONENTS["unet"], local_folder(path, "unet")
     try:
+        if local is not None:
+            check_model(local, layout_of("unet"))
         files = weight_files(local, "unet") if local else _hub_files(path, "unet", revision)
         config = cls.load_config(str(local) if local else path, subfolder=None if local else "unet", revision=revision)
         with torch.device("meta"):
@@ -114,6 +128,8 @@ def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tup
 
             def read(key: str) -> tuple[bytes, Tensor]:
                 stored = where[key].get_tensor(key)
+                if not finite(stored):
+                    raise ValueError(f"{key} holds NaN or infinite values")
                 return digest(key, stored), stored.to(dtype or torch.float32, copy=True)
 
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -1,5 +1,6 @@
 """Where a point of one image is in another: dense features and their best match (MD-Img)."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -7,9 +8,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.features import Precision, last_line
+from remoco.common.model_folders import check_config, check_model
+from remoco.common.tensor_files import finite
 
 DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
 CHANNELS_AT_ONCE = 128
+MAX_TOKENS = 1024
 
 
 class PointFeatures(nn.Module):
@@ -125,6 +129,7 @@ class DIFTFeatures(PointFeatures):
         found = {}
         for name, kind in parts.items():
             try:
+                _check_folder(Path(self.path) / name, kind)
                 options = {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
                 found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
@@ -135,6 +140,10 @@ class DIFTFeatures(PointFeatures):
         if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= DIFT_BLOCK:
             raise ValueError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
         tokenizer, text_encoder = found["tokenizer"], found["text_encoder"].eval()
+        if tokenizer.model_max_length > MAX_TOKENS:  # a prompt is filled up to it
+            raise ValueError(
+                f"feature network {self.path}: its tokenizer's model_max_length is more than {MAX_TOKENS}, expected 77"
+            )
         tokens = tokenizer(
             "", padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
@@ -142,6 +151,9 @@ class DIFTFeatures(PointFeatures):
             self.register_buffer("prompt", text_encoder(tokens.input_ids)[0])
         self.vae = found["vae"].eval().requires_grad_(False)
         self.scheduler = found["scheduler"]
+        for name in ("vae", "text_encoder", "unet"):
+            if odd := [key for key, value in found[name].state_dict().items() if not finite(value)]:
+                raise ValueError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
         unet = found["unet"].eval().requires_grad_(False)
         unet.up_blocks[DIFT_BLOCK].register_forward_hook(_leave)
         self.unet = unet
@@ -165,6 +177,15 @@ class DIFTFeatures(PointFeatures):
         except _Reached as reached:
             return reached.args[0].float().mean(0)
         raise RuntimeError("the UNet did not pass its up block")  # no diffusers UNet gets here
+
+
+def _check_folder(folder: Path, kind: Any) -> None:
+    """Raise ValueError where a local folder's config asks for more than its files hold."""
+    if (folder / "config.json").is_file():
+        from_config = getattr(kind, "from_config", None) or (lambda config: kind(kind.config_class.from_dict(config)))
+        check_model(folder, from_config)
+    elif (folder / "scheduler_config.json").is_file():
+        check_config(folder / "scheduler_config.json")
 
 
 def _leave(module: nn.Module, inputs: tuple, output: Tensor) -> None:

@@ -17,9 +17,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.i3d import InceptionI3d
+from remoco.common.model_folders import check_config, check_model
+from remoco.common.tensor_files import BadTensors, finite, read_saved
 
 INCEPTION_SIZE = 299
 I3D_SIZE = 224
+MAX_SIDE = 4096  # pixels that an image processor may ask for
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 Precision = Literal["float32", "bfloat16"]
 
 
@@ -174,14 +178,16 @@ class I3DLogits(FileFeatures):
     def read(self) -> nn.Module:
         """The network, from its file."""
         try:
-            state = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle, zip and torch raise many types for a file that is none
-            raise ValueError(f"feature network {self.path}: not a readable file of tensors") from error
+            state = read_saved(self.path)
+        except (OSError, BadTensors) as error:
+            raise ValueError(f"feature network {self.path}: not a readable file of tensors ({error})") from error
         network = InceptionI3d()
         try:
             network.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
             raise ValueError(f"feature network {self.path}: not the weights of an I3D with 400 classes") from error
+        if odd := [name for name, value in network.state_dict().items() if not finite(value)]:
+            raise ValueError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
         return network
 
     def example(self) -> Tensor:
@@ -276,6 +282,10 @@ class CLIPFeatures(FeatureNetwork):
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
+            if Path(self.path).is_dir():  # a stranger's, whose config must not decide what is taken
+                check_model(Path(self.path), clip_layout)
+                for name in (each for each in PROCESSORS if (Path(self.path) / each).is_file()):
+                    check_config(Path(self.path) / name, MAX_SIDE)
             network, found = CLIPVisionModelWithProjection.from_pretrained(
                 self.path, revision=self.revision, dtype=getattr(torch, self.dtype), output_loading_info=True
             )
@@ -286,6 +296,8 @@ class CLIPFeatures(FeatureNetwork):
             ) from error
         if missing := sorted(found["missing_keys"]):  # the library draws them at random
             raise ValueError(f"feature network {self.path}: not a CLIP, its file has no {missing[0]}")
+        if odd := [name for name, value in network.state_dict().items() if not finite(value)]:
+            raise ValueError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
         self.network = network.eval().requires_grad_(False)
         self.num_features = network.config.projection_dim
         size, patch = network.config.image_size, network.config.patch_size
@@ -298,6 +310,15 @@ class CLIPFeatures(FeatureNetwork):
             images=list(images.cpu().numpy()), input_data_format="channels_first", return_tensors="pt"
         )["pixel_values"]
         return self.network(pixels.to(self.network.device, self.network.dtype)).image_embeds.float()
+
+
+def clip_layout(config: dict[str, Any]) -> nn.Module:
+    """CLIP's vision tower of a config.json, which may be that of both towers."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    inner = config.get("vision_config")
+    sizes = {**inner, "projection_dim": config.get("projection_dim", 512)} if isinstance(inner, dict) else config
+    return CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(sizes))
 
 
 class _RandomFeatures(FeatureNetwork):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from datamodules.errors import UsageError, one_line
+from remoco.common import tensor_files
 
 WRAPPED = ("state_dict", "model")  # keys under which a training script may have saved the tensors
 PREFIXES = ("module.", "model.")  # what wrappers put before every name
@@ -45,18 +43,15 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     Raises:
         UsageError: not such a file, or one that holds more than tensors in dictionaries.
     """
-    found: Any
     try:
-        if path.suffix == ".safetensors":
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the file may be anything
+        found = tensor_files.read_weights(path)
+    except (OSError, ValueError) as error:
         raise UsageError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
     for key in WRAPPED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
-    if not isinstance(found, dict) or not found or not all(isinstance(value, Tensor) for value in found.values()):
+    entries = found.items() if isinstance(found, dict) else ()
+    if not entries or not all(isinstance(v, Tensor) and isinstance(k, str) and len(k) < 1000 for k, v in entries):
         raise UsageError(f"{option} {path}: expected a dictionary of tensors")
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in found)), None):
         found = {name[len(prefix) :]: value for name, value in found.items()}
@@ -82,6 +77,9 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
             f"{option} {path}: not the weights of {type(network).__name__} "
             f"({shared} of {len(wanted)} keys in common): {'; '.join(told)}"
         )
+    for name, value in found.items():
+        if not tensor_files.finite(value):
+            raise UsageError(f"{option} {path}: {name} holds NaN or infinite values")
     network.load_state_dict(found)
 
 

@@ -11,8 +11,9 @@ from diffusers import AutoencoderKLTemporalDecoder
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.released.names import check_tensors, matched
+from lightning_modules.released.names import check_tensors, matched, sizes_of
 
+MAX_VAE, MAX_CLIP = 8, 128  # levels and layers a level, layers; the released ones have 4 and 2, and 32
 CLIP_HEAD_CHANNELS = 80  # ViT-H/14; the weights do not tell
 VISUAL = "open_clip.model.visual."
 QUANT_CONV = ("quant_conv.weight", "quant_conv.bias")  # the released VAE has none: diffusers' is the identity
@@ -42,16 +43,17 @@ def vae_from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     Raises:
         MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them.
     """
-    levels = sorted({int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d+)\.", name))})
-    layers = len({m[1] for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d+)\.", name))})
-    widths = [state[name].shape[0] for i in levels if (name := f"encoder.down.{i}.block.0.conv1.weight") in state]
+    levels = sorted({int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d{1,3})\.", name))})[:MAX_VAE]
+    layers = len({m[1] for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d{1,3})\.", name))})
+    firsts = [state[name] for i in levels if (name := f"encoder.down.{i}.block.0.conv1.weight") in state]
+    widths = [tensor.shape[0] if tensor.ndim else 0 for tensor in firsts]
     config = {
         "down_block_types": ["DownEncoderBlock2D"] * len(levels),
         "block_out_channels": widths or [128],
-        "layers_per_block": layers,
+        "layers_per_block": min(layers, MAX_VAE),
         "latent_channels": 4,
     }
-    with torch.device("meta"):
+    with sizes_of("VAE"), torch.device("meta"):
         ours = AutoencoderKLTemporalDecoder(**config).state_dict()
     stored = {name: _vae_name(name, len(widths)) for name in ours if name not in QUANT_CONV}
     shapes = {theirs: tuple(ours[name].shape) + (1, 1) * _is_projection(name) for name, theirs in stored.items()}
@@ -123,21 +125,10 @@ def image_encoder_from_released(
         dict.fromkeys(CLIP_TOP.values(), ()),
         "image encoder",
     )
-    patch = visual["conv1.weight"].shape[-1]
-    width = visual["conv1.weight"].shape[0]
-    layers = len({m[1] for name in visual if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name))})
-    config = {
-        "hidden_size": width,
-        "intermediate_size": visual["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // CLIP_HEAD_CHANNELS,
-        "image_size": patch * round((visual["positional_embedding"].shape[0] - 1) ** 0.5),
-        "patch_size": patch,
-        "projection_dim": visual["proj"].shape[1],
-        "hidden_act": "gelu",
-    }
-    with torch.device("meta"):
-        ours = CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).state_dict()
+    with sizes_of("image encoder"):
+        config = _clip_config(visual)
+        with torch.device("meta"):
+            ours = CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).state_dict()
     expected = image_encoder_to_released(ours)
     check_tensors(
         {VISUAL + name: tuple(t.shape) for name, t in visual.items()},
@@ -146,6 +137,22 @@ def image_encoder_from_released(
     )
     rest = {name: tensor for name, tensor in state.items() if not name.startswith(VISUAL)}
     return config, {name: _clip_tensor(name, visual) for name in ours}, rest
+
+
+def _clip_config(visual: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Sizes of the vision tower, from its tensors."""
+    width, patch = visual["conv1.weight"].shape[0], visual["conv1.weight"].shape[-1]
+    layers = len({m[1] for name in visual if (m := re.match(r"transformer\.resblocks\.(\d+)\.", name))})
+    return {
+        "hidden_size": width,
+        "intermediate_size": visual["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        "num_hidden_layers": min(layers, MAX_CLIP),
+        "num_attention_heads": width // CLIP_HEAD_CHANNELS,
+        "image_size": patch * round((visual["positional_embedding"].shape[0] - 1) ** 0.5),
+        "patch_size": patch,
+        "projection_dim": visual["proj"].shape[1],
+        "hidden_act": "gelu",
+    }
 
 
 def _clip_tensor(ours: str, visual: Mapping[str, Tensor]) -> Tensor:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors
+from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors, sizes_of
 from lightning_modules.released.network import Released, names
+from remoco.common.tensor_files import odd_weight, read_json, read_weights
 
 # what a released file holds -> how its tensors' names begin
 PREFIXES = {
@@ -23,6 +21,7 @@ PREFIXES = {
     "conditioning_vae": "conditioner.embedders.3.",
 }
 ADAPTER = "adapter.safetensors"
+MAX_HEAD_CHANNELS = 4096
 # prefix in an adapter file -> field of Released
 ADAPTER_PARTS = {"unet": "lora", "motion_encoder": "motion_encoder", "injection": "injection"}
 
@@ -43,6 +42,10 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
     head_channels = head_channels or _head_channels(Path(path))
     released = take_apart(groups.pop("network"), head_channels)
     released.others = groups
+    used = {group: state for group, state in groups.items() if group in PREFIXES}
+    for state in (released.unet, released.lora, released.motion_encoder, released.injection, *used.values()):
+        if odd := odd_weight(state):
+            raise MisconfigurationException(f"released: {path}: {odd}")
     return released
 
 
@@ -50,29 +53,33 @@ def _head_channels(path: Path) -> int:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         return HEAD_CHANNELS
-    config = json.loads(beside.read_text())
-    return int(config.get("config", config).get("num_head_channels", HEAD_CHANNELS))
+    try:
+        config = read_json(beside)
+        found = config.get("config", config).get("num_head_channels", HEAD_CHANNELS)
+    except (OSError, ValueError, AttributeError) as error:
+        raise MisconfigurationException(f"released: {beside}: expected a JSON object ({error})") from error
+    if type(found) is not int or not 1 <= found <= MAX_HEAD_CHANNELS:
+        raise MisconfigurationException(
+            f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}"
+        )
+    return found
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a `.pt` or safetensors file, without the names `module` and `state_dict` around them.
 
-    `.pt` and `.ckpt` files are memory-mapped and nothing in them is executed.
+    The files are memory-mapped and nothing in them is executed.
     """
     path = Path(path)
     if not path.is_file():
         raise MisconfigurationException(f"released: no file {path}")
-    state: Any
     try:
-        if path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            state = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # the two readers raise many types for a file that is neither
-        raise MisconfigurationException(f"released: cannot read {path} as weights: {error}".split("\n")[0]) from error
+        state = read_weights(path)
+    except (OSError, ValueError) as error:
+        raise MisconfigurationException(f"released: cannot read {path} as weights: {error}") from error
     while isinstance(state, dict) and (inner := next((k for k in ("module", "state_dict") if k in state), None)):
         state = state[inner]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise MisconfigurationException(f"released: {path} holds no dictionary of tensors")
     return state
 
@@ -98,7 +105,8 @@ def take_apart(state: Mapping[str, Tensor], head_channels: int = HEAD_CHANNELS) 
         head_channels: Channels per attention head.
     """
     architecture = Architecture.of({name: tuple(tensor.shape) for name, tensor in state.items()}, head_channels)
-    expected = names(architecture)
+    with sizes_of("network"):
+        expected = names(architecture)
     shapes = {name: shape for name, (_, _, shape) in expected.items()}
     check_tensors({name: tuple(tensor.shape) for name, tensor in state.items()}, shapes)
     released = Released(architecture, {}, {}, {}, {})
@@ -195,6 +203,9 @@ def load_adapter(
         for side in (parts, targets)
     )
     check_tensors(found, expected, "adapter")
+    for state in parts.values():
+        if odd := odd_weight(state):
+            raise MisconfigurationException(f"adapter: {path}: {odd}")
     with torch.no_grad():
         for part, state in parts.items():
             for name, tensor in state.items():

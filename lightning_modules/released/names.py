@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
+MAX_BLOCKS = 32  # on the way down, and in a transformer; the released network has 12 and 1
+MAX_LISTED = 20
 LORA_SUFFIX = {"lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight"}
 SPATIAL_RES = {
     "norm1": "in_layers.0",
@@ -62,13 +65,13 @@ class Architecture:
 
     @classmethod
     def _of(cls, plain: Mapping[str, tuple], shapes: Mapping[str, tuple], head_channels: int) -> Architecture:
-        inputs = 1 + max(int(name.split(".")[1]) for name in plain if name.startswith("input_blocks."))
+        inputs = 1 + max(_number(name.split(".")[1]) for name in plain if name.startswith("input_blocks."))
         downs = [n for n in range(inputs) if f"input_blocks.{n}.0.op.weight" in plain]
         layers = (downs[0] if downs else inputs) - 1
         firsts = range(1, inputs, layers + 1)
         cross = next(shape for name, shape in plain.items() if name.endswith(".attn2.to_k.weight"))
         depths = {
-            int(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))
+            _number(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))
         }
         ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
         if len(ranks) > 1:
@@ -132,6 +135,13 @@ class Architecture:
             "transformer_layers_per_block": self.transformer_layers,
             "num_attention_heads": tuple(width // self.head_channels for width in self.block_out_channels),
         }
+
+
+def _number(text: str) -> int:
+    """A block's number in a name; as many blocks are built, if only to be compared with the file."""
+    if not text.isdecimal() or int(text[:6]) > MAX_BLOCKS:
+        raise ValueError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
+    return int(text[:6])
 
 
 def released_name(part: str, ours: str, architecture: Architecture, with_lora: Iterable[str] = ()) -> str:
@@ -226,6 +236,16 @@ def matched(pattern: str, name: str) -> re.Match[str]:
     return match
 
 
+@contextmanager
+def sizes_of(what: str) -> Iterator[None]:
+    """Raise MisconfigurationException where a network of the sizes that a file's tensors have cannot be laid out."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise MisconfigurationException(f"released: no {what} has the sizes that its tensors have ({reason})") from error
+
+
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
     """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they are of is for the error."""
     wrong = {
@@ -238,5 +258,10 @@ def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], wha
         ],
     }
     if any(wrong.values()):
-        lists = "; ".join(f"{len(some)} {kind}: {', '.join(some)}" for kind, some in wrong.items() if some)
+        lists = "; ".join(f"{len(some)} {kind}: {_listed(some)}" for kind, some in wrong.items() if some)
         raise MisconfigurationException(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(name[:300] for name in names[:MAX_LISTED]) + more
