@@ -72,7 +72,7 @@ def counted(value):
 
 
 def test_depth_and_values_are_those_of_the_parsed_text_in_pieces_of_any_size(monkeypatch):
-    """Of depth exactly; of values never fewer than the parser makes, at most twice as many (an empty list counts two)."""
+    """Of depth exactly; of values never fewer than the parser makes, at most twice as many (`[]` is two)."""
     rng = random.Random(0)
     for _ in range(300):
         value = made(rng)
