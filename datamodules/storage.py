@@ -191,7 +191,10 @@ class JsonShape:
             self._feed(self._kept + piece[begin : begin + _PIECE])
 
     def _feed(self, piece: bytes) -> None:
-        cut = (len(piece) - len(piece.rstrip(b"\\"))) % 2  # an escape whose other half is still to come
+        # kept for the next piece: half an escape, the digits of a number that may go on
+        digits = len(piece) - len(piece.rstrip(b"0123456789"))
+        halves = (len(piece) - len(piece.rstrip(b"\\"))) % 2
+        cut = halves if not digits else digits if digits <= MAX_DIGITS else 0
         self._kept, piece = piece[len(piece) - cut :], piece[: len(piece) - cut]
         bare = _TEXT.sub(rb'"\1', b'"' + piece if self._in_text else piece)
         self._in_text = bare.count(b'"') % 2 == 1

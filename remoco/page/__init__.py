@@ -13,6 +13,7 @@ from lightning_modules import embedded
 from remoco.generate import load_pipeline
 
 HOST = "127.0.0.1"
+CONNECTIONS = 600  # at once; of the 1,024 files that a process may usually open
 
 
 def page(
@@ -33,6 +34,7 @@ def page(
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
         import uvicorn
 
+        from remoco.page.connections import Prompt
         from remoco.page.jobs import Studio
         from remoco.page.server import application
 
@@ -41,8 +43,9 @@ def page(
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, limit_concurrency=200
-        )
+            app, http=Prompt, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=2,
+            limit_concurrency=CONNECTIONS, server_header=False,
+        )  # fmt: skip
         uvicorn.Server(config).run(sockets=[listening])
 
 

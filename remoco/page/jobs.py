@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +48,15 @@ class Studio:
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
-    async def generate(self, drawing: Any, settings: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(
+        self, drawing: Any, settings: Mapping[str, Any], job: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
-            drawing: see `exchange`; its `job`, a secret of who asks, is what `cancel` takes.
+            drawing: see `exchange`.
             settings: the fields of `Settings`.
+            job: a secret that nobody but who asks is told; it is what `cancel` takes.
 
         Yields:
             `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
@@ -62,7 +65,6 @@ class Studio:
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         events = asyncio.Queue[dict[str, Any]]()
-        job = drawing.get("job") if isinstance(drawing, Mapping) else None
 
         def send(event: dict[str, Any]) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped
@@ -85,7 +87,7 @@ class Studio:
             yield {"state": "error", "message": f"{QUEUE} generations are waiting already; try again in a moment"}
             return
         self._line.append(cancelled)
-        if isinstance(job, str):
+        if job is not None:
             self._jobs[job] = cancelled
         began = False
         try:
@@ -105,7 +107,7 @@ class Studio:
             cancelled.set()
             if not began:
                 self._line.remove(cancelled)
-            if isinstance(job, str):
+            if job is not None:
                 self._jobs.pop(job, None)
 
     async def _waited(self, own: threading.Event) -> AsyncIterator[int]:
@@ -147,6 +149,8 @@ class Studio:
     def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
+            if unknown := [name for name in settings if name not in Settings.__dataclass_fields__]:
+                raise BadInput(f"{unknown[0]!r:.40}: no setting of that name")
             tell(self._generated(drawing, Settings(**settings), tell))
         except _Cancelled:
             raise

@@ -103,7 +103,7 @@ def test_who_knows_the_job_cancels_it(pipeline):
 
     async def some():
         found = []
-        async for event in studio.generate(drawing() | {"job": "secret"}, SETTINGS | {"steps": 100}):
+        async for event in studio.generate(drawing(), SETTINGS | {"steps": 100}, "secret"):
             found.append(event)
             if event.get("step") == 2:
                 assert studio.cancel({"job": "another"}) == {"found": False}
@@ -121,7 +121,7 @@ def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
     told = {name: [] for name in "abc"}
 
     async def one(name, steps):
-        async for event in studio.generate(drawing() | {"job": name}, SETTINGS | {"steps": steps}):
+        async for event in studio.generate(drawing(), SETTINGS | {"steps": steps}, name):
             told[name].append(event)
 
     def places(name):
