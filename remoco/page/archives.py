@@ -38,26 +38,24 @@ class Archive:
             raise BadInput(f"{name}: expected at most {MAX_ENTRIES} files in it")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
-            self.entries = self._checked(self._zip.infolist())
+            self.entries = self._checked(self._zip.infolist(), len(data))
         except BadInput:
             raise
         except Exception as error:  # zipfile raises exceptions of many types for broken bytes
             raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
 
-    def _checked(self, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+    def _checked(self, entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
         found: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             if entry.filename in found:
                 raise BadInput(f"{self.name}: {_shown(entry.filename)} is there twice")
             found[entry.filename] = entry
         placed = sorted(entries, key=lambda entry: entry.header_offset)
-        for entry, after in pairwise(placed):
+        places = [*(entry.header_offset for entry in placed), size]
+        for entry, (start, after) in zip(placed, pairwise(places), strict=True):
             named = len(entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"))
-            end = entry.header_offset + _LOCAL + named + entry.compress_size
-            if end > after.header_offset:
-                raise BadInput(
-                    f"{self.name}: {_shown(entry.filename)} and {_shown(after.filename)} lie over each other"
-                )
+            if start + _LOCAL + named + entry.compress_size > after:
+                raise BadInput(f"{self.name}: {_shown(entry.filename)} lies over another one, or beyond the end")
         return found
 
     def read(self, path: str) -> bytes:
