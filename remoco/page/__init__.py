@@ -13,7 +13,6 @@ from lightning_modules import embedded
 from remoco.generate import load_pipeline
 
 HOST = "127.0.0.1"
-CONNECTIONS = 600  # at once; of the 1,024 files that a process may usually open
 
 
 def page(
@@ -32,21 +31,15 @@ def page(
     with _bound(port) as listening:  # before minutes of loading
         pipeline = load_pipeline(checkpoint, svd, device)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
-        import uvicorn
-
-        from remoco.page.connections import Prompt
+        from remoco.page.connections import server
         from remoco.page.jobs import Studio
         from remoco.page.server import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
         app = application(Studio(pipeline), name)
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        config = uvicorn.Config(
-            app, http=Prompt, ws="none", log_level="warning", access_log=False, timeout_graceful_shutdown=2,
-            limit_concurrency=CONNECTIONS, server_header=False,
-        )  # fmt: skip
-        uvicorn.Server(config).run(sockets=[listening])
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
+        server(app).run(sockets=[listening])
 
 
 def _bound(port: int) -> socket.socket:

@@ -5,9 +5,21 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 IDLE = 10.0  # seconds
+CONNECTIONS = 600  # at once; of the 1,024 files that a process may usually open
+
+
+def server(app: Any) -> uvicorn.Server:
+    """Uvicorn for an ASGI application, quiet, with bounds on what its connections may take."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, http=Prompt, ws="none", log_level="error", access_log=False, server_header=False,
+            timeout_graceful_shutdown=2, limit_concurrency=CONNECTIONS,
+        )
+    )  # fmt: skip
 
 
 class Prompt(H11Protocol):

@@ -145,6 +145,23 @@ def drawing_in(body: Any) -> Inputs:
     return inputs_of(field(body, "drawing", dict))
 
 
+def generation(body: Any) -> tuple[Inputs, Settings]:
+    """What a generation is asked for with.
+
+    Args:
+        body: `drawing`, and `settings`, the fields of `Settings`.
+
+    Raises:
+        BadInput: one line that names what does not fit.
+    """
+    asked = field(body, "settings", dict)
+    if unknown := [name for name in asked if name not in Settings.__dataclass_fields__]:
+        raise BadInput(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
+    if missing := [name for name in ("frames", "fps", "size") if name not in asked]:
+        raise BadInput(f"settings: {missing[0]} is missing")
+    return drawing_in(body), Settings(**asked)
+
+
 def drawing_of(inputs: Inputs) -> dict[str, Any]:
     """The drawing of inputs."""
     brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush

@@ -110,7 +110,7 @@ class Guard:
     @asynccontextmanager
     async def _body(self, receive: Receive, limit: Limit) -> AsyncIterator[bytes]:
         """The whole body of a request, read and checked piece by piece; raises _Refused."""
-        parts, size = [], 0
+        parts, size, held = [], 0, 0
         shape = JsonShape(limit.values, DEPTH)
         began = asyncio.get_running_loop().time()
         try:
@@ -127,7 +127,7 @@ class Guard:
                 if size > limit.size:
                     raise _Refused(413, f"the request is too large: expected at most {limit.size} bytes")
                 parts.append(part)
-                self._held += len(part)
+                self._held, held = self._held + len(part), size
                 if self._held > HELD and size > FREE:
                     raise _Refused(503, "the server is busy; try again in a moment")
                 try:
@@ -136,9 +136,11 @@ class Guard:
                     raise _Refused(400, f"the request {error}") from None
                 if not message.get("more_body"):
                     break
-            yield b"".join(parts)
+            body = b"".join(parts)
+            parts.clear()
+            yield body
         finally:
-            self._held -= sum(map(len, parts))
+            self._held -= held
 
 
 def _name(host: str) -> str:

@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from PIL import Image
 
 from callbacks.strips import strip, write_mp4
 from datamodules.errors import BadInput, one_line
+from datamodules.inputs import Inputs
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
-from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
+from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +50,13 @@ class Studio:
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, drawing: Any, settings: Mapping[str, Any], job: str | None = None
+        self, inputs: Inputs, settings: Settings, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
-            drawing: see `exchange`.
-            settings: the fields of `Settings`.
+            inputs: of a drawing.
+            settings: what is generated of it.
             job: a secret that nobody but who asks is told; it is what `cancel` takes.
 
         Yields:
@@ -77,7 +78,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(drawing, settings, tell)
+                self._work(inputs, settings, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -139,19 +140,17 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(inputs_of(field(body, "drawing", dict)), SIZES[settings.size])
+        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size])
         control, _ = motion.control(
             self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
         )
         factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
         return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
-    def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    def _work(self, inputs: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            if unknown := [name for name in settings if name not in Settings.__dataclass_fields__]:
-                raise BadInput(f"{unknown[0]!r:.40}: no setting of that name")
-            tell(self._generated(drawing, Settings(**settings), tell))
+            tell(self._generated(inputs, settings, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -160,8 +159,8 @@ class Studio:
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
             tell({"state": "error", "message": text})
 
-    def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(inputs_of(drawing), SIZES[settings.size])
+    def _generated(self, given: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        inputs, motion = backdrops.fitted(given, SIZES[settings.size])
         height, width = inputs.size
         start = time.perf_counter()
 

@@ -42,7 +42,7 @@ class Routes:
             "/page/moving": (exchange.moving, LARGE),
             "/page/cancel": (studio.cancel, SMALL),
             "/page/examples": (lambda body: exchange.examples(), SMALL),
-            GENERATE: (lambda body: [exchange.field(body, name, dict) for name in ("drawing", "settings")], LARGE),
+            GENERATE: (exchange.generation, LARGE),
         }
         self.limits = {route: limit for route, (_, limit) in self._routes.items()}
         self._slots = {route: _Slots(1 if route == GENERATE else AT_ONCE, WAITING) for route in (GENERATE, "")}
