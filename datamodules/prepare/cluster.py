@@ -48,7 +48,7 @@ def connected(address: str, workers: int) -> Iterator[Any]:
     Raises:
         UsageError: Ray is not installed, or the cluster is not reached.
     """
-    ray = _ray()
+    ray = _ray(address)
     started = not ray.is_initialized()
     if started:
         _connect(ray, address, workers)
@@ -78,8 +78,18 @@ def _run(ray: Any, function: pool.Function, tasks: Iterable[Any], gpus: int) -> 
             ray.cancel(reference, force=True)
 
 
-def _ray() -> Any:
+def set_up(address: str) -> None:
+    """Settings of Ray that count when it is first imported: one that is started here listens on 127.0.0.1 alone.
+
+    Ray takes the machine's own address otherwise, and its ports run anybody's code: who reaches one owns the machine.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if address == "local":
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on every system: no cluster of machines
+
+
+def _ray(address: str) -> Any:
+    set_up(address)
     try:
         import ray
     except ImportError:
@@ -99,6 +109,12 @@ def _connect(ray: Any, address: str, workers: int) -> None:
         # since Ray 2.60 `ray start` asks for a token where one lies in ~/.ray, and HOST:PORT does not send it unasked
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token: RAY_AUTH_MODE=token)"
         raise UsageError(f"--ray {address}: no cluster there{hint}: {one_line(error)}") from error
+    if address == "local" and not ray.util.get_node_ip_address().startswith("127."):
+        ray.shutdown()
+        raise UsageError(
+            "--ray local: Ray would listen to other machines; "
+            "expected RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment"
+        )
 
 
 def _reach(address: str) -> None:

@@ -31,19 +31,15 @@ def page(
     with _bound(port) as listening:  # before minutes of loading
         pipeline = load_pipeline(checkpoint, svd, device)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
-        import uvicorn
-
+        from remoco.page.connections import server
         from remoco.page.jobs import Studio
         from remoco.page.server import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
         app = application(Studio(pipeline), name)
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-        config = uvicorn.Config(
-            app, log_level="warning", access_log=False, timeout_graceful_shutdown=2, limit_concurrency=200
-        )
-        uvicorn.Server(config).run(sockets=[listening])
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
+        server(app).run(sockets=[listening])
 
 
 def _bound(port: int) -> socket.socket:

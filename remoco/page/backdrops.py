@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from conditions.camera import camera_paths
 from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import fitting_size
 from datamodules.errors import BadClip, BadInput
-from datamodules.files import Source, read_depth
+from datamodules.files import FORMATS, Source, read_depth
 from datamodules.inputs import Inputs
 from datamodules.poses import read_poses
 from datamodules.prepare.clips import video_seconds
@@ -22,6 +24,7 @@ from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
 MAX_POSES = 2**20  # bytes of a text of poses
+MAX_DEPTH_SIDE = 4096  # pixels of a picture of depth, which takes 16 bytes a pixel where it is read
 ACROSS = 9  # points along the longer side, to show how the scene moves
 
 follow = partial(make_tracker, "dis")
@@ -56,6 +59,7 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
     Raises:
         BadInput: it is none, or of another shape.
     """
+    check_side(_data(source), name, MAX_DEPTH_SIDE)
     depth = read_depth(source, name)
     if depth.shape != size:
         height, width = depth.shape
@@ -64,6 +68,21 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
     file = io.BytesIO()
     np.save(file, scaled_depth(depth, size).astype(np.float32))
     return file.getvalue()
+
+
+def check_side(data: bytes, name: str, most: int) -> None:
+    """Hold a picture to `most` pixels a side, before it is decoded; what is no picture is said by who decodes it.
+
+    Raises:
+        BadInput: it says that it is larger.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+            width, height = picture.size
+    except Exception:  # Pillow raises exceptions of many types for broken bytes
+        return
+    if max(width, height) > most:
+        raise BadInput(f"{name}: {height} x {width} pixels, expected at most {most} a side")
 
 
 def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[str, bytes, str]:

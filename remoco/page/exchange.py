@@ -22,19 +22,19 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.backdrop import file_names
-from datamodules.errors import BadInput, one_line
+from datamodules.errors import BadInput
 from datamodules.files import check_size, data_of, read_image, read_mask
 from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
-from datamodules.storage import parse_json
 from metrics import moving_object
 from remoco.page import backdrops
+from remoco.page.archives import first_sample, named_in
 
 MAX_UPLOAD = 32 * 2**20  # bytes of all files that are opened together
 MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down to it
 MAX_POINTS = 1000  # of all tracks together
+MAX_RUNS = 2**18  # of a brush: two numbers each of the 2**20 that a request may have
 PNG = "data:image/png;base64,"
 
 SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
@@ -123,9 +123,9 @@ def inputs_of(drawing: Any) -> Inputs:
     text = field(drawing, "image", str)
     if not text.startswith(PNG):
         raise BadInput(f"image: expected {PNG}...")
-    image = read_image(_decoded(text.removeprefix(PNG), "image"), "image")
-    if max(image.shape) > MAX_SIDE:
-        raise BadInput(f"image: {image.shape[0]} x {image.shape[1]} pixels, expected at most {MAX_SIDE} a side")
+    data = _decoded(text.removeprefix(PNG), "image")
+    backdrops.check_side(data, "image", MAX_SIDE)
+    image = read_image(data, "image")
     meta = field(drawing, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
         raise BadInput("draw at least one track, or let the camera move; a single point asks its place to stay")
@@ -138,6 +138,28 @@ def inputs_of(drawing: Any) -> Inputs:
     inputs = inputs_from_json(json.dumps(meta), image, brush, "drawing", beside)
     inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
     return inputs
+
+
+def drawing_in(body: Any) -> Inputs:
+    """The inputs of a request's drawing; BadInput as in `inputs_of`."""
+    return inputs_of(field(body, "drawing", dict))
+
+
+def generation(body: Any) -> tuple[Inputs, Settings]:
+    """What a generation is asked for with.
+
+    Args:
+        body: `drawing`, and `settings`, the fields of `Settings`.
+
+    Raises:
+        BadInput: one line that names what does not fit.
+    """
+    asked = field(body, "settings", dict)
+    if unknown := [name for name in asked if name not in Settings.__dataclass_fields__]:
+        raise BadInput(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
+    if missing := [name for name in ("frames", "fps", "size") if name not in asked]:
+        raise BadInput(f"settings: {missing[0]} is missing")
+    return drawing_in(body), Settings(**asked)
 
 
 def drawing_of(inputs: Inputs) -> dict[str, Any]:
@@ -169,12 +191,14 @@ def opened(body: Any) -> dict[str, Any]:
     files = {}
     for entry in field(body, "files", list)[:8]:
         name = PurePosixPath(field(entry, "name", str)).name[:100]
+        if name in files:
+            raise BadInput(f"{name}: is there twice")
         files[name] = _decoded(field(entry, "data", str), name)
     if sum(map(len, files.values())) > MAX_UPLOAD:
         raise BadInput(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
     notes = []
     for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
-        found, count = _unzipped(files.pop(name), name)
+        found, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
         files.update(found)
         if count > 1:
             notes.append(f"{name} holds {count} images with tracks; this is the first.")
@@ -224,7 +248,7 @@ def moving(body: Any) -> dict[str, Any]:
         BadInput: one line that names what does not fit.
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
-    inputs = inputs_of(field(body, "drawing", dict))
+    inputs = drawing_in(body)
     return backdrops.moving(inputs, SIZES[settings.size], settings.frames, settings.fps, fine)
 
 
@@ -288,7 +312,7 @@ def examples() -> list[dict[str, Any]]:
 def _assembled(files: dict[str, bytes]) -> Inputs:
     """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
     texts = [name for name in files if name.lower().endswith(".json")]
-    named = _named(files[texts[0]]) if texts else []
+    named = named_in(files[texts[0]]) if texts else []
     pictures = [name for name in files if name not in (*texts, *named)]
     masks = [name for name in pictures if any(word in name.lower() for word in ("mask", "brush"))]
     images = [name for name in pictures if name not in masks]
@@ -309,42 +333,6 @@ def _assembled(files: dict[str, bytes]) -> Inputs:
         return Inputs(image, [], brush)
     beside = {name: files[name] for name in named if name in files}
     return inputs_from_json(files[texts[0]], image, brush, texts[0], beside)
-
-
-def _named(text: bytes) -> list[str]:
-    """Files that a `meta_data.json` names; what is wrong with the text is said where it is read."""
-    try:
-        return file_names(parse_json(text))
-    except (ValueError, RecursionError):
-        return []
-
-
-def _unzipped(data: bytes, name: str) -> tuple[dict[str, bytes], int]:
-    """The files of the first sample in a zip, and how many samples it holds; each is read up to a bound."""
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            images = sorted(entry for entry in archive.namelist() if PurePosixPath(entry).name == IMAGE)
-            if not images:
-                raise BadInput(f"{name}: no {IMAGE} in it")
-            folder = PurePosixPath(images[0]).parent
-            found: dict[str, bytes] = {}
-
-            def read(wanted: Sequence[str]) -> None:
-                for entry in archive.infolist():
-                    path = PurePosixPath(entry.filename)
-                    if path.parent == folder and path.name in wanted and len(found) < 8:
-                        with archive.open(entry) as file:
-                            found[path.name] = file.read(MAX_UPLOAD + 1)
-                        if len(found[path.name]) > MAX_UPLOAD:
-                            raise BadInput(f"{name}: {path.name}: expected at most {MAX_UPLOAD // 2**20} MB")
-
-            read((IMAGE, MASK, *META))
-            read([other for text in META if text in found for other in _named(found[text]) if other not in found])
-    except BadInput:
-        raise
-    except Exception as error:  # zipfile raises exceptions of many types for broken bytes
-        raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
-    return found, len(images)
 
 
 def _text(data: bytes) -> str:
@@ -385,4 +373,6 @@ def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
 def _runs(brush: np.ndarray) -> list[int]:
     flat = brush.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
+    if len(starts) > MAX_RUNS:
+        raise BadInput(f"the brush: {len(starts)} runs of equal pixels, expected at most {MAX_RUNS} on the page")
     return [int(n) for start, end in pairwise([*starts, flat.size]) for n in (flat[start], end - start)]

@@ -1,24 +1,52 @@
-"""What reaches the page's server: this machine's browsers, on the routes that the page uses, bounded in size."""
+"""What reaches the page's server: this machine's browsers, on the routes that the page uses, bounded in size and time.
+
+A request is refused before it costs anything: by its head, then by each piece of its body as it comes.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
+
+from datamodules.storage import JsonShape
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Page = Callable[[str, bytes, Receive, Send], Awaitable[None]]
 
-# Gradio's other routes proxy, upload, serve files of its cache or write code: the page needs none of them
+# Gradio's other routes proxy, upload, queue, serve files of its cache or write code: the page needs none of them
 READ = re.compile(
     r"/|/(assets|static|svelte)/[\w./@-]+|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?"
-    r"|/gradio_api/(queue/data|startup-events|heartbeat/\w+|theme\.css|info)/?"
+    r"|/gradio_api/(startup-events|heartbeat/\w+|theme\.css|info)/?"
 )
-WRITTEN = {"/gradio_api/queue/join": 48 * 2**20, "/gradio_api/cancel": 2**16, "/gradio_api/reset": 2**16}
-"""Route -> the most bytes of its body; base64 of a 2048 x 2048 PNG is at most 17 MB."""
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
+DEPTH = 16  # lists and objects within each other in a body; a drawing's points lie at the sixth
+PATIENCE, SLOWEST = 20.0, 2**19  # seconds that a body may take, and bytes a second at which more than that may come
+STALLED = 60.0  # seconds that a client may take for a piece of an answer
+HELD = 2**29  # bytes of bodies in memory at once, of all requests together; beyond it
+FREE = 2**20  # bytes are all that another may have
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of the body of a route: its bytes, and the values in its JSON."""
+
+    size: int
+    values: int
+
+
+class _Refused(Exception):
+    """A request is none of ours: its HTTP status and a line."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status, self.text = status, text
 
 
 class Guard:
@@ -27,12 +55,14 @@ class Guard:
     Another site's page in the same browser is told apart by its Host (a name that it points at this machine) or Origin.
 
     Args:
-        app: the application.
-        written: further routes that take a body, with the most bytes of it.
+        app: what is read: the application of files.
+        page: what is asked: gets a route, its whole body, `receive` and `send`.
+        limits: the routes of `page`.
     """
 
-    def __init__(self, app: Any, written: dict[str, int]) -> None:
-        self.app, self.written = app, WRITTEN | written
+    def __init__(self, app: Any, page: Page, limits: Mapping[str, Limit]) -> None:
+        self.app, self.page, self.limits = app, page, limits
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -40,41 +70,77 @@ class Guard:
             return await self.app(scope, receive, send)
         if scope["type"] != "http":
             return await send({"type": "websocket.close"})
+
+        async def patient(message: MutableMapping[str, Any]) -> None:
+            async with asyncio.timeout(STALLED):
+                await send(message)
+
+        try:
+            limit = self._limit(scope)
+            if limit is None:
+                return await self.app(scope, _nothing(receive), patient)
+            async with self._body(receive, limit) as body:
+                return await self.page(scope["path"].rstrip("/"), body, receive, patient)
+        except _Refused as error:
+            await answer_json(send, {"error": error.text}, error.status, close=True)
+        except TimeoutError:  # who does not take its answer does not get it
+            return
+
+    def _limit(self, scope: Scope) -> Limit | None:
+        """Of the body that a request may have; None where it reads. Raises _Refused."""
         headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refused(scope["method"], scope["path"], headers)
-        if refused is not None:
-            return await _answer(send, *refused)
-        most = self.written.get(scope["path"].rstrip("/"), 0)
-        body: bytes | None = b""
-        if scope["method"] == "POST":
-            body = await _read(receive, most)
-            if body is None:
-                return await _answer(send, 413, f"the request is too large: expected at most {most} bytes")
-
-        rest = [{"type": "http.request", "body": body, "more_body": False}]
-
-        async def replay() -> MutableMapping[str, Any]:
-            return rest.pop() if rest else await receive()
-
-        await self.app(scope, replay, send)
-
-    def _refused(self, method: str, path: str, headers: dict[bytes, str]) -> tuple[int, str] | None:
         if _name(headers.get(b"host", "")) not in HOSTS:
-            return 403, "this page is for this machine's own browsers"
+            raise _Refused(403, "this page is for this machine's own browsers")
         origin = headers.get(b"origin")
         if origin is not None and origin.partition("://")[2] != headers[b"host"]:
-            return 403, "the request comes from another site"
-        if method == "POST":
-            most = self.written.get(path.rstrip("/"))
-            length = headers.get(b"content-length", "0")
-            if most is not None and (not length.isdigit() or int(length) > most):
-                return 413, f"the request is too large: expected at most {most} bytes"
-            if most is not None and not headers.get(b"content-type", "").startswith("application/json"):
-                return 415, "expected application/json"  # what a form of another site cannot send
-            known = most is not None
-        else:
-            known = method in ("GET", "HEAD") and READ.fullmatch(path) is not None and ".." not in path
-        return None if known else (404, "no such page")
+            raise _Refused(403, "the request comes from another site")
+        method, path = scope["method"], scope["path"]
+        limit = self.limits.get(path.rstrip("/")) if method == "POST" else None
+        if limit is None:
+            if method in ("GET", "HEAD") and READ.fullmatch(path) and ".." not in path:
+                return None
+            raise _Refused(404, "no such page")
+        length = headers.get(b"content-length", "0")
+        if not re.fullmatch("[0-9]{1,15}", length) or int(length) > limit.size:
+            raise _Refused(413, f"the request is too large: expected at most {limit.size} bytes")
+        if not headers.get(b"content-type", "").startswith("application/json"):
+            raise _Refused(415, "expected application/json")  # what a form of another site cannot send
+        return limit
+
+    @asynccontextmanager
+    async def _body(self, receive: Receive, limit: Limit) -> AsyncIterator[bytes]:
+        """The whole body of a request, read and checked piece by piece; raises _Refused."""
+        parts, size, held = [], 0, 0
+        shape = JsonShape(limit.values, DEPTH)
+        began = asyncio.get_running_loop().time()
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout_at(began + PATIENCE + size / SLOWEST):
+                        message = await receive()
+                except TimeoutError:
+                    raise _Refused(408, "the request did not come to its end") from None
+                if message["type"] != "http.request":
+                    raise _Refused(400, "the request was cut short")
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit.size:
+                    raise _Refused(413, f"the request is too large: expected at most {limit.size} bytes")
+                parts.append(part)
+                self._held, held = self._held + len(part), size
+                if self._held > HELD and size > FREE:
+                    raise _Refused(503, "the server is busy; try again in a moment")
+                try:
+                    shape.feed(part)
+                except ValueError as error:
+                    raise _Refused(400, f"the request {error}") from None
+                if not message.get("more_body"):
+                    break
+            body = b"".join(parts)
+            parts.clear()
+            yield body
+        finally:
+            self._held -= held
 
 
 def _name(host: str) -> str:
@@ -82,22 +148,29 @@ def _name(host: str) -> str:
     return re.sub(r":\d*$", "", host)
 
 
-async def _read(receive: Receive, most: int) -> bytes | None:
-    """The body of a request; None where it is larger than `most`."""
-    parts, size = [], 0
-    while True:
-        message = await receive()
-        part = message.get("body", b"")
-        size += len(part)
-        if size > most:
-            return None
-        parts.append(part)
-        if message["type"] != "http.request" or not message.get("more_body"):
-            return b"".join(parts)
+def _nothing(receive: Receive) -> Receive:
+    """An empty body, then what comes: that the client left."""
+    rest = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def replay() -> MutableMapping[str, Any]:
+        while not rest:
+            message = await receive()
+            if message["type"] != "http.request":
+                return message
+        return rest.pop()
+
+    return replay
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
-    body = json.dumps({"error": text}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+async def answer_json(send: Send, found: Any, status: int = 200, close: bool = False) -> None:
+    """Answer a request with JSON; `close` ends the connection, for whose request was not read to its end."""
+    body = json.dumps(found, allow_nan=False).encode()
+    await answer(send, body, "application/json", status, close)
+
+
+async def answer(send: Send, body: bytes, kind: str, status: int = 200, close: bool = False) -> None:
+    """Answer a request with bytes of a media type."""
+    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")] if close else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

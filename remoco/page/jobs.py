@@ -10,7 +10,7 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from PIL import Image
 
 from callbacks.strips import strip, write_mp4
 from datamodules.errors import BadInput, one_line
+from datamodules.inputs import Inputs
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
-from remoco.page.exchange import SIZES, Settings, field, inputs_of, settings_of
+from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,15 @@ class Studio:
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
-    async def generate(self, drawing: Any, settings: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
+    async def generate(
+        self, inputs: Inputs, settings: Settings, job: str | None = None
+    ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
-            drawing: see `exchange`; its `job`, a secret of who asks, is what `cancel` takes.
-            settings: the fields of `Settings`.
+            inputs: of a drawing.
+            settings: what is generated of it.
+            job: a secret that nobody but who asks is told; it is what `cancel` takes.
 
         Yields:
             `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
@@ -62,7 +66,6 @@ class Studio:
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         events = asyncio.Queue[dict[str, Any]]()
-        job = drawing.get("job") if isinstance(drawing, Mapping) else None
 
         def send(event: dict[str, Any]) -> None:
             with contextlib.suppress(RuntimeError):  # the server has stopped
@@ -75,7 +78,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(drawing, settings, tell)
+                self._work(inputs, settings, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -85,7 +88,7 @@ class Studio:
             yield {"state": "error", "message": f"{QUEUE} generations are waiting already; try again in a moment"}
             return
         self._line.append(cancelled)
-        if isinstance(job, str):
+        if job is not None:
             self._jobs[job] = cancelled
         began = False
         try:
@@ -105,7 +108,7 @@ class Studio:
             cancelled.set()
             if not began:
                 self._line.remove(cancelled)
-            if isinstance(job, str):
+            if job is not None:
                 self._jobs.pop(job, None)
 
     async def _waited(self, own: threading.Event) -> AsyncIterator[int]:
@@ -137,17 +140,17 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(inputs_of(field(body, "drawing", dict)), SIZES[settings.size])
+        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size])
         control, _ = motion.control(
             self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
         )
         factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
         return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
-    def _work(self, drawing: Any, settings: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:
+    def _work(self, inputs: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            tell(self._generated(drawing, Settings(**settings), tell))
+            tell(self._generated(inputs, settings, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -156,8 +159,8 @@ class Studio:
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
             tell({"state": "error", "message": text})
 
-    def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(inputs_of(drawing), SIZES[settings.size])
+    def _generated(self, given: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        inputs, motion = backdrops.fitted(given, SIZES[settings.size])
         height, width = inputs.size
         start = time.perf_counter()
 

@@ -29,7 +29,7 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
     """
     plan = read_plan(sweep, list(set), seeds)
     folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
-    load_tune()
+    load_tune(ray)
     if plan.search != "grid":
         load_optuna()
     wanted = record(plan)

@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.errors import UsageError
-from datamodules.prepare.cluster import connected
+from datamodules.prepare.cluster import connected, set_up
 from datamodules.prepare.video import cores
 from remoco.sweep.plan import Plan, Trial
 from remoco.sweep.trial import last_line, log_file, perform, read_record
@@ -28,15 +28,15 @@ SETTINGS = {
 }
 
 
-def load_tune() -> Any:
-    """Ray Tune.
+def load_tune(address: str) -> Any:
+    """Ray Tune, for a cluster at this address.
 
     Raises:
         UsageError: it is not installed.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    set_up(address)
     try:
         from ray import tune
     except ImportError:
@@ -56,7 +56,7 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> list
     Returns:
         What Ray Tune itself reports: a lost node, a machine without the package; a line each.
     """
-    tune = load_tune()
+    tune = load_tune(address)
     with connected(address, workers=cores()) as ray, _progress(trials, out):
         gpus = plan.gpus if plan.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         if not any(node["Alive"] and _fits(node["Resources"], plan.cpus, gpus) for node in ray.nodes()):

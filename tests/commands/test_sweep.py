@@ -85,7 +85,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, capsys, changes, arguments, said):
-    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda: None)
+    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda address: None)
     monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: pytest.fail("a trial was started"))
     out = tmp_path / "out"
     assert remoco("sweep", "run", sweep(**changes), "--out", out, *arguments) == 2

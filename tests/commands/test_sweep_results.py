@@ -123,7 +123,7 @@ def test_what_fails_is_said_while_the_others_run(finished, capsys):
 
 
 def test_what_ray_reports_is_shown_and_a_trial_that_never_ran_is_no_success(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda: None)
+    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda address: None)
     monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: ["the node is dead"])
     assert remoco("sweep", "run", sweep(seeds=1), "--out", tmp_path / "out") == 1
     said = capsys.readouterr().out

@@ -153,7 +153,7 @@ TEXTS = {
     "infinite": ({"traj_key_points": [[[float("inf"), 6]]]}, "finite"),
     "null number": ({"traj_key_points": [[[None, 6]]]}, "finite"),
     "huge": ({"traj_key_points": [[[5, 6], [1e30, 3]]]}, "within 100000 pixels"),
-    "integer": ({"traj_key_points": [[[5, 6], [10**400, 3]]]}, "traj_key_points[0]"),
+    "integer": ({"traj_key_points": [[[5, 6], [10**400, 3]]]}, "a number of more than 100 digits"),
     "three": ({"traj_key_points": [[[1, 2, 3]]]}, "shape (n, 2)"),
     "flat": ({"traj_key_points": [[1, 2]]}, "shape (n, 2)"),
     "ragged": ({"traj_key_points": [[[1, 2], [3]]]}, "of other kinds"),

@@ -42,8 +42,13 @@ def drawing(index=0):
     return exchange.examples()[index]["drawing"]
 
 
+def generation(drawing, settings):
+    """What a studio generates of a browser's drawing."""
+    return exchange.generation({"drawing": drawing, "settings": settings})
+
+
 async def events(studio, *asked):
-    return [event async for event in studio.generate(*asked)]
+    return [event async for event in studio.generate(*generation(*asked))]
 
 
 def decoded(data):
@@ -85,7 +90,7 @@ def test_closing_stops_the_work_after_its_step(pipeline):
     studio = Studio(counted)
 
     async def some():
-        found = studio.generate(drawing(), SETTINGS | {"steps": 100})
+        found = studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}))
         async for event in found:
             if event.get("step") == 2:
                 break
@@ -103,7 +108,7 @@ def test_who_knows_the_job_cancels_it(pipeline):
 
     async def some():
         found = []
-        async for event in studio.generate(drawing() | {"job": "secret"}, SETTINGS | {"steps": 100}):
+        async for event in studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}), "secret"):
             found.append(event)
             if event.get("step") == 2:
                 assert studio.cancel({"job": "another"}) == {"found": False}
@@ -121,7 +126,7 @@ def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
     told = {name: [] for name in "abc"}
 
     async def one(name, steps):
-        async for event in studio.generate(drawing() | {"job": name}, SETTINGS | {"steps": steps}):
+        async for event in studio.generate(*generation(drawing(), SETTINGS | {"steps": steps}), name):
             told[name].append(event)
 
     def places(name):
@@ -156,9 +161,9 @@ def test_the_line_has_an_end(pipeline):
     studio = Studio(Counted(pipeline))
 
     async def some():
-        first = studio.generate(drawing(), SETTINGS | {"steps": 100})
+        first = studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}))
         await anext(first)
-        waiting = [studio.generate(drawing(), SETTINGS) for _ in range(jobs.QUEUE)]
+        waiting = [studio.generate(*generation(drawing(), SETTINGS)) for _ in range(jobs.QUEUE)]
         assert [(await anext(each))["place"] for each in waiting] == list(range(1, jobs.QUEUE + 1))
         refused = await events(studio, drawing(), SETTINGS)
         assert [event["state"] for event in refused] == ["error"] and "8 generations are waiting" in refused[0][
@@ -208,12 +213,24 @@ def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):
         ({}, {"steps": 10**6}, "steps"),
         ({}, {"size": "9 x 9"}, "size"),
         ({}, {"nonsense": 1}, "nonsense"),
+        ({}, {"a\nb": 1}, "settings: "),
     ],
 )
-def test_what_cannot_be_generated_is_one_message(pipeline, change, settings, message):
+def test_what_cannot_be_generated_is_one_message(change, settings, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        generation(drawing() | change, SETTINGS | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_fails_while_it_is_generated_is_one_message_and_the_next_one_follows(pipeline, monkeypatch):
+    def broken(*asked):
+        raise RuntimeError("no more\nmemory")
+
     studio = Studio(pipeline)
-    found = asyncio.run(events(studio, drawing() | change, SETTINGS | settings))
-    assert found[-1]["state"] == "error" and message in found[-1]["message"] and "\n" not in found[-1]["message"]
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "clip", broken)
+        found = asyncio.run(events(studio, drawing(), SETTINGS))
+    assert found[-1] == {"state": "error", "message": "RuntimeError: no more memory"}
     assert asyncio.run(events(studio, drawing(), SETTINGS))[-1]["state"] == "done"
 
 

@@ -7,7 +7,6 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +17,7 @@ import pytest
 from datamodules.errors import UsageError
 from remoco import page
 from remoco.page import exchange
+from remoco.page.jobs import QUEUE
 from tests.page.test_exchange import bomb
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make test-slow does it")
@@ -60,42 +60,33 @@ def ask(port, method, path, body=b"", headers=None):
         connection.close()
 
 
-def generation(port):
-    """The index of the event that generates."""
-    config = json.loads(ask(port, "GET", "/config")[1])
-    return next(entry["id"] for entry in config["dependencies"] if len(entry["inputs"]) == 9)
-
-
-def join(port, index, session, steps=2, drawing=None):
+def asked(steps=2, drawing=None, **settings):
+    """The body that asks for a generation."""
     drawing = exchange.examples()[0]["drawing"] if drawing is None else drawing
-    data = [drawing, 0, steps, 8, 1, 1, 8, 1, "64 x 64"]
-    body = {"data": data, "fn_index": index, "session_hash": session}
-    return ask(port, "POST", "/gradio_api/queue/join", json.dumps(body).encode())[0]
+    settings = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": steps, "bucket": 1.0} | settings
+    return json.dumps({"drawing": drawing, "settings": settings}).encode()
 
 
-def listen(port, session):
-    """The messages of a session, as the browser gets them."""
+def listen(port, **what):
+    """The events of a generation, as the browser gets them."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-    connection.request("GET", f"/gradio_api/queue/data?session_hash={session}")
-    answer = connection.getresponse()
     try:
-        for line in answer:
-            if line.startswith(b"data: "):
-                yield json.loads(line[6:])
+        connection.request("POST", "/page/generate", asked(**what), JSON)
+        for line in connection.getresponse():
+            yield json.loads(line)
     finally:
         connection.close()
 
 
-def generated(port, index, session, **asked):
-    assert join(port, index, session, **asked) == 200
-    return json.dumps(list(listen(port, session)))
+def generated(port, **what):
+    return list(listen(port, **what))[-1]
 
 
 def bad_requests():
     """Method, path, body, headers: none of them is a request of the page."""
     good = exchange.examples()[0]["drawing"]
     bodies = [b"", b"{", b"[]", b"null", b"[" * 100_000, b"\xff\xfe", b'{"files": 1}', b"1" * 5000, b'{"frames": NaN}']
-    for route in ("open", "paths", "control", "save", "attach", "moving", "cancel"):
+    for route in ("open", "paths", "control", "save", "attach", "moving", "cancel", "generate"):
         for body in bodies:
             yield "POST", f"/page/{route}", body, JSON
         yield "POST", f"/page/{route}", b"x=1", {"Content-Type": "application/x-www-form-urlencoded"}
@@ -137,6 +128,8 @@ def bad_requests():
     for body in [*bodies, b"{}", b'{"data": [], "fn_index": 10000, "session_hash": "s"}', b'{"data": 5}']:
         for route in ("queue/join", "cancel", "reset"):
             yield "POST", f"/gradio_api/{route}", body, JSON
+    for job in ("", "1", None, 7, [], {}, "a" * 1000):
+        yield "POST", "/page/cancel", json.dumps({"job": job}).encode(), JSON
     for path in (
         "file=/etc/passwd", "file=../../../etc/passwd", "file/etc/passwd", "proxy=http://example.org", "upload",
         "component_server", "runs", "info", "queue/data", "queue/data?session_hash=nobody", "call/generate", "token",
@@ -156,49 +149,42 @@ def test_the_server_stays_up_under_bad_requests(server):
     assert len(asked) >= 350
     for method, path, body, headers in asked:
         status, answer = ask(port, method, path, body, headers)
-        session = path.endswith("session_hash=nobody")  # a stream that says so and ends
         about = path.endswith("/info") and method == "GET"
-        queue = method == "POST" and path in ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
-        assert session or about or queue or 400 <= status < 500, (method, path, body[:80], status, answer[:200])
+        nobody = path == "/page/cancel" and answer == b'{"found": false}'
+        assert about or nobody or 400 <= status < 500, (method, path, body[:80], status, answer[:200])
         assert b"Traceback" not in answer and b"root:" not in answer, (method, path, body[:80], answer[:200])
-    assert '"done"' in generated(port, generation(port), "good")
+    assert generated(port)["state"] == "done"
 
 
 @pytest.mark.slow
 @needs_gradio
 def test_a_full_queue_refuses_and_others_are_not_told(server):
-    from remoco.page.server import QUEUE
-
     port, _ = server
-    index = generation(port)
-    first = threading.Thread(target=generated, args=(port, index, "long"), kwargs={"steps": 60})
-    first.start()
-    statuses = [join(port, index, f"w{i}", steps=1) for i in range(QUEUE + 4)]
-    assert 200 in statuses and set(statuses) <= {200, 503}
-    first.join()
-    told = [json.dumps(list(listen(port, f"w{i}"))) for i, status in enumerate(statuses) if status == 200]
-    refused = [text for text in told if "generations are waiting already" in text]
-    assert 4 <= len(refused) + statuses.count(503) < len(statuses)  # and not more than QUEUE wait
-    assert all(('"done"' in text) != (text in refused) for text in told)
+    with ThreadPoolExecutor(QUEUE + 5) as pool:
+        first = listen(port, steps=60)
+        while next(first).get("state") != "running":
+            pass
+        last = list(pool.map(lambda _: generated(port, steps=1), range(QUEUE + 4)))
+        assert list(first)[-1]["state"] == "done"
+    refused = [event for event in last if "generations are waiting already" in event["message"]]
+    assert len(refused) == 4 and sum(event["state"] == "done" for event in last) == QUEUE
 
 
 @pytest.mark.slow
 @needs_gradio
 def test_who_waits_cancels_its_own(server):
     port, _ = server
-    index, good = generation(port), exchange.examples()[0]["drawing"]
-    assert join(port, index, "works", steps=100, drawing=good | {"job": "first"}) == 200
-    working = listen(port, "works")
-    assert "running" in next(text for text in map(json.dumps, working) if '"state"' in text)
-    assert join(port, index, "waits", drawing=good | {"job": "second"}) == 200
-    waiting = listen(port, "waits")
-    assert '"waiting, 1 before this one"' in next(text for text in map(json.dumps, waiting) if '"state"' in text)
-    for job, found in (("third", False), ("second", True)):
+    working, waiting = listen(port, steps=100), listen(port)
+    first = next(working)["job"]
+    assert next(working)["state"] == "running"
+    second = next(waiting)["job"]
+    assert len({first, second, "third"}) == 3 and next(waiting)["message"] == "waiting, 1 before this one"
+    for job, found in (("third", False), (second, True)):
         status, answer = ask(port, "POST", "/page/cancel", json.dumps({"job": job}).encode())
         assert status == 200 and json.loads(answer) == {"found": found}
-    assert '"cancelled"' in json.dumps(list(waiting))
-    assert ask(port, "POST", "/page/cancel", json.dumps({"job": "first"}).encode())[0] == 200
-    assert '"cancelled"' in json.dumps(list(working))
+    assert list(waiting)[-1]["state"] == "cancelled"
+    assert ask(port, "POST", "/page/cancel", json.dumps({"job": first}).encode())[0] == 200
+    assert list(working)[-1]["state"] == "cancelled"
 
 
 @pytest.mark.slow
@@ -224,12 +210,11 @@ def test_two_people_draw_two_cameras_at_once(server):
 @needs_gradio
 def test_who_leaves_does_not_hold_up_the_others(server):
     port, _ = server
-    index = generation(port)
-    assert join(port, index, "leaves", steps=100) == 200
-    for message in listen(port, "leaves"):
-        if message["msg"] == "process_generating":
-            break  # and the connection is closed
-    assert '"done"' in generated(port, index, "stays", steps=1)
+    leaves = listen(port, steps=100)
+    while next(leaves).get("step", 0) < 1:
+        pass
+    leaves.close()  # and its connection
+    assert generated(port, steps=1)["state"] == "done"
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 // The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
 
 const settings = { frames: 8, fps: 8, size: "64 x 64", seed: 0 };
+const sampling = {}; // settings that no preview depends on
 const hint = $(".rm-hint");
 const file = $(".rm-file");
 let message = null; // an error stays until the next action
@@ -367,16 +368,12 @@ new ResizeObserver(() => {
   drawPlot();
 }).observe(stage);
 
-let job = null;
 window.remoco = {
   drawing,
-  start() {
-    job = crypto.randomUUID();
-    return model.image && { ...drawing(), job };
-  },
-  cancel: () => void ask("cancel", { job }).catch(say),
+  asked: () => model.image && { drawing: drawing(), settings: { ...settings, ...sampling } },
   set(name, value) {
     if (value === null || settings[name] === value) return; // a number that is being typed
+    if (!(name in settings)) return void (sampling[name] = value);
     settings[name] = value;
     if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, value - 1) });
     changed();

@@ -1,7 +1,8 @@
-// Progress and the videos of a generation, from what the server yields; see jobs.py.
+// A generation: asked for, cancelled, its progress and its videos, from the lines that the server tells; see jobs.py.
+// It lasts as long as somebody listens: closing the page ends it.
 
-const $ = (selector) => element.querySelector(selector);
 let urls = [];
+let job = null; // the secret that cancels it
 
 function show(found) {
   const root = element.firstElementChild;
@@ -24,4 +25,37 @@ function show(found) {
 }
 
 for (const video of element.querySelectorAll("video")) video.onclick = () => (video.paused ? video.play() : video.pause());
-watch("value", () => show(props.value || { state: "idle" }));
+
+async function generate() {
+  const asked = window.remoco?.asked();
+  if (!asked) return show({ state: "error", message: "open an image and draw a track first" });
+  $("#rm-generate").disabled = true;
+  let last = { state: "idle" };
+  try {
+    for await (const event of lines((await ask("generate", asked)).body)) {
+      if (event.job) job = event.job;
+      else show((last = event));
+      $("#rm-cancel").disabled = !job || ["done", "error", "cancelled"].includes(last.state);
+    }
+    if (!["done", "error", "cancelled"].includes(last.state)) throw new Error("the server has ended the generation");
+  } catch (error) {
+    show({ state: "error", message: String(error.message || error) });
+  } finally {
+    job = null;
+    $("#rm-generate").disabled = false;
+    $("#rm-cancel").disabled = true;
+  }
+}
+
+async function* lines(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let got = await reader.read(); !got.done; got = await reader.read()) {
+    const found = (rest + got.value).split("\n");
+    rest = found.pop();
+    yield* found.map((line) => JSON.parse(line));
+  }
+}
+
+$("#rm-generate").onclick = generate;
+$("#rm-cancel").onclick = () => ask("cancel", { job }).catch((error) => show({ state: "error", message: error.message }));

@@ -1,5 +1,8 @@
 // What the server is asked, and what comes of it.
 
+const BASE = "page/";
+const $ = (selector) => element.querySelector(selector);
+
 async function ask(path, body) {
   let answer;
   try {

@@ -1,0 +1,126 @@
+"""Zips from anybody: stored or deflated, each file once and where it says, unpacked in steps up to a bound."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import PurePosixPath
+
+from datamodules.backdrop import file_names
+from datamodules.errors import BadInput, one_line
+from datamodules.inputs import IMAGE, MASK, META
+from datamodules.storage import parse_json
+
+MAX_ENTRIES = 4096  # each takes a KB in memory, of 46 bytes in the file
+_STEP = 2**16
+_LOCAL = 30  # bytes before a file's name
+_PLAIN = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # the others unpack a whole block at once, whatever one asks for
+_ENCRYPTED, _UTF8 = 0x1, 0x800
+
+
+class Archive:
+    """A zip in memory whose entries have been checked; `most` bytes of its files are unpacked, all together.
+
+    Args:
+        data: the zip.
+        name: what errors call it.
+        most: bytes.
+
+    Raises:
+        BadInput: one line that names the zip and what is wrong with it.
+    """
+
+    def __init__(self, data: bytes, name: str, most: int) -> None:
+        self.name, self._most, self._left = name, most, most
+        if data.count(b"PK\1\2") > MAX_ENTRIES:  # how each entry of the directory begins
+            raise BadInput(f"{name}: expected at most {MAX_ENTRIES} files in it")
+        try:
+            self._zip = zipfile.ZipFile(io.BytesIO(data))
+            self.entries = self._checked(self._zip.infolist(), len(data))
+        except BadInput:
+            raise
+        except Exception as error:  # zipfile raises exceptions of many types for broken bytes
+            raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
+
+    def _checked(self, entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
+        found: dict[str, zipfile.ZipInfo] = {}
+        for entry in entries:
+            if entry.filename in found:
+                raise BadInput(f"{self.name}: {_shown(entry.filename)} is there twice")
+            found[entry.filename] = entry
+        placed = sorted(entries, key=lambda entry: entry.header_offset)
+        places = [*(entry.header_offset for entry in placed), size]
+        for entry, (start, after) in zip(placed, pairwise(places), strict=True):
+            named = len(entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"))
+            if start + _LOCAL + named + entry.compress_size > after:
+                raise BadInput(f"{self.name}: {_shown(entry.filename)} lies over another one, or beyond the end")
+        return found
+
+    def read(self, path: str) -> bytes:
+        """One of its files.
+
+        Raises:
+            BadInput: encrypted, of another compression, larger than is left, damaged, or of another size than it says.
+        """
+        entry, label = self.entries[path], f"{self.name}: {_shown(PurePosixPath(path).name)}"
+        if entry.flag_bits & _ENCRYPTED:
+            raise BadInput(f"{label}: it is encrypted, expected a zip without a password")
+        if entry.compress_type not in _PLAIN:
+            raise BadInput(f"{label}: compression {entry.compress_type}, expected stored or deflated")
+        parts, size = [], 0
+        try:
+            with self._zip.open(entry) as file:
+                while part := file.read(_STEP):
+                    size += len(part)
+                    if size > self._left:
+                        raise BadInput(f"{label}: expected at most {self._most // 2**20} MB in all")
+                    parts.append(part)
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(f"{label}: not readable ({one_line(error)})") from error
+        if size != entry.file_size:
+            raise BadInput(f"{label}: has {size} bytes, and the zip says {entry.file_size}")
+        self._left -= size
+        return b"".join(parts)
+
+
+def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], int]:
+    """The files of the first sample in a zip, of at most so many bytes together, and how many samples it holds.
+
+    Raises:
+        BadInput: one line that names the zip and what is wrong with it.
+    """
+    archive = Archive(data, name, most)
+    images = sorted(entry for entry in archive.entries if PurePosixPath(entry).name == IMAGE)
+    if not images:
+        raise BadInput(f"{name}: no {IMAGE} in it")
+    folder = PurePosixPath(images[0]).parent
+    found: dict[str, bytes] = {}
+
+    def read(wanted: Sequence[str]) -> None:
+        for entry in archive.entries:
+            path = PurePosixPath(entry)
+            if path.parent == folder and path.name in wanted and len(found) < 8:
+                if path.name in found:  # under a/b and a/./b
+                    raise BadInput(f"{name}: {_shown(path.name)} is there twice")
+                found[path.name] = archive.read(entry)
+
+    read((IMAGE, MASK, *META))
+    read([other for text in META if text in found for other in named_in(found[text]) if other not in found])
+    return found, len(images)
+
+
+def named_in(text: bytes) -> list[str]:
+    """Files that a `meta_data.json` names; what is wrong with the text is said where it is read."""
+    try:
+        return file_names(parse_json(text))
+    except ValueError:
+        return []
+
+
+def _shown(name: str) -> str:
+    """A name in characters that anybody can print."""
+    return ascii(name)[1:-1][:100]
