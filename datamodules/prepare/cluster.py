@@ -83,7 +83,7 @@ def _ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("--ray needs Ray: pip install 'remoco[ray]'") from None
+        raise UsageError("--ray needs Ray: pip install -e '.[ray]' -c constraints.txt") from None
     return ray
 
 
