@@ -16,7 +16,7 @@ from datamodules.errors import UsageError
 from remoco import configs, rooms
 
 REPO = Path(__file__).resolve().parents[2]
-ROOMS = {*rooms.ROOMS, "remoco"}
+ROOMS = set(rooms.ROOMS)
 
 
 def build(kind: str, source: Path, out: Path) -> Path:
@@ -166,21 +166,6 @@ def test_an_installed_package_finds_its_configs_in_any_folder(installed, tmp_pat
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.yaml").write_text("seed_everything: 12345\n")  # the user's own comes first
     assert "seed_everything: 12345" in run(installed, tmp_path, *arguments).stdout
-
-
-@pytest.mark.parametrize("name", ["callbacks/__init__.py", "metrics/__init__.py", "conditions.py"])
-def test_a_folder_of_the_users_that_hides_ours_is_one_line(tmp_path, name):
-    (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("")
-    room = name.split("/")[0].removesuffix(".py")
-    find = f"import importlib.util; print(importlib.util.find_spec({room!r}).origin)"  # here, or where a wheel put it
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir()
-    ours = Path(subprocess.check_output([sys.executable, "-c", find], cwd=elsewhere, text=True).strip()).parent
-    for door, code in (("lightning", 2), ("remoco", 1)):
-        done = subprocess.run([sys.executable, "-m", door, "fit"], cwd=tmp_path, capture_output=True, text=True)
-        assert done.returncode == code and done.stderr.count("\n") == 1, done.stderr
-        assert str(tmp_path / room) in done.stderr and str(ours) in done.stderr
 
 
 def test_configs_come_from_the_working_folder_then_from_the_package(tmp_path, monkeypatch):
