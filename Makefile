@@ -7,9 +7,11 @@ QUICKSTART := runs/quickstart
 .PHONY: test-cpus install lint demo fit test test-slow
 install: $(READY)
 
-# installed again only when what is to be installed changes
+# installed again only when what is to be installed changes. `remoco` is what remoco-video was called: it goes first, for uninstalled
+# later it would take the new one's command along
 $(READY): setup.cfg pyproject.toml constraints.txt entry/__main__.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip uninstall -qq --yes --disable-pip-version-check remoco
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]' -c constraints.txt
 	touch $@
 
@@ -37,7 +39,7 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
 
-# a server of S3, Weights & Biases and what sweeps need, for the long tests alone
+# a server of S3, Weights & Biases and a browser's driver, for the long tests alone
 $(VENV)/slow: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slow]' -c constraints.txt
 	touch $@

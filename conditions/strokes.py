@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,12 @@ from torch import Tensor
 
 from conditions.flow import motion_bucket
 
+EASES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "in": lambda time: time**2,
+    "out": lambda time: 1 - (1 - time) ** 2,
+    "in and out": lambda time: (1 - np.cos(np.pi * time)) / 2,
+}
+"""Part of its way that a track has covered at a part of the clip."""
 FARTHEST = 1e5  # pixels from the image's corner: beyond it a displacement is no drawing any more
 
 
@@ -61,7 +67,9 @@ def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
     return found
 
 
-def interpolate_track(points: np.ndarray, frames: int, times: np.ndarray | None = None) -> np.ndarray:
+def interpolate_track(
+    points: np.ndarray, frames: int, times: np.ndarray | None = None, ease: str | None = None
+) -> np.ndarray:
     """PCHIP through the key points. (n, 2) -> (L, 2); a single point stays where it is.
 
     (The released code turns a single point into a track to its (+1, +1) neighbour.)
@@ -71,13 +79,20 @@ def interpolate_track(points: np.ndarray, frames: int, times: np.ndarray | None 
         frames: L.
         times: (n,) growing, when the track is at each point, from 0, the first frame, to 1, the last: before the first
             of them it waits, after the last it stays. None spreads the points evenly over the clip.
+        ease: one of EASES, the speed along the way instead of `times`.
     """
+    moments = np.linspace(0, 1, frames)
+    if ease is not None:
+        way = np.r_[0.0, np.linalg.norm(np.diff(points, axis=0), axis=1).cumsum()]
+        way /= way[-1] or 1.0
+        grows = np.r_[True, np.diff(way) > 1e-9]  # points on one spot are one
+        points, times, moments = points[grows], way[grows], EASES[ease](moments)
     if len(points) == 1:
         return np.repeat(points, frames, axis=0)
     from scipy.interpolate import PchipInterpolator  # training draws no strokes and need not import it
 
     knots = np.linspace(0, 1, len(points)) if times is None else times
-    return PchipInterpolator(knots, points, axis=0)(np.linspace(0, 1, frames).clip(knots[0], knots[-1]))
+    return PchipInterpolator(knots, points, axis=0)(moments.clip(knots[0], knots[-1]))
 
 
 def draw_strokes(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
+from datamodules import forking
 from datamodules.dataset import ClipDataset, collate, exit_with
 from datamodules.errors import BadShards
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
@@ -247,7 +247,7 @@ class ClipDataModule(LightningDataModule):
             batch_size=batch_size,
             sampler=sampler,
             num_workers=self.num_workers,
-            multiprocessing_context=_workers_context() if self.num_workers else None,
+            multiprocessing_context=forking.context("datamodules.dataset") if self.num_workers else None,
             persistent_workers=self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
             collate_fn=collate,
@@ -255,13 +255,6 @@ class ClipDataModule(LightningDataModule):
         )
         loader.watch = self._watches[dataset.order.shuffle]
         return loader
-
-
-def _workers_context() -> multiprocessing.context.BaseContext:
-    """Workers are forked from a clean server: forking this process, with its threads, can deadlock."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["datamodules.dataset"])
-    return context
 
 
 def _opened(dataset: ClipDataset | None, stage: str) -> ClipDataset:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from datamodules import forking
 from datamodules.errors import BadClip, BadInput, BadShards
 from datamodules.inputs import Inputs, read_inputs
 from datamodules.order import EachOnce
@@ -179,5 +180,5 @@ class BenchmarkDataModule(pl.LightningDataModule):
             sampler=EachOnce(len(self.samples), rank, world_size),
             num_workers=self.num_workers,
             collate_fn=_only,
-            multiprocessing_context="forkserver" if self.num_workers else None,
+            multiprocessing_context=forking.context("datamodules.bench") if self.num_workers else None,
         )

@@ -46,6 +46,8 @@ class Inputs:
         brush_ids: for each track the value of `brush` that moves with it, None for none of them; what is brushed with
             a value of no track stays. None: one brush for all tracks, whatever its values.
         backdrop: how what lies behind the objects moves; None: it does not.
+        eases: for each track one of `conditions.strokes.EASES`, its speed along the way, or None; one with times has
+            none. None for all of them.
 
     Raises:
         BadInput: one line that names the field and what was expected.
@@ -57,6 +59,7 @@ class Inputs:
     times: list[np.ndarray | None] | None = None
     brush_ids: list[int | None] | None = None
     backdrop: Backdrop | None = None
+    eases: list[str | None] | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -64,6 +67,7 @@ class Inputs:
         check_size(self.image.shape[:2], "image")
         names = [f"track {index}" for index in range(len(self.tracks))]
         self.tracks, self.times = checked_tracks(self.tracks, self.times, self.size, names, "times")
+        self.eases = _checked_eases(self.eases, len(self.tracks), self.times, "eases")
         if self.brush is not None:
             if self.brush.shape != self.image.shape[:2]:
                 raise BadInput(f"brush: {_size(self.brush)}, expected the size of the image, {_size(self.image)}")
@@ -85,13 +89,15 @@ class Inputs:
         """`paths` in the pixels of a video of another size."""
         from conditions.strokes import interpolate_track
 
-        scaled = zip(self.scaled_tracks(height, width), self._times(), strict=True)
-        return [interpolate_track(track, frames, at) for track, at in scaled]
+        scaled = zip(self.scaled_tracks(height, width), self._times(), self._eases(), strict=True)
+        return [interpolate_track(track, frames, at, ease) for track, at, ease in scaled]
 
     def strokes(self, frames: int) -> list[np.ndarray]:
-        """The tracks for a pipeline, which spreads key points evenly: those with times as a point for each frame."""
-        drawn = zip(self.tracks, self._times(), self.paths(frames), strict=True)
-        return [track if times is None else path for track, times, path in drawn]
+        """The tracks for a pipeline, which spreads key points evenly: those with times or an ease as a point for each
+        frame.
+        """
+        drawn = zip(self.tracks, self._times(), self._eases(), self.paths(frames), strict=True)
+        return [track if times is None and ease is None else path for track, times, ease, path in drawn]
 
     def masks(self) -> np.ndarray | None:
         """The brush for a pipeline: (H, W) bool; or with `brush_ids` (M, H, W), one for each track and then those of no
@@ -119,7 +125,7 @@ class Inputs:
             brush = cv2.resize(brush, (width, height), interpolation=cv2.INTER_NEAREST)
         if ids is not None:  # a brush of a few pixels may be gone
             ids = [index if brush is not None and (brush == index).any() else None for index in ids]
-        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids, self.backdrop)
+        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids, self.backdrop, self.eases)
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it: that of other inputs is another one."""
@@ -144,6 +150,9 @@ class Inputs:
 
     def _times(self) -> Sequence[np.ndarray | None]:
         return self.times or [None] * len(self.tracks)
+
+    def _eases(self) -> Sequence[str | None]:
+        return self.eases or [None] * len(self.tracks)
 
 
 def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str | Path | None = None) -> Inputs:
@@ -190,8 +199,8 @@ def inputs_from_json(
 
     Args:
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
-            track, and `brush`, a mask's value or null for each track; and what `datamodules.backdrop` reads, with which
-            there may be no tracks.
+            track, `ease`, one of `conditions.strokes.EASES` or null for each track, and `brush`, a mask's value or null
+            for each track; and what `datamodules.backdrop` reads, with which there may be no tracks.
         image: (H, W, 3) uint8.
         brush: the mask.
         name: what errors call the text.
@@ -203,9 +212,10 @@ def inputs_from_json(
     try:
         found = parse_json(data)
         tracks, times, ids = found["traj_key_points"], found.get("times"), found.get("brush")
+        eases = found.get("ease")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadInput(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
-    for key, value in (("traj_key_points", tracks), ("times", times), ("brush", ids)):
+    for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise BadInput(f"{name}: {key}: expected a list, got {type(value).__name__}")
     backdrop = backdrop_from_json(found, beside, name)
@@ -213,12 +223,13 @@ def inputs_from_json(
         raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
     names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
     tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
+    eases = _checked_eases(eases, len(tracks), times, f"{name}: ease")
     if isinstance(brush, (str, Path, bytes)):
         brush = _fitting(brush, image, ids is not None)
     if ids is not None:
         values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
         ids = _checked_ids(ids, len(tracks), values, f"{name}: brush")
-    return Inputs(image, tracks, brush, times, ids, backdrop)
+    return Inputs(image, tracks, brush, times, ids, backdrop, eases)
 
 
 def inputs_json(inputs: Inputs) -> dict[str, Any]:
@@ -226,6 +237,8 @@ def inputs_json(inputs: Inputs) -> dict[str, Any]:
     found: dict[str, Any] = {"traj_key_points": [track.tolist() for track in inputs.tracks]}
     if inputs.times is not None:
         found["times"] = [None if times is None else times.tolist() for times in inputs.times]
+    if inputs.eases is not None:
+        found["ease"] = inputs.eases
     if inputs.brush_ids is not None:
         found["brush"] = inputs.brush_ids
     return found if inputs.backdrop is None else found | inputs.backdrop.json()
@@ -301,6 +314,23 @@ def checked_tracks(
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             raise BadInput(f"{name} starts at ({x:g}, {y:g}), outside the {size[0]} x {size[1]} image")
     return found, when if any(entry is not None for entry in when) else None
+
+
+def _checked_eases(
+    eases: Sequence[Any] | None, tracks: int, times: Sequence[np.ndarray | None] | None, name: str
+) -> list[str | None] | None:
+    from conditions.strokes import EASES
+
+    if eases is None:
+        return None
+    if len(eases) != tracks:
+        raise BadInput(f"{name}: expected one entry for each of {tracks} tracks, got {len(eases)}")
+    for index, (ease, own) in enumerate(zip(eases, times or [None] * tracks, strict=True)):
+        if ease is not None and not (isinstance(ease, str) and ease in EASES):
+            raise BadInput(f"{name}[{index}]: expected null or one of {', '.join(EASES)}")
+        if ease is not None and own is not None:
+            raise BadInput(f"{name}[{index}]: expected null for a track that has times")
+    return list(eases) if any(eases) else None
 
 
 def _checked_ids(ids: Sequence[Any], tracks: int, brushed: set[int], name: str) -> list[int | None]:

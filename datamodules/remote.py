@@ -146,7 +146,7 @@ def _system(url: str) -> tuple[object, str]:
     try:
         return url_to_fs(url)
     except (ImportError, ValueError) as error:
-        needs = "s3 needs: pip install 'remoco[s3]'; gs: gcsfs; https: aiohttp"
+        needs = "s3 needs: pip install -e '.[s3]' -c constraints.txt; gs: gcsfs; https: aiohttp"
         raise BadShards(f"{url}: {one_line(error)} ({needs})") from None
 
 

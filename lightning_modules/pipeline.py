@@ -44,9 +44,22 @@ class MotionControlPipeline:
         self._offloads = False
 
     def to(self, device: torch.device | str) -> MotionControlPipeline:
-        """Move the networks to a device; their dtype is chosen where they are built."""
+        """Move the networks to a device; their dtype is chosen where they are built.
+
+        Raises:
+            RuntimeError, AssertionError: torch's own, where it has no such device or too little memory there. The whole
+                pipeline is then where it was.
+        """
+        before = self.module.device
+        torch.zeros(1, device=device).cpu()  # a device that does not compute, `meta` for one, would keep no weights
+        try:
+            self.module.to(device)
+        except BaseException:
+            self.module.to(before)  # some parts have moved
+            if self._offloads:
+                self._move("cpu")
+            raise
         self._offloads = False
-        self.module.to(device)
         return self
 
     @classmethod
@@ -349,8 +362,8 @@ class MotionControlPipeline:
         if not self._offloads:
             yield
             return
-        self._move(self.module.device)
         try:
+            self._move(self.module.device)
             yield
         finally:
             self._move("cpu")

@@ -1,13 +1,17 @@
-"""`python -m remoco`, the same as `remoco`."""
+"""`remoco`, and `python -m remoco`, which is the same."""
 
 import sys
 
 from remoco import rooms
 
-if __name__ == "__main__":
-    if found := rooms.hidden():
-        sys.exit(f"remoco: error: {found}")
 
+def main() -> int:
+    """Run the command line; the exit code."""
+    rooms.keep("remoco")
     from remoco.cli import main
 
+    return main()
+
+
+if __name__ == "__main__":
     sys.exit(main())

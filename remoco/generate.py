@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -50,6 +50,11 @@ class Job:
     video: Path
     strip: Path
     fingerprint: str
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """What it writes: the video, its strip, and the strip as a picture."""
+        return self.video, self.strip, self.strip.with_suffix(".png")
 
     @property
     def record(self) -> Path:
@@ -99,7 +104,8 @@ def generate(
         image: a picture; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy, visibility.npy.
         tracks: with a picture, its tracks: JSON as the benchmark's meta_data.json, or .npy (N, L, 2).
         brush: with a picture, the mask of what may move.
-        out: .mp4 file to write, beside which the strip is; of a folder of inputs a folder, for videos/ and strips/.
+        out: .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png. Default: clip.mp4 in
+            the working folder. With a folder of inputs, the folder that videos/ and strips/ go to. Default: generated.
         camera: what the camera does, as `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a part of the
             height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
         poses: the camera's path, in RealEstate10K's text format; with depth.
@@ -151,6 +157,9 @@ def generate(
             if state == "edited":
                 print(f"{job.name}: its inputs have changed; made again")
         jobs = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
+    written = [folder / "videos", folder / "strips"] if folder else [*jobs[0].files]
+    if out is None and jobs:
+        print(f"without --out this writes {_listed(written)} in {Path.cwd()}", flush=True)
     with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
@@ -162,16 +171,20 @@ def generate(
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
                 raise BadInput(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
-            for path in (job.video, job.strip):
+            for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
             moving = strip(panels, f"{job.name}, seed {seed}")
-            write_png(job.strip.with_suffix(".png"), sheet([moving]))
+            write_png(job.files[2], sheet([moving]))
             write_mp4(job.strip, moving, fps)
             if folder is not None:
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
-    print(f"wrote {folder / 'videos'} and {folder / 'strips'}" if folder else f"wrote {jobs[0].video}, {jobs[0].strip}")
+    print(f"wrote {_listed(written)}")
     return int(left_out > 0)
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return f"{', '.join(map(str, paths[:-1]))} and {paths[-1]}"
 
 
 def _check_numbers(options: dict[str, Any]) -> None:

@@ -2,8 +2,11 @@
 
 import sys
 
-from remoco.cli import main
+from remoco import rooms
 
 if __name__ == "__main__":
+    rooms.keep("python -m datamodules.prepare")
+    from remoco.cli import main
+
     words = sys.argv[1:]
     sys.exit(main(words if words[:1] in (["verify"], ["latents"]) else ["prepare", *words]))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -93,7 +93,7 @@ def _ray(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("--ray needs Ray: pip install 'remoco[ray]'") from None
+        raise UsageError("--ray needs Ray: pip install -e '.[ray]' -c constraints.txt") from None
     return ray
 
 
@@ -104,7 +104,8 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     except (OSError, ValueError) as error:
         raise UsageError(f"--ray {address}: no cluster there: {one_line(error)}") from error
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        environment = {"worker_process_setup_hook": _ours_first()}
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **options)
     except (OSError, RuntimeError, ValueError) as error:
         # since Ray 2.60 `ray start` asks for a token where one lies in ~/.ray, and HOST:PORT does not send it unasked
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token: RAY_AUTH_MODE=token)"
@@ -115,6 +116,22 @@ def _connect(ray: Any, address: str, workers: int) -> None:
             "--ray local: Ray would listen to other machines; "
             "expected RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment"
         )
+
+
+def _ours_first() -> Callable[[], None]:
+    """What a Ray worker calls before Ray puts the driver's working folder first in its search.
+
+    A function within a function: Ray sends its code, and not a name to import it by.
+    """
+
+    def hook() -> None:
+        try:
+            from remoco import rooms
+        except ImportError:  # the task says that this node lacks the package
+            return
+        rooms.first()
+
+    return hook
 
 
 def _reach(address: str) -> None:

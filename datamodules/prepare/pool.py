@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any
+
+from datamodules import forking
 
 Function = Callable[[Any, int], Any]  # (task, number of the worker) -> result
 
@@ -28,8 +29,7 @@ class Worker:
 
     def __init__(self, function: Function, number: int = 0) -> None:
         self._function, self._number = function, number
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([function.__module__])
+        self._context = forking.context(function.__module__)
         self.task: Any = None
         self._start()
 

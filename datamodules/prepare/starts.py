@@ -105,4 +105,4 @@ def require_scenedetect() -> None:
     try:
         import scenedetect  # noqa: F401
     except ImportError:
-        raise UsageError("--shots needs PySceneDetect: pip install 'remoco[shots]'") from None
+        raise UsageError("--shots needs PySceneDetect: pip install -e '.[shots]' -c constraints.txt") from None

@@ -27,7 +27,7 @@ def page(
         device: of torch; the GPU if there is one.
     """
     if find_spec("gradio") is None:
-        raise UsageError("the page needs gradio: pip install 'remoco[page]'")
+        raise UsageError("the page needs gradio: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
         pipeline = load_pipeline(checkpoint, svd, device)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it

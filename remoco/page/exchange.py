@@ -256,7 +256,8 @@ def paths(body: Any) -> dict[str, Any]:
     """Where the points of tracks are over the clip.
 
     Args:
-        body: `width`, `height`, `tracks`, `times`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
+        body: `width`, `height`, `tracks`, `times`, perhaps `eases`, `frames`, `fps`, `size`, and `fine`, the samples
+            for each frame.
 
     Returns:
         `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
@@ -271,7 +272,9 @@ def paths(body: Any) -> dict[str, Any]:
     drawn = field(body, "tracks", list)
     _check_count(drawn)
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
-    inputs = Inputs(blank, drawn, times=field(body, "times", list) if drawn else None)
+    times = field(body, "times", list) if drawn else None
+    eases = field(body, "eases", list) if drawn and "eases" in body else None
+    inputs = Inputs(blank, drawn, times=times, eases=eases)
     moments = (settings.frames - 1) * min(fine, 8) + 1
     return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
 

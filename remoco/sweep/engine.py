@@ -40,7 +40,7 @@ def load_tune(address: str) -> Any:
     try:
         from ray import tune
     except ImportError:
-        raise UsageError("a sweep needs Ray Tune: pip install 'remoco[sweep]'") from None
+        raise UsageError("a sweep needs Ray Tune: pip install -e '.[sweep]' -c constraints.txt") from None
     return tune
 
 

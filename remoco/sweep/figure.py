@@ -40,7 +40,7 @@ def draw(
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("`sweep plot` needs matplotlib: pip install 'remoco[sweep]'") from None
+        raise UsageError("`sweep plot` needs matplotlib: pip install -e '.[plots]' -c constraints.txt") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

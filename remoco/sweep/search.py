@@ -24,7 +24,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UsageError("search: random and tpe need Optuna: pip install 'remoco[sweep]'") from None
+        raise UsageError("search: random and tpe need Optuna: pip install -e '.[sweep]' -c constraints.txt") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

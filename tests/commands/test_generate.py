@@ -72,6 +72,33 @@ def test_a_picture_becomes_a_video_and_a_strip(bench, tmp_path, written):
     assert np.array_equal(written["clip.mp4"], written["same.mp4"])
 
 
+def test_without_out_it_says_before_the_work_what_it_writes_and_where(bench, tmp_path, capsys, monkeypatch):
+    with pytest.raises(SystemExit):
+        remoco("generate", "--help")
+    text = "".join(capsys.readouterr().out.split())  # words are broken at hyphens
+    for part in ("NAME-strip.mp4 and NAME-strip.png", "Default: clip.mp4 in the working folder", "Default: generated"):
+        assert part.replace(" ", "") in text
+    sample = bench / "object_control" / "sprite-3"
+    files = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
+    monkeypatch.chdir(tmp_path)
+    said, sampled = [], MotionControlPipeline.__call__
+
+    def heard(self, *arguments, **options):
+        said.append(capsys.readouterr().out)
+        return sampled(self, *arguments, **options)
+
+    monkeypatch.setattr(MotionControlPipeline, "__call__", heard)
+    for given, names in (
+        ([sample / "first_frame.png", *files], ["clip.mp4", "clip-strip.mp4", "clip-strip.png"]),
+        ([sample], ["generated/videos", "generated/strips"]),
+    ):
+        assert remoco("generate", "embedded", *given, *FEW) == 0
+        line = f"{', '.join(names[:-1])} and {names[-1]}"
+        assert said.pop().splitlines() == [f"without --out this writes {line} in {tmp_path}"]
+        assert capsys.readouterr().out.splitlines() == [f"wrote {line}"]
+        assert all((tmp_path / name).exists() for name in names)
+
+
 def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypatch):
     broken = bench / "object_control" / "broken"
     broken.mkdir()

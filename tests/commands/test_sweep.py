@@ -124,7 +124,7 @@ def test_both_sizes_are_shipped():
 def test_without_ray_tune_it_says_what_to_install(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray.tune", None)
     assert remoco("sweep", "run", sweep(), "--out", tmp_path / "out") == 2
-    assert "pip install 'remoco[sweep]'" in capsys.readouterr().err
+    assert "pip install -e '.[sweep]' -c constraints.txt" in capsys.readouterr().err
 
 
 def test_another_sweep_does_not_mix_in(sweep, tmp_path):

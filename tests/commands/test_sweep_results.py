@@ -58,7 +58,7 @@ def test_what_failed_is_shown_and_never_averaged_in(finished, capsys):
 
 @pytest.mark.slow
 def test_figures_are_written(finished, capsys):
-    pytest.importorskip("matplotlib", reason="needs the extra `sweep`")
+    pytest.importorskip("matplotlib", reason="needs the extra `plots`")
     assert remoco("sweep", "plot", finished) == 0
     assert (finished / "figure.png").read_bytes().startswith(b"\x89PNG")
     text = (finished / "figure.svg").read_text()
@@ -68,7 +68,7 @@ def test_figures_are_written(finished, capsys):
 @pytest.mark.slow
 def test_the_figure_shows_means_and_deviations_by_level(monkeypatch, tmp_path):
     """Lines of the two levels of a benchmark over numbers, as in figure 7; bars over names, as in figure 9."""
-    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the extra `sweep`")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="needs the extra `plots`")
     from remoco.sweep.figure import draw
 
     shown = []

@@ -67,6 +67,31 @@ def test_speed_curves():
     assert Inputs(IMAGE, [CURVE], times=[None]).times is None
 
 
+def test_an_ease_is_the_speed_along_the_way_and_adds_no_point(tmp_path):
+    """The part of the way that is covered at the part t of the clip: t^2, 1 - (1 - t)^2 and (1 - cos(pi t)) / 2."""
+    line, bent = CURVE[[0, 2]], np.array([[5.0, 5.0], [5.0, 15.0], [35.0, 15.0]])
+    eases = ["in", "out", "in and out", None, "in", "in"]
+    write_inputs(tmp_path, Inputs(IMAGE, [line] * 4 + [bent, CURVE[:1]], eases=eases))
+    written = json.loads((tmp_path / "meta_data.json").read_text())
+    assert written["ease"] == eases and written["traj_key_points"][:4] == [line.tolist()] * 4 and "times" not in written
+    inputs, t = read_inputs(tmp_path), np.linspace(0, 1, 9)
+    covered = [t**2, 1 - (1 - t) ** 2, (1 - np.cos(np.pi * t)) / 2, t]
+    paths, strokes = inputs.paths(9), inputs.strokes(9)
+    for path, part in zip(paths, covered):
+        assert np.allclose(path, line[0] + part[:, None] * (line[1] - line[0]), atol=1e-12)
+    assert [len(stroke) for stroke in strokes] == [9, 9, 9, 2, 9, 9] and np.array_equal(strokes[4], paths[4])
+    assert np.allclose(paths[4][4], bent[1])  # a quarter of 40 pixels at half of the clip
+    assert np.array_equal(paths[5], CURVE[[0] * 9])
+    larger = inputs.resized(80, 120)
+    assert larger.eases == eases and np.allclose(larger.paths(9)[0] + 0.5, (paths[0] + 0.5) * 2)
+    assert inputs.fingerprint() != Inputs(IMAGE, inputs.tracks).fingerprint()
+    assert Inputs(IMAGE, [line], eases=[None]).eases is None
+    near = np.array([[5.0, 6.0], [5 + 1e-200, 6.0], [30.0, 21.0], [30.0, 21 + 4e-15]])
+    assert np.allclose(Inputs(IMAGE, [near], eases=["in"]).paths(9)[0], paths[0])
+    same_spot = Inputs(IMAGE, [line[[0, 0, 1]], line[[0, 0]]], eases=["in", "out"]).paths(9)
+    assert np.allclose(same_spot[0], paths[0], atol=1e-3) and np.array_equal(same_spot[1], line[[0] * 9])
+
+
 def test_arrays_of_a_tracker(tmp_path):
     """Hidden frames are bridged, also where the tracker left NaN; a point hidden in frame 1 is left out."""
     points = np.stack([np.linspace((4, 5), (44, 25), 9)] * 3).astype(np.float32)
@@ -170,6 +195,15 @@ TEXTS = {
     "times beyond": ({"traj_key_points": POINTS, "times": [[0, 2]]}, "times[0]: expected growing numbers from 0 to 1"),
     "times nan": ({"traj_key_points": POINTS, "times": [[0, float("nan")]]}, "times[0]: expected growing"),
     "times words": ({"traj_key_points": POINTS, "times": [["a", "b"]]}, "times[0]: expected numbers"),
+    "ease short": ({"traj_key_points": POINTS, "ease": []}, "ease: expected one entry for each of 1 tracks"),
+    "ease text": ({"traj_key_points": POINTS, "ease": "in"}, "ease: expected a list"),
+    "ease word": (
+        {"traj_key_points": POINTS, "ease": ["fast"]},
+        "ease[0]: expected null or one of in, out, in and out",
+    ),
+    "ease list": ({"traj_key_points": POINTS, "ease": [["in"]]}, "ease[0]: expected null or one of"),
+    "ease true": ({"traj_key_points": POINTS, "ease": [True]}, "ease[0]: expected null or one of"),
+    "ease and times": ({"traj_key_points": POINTS, "times": [[0, 1]], "ease": ["in"]}, "ease[0]: expected null for"),
     "brush short": ({"traj_key_points": POINTS, "brush": [1, 2]}, "brush: expected one entry"),
     "brush none": ({"traj_key_points": POINTS, "brush": [9]}, "brush[0]: expected null or a value of the mask"),
     "brush zero": ({"traj_key_points": POINTS, "brush": [0]}, "brush[0]: expected null or a value of the mask"),

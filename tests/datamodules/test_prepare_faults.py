@@ -207,7 +207,7 @@ def test_a_disk_that_fills_up_stops_with_one_line_and_the_rerun_goes_on(folder, 
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(folder, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'remoco[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
     assert run(folder, tmp_path / "here", *SMALL, "--every", 0.5, "--workers", 1) == 0
     assert run(folder, tmp_path / "ray", *SMALL, "--every", 0.5, "--workers", 2, "--ray", "local") == 0
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
@@ -215,7 +215,7 @@ def test_ray_gives_the_same_bytes(folder, tmp_path):
 
 @pytest.mark.slow
 def test_ray_reports_a_decoder_that_crashes_or_hangs(tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'remoco[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
     from datamodules.prepare import cluster
 
     for number in range(5):
@@ -228,7 +228,7 @@ def test_ray_reports_a_decoder_that_crashes_or_hangs(tmp_path):
 
 @pytest.mark.slow
 def test_ray_goes_on_after_kill_9(folder, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'remoco[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
     out, arguments = tmp_path / "o", [str(folder), *SMALL, "--every", "0.1", "--workers", "1"]
     command = [sys.executable, "-m", "datamodules.prepare", arguments[0], str(out), *arguments[1:], "--ray", "local"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -243,10 +243,10 @@ def test_ray_goes_on_after_kill_9(folder, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(folder, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray: pip install 'remoco[ray]'")
+    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x"):
         assert run(folder, tmp_path / "o", *SMALL, "--ray", address) == 2
         assert f"--ray {address}: no cluster there" in capsys.readouterr().err.strip().splitlines()[-1]
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(folder, tmp_path / "o", *SMALL, "--ray", "auto") == 2
-    assert "--ray needs Ray: pip install 'remoco[ray]'" in capsys.readouterr().err
+    assert "--ray needs Ray: pip install -e '.[ray]' -c constraints.txt" in capsys.readouterr().err

@@ -180,3 +180,60 @@ def test_saved_and_loaded(pipe, tmp_path, monkeypatch):
         MotionControlPipeline.from_pretrained(tmp_path / "mine")
     with pytest.raises(ValueError, match="nowhere"):
         MotionControlPipeline.from_pretrained(tmp_path / "nowhere")
+
+
+NOWHERE = "cuda:99"  # no machine has it
+
+
+@pytest.mark.parametrize("device", [NOWHERE, "meta", "no such device"])
+@pytest.mark.parametrize("offloads", [False, True])
+def test_a_device_that_is_not_there_leaves_the_pipeline_where_it_was(pipe, device, offloads):
+    image, options = np.zeros((64, 64, 3), np.uint8), dict(num_frames=3, num_inference_steps=1)
+    if offloads:
+        pipe.enable_model_cpu_offload("cpu")
+    expected = clip(pipe, image, [[[9, 9], [30, 9]]], **options)
+    for move in (pipe.to, pipe.enable_model_cpu_offload):
+        with pytest.raises((RuntimeError, AssertionError, NotImplementedError)):
+            move(device)
+        assert pipe.module.device == torch.device("cpu") and pipe._offloads == offloads
+        assert {tensor.device.type for tensor in pipe.module.state_dict().values()} == {"cpu"}
+        assert np.array_equal(clip(pipe, image, [[[9, 9], [30, 9]]], **options), expected)
+    pipe.to("cpu")
+
+
+def test_a_device_whose_memory_ends_halfway_gives_all_parts_back(pipe, monkeypatch):
+    """cpu:0 is the CPU under another name, to torch another device; its memory ends at the last part."""
+    image, options = np.zeros((64, 64, 3), np.uint8), dict(num_frames=3, num_inference_steps=1)
+    expected, moved = clip(pipe, image, [[[9, 9], [30, 9]]], **options), []
+    last = list(pipe.module.children())[-1]
+    apply = last._apply
+
+    def full(move, *arguments):
+        moved.append(move(torch.zeros(1)).device)
+        if len(moved) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return apply(move, *arguments)
+
+    monkeypatch.setattr(last, "_apply", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe.to("cpu:0")
+    assert pipe.module.device == torch.device("cpu") and len(moved) == 2  # forth, and all of them back
+    assert np.array_equal(clip(pipe, image, [[[9, 9], [30, 9]]], **options), expected)
+
+
+def test_parts_that_do_not_fit_beside_the_others_go_back(pipe, monkeypatch):
+    pipe.enable_model_cpu_offload("cpu")
+    places, move = [], torch.nn.Module.to
+
+    def full(part, place):
+        places.append(str(place))
+        if len(places) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return move(part, place)
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError), pipe._in_use():
+        pass
+    assert len(places) > 1  # the first part's way there failed, and all go back
+    monkeypatch.undo()
+    pipe.to("cpu")

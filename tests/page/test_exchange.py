@@ -25,7 +25,7 @@ def drawn(height=40, width=60, ids=True):
     brush[5:9, 7:20], brush[20:, 30:], brush[0, 0] = 1, 3, 200
     tracks = [np.array([[3.25, 4.5], [20, 30], [70, -5]]), np.array([[8.0, 9.0]])]
     times = [np.array([0.0, 0.25, 0.9]), None]
-    return Inputs(image, tracks, brush, times, [3, None] if ids else None)
+    return Inputs(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
 
 
 def png(picture):
@@ -45,7 +45,7 @@ def same(a, b):
     assert [None if t is None else t.tolist() for t in a.times or []] == [
         None if t is None else t.tolist() for t in b.times or []
     ]
-    assert a.brush_ids == b.brush_ids
+    assert a.brush_ids == b.brush_ids and a.eases == b.eases
     expected = a.brush if a.brush_ids is not None else a.brush > 0
     assert np.array_equal(expected, b.brush if b.brush_ids is not None else b.brush > 0)
 
@@ -187,6 +187,11 @@ def test_requests_of_other_shapes_are_one_line(body):
 def test_paths_are_what_is_generated():
     inputs = drawn()
     body = {"width": 60, "height": 40, "frames": 9, "fps": 8, "size": "64 x 64", "fine": 4}
+    body |= {"tracks": [t.tolist() for t in inputs.tracks], "times": [inputs.times[0].tolist(), None]}
+    without = exchange.paths(body)
+    assert without["paths"][0] == exchange.paths(body | {"eases": [None, "in"]})["paths"][0]
+    body |= {"tracks": [[[0, 0], [8, 0]]], "times": [None]}
+    assert [x for x, _ in exchange.paths(body | {"eases": ["in"]})["paths"][0][::8]] == [0, 0.5, 2, 4.5, 8]
     body |= {"tracks": [t.tolist() for t in inputs.tracks], "times": [inputs.times[0].tolist(), None]}
     found = exchange.paths(body)
     for path, expected in zip(found["paths"], inputs.paths(9), strict=True):

@@ -20,7 +20,7 @@ from remoco.page import exchange
 from remoco.page.jobs import QUEUE
 from tests.page.test_exchange import bomb
 
-needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make test-slow does it")
+needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make install does it")
 JSON = {"Content-Type": "application/json"}
 
 

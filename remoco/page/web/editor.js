@@ -50,7 +50,8 @@ const askPaths = sometimes(40, async () => {
   try {
     const { width, height } = model.image;
     const times = model.tracks.map((track) => track.times);
-    const answer = await ask("paths", { width, height, tracks, times, ...settings, fine: FINE });
+    const eases = model.tracks.map(easeOf);
+    const answer = await ask("paths", { width, height, tracks, times, eases, ...settings, fine: FINE });
     const found = await answer.json();
     if (asked !== version) return askPaths();
     shown.paths = found.paths;
@@ -99,6 +100,7 @@ async function setDrawing(found) {
     const track = model.tracks[i];
     const times = meta.times?.[i];
     if (times) Object.assign(track, { times, drawn: [...times], speed: "drawn" });
+    if (meta.ease?.[i]) track.speed = `ease ${meta.ease[i]}`;
     if (meta.brush?.[i]) track.colour = meta.brush[i];
   });
   model.selected = model.tracks.length - 1;
@@ -335,7 +337,7 @@ $(".rm-control").onchange = (event) => {
 };
 $(".rm-preset").onchange = (event) => {
   remember();
-  setSpeed(model.tracks[model.selected], event.target.value, shown.paths[model.selected]);
+  setSpeed(model.tracks[model.selected], event.target.value);
   changed();
 };
 

@@ -173,40 +173,27 @@ function fractions(points) {
   return along.map((way, i) => (whole ? way / whole : i / Math.max(1, points.length - 1)));
 }
 
-// when an ease is at a part of its way: the inverses of t^2, 1 - (1 - t)^2 and (1 - cos(pi t)) / 2
-const SPEEDS = {
-  even: null,
-  steady: (way) => way,
+// when a track is at a part of its way; of an ease the inverses of t^2, 1 - (1 - t)^2 and (1 - cos(pi t)) / 2
+const EASES = {
   "ease in": (way) => Math.sqrt(way),
   "ease out": (way) => 1 - Math.sqrt(1 - way),
   "ease in and out": (way) => Math.acos(1 - 2 * way) / Math.PI,
 };
-const EASE_POINTS = 7; // an ease needs key points to have its times at
+// what is written of an ease: its name, and not the times of key points, of which two are enough
+const easeOf = (track) => (track.speed.startsWith("ease ") ? track.speed.slice("ease ".length) : null);
 
-function setSpeed(track, speed, path) {
-  if (track.points.length < 2) return;
-  track.speed = speed;
-  if (speed === "even") track.times = null;
-  else if (speed === "drawn") track.times = track.drawn && [...track.drawn];
-  else if (SPEEDS[speed]) {
-    if (speed !== "steady") refine(track, path);
-    track.times = growing(fractions(track.points).map(SPEEDS[speed]));
-  }
+// when a track is at each of its points
+function timesOf(track) {
+  if (easeOf(track)) return growing(fractions(track.points).map(EASES[track.speed]));
+  return track.times ? [...track.times] : evenTimes(track.points.length);
 }
 
-// key points between the drawn ones, on the way itself, where there are too few of them
-function refine(track, path) {
-  while (track.points.length < EASE_POINTS) {
-    const along = fractions(track.points);
-    let widest = 1;
-    for (let i = 2; i < along.length; i++) if (along[i] - along[i - 1] > along[widest] - along[widest - 1]) widest = i;
-    const [a, b] = [track.points[widest - 1], track.points[widest]];
-    const middle = [(a[0] + b[0]) / 2, (a[1] + b[1]) / 2];
-    const near = (path || []).filter((at) => Math.hypot(at[0] - middle[0], at[1] - middle[1]) < Math.hypot(a[0] - b[0], a[1] - b[1]) / 4);
-    near.sort((p, q) => Math.hypot(p[0] - middle[0], p[1] - middle[1]) - Math.hypot(q[0] - middle[0], q[1] - middle[1]));
-    track.points.splice(widest, 0, near[0] ? [...near[0]] : middle);
-    track.drawn = null;
-  }
+function setSpeed(track, speed) {
+  if (track.points.length < 2) return;
+  track.speed = speed;
+  if (speed === "even" || easeOf(track)) track.times = null;
+  else if (speed === "drawn") track.times = track.drawn && [...track.drawn];
+  else if (speed === "steady") track.times = growing(fractions(track.points));
 }
 
 // times have to grow: points on one spot are given a moment each
@@ -249,6 +236,7 @@ function drawing() {
     meta: {
       traj_key_points: tracks.map((track) => track.points),
       times: tracks.map((track) => track.times),
+      ...(tracks.some(easeOf) ? { ease: tracks.map(easeOf) } : {}),
       ...(own ? { brush: tracks.map((track) => (values.has(track.colour) ? track.colour : null)) } : {}),
       ...scene.meta,
     },

@@ -11,7 +11,7 @@ function plotArea() {
 
 function plotPoints(track) {
   const area = plotArea();
-  const times = track.times || evenTimes(track.points.length);
+  const times = timesOf(track);
   const ways = fractions(track.points);
   return times.map((time, i) => [area.left + time * area.width, area.top + (1 - ways[i]) * area.height]);
 }
@@ -98,7 +98,7 @@ plot.addEventListener("pointermove", (event) => {
   const track = model.tracks[model.selected];
   if (held === null || !track) return;
   const area = plotArea();
-  const times = track.times || evenTimes(track.points.length);
+  const times = timesOf(track);
   const gap = 0.01;
   const least = held ? times[held - 1] + gap : 0;
   const most = held < times.length - 1 ? times[held + 1] - gap : 1;

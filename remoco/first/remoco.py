@@ -1,0 +1,5 @@
+"""Our `remoco`, where a file of that name in the working folder would be found: `remoco/rooms.py`."""
+
+from remoco_first import load
+
+load(__name__)
