@@ -29,10 +29,17 @@ class EndsTooEarly(BadClip):
 
 @dataclass(frozen=True)
 class Clip:
-    """A cut-out of a video: frames (L, 3, H, W) uint8, and the second of the video at which it starts."""
+    """A cut-out of a video.
+
+    Attributes:
+        frames: (L, 3, H, W) uint8.
+        start: second of the video at which it starts.
+        notes: what was done to its pictures beyond decoding, turning and scaling, a word or two each; sorted.
+    """
 
     frames: np.ndarray
     start: float
+    notes: tuple[str, ...] = ()
 
 
 def video_seconds(source: Source) -> float:

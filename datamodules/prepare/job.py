@@ -249,7 +249,7 @@ class Job:
         size = sum(shard["bytes"] for shard in index["shards"])
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
         text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.store or self.folder}"
-        return text + folder.left_out(self.folder)
+        return text + folder.noted(self.folder) + folder.left_out(self.folder)
 
 
 def _result(path: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from datamodules import samples
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
 from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
-from datamodules.shards import ClipShape
+from datamodules.shards import META, ClipShape
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 
@@ -168,6 +168,8 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
         track = _tracker(settings.tracker, settings.dot, worker)
         flow, visibility = track(clip.frames)
         source = {"name": video.name, "start": round(clip.start, 6)}
+        if clip.notes:
+            source["notes"] = list(clip.notes)
         tracker = {"name": track.name, "version": track.version}
         return samples.encode(
             clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.fill
@@ -211,10 +213,17 @@ def result_path(parts: Path, number: int) -> Path:
 
 
 def write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None:
-    """Write which clips a video gave and what was left out."""
+    """Write which clips a video gave, what was left out, and what was done to the pictures of the clips."""
     task.parts.mkdir(parents=True, exist_ok=True)
-    result = {"video": task.video.name, "clips": keys, "bad": bad}
+    notes = sorted({note for key in keys for note in _notes(part_path(task.parts, key))})
+    result = {"video": task.video.name, "clips": keys, "bad": bad, "notes": notes}
     write_atomic(result_path(task.parts, task.number), json_bytes(result))
+
+
+def _notes(part: Path) -> list[str]:
+    """What was done to the pictures of a finished clip: read from it, since an earlier process may have made it."""
+    notes: list[str] = json.loads(read_part(part)[META])["source"].get("notes", [])
+    return notes
 
 
 def write_part(path: Path, members: dict[str, bytes]) -> None:
