@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import BadClip, one_line
-from datamodules.mp4 import REPEATABLE, pixels_of
+from datamodules.mp4 import REPEATABLE, picture_of, pixels_of, set_format
 from datamodules.prepare.clips import pictures
 from datamodules.storage import atomic_path
 
@@ -59,6 +59,8 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
 def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> None:
     """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`.
 
+    Its colour is BT.709 of limited range and says so.
+
     The bytes depend on the frames, fps, crf and the version of x264 only.
 
     Raises:
@@ -69,12 +71,10 @@ def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> Non
     try:
         with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.height, stream.width = height, width
-            stream.pix_fmt = "yuv420p"
+            set_format(stream, height, width)
             stream.options = {**REPEATABLE, "crf": str(crf), "preset": "fast"}
             for picture in video:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-                container.mux(stream.encode(frame))
+                container.mux(stream.encode(picture_of(picture[:height, :width])))
             container.mux(stream.encode())
     except av.error.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
