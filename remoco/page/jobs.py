@@ -19,6 +19,7 @@ from PIL import Image
 
 from callbacks.strips import strip, write_mp4
 from datamodules.errors import BadInput, one_line
+from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
@@ -41,10 +42,11 @@ class Studio:
 
     Args:
         pipeline: of a checkpoint.
+        background: R, G, B of what transparent parts of images and driving videos show.
     """
 
-    def __init__(self, pipeline: MotionControlPipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE) -> None:
+        self.pipeline, self.background = pipeline, background
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
@@ -137,7 +139,9 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(inputs_of(field(body, "drawing", dict)), SIZES[settings.size])
+        inputs, motion = backdrops.fitted(
+            inputs_of(field(body, "drawing", dict)), SIZES[settings.size], self.background
+        )
         control, _ = motion.control(
             self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
         )
@@ -157,7 +161,7 @@ class Studio:
             tell({"state": "error", "message": text})
 
     def _generated(self, drawing: Any, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(inputs_of(drawing), SIZES[settings.size])
+        inputs, motion = backdrops.fitted(inputs_of(drawing), SIZES[settings.size], self.background)
         height, width = inputs.size
         start = time.perf_counter()
 

@@ -53,12 +53,12 @@ def _add_routes(app: FastAPI, studio: Studio) -> dict[str, int]:
     """Routes that the editor asks, JSON in, JSON or a zip out; route -> the most bytes of its body."""
     large, small = exchange.MAX_UPLOAD * 3 // 2, 2**20
     routes: dict[str, tuple[Callable[[Any], Any], int]] = {
-        "open": (exchange.opened, large),
+        "open": (partial(exchange.opened, background=studio.background), large),
         "paths": (exchange.paths, small),
         "control": (studio.control, large),
         "save": (lambda body: exchange.zipped(exchange.inputs_of(exchange.field(body, "drawing", dict))), large),
         "attach": (exchange.attached, large),
-        "moving": (exchange.moving, large),
+        "moving": (partial(exchange.moving, background=studio.background), large),
         "cancel": (studio.cancel, small),
         "examples": (lambda body: exchange.examples(), small),
     }
