@@ -72,7 +72,7 @@ def remember(picture: av.VideoFrame, stream: Any) -> None:
 def notes_of(picture: av.VideoFrame) -> tuple[str, ...]:
     """What `rgb_of` does to a picture beyond its matrix, a few words each."""
     transfer = _light(picture)[0]
-    notes = (f"tone-mapped from {HDR[transfer]}",) if transfer in HDR else ()
+    notes: tuple[str, ...] = (f"tone-mapped from {HDR[transfer]}",) if transfer in HDR else ()
     if _has_alpha(picture):
         planar = _planar(picture)
         alpha = _channel(planar, 3)
@@ -107,7 +107,7 @@ def rgb_of(picture: av.VideoFrame, background: tuple[int, int, int] = WHITE) -> 
         strip = cv2.transform(cv2.merge([channel[rows] for channel in channels]).astype(np.float32), turn)
         if transfer in HDR:
             strip = sdr(strip / 255, transfer, primaries) * 255
-        strip = cv2.add(strip, 0, dtype=cv2.CV_8U)  # rounded and kept in 0..255
+        strip = cv2.add(strip, np.zeros(3), dtype=cv2.CV_8U)  # rounded and kept in 0..255
         image[rows] = strip if alpha is None else over(strip, alpha[rows], background, (1 << bits) - 1)
     return image
 
