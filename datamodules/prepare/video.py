@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ from typing import Any
 
 from datamodules import samples
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
-from datamodules.prepare import clips, starts
+from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import META, ClipShape
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
@@ -74,32 +75,14 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
         None, or one line where the disk or the set-up, not the video, is at fault.
     """
     _quiet_codecs()
-    settings, began = task.settings, time.monotonic()
-    done: list[str] = []
+    began = time.monotonic()
     bad: list[dict[str, Any]] = []
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)
         if task.video.note:
             bad.append({"start": None, "reason": task.video.note})
-        for index, start in enumerate(_starts(task, bad, began)):
-            limit = _limit(task, index, began)
-            if limit:
-                bad.append({"start": round(start, 3), "reason": f"{limit} was reached: no clips from here on"})
-                break
-            _alarm(task.timeout)
-            key = clip_key(task.video, index)
-            part = part_path(task.parts, key)
-            if not part.exists():
-                try:
-                    members = encode_clip(task.video, start, settings, worker)
-                except BadClip as error:
-                    bad.append({"start": round(start, 3), "reason": str(error)})
-                    if isinstance(error, clips.EndsTooEarly):
-                        break  # whatever the container says of its length
-                    continue
-                write_part(part, members)
-            done.append(key)
+        done = list(_clips(task, bad, began, worker))
         write_result(task, done, bad)
     except (BadShards, UsageError) as error:
         return str(error)
@@ -108,6 +91,35 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
     finally:
         _alarm(None)
     return None
+
+
+def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> Iterator[str]:
+    """Write the parts of a video's clips; yields their keys, and adds to `bad` what is left out and why."""
+    found = _starts(task, bad, began)
+    for index in itertools.count():
+        start = next(found, None)
+        if start is None:
+            return
+        limit = _limit(task, index, began)
+        if limit:
+            bad.append({"start": round(start, 3), "reason": f"{limit} was reached: no clips from here on"})
+            return
+        _alarm(task.timeout)
+        key = clip_key(task.video, index)
+        part = part_path(task.parts, key)
+        if not part.exists():
+            try:
+                members = encode_clip(task.video, start, task.settings, worker)
+            except BadClip as error:
+                bad.append({"start": round(start, 3), "reason": str(error)})
+                one = task.settings.every is None and not task.settings.shots
+                if one and index == 0 and isinstance(error, (clips.Damaged, clips.EndsTooEarly)):
+                    found = _starts_beside(task, bad, began)
+                elif isinstance(error, clips.EndsTooEarly):
+                    return  # whatever the container says of its length
+                continue
+            write_part(part, members)
+        yield key
 
 
 def give_up(task: Task, exit_code: int | None) -> None:
@@ -139,24 +151,35 @@ def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[flo
     try:
         if video.fault:
             raise BadClip(video.fault)
-        seconds = clips.video_seconds(video.source())
+        seconds = decode.video_seconds(video.source())
         length = settings.frames / settings.fps
         if seconds < clips.clip_seconds(settings.frames, settings.fps):
             raise BadClip(f"lasts {seconds:.2f} s, a clip needs {length:.2f} s")
         if settings.shots:
             found = starts.find_shots(video.source(), progress=lambda: _still(task, began))
-            return starts.clip_starts_in_shots(found, settings.frames, settings.fps, settings.every)
+            return starts.clip_starts_in_parts(found, settings.frames, settings.fps, settings.every)
     except BadClip as error:
         bad.append({"start": None, "reason": str(error)})
         return iter([])
     return starts.clip_starts(seconds, settings.frames, settings.fps, settings.every)
 
 
+def _starts_beside(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[float]:
+    """Where the one clip of a video starts whose middle is damaged or not there: in the sound part next to it."""
+    settings = task.settings
+    try:
+        parts = starts.find_parts(task.video.source(), progress=lambda: _still(task, began))
+        return starts.clip_starts_in_parts(parts, settings.frames, settings.fps, None, "undamaged part")
+    except BadClip as error:
+        bad.append({"start": None, "reason": str(error)})
+        return iter([])
+
+
 def _still(task: Task, began: float) -> None:
     """What a long look at a whole video does now and then."""
     limit = _limit(task, 0, began)
     if limit:
-        raise BadClip(f"{limit} was reached while looking for cuts")
+        raise BadClip(f"{limit} was reached while looking through the whole video")
     _alarm(task.timeout)
 
 

@@ -17,7 +17,7 @@ from datamodules.files import Source, read_depth
 from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
 from datamodules.poses import read_poses
-from datamodules.prepare.clips import video_seconds
+from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
