@@ -47,7 +47,7 @@ _PACKED = {
 """Packed formats of luma and chroma -> the planar one of the same samples."""
 
 
-def decoder_of(stream: Any) -> CodecContext:
+def decoder_of(stream: Any) -> Any:
     """What decodes a stream: its own context, or where WebM says that VP8 or VP9 comes with alpha, libvpx, for
     libavcodec's own decoders leave the alpha out.
     """
@@ -194,7 +194,7 @@ def _channel(picture: av.VideoFrame, index: int) -> np.ndarray:
     """
     parts = picture.format.components
     plane = picture.planes[parts[index].plane]
-    rows = np.frombuffer(plane, np.uint16 if parts[index].bits > 8 else np.uint8).reshape(plane.height, -1)
+    rows = np.frombuffer(memoryview(plane), np.dtype("u2" if parts[index].bits > 8 else "u1")).reshape(plane.height, -1)
     if len(parts) > len(picture.planes):
         return np.ascontiguousarray(rows[:, index : len(parts) * plane.width : len(parts)])
     rows = rows[:, : plane.width]

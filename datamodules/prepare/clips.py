@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from datamodules.colour import notes_of
 from datamodules.errors import BadClip, one_line
+from datamodules.pictures import WHITE
 from datamodules.prepare.decode import Source, pictures_from
 from datamodules.prepare.picture import Picture, upright
 
@@ -81,8 +83,18 @@ def nearest(pictures: Iterable[Picture], start: float, frames: int, fps: float) 
         yield here
 
 
-def read_clip(source: Source, start: float, frames: int, fps: float, height: int, width: int) -> Clip:
+def read_clip(
+    source: Source,
+    start: float,
+    frames: int,
+    fps: float,
+    height: int,
+    width: int,
+    background: tuple[int, int, int] = WHITE,
+) -> Clip:
     """Decode `frames` frames at `fps` from second `start`, upright, resized so that the crop just fits, centre-cropped.
+
+    Colours are BT.709's, see `datamodules.colour`; `background`, R, G, B, is behind transparent parts.
 
     Raises:
         EndsTooEarly: no pictures up to the clip's last frame.
@@ -100,9 +112,9 @@ def read_clip(source: Source, start: float, frames: int, fps: float, height: int
                 continue
             if picture.damaged:
                 raise Damaged(f"is damaged at {picture.time:.2f} s: a picture there does not decode, or not whole")
-            out[filled - 1] = _fit(picture, height, width)
+            out[filled - 1] = _fit(picture, height, width, background)
             last, distinct = picture, distinct + 1
-            notes.update(picture.notes)
+            notes.update(picture.notes, () if picture.frame is None else notes_of(picture.frame))
     except BadClip:
         raise
     except Exception as error:
@@ -117,9 +129,9 @@ def read_clip(source: Source, start: float, frames: int, fps: float, height: int
     return Clip(out, start, tuple(sorted(notes)))
 
 
-def _fit(picture: Picture, height: int, width: int) -> np.ndarray:
+def _fit(picture: Picture, height: int, width: int, background: tuple[int, int, int]) -> np.ndarray:
     """Upright, square pixels, the smaller scale that covers (height, width), centre crop; (3, height, width) uint8."""
-    image, aspect = upright(picture)
+    image, aspect = upright(picture, background)
     scale = max(height / image.shape[0], width / (image.shape[1] * aspect))
     image = _near_middle(image, 4 * height / scale, 4 * width / (scale * aspect))
     size = (max(width, round(image.shape[1] * aspect * scale)), max(height, round(image.shape[0] * scale)))

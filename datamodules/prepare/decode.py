@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import av
 from av.video.frame import PictureType
 
+from datamodules.colour import decoder_of, remember
 from datamodules.errors import BadClip, one_line
 from datamodules.prepare.fields import deinterlaced
 from datamodules.prepare.picture import MAX_PIXELS, Picture
@@ -162,7 +163,7 @@ def _steady_rate(stream: Any) -> float:
 def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
     """What the packets give, as they come: pictures, and None for a packet that is corrupt."""
     failure, found = None, False
-    packets = container.demux(stream)
+    packets, decoder = container.demux(stream), decoder_of(stream)
     while True:
         frames, stamp, corrupt = [], None, False
         try:
@@ -170,7 +171,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
             if packet is None:
                 break
             stamp, corrupt = packet.dts if packet.pts is None else packet.pts, packet.is_corrupt
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except av.error.FFmpegError as error:  # of the decoder, or of the container, whose packets then end
             corrupt, failure = True, failure or error
         if corrupt and stamp is not None:
@@ -178,6 +179,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
         for frame in frames:
             if frame.pts is not None:
                 found = True
+                remember(frame, stream)
                 yield frame.pts, frame
     if failure is not None and not found:
         raise failure

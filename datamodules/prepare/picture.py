@@ -9,8 +9,9 @@ import av
 import cv2
 import numpy as np
 
+from datamodules.colour import rgb_of
 from datamodules.errors import BadClip
-from datamodules.mp4 import pixels_of
+from datamodules.pictures import WHITE
 
 MAX_PIXELS = 8192 * 4352  # of a picture; 8K is 33 million, and what pretends to be more would take the memory
 MAX_ASPECT = 16  # of a pixel; anamorphic film has 2, and what pretends to be more would take the memory
@@ -35,8 +36,8 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def upright(picture: Picture) -> tuple[np.ndarray, float]:
-    """The picture as it is watched, its pixels not yet square.
+def upright(picture: Picture, background: tuple[int, int, int] = WHITE) -> tuple[np.ndarray, float]:
+    """The picture as it is watched, its pixels not yet square; `background`, R, G, B, is behind transparent parts.
 
     Returns:
         (H, W, 3) uint8, and the width of its pixels in parts of their height.
@@ -51,7 +52,7 @@ def upright(picture: Picture) -> tuple[np.ndarray, float]:
             f"has pixels of {picture.aspect.numerator}:{picture.aspect.denominator}, "
             f"expected between 1:{MAX_ASPECT} and {MAX_ASPECT}:1"
         )
-    image, swapped = _turned(pixels_of(picture.frame), _display_matrix(picture.frame))
+    image, swapped = _turned(rgb_of(picture.frame, background), _display_matrix(picture.frame))
     return image, float(1 / picture.aspect if swapped else picture.aspect)
 
 
