@@ -19,6 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.errors import BadClip, BadShards
+from datamodules.pictures import WHITE
 from datamodules.prepare import clips, folder, pool
 from datamodules.prepare.sources import Video
 from datamodules.prepare.video import (
@@ -77,6 +78,9 @@ class Job:
             )
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
+        options["background"] = (
+            None if settings.background == WHITE else list(settings.background)
+        )  # older sets say none
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
         self._claim(plan | self._rule(retry), retry)
         if retry:
@@ -99,6 +103,7 @@ class Job:
             changed = {
                 "sources": "the videos have changed",
                 "sizes": "files have changed (--retry accepts it)",
+                "background": f"behind transparent parts is {found or 'white'}, not {plan.get(name) or 'white'}",
                 "rule": f"their pictures were chosen by {f'the rule {found}' if found else 'an earlier rule'}, this "
                 f"version's is {plan.get(name)}; a finished set trains as it is, but takes no clips of another rule",
             }

@@ -15,6 +15,7 @@ from typing import Any
 
 from datamodules import samples
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
+from datamodules.pictures import WHITE
 from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import META, ClipShape
@@ -41,6 +42,7 @@ class Settings:
     dot: DotOptions = DotOptions()
     max_clips: int = MAX_CLIPS
     fill: str = "smooth"
+    background: tuple[int, int, int] = WHITE
 
     @property
     def shape(self) -> ClipShape:
@@ -187,7 +189,9 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
     """Cut a clip, track it, and encode both. Whatever a codec raises becomes BadClip."""
     try:
         shape = settings.shape
-        clip = clips.read_clip(video.source(), start, shape.frames, shape.fps, shape.height, shape.width)
+        clip = clips.read_clip(
+            video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.background
+        )
         track = _tracker(settings.tracker, settings.dot, worker)
         flow, visibility = track(clip.frames)
         source = {"name": video.name, "start": round(clip.start, 6)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from types import SimpleNamespace
 
 import av
@@ -11,8 +12,10 @@ import pytest
 from datamodules import colour, mp4
 from datamodules.errors import BadClip
 from datamodules.prepare.clips import read_clip
+from datamodules.prepare.folder import read_report
 from datamodules.tone import pq_nits, roll_off
 from datamodules.videos import read_frames, write_video
+from remoco.cli import main
 
 PATCHES = [
     (200, 30, 30), (30, 180, 60), (40, 60, 200), (220, 200, 40),
@@ -191,6 +194,7 @@ def test_wide_primaries_become_those_of_bt709():
 
 
 def encode(path, frames, codec, form, options=None, context=None, metadata=None):
+    path.parent.mkdir(exist_ok=True)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=8, options=options or {})
         stream.width, stream.height, stream.pix_fmt = frames[0].width, frames[0].height, form
@@ -247,6 +251,34 @@ def test_what_lies_behind_transparent_parts(tmp_path, name, codec, form):
         found = clip.frames[1][:, 32, [8, 48, 88]].T.astype(int)
         assert np.abs(found - [(200, 30, 30), half, background]).max() <= 4, found
         assert clip.notes == ("transparent parts laid over a background",)
+
+
+def test_prepare_reports_what_it_did_to_colours(tmp_path, capsys):
+    rgba = np.full((64, 64, 4), (255, 0, 255, 0), np.uint8)
+    rgba[16:48, 16:48] = (200, 30, 30, 255)
+    layers = [
+        av.VideoFrame.from_ndarray(np.roll(rgba, 2 * i, 1), format="rgba").reformat(format="argb") for i in range(8)
+    ]
+    encode(tmp_path / "videos/layer.mov", layers, "qtrle", "argb")
+    grey, tags = np.full((64, 64), 512), {"colorspace": 9, "color_primaries": 9, "color_trc": 18, "color_range": 1}
+    steps = [np.full((64, 64), 200 + 40 * i) for i in range(8)]
+    frames = [frame_of([values, grey, grey], "yuv420p10le", 9, 1) for values in steps]
+    encode(tmp_path / "videos/hlg.mp4", frames, "libx264", "yuv420p10le", {"crf": "1"}, tags)
+    flags = "--height", "64", "--width", "64", "--frames", "4", "--workers", "1"
+    command = ["prepare", str(tmp_path / "videos"), str(tmp_path / "shards"), *flags]
+    assert main([*command, "--background", "#000080"]) == 0
+    said = capsys.readouterr().out
+    assert "tone-mapped from HLG: 1 video, such as hlg.mp4" in said
+    assert "transparent parts laid over a background: 1 video, such as layer.mov" in said
+    lines = {line["video"]: line["notes"] for line in read_report(tmp_path / "shards")}
+    assert lines == {"hlg.mp4": ["tone-mapped from HLG"], "layer.mov": ["transparent parts laid over a background"]}
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    with tarfile.open(shard) as archive:
+        data = {member.name: archive.extractfile(member).read() for member in archive if member.name.endswith(".mp4")}
+    (clip,) = (data[name] for name in data if "layer" in name)
+    corner = mp4.decode_mp4(clip, (4, 3, 64, 64))[0, :, 4, 4].astype(int)
+    assert np.abs(corner - (0, 0, 128)).max() <= 5
+    assert main(command) == 2 and "behind transparent parts is [0, 0, 128], not white" in capsys.readouterr().err
 
 
 def test_what_is_written_is_bt709_and_says_so(tmp_path):
