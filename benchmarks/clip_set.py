@@ -26,7 +26,7 @@ import numpy as np
 
 from datamodules import samples
 from datamodules.errors import BadClip
-from datamodules.prepare import clips
+from datamodules.prepare import clips, decode
 from datamodules.scene import Motion, Scene, random_scene, render, tracks
 from datamodules.trackers import DIS
 
@@ -129,7 +129,7 @@ def real(folder: Path) -> Iterator[Tracked]:
         if path.suffix not in (".mp4", ".mkv", ".mov", ".webm"):
             continue
         try:
-            start = clips.middle_start(clips.video_seconds(path), FRAMES, FPS)
+            start = clips.middle_start(decode.video_seconds(path), FRAMES, FPS)
             clip = clips.read_clip(path, start, FRAMES, FPS, HEIGHT, WIDTH)
         except BadClip as error:
             print(f"left out: {path.name}: {error}")

@@ -24,7 +24,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
 from datamodules.errors import BadClip  # noqa: E402
-from datamodules.prepare import clips  # noqa: E402
+from datamodules.prepare import clips, decode  # noqa: E402
 from datamodules.scene import random_scene, render, tracks  # noqa: E402
 from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks  # noqa: E402
 from datamodules.trackers.dis import _at  # noqa: E402
@@ -80,7 +80,7 @@ def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace
     print("| video | tracker | all see | it sees | everywhere | seen, % |\n|---|---|---|---|---|---|")
     for path in sorted(folder.iterdir()):
         try:
-            start = clips.middle_start(clips.video_seconds(path), options.frames, 8.0)
+            start = clips.middle_start(decode.video_seconds(path), options.frames, 8.0)
             frames = clips.read_clip(path, start, options.frames, 8.0, options.height, options.width).frames
         except BadClip as error:
             print(f"| {path.name} | left out: {error} | | | | |")

@@ -3,35 +3,60 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL.TiffImagePlugin import TiffImageFile
 
 from datamodules.errors import BadInput, one_line
+from datamodules.pictures import WHITE, brushed, shown
 from datamodules.storage import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # formats whose decoders run no program, as PostScript's does
+FORMATS: tuple[str, ...] = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+)  # formats whose decoders run no program, as PostScript's does
+if features.check("avif"):
+    FORMATS += ("AVIF",)
+FOREIGN = {
+    "HEIC": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "AVIF": rb".{4}ftypavi[fs]",
+    "a video": rb".{4}ftyp|\x1aE\xdf\xa3",
+    "JPEG XL": rb"\xff\x0a|.{4}JXL ", "JPEG 2000": rb".{4}jP  |\xff\x4f\xff\x51", "Photoshop": rb"8BPS",
+    "PDF": rb"%PDF", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6", "OpenEXR": rb"\x76\x2f\x31\x01",
+    "SVG": rb"\s*(<\?xml.*)?<svg", "HTML": rb"\s*<(!doctype\s+)?html",
+    "a camera's raw data": rb"FUJIFILMCCD-RAW|IIRO|IIU\x00|MMOR|II\*\x00.{4}CR",
+}  # fmt: skip
+"""What else people call pictures, and how its files begin, as regular expressions."""
+_DNG, _SUBFILE = 50706, 254  # TIFF tags: DNGVersion, NewSubfileType
 NPY = b"\x93NUMPY"  # how an .npy file begins
 
 Source = str | Path | bytes
 
 
-def read_image(source: Source, name: str | None = None) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture, upright as its EXIF data say.
+def read_image(source: Source, name: str | None = None, background: tuple[int, int, int] = WHITE) -> np.ndarray:
+    """(H, W, 3) uint8 of a picture as a viewer shows it, see `datamodules.pictures`; of an animation the first one.
 
     Args:
         source: a file or its bytes.
         name: what errors call it; the file by default.
+        background: R, G, B of what transparent parts show.
 
     Raises:
-        BadInput: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of 16 bits.
+        BadInput: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of a mode that
+            is not taken.
     """
-    return np.array(_opened(source, name or name_of(source)).convert("RGB"))
+    name = name or name_of(source)
+    return shown(_opened(source, name), name, background)
 
 
 def read_mask(source: Source, name: str | None = None, labelled: bool = False) -> np.ndarray:
@@ -47,16 +72,14 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
         BadInput: as in `read_image`; or of colours, where values tell brushes apart.
     """
     name = name or name_of(source)
-    picture = _opened(source, name)
+    picture = ImageOps.exif_transpose(_opened(source, name))
     if labelled:
         if picture.mode not in ("P", "L", "1"):
             raise BadInput(
                 f"{name}: a picture of mode {picture.mode}, expected a palette or grey values (a brush each)"
             )
         return np.array(picture if picture.mode == "P" else picture.convert("L"))
-    if "A" in picture.getbands() and picture.getchannel("A").getextrema() != (255, 255):
-        return np.array(picture.getchannel("A"))
-    return np.array(picture.convert("L"))
+    return brushed(picture)
 
 
 def read_array(source: Source, expected: str, ndim: int, name: str | None = None) -> np.ndarray:
@@ -92,7 +115,10 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
         depth = read_array(data, "(H, W) numbers", 2, name).astype(np.float64)
         check_size(depth.shape, name)
     else:
-        depth = np.array(_opened(data, name, deep=True)).astype(np.float64) / 1000
+        picture = ImageOps.exif_transpose(_opened(data, name))
+        if not picture.mode.startswith("I"):
+            raise BadInput(f"{name}: a picture of mode {picture.mode}, expected grey values of 16 bits")
+        depth = np.array(picture).astype(np.float64) / 1000
     if not (np.isfinite(depth) & (depth > 0)).all():
         raise BadInput(f"{name}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
     return depth
@@ -105,24 +131,34 @@ def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
         return read(file)
 
 
-def _opened(source: Source, name: str, deep: bool = False) -> Image.Image:
+def _opened(source: Source, name: str) -> Image.Image:
+    """A decoded picture, as it is stored."""
     data = data_of(source)
     try:
         with warnings.catch_warnings(action="ignore"):
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
+            if isinstance(picture, TiffImageFile) and (_DNG in picture.tag_v2 or picture.tag_v2.get(_SUBFILE, 0) & 1):
+                raise UnidentifiedImageError  # Pillow would show the small preview that comes first
             check_size(picture.size[::-1], name)
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
+            picture.getexif()  # reads what follows the pixels
     except BadInput:
         raise
+    except UnidentifiedImageError:
+        raise BadInput(f"{name}: not a readable picture: {_foreign(data)}") from None
     except Image.DecompressionBombError:
         raise BadInput(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
         raise BadInput(f"{name}: not a readable picture ({one_line(error)})") from error
-    if upright.mode.startswith(("I", "F")) != deep:
-        expected = "grey values of 16 bits" if deep else "8 bits a channel"
-        raise BadInput(f"{name}: a picture of mode {upright.mode}, expected {expected}")
-    return upright
+    return picture
+
+
+def _foreign(data: bytes) -> str:
+    """What a file is that is no picture of FORMATS, as far as its beginning tells, and what is expected."""
+    head = data[:4096]
+    found = next((kind for kind, begin in FOREIGN.items() if re.match(begin, head, re.DOTALL | re.IGNORECASE)), None)
+    found = found or ("a camera's raw data" if head[:4] in (b"II*\0", b"MM\0*") else "of a kind that is not known here")
+    return f"{found}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 def data_of(source: Source) -> bytes:

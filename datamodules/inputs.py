@@ -21,6 +21,7 @@ from PIL import Image
 from datamodules.backdrop import Backdrop, backdrop_from_json
 from datamodules.errors import BadInput, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
+from datamodules.pictures import WHITE
 from datamodules.storage import parse_json, write_atomic
 
 MAX_TRACKS = 10_000
@@ -155,20 +156,26 @@ class Inputs:
         return self.eases or [None] * len(self.tracks)
 
 
-def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str | Path | None = None) -> Inputs:
+def read_inputs(
+    source: str | Path,
+    tracks: str | Path | None = None,
+    brush: str | Path | None = None,
+    background: tuple[int, int, int] = WHITE,
+) -> Inputs:
     """Read and check what to generate from.
 
     Args:
         source: an image; or a folder in one of the two layouts.
         tracks: with an image: `.json` as the benchmark's, or `.npy` with a `visibility.npy` beside it, if there is one.
         brush: with an image: the mask; None for no brush.
+        background: R, G, B of what transparent parts of the image show.
 
     Raises:
         BadInput: one line that names the file, the field and what was expected.
     """
     source = Path(source)
     if not source.is_dir():
-        image = read_image(source)
+        image = read_image(source, background=background)
         if tracks is None:
             return Inputs(image, [], None if brush is None else _fitting(brush, image, False))
         tracks = Path(tracks)
@@ -176,7 +183,7 @@ def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str
             return _from_arrays(image, tracks, tracks.with_name("visibility.npy"), brush)
         return inputs_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
     if (source / IMAGE).is_file():
-        image = read_image(source / IMAGE)
+        image = read_image(source / IMAGE, background=background)
         meta = next((source / name for name in META if (source / name).is_file()), None)
         if meta is None:
             raise BadInput(f"{source}: neither {META[0]} nor {META[1]}")
@@ -185,7 +192,8 @@ def read_inputs(source: str | Path, tracks: str | Path | None = None, brush: str
         raise BadInput(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
     arrays = source / "tracks.npy", source / "visibility.npy"
-    return _from_arrays(read_image(source / "image.png"), *arrays, mask if mask.is_file() else None)
+    image = read_image(source / "image.png", background=background)
+    return _from_arrays(image, *arrays, mask if mask.is_file() else None)
 
 
 def inputs_from_json(

@@ -4,6 +4,9 @@ Opening such a file with libavformat costs a fifth of decoding it: it decodes pi
 So the few boxes that lead to the H.264 samples are read here (ISO/IEC 14496-12), and libavcodec, through PyAV, gets the
 samples. The pixels are those of PyAV and decord. decord, the other choice, is slower, crashes on broken files and gets
 only bytes whose checksum matched, and what it does not take (it refuses some frame widths) PyAV does.
+
+Colour: what is written is BT.709 of limited range and says so. Clips that were written before that say nothing, are
+BT.601, and decode to the same bits as ever.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ except ImportError:  # no wheel, as on Arm
     decord = None
 CRF = 18
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
+BT709, LIMITED, FULL = 1, 1, 2  # numbers of H.273 for the matrix, and libavutil's for ranges
+_BT709: dict[str, Any] = {"src_colorspace": BT709, "dst_colorspace": BT709}
 _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _BOXES = 1000  # in one place; a sound file has a few
 _SAMPLE_ENTRY = 78  # bytes of an avc1 entry before its boxes
@@ -58,14 +63,29 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
     with _scratch_file() as path:
         with av.open(path, "w", format="mp4", options={"movflags": "faststart", "fflags": "+bitexact"}) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            set_format(stream, height, width)
             for index, image in enumerate(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image.transpose(1, 2, 0)), format="rgb24")
+                frame = picture_of(image.transpose(1, 2, 0))
                 frame.pts = index
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
         with open(path, "rb") as file:
             return file.read()
+
+
+def set_format(stream: Any, height: int, width: int) -> None:
+    """Make a stream to be written 4:2:0 of BT.709, limited range, with the tags that say so (H.273)."""
+    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+    context = stream.codec_context
+    context.colorspace = context.color_primaries = context.color_trc = BT709
+    context.color_range = LIMITED
+
+
+def picture_of(image: np.ndarray) -> av.VideoFrame:
+    """(H, W, 3) uint8 as a picture for a stream of `set_format`; the same samples with every PyAV."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    colours = _BT709 | {"src_color_range": FULL, "dst_color_range": LIMITED}
+    return frame.reformat(format="yuv420p", **colours, **_ONE_THREAD)
 
 
 @contextlib.contextmanager
@@ -142,10 +162,15 @@ def _write(picture: av.VideoFrame, out: np.ndarray) -> None:
 
 
 def pixels_of(picture: av.VideoFrame, order: str = "rgb24") -> np.ndarray:
-    """(H, W, 3) uint8, converted on this thread: PyAV 17 and later would ask threads of their own for each picture,
-    which takes half as much CPU time again, and on a busy machine three times as long.
+    """(H, W, 3) uint8 by libswscale, as fast as it can: of our own clips; `colour.rgb_of` is exact, of anybody's.
+
+    On this thread: PyAV 17 and later would ask threads of their own for each picture, which takes half as much CPU time
+    again, and on a busy machine three times as long.
     """
-    return picture.to_ndarray(format=order, **_ONE_THREAD)
+    colours: dict[str, Any] = {}
+    if picture.colorspace == BT709 and picture.color_range == LIMITED:  # PyAV before 17 does not look at the tag
+        colours = _BT709 | {"src_color_range": LIMITED, "dst_color_range": FULL}
+    return picture.to_ndarray(format=order, **colours, **_ONE_THREAD)
 
 
 def _pictures(data: bytes, shape: tuple[int | None, int, int, int], first: bool) -> Iterator[av.VideoFrame]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from datamodules.errors import BadClip, one_line
-from datamodules.mp4 import REPEATABLE, pixels_of
-from datamodules.prepare.clips import pictures
+from datamodules.mp4 import REPEATABLE, picture_of, set_format
+from datamodules.prepare.decode import pictures
+from datamodules.prepare.picture import watched
 from datamodules.storage import atomic_path
 
 MAX_BYTES = 2 << 30  # of a whole video's pictures: a clip of seconds, not somebody's film
@@ -38,13 +39,13 @@ def video_files(folder: str | Path) -> dict[str, Path]:
 
 
 def read_frames(path: str | Path, frames: int) -> Tensor:
-    """The first `frames` pictures of a video as they are, (L, 3, H, W) uint8.
+    """The first `frames` pictures of a video as they are watched, (L, 3, H, W) uint8.
 
     Raises:
-        BadClip: does not decode, or has fewer.
+        BadClip: does not decode, is damaged, or has fewer.
     """
     try:
-        found = [pixels_of(picture) for _, picture in islice(pictures(str(path)), frames)]
+        found = [watched(picture) for picture in islice(pictures(path), frames)]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
@@ -59,6 +60,8 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
 def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> None:
     """Write (L, H, W, 3) uint8 as H.264 that browsers play, or nothing: a kill leaves no half a file at `path`.
 
+    Its colour is BT.709 of limited range and says so.
+
     The bytes depend on the frames, fps, crf and the version of x264 only.
 
     Raises:
@@ -69,27 +72,25 @@ def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> Non
     try:
         with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
             stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            stream.height, stream.width = height, width
-            stream.pix_fmt = "yuv420p"
+            set_format(stream, height, width)
             stream.options = {**REPEATABLE, "crf": str(crf), "preset": "fast"}
             for picture in video:
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture[:height, :width]), format="rgb24")
-                container.mux(stream.encode(frame))
+                container.mux(stream.encode(picture_of(picture[:height, :width])))
             container.mux(stream.encode())
     except av.error.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
-    """All pictures of a video, (L, H, W, 3) uint8, and its frames per second.
+    """All pictures of a video as they are watched, (L, H, W, 3) uint8, and its frames per second.
 
     Raises:
-        BadClip: does not decode, has no pictures, or more than MAX_BYTES of them.
+        BadClip: does not decode, is damaged, has no pictures, or more than MAX_BYTES of them.
     """
     try:
         found, size = [], 0
-        for time, picture in pictures(str(path)):
-            found.append((time, pixels_of(picture)))
+        for picture in pictures(path):
+            found.append((picture.time, watched(picture)))
             size += found[-1][1].nbytes
             if size > MAX_BYTES:
                 raise BadClip(f"more than {MAX_BYTES >> 30} GiB when it is decoded, expected a short clip")

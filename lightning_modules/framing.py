@@ -9,11 +9,9 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 FACTOR = 64  # what height and width are multiples of: 8 by the VAE, 8 by the UNet
-
-MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 
 Picture = Image.Image | np.ndarray | str | Path
 
@@ -95,18 +93,32 @@ class Framing:
         return np.ascontiguousarray(picture[top : top + self.frame[0], left : left + self.frame[1]])
 
 
-def read_image(image: Picture) -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image of any mode, an array or a file.
+def read_image(image: Picture, background: Any = "white") -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `datamodules.pictures`.
+
+    Args:
+        image: a PIL image of 8 or 16 bits; an array, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 or floats in
+            0..1; or a file.
+        background: colour that transparent parts show: a name or `#rrggbb`, or R, G, B in 0..255.
 
     Raises:
         ValueError: it is none; the message is one line.
     """
-    picture = _opened(image, "image")
-    if isinstance(picture, Image.Image):
-        picture = np.array(picture.convert("RGB"))
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ValueError(f"image is {picture.shape} {picture.dtype}, expected (height, width, 3) uint8 (RGB)")
-    return picture
+    from datamodules import files, pictures
+
+    colour = pictures.colour_of(background)
+    if isinstance(image, (str, Path)):
+        return files.read_image(image, background=colour)
+    if isinstance(image, Image.Image):
+        return pictures.shown(image, "image", colour)
+    return pictures.shown_array(np.asarray(image), "image", colour)
+
+
+def read_images(image: Picture | list[Picture], background: Any = "white") -> np.ndarray | list[np.ndarray]:
+    """`read_image` of one, or of each of a list."""
+    if isinstance(image, list):
+        return [read_image(one, background) for one in image]
+    return read_image(image, background)
 
 
 def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> np.ndarray | None:
@@ -116,25 +128,16 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
     Raises:
         ValueError: it is none, or not of the picture's size.
     """
+    from datamodules import files, pictures
+
     if brush is None:
         return None
-    opened = _opened(brush, "brush")
-    if isinstance(opened, Image.Image):
-        see_through = "A" in opened.getbands() and opened.getchannel("A").getextrema() != (255, 255)
-        opened = np.array(opened.getchannel("A") if see_through else opened.convert("L"))
+    if isinstance(brush, (str, Path)):
+        opened = files.read_mask(brush)
+    elif isinstance(brush, Image.Image):
+        opened = pictures.brushed(ImageOps.exif_transpose(brush))
+    else:
+        opened = np.asarray(brush)
     if opened.shape[-2:] != size or opened.ndim not in (2, 3):
         raise ValueError(f"brush is {opened.shape}, expected the image's {size}")
     return opened
-
-
-def _opened(picture: Any, name: str) -> Image.Image | np.ndarray:
-    if isinstance(picture, (str, Path)):
-        try:
-            with Image.open(picture) as file:
-                if max(file.size) > MAX_SIDE:
-                    raise ValueError(f"{file.height} x {file.width} pixels, expected at most {MAX_SIDE} a side")
-                file.load()
-                return ImageOps.exif_transpose(file)
-        except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{name} {picture}: {' '.join(str(error).split())}") from error
-    return picture if isinstance(picture, Image.Image) else np.asarray(picture)

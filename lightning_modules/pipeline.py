@@ -20,7 +20,7 @@ from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
 from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, randn
-from lightning_modules.framing import Framing, Picture, read_brush, read_image
+from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.restorable import average_of
@@ -189,6 +189,7 @@ class MotionControlPipeline:
         height: int | None = None,
         width: int | None = None,
         control: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        background: str | Sequence[int] = "white",
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         decode_chunk_size: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -200,7 +201,7 @@ class MotionControlPipeline:
         training, and tracks and brush with it; a warning says so once.
 
         Args:
-            image: First frame: a PIL image, (H, W, 3) uint8, or a file.
+            image: First frame: a PIL image, an array or a file, as `framing.read_image` takes them: upright, in sRGB.
             tracks: Drawn tracks, each (n, 2) points x, y in pixels of `image`, the first where the motion starts.
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
@@ -221,8 +222,8 @@ class MotionControlPipeline:
             height: Of the frame, a multiple of 64; the first image's, rounded down, by default.
             width: Of the frame, a multiple of 64; the first image's, rounded down, by default.
             control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
-                `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
-                where the configuration says `drawing`.
+                `conditions.camera` makes it; with a number for `motion_bucket_id`.
+            background: Colour behind transparent parts of an image: a name, `#rrggbb`, or R, G, B in 0..255.
             output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
             decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
@@ -254,7 +255,8 @@ class MotionControlPipeline:
             )
         if control is not None and bucket == "drawing":
             raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
-        drawn = self._batch(image, tracks, brush, control, bucket, num_frames, height, width)
+        pictures = read_images(image, background)
+        drawn = self._batch(pictures, tracks, brush, control, bucket, num_frames, height, width)
         frames, controls, buckets = zip(*drawn, strict=True)
         seeds = _seeds(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
@@ -289,7 +291,7 @@ class MotionControlPipeline:
 
     def _batch(
         self,
-        image: Picture | list[Picture],
+        image: np.ndarray | list[np.ndarray],
         tracks: Sequence[Any],
         brush: Any,
         control: Any,
@@ -312,7 +314,7 @@ class MotionControlPipeline:
         drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
         for index, picture in enumerate(image):
             strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
-            drawn.append(self._drawn(read_image(picture), strokes, painted, ready, bucket, frames, height, width))
+            drawn.append(self._drawn(picture, strokes, painted, ready, bucket, frames, height, width))
             height, width = drawn[0][0].shape[:2]
         return drawn
 

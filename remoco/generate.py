@@ -22,6 +22,7 @@ from datamodules.bench import STEP, fitting_size
 from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
+from datamodules.pictures import WHITE, colour_of
 from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
@@ -78,6 +79,7 @@ def generate(
     tracks: str | None = None,
     brush: str | None = None,
     out: str | None = None,
+    background: str = "white",
     camera: str | None = None,
     poses: str | None = None,
     depth: str | None = None,
@@ -106,6 +108,7 @@ def generate(
         brush: with a picture, the mask of what may move.
         out: .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png. Default: clip.mp4 in
             the working folder. With a folder of inputs, the folder that videos/ and strips/ go to. Default: generated.
+        background: colour behind transparent parts of the picture and of a driving video, as `black` or `#00ff00`.
         camera: what the camera does, as `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a part of the
             height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
         poses: the camera's path, in RealEstate10K's text format; with depth.
@@ -131,8 +134,9 @@ def generate(
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
     backdrop, follow = flags_backdrop(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
-    scene_motion(backdrop, follow)  # what is wrong with its files is said once
-    read = partial(_read, backdrop=backdrop, tracker=follow)
+    behind = colour_of(background, "--background")
+    scene_motion(backdrop, follow, background=behind)  # what is wrong with its files is said once
+    read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     size = trained_size(pipe, height, width)
@@ -148,7 +152,14 @@ def generate(
     if folder is None:
         check_writable(jobs[0].video, "--out")
     if folder is not None:
-        flags = {"camera": camera, "poses": poses, "depth": depth, "driving": driving, "tracker": tracker}
+        flags = {
+            "background": behind,
+            "camera": camera,
+            "poses": poses,
+            "depth": depth,
+            "driving": driving,
+            "tracker": tracker,
+        }
         _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
         states = [job.state() for job in jobs]
         if there := states.count("done"):
@@ -243,11 +254,12 @@ def _read(
     *,
     backdrop: Backdrop | None,
     tracker: Callable[[], Tracker],
+    background: tuple[int, int, int],
 ) -> tuple[Inputs, SceneMotion]:
     """Inputs and how their scene moves: as the flags say, or where they are silent as the inputs do."""
-    inputs = read_inputs(source, tracks, brush)
+    inputs = read_inputs(source, tracks, brush, background)
     inputs.backdrop = backdrop or inputs.backdrop
-    return inputs, scene_motion(inputs.backdrop, tracker, inputs.size)
+    return inputs, scene_motion(inputs.backdrop, tracker, inputs.size, background)
 
 
 def _jobs(
@@ -343,7 +355,7 @@ def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) ->
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():
-        found = read_object(path)
+        found = {"background": list(WHITE)} | read_object(path)  # older folders do not say it
         differs = [name for name in made_by if found.get(name) != made_by[name]]
         if differs:
             raise UsageError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")

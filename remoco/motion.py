@@ -19,6 +19,7 @@ from datamodules.backdrop import PRESETS, Backdrop, label
 from datamodules.errors import BadClip, BadInput, UsageError
 from datamodules.files import Source, read_depth
 from datamodules.inputs import Inputs
+from datamodules.pictures import WHITE
 from datamodules.poses import read_poses
 from datamodules.prepare.clips import read_clip
 from datamodules.trackers import Tracker
@@ -34,6 +35,7 @@ class SceneMotion:
         depth: (H, W) of the image, in the unit of the poses.
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
+        background: R, G, B of what transparent parts of the video show.
     """
 
     preset: dict[str, float] | None = None
@@ -41,6 +43,7 @@ class SceneMotion:
     depth: np.ndarray | None = field(default=None)
     driving: Source | None = None
     tracker: Tracker | None = None
+    background: tuple[int, int, int] = WHITE
 
     def camera(self, frames: int, height: int, width: int) -> Camera | None:
         """The camera of each frame, for a frame of this size; None where nothing says one."""
@@ -80,7 +83,7 @@ class SceneMotion:
             below = dense_control(condition, flow, visible, seed, np.ones((height, width)))
             strokes = camera_paths(camera, inputs.paths(frames), depth)
         elif self.driving is not None and self.tracker is not None:
-            tracks = self.tracker(first_frames(self.driving, frames, fps, height, width))
+            tracks = self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
             flow, visible = torch.from_numpy(tracks.flow), torch.from_numpy(tracks.visibility)
             strokes = inputs.strokes(frames)
             within = None if strokes else inputs.brushed()
@@ -109,17 +112,22 @@ def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return depth if depth.shape == size else cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
 
 
-def first_frames(source: Source, frames: int, fps: float, height: int, width: int) -> np.ndarray:
+def first_frames(
+    source: Source, frames: int, fps: float, height: int, width: int, background: tuple[int, int, int] = WHITE
+) -> np.ndarray:
     """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; or BadInput."""
     try:
         video = io.BytesIO(source) if isinstance(source, bytes) else source
-        return read_clip(video, 0.0, frames, fps, height, width).frames
+        return read_clip(video, 0.0, frames, fps, height, width, background).frames
     except (BadClip, OSError) as error:
         raise BadInput(f"{label(source, 'driving')}: {error}") from error
 
 
 def scene_motion(
-    backdrop: Backdrop | None, tracker: Callable[[], Tracker], size: tuple[int, int] | None = None
+    backdrop: Backdrop | None,
+    tracker: Callable[[], Tracker],
+    size: tuple[int, int] | None = None,
+    background: tuple[int, int, int] = WHITE,
 ) -> SceneMotion:
     """The motion of a backdrop; its files are read, of a video the first frame.
 
@@ -127,6 +135,7 @@ def scene_motion(
         backdrop: of inputs, or of flags.
         tracker: gives the one that follows a driving video; asked where there is one.
         size: (H, W) of the image, which a depth has to have; None where it is not known.
+        background: R, G, B of what transparent parts of a driving video show.
 
     Raises:
         BadInput: a file cannot be used.
@@ -134,8 +143,8 @@ def scene_motion(
     if backdrop is None:
         return SceneMotion()
     if backdrop.driving is not None:
-        first_frames(backdrop.driving, 1, 8.0, 64, 64)
-        return SceneMotion(driving=backdrop.driving, tracker=tracker())
+        first_frames(backdrop.driving, 1, 8.0, 64, 64, background)
+        return SceneMotion(driving=backdrop.driving, tracker=tracker(), background=background)
     if backdrop.poses is not None and backdrop.depth is not None:
         depth, name = read_depth(backdrop.depth, label(backdrop.depth, "depth")), label(backdrop.depth, "depth")
         if size is not None and depth.shape != size:

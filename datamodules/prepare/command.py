@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from datamodules import flow_codec
 from datamodules.errors import UsageError
+from datamodules.pictures import colour_of
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
@@ -34,6 +35,7 @@ def prepare(
     shots: bool = False,
     step: float = flow_codec.STEP,
     fill: Literal["smooth", "none"] = "smooth",
+    background: str = "white",
     clips_per_shard: int = 500,
     workers: int | None = None,
     timeout: float = 600.0,
@@ -61,6 +63,7 @@ def prepare(
         step: flow quantisation in pixels; the stored flow is off by at most this where a pixel is visible.
         fill: `smooth` stores what costs least where a pixel is not visible, half of the bytes; `none` keeps what the
             tracker said there too, for the dense condition and `visibility_rule: block`.
+        background: colour behind transparent parts of videos, as `black` or `#00ff00`.
         clips_per_shard: videos that go into a shard, and the most clips it holds.
         workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
             takes 2.2 GB for each on a CPU.
@@ -73,7 +76,19 @@ def prepare(
         work: local folder for the state of the work when `shards` is a URL; the same whenever the command is run again.
     """
     settings = Settings(
-        frames, height, width, float(fps), tracker, every, step, clips_per_shard, shots, dot, max_clips, fill
+        frames,
+        height,
+        width,
+        float(fps),
+        tracker,
+        every,
+        step,
+        clips_per_shard,
+        shots,
+        dot,
+        max_clips,
+        fill,
+        colour_of(background, "--background"),
     )
     gpus = _gpus() if tracker == "dot" else 0
     workers = (gpus or cores()) if workers is None else workers

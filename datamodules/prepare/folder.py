@@ -88,7 +88,8 @@ def write_report(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     Args:
         folder: of the shards.
         lines: the source's name as `video` or `shard`; `clips`, the keys of those it gave; `bad`, what was left out:
-            its `reason`, with the `start` in seconds or the `key` of a clip.
+            its `reason`, with the `start` in seconds or the `key` of a clip; of a video also `notes`, what was done to
+            the pictures of its clips.
     """
     with atomic_file(folder / REPORT) as file:
         for line in lines:
@@ -106,9 +107,15 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
         lines = [parse_json(line) for line in read_regular(path, _LARGEST).splitlines()]
         if not lines or not all(isinstance(line, dict) and isinstance(line.get("bad"), list) for line in lines):
             raise ValueError("expected lines, each an object with a list `bad`")
+        if not all(_are_notes(line.get("notes", [])) for line in lines):
+            raise ValueError("`notes` is no list of words")
     except (OSError, ValueError) as error:
         raise BadShards(f"{path} does not read: {error}; delete {folder} and make it again") from error
     return lines
+
+
+def _are_notes(found: Any) -> bool:
+    return isinstance(found, list) and all(isinstance(note, str) for note in found)
 
 
 def left_out(folder: Path) -> str:
@@ -119,6 +126,18 @@ def left_out(folder: Path) -> str:
         found += [f"\n  {' '.join(filter(None, [source, bad.get('key')]))}: {bad['reason']}" for bad in line["bad"]]
     more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return f"\nleft out: {len(found)}, see {folder / REPORT}{''.join(found[:LISTED])}{more}" if found else ""
+
+
+def noted(folder: Path) -> str:
+    """What was done to the pictures of the clips, and how many videos it concerns, as a part of a job's summary."""
+    videos: dict[str, list[str]] = {}
+    for line in read_report(folder):
+        for note in line.get("notes", []):
+            videos.setdefault(note, []).append(str(line.get("video")))
+    return "".join(
+        f"\n{note}: {len(names)} {'video' if len(names) == 1 else 'videos'}, such as {names[0]}"
+        for note, names in sorted(videos.items())
+    )
 
 
 def finish(

@@ -19,7 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.errors import BadClip, BadShards
-from datamodules.prepare import folder, pool
+from datamodules.pictures import WHITE
+from datamodules.prepare import clips, folder, pool
 from datamodules.prepare.sources import Video
 from datamodules.prepare.video import (
     VIDEO_TIMEOUT,
@@ -77,8 +78,11 @@ class Job:
             )
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
+        options["background"] = (
+            None if settings.background == WHITE else list(settings.background)
+        )  # older sets say none
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
-        self._claim(plan, retry)
+        self._claim(plan | self._rule(retry), retry)
         if retry:
             self._reopen()
 
@@ -87,9 +91,22 @@ class Job:
         """Whether the set has its index."""
         return (self.folder / INDEX).exists()
 
+    def _rule(self, retry: bool) -> dict[str, str]:
+        """How pictures become clips: a finished set keeps its rule, and only clips of the same rule are added."""
+        if retry or not (self.complete and (self.folder / PLAN).exists()):
+            return {"rule": clips.RULE}
+        found = folder.read_record(self.folder / PLAN, _AGAIN).get("rule")
+        return {} if found is None else {"rule": found}
+
     def _claim(self, plan: dict[str, Any], retry: bool) -> None:
         def what_differs(name: str, found: Any) -> str:
-            changed = {"sources": "the videos have changed", "sizes": "files have changed (--retry accepts it)"}
+            changed = {
+                "sources": "the videos have changed",
+                "sizes": "files have changed (--retry accepts it)",
+                "background": f"behind transparent parts is {found or 'white'}, not {plan.get(name) or 'white'}",
+                "rule": f"their pictures were chosen by {f'the rule {found}' if found else 'an earlier rule'}, this "
+                f"version's is {plan.get(name)}; a finished set trains as it is, but takes no clips of another rule",
+            }
             return changed.get(name, f"{name} is {found}, not {plan[name]}")
 
         # a video that was bad may have been replaced, or have arrived
@@ -249,7 +266,7 @@ class Job:
         size = sum(shard["bytes"] for shard in index["shards"])
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
         text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.store or self.folder}"
-        return text + folder.left_out(self.folder)
+        return text + folder.noted(self.folder) + folder.left_out(self.folder)
 
 
 def _result(path: Path) -> dict[str, Any]:

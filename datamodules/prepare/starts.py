@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import cv2
 import numpy as np
 
 from datamodules.errors import BadClip, UsageError, one_line
 from datamodules.mp4 import pixels_of
-from datamodules.prepare import clips
+from datamodules.prepare import clips, decode
+from datamodules.prepare.picture import Picture
 
 THRESHOLD = 27.0  # PySceneDetect's own
 WIDTH = 256  # pictures are looked at in about this width
@@ -27,34 +27,35 @@ def clip_starts(seconds: float, frames: int, fps: float, every: float | None) ->
     return (index * every for index in range(max(1, int((seconds - frames / fps) / every) + 1)))
 
 
-def clip_starts_in_shots(
-    shots: list[tuple[float, float]], frames: int, fps: float, every: float | None
+def clip_starts_in_parts(
+    parts: list[tuple[float, float]], frames: int, fps: float, every: float | None, name: str = "shot"
 ) -> Iterator[float]:
-    """Starts of clips that cross no cut.
+    """Starts of clips that lie in one part of a video each.
 
     Args:
-        shots: (first, end) seconds of each shot; the picture at `end` belongs to the next one.
+        parts: (first, end) seconds of each, as `find_parts` gives them.
         frames: of a clip.
         fps: of a clip.
-        every: distance of the clips within each shot; None: one clip, in the middle of the shot that the video's
+        every: distance of the clips within each part; None: one clip, in the middle of the part that the video's
             middle lies in, or of the one nearest to it that is long enough.
+        name: what a part is called.
 
     Raises:
-        BadClip: no shot is long enough.
+        BadClip: no part is long enough.
     """
     needed = clips.clip_seconds(frames, fps) + MARGIN
-    long = [(first, end) for first, end in shots if end - first >= needed]
+    long = [(first, end) for first, end in parts if end - first >= needed]
     if not long:
-        longest = max((end - first for first, end in shots), default=0.0)
-        raise BadClip(f"has no shot of {needed:.2f} s, the longest of {len(shots)} lasts {longest:.2f} s")
+        longest = max((end - first for first, end in parts), default=0.0)
+        raise BadClip(f"has no {name} of {needed:.2f} s, the longest of {len(parts)} lasts {longest:.2f} s")
     if every is not None:
         return (first + n * every for first, end in long for n in range(int((end - first - needed) / every) + 1))
-    middle = (shots[0][0] + shots[-1][1]) / 2
-    first, end = min(long, key=lambda shot: (max(shot[0] - middle, middle - shot[1], 0.0), shot[0]))
+    middle = (parts[0][0] + parts[-1][1]) / 2
+    first, end = min(long, key=lambda part: (max(part[0] - middle, middle - part[1], 0.0), part[0]))
     return iter([first + (end - first - needed) / 2])
 
 
-def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list[tuple[float, float]]:
+def find_shots(source: decode.Source, progress: Callable[[], None] = lambda: None) -> list[tuple[float, float]]:
     """Cut a video at the hard cuts that PySceneDetect's content detector sees in every picture of it.
 
     Fades and dissolves are no starts. The detector gets the pictures that `clips` decodes, so that its cuts have the
@@ -65,7 +66,7 @@ def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list
         progress: called now and then.
 
     Returns:
-        (first, end) in seconds of each shot, in order.
+        (first, end) in seconds of each shot, as `find_parts` gives them; what is damaged belongs to none.
 
     Raises:
         BadClip: does not open or decode.
@@ -74,26 +75,56 @@ def find_shots(source: Any, progress: Callable[[], None] = lambda: None) -> list
     from scenedetect.detectors.content_detector import ContentDetector
 
     detector = ContentDetector(threshold=THRESHOLD, min_scene_len=0)
-    begins: list[float] = []
-    last, period = 0.0, 0.0
+
+    def cut(number: int, picture: Picture) -> bool:
+        return bool(detector.process_frame(FrameTimecode(number, fps=30.0), _small(picture)))
+
+    return find_parts(source, progress, cut)
+
+
+def find_parts(
+    source: decode.Source,
+    progress: Callable[[], None] = lambda: None,
+    cut: Callable[[int, Picture], bool] = lambda number, picture: False,
+) -> list[tuple[float, float]]:
+    """The parts of a video in which no picture is damaged.
+
+    Args:
+        source: path, or a binary file.
+        progress: called now and then.
+        cut: of a picture's number and the picture: whether a part is to end before it.
+
+    Returns:
+        (first, end) in seconds of each, in order: instants from `first` to `end` take none but pictures of that part.
+
+    Raises:
+        BadClip: does not open or decode, or has no picture.
+    """
+    found: list[tuple[float, float]] = []
+    begin, last, period, number = None, 0.0, 0.0, -1
     try:
-        for number, (time, picture) in enumerate(clips.pictures(source)):
+        for number, picture in enumerate(decode.pictures(source)):
             if number % 64 == 0:
                 progress()
-            if detector.process_frame(FrameTimecode(number, fps=30.0), _small(picture)) or not begins:
-                begins.append(time)
-            last, period = time, max(time - last, 0.0) if number else 0.0
+            ends = picture.damaged or cut(number, picture)
+            if begin is not None and ends:
+                found.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
+                begin = None
+            if begin is None and not picture.damaged:
+                begin = picture.time
+            period = max(picture.time - last, 0.0) if number else 0.0
+            last = picture.time
     except BadClip:
         raise
     except Exception as error:
         raise BadClip(f"does not decode: {one_line(error)}") from error
-    if not begins:
+    if number < 0:
         raise BadClip("has no frames")
-    return list(zip(begins, [*begins[1:], last + period]))
+    return found if begin is None else [*found, (begin, last + period)]
 
 
-def _small(picture: Any) -> np.ndarray:
-    image = pixels_of(picture, "bgr24")
+def _small(picture: Picture) -> np.ndarray:
+    image = pixels_of(picture.frame, "bgr24")
     scale = WIDTH / image.shape[1]
     if scale >= 1:
         return image

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 import signal
@@ -14,9 +15,10 @@ from typing import Any
 
 from datamodules import samples
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
-from datamodules.prepare import clips, starts
+from datamodules.pictures import WHITE
+from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
-from datamodules.shards import ClipShape
+from datamodules.shards import META, ClipShape
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 
@@ -40,6 +42,7 @@ class Settings:
     dot: DotOptions = DotOptions()
     max_clips: int = MAX_CLIPS
     fill: str = "smooth"
+    background: tuple[int, int, int] = WHITE
 
     @property
     def shape(self) -> ClipShape:
@@ -74,32 +77,14 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
         None, or one line where the disk or the set-up, not the video, is at fault.
     """
     _quiet_codecs()
-    settings, began = task.settings, time.monotonic()
-    done: list[str] = []
+    began = time.monotonic()
     bad: list[dict[str, Any]] = []
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)
         if task.video.note:
             bad.append({"start": None, "reason": task.video.note})
-        for index, start in enumerate(_starts(task, bad, began)):
-            limit = _limit(task, index, began)
-            if limit:
-                bad.append({"start": round(start, 3), "reason": f"{limit} was reached: no clips from here on"})
-                break
-            _alarm(task.timeout)
-            key = clip_key(task.video, index)
-            part = part_path(task.parts, key)
-            if not part.exists():
-                try:
-                    members = encode_clip(task.video, start, settings, worker)
-                except BadClip as error:
-                    bad.append({"start": round(start, 3), "reason": str(error)})
-                    if isinstance(error, clips.EndsTooEarly):
-                        break  # whatever the container says of its length
-                    continue
-                write_part(part, members)
-            done.append(key)
+        done = list(_clips(task, bad, began, worker))
         write_result(task, done, bad)
     except (BadShards, UsageError) as error:
         return str(error)
@@ -108,6 +93,35 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
     finally:
         _alarm(None)
     return None
+
+
+def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> Iterator[str]:
+    """Write the parts of a video's clips; yields their keys, and adds to `bad` what is left out and why."""
+    found = _starts(task, bad, began)
+    for index in itertools.count():
+        start = next(found, None)
+        if start is None:
+            return
+        limit = _limit(task, index, began)
+        if limit:
+            bad.append({"start": round(start, 3), "reason": f"{limit} was reached: no clips from here on"})
+            return
+        _alarm(task.timeout)
+        key = clip_key(task.video, index)
+        part = part_path(task.parts, key)
+        if not part.exists():
+            try:
+                members = encode_clip(task.video, start, task.settings, worker)
+            except BadClip as error:
+                bad.append({"start": round(start, 3), "reason": str(error)})
+                one = task.settings.every is None and not task.settings.shots
+                if one and index == 0 and isinstance(error, (clips.Damaged, clips.EndsTooEarly)):
+                    found = _starts_beside(task, bad, began)
+                elif isinstance(error, clips.EndsTooEarly):
+                    return  # whatever the container says of its length
+                continue
+            write_part(part, members)
+        yield key
 
 
 def give_up(task: Task, exit_code: int | None) -> None:
@@ -139,24 +153,35 @@ def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[flo
     try:
         if video.fault:
             raise BadClip(video.fault)
-        seconds = clips.video_seconds(video.source())
+        seconds = decode.video_seconds(video.source())
         length = settings.frames / settings.fps
         if seconds < clips.clip_seconds(settings.frames, settings.fps):
             raise BadClip(f"lasts {seconds:.2f} s, a clip needs {length:.2f} s")
         if settings.shots:
             found = starts.find_shots(video.source(), progress=lambda: _still(task, began))
-            return starts.clip_starts_in_shots(found, settings.frames, settings.fps, settings.every)
+            return starts.clip_starts_in_parts(found, settings.frames, settings.fps, settings.every)
     except BadClip as error:
         bad.append({"start": None, "reason": str(error)})
         return iter([])
     return starts.clip_starts(seconds, settings.frames, settings.fps, settings.every)
 
 
+def _starts_beside(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[float]:
+    """Where the one clip of a video starts whose middle is damaged or not there: in the sound part next to it."""
+    settings = task.settings
+    try:
+        parts = starts.find_parts(task.video.source(), progress=lambda: _still(task, began))
+        return starts.clip_starts_in_parts(parts, settings.frames, settings.fps, None, "undamaged part")
+    except BadClip as error:
+        bad.append({"start": None, "reason": str(error)})
+        return iter([])
+
+
 def _still(task: Task, began: float) -> None:
     """What a long look at a whole video does now and then."""
     limit = _limit(task, 0, began)
     if limit:
-        raise BadClip(f"{limit} was reached while looking for cuts")
+        raise BadClip(f"{limit} was reached while looking through the whole video")
     _alarm(task.timeout)
 
 
@@ -164,10 +189,14 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
     """Cut a clip, track it, and encode both. Whatever a codec raises becomes BadClip."""
     try:
         shape = settings.shape
-        clip = clips.read_clip(video.source(), start, shape.frames, shape.fps, shape.height, shape.width)
+        clip = clips.read_clip(
+            video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.background
+        )
         track = _tracker(settings.tracker, settings.dot, worker)
         flow, visibility = track(clip.frames)
         source = {"name": video.name, "start": round(clip.start, 6)}
+        if clip.notes:
+            source["notes"] = list(clip.notes)
         tracker = {"name": track.name, "version": track.version}
         return samples.encode(
             clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.fill
@@ -211,10 +240,17 @@ def result_path(parts: Path, number: int) -> Path:
 
 
 def write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None:
-    """Write which clips a video gave and what was left out."""
+    """Write which clips a video gave, what was left out, and what was done to the pictures of the clips."""
     task.parts.mkdir(parents=True, exist_ok=True)
-    result = {"video": task.video.name, "clips": keys, "bad": bad}
+    notes = sorted({note for key in keys for note in _notes(part_path(task.parts, key))})
+    result = {"video": task.video.name, "clips": keys, "bad": bad, "notes": notes}
     write_atomic(result_path(task.parts, task.number), json_bytes(result))
+
+
+def _notes(part: Path) -> list[str]:
+    """What was done to the pictures of a finished clip: read from it, since an earlier process may have made it."""
+    notes: list[str] = json.loads(read_part(part)[META])["source"].get("notes", [])
+    return notes
 
 
 def write_part(path: Path, members: dict[str, bytes]) -> None:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from datamodules.errors import UsageError
+from datamodules.pictures import colour_of
 from lightning_modules import embedded
 from remoco.generate import load_pipeline
 
@@ -16,7 +17,12 @@ HOST = "127.0.0.1"
 
 
 def page(
-    checkpoint: str = embedded.NAME, /, port: int = 7860, svd: str | None = None, device: str | None = None
+    checkpoint: str = embedded.NAME,
+    /,
+    port: int = 7860,
+    svd: str | None = None,
+    device: str | None = None,
+    background: str = "white",
 ) -> None:
     """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
 
@@ -25,7 +31,9 @@ def page(
         port: on 127.0.0.1; 0 takes a free one.
         svd: where the base is now, if not where the checkpoint says.
         device: of torch; the GPU if there is one.
+        background: colour behind transparent parts of images and driving videos, as `black` or `#00ff00`.
     """
+    behind = colour_of(background, "--background")
     if find_spec("gradio") is None:
         raise UsageError("the page needs gradio: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
@@ -36,7 +44,7 @@ def page(
         from remoco.page.server import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
-        app = application(Studio(pipeline), name)
+        app = application(Studio(pipeline, behind), name)
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
         server(app).run(sockets=[listening])

@@ -17,8 +17,9 @@ from datamodules.bench import fitting_size
 from datamodules.errors import BadClip, BadInput
 from datamodules.files import FORMATS, Source, read_depth
 from datamodules.inputs import Inputs
+from datamodules.pictures import WHITE
 from datamodules.poses import read_poses
-from datamodules.prepare.clips import video_seconds
+from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
@@ -118,18 +119,28 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
     return next(iter(Backdrop(**own).files())), data, about
 
 
-def fitted(inputs: Inputs, size: tuple[int, int]) -> tuple[Inputs, SceneMotion]:
+def fitted(
+    inputs: Inputs, size: tuple[int, int], background: tuple[int, int, int] = WHITE
+) -> tuple[Inputs, SceneMotion]:
     """Inputs at the clip's size, and how their scene moves.
 
     Args:
         inputs: of a drawing.
         size: about the height and width of the clip.
+        background: R, G, B of what transparent parts of a driving video show.
     """
-    motion = scene_motion(inputs.backdrop, follow, inputs.size)
+    motion = scene_motion(inputs.backdrop, follow, inputs.size, background)
     return inputs.resized(*fitting_size(inputs.size, *size)), motion
 
 
-def moving(inputs: Inputs, size: tuple[int, int], frames: int, fps: float, fine: int) -> dict[str, Any]:
+def moving(
+    inputs: Inputs,
+    size: tuple[int, int],
+    frames: int,
+    fps: float,
+    fine: int,
+    background: tuple[int, int, int] = WHITE,
+) -> dict[str, Any]:
     """Where points of the scene and the tracks are over the clip, in pixels of the image.
 
     Args:
@@ -138,12 +149,13 @@ def moving(inputs: Inputs, size: tuple[int, int], frames: int, fps: float, fine:
         frames: length of the clip.
         fps: frames per second.
         fine: moments for each frame.
+        background: R, G, B of what transparent parts of a driving video show.
 
     Returns:
         `points`: for each [x, y] at (frames - 1) * fine + 1 moments, null where it is not seen; `tracks`: the same as
         the moving camera sees them, null where the picture's points are the camera's.
     """
-    found, motion = fitted(inputs, size)
+    found, motion = fitted(inputs, size, background)
     height, width = found.size
     scale = np.array(inputs.size[::-1]) / (width, height)
     moments = (frames - 1) * fine + 1
@@ -155,7 +167,7 @@ def moving(inputs: Inputs, size: tuple[int, int], frames: int, fps: float, fine:
         points = camera_paths(camera, [np.tile(start, (moments, 1)) for start in starts], depth)
         tracks = camera_paths(camera, found.paths(moments), depth)
     elif motion.driving is not None and motion.tracker is not None:
-        followed = motion.tracker(first_frames(motion.driving, frames, fps, height, width))
+        followed = motion.tracker(first_frames(motion.driving, frames, fps, height, width, background))
         where = found.brushed()
         if where is not None and not found.tracks:  # a brush alone says where
             starts = [start for start in starts if where[tuple(start[::-1].astype(int))]]

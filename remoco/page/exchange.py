@@ -25,6 +25,7 @@ from PIL import Image
 from datamodules.errors import BadInput
 from datamodules.files import check_size, data_of, read_image, read_mask
 from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
+from datamodules.pictures import WHITE
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
 from metrics import moving_object
@@ -176,11 +177,12 @@ def drawing_of(inputs: Inputs) -> dict[str, Any]:
     }
 
 
-def opened(body: Any) -> dict[str, Any]:
+def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any]:
     """The drawing of files: an image; or a zip of inputs in the benchmark's layout, or its files as they are.
 
     Args:
         body: `{"files": [{"name": ..., "data": base64}, ...]}`.
+        background: R, G, B of what transparent parts of the image show.
 
     Returns:
         The drawing, with a `note` where it is not quite what the files hold.
@@ -202,7 +204,7 @@ def opened(body: Any) -> dict[str, Any]:
         files.update(found)
         if count > 1:
             notes.append(f"{name} holds {count} images with tracks; this is the first.")
-    inputs = _assembled(files)
+    inputs = _assembled(files, background)
     if max(inputs.size) > MAX_SIDE:
         height, width = (max(1, round(side * MAX_SIDE / max(inputs.size))) for side in inputs.size)
         notes.append(f"The image was {inputs.size[1]} x {inputs.size[0]}; here it is {width} x {height}.")
@@ -235,11 +237,12 @@ def attached(body: Any) -> dict[str, str]:
     return {"name": own, "data": _text(data), "about": about}
 
 
-def moving(body: Any) -> dict[str, Any]:
+def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any]:
     """Where points of the scene and the tracks are over the clip, under a camera or a driving video.
 
     Args:
         body: `drawing`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
+        background: R, G, B of what transparent parts of a driving video show.
 
     Returns:
         See `backdrops.moving`.
@@ -249,7 +252,7 @@ def moving(body: Any) -> dict[str, Any]:
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
     inputs = drawing_in(body)
-    return backdrops.moving(inputs, SIZES[settings.size], settings.frames, settings.fps, fine)
+    return backdrops.moving(inputs, SIZES[settings.size], settings.frames, settings.fps, fine, background)
 
 
 def paths(body: Any) -> dict[str, Any]:
@@ -312,7 +315,7 @@ def examples() -> list[dict[str, Any]]:
     return found
 
 
-def _assembled(files: dict[str, bytes]) -> Inputs:
+def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inputs:
     """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
     texts = [name for name in files if name.lower().endswith(".json")]
     named = named_in(files[texts[0]]) if texts else []
@@ -325,7 +328,7 @@ def _assembled(files: dict[str, bytes]) -> Inputs:
         raise BadInput(
             f"expected an image, or {IMAGE}, {MASK} and {META[0]} of one sample, got {', '.join(files) or 'nothing'}"
         )
-    image = read_image(files[images[0]], images[0])
+    image = read_image(files[images[0]], images[0], background)
     ids = bool(texts) and b'"brush"' in files[texts[0]]
     brush = read_mask(files[masks[0]], masks[0], labelled=ids) if masks else None
     if brush is not None and brush.shape != image.shape[:2]:

@@ -20,6 +20,7 @@ from PIL import Image
 from callbacks.strips import strip, write_mp4
 from datamodules.errors import BadInput, one_line
 from datamodules.inputs import Inputs
+from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
@@ -42,10 +43,11 @@ class Studio:
 
     Args:
         pipeline: of a checkpoint.
+        background: R, G, B of what transparent parts of images and driving videos show.
     """
 
-    def __init__(self, pipeline: MotionControlPipeline) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE) -> None:
+        self.pipeline, self.background = pipeline, background
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
@@ -140,7 +142,7 @@ class Studio:
             BadInput: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size])
+        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size], self.background)
         control, _ = motion.control(
             self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
         )
@@ -160,7 +162,7 @@ class Studio:
             tell({"state": "error", "message": text})
 
     def _generated(self, given: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(given, SIZES[settings.size])
+        inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
         height, width = inputs.size
         start = time.perf_counter()
 

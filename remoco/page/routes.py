@@ -8,6 +8,7 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from datamodules.errors import BadInput, one_line
@@ -34,12 +35,12 @@ class Routes:
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
         self._routes: dict[str, tuple[Callable[[Any], Any], Limit]] = {
-            "/page/open": (exchange.opened, LARGE),
+            "/page/open": (partial(exchange.opened, background=studio.background), LARGE),
             "/page/paths": (exchange.paths, SMALL),
             "/page/control": (studio.control, LARGE),
             "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
             "/page/attach": (exchange.attached, LARGE),
-            "/page/moving": (exchange.moving, LARGE),
+            "/page/moving": (partial(exchange.moving, background=studio.background), LARGE),
             "/page/cancel": (studio.cancel, SMALL),
             "/page/examples": (lambda body: exchange.examples(), SMALL),
             GENERATE: (exchange.generation, LARGE),

@@ -3,6 +3,7 @@
 import io
 import json
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.generate import generate
-from remoco.motion import SceneMotion
+from remoco.motion import SceneMotion, first_frames, scene_motion
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -233,6 +234,39 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
             generate("embedded", str(image), out=str(tmp_path / "x.mp4"), steps=1,
                      **{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})  # fmt: skip
         assert said in str(error.value) and "\n" not in str(error.value), flags
+
+
+def test_transparent_parts_show_the_background_in_pictures_and_driving_videos(tmp_path, written, capsys):
+    rgba = np.full((64, 64, 4), (255, 0, 255, 0), np.uint8)
+    rgba[16:48, 16:48] = (200, 30, 30, 255)
+    Image.fromarray(rgba).save(tmp_path / "layer.png")
+    (tmp_path / "tracks.json").write_text(json.dumps({"traj_key_points": [[[32, 32], [40, 32]]]}))
+    drawn = [tmp_path / "layer.png", "--tracks", tmp_path / "tracks.json"]
+    for name, background, colour in (
+        ("white", [], (255, 255, 255)),
+        ("green", ["--background", "#00ff00"], (0, 255, 0)),
+    ):
+        flat = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.array(colour, np.uint8))
+        Image.fromarray(flat.astype(np.uint8)).save(tmp_path / "flat.png")
+        assert remoco("generate", "embedded", *drawn, *background, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
+        assert remoco("generate", "embedded", tmp_path / "flat.png", *drawn[1:], "--out", tmp_path / "f.mp4", *FEW) == 0
+        assert np.array_equal(written[f"{name}.mp4"], written["f.mp4"])
+    assert not np.array_equal(written["white.mp4"], written["green.mp4"])
+    with av.open(str(tmp_path / "layer.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "argb"
+        for shift in range(3):
+            frame = av.VideoFrame.from_ndarray(np.roll(rgba, 4 * shift, 1), format="rgba").reformat(format="argb")
+            frame.pts = shift
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    backdrop = Backdrop(driving=tmp_path / "layer.mov")
+    motion = scene_motion(backdrop, lambda: lambda frames: frames, (64, 64), (0, 255, 0))
+    shown = first_frames(motion.driving, 3, 8, 64, 64, motion.background)
+    assert shown[1, :, 2, 2].tolist() == [0, 255, 0] and shown[1, :, 32, 32].tolist() == [200, 30, 30]
+    for command in (["generate", "embedded", *drawn], ["page"]):
+        assert remoco(*command, "--background", "no colour") == 2
+        assert "--background is no colour, expected a colour as `white`" in capsys.readouterr().err
 
 
 def test_a_brush_under_a_camera_counts_without_tracks_too():

@@ -27,8 +27,12 @@ CURVE = np.array([[5.0, 6.0], [10.5, 20.0], [30.0, 21.0]])
 
 
 def png(array, mode=None) -> bytes:
+    return saved(array, "PNG", mode)
+
+
+def saved(array, kind, mode=None) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(array, mode).save(file, "PNG")
+    Image.fromarray(array, mode).save(file, kind)
     return file.getvalue()
 
 
@@ -156,7 +160,7 @@ IMAGES = {
     "bomb": (header_of(60000, 60000), "more pixels than"),
     "smaller bomb": (header_of(8000, 9000), "9000 x 8000 pixels"),
     "half": (png(IMAGE)[:2000], "not a readable picture"),
-    "deep": (png(np.zeros((40, 60), np.uint16)), "expected 8 bits a channel"),
+    "float": (saved(np.zeros((40, 60), np.float32), "TIFF"), "a picture of mode F, expected RGB, grey"),
 }
 MASKS = {
     "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60, expected the size of first_frame.png, 40 x 60"),

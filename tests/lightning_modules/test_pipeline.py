@@ -124,6 +124,22 @@ def test_images_brushes_and_files_are_one(pipe, tmp_path):
     assert not np.array_equal(arrays, clip(pipe, IMAGE, [TRACK], None, **SHORT))
 
 
+def test_pictures_are_used_as_viewers_show_them(pipe):
+    alpha = np.full((64, 64), 255, np.uint8)
+    alpha[:20] = 0
+    layer, hidden = np.dstack([IMAGE, alpha]), IMAGE.copy()
+    for background, colour in (("white", 255), ((0, 0, 0), 0)):
+        hidden[:20] = colour
+        wanted = clip(pipe, hidden, [TRACK], **SHORT)
+        for image in (layer, layer.astype(np.uint16) * 257, Image.fromarray(layer), layer / 255.0):
+            assert np.array_equal(wanted, clip(pipe, image, [TRACK], background=background, **SHORT))
+    turned = Image.fromarray(np.ascontiguousarray(np.rot90(IMAGE)))
+    turned.getexif()[0x0112] = 6
+    assert np.array_equal(clip(pipe, IMAGE, [TRACK], **SHORT), clip(pipe, turned, [TRACK], **SHORT))
+    with pytest.raises(ValueError, match="^background is mauve, expected a colour"):
+        pipe(IMAGE, [TRACK], background="mauve", **SHORT)
+
+
 def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recwarn):
     pipe = MotionControlPipeline.from_checkpoint(checkpoint)
     wide = np.repeat(np.repeat(IMAGE, 2, 0), 2, 1)  # twice the size: scaling down gives the image back

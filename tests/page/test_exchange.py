@@ -83,6 +83,21 @@ def test_an_image_alone_is_a_drawing_without_tracks():
         exchange.inputs_of(found)
 
 
+def test_an_image_on_the_page_is_what_a_viewer_shows():
+    rgba = np.full((40, 60, 4), (255, 0, 255, 0), np.uint8)
+    rgba[:, 30:] = (200, 30, 30, 255)
+    for background in ((255, 255, 255), (0, 255, 0)):
+        found = exchange.opened(sent(layer__png=png(rgba)), background=background)
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["image"].removeprefix(exchange.PNG)))))
+        assert image.shape == (40, 60, 3) and tuple(image[5, 5]) == background and tuple(image[5, 50]) == (200, 30, 30)
+    deep = np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60)
+    found = exchange.opened(sent(deep__png=png(deep)))
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["image"].removeprefix(exchange.PNG)))))
+    assert np.array_equal(image[..., 0], np.rint(deep / 257))
+    with pytest.raises(BadInput, match="a.heic: not a readable picture: HEIC, expected PNG, JPEG"):
+        exchange.opened(sent(a__heic=b"\0\0\0\x18ftypheic" + b"\0" * 99))
+
+
 def test_a_large_image_is_scaled_down_and_says_so():
     found = exchange.opened(sent(large__png=png(np.zeros((1500, 3000, 3), np.uint8))))
     assert "3000 x 1500" in found["note"] and sum(found["runs"][1::2]) == 1024 * 2048
