@@ -17,9 +17,10 @@ from typing import Any, NoReturn
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
-from callbacks.loggers import same_run, settle
+from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
 from datamodules.errors import DISK_ERRORS, BadShards, UsageError, one_line
 from datamodules.lightning_internals import refuse_what_does_not_restore
@@ -152,6 +153,16 @@ class CLI(LightningCLI):
         else:
             super()._add_configure_optimizers_method_to_model(subcommand)
 
+    def _settle(self, callback: RunFolder) -> None:
+        """Before loggers open anything."""
+        if self.subcommand != "fit":
+            same_run(self.trainer, run_folder(self.trainer), MARKER)
+            return
+        same_folder(self.trainer)
+        if not getattr(rank_zero_only, "rank", 0):
+            callback.hold(self.trainer)
+            settle(self.trainer, run_folder(self.trainer), MARKER)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         trainer = self.trainer
@@ -165,8 +176,9 @@ class CLI(LightningCLI):
                 hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
                 raise MisconfigurationException(f"{error}{hint if subcommand == 'fit' else ''}") from None
             kwargs["ckpt_path"] = None
-        if any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
-            (settle if subcommand == "fit" else same_run)(trainer, run_folder(trainer), MARKER)
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunFolder):
+                self._settle(callback)
         return kwargs
 
 
