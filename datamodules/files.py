@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -15,6 +16,7 @@ from datamodules.storage import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
+FARTHEST = 1e9  # in the unit of a depth
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")  # formats whose decoders run no program, as PostScript's does
 NPY = b"\x93NUMPY"  # how an .npy file begins
 
@@ -59,11 +61,18 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
     return np.array(picture.convert("L"))
 
 
-def read_array(source: Source, expected: str, ndim: int, name: str | None = None) -> np.ndarray:
+def read_array(source: Source, expected: str, ndim: int, name: str | None = None, kinds: str = "iuf") -> np.ndarray:
     """An array of numbers from an .npy file; its header is held against the file's size before anything is allocated.
 
+    Args:
+        source: a file or its bytes.
+        expected: what it should be, in words.
+        ndim: how many axes it has.
+        name: as in `read_image`.
+        kinds: of numpy's dtypes, those that it may have.
+
     Raises:
-        BadInput: it is none, or has another number of axes; `expected` says in words what it should be.
+        BadInput: it is none, is empty, or has another number of axes or other values.
     """
     path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
@@ -71,10 +80,10 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         shape, fortran, dtype = _header(file)
     except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
         raise BadInput(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
-    if dtype.kind not in "biuf" or len(shape) != ndim:
-        raise BadInput(f"{path}: expected {expected}, got shape {shape} of {dtype}")
-    count = int(np.prod([int(n) for n in shape], dtype=object))
-    if min(shape) < 0 or count * dtype.itemsize != len(data) - file.tell():
+    if dtype.kind not in kinds or len(shape) != ndim or not all(0 < n < 2**31 for n in shape):
+        raise BadInput(f"{path}: expected {expected}, got shape {str(shape)[:60]} of {str(dtype)[:40]}")
+    count = math.prod(shape)
+    if count * dtype.itemsize != len(data) - file.tell():
         raise BadInput(
             f"{path}: expected {count * dtype.itemsize} bytes for shape {shape}, got {len(data) - file.tell()}"
         )
@@ -93,8 +102,11 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
         check_size(depth.shape, name)
     else:
         depth = np.array(_opened(data, name, deep=True)).astype(np.float64) / 1000
-    if not (np.isfinite(depth) & (depth > 0)).all():
-        raise BadInput(f"{name}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
+    wrong = ~((depth > 0) & (depth <= FARTHEST))
+    if wrong.any():
+        raise BadInput(
+            f"{name}: expected a depth above 0, up to {FARTHEST:g}, in every pixel; {int(wrong.sum())} are not"
+        )
     return depth
 
 
