@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 import zlib
 from pathlib import Path
 from typing import Any, Literal
@@ -53,12 +52,15 @@ class Benchmark(Callback):
         fps: int = 8,
         motion_bucket_id: float | Literal["drawing"] | None = None,
     ) -> None:
-        if frames < 2:
-            raise MisconfigurationException(f"Benchmark.frames is {frames}, expected at least 2")
-        if fps < 1:
-            raise MisconfigurationException(f"Benchmark.fps is {fps}, expected at least 1")
-        if isinstance(motion_bucket_id, (int, float)) and not 0 <= motion_bucket_id < math.inf:
-            raise MisconfigurationException(f"Benchmark.motion_bucket_id is {motion_bucket_id}, expected at least 0")
+        bucket = motion_bucket_id if isinstance(motion_bucket_id, (int, float)) else 0
+        for name, value, least, most in (
+            ("frames", frames, 2, 1024), ("fps", fps, 1, 1000), ("motion_bucket_id", bucket, 0, 10_000),
+            ("seed", seed, -(2**63), 2**63 - 1),
+        ):  # fmt: skip
+            if not least <= value <= most:
+                raise MisconfigurationException(
+                    f"Benchmark.{name} is {value}, expected at least {least}, at most {most}"
+                )
         self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
         self.motion_bucket_id = motion_bucket_id
         self.folder = Path()

@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
 OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
@@ -19,19 +18,21 @@ def is_wandb(logger: Logger) -> bool:
     return type(logger).__name__ == "WandbLogger"
 
 
+def same_folder(trainer: Trainer) -> None:
+    """The same folder at every start of a fit: a version's number would be another one each time."""
+    for logger in trainer.loggers:
+        if isinstance(logger, (CSVLogger, TensorBoardLogger)) and logger._version is None:
+            logger._version = ""
+
+
 def settle(trainer: Trainer, folder: Path, marker: str) -> None:
-    """Before loggers open anything: the same folder at every start, and what is logged is kept and gone on with.
+    """Before loggers open anything, on rank 0: what is logged is kept and gone on with.
 
     Args:
         trainer: of a fit that is about to start, `ckpt_path` set.
-        folder: of the run.
+        folder: of the run, which is this process's.
         marker: name of the file in it that knows the loggers' identities.
     """
-    for logger in trainer.loggers:
-        if isinstance(logger, (CSVLogger, TensorBoardLogger)) and logger._version is None:
-            logger._version = ""  # a number would be another folder at each start
-    if getattr(rank_zero_only, "rank", 0):
-        return
     for logger in trainer.loggers:
         if isinstance(logger, CSVLogger):
             _keep_rows(logger)

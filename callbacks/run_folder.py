@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
@@ -49,10 +50,26 @@ class RunFolder(Callback):
 
     def __init__(self) -> None:
         self._lock: IO[str] | None = None
+        self._problem: str | None = None  # of `hold`, for ranks that nobody here can stop
+
+    def hold(self, trainer: Trainer) -> None:
+        """Lock the folder before loggers open files in it, so that a fit that is refused leaves nothing there.
+
+        Called on rank 0, where `python -m lightning` knows the trainer; otherwise `setup` does it, after the loggers.
+        """
+        if not keeps_files(trainer) or isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+            return  # the latter's processes are still to come, and a lock belongs to one process
+        try:
+            self._acquire(run_folder(trainer))
+        except MisconfigurationException as error:
+            environment = getattr(trainer.strategy, "cluster_environment", None)
+            if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
+                raise
+            self._problem, trainer.loggers = str(error), []  # `setup` tells the others, who wait for this rank there
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the folder, before weights load."""
-        if stage == "fit" and keeps_files(trainer):
+        if stage == "fit" and (self._problem or keeps_files(trainer)):
             self._on_rank_zero(trainer, self._acquire)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,8 +99,8 @@ class RunFolder(Callback):
 
     def _on_rank_zero(self, trainer: Trainer, action: Callable[[Path], None]) -> None:
         """Run `action` on rank 0; where it fails, every rank raises, instead of waiting for the first."""
-        problem = None
-        if trainer.is_global_zero:
+        problem = self._problem
+        if trainer.is_global_zero and problem is None:
             try:
                 action(run_folder(trainer))
             except MisconfigurationException as error:
@@ -122,6 +139,8 @@ class RunFolder(Callback):
 
     def _acquire(self, folder: Path) -> None:
         """A POSIX record lock: it dies with this process, and forked workers that outlive a kill do not hold it."""
+        if self._lock is not None:  # closing a second descriptor would give it back
+            return
         if Path.cwd().is_relative_to(folder.resolve()):
             raise MisconfigurationException(
                 f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own, "

@@ -41,7 +41,8 @@ class Throughput(Callback):
         """Count the clips; log when it is time."""
         self._clips += len(batch["key"]) * trainer.world_size
         step = trainer.global_step
-        if step != self._last_step and step % trainer.log_every_n_steps == 0:
+        every = trainer.log_every_n_steps  # 0: nothing is logged
+        if every and step != self._last_step and step % every == 0:
             self._log(pl_module)
             self._start_window()
         self._last_step = step

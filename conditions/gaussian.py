@@ -66,6 +66,9 @@ def region_points(regions: Tensor, visible: Tensor, region_size: int) -> Tensor:
     return cells.reshape(batch, rows * region_size, columns * region_size)[:, :height, :width]
 
 
+MAX_KERNEL = 2047  # pixels
+
+
 class GaussianFiltered(SparseCondition):
     """Point trajectories spread by a Gaussian, as in DragNUWA, with ReMoCo's motion mask: the paper's baseline.
 
@@ -98,8 +101,11 @@ class GaussianFiltered(SparseCondition):
         motion_mask: bool = True,
     ):
         super().__init__(region_size, min_mask_ratio, motion_norm, motion_mask)
-        if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd integer of at least 1, got {kernel_size!r}")
+        whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
+        if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
+            raise ValueError(
+                f"kernel_size: expected an odd integer of at least 1, at most {MAX_KERNEL}, got {kernel_size!r}"
+            )
         if not (sigma > 0 and math.isfinite(sigma)):
             raise ValueError(f"sigma: expected a number above 0, got {sigma!r}")
         self.kernel_size = kernel_size

@@ -35,10 +35,22 @@ class Strokes:
     """(H, W) bool: what the user brushed to stay."""
 
 
+def plain_numbers(values: ArrayLike) -> np.ndarray:
+    """Numbers as float64; TypeError or ValueError for texts and truth values, which numpy would turn into numbers."""
+    found = np.asarray(values)
+    if found.dtype.kind not in "iuf":
+        raise TypeError("not numbers")
+    if not isinstance(values, np.ndarray):
+        rows = values if found.ndim == 1 else (each for row in values for each in row)  # type: ignore[union-attr]
+        if any(isinstance(each, (bool, np.bool_)) for each in rows):  # among numbers they count as 0 and 1
+            raise TypeError("truth values")
+    return found.astype(np.float64)
+
+
 def track_points(track: ArrayLike, name: str) -> np.ndarray:
     """A track as (n, 2) float64; ValueError with its name where it is none."""
     try:
-        points = np.asarray(track, dtype=np.float64)
+        points = np.empty(0) if np.size(track) == 0 else plain_numbers(track)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: expected (n, 2) numbers x, y, got points of other kinds") from None
     if points.size == 0:
@@ -57,7 +69,7 @@ def track_points(track: ArrayLike, name: str) -> np.ndarray:
 def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
     """When a track is at each of its points, (n,) float64; ValueError with its name where it is none."""
     try:
-        found = np.asarray(times, dtype=np.float64)
+        found = plain_numbers(times)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name}: expected numbers, got others") from None
     if found.shape != (points,):

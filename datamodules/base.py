@@ -27,6 +27,7 @@ from datamodules.shards import ClipShape, Shards
 log = logging.getLogger(__name__)
 RECENT = 1000
 MAX_BATCH = 4096
+MAX_FRAMES, MAX_SIDE, MAX_FPS = 1024, 8192, 1000  # of a clip
 MAX_BAD = RECENT // 100
 POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
@@ -91,11 +92,12 @@ class ClipDataModule(LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # validation may have fewer clips than ranks
         val_batch_size = batch_size if val_batch_size is None else val_batch_size
-        _require(shape.frames >= 2, "frames", shape.frames, "at least 2")
+        _require(2 <= shape.frames <= MAX_FRAMES, "frames", shape.frames, f"at least 2, at most {MAX_FRAMES}")
         for name in ("height", "width"):
             size = getattr(shape, name)
-            _require(size > 0 and size % 8 == 0, name, size, "a positive multiple of 8, the VAE's factor")
-        _require(shape.fps > 0, "fps", shape.fps, "positive")
+            right = 0 < size <= MAX_SIDE and size % 8 == 0
+            _require(right, name, size, f"a positive multiple of 8, the VAE's factor, up to {MAX_SIDE}")
+        _require(0 < shape.fps <= MAX_FPS, "fps", shape.fps, f"positive, at most {MAX_FPS}")
         _require(1 <= batch_size <= MAX_BATCH, "batch_size", batch_size, f"1 to {MAX_BATCH}")
         _require(1 <= val_batch_size <= MAX_BATCH, "val_batch_size", val_batch_size, f"1 to {MAX_BATCH}")
         most = max(64, 4 * (os.cpu_count() or 1))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from datamodules import forking
 from datamodules.errors import BadClip, BadInput, BadShards
+from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, read_inputs
 from datamodules.order import EachOnce
 
@@ -150,10 +151,10 @@ class BenchmarkDataModule(pl.LightningDataModule):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("height", height), ("width", width)):
-            if value < STEP or value % STEP:
-                raise MisconfigurationException(f"data.{name}={value}: expected a multiple of {STEP}")
-        if num_workers < 0:
-            raise MisconfigurationException(f"data.num_workers={num_workers}: expected at least 0")
+            if not STEP <= value <= MAX_SIDE or value % STEP:
+                raise MisconfigurationException(f"data.{name}={value}: expected a multiple of {STEP} up to {MAX_SIDE}")
+        if not 0 <= num_workers <= 64:
+            raise MisconfigurationException(f"data.num_workers={num_workers}: expected at least 0, at most 64")
         self.root, self.height, self.width, self.num_workers = Path(root), height, width, num_workers
         self.samples: dict[str, str] | None = None
         self.broken: list[str] = []

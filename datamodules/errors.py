@@ -28,6 +28,13 @@ class UsageError(Exception):
     """A command cannot work with an option it was given. The message is one line that names the option."""
 
 
+def shown(value: object) -> str:
+    """A value of JSON in a few words, whatever it is: of a text or a number the first 40 characters."""
+    if isinstance(value, (list, tuple, dict)):
+        return f"{'a mapping' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)[:40]
+
+
 def one_line(error: BaseException) -> str:
     """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
     text = " ".join(str(error).split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 from pathlib import Path
@@ -18,6 +19,7 @@ from datamodules.storage import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
+FARTHEST = 1e9  # in the unit of a depth
 FORMATS: tuple[str, ...] = (
     "PNG",
     "JPEG",
@@ -82,11 +84,18 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
     return brushed(picture)
 
 
-def read_array(source: Source, expected: str, ndim: int, name: str | None = None) -> np.ndarray:
+def read_array(source: Source, expected: str, ndim: int, name: str | None = None, kinds: str = "iuf") -> np.ndarray:
     """An array of numbers from an .npy file; its header is held against the file's size before anything is allocated.
 
+    Args:
+        source: a file or its bytes.
+        expected: what it should be, in words.
+        ndim: how many axes it has.
+        name: as in `read_image`.
+        kinds: of numpy's dtypes, those that it may have.
+
     Raises:
-        BadInput: it is none, or has another number of axes; `expected` says in words what it should be.
+        BadInput: it is none, is empty, or has another number of axes or other values.
     """
     path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
@@ -94,10 +103,10 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         shape, fortran, dtype = _header(file)
     except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
         raise BadInput(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
-    if dtype.kind not in "biuf" or len(shape) != ndim:
-        raise BadInput(f"{path}: expected {expected}, got shape {shape} of {dtype}")
-    count = int(np.prod([int(n) for n in shape], dtype=object))
-    if min(shape) < 0 or count * dtype.itemsize != len(data) - file.tell():
+    if dtype.kind not in kinds or len(shape) != ndim or not all(0 < n < 2**31 for n in shape):
+        raise BadInput(f"{path}: expected {expected}, got shape {str(shape)[:60]} of {str(dtype)[:40]}")
+    count = math.prod(shape)
+    if count * dtype.itemsize != len(data) - file.tell():
         raise BadInput(
             f"{path}: expected {count * dtype.itemsize} bytes for shape {shape}, got {len(data) - file.tell()}"
         )
@@ -119,8 +128,11 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
         if not picture.mode.startswith("I"):
             raise BadInput(f"{name}: a picture of mode {picture.mode}, expected grey values of 16 bits")
         depth = np.array(picture).astype(np.float64) / 1000
-    if not (np.isfinite(depth) & (depth > 0)).all():
-        raise BadInput(f"{name}: expected a depth above 0 in every pixel, {int((~(depth > 0)).sum())} are not")
+    wrong = ~((depth > 0) & (depth <= FARTHEST))
+    if wrong.any():
+        raise BadInput(
+            f"{name}: expected a depth above 0, up to {FARTHEST:g}, in every pixel; {int(wrong.sum())} are not"
+        )
     return depth
 
 

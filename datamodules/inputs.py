@@ -19,12 +19,14 @@ import numpy as np
 from PIL import Image
 
 from datamodules.backdrop import Backdrop, backdrop_from_json
-from datamodules.errors import BadInput, one_line
+from datamodules.errors import BadInput, one_line, shown
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
 from datamodules.storage import parse_json, write_atomic
 
 MAX_TRACKS = 10_000
+MAX_BRUSHED = 1000  # tracks where some have a brush of their own, which is a mask for each
+MAX_TEXT = 16 * 2**20  # bytes of a meta_data.json
 META = ("meta_data.json", "meta_data_new.json")  # some copies of the benchmark have the second name
 IMAGE, MASK = "first_frame.png", "first_frame_mask.png"
 PALETTE = (
@@ -217,6 +219,8 @@ def inputs_from_json(
     Raises:
         BadInput: one line that names the field and what was expected.
     """
+    if len(data) > MAX_TEXT:
+        raise BadInput(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
     try:
         found = parse_json(data)
         tracks, times, ids = found["traj_key_points"], found.get("times"), found.get("brush")
@@ -225,10 +229,12 @@ def inputs_from_json(
         raise BadInput(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
-            raise BadInput(f"{name}: {key}: expected a list, got {type(value).__name__}")
+            raise BadInput(f"{name}: {key}: expected a list, got {shown(value)}")
     backdrop = backdrop_from_json(found, beside, name)
     if not tracks and backdrop is None:
         raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
+    if len(tracks) > MAX_TRACKS:
+        raise BadInput(f"{name}: traj_key_points: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
     names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
     tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
     eases = _checked_eases(eases, len(tracks), times, f"{name}: ease")
@@ -344,12 +350,12 @@ def _checked_eases(
 def _checked_ids(ids: Sequence[Any], tracks: int, brushed: set[int], name: str) -> list[int | None]:
     if len(ids) != tracks:
         raise BadInput(f"{name}: expected one entry for each of {tracks} tracks, got {len(ids)}")
+    if tracks > MAX_BRUSHED:
+        raise BadInput(f"{name}: expected at most {MAX_BRUSHED} tracks with brushes of their own, got {tracks}")
     for index, value in enumerate(ids):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in brushed):
             values = ", ".join(map(str, sorted(brushed))) or "none"
-            raise BadInput(
-                f"{name}[{index}]: expected null or a value of the mask, of which there are {values}, got {value!r}"
-            )
+            raise BadInput(f"{name}[{index}]: expected null or a value of the mask ({values}), got {shown(value)}")
     return list(ids)
 
 
@@ -364,7 +370,7 @@ def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str |
         raise BadInput(f"{tracks}: expected at most {MAX_TRACKS} tracks, got {len(points)}")
     seen = np.ones(points.shape[:2], dtype=bool)
     if visibility.is_file():
-        seen = read_array(visibility, "(N, L) truth values", 2) > 0
+        seen = read_array(visibility, "(N, L) truth values", 2, kinds="biuf") > 0
         if seen.shape != points.shape[:2]:
             raise BadInput(f"{visibility}: expected shape {points.shape[:2]} as {tracks.name}, got {seen.shape}")
     starts = np.flatnonzero(seen[:, 0])

@@ -7,6 +7,8 @@ import numpy as np
 from datamodules.errors import BadInput
 from datamodules.files import Source, data_of, name_of
 
+MAX_BYTES = 2**20  # of a file
+LARGEST = 1e9  # of a number in it
 NUMBERS = 19  # timestamp, fx, fy, cx, cy, two that are 0, and a 3 x 4 matrix from world to camera, row by row
 
 
@@ -20,8 +22,11 @@ def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.
         BadInput: one line that names the file and the line.
     """
     path = name or name_of(source)
+    data = data_of(source)
+    if len(data) > MAX_BYTES:
+        raise BadInput(f"{path}: has {len(data)} bytes, expected at most {MAX_BYTES // 2**20} MB of text")
     try:
-        lines = data_of(source).decode().splitlines()
+        lines = data.decode().splitlines()
     except UnicodeDecodeError:
         raise BadInput(f"{path}: expected text in RealEstate10K's format, got binary data") from None
     rows = []
@@ -30,10 +35,10 @@ def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.
         if not words or (number == 1 and len(words) == 1):
             continue
         try:
-            row = np.array([float(word) for word in words])
+            row = np.array([float(word) for word in words if "_" not in word])
         except ValueError:
             row = np.empty(0)
-        if len(row) != NUMBERS or not np.isfinite(row).all():
+        if len(row) != NUMBERS or len(words) != NUMBERS or not (np.abs(row) <= LARGEST).all():
             raise BadInput(
                 f"{path}: line {number}: expected {NUMBERS} numbers: time fx fy cx cy 0 0 and a 3 x 4 matrix"
             )

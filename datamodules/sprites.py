@@ -21,6 +21,7 @@ from datamodules.writer import ShardWriter
 
 VERSION = 4
 CLIPS_PER_SHARD = 64
+MAX_CLIPS = 1_000_000
 ABANDONED = 3600  # seconds without a change; one clip takes less than one
 SceneKind = Literal["textured", "plain", "varied"]
 
@@ -71,8 +72,8 @@ class SpritesDataModule(ClipDataModule):
     ) -> None:
         super().__init__(ClipShape(frames, height, width, float(fps)), batch_size, val_batch_size, num_workers, seed)
         for name, count in (("clips", clips), ("val_clips", val_clips)):
-            if count < 1:
-                raise MisconfigurationException(f"data.{name}={count}: expected at least 1")
+            if not 1 <= count <= MAX_CLIPS:
+                raise MisconfigurationException(f"data.{name}={count}: expected at least 1, at most {MAX_CLIPS}")
         if scene not in get_args(SceneKind):
             raise MisconfigurationException(f"data.scene={scene}: expected one of {', '.join(get_args(SceneKind))}")
         if not 0 <= data_seed < 2**63:

@@ -33,6 +33,8 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise ValueError(f"model: schedule.warmup_steps is {self.warmup_steps}, expected at least 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"model: schedule.betas is {tuple(self.betas)}, expected numbers in [0, 1)")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"model: schedule.decay is {self.decay}, expected 0 to 1")
 

@@ -24,6 +24,13 @@ if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
     from lightning_modules.svd import SVD
 
 KEY = embedded.KEY
+RANGES: dict[str, tuple[float, float]] = {
+    "learning_rate": (0, float("inf")), "weight_decay": (0, float("inf")), "p_mean": (-20, 20), "p_std": (0, 20),
+    "dropout": (0, 1), "flow_scale": (0, 1e6), "lora_rank": (1, 4096), "pca_channels": (1, 193),
+    "decode_chunk": (1, 2**31), "sample_steps": (1, 10_001), "sample_sigma_max": (0.01, 1e6), "guidance": (0, 1001),
+    "motion_bucket_id": (0, 10_001), "seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63),
+}  # fmt: skip
+"""Argument of a module -> the least that it, or each of its numbers, may be, and what it stays below."""
 
 
 class RecordedModule(LightningModule):
@@ -82,19 +89,14 @@ class RecordedModule(LightningModule):
             raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
         if self.svd_path is not None and self.latents != "vae":
             raise ValueError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
-        ranges: dict[str, tuple[int, int | None]]
-        ranges = {name: (0, None) for name in ("learning_rate", "weight_decay", "p_std")}
-        ranges |= {"lora_rank": (1, None), "sample_steps": (1, None), "dropout": (0, 1)}
-        ranges |= {"seed": (-(2**63), 2**63), "init_seed": (-(2**63), 2**63)}
-        if self.decode_chunk is not None:
-            ranges["decode_chunk"] = (1, None)
-        if self.motion_bucket_id != "drawing":
-            ranges["motion_bucket_id"] = (0, None)
-        for name, (least, bound) in ranges.items():
-            value = getattr(self, name)
-            if not least <= value < (float("inf") if bound is None else bound):
-                expected = f"a number of at least {least}" if bound is None else f"a number in [{least}, {bound})"
-                raise ValueError(f"model: {name} is {value}, expected {expected}")
+        for name, (least, bound) in RANGES.items():
+            given = getattr(self, name)
+            for value in given if isinstance(given, (list, tuple)) else [given]:
+                if value in (None, "drawing"):
+                    continue
+                if not least <= value < bound:
+                    expected = f"of at least {least}" if bound == float("inf") else f"in [{least}, {bound})"
+                    raise ValueError(f"model: {name} is {value}, expected a number {expected}")
         if self.released is not None:
             from lightning_modules.released.base import check_bundle
 

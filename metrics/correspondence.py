@@ -72,6 +72,8 @@ class RandomPointFeatures(PointFeatures):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         size = 15
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"{type(self).__name__}.seed is {seed}, expected 0 to 2^63 - 1")
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.randn(
             64, 3, 5, 5, generator=generator

@@ -7,8 +7,10 @@ working folder comes first. A YAML's aliases may stand for billions of values in
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
+from yaml.constructor import SafeConstructor
 
 from datamodules.errors import UsageError
 from datamodules.storage import read_regular
@@ -16,6 +18,9 @@ from datamodules.storage import read_regular
 FLAGS = ("--config", "-c")
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
+LONGEST_PATH = 200  # characters; longer names of files are errors of the system's own
+YAML_TAG = "tag:yaml.org,2002:"
+TAGS = ("null", "bool", "int", "float", "str", "timestamp", "merge", "value", "seq", "map")
 
 
 def resolved(arguments: list[str]) -> list[str]:
@@ -35,11 +40,13 @@ def resolved(arguments: list[str]) -> list[str]:
 
 
 def _found(name: str) -> str:
+    if len(name) > LONGEST_PATH:
+        raise UsageError(f"--config {name[:80]}...: no such file")
     path = Path(name)
     if not path.exists() and path.parts[:1] == ("configs",) and ".." not in path.parts:
         path = packaged(Path(*path.parts[1:])) or path
     if path.exists():
-        check(path)
+        load(path)
     return str(path) if path.exists() else name  # what is not there may be YAML itself; the parser says so
 
 
@@ -49,31 +56,99 @@ def packaged(name: Path) -> Path | None:
     return next((root / name for root in (here / "packaged", here.parent / "configs") if (root / name).is_file()), None)
 
 
-def check(path: Path) -> None:
-    """Raise UsageError unless a file is YAML, of at most MAX_BYTES, that stands for at most MAX_VALUES values."""
+def holding(arguments: list[str], keys: list[str]) -> str | None:
+    """The config of a command line that an error is about; None where the command line itself has the key.
+
+    Args:
+        arguments: Of a command line as `resolved` gives it.
+        keys: Of the error, each inside the one before it, the first one dotted.
+    """
+    if any(word.startswith((f"--{keys[0]}", f"--{keys[0].split('.')[0]}=")) for word in arguments):
+        return None
+    names = [name for flag, name in zip(arguments, arguments[1:]) if flag in FLAGS]
+    names += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in FLAGS]
+    for name in reversed([name for name in names if Path(name).is_file()]):
+        found = load(Path(name))
+        for part in keys[0].split("."):
+            found = found.get(part, found.get(f"{part}+")) if isinstance(found, dict) else None
+        if found is not None and f"{keys[-1].split('.')[-1]}:" in Path(name).read_text().replace("+:", ":"):
+            return name
+    return None
+
+
+def load(path: Path, option: str = "--config") -> Any:
+    """What a YAML says; of the tags only YAML's own are known, and no key is there twice.
+
+    Args:
+        path: Of a file of at most MAX_BYTES that stands for at most MAX_VALUES values, its aliases written out.
+        option: What errors call it.
+
+    Raises:
+        UsageError: It is none; the line names the file, and the key or the line in it.
+    """
     try:
-        values = _values(yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader), {})
+        node = yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader)
+        values = _values(node, "", {})
+        if values > MAX_VALUES:
+            raise ValueError(f"its aliases stand for {values} values, more than {MAX_VALUES}")
+        return None if node is None else SafeConstructor().construct_document(node)
     except RecursionError:
-        raise UsageError(f"--config {path}: nested too deeply, or an alias holds itself") from None
+        raise UsageError(f"{option} {path}: nested too deeply, or an alias holds itself") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{option} {path}: expected a YAML, got no text in UTF-8") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"--config {path}: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{option} {path}: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise UsageError(f"--config {path}: {error.strerror}") from None
-    if values > MAX_VALUES:
-        raise UsageError(f"--config {path}: its aliases stand for {values} values, more than {MAX_VALUES}")
+        raise UsageError(f"{option} {path}: {error.strerror}") from None
 
 
-def _values(node: yaml.Node | None, known: dict[int, int]) -> int:
+def _values(node: yaml.Node | None, name: str, known: dict[int, int]) -> int:
     """How many values a node stands for, its aliases written out.
 
     Raises:
-        ValueError: a text with a zero byte, which no path and no name may have.
+        ValueError: What no configuration has: a tag, a zero byte, a key twice, a class that is no name, arguments that
+            have none.
     """
-    if isinstance(node, yaml.ScalarNode) and "\0" in node.value:
-        raise ValueError(f"line {node.start_mark.line + 1}: {node.value[:80]!r} holds a zero byte")
-    if node is None or isinstance(node, yaml.ScalarNode):
+    if node is None:
         return 1
-    if id(node) not in known:
-        below = node.value if isinstance(node, yaml.SequenceNode) else [each for pair in node.value for each in pair]
-        known[id(node)] = 1 + sum(_values(each, known) for each in below)
-    return known[id(node)]
+    if node.tag.removeprefix(YAML_TAG) not in TAGS:
+        tag = node.tag.replace(YAML_TAG, "!!")[:80]
+        raise ValueError(f"{_at(node, name)}: the tag {tag}: expected plain YAML, which has no tags")
+    if isinstance(node, yaml.ScalarNode):
+        if "\0" in node.value:  # no path and no name may have one
+            raise ValueError(f"{_at(node, name)}: {node.value[:80]!r} holds a zero byte")
+        try:
+            if node.tag.removeprefix(YAML_TAG) in ("int", "float", "timestamp"):
+                SafeConstructor().construct_document(node)
+        except ValueError:  # a date or an integer that Python has no room for
+            raise ValueError(f"{_at(node, name)}: not a value: {node.value[:40]}") from None
+        return 1
+    if id(node) in known:
+        return known[id(node)]
+    count = 1
+    if isinstance(node, yaml.SequenceNode):
+        count += sum(_values(each, f"{name}.{place}".lstrip("."), known) for place, each in enumerate(node.value))
+    else:
+        keys: set[tuple[str, str]] = set()
+        for key, below in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"{_at(key, name)}: expected a name as key, got a list or a mapping")
+            inner = f"{name}.{key.value[:80]}".lstrip(".")
+            if (key.tag, key.value) in keys:
+                raise ValueError(f"{_at(key, inner)}: is there twice in one mapping")
+            keys.add((key.tag, key.value))
+            _check_class(key.value, below, inner)
+            count += _values(key, inner, known) + _values(below, inner, known)
+    known[id(node)] = count
+    return count
+
+
+def _check_class(key: str, node: yaml.Node, name: str) -> None:
+    if key == "class_path" and node.tag != YAML_TAG + "str":
+        raise ValueError(f"{_at(node, name)}: expected the name of a class, as package.Class")
+    if key in ("init_args", "dict_kwargs") and not isinstance(node, yaml.MappingNode):
+        raise ValueError(f"{_at(node, name)}: expected a mapping of names to values")
+
+
+def _at(node: yaml.Node, name: str) -> str:
+    return f"line {node.start_mark.line + 1}{': ' if name else ''}{name}"

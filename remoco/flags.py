@@ -13,6 +13,12 @@ from typing import Any, NoReturn
 from docstring_parser import parse
 from jsonargparse import ArgumentParser, Namespace
 
+LONGEST = 800  # characters of a line of the parser's: it may hold a value of any length
+KINDS = {
+    "int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "list": "a list",
+    "dict": "a mapping", "tuple": "a list", "Iterable": "a list", "NoneType": "null",
+}  # fmt: skip
+
 
 class Parser(ArgumentParser):
     """Reports a mistake as one line and exits with 2."""
@@ -28,7 +34,16 @@ def cause(message: Any) -> str:
     """One line of a parser's message: jsonargparse adds the members of a Union and the whole value."""
     line = " ".join(str(message).split())
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
-    return re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
+    line = re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
+    line = re.sub(r" Subclass types expect one of: - a class path .*? \(implicit class_path\)", "", line)
+    line = re.sub(r"(?<=.) - Not a valid subclass of \w+", "", line)
+    line = re.sub(r"Not a valid subclass of (\w+)\.?", r"Expected the class path of a \1, and init_args.", line)
+    line = re.sub(
+        r"Expected an? <class '(?:[\w.]+\.)?(\w+)'>", lambda kind: f"Expected {KINDS.get(kind[1], kind[1])}", line
+    )
+    line = re.sub(r"Expected a typing\.Literal\[(.*?)\]", r"Expected one of \1", line)
+    line = " - ".join(dict.fromkeys(line.split(" - ")))  # members of a Union that say the same
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]} ..."
 
 
 def parser(name: str, function: Callable[..., Any]) -> Parser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules import scoring
@@ -12,6 +11,7 @@ from datamodules.errors import UsageError
 from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric
 from metrics.published import tables
+from remoco import configs
 from remoco.devices import usable_device
 from remoco.flags import cause
 
@@ -68,16 +68,17 @@ def read_metrics(path: str) -> list[VideoMetric]:
     Raises:
         UsageError: no such file, or an entry that makes no metric.
     """
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise UsageError(f"--metrics {path}: no such file")
+    entries = configs.load(Path(path), "--metrics")
+    if not isinstance(entries, list) or not entries:
+        wrong = "empty, " if not entries else ""
+        raise UsageError(f"--metrics {path}: {wrong}expected a list of metrics, as configs/eval/metrics.yaml")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=list[VideoMetric])
     try:
-        entries = yaml.safe_load(Path(path).read_text())
-        if not entries:
-            raise ValueError("empty, expected a list of metrics, as configs/eval/metrics.yaml")
         return parser.instantiate_classes(parser.parse_object({"metrics": entries})).metrics
-    except Exception as error:  # YAML, jsonargparse and a metric's own checks
+    except Exception as error:  # jsonargparse and a metric's own checks
         raise UsageError(f"--metrics {path}: {cause(error)}") from error
 
 

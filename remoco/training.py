@@ -7,20 +7,22 @@ base configuration, `optimizer` and `lr_scheduler` are built over what the modul
 
 import logging
 import os
+import re
 import sys
 import threading
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import Namespace, set_parsing_settings
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
-from callbacks.loggers import same_run, settle
+from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
-from datamodules.errors import DISK_ERRORS, BadShards, UsageError
+from datamodules.errors import DISK_ERRORS, BadShards, UsageError, one_line
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan, conflict
 from lightning_modules.record import RecordedModule, check_size
@@ -42,6 +44,24 @@ HANDLED = (
 )
 
 
+MOST = 2**53  # beyond it a float is no whole number any more
+NUMBERS = {
+    "max_steps": (-1, MOST), "min_steps": (0, MOST), "max_epochs": (-1, MOST), "min_epochs": (0, MOST),
+    "log_every_n_steps": (0, MOST), "accumulate_grad_batches": (1, MOST), "check_val_every_n_epoch": (1, MOST),
+    "val_check_interval": (1e-9, MOST), "num_sanity_val_steps": (-1, MOST), "gradient_clip_val": (0, 1e30),
+    "limit_train_batches": (0, MOST), "limit_val_batches": (0, MOST), "limit_test_batches": (0, MOST),
+    "limit_predict_batches": (0, MOST), "overfit_batches": (0, MOST), "fast_dev_run": (0, MOST),
+    "reload_dataloaders_every_n_epochs": (0, MOST), "num_nodes": (1, MOST), "devices": (-1, 1024),
+}  # fmt: skip
+"""Argument of the Trainer -> least and most that it may be: a period of 0 is a division by 0 in the middle of a run."""
+
+WRONG = (
+    ValueError, TypeError, OSError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError,
+    RuntimeError, NotImplementedError,
+)  # fmt: skip
+"""What classes that a configuration names raise where an argument is none of theirs."""
+
+
 class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 
@@ -51,23 +71,21 @@ class Quiet(logging.Filter):
 
 
 class Parser(LightningArgumentParser):
-    """Reports a mistake as one line and exits with 2."""
+    """Raises a mistake, in place of leaving the program: the parsers around it add where it is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As `complain`."""
-        complain(message)
+        """As UsageError."""
+        raise UsageError(cause(message))
 
 
 class CLI(LightningCLI):
     """LightningCLI with our names, optimizers and checkpoints."""
 
-    parser_class: type[LightningArgumentParser] = Parser
-
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
         super().__init__(
             args=args,
-            parser_class=self.parser_class,
+            parser_class=Parser,
             save_config_callback=SaveRunConfig,
             parser_kwargs={"prog": "python -m lightning"},
             save_config_kwargs={"overwrite": True},
@@ -92,6 +110,12 @@ class CLI(LightningCLI):
         finally:
             set_parsing_settings(unset_sentinel=False)
         trainer = self.config[self.subcommand].trainer
+        if not isinstance(trainer, Namespace):
+            raise UsageError(f"trainer: expected a mapping of its options, got {str(trainer)[:40]}")
+        for name, (least, most) in NUMBERS.items():
+            value = trainer.get(name)
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
+                raise UsageError(f"trainer.{name} is {value}, expected {least:g} to {most:g}")
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":
             for logger in loggers:
@@ -106,8 +130,8 @@ class CLI(LightningCLI):
         """Wrong values are the user's mistakes."""
         try:
             super().instantiate_classes()
-        except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
-            raise MisconfigurationException(str(error)) from error
+        except WRONG as error:
+            raise MisconfigurationException(str(error) or one_line(error)) from error
 
     def instantiate_trainer(self, **options: Any) -> Any:
         """With our table of what trains in the place of Lightning's."""
@@ -129,6 +153,16 @@ class CLI(LightningCLI):
         else:
             super()._add_configure_optimizers_method_to_model(subcommand)
 
+    def _settle(self, callback: RunFolder) -> None:
+        """Before loggers open anything."""
+        if self.subcommand != "fit":
+            same_run(self.trainer, run_folder(self.trainer), MARKER)
+            return
+        same_folder(self.trainer)
+        if not getattr(rank_zero_only, "rank", 0):
+            callback.hold(self.trainer)
+            settle(self.trainer, run_folder(self.trainer), MARKER)
+
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         trainer = self.trainer
@@ -142,23 +176,14 @@ class CLI(LightningCLI):
                 hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
                 raise MisconfigurationException(f"{error}{hint if subcommand == 'fit' else ''}") from None
             kwargs["ckpt_path"] = None
-        if any(isinstance(callback, RunFolder) for callback in trainer.callbacks):
-            (settle if subcommand == "fit" else same_run)(trainer, run_folder(trainer), MARKER)
+        for callback in trainer.callbacks:
+            if isinstance(callback, RunFolder):
+                self._settle(callback)
         return kwargs
-
-
-class RaisingParser(LightningArgumentParser):
-    """Raises a mistake, in place of leaving the program."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As UsageError."""
-        raise UsageError(cause(message))
 
 
 class Unstarted(CLI):
     """Builds module and data of a fit, and nothing that would touch a disk or a device."""
-
-    parser_class = RaisingParser
 
     def _set_seed(self) -> None:
         """Nothing is drawn."""
@@ -197,10 +222,14 @@ def main(args: list[str] | None = None) -> None:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
         logging.getLogger(name).addFilter(Quiet())
     threading.excepthook = _hook
+    args = sys.argv[1:] if args is None else args
     try:
-        CLI(configs.resolved(sys.argv[1:] if args is None else args))
+        args = configs.resolved(args)
+        CLI(args)
     except (MisconfigurationException, BadShards, UsageError) as error:
-        complain(error)
+        keys = re.findall(r'Parser key "([^"]*)":', str(error))
+        file = configs.holding(args, keys) if keys else None
+        complain(f"{file}: {error}" if file else error)
     except OSError as error:
         named = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError, FileNotFoundError)
         if error.errno not in DISK_ERRORS and (error.filename is None or not isinstance(error, named)):

@@ -36,6 +36,9 @@ class DIS:
     name = "dis"
 
     def __init__(self, tolerance: float = 0.85, relative: float = 0.05) -> None:
+        for name, value in (("tolerance", tolerance), ("relative", relative)):
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{type(self).__name__}.{name} is {value}, expected a number of at least 0")
         self.tolerance, self.relative = tolerance, relative
         self.version = f"3-opencv-{cv2.__version__}"
 

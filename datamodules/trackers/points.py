@@ -70,6 +70,10 @@ class LucasKanade:
     name = "lk"
 
     def __init__(self, window: int = 11, tolerance: float = 0.3, fallback: Literal["dis"] | None = None) -> None:
+        if not 3 <= window <= 255:
+            raise ValueError(f"LucasKanade.window is {window}, expected 3 to 255 pixels")
+        if not 0 <= tolerance < float("inf"):
+            raise ValueError(f"LucasKanade.tolerance is {tolerance}, expected a number of at least 0")
         self.window, self.tolerance, self.fallback = window, tolerance, fallback
         self.version = f"1-opencv-{cv2.__version__}-{window}-{tolerance:g}-{fallback or 'none'}"
 

@@ -29,6 +29,8 @@ class SparseDIS(DIS):
 
     def __init__(self, spacing: int = 8) -> None:
         super().__init__()
+        if spacing < 1:
+            raise ValueError(f"SparseDIS.spacing is {spacing}, expected at least 1 pixel")
         self.spacing, self._points = spacing, LucasKanade()
         self.version = f"3-opencv-{cv2.__version__}"
 

@@ -366,6 +366,8 @@ def _check_count(drawn: Any) -> None:
 def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
     check_size((height, width), "image")
     try:
+        if not all(type(each) is int for each in runs):
+            raise TypeError
         pairs = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
         raise BadInput("runs: expected [value, count, ...]") from None

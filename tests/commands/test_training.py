@@ -158,13 +158,25 @@ def test_two_runs_at_once_with_any_logger(lightning, second, base, tmp_path, kin
         alive = pool.submit(lightning, *fit, "--trainer.max_steps", 7, "--ckpt_path", "last", cwd=tmp_path)
         while not alive.done() and not list(tmp_path.glob("met/*")):
             time.sleep(0.02)
-        code, said = second(*fit, cwd=tmp_path)
-        assert code == 2 and "another fit is running in it" in said.splitlines()[-1]
+        before = contents(tmp_path)  # it waits there, and writes nothing
+        for more in ([], ["--ckpt_path", "last"]):
+            code, said = second(*fit, *more, cwd=tmp_path)
+            assert code == 2 and "another fit is running in it" in said.splitlines()[-1]
+            assert contents(tmp_path) == before
         (tmp_path / "met" / "second").touch()
         code, said = alive.result()
     assert code == 0, said
     assert torch.load(runs["base"] / "checkpoints/last.ckpt", weights_only=True)["global_step"] == 7
     assert {p.name for p in (tmp_path / "runs").iterdir()} - {"wandb"} == set(runs)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder but what W&B's own service may be writing."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "wandb" not in path.relative_to(folder).parts
+    }
 
 
 def test_a_folder_that_is_no_run_is_never_moved(lightning, base, tmp_path):
