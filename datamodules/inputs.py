@@ -143,13 +143,12 @@ class Inputs:
     def scaled_tracks(self, height: int, width: int) -> list[np.ndarray]:
         """The tracks in the pixels of a video of another size; each start stays inside the frame.
 
-        Pixel centres have integer coordinates, so x goes to (x + 0.5) * scale - 0.5.
+        Pixel centres have integer coordinates, so x goes to (x + 0.5) * scale - 0.5. A track whose start would leave
+        the frame by that is moved as a whole: its displacements are what is drawn and scored.
         """
         new = np.array([width, height], dtype=np.float64)
         tracks = [(track + 0.5) * (new / self.size[::-1]) - 0.5 for track in self.tracks]
-        for track in tracks:
-            track[0] = track[0].clip(0, new - 1)
-        return tracks
+        return [track + (track[0].clip(0, new - 1) - track[0]) for track in tracks]
 
     def _times(self) -> Sequence[np.ndarray | None]:
         return self.times or [None] * len(self.tracks)

@@ -63,7 +63,10 @@ class Framing:
         return self._cropped((brush != 0).astype(np.uint8), cv2.INTER_NEAREST)
 
     def track(self, track: Any, index: int) -> np.ndarray:
-        """(n, 2) points x, y in the picture -> in the frame; a pixel's centre stays the centre of what covers it."""
+        """(n, 2) points x, y in the picture -> in the frame; a pixel's centre stays the centre of what covers it.
+
+        Where the frame shows the pixel that a track starts on, but not the start itself, the track is moved as a whole.
+        """
         try:
             points = np.asarray(track, dtype=np.float64)
         except (TypeError, ValueError):
@@ -73,8 +76,11 @@ class Framing:
         scale = np.array([self.scaled[1] / self.size[1], self.scaled[0] / self.size[0]])
         framed = (points + 0.5) * scale - 0.5 - np.array(self.corner[::-1])
         if len(points) and self._holds(points[0], self.size) and not self._holds(framed[0], self.frame):
-            first = (np.array(self.corner[::-1]) + 0.5) / scale - 0.5
-            last = (np.array(self.corner[::-1]) + self.frame[::-1] - 0.5) / scale - 0.5
+            corner, frame = np.array(self.corner[::-1]), np.array(self.frame[::-1])
+            edge = np.floor(points[0]) * scale - corner  # of the pixel; the frame's are 0 and its size
+            if ((edge + scale > 0) & (edge < frame)).all():
+                return framed + (framed[0].clip(0, frame - 1) - framed[0])
+            first, last = (corner + 0.5) / scale - 0.5, (corner + frame - 0.5) / scale - 0.5
             (left, top), (right, bottom) = first.round().astype(int).tolist(), last.round().astype(int).tolist()
             raise ValueError(
                 f"track {index}: starts at {points[0].tolist()}, which the frame of {self.frame[0]} x {self.frame[1]} "

@@ -12,7 +12,8 @@ from remoco.common.model_folders import check_config, check_model
 from remoco.common.tensor_files import finite
 
 DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
-CHANNELS_AT_ONCE = 128
+CHANNELS_AT_ONCE = 64
+EQUAL = 1e-9  # cosines closer than this are one: float32 features tell no finer differences apart
 MAX_TOKENS = 1024
 
 
@@ -33,7 +34,8 @@ class PointFeatures(nn.Module):
 def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int) -> Tensor:
     """The pixel of the second image whose feature has the largest cosine with that of each point of the first.
 
-    Both maps stand for bilinear upsampling to H x W. Done by channels, so that no full-size map of all channels exists.
+    Both maps stand for bilinear upsampling to H x W. Done by channels, so that no full-size map of all channels exists,
+    and in float64: features that are equal must not be told apart by how their sums are rounded.
 
     Args:
         first: (C, h, w) features of the first image.
@@ -44,17 +46,32 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
 
     Returns:
         (N, 2) float32 x, y; the first in reading order where several are equal.
+
+    Raises:
+        ValueError: a feature is not finite.
     """
     points = points.to(first.device)
-    dot = first.new_zeros((len(points), height, width), dtype=torch.float32)
-    square = first.new_zeros((height, width), dtype=torch.float32)
-    for a, b in zip(first.float().split(CHANNELS_AT_ONCE), second.float().split(CHANNELS_AT_ONCE), strict=True):
-        a, b = (F.interpolate(x[None], size=(height, width), mode="bilinear", align_corners=False)[0] for x in (a, b))
-        dot += torch.einsum("cn,chw->nhw", a[:, points[:, 1], points[:, 0]], b)
+    dot = first.new_zeros((len(points), height, width), dtype=torch.float64)
+    square = first.new_zeros((height, width), dtype=torch.float64)
+    own = first.new_zeros(len(points), dtype=torch.float64)
+    for a, b in zip(first.split(CHANNELS_AT_ONCE), second.split(CHANNELS_AT_ONCE), strict=True):
+        a, b = (_upsampled(x, height, width) for x in (a, b))
+        asked = a[:, points[:, 1], points[:, 0]]
+        dot += torch.einsum("cn,chw->nhw", asked, b)
         square += b.square().sum(0)
-    # the first feature's own length is the same for all candidates
-    best = (dot / square.sqrt().clamp_min(1e-12)).flatten(1).argmax(1)
+        own += asked.square().sum(0)
+    cosine = (dot / (square.sqrt() * own.sqrt()[:, None, None]).clamp_min(1e-12)).flatten(1)
+    largest = cosine.amax(1, keepdim=True)
+    if not largest.isfinite().all():
+        raise ValueError("features: expected finite values")
+    places = torch.arange(height * width, device=cosine.device)
+    best = torch.where(cosine >= largest - EQUAL, places, height * width).amin(1)
     return torch.stack([best % width, best // width], dim=1).float()
+
+
+def _upsampled(features: Tensor, height: int, width: int) -> Tensor:
+    size = (height, width)
+    return F.interpolate(features.double()[None], size=size, mode="bilinear", align_corners=False)[0]
 
 
 class RandomPointFeatures(PointFeatures):

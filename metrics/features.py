@@ -181,7 +181,9 @@ class I3DLogits(FileFeatures):
             state = read_saved(self.path)
         except (OSError, BadTensors) as error:
             raise ValueError(f"feature network {self.path}: not a readable file of tensors ({error})") from error
-        network = InceptionI3d()
+        with torch.device("meta"):  # first weights of its own would move the global generator
+            network = InceptionI3d()
+        network.to_empty(device="cpu")
         try:
             network.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
@@ -196,7 +198,8 @@ class I3DLogits(FileFeatures):
 
     def convention(self) -> tuple[str, str]:
         """Name and protocol of how this file is called."""
-        return "i3d-disco", f"logits, {I3D_SIZE} x {I3D_SIZE} PIL bicubic, x / 127.5 - 1"
+        resize = f"{I3D_SIZE} x {I3D_SIZE} PIL bicubic, each channel in float, neither rounded nor clipped"
+        return "i3d-disco", f"logits, mean over time; {resize}; x / 127.5 - 1"
 
     def forward(self, videos: Tensor) -> Tensor:
         """(B, L, 3, H, W) uint8 -> (B, 400) float32."""
@@ -204,13 +207,16 @@ class I3DLogits(FileFeatures):
         device = next(self.network.parameters()).device
         logits = []
         for video in videos:
-            frames = [
-                np.asarray(Image.fromarray(frame).resize((I3D_SIZE, I3D_SIZE), Image.Resampling.BICUBIC))
-                for frame in video.permute(0, 2, 3, 1).cpu().numpy()
-            ]
-            clip = torch.from_numpy(np.stack(frames)).to(device).permute(3, 0, 1, 2).float() / 127.5 - 1
+            frames = torch.from_numpy(np.stack([_bicubic(frame, I3D_SIZE) for frame in video.cpu().numpy()]))
+            clip = frames.to(device).transpose(0, 1) / 127.5 - 1
             logits.append(self.network(clip[None]))
         return torch.cat(logits)
+
+
+def _bicubic(frame: np.ndarray, size: int) -> np.ndarray:
+    """(3, H, W) uint8 -> (3, size, size) float32 from 0 to 255 and a little beyond, by PIL's bicubic of floats."""
+    planes = (Image.fromarray(plane.astype(np.float32)) for plane in frame)  # mode F
+    return np.stack([np.asarray(plane.resize((size, size), Image.Resampling.BICUBIC)) for plane in planes])
 
 
 class InceptionFeatures(FileFeatures):
@@ -258,7 +264,10 @@ def last_line(error: Exception) -> str:
 
 
 class CLIPFeatures(FeatureNetwork):
-    """Image embeddings of CLIP, by its own preprocessing (bicubic to short side, centre crop), for frame consistency.
+    """Image embeddings of CLIP for frame consistency, by its own preprocessing: bicubic to the short side, centre crop.
+
+    The crop is OpenAI's at every size (torchvision's `CenterCrop`); transformers' is a pixel aside where an odd rest is
+    split.
 
     Args:
         path: local folder in the transformers layout, or hub id; the published numbers use
@@ -306,10 +315,26 @@ class CLIPFeatures(FeatureNetwork):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) uint8 -> (N, D) float32."""
         self.load()
-        pixels = self.processor(
-            images=list(images.cpu().numpy()), input_data_format="channels_first", return_tensors="pt"
-        )["pixel_values"]
+        pixels = self._pixels(images.cpu().numpy())
         return self.network(pixels.to(self.network.device, self.network.dtype)).image_embeds.float()
+
+    def _pixels(self, images: np.ndarray) -> Tensor:
+        """(N, 3, H, W) uint8 -> the network's normalised input, as the settings beside its weights say."""
+        options = {"input_data_format": "channels_first", "return_tensors": "pt"}
+        whole = {"do_center_crop": False, "do_rescale": False, "do_normalize": False}
+        resized = self.processor(images=list(images), **whole, **options)["pixel_values"]
+        if self.processor.do_center_crop:
+            crop = self.processor.crop_size
+            resized = centre_crop(resized, crop["height"], crop["width"])
+        return self.processor(images=list(resized.numpy()), do_resize=False, **options)["pixel_values"]
+
+
+def centre_crop(images: Tensor, height: int, width: int) -> Tensor:
+    """The middle of (..., H, W), as torchvision crops: half of an odd rest is rounded to an even number of pixels."""
+    top, left = (
+        max(0, round((size - wanted) / 2)) for size, wanted in zip(images.shape[-2:], (height, width), strict=True)
+    )
+    return images[..., top : top + height, left : left + width]
 
 
 def clip_layout(config: dict[str, Any]) -> nn.Module:

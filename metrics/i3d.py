@@ -1,4 +1,4 @@
-"""The I3D network (Carreira and Zisserman 2017) with the parameter names of `i3d_pretrained_400.pt`.
+"""The I3D network (Carreira and Zisserman 2017) with the parameter names of `i3d_pretrained_400.pt`, as DisCo runs it.
 
 Convolutions and poolings pad as TensorFlow's "same", which depends on the input's size; batch normalisation has
 eps 1e-3. The dropout before the logits does nothing in evaluation and has no parameters, so it is not here.
@@ -74,7 +74,12 @@ class Mixed(nn.Module):
 
 
 class InceptionI3d(nn.Module):
-    """Clips (N, 3, L, 224, 224) in [-1, 1] -> Kinetics-400 logits (N, 400), the mean over time; L at least 8."""
+    """Clips (N, 3, L, 224, 224) in [-1, 1] -> Kinetics-400 logits (N, 400), the plain mean over time.
+
+    The average pooling before the logits spans one place in time, as in DisCo's `tool/metrics/inception3d.py`, whose
+    FVD this is. (In the network that the weights come from it spans two, which counts inner places twice: that differs
+    from 17 frames on.)
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +103,6 @@ class InceptionI3d(nn.Module):
         return self.head(x)
 
     def head(self, x: Tensor) -> Tensor:
-        """Features (N, 1024, L', 7, 7) -> logits: of two neighbours in time each, and their mean."""
-        x = F.avg_pool3d(x, (min(2, x.shape[2]), 7, 7), stride=1)
+        """Features (N, 1024, L', 7, 7) -> logits (N, 400)."""
+        x = F.avg_pool3d(x, (1, 7, 7), stride=1)
         return self.logits.get_submodule("conv3d")(x).mean((2, 3, 4))

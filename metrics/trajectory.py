@@ -22,14 +22,29 @@ class PointTracker(Protocol):
         ...
 
 
+def start_pixels(starts: Tensor, height: int, width: int) -> Tensor:
+    """(N, 2) int64: the pixel that each start (N, 2) x, y lies on, rounded down as a drawing's regions are.
+
+    Raises:
+        ValueError: a start outside the frame.
+    """
+    pixels = starts.floor().long() if starts.is_floating_point() else starts.long()
+    inside = (pixels >= 0) & (pixels < pixels.new_tensor([width, height]))
+    if not inside.all():
+        x, y = starts[~inside.all(1)][0].tolist()
+        raise ValueError(f"start ({x:g}, {y:g}) lies outside the frame of {height} x {width}")
+    return pixels
+
+
 def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """What a point tracker is asked for: the 8 x 8 block of pixels around each start, in frame 0.
+    """What a point tracker is asked for: an 8 x 8 block of points, a pixel apart, around each start, in frame 0.
 
     A tracker follows a point better among its neighbours; only the start itself is scored. Near the border the block is
-    cut off, and the released script then reads other points' tracks; here the returned index stays with its start.
+    cut off, and the released script then reads other points' tracks; here the returned index stays with its start. A
+    start between pixels is asked for where it is: its block is the one of the pixel it lies on, moved by the fraction.
 
     Args:
-        starts: (N, 2) integer pixels x, y of the tracks' first points, inside the frame.
+        starts: (N, 2) pixels x, y of the tracks' first points, inside the frame.
         height: Height of the frame.
         width: Width of the frame.
 
@@ -41,14 +56,13 @@ def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tens
     """
     queries: list[tuple[float, float, float]] = []
     centres: list[int] = []
-    for x, y in starts.tolist():
-        if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(f"start ({x}, {y}) lies outside the frame of {height} x {width}")
+    pixels = start_pixels(starts, height, width)
+    for (x, y), (more_x, more_y) in zip(pixels.tolist(), (starts - pixels).tolist(), strict=True):
         xs = range(max(0, x - BLOCK // 2), min(width, x + BLOCK // 2))
         ys = range(max(0, y - BLOCK // 2), min(height, y + BLOCK // 2))
-        block = [(0.0, float(column), float(row)) for column in xs for row in ys]
-        centres.append(len(queries) + block.index((0.0, float(x), float(y))))
-        queries += block
+        block = [(column, row) for column in xs for row in ys]
+        centres.append(len(queries) + block.index((x, y)))
+        queries += [(0.0, column + more_x, row + more_y) for column, row in block]
     return torch.tensor(queries).reshape(-1, 3), torch.tensor(centres, dtype=torch.int64)
 
 
@@ -102,7 +116,7 @@ class MeanTrackDistance(VideoMetric):
         self.clips += 1
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
-        """(L, 3, H, W) uint8 and (N, 2) integer pixels of frame 0 -> (N, L-1, 2) x, y in frames 1..L-1."""
+        """(L, 3, H, W) uint8 and (N, 2) starts x, y in frame 0 -> (N, L-1, 2) x, y in frames 1..L-1."""
         raise NotImplementedError
 
     def add(self, clip: Clip) -> None:
@@ -110,12 +124,9 @@ class MeanTrackDistance(VideoMetric):
         check_video(clip.video)
         if clip.tracks.shape[1] != len(clip.video):
             raise ValueError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
-        # a point lies on the pixel whose centre is nearest, as the pixel centres have integer coordinates
-        starts = clip.tracks[:, 0].round().long()
-        height, width = clip.video.shape[-2:]
-        if not ((starts >= 0) & (starts < torch.tensor([width, height], device=starts.device))).all():
-            raise ValueError(f"a track starts outside the frame of {height} x {width}")
-        self.update(self.find(clip.video, starts).to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
+        # a track of a rescaled benchmark starts between pixels: rounding its start would be an error of its own
+        found = self.find(clip.video, clip.tracks[:, 0])
+        self.update(found.to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
 
     def value(self) -> Tensor:
         """The number, from the sums."""
@@ -123,7 +134,10 @@ class MeanTrackDistance(VideoMetric):
 
     def describe(self) -> str:
         """The protocol, without n."""
-        return "distance in pixels, frames 1 to L-1, mean per video, then over videos (micro: over points)"
+        return (
+            "distance in pixels, starts with their fractions, frames 1 to L-1, mean per video, then over videos "
+            "(micro: over points)"
+        )
 
     def extra(self) -> dict[str, float]:
         """Further numbers of the result."""
@@ -160,6 +174,9 @@ class MDVid(MeanTrackDistance):
 class MDImg(MeanTrackDistance):
     """MD-Img (DragDiffusion, Shi et al. 2024): the start's feature is matched by cosine in every generated frame.
 
+    The feature is that of the pixel which the start lies on; the pixel that it matches is moved by the start's
+    fraction.
+
     Named `md_img` with DIFT on Stable Diffusion 2.1, the published one; otherwise after the features.
 
     Args:
@@ -177,10 +194,11 @@ class MDImg(MeanTrackDistance):
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
         """Where the starts are in the frames after the first, (N, L-1, 2)."""
+        pixels = start_pixels(starts, *video.shape[-2:])
         video = video.to(self.total.device)
         first = self.feature(video[0])
-        found = [match(first, self.feature(frame), starts, *video.shape[-2:]) for frame in video[1:]]
-        return torch.stack(found, dim=1)
+        found = [match(first, self.feature(frame), pixels, *video.shape[-2:]) for frame in video[1:]]
+        return torch.stack(found, dim=1) + (starts - pixels).to(self.total.device)[:, None]
 
     def describe(self) -> str:
         """The protocol, without n."""

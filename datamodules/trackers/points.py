@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import random
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -154,12 +155,12 @@ class _Network(ABC):
         if self._model is None:
             self.load()
         self._model.to(video.device)
-        with torch.no_grad():
+        with torch.no_grad(), own_streams(video.device):
             return self._follow(video, queries.to(video.device, torch.float32))
 
     def load(self) -> None:
         """Build the model and read its weights, which the first call does otherwise."""
-        with torch.random.fork_rng(devices=[]):
+        with own_streams():
             model, network = self._build()
         load_weights(network, self._file, "--dot-points-path")
         self._model = model.eval()
@@ -221,12 +222,15 @@ class CoTracker(_Network):
 class Tapir(_Network):
     """TAPIR or BootsTAPIR (Doersch et al., ICCV 2023 and ACCV 2024), DeepMind's PyTorch release. Apache-2.0.
 
-    The checkpoint tells which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5.
+    The checkpoint tells which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5. Its own
+    coordinates count from the frame's corner: a pixel's centre is at + 0.5 (`tapnet/torch/utils.py`).
 
     Args:
         path: `bootstapir_checkpoint_v2.pt` or `tapir_checkpoint_panning.pt`, or those that DOT's README names.
         code: a checkout of https://github.com/google-deepmind/tapnet (needs dm-tree and einshape installed); where
             None, the installed `tapnet`.
+        centres: `half`: pixels are told as it counts them. `whole`: as ours, as DOT's released code tells them, which
+            follows points half a pixel left of and above those that are meant.
 
     Raises:
         UsageError: no such file or code; with `load`, weights that do not fit.
@@ -234,8 +238,11 @@ class Tapir(_Network):
 
     name = "tapir"
 
-    def __init__(self, path: str | None, code: str | None = None) -> None:
+    def __init__(self, path: str | None, code: str | None = None, centres: Literal["half", "whole"] = "half") -> None:
         super().__init__(path, "a checkpoint of TAPIR or BootsTAPIR")
+        self._corner = 0.5 if centres == "half" else 0.0
+        if centres == "half":
+            self.version = self.version.replace("1-", "2-", 1)
         self._code = Path(code).expanduser().absolute() if code else None
         if self._code and not (self._code / "tapnet" / "torch" / "tapir_model.py").is_file():
             raise UsageError(
@@ -257,8 +264,9 @@ class Tapir(_Network):
         return model, model
 
     def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:
-        out = self._model(video.permute(0, 2, 3, 1)[None].float() / 127.5 - 1, queries[None, :, [0, 2, 1]])
-        tracks = out["tracks"][0].transpose(0, 1).float()
+        asked = queries + queries.new_tensor([0, self._corner, self._corner])
+        out = self._model(video.permute(0, 2, 3, 1)[None].float() / 127.5 - 1, asked[None, :, [0, 2, 1]])
+        tracks = out["tracks"][0].transpose(0, 1).float() - self._corner
         seen = (1 - out["occlusion"][0].sigmoid()) * (1 - out["expected_dist"][0].sigmoid())
         visible = seen.T > 0.5
         frame, place = queries[:, 0].long(), torch.arange(len(queries), device=queries.device)
@@ -290,6 +298,28 @@ def _inside(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 def _is_folder(code: str) -> bool:
     """Whether `code` is a path; `owner/name` for torch.hub is one only where such a folder lies."""
     return Path(code).expanduser().is_dir() or code.startswith((".", "~", os.sep)) or code.count("/") != 1
+
+
+@contextlib.contextmanager
+def own_streams(device: torch.device | None = None) -> Iterator[None]:
+    """Let other people's code draw, from seeds of its own; torch's, numpy's and Python's generators are then put back.
+
+    TAPIR permutes its queries by torch's global generator, and CoTracker's modules reseed it where they are imported.
+
+    Args:
+        device: whose generator is kept, beside the CPU's and those of the GPUs in use.
+    """
+    gpus = torch.cuda.is_initialized() or (device is not None and device.type == "cuda")
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if gpus else []):
+        torch.default_generator.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
 
 
 @contextlib.contextmanager

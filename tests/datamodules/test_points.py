@@ -1,6 +1,7 @@
 """Point trackers: Lucas-Kanade against exact tracks, the others' code through stand-ins, weights that do not fit."""
 
 import os
+import random
 import sys
 
 import cv2
@@ -10,7 +11,9 @@ import torch
 
 from datamodules.errors import UsageError
 from datamodules.scene import random_scene, render, tracks
+from datamodules.trackers.dot import DotOptions, make_points
 from datamodules.trackers.points import CoTracker, LucasKanade, Tapir
+from datamodules.trackers.points import _importable as importable
 from datamodules.trackers.weights import load_weights, read_weights
 
 
@@ -92,6 +95,9 @@ class Predictor(torch.nn.Module):
 """
 
 TAPIR = """
+import random
+
+import numpy as np
 import torch
 
 class TAPIR(torch.nn.Module):
@@ -104,6 +110,7 @@ class TAPIR(torch.nn.Module):
 
     def forward(self, video, query_points):
         assert video.shape == (1, 4, 32, 48, 3) and -1 <= video.min() < 0 < video.max() <= 1
+        torch.randperm(query_points.shape[1]), random.random(), np.random.rand()
         time = torch.arange(4)[None, None, :, None] - query_points[:, :, None, :1]
         tracks = query_points[:, :, None, [2, 1]] + time * self.shift + 0.25
         sure = torch.where(tracks[..., 0] < 30, -5.0, 5.0)
@@ -189,6 +196,101 @@ def test_tapir_by_its_own_code(tapir):
     assert (visible[1:3] == (found[1:3, :, 0] < 30)).all()
     assert Tapir(str(tapir / "boots.pt"), str(tapir / "tapnet"))(panned(4, 32, 48), QUERIES).visible.any()
     assert sys.path == before
+    forget("tapnet")
+
+
+SPOT = """
+import torch
+
+class TAPIR(torch.nn.Module):
+    def __init__(self, **settings):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, video, query_points):
+        light = (video[0, ..., 0] + 1) / 2  # soft argmax over pixel centres at + 0.5, as tapnet's heatmaps_to_points
+        t, h, w = light.shape
+        y, x = torch.meshgrid(torch.arange(h) + 0.5, torch.arange(w) + 0.5, indexing="ij")
+        spot = torch.stack([(light * x).sum((1, 2)), (light * y).sum((1, 2))], -1) / light.sum((1, 2))[:, None]
+        frame = query_points[0, :, 0].long()
+        offset = query_points[0, :, [2, 1]] - spot[frame]  # what is asked for, from the spot
+        tracks = spot[None] + offset[:, None]
+        return {"tracks": tracks[None], "occlusion": -9 * torch.ones(1, len(offset), t),
+                "expected_dist": -9 * torch.ones(1, len(offset), t), "offset": offset}
+"""
+
+
+def test_tapir_counts_pixel_centres_from_a_half(tapir):
+    """A spot on one pixel: asked for there, it is found on the pixels where it is, and the network was asked for it."""
+    (tapir / "tapnet/tapnet/torch/tapir_model.py").write_text(SPOT)
+    torch.save({"weight": torch.zeros(1)}, tapir / "spot.pt")
+    video, places = torch.zeros(4, 3, 32, 48, dtype=torch.uint8), torch.tensor([[7, 5], [9, 5], [20, 30], [0, 0]])
+    for frame, (x, y) in zip(video, places):
+        frame[:, y, x] = 255
+    queries = torch.cat([torch.arange(4)[:, None], places], 1).float()
+    forget("tapnet")
+    for centres, off in (("half", 0.0), ("whole", -0.5)):
+        track = Tapir(str(tapir / "spot.pt"), str(tapir / "tapnet"), centres)
+        track.load()
+        seen = []
+        track._model.register_forward_hook(lambda module, args, out, seen=seen: seen.append(out["offset"]))
+        found, _ = track(video, queries)
+        assert torch.allclose(found, places[:, None].float(), atol=1e-4)
+        assert torch.allclose(seen[0], torch.tensor(off), atol=1e-4)
+    forget("tapnet")
+
+
+def test_dot_tells_tapir_pixels_as_its_release_does(tapir):
+    forget("tapnet")
+    options = DotOptions(points="tapir", points_path=str(tapir / "tapir.pt"), points_code=str(tapir / "tapnet"))
+    within, alone = make_points(options), Tapir(str(tapir / "tapir.pt"), str(tapir / "tapnet"))
+    assert within._corner == 0 and within.version.startswith("1-") and alone.version.startswith("2-")
+    forget("tapnet")
+
+
+def generators():
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+def test_trackers_leave_every_global_generator_where_it_was(tapir, cotracker):
+    forget("tapnet")
+    before = generators()
+    for track in (
+        Tapir(str(tapir / "tapir.pt"), str(tapir / "tapnet")),
+        CoTracker(str(cotracker / "scaled_offline.pth"), str(cotracker / "code")),
+        LucasKanade(fallback="dis"),
+    ):
+        track(panned(4, 32, 48), QUERIES)
+        assert generators() == before, track.name
+    forget("tapnet")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("TAPNET" not in os.environ, reason="TAPNET names no checkout of google-deepmind/tapnet")
+@pytest.mark.parametrize("boots", [False, True])
+def test_tapir_of_a_checkout_with_random_weights(boots, tmp_path):
+    """The wrapper's tracks are those of the network asked at + 0.5, less 0.5, whatever the global seed."""
+    code = os.environ["TAPNET"]
+    forget("tapnet")
+    with importable(code):
+        from tapnet.torch.tapir_model import TAPIR
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = TAPIR(pyramid_level=int(boots), extra_convs=boots, softmax_temperature=10.0 if boots else 20.0).eval()
+    torch.save(network.state_dict(), tmp_path / "some.pt")
+    video = panned(4, 64, 96)
+    queries = torch.cat([torch.randint(4, (70, 1)), torch.rand(70, 2) * 60], 1)
+    before = generators()
+    track = Tapir(str(tmp_path / "some.pt"), code)
+    first, second = track(video, queries), track(video, queries)
+    assert torch.equal(first.tracks, second.tracks) and generators() == before
+    with torch.no_grad(), torch.random.fork_rng():
+        out = network(
+            video.permute(0, 2, 3, 1)[None] / 127.5 - 1, (queries[:, [0, 2, 1]] + torch.tensor([0, 0.5, 0.5]))[None]
+        )
+    theirs = out["tracks"][0].transpose(0, 1) - 0.5
+    others = torch.arange(4)[:, None] != queries[:, 0]
+    assert (first.tracks - theirs)[others].abs().max() < 1e-3  # in its own frame a query is where it was asked
     forget("tapnet")
 
 

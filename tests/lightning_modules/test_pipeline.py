@@ -159,6 +159,23 @@ def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recw
     assert Framing.of((100, 200), None, None).frame == (64, 192)
 
 
+@pytest.mark.parametrize("size", [(128, 128), (40, 60), (256, 300), (100, 90)])
+def test_a_track_may_start_on_any_pixel_that_the_frame_shows(size):
+    """The frame scales and crops: a start on its first or last pixel is held, with the displacements as they were."""
+    framing = Framing.of(size, 64, 64)
+    scale = framing.scaled[1] / size[1]
+    first = np.ceil(np.array(framing.corner[::-1]) / scale)
+    last = np.floor((np.array(framing.corner[::-1]) + 63) / scale)
+    for start in (first, last, [first[0], last[1]], last + 0.95):
+        track = np.array([start, np.add(start, [5, -3])])
+        framed = framing.track(track, 0)
+        assert ((framed[0] >= 0) & (framed[0] < 64)).all(), (start, framed)
+        np.testing.assert_allclose(framed[1] - framed[0], np.array([5, -3]) * scale, rtol=0.02)
+    if framing.corner != (0, 0):
+        with pytest.raises(ValueError, match="cuts off"):
+            framing.track([np.subtract(first, 2) * (np.array(framing.corner[::-1]) > 0)], 0)
+
+
 def test_seeds_and_generators(pipe):
     def made(**options):
         return clip(pipe, IMAGE, [TRACK], **SHORT, **options)

@@ -28,18 +28,44 @@ def video(frames: int = 2, height: int = 40, width: int = 56, seed: int = 0) -> 
     return torch.randint(0, 256, (frames, 3, height, width), dtype=torch.uint8, generator=generator)
 
 
+def cubic_resize(plane: np.ndarray, size: int) -> np.ndarray:
+    """PIL's bicubic in float64: Keys' kernel with a = -1/2, widened where it shrinks, weights of sum 1."""
+
+    def kernel(x: np.ndarray) -> np.ndarray:
+        x = np.abs(x)
+        near, far = 1.5 * x**3 - 2.5 * x**2 + 1, -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        return np.where(x < 1, near, np.where(x < 2, far, 0))
+
+    def matrix(n: int) -> np.ndarray:
+        scale = n / size
+        centres = (np.arange(size) + 0.5) * scale
+        weights = kernel((np.arange(n) + 0.5 - centres[:, None]) / max(scale, 1))
+        return weights / weights.sum(1, keepdims=True)
+
+    return matrix(plane.shape[0]) @ plane @ matrix(plane.shape[1]).T
+
+
 def test_i3d_logits_take_bicubic_frames_and_refuse_other_files(tmp_path):
-    torch.manual_seed(0)
-    network = InceptionI3d().eval()
+    """DisCo's `tool/metrics/resize.py`: each channel resized in float, neither rounded nor clipped."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = InceptionI3d().eval()
     torch.save(network.state_dict(), tmp_path / "i3d_pretrained_400.pt")
+    before = torch.random.get_rng_state()
     logits = I3DLogits(tmp_path / "i3d_pretrained_400.pt")
-    clip = video(8)
-    pictures = [
-        Image.fromarray(f).resize((224, 224), Image.Resampling.BICUBIC) for f in clip.permute(0, 2, 3, 1).numpy()
-    ]
-    expected = network(torch.from_numpy(np.stack(pictures)).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
-    assert torch.allclose(logits(clip[None]), expected, rtol=1e-4, atol=1e-5)
+    seen: list[torch.Tensor] = []
+    logits.load()
+    assert torch.equal(before, torch.random.get_rng_state())
+    logits.network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    clip = video(8, 40, 300)
+    clip[:, 0], clip[:, 1, :, :20], clip[:, 1, :, 20:] = 0, 0, 255  # an edge overshoots on both sides
+    expected = np.stack([[cubic_resize(plane, 224) for plane in frame] for frame in clip.double().numpy()])
+    assert expected.max() > 260 and expected.min() < -5
+    got = logits(clip[None])
+    np.testing.assert_allclose(seen[0][0].transpose(0, 1).numpy(), (expected / 127.5 - 1).astype(np.float32), atol=2e-5)
+    assert torch.equal(got, network(seen[0]))
     assert logits.num_features == 400 and "i3d-disco" in logits.protocol and logits.name == "i3d_disco"
+    assert "neither rounded nor clipped" in logits.protocol
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match="other.pt: not the weights of an I3D"):
         I3DLogits(tmp_path / "other.pt").load()
@@ -48,16 +74,17 @@ def test_i3d_logits_take_bicubic_frames_and_refuse_other_files(tmp_path):
         I3DLogits(tmp_path / "pickled.pt").load()
 
 
-def test_i3d_pools_two_neighbours_in_time_as_the_published_network():
-    """Of 17 to 24 frames three places in time are left: the middle one is in both pairs, and counts twice."""
-    network = InceptionI3d()
-    x = torch.zeros(1, 1024, 3, 7, 7, dtype=torch.float64)
-    x[0, 0] = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1)
+def test_i3d_takes_the_plain_mean_over_time_as_disco():
+    """Of 17 to 24 frames three places in time are left; pooling pairs first would count the middle one twice."""
+    network = InceptionI3d().double()
     with torch.no_grad():
         network.logits.conv3d.weight.fill_(1)
         network.logits.conv3d.bias.zero_()
-        assert network.double().head(x)[0, 0].item() == (1 + 2 * 10 + 100) / 4
-        assert network.head(x[:, :, :1])[0, 0].item() == 1  # 8 frames
+        for places in (1, 2, 3, 4):
+            values = 10.0 ** torch.arange(places, dtype=torch.float64)
+            x = torch.zeros(1, 1024, places, 7, 7, dtype=torch.float64)
+            x[0, 0] = values.view(places, 1, 1)
+            assert network.head(x)[0, 0].item() == pytest.approx(values.mean().item(), rel=1e-15)
 
 
 def test_i3d_has_the_parameters_of_the_published_file():
@@ -127,6 +154,52 @@ def test_clip_sees_the_cropped_and_normalised_picture(clip_folder, tmp_path):
     assert metric.name == "frame_consistency" and metric.compute().item() == pytest.approx(1, abs=1e-9)
     with pytest.raises(ValueError, match="not a CLIP"):
         CLIPFeatures(str(tmp_path)).load()
+
+
+@pytest.fixture(scope="module")
+def seen_by_clip(clip_folder):
+    """What the network of CLIP is given for a picture (H, W, 3) uint8."""
+    features, seen = CLIPFeatures(str(clip_folder)), []
+    features.load()
+    features.network.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append((args or (kwargs["pixel_values"],))[0]), with_kwargs=True
+    )
+
+    def of(picture: np.ndarray) -> np.ndarray:
+        features(torch.from_numpy(picture.transpose(2, 0, 1).copy())[None])
+        return seen.pop()[0].numpy()
+
+    return of
+
+
+def openai_preprocessed(picture: np.ndarray, size: int, mean: list[float], std: list[float]) -> np.ndarray:
+    """CLIP's `_transform` (openai/CLIP, clip/clip.py) as torchvision computes it: Resize, CenterCrop, Normalize."""
+    height, width = picture.shape[:2]
+    short, long = min(height, width), max(height, width)
+    ends = (size, int(size * long / short))
+    w, h = ends if width <= height else ends[::-1]
+    resized = Image.fromarray(picture).resize((w, h), Image.Resampling.BICUBIC)
+    top, left = int(round((h - size) / 2.0)), int(round((w - size) / 2.0))
+    cropped = np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float64) / 255
+    return ((cropped - mean) / std).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("tall", [False, True])
+def test_clip_crops_as_openai_at_every_size(clip_folder, seen_by_clip, tall):
+    mean, std = features_mean(clip_folder)
+    noise = np.random.RandomState(1).randint(0, 256, (32, 32 + 256, 3)).astype(np.uint8)
+    for more in range(257):
+        picture = noise[:, : 32 + more]
+        picture = picture.transpose(1, 0, 2) if tall else picture
+        expected = openai_preprocessed(picture, 32, mean, std)
+        assert np.abs(seen_by_clip(picture) - expected).max() < 1e-5, picture.shape
+
+
+@pytest.mark.parametrize("size", [(40, 57), (57, 40), (64, 99), (101, 37), (20, 31), (33, 33), (320, 512), (31, 90)])
+def test_clip_resizes_as_openai(clip_folder, seen_by_clip, size):
+    picture = np.random.RandomState(2).randint(0, 256, (*size, 3)).astype(np.uint8)
+    expected = openai_preprocessed(picture, 32, *features_mean(clip_folder))
+    assert np.abs(seen_by_clip(picture) - expected).max() < 1e-5
 
 
 def test_a_network_of_another_kind_is_no_clip(clip_folder, tmp_path):

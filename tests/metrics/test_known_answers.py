@@ -133,6 +133,31 @@ def test_a_match_by_channels_is_the_match_of_the_upsampled_maps():
     assert torch.equal(match(a, b, points, 24, 32), torch.stack([best % 32, best // 32], 1).float())
 
 
+@pytest.mark.parametrize("channels", [1, 3, 64, 200])
+@pytest.mark.parametrize(
+    "small, size", [((4, 4), (64, 64)), ((5, 7), (40, 56)), ((33, 65), (33, 65)), ((10, 16), (80, 128))]
+)
+def test_a_match_is_the_first_of_equal_cells_in_reading_order(channels, small, size):
+    """One feature everywhere; and two stripes that repeat: rounding must not choose among what is equal."""
+    generator = torch.Generator().manual_seed(channels)
+    (h, w), (height, width) = small, size
+    same = torch.randn(channels, 1, 1, generator=generator).expand(channels, h, w)
+    points = torch.tensor([[width // 2, height // 2], [3, 5], [width - 1, height - 1]])
+    assert match(same, same, points, height, width).tolist() == [[0, 0]] * 3
+    assert match(same, 3 * same.contiguous(), points, height, width).tolist() == [[0, 0]] * 3
+    rows = torch.randn(channels, 4, 1, generator=generator)
+    if channels > 1:  # of one channel every cosine is 1 or -1
+        stripes = rows.repeat(1, 5, 1).expand(channels, 20, 31)
+        asked = torch.tensor([[17, 13], [0, 19], [30, 4]])
+        assert match(stripes, stripes, asked, 20, 31).tolist() == [[0, 1], [0, 3], [0, 0]]
+
+
+def test_features_that_are_not_finite_match_nothing():
+    a, b = torch.ones(2, 4, 4), torch.full((2, 4, 4), float("nan"))
+    with pytest.raises(ValueError, match="features: expected finite values"):
+        match(a, b, torch.tensor([[1, 1]]), 4, 4)
+
+
 def test_tracks_that_do_not_fit_are_named():
     metric = MDImg()
     with pytest.raises(ValueError, match="a: md_img_random_features: tracks have 3 frames, the video 4"):

@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from conditions.strokes import interpolate_track
-from metrics import MeanTrackDistance, track_queries
+from conditions.strokes import draw_strokes, interpolate_track
+from datamodules.bench import Pair
+from datamodules.inputs import Inputs
+from datamodules.scoring import drawn_tracks
+from datamodules.trackers.points import PointTracks
+from metrics import Clip, MDImg, MDVid, MeanTrackDistance, PointFeatures, add_clip, track_queries
 
 
 @pytest.fixture
@@ -61,3 +65,68 @@ def test_wrong_shapes(tracks, target):
         MeanTrackDistance().compute()
     with pytest.raises(ValueError, match="outside the frame"):
         track_queries(torch.tensor([[96, 3]]), 64, 96)
+
+
+class Perfect:
+    """A tracker for a video in which everything does what was drawn: `moved` (L, 2) from frame 0, everywhere."""
+
+    name, version = "perfect", "1"
+
+    def __init__(self, moved: torch.Tensor) -> None:
+        self.moved = moved
+
+    def __call__(self, video, queries):
+        tracks = queries[:, 1:].double() + self.moved[:, None]
+        return PointTracks(tracks, torch.ones(tracks.shape[:2], dtype=torch.bool))
+
+
+class Places(PointFeatures):
+    """Features of a video whose red and green say where a pixel of frame 0 has come from: no two are alike."""
+
+    name, protocol = "places", "where a pixel comes from"
+
+    def forward(self, image):
+        angle = image[:2].double() / 256 * np.pi
+        return torch.cat([angle.cos(), angle.sin()])
+
+
+SIZES = [(40, 60), (80, 120), (17, 23)]
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+@pytest.mark.parametrize("start", [(20, 13), (31, 8), (0, 0), (59, 39), (0, 39), (58.6, 0.2)])
+def test_a_perfect_video_of_a_rescaled_benchmark_scores_zero(height, width, start):
+    """Everything moves by whole pixels of the video, as drawn on a first frame of 40 x 60."""
+    moved = torch.tensor([[0.0, 0], [1, 2], [-3, 1], [4, -2]]).double()
+    drawn = np.array(start) + moved.numpy() * [60 / width, 40 / height]
+    pair = Pair("a", "fine", Inputs(np.zeros((40, 60, 3), np.uint8), [drawn]))
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    frames = [torch.stack([x - dx, y - dy, 0 * x]) + 50 for dx, dy in moved.long().tolist()]
+    video = torch.stack(frames).to(torch.uint8)
+    tracks = drawn_tracks(pair, video)
+    np.testing.assert_allclose(tracks[0] - tracks[0, :1], moved, atol=1e-12)
+    metrics = [MDVid(Perfect(moved)), MDImg(Places())]
+    add_clip(metrics, Clip("a", video, tracks=tracks))
+    inside = all(0 <= tracks[0, t, 0].floor() < width and 0 <= tracks[0, t, 1].floor() < height for t in range(4))
+    assert metrics[0].compute().item() < 1e-5  # the queries are float32
+    assert metrics[1].compute().item() < 1e-9 or not inside  # what has left the frame is matched nowhere
+
+
+@pytest.mark.parametrize("start", [(20.0, 13.0), (20.7, 13.4), (0.9, 38.6), (59.9, 0.0)])
+def test_what_is_scored_starts_where_it_is_drawn(start):
+    """The pixels of the region that a drawing fills are those whose block the tracker is asked for."""
+    filled = draw_strokes([[start, (30, 30)]], None, 2, 40, 60, 8).filled
+    queries, centres = track_queries(torch.tensor([start], dtype=torch.float64), 40, 60)
+    asked = torch.zeros_like(filled)
+    asked[queries[:, 2].floor().long(), queries[:, 1].floor().long()] = True
+    assert torch.equal(asked, filled)
+    assert torch.allclose(queries[centres[0], 1:], torch.tensor(start))
+
+
+def test_a_point_that_moved_with_its_frame_is_not_rounded():
+    """Whole starts, as in the published benchmark at its own size: the same queries as ever."""
+    whole, fractions = torch.tensor([[20, 13], [1, 2]]), torch.tensor([[20.25, 13.5], [1.75, 2.0]])
+    queries, centres = track_queries(whole, 40, 60)
+    moved, same = track_queries(fractions, 40, 60)
+    assert torch.equal(centres, same) and (queries == queries.round()).all()
+    assert torch.equal((moved - queries)[:64, 1:].unique(dim=0), torch.tensor([[0.25, 0.5]]))

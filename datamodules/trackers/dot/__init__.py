@@ -127,7 +127,7 @@ def make_points(options: DotOptions) -> PointTracker:
         return LucasKanade()
     tracker: Any  # Tapir or CoTracker: the networks in them have their own types
     if options.points == "tapir":
-        tracker = Tapir(path, code)
+        tracker = Tapir(path, code, centres="whole")
     else:
         tracker = CoTracker(path, code or CO_TRACKER, options.points)
     tracker.load()
