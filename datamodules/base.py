@@ -141,6 +141,14 @@ class ClipDataModule(LightningDataModule):
         opened = [dataset.shards.filled for dataset in (self.train_set, self.val_set) if dataset is not None]
         return next(filter(None, opened), None)
 
+    def settings(self) -> dict[str, Any]:
+        """What the samples of a run depend on beside the position, as plain values."""
+        found = {"seed": self.seed, "batch_size": self.batch_size, **vars(self.shape)}
+        if self.train_set is not None:
+            shards = self.train_set.shards
+            found |= {"clips": len(shards), "shards": shards.digest, "latents": self.train_set.use_latents}
+        return found
+
     # Position
 
     @property

@@ -39,3 +39,8 @@ def one_line(error: BaseException) -> str:
     """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
     text = " ".join(str(error).split())
     return text if isinstance(error, (BadClip, BadInput, BadShards, UsageError)) else f"{type(error).__name__}: {text}"
+
+
+def escaped(name: str) -> str:
+    """A name from a file system or a file, for a line of text: what does not print is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

@@ -170,6 +170,12 @@ class Shards:
             )
         self.latent_hashes = found if found and (not number or self.latent_hashes) else None
 
+    @property
+    def digest(self) -> str:
+        """16 hex digits for the clips and their order, wherever the folders are."""
+        listed = [[name, crc, int(count)] for (_, name, crc), count in zip(self._shards, self.counts, strict=True)]
+        return hashlib.sha256(json_bytes(listed)).hexdigest()[:16]
+
     def path(self, shard: int) -> Any:
         """Path of a shard, a `Path` or a `Remote`."""
         folder, name, _ = self._shards[shard]

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 
 @dataclass
@@ -56,7 +55,7 @@ class Schedule:
             raise MisconfigurationException(
                 "model: schedule.decay needs trainer.max_steps, to know where the last part begins"
             )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
+        schedule = LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
@@ -106,6 +105,15 @@ class WarmupCosine(LRScheduler):
         return self.final + (1 - self.final) * (1 + math.cos(math.pi * done)) / 2
 
 
+def rates_now(scheduler: Any) -> list[Any] | None:
+    """The rates of the step at hand, where a schedule is a function of the step alone; None where its state decides."""
+    if isinstance(scheduler, WarmupCosine):
+        return [rate * scheduler.factor(scheduler.last_epoch) for rate in scheduler.base_lrs]
+    if isinstance(scheduler, LambdaLR):
+        return [r * f(scheduler.last_epoch) for r, f in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    return None
+
+
 @dataclass(frozen=True)
 class Plan:
     """An optimizer and a schedule as a YAML names them: class path and arguments; None is the default.
@@ -127,6 +135,12 @@ class Plan:
         """Class paths, for the checkpoint."""
         named = {"optimizer": self.optimizer, "lr_scheduler": self.lr_scheduler}
         return {name: None if what is None else what["class_path"] for name, what in named.items()}
+
+    @property
+    def schedule_is_ours(self) -> bool:
+        """Whether the rate is a function of step and configuration, also after a resume: a state holds no arguments."""
+        named = None if self.lr_scheduler is None else self.lr_scheduler["class_path"]
+        return named in (None, f"{WarmupCosine.__module__}.{WarmupCosine.__qualname__}")
 
     def build(
         self,

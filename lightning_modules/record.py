@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from conditions import Condition
-from lightning_modules import embedded
+from lightning_modules import embedded, resumed
 from lightning_modules.conditioning import fit_latents
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
@@ -49,6 +49,7 @@ class RecordedModule(LightningModule):
         self.plan = Plan()  # `python -m lightning` sets it from `optimizer` and `lr_scheduler`
         self.whole = False  # whether the file that was loaded brought the frozen base
         self.loaded = False  # whether weights of a checkpoint are in place
+        self.differs: dict[str, str] | None = None  # settings in which a resumed run's record differs, where it has any
 
     def architecture(self) -> dict[str, Any]:
         """What a checkpoint must agree on with the configuration, apart from the frozen base."""
@@ -138,6 +139,15 @@ class RecordedModule(LightningModule):
             check_base(found, self.base_name(), name)
         if fitting:
             check_plan(found.get("optimization") or {}, self.plan, name)
+            if self.differs is None and (was := resumed.read(found, name)):
+                self.differs = resumed.changed(was, resumed.settings(self), self.plan, name)
+                resumed.tell(self.differs, name)
+
+    def on_train_start(self) -> None:
+        """Use the configured learning rate, over which a resume has restored the checkpoint's."""
+        if self.trainer.global_step:
+            resumed.use_rates(self)
+        self.differs = None
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the position goes to the device."""
@@ -154,7 +164,7 @@ class RecordedModule(LightningModule):
         return {
             "architecture": self.architecture(), "base": self.svd.identity, "sampling": clips | self.sampling(),
             "optimization": self.plan.record(),
-        }  # fmt: skip
+        } | ({} if self._trainer is None else {resumed.KEY: resumed.settings(self)})  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep what was trained and fitted, and add the record."""

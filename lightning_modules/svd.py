@@ -22,7 +22,8 @@ from lightning_modules.blocks import set_recomputed, use_our_blocks
 from lightning_modules.layers import TemporalConv3d, seeded
 from lightning_modules.lora import without_lora as without_lora  # its public place is here (docs/fidelity.md)
 from lightning_modules.pca import PatchPCA
-from lightning_modules.weights import COMPONENTS, load_component, load_unet, local_folder, save_pca, weights_hash
+from lightning_modules.weight_files import located
+from lightning_modules.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -142,7 +143,7 @@ class SVD(nn.Module):
 
     @classmethod
     def load(cls, path_or_id: str | Path, revision: str | None = None, dtype: torch.dtype | None = None) -> SVD:
-        """Load diffusers' folders unet/, vae/ and image_encoder/ (safetensors only).
+        """Load diffusers' folders unet/, vae/ and image_encoder/: safetensors alone, whole or in parts, else fp16's.
 
         In a local folder `vae/` may also hold the components of patches, as `export` writes them.
 
@@ -156,15 +157,14 @@ class SVD(nn.Module):
             MisconfigurationException: a folder, a file or a weight is missing.
         """
         folder = str(embedded.BASE if str(path_or_id) == embedded.NAME else path_or_id)
-        for name in COMPONENTS:  # all of them before the first is read
-            local_folder(folder, name)
+        base = located(folder, COMPONENTS, revision)  # all of them before the first is read
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
-            parts[name] = load_component(folder, name, revision)
+            parts[name] = load_component(base, name, folder)
             hashes[name] = weights_hash(parts[name])
         if dtype is not None:
             parts["image_encoder"].to(dtype)
-        parts["unet"], hashes["unet"] = load_unet(folder, revision, dtype)
+        parts["unet"], hashes["unet"] = load_unet(base, dtype, folder)
         vae = parts.pop("vae")
         parts |= {"vae": None, "pca": vae} if isinstance(vae, PatchPCA) else {"vae": vae}
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules.pca import PatchPCA
+from lightning_modules.weight_files import STEMS, variant_of, weight_files
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import finite, read_json
 
@@ -29,36 +28,33 @@ COMPONENTS = {
     "vae": AutoencoderKLTemporalDecoder,
     "image_encoder": CLIPVisionModelWithProjection,
 }
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
-VARIANTS = (None, "fp16")  # the full weights where both are there
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
-def load_component(path: str, name: str, revision: str | None) -> Any:
-    """One of SVD's folders from a local path or the hub, complete or not at all, in float32 or as stored.
+def load_component(base: Path, name: str, called: str) -> Any:
+    """One of SVD's networks from its folder, complete or not at all, in float32 or as stored.
+
+    Args:
+        base: The folder that holds the network's, as `weight_files.located` finds it.
+        name: Of the network.
+        called: What the user calls the base, for errors.
 
     Raises:
-        MisconfigurationException: the folder, a file or a weight is missing.
+        MisconfigurationException: a file or a weight is missing.
     """
-    cls, local = COMPONENTS[name], local_folder(path, name)
-    if name == "vae" and local is not None and _class_name(path, local) == PatchPCA.__name__:
-        return _load_pca(path, local)
-    variant = None if local is None else _variant(local, name)
-    options = {"subfolder": name, "revision": revision, "use_safetensors": True, "output_loading_info": True}
+    cls, folder = COMPONENTS[name], base / name
+    if name == "vae" and _class_name(called, folder) == PatchPCA.__name__:
+        return _load_pca(called, folder)
+    options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        if local is not None:
-            check_model(local, layout_of(name))
-        try:
-            model, info = cls.from_pretrained(str(local.parent) if local else path, variant=variant, **options)
-        except OSError:
-            if local is not None:
-                raise
-            model, info = cls.from_pretrained(path, variant="fp16", **options)
-    except UNREADABLE as error:
-        raise _unreadable(path, name, error) from error
-    _require_all(path, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
+        check_model(folder, layout_of(name))
+        variant = variant_of(weight_files(folder, name), name)
+        model, info = cls.from_pretrained(str(base), variant=variant, **options)
+    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
+        raise _unreadable(called, name, error) from error
+    _require_all(called, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
     if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
-        raise _unreadable(path, name, ValueError(f"{odd[0]} holds NaN or infinite values"))
+        raise _unreadable(called, name, ValueError(f"{odd[0]} holds NaN or infinite values"))
     return model
 
 
@@ -103,20 +99,24 @@ def _class_name(path: str, folder: Path) -> Any:
     return found.get("_class_name") if isinstance(found, dict) else None
 
 
-def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tuple[nn.Module, str]:
+def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Module, str]:
     """The UNet in a dtype (float32 by default) and its `weights_hash`, which is that of the stored weights.
 
     Never more than the network in this dtype and a few tensors are in memory.
 
+    Args:
+        base: The folder that holds the network's, as `weight_files.located` finds it.
+        dtype: Of the network.
+        called: What the user calls the base, for errors.
+
     Raises:
-        MisconfigurationException: the folder, a file or a weight is missing.
+        MisconfigurationException: a file or a weight is missing.
     """
-    cls, local = COMPONENTS["unet"], local_folder(path, "unet")
+    cls = COMPONENTS["unet"]
     try:
-        if local is not None:
-            check_model(local, layout_of("unet"))
-        files = weight_files(local, "unet") if local else _hub_files(path, "unet", revision)
-        config = cls.load_config(str(local) if local else path, subfolder=None if local else "unet", revision=revision)
+        check_model(base / "unet", layout_of("unet"))
+        files = weight_files(base / "unet", "unet")
+        config = cls.load_config(str(base / "unet"), local_files_only=True)
         with torch.device("meta"):
             model = cls.from_config(config)
         wanted = {key: value.shape for key, value in model.state_dict().items()}
@@ -124,7 +124,7 @@ def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tup
             opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
             where = {key: file for file in opened for key in file.keys()}
             wrong = [key for key in wanted if key not in where or _shape(where[key], key) != tuple(wanted[key])]
-            _require_all(path, "unet", sorted(wrong))
+            _require_all(called, "unet", sorted(wrong))
 
             def read(key: str) -> tuple[bytes, Tensor]:
                 stored = where[key].get_tensor(key)
@@ -135,49 +135,9 @@ def load_unet(path: str, revision: str | None, dtype: torch.dtype | None) -> tup
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
                 found = dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
     except UNREADABLE as error:
-        raise _unreadable(path, "unet", error) from error
+        raise _unreadable(called, "unet", error) from error
     model.load_state_dict({key: tensor for key, (_, tensor) in found.items()}, assign=True)
     return model.eval(), hash_of(one for one, _ in found.values())
-
-
-def local_folder(path: str, name: str) -> Path | None:
-    """The folder of one network in a local path; None where the path is a hub id."""
-    folder = Path(path).expanduser()
-    if not folder.exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1:
-        return None
-    if not (folder / name / "config.json").is_file():
-        raise MisconfigurationException(
-            f"svd: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
-            "a diffusers SVD, or a hub id owner/name"
-        )
-    return folder / name
-
-
-def weight_files(folder: Path, name: str) -> list[Path]:
-    """The safetensors files of one network: the full weights, whole or in parts, else those of half precision."""
-    for variant in VARIANTS:
-        stem = STEMS[name] + (f".{variant}" if variant else "")
-        whole = folder / f"{stem}.safetensors"
-        if files := [whole] if whole.is_file() else sorted(folder.glob(f"{stem}-*-of-*.safetensors")):
-            return files
-    raise FileNotFoundError(f"no {STEMS[name]}.safetensors or {STEMS[name]}.fp16.safetensors in {folder}")
-
-
-def _variant(folder: Path, name: str) -> str | None:
-    try:
-        return "fp16" if weight_files(folder, name)[0].name.startswith(f"{STEMS[name]}.fp16") else None
-    except FileNotFoundError:
-        return None  # the library's error names what it looked for
-
-
-def _hub_files(path: str, name: str, revision: str | None) -> list[Path]:
-    for variant in VARIANTS:
-        file = STEMS[name] + (f".{variant}" if variant else "") + ".safetensors"
-        try:
-            return [Path(hf_hub_download(path, file, subfolder=name, revision=revision))]
-        except EntryNotFoundError:
-            continue
-    raise FileNotFoundError(f"{path} holds no {name}/{STEMS[name]}.safetensors")
 
 
 def _shape(file: safe_open, key: str) -> tuple[int, ...]:
@@ -193,9 +153,7 @@ def _require_all(path: str, name: str, wrong: list[str]) -> None:
 
 def _unreadable(path: str, name: str, error: Exception) -> MisconfigurationException:
     reason = " ".join(str(error).split())
-    return MisconfigurationException(
-        f"svd: cannot load {name} of {path} as {COMPONENTS[name].__name__} (or reach its hub): {reason}"
-    )
+    return MisconfigurationException(f"svd: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -48,7 +48,7 @@ def prepare(
     """Turn videos into shards with tracks. Run the same command again to go on after an interruption.
 
     Args:
-        videos: folder of videos and video2dataset tars, searched with its subfolders; or a .tar; or a WebVid .csv.
+        videos: folder of videos and video2dataset tars, searched with its subfolders; or a video, .tar or WebVid .csv.
         shards: folder for the shards, made if missing; or a URL as s3://bucket/set, where each goes when done.
         root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
         tracker: what makes the tracks: `dis` is optical flow without weights, `tracks` it helped by sparse tracks,

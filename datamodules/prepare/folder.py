@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards
+from datamodules.errors import BadShards, escaped
 from datamodules.shards import ClipShape, write_index
 from datamodules.storage import (
     atomic_file,
@@ -123,7 +123,9 @@ def left_out(folder: Path) -> str:
     found = []
     for line in read_report(folder):
         source = line.get("video") or line.get("shard")
-        found += [f"\n  {' '.join(filter(None, [source, bad.get('key')]))}: {bad['reason']}" for bad in line["bad"]]
+        found += [
+            f"\n  {escaped(' '.join(filter(None, [source, bad.get('key')])))}: {bad['reason']}" for bad in line["bad"]
+        ]
     more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
     return f"\nleft out: {len(found)}, see {folder / REPORT}{''.join(found[:LISTED])}{more}" if found else ""
 

@@ -1,26 +1,41 @@
 """What there is to prepare: videos, in an order that does not depend on the machine.
 
 A folder may hold video files and tars that video2dataset wrote; a WebVid CSV names videos on disk. What cannot be a
-video is listed too, with its `fault`, so that the report accounts for every name.
+video is listed too, with its `fault`, so that the report accounts for every name: unfinished downloads, links that lead
+nowhere or to what is there already.
 """
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import csv
 import io
 import os
-import stat
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
-from datamodules.errors import BadShards, UsageError, one_line
+from datamodules.errors import BadClip, BadShards, UsageError, escaped, one_line
+from datamodules.prepare.captions import decoded, marked, wide
+from datamodules.prepare.walk import Walk
 from datamodules.shards import sanitised
-from datamodules.storage import parse_json, read_regular
+from datamodules.storage import open_regular, parse_json, read_regular
 
-SUFFIXES = frozenset(".3gp .avi .flv .gif .m2ts .m4v .mkv .mov .mp4 .mpeg .mpg .mts .ogv .ts .webm .wmv".split())
+SUFFIXES = frozenset(
+    ".3g2 .3gp .asf .avi .dv .f4v .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob "
+    ".webm .wmv .y4m".split()
+)
+_UNFINISHED = re.compile(
+    rf"(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})"
+    r"\.(?:part(?:-frag\d+)?|partial|filepart|crdownload|opdownload|download|ytdl|aria2|tmp|temp|!qb|!ut)$",
+    re.IGNORECASE,
+)
+_HEAD = 512  # bytes that tell a page or a text from a video
 CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
 
@@ -36,7 +51,7 @@ class Video:
         fault: why it cannot be used, where that is known without opening it.
         offset: of its bytes in a tar; None for a file of its own.
         size: of its bytes in a tar.
-        note: why its caption is left out, if it is.
+        note: why its caption is left out, or that its encoding was guessed.
     """
 
     name: str
@@ -53,8 +68,23 @@ class Video:
         return sanitised(self.name)
 
     def source(self) -> str | io.RawIOBase:
-        """What PyAV opens: the path, or a fresh file object over the tar's bytes."""
-        return self.path if self.offset is None else Slice(self.path, self.offset, self.size)
+        """What PyAV opens: the path, or a fresh file object over the tar's bytes.
+
+        Raises:
+            BadClip: the first bytes tell that it is no video.
+        """
+        if self.offset is not None:
+            part = Slice(self.path, self.offset, self.size)
+            _require_no_text(part.read(_HEAD))
+            part.seek(0)
+            return part
+        try:
+            with open_regular(self.path) as file:
+                head = file.read(_HEAD)
+        except OSError as error:
+            raise BadClip(f"does not open: {error.strerror}") from error
+        _require_no_text(head)
+        return self.path
 
 
 class Slice(io.RawIOBase):
@@ -96,14 +126,14 @@ class Slice(io.RawIOBase):
 
 
 def videos_in(source: str, root: str | None = None) -> list[Video]:
-    """Every video of a folder (with its subfolders and video2dataset tars), a tar, or a WebVid CSV.
+    """Every video of a folder (with its subfolders and video2dataset tars), a tar, or a WebVid CSV; or one video.
 
     Args:
-        source: folder, `.tar` or `.csv`.
+        source: folder, `.tar`, `.csv` or a video.
         root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the CSV's own.
 
     Returns:
-        The videos sorted by name. Of those with the same name, all but the first have a fault.
+        The videos sorted by name. Of those that are there more than once, all but the first have a fault.
 
     Raises:
         UsageError: nothing there.
@@ -118,12 +148,15 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         found = list(_tar(path, path.name))
     elif path.is_dir():
         found = list(_folder(path))
+    elif path.is_file() and path.suffix.lower() in SUFFIXES:
+        found = [_video(path, printable(path.name))]
     else:
-        raise UsageError(f"videos: {source} is not a folder, nor a .tar or .csv file")
+        taken = f"expected a folder, a .tar or .csv file, or a video: {' '.join(sorted(SUFFIXES))}"
+        raise UsageError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
     if not found:
         expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
         raise UsageError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
-    return _once_each(sorted(found, key=lambda video: video.name))
+    return _once_each(sorted(found, key=lambda video: (video.name, video.path)))
 
 
 def printable(text: str) -> str:
@@ -136,58 +169,81 @@ def _escaped(text: str) -> bool:
 
 
 def _once_each(videos: list[Video]) -> list[Video]:
-    """A name that occurs again gets a fault, and a name of its own."""
-    counts: dict[str, int] = {}
+    """A video that occurs again gets a fault, and one whose name does a name of its own."""
+    taken: dict[str, Video] = {}
     for number, video in enumerate(videos):
-        counts[video.name] = counts.get(video.name, 0) + 1
-        if counts[video.name] > 1:
-            again = f"{video.name} ({counts[video.name]})"
-            videos[number] = replace(video, name=again, fault="is there more than once; the first was used")
+        first, name, count = taken.get(video.name), video.name, 1
+        while name in taken:
+            count += 1
+            name = f"{video.name} ({count})"
+        if first is not None:
+            again = (first.path, first.offset) == (video.path, video.offset)
+            fault = "is there more than once; the first was used" if again and not video.fault else video.fault
+            videos[number] = replace(video, name=name, fault=fault)
+        taken[name] = videos[number]
     return videos
 
 
 def _folder(root: Path) -> Iterator[Video]:
-    unreadable: list[OSError] = []
-    for parent, folders, files in os.walk(root, onerror=unreadable.append):
-        folders.sort()
-        for file in sorted(files):
-            path = Path(parent, file)
-            suffix, name = path.suffix.lower(), printable(path.relative_to(root).as_posix())
-            if suffix not in SUFFIXES and suffix != ".tar":
-                continue
-            fault = _not_a_file(path)
-            if fault:
-                yield Video(name, str(path), fault=fault)
-            elif suffix == ".tar":
-                yield from _tar(path, name)
-            else:
-                text, note = _caption(path)
-                yield Video(name, str(path), text, note=note)
-    for error in unreadable:
-        name = printable(os.path.relpath(os.fsdecode(error.filename), root))
-        yield Video(f"{name}/", str(error.filename), fault=f"the folder does not read: {error.strerror}")
+    for entry in Walk(root, lambda name: _suffix(name) in {*SUFFIXES, ".tar"} or bool(_UNFINISHED.search(name))):
+        name, suffix = printable(entry.name), _suffix(entry.path.name)
+        if entry.fault:
+            yield Video(name, str(entry.path), fault=escaped(printable(entry.fault)))
+        elif suffix == ".tar":
+            yield from _tar(entry.path, name)
+        elif suffix in SUFFIXES:
+            yield _video(entry.path, name)
+        else:
+            yield Video(name, str(entry.path), fault="is an unfinished download")
 
 
-def _not_a_file(path: Path) -> str:
-    """Why a path that is listed is no file to read, if it is none."""
-    try:
-        return "" if stat.S_ISREG(os.stat(path).st_mode) else "is not a file"
-    except FileNotFoundError:
-        return "is a broken link"
-    except OSError as error:
-        return f"does not open: {error.strerror}"
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
+
+
+def _video(path: Path, name: str) -> Video:
+    text, note = _caption(path)
+    return Video(name, str(path), text, note=note)
 
 
 def _caption(path: Path) -> tuple[str, str]:
-    """The text beside a video, and why it is left out where there is one that cannot be used."""
+    """The text beside a video; and why it is left out where there is one that cannot be used, or how it was read."""
     try:
         data = read_regular(path.with_suffix(".txt"), CAPTION_BYTES["txt"])
     except FileNotFoundError:
         return "", ""
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        return "", f"its caption {printable(path.with_suffix('.txt').name)} is left out: {reason}"
-    return data.decode("utf-8", "replace").strip(), ""
+        return "", f"its caption {escaped(printable(path.with_suffix('.txt').name))} is left out: {reason}"
+    text, guess = decoded(data)
+    return text, _guessed(escaped(printable(path.with_suffix(".txt").name)), guess)
+
+
+def _guessed(name: str, encoding: str) -> str:
+    return f"its caption {name} is no UTF-8 and was read as {encoding}, a guess" if encoding else ""
+
+
+def _require_no_text(head: bytes) -> None:
+    """Raise BadClip where the beginning of a file is that of no video, but of what is often found under its name."""
+    if not head:
+        raise BadClip("does not open: it is empty")
+    if head.startswith(b"\x00\x05\x16\x07"):
+        raise BadClip("does not open: it is what macOS keeps beside a file (AppleDouble), not a video")
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html")):
+        raise BadClip("does not open: it is an HTML page, not a video")
+    controls = bytes(range(9)) + b"\x0b" + bytes(range(14, 27)) + bytes(range(28, 32)) + b"\x7f"
+    if not head.startswith(b"YUV4MPEG2") and not set(head) & set(controls) and _is_utf8(head):
+        raise BadClip("does not open: it is text, not a video")
+
+
+def _is_utf8(head: bytes) -> bool:
+    """Whether bytes are UTF-8, whose last character may be cut."""
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 # WebVid
@@ -197,19 +253,36 @@ def _webvid(path: Path, root: Path) -> list[Video]:
     if not root.is_dir():
         raise UsageError(f"--root {root} is not a folder, expected the one with the videos of {path}")
     try:
-        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        with open_regular(path) as raw, _csv_text(raw) as (file, encoding):
             reader = csv.DictReader(file)
             missing = [column for column in WEBVID_COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
                 raise BadShards(f"{path}: column {missing[0]} is missing, expected {', '.join(WEBVID_COLUMNS)}")
-            return [_webvid_video(row, reader.line_num, root) for row in reader]
+            return [_webvid_video(row, reader.line_num, root, encoding) for row in reader]
     except (OSError, csv.Error) as error:
         raise BadShards(f"{path} does not read: {one_line(error)}") from error
 
 
-def _webvid_video(row: dict[str, Any], line: int, root: Path) -> Video:
-    identity, page = (printable((row[column] or "").strip()) for column in ("videoid", "page_dir"))
-    caption = printable((row["name"] or "").strip())
+@contextlib.contextmanager
+def _csv_text(raw: FileIO) -> Iterator[tuple[TextIO, str]]:
+    """A CSV as text; with the encoding where that is a guess, `bytes` where each field is still to be decoded."""
+    head = raw.read(4096)
+    mark, guess = marked(head), wide(head)
+    raw.seek(mark[1] if mark is not None else 0)
+    known = mark is not None and mark[0] != "utf-8"
+    encoding = mark[0] if mark is not None and known else guess or "latin-1"  # keeps bytes as they are, and ASCII
+    with io.TextIOWrapper(io.BufferedReader(raw), encoding, "replace", newline="") as file:
+        yield file, "" if known else guess or "bytes"
+
+
+def _webvid_video(row: dict[str, Any], line: int, root: Path, encoding: str) -> Video:
+    found = [(row[column] or "").strip() for column in ("videoid", "page_dir", "name")]
+    guess = encoding
+    if encoding == "bytes":
+        (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in found)
+    else:
+        identity, page, caption = found
+    note = _guessed(f"in line {line}", guess)
     name = "/".join(part for part in (page.strip("/"), identity) if part)
     parts = name.split("/")
     if not identity or ".." in parts or "\0" in name:
@@ -217,7 +290,7 @@ def _webvid_video(row: dict[str, Any], line: int, root: Path) -> Video:
     choices = [root.joinpath(*parts[:-1], f"{parts[-1]}.mp4"), root / f"{parts[-1]}.mp4"]
     for choice in choices:
         if choice.is_file():
-            return Video(name, str(choice), caption)
+            return Video(name, str(choice), caption, note=note)
     return Video(name, str(choices[0]), caption, fault=f"is not on disk, expected {choices[0].relative_to(root)}")
 
 
@@ -273,8 +346,8 @@ def _group(samples: dict[str, dict[str, tarfile.TarInfo]], info: tarfile.TarInfo
         return "is stored sparse, not as it is" if info.size >= 0 else f"has a size of {info.size} bytes"
     if ".." in info.name.split("/") or info.name.startswith("/"):
         return "has a name that leaves the tar"
-    if not stem or not dot:
-        return ""
+    if not stem or not dot:  # the key would be empty, or the whole name
+        return "has a name that begins with a dot, and no key" if dot and _suffix(base) in SUFFIXES else ""
     members = samples.setdefault(f"{folder}/{stem}" if folder else stem, {})
     if suffix.lower() in members:
         return "is there more than once; the first was used"
@@ -304,10 +377,12 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
             raise ValueError(f"is larger than {CAPTION_BYTES[kind]} bytes")
         file.seek(info.offset_data)
         data = file.read(info.size)
+        text, guess = decoded(data)
+        note = _guessed(f".{kind}", guess)
         if kind == "txt":
-            return data.decode("utf-8", "replace").strip(), ""
-        found = parse_json(data)
+            return text, note
+        found = parse_json(text)
     except (OSError, ValueError) as error:
         return "", f"its caption .{kind} is left out: {one_line(error)}"
     caption = found.get("caption") if isinstance(found, dict) else None
-    return printable(caption.strip()) if isinstance(caption, str) else "", ""
+    return (printable(caption.strip()), note) if isinstance(caption, str) else ("", "")

@@ -15,6 +15,7 @@ from lightning_modules.released.encoders import image_encoder_from_released, vae
 from lightning_modules.released.files import load_released
 from lightning_modules.released.network import Released, use_portable_timesteps
 from lightning_modules.svd import SVD
+from lightning_modules.weight_files import located
 from lightning_modules.weights import load_component
 
 # what the released weights were trained with (docs/fidelity.md)
@@ -72,7 +73,7 @@ def released_svd(released: Released, path: str, svd: str | None = None, revision
 
 def _component(name: str, released: Released, path: str, svd: str | None, revision: str | None) -> nn.Module:
     if svd is not None:
-        return load_component(svd, name, revision)
+        return load_component(located(svd, [name], revision), name, svd)
     if name not in released.others:
         raise MisconfigurationException(
             f"released: {path} holds no {name}; give model.init_args.svd, a diffusers SVD to take it from"

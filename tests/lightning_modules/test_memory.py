@@ -15,6 +15,7 @@ MIB = 2**20
 # memory of the process's own, without what files map; a thread looks at it, for the kernel keeps no peak of it
 SCRIPT = """
 import json, sys, threading, time
+from pathlib import Path
 import torch
 from lightning_modules import MotionControlModule
 from lightning_modules.record import read_checkpoint
@@ -67,9 +68,9 @@ def folder(tmp_path_factory):
 def test_a_base_is_never_in_memory_beyond_its_compute_dtype(repo, folder):
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert size > 300 * MIB
-    half = grown(repo, f"held['unet'] = load_unet({str(folder.parent)!r}, None, torch.bfloat16)")
+    half = grown(repo, f"held['unet'] = load_unet(Path({str(folder.parent)!r}), torch.bfloat16, 'it')")
     assert 0.5 * size <= half < 0.6 * size + 32 * MIB
-    assert grown(repo, f"held['unet'] = load_unet({str(folder.parent)!r}, None, None)") >= size
+    assert grown(repo, f"held['unet'] = load_unet(Path({str(folder.parent)!r}), None, 'it')") >= size
 
 
 @pytest.mark.slow

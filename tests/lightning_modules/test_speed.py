@@ -14,7 +14,8 @@ from lightning_modules.graphs import Recorded
 from lightning_modules.host import EarlierValue
 from lightning_modules.restorable import drop_idle
 from lightning_modules.svd import SVD
-from lightning_modules.weights import load_unet, weight_files, weights_hash
+from lightning_modules.weight_files import weight_files
+from lightning_modules.weights import load_unet, weights_hash
 from tests.lightning_modules.test_training import data, module, perturb, trainer
 from tests.support.recorder import read
 
@@ -166,7 +167,7 @@ def test_half_precision_files_are_taken_where_there_are_no_others(folder, tmp_pa
     loaded, made = SVD.load(copy), SVD.random("tiny", seed=5)
     for name, value in made.unet.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[name], value.half().float())
-    unet, found = load_unet(str(copy), None, torch.float16)
+    unet, found = load_unet(copy, torch.float16, "it")
     assert found == loaded.hashes["unet"] and {p.dtype for p in unet.parameters()} == {torch.float16}
 
 

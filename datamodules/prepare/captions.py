@@ -1,0 +1,42 @@
+"""The bytes of a caption to text, in whatever encoding an editor saved it."""
+
+from __future__ import annotations
+
+import codecs
+
+_MARKS = (  # UTF-32's begins with UTF-16's
+    (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
+)  # fmt: skip
+
+
+def marked(data: bytes) -> tuple[str, int] | None:
+    """Encoding that a byte order mark at the beginning names, and the bytes of the mark; None where there is none."""
+    return next(((name, len(mark)) for mark, name in _MARKS if data.startswith(mark)), None)
+
+
+def wide(data: bytes) -> str | None:
+    """UTF-16 without a byte order mark, told by the zeros of Latin letters: its encoding, or None where it is not."""
+    zeros = [data[side::2].count(0) for side in (0, 1)]
+    if max(zeros) * 4 < len(data) // 2 or not any(zeros) or min(zeros) * 4 > max(zeros):
+        return None
+    return "utf-16-be" if zeros[0] > zeros[1] else "utf-16-le"
+
+
+def decoded(data: bytes) -> tuple[str, str]:
+    """Text without what surrounds it, and its encoding where that is a guess, else an empty one.
+
+    A byte order mark decides; without one it is UTF-8 where it can be, else Windows' cp1252, which is a guess, as
+    UTF-16 without a mark is. Bytes without a meaning become U+FFFD.
+    """
+    mark, guess = marked(data), ""
+    if mark is not None:
+        text = data[mark[1] :].decode(mark[0], "replace")
+    elif guess := wide(data) or "":
+        text = data.decode(guess, "replace")
+    else:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            text, guess = data.decode("cp1252", "replace"), "cp1252"
+    return text.replace("\r\n", "\n").strip(), guess

@@ -1,0 +1,171 @@
+"""A run that goes on under other settings: what differs is said in one line, and what is configured is used.
+
+A checkpoint's record keeps the settings of its run under `run`: plain values by the names they have in a configuration.
+Architecture and base are compared elsewhere (`lightning_modules.record`): there a difference is an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.optim import Optimizer
+
+from lightning_modules.optimizer import Plan, rates_now
+
+if TYPE_CHECKING:
+    from lightning_modules.record import RecordedModule
+
+KEY = "run"
+Plain = bool | int | float | str | None
+OF_MODULE = ("seed", "p_mean", "p_std", "spread_sigmas", "dropout", "vae_precision")
+OF_TRAINER = (
+    "precision", "world_size", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
+)  # fmt: skip
+RATES = ("model.learning_rate", "optimizer.lr")
+MOST, LONGEST = 256, 200  # entries, and characters of one
+
+
+def settings(module: RecordedModule) -> dict[str, Plain]:
+    """What the steps of a run depend on, beside architecture, base and position, by names of the configuration."""
+    trainer, schedule, schedule_of = module.trainer, module.schedule, module.plan.lr_scheduler or {}
+    found: dict[str, Any] = {f"model.{name}": getattr(module, name) for name in OF_MODULE}
+    found |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
+    data = getattr(trainer.datamodule, "settings", None)
+    found |= {f"data.{name}": value for name, value in (data() if callable(data) else {}).items()}
+    found |= {name: value for name, (_, value) in _arguments(module).items()}
+    found |= {f"lr_scheduler.{name}": value for name, value in schedule_of.get("init_args", {}).items()}
+    found |= {f"model.schedule.{name}": getattr(schedule, name) for name in ("warmup_steps", "decay")}
+    if schedule.decay:
+        found["trainer.max_steps"] = trainer.max_steps
+    return {name: _plain(value) for name, value in found.items()}
+
+
+def _arguments(module: RecordedModule) -> dict[str, tuple[str, Any]]:
+    """Name in the configuration -> argument of the optimizer and its value."""
+    if module.plan.optimizer is not None:
+        return {f"optimizer.{name}": (name, value) for name, value in module.plan.optimizer["init_args"].items()}
+    return {
+        "model.learning_rate": ("lr", module.learning_rate),
+        "model.weight_decay": ("weight_decay", module.weight_decay),
+        "model.schedule.betas": ("betas", module.schedule.betas),
+    }
+
+
+def _plain(value: Any) -> Plain:
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    value = getattr(value, "value", value)  # of an enumeration
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)[:LONGEST]
+
+
+def read(record: Mapping[str, Any], path: str) -> dict[str, Plain]:
+    """The settings in a checkpoint's record; none where an earlier version wrote it.
+
+    Raises:
+        MisconfigurationException: something else is in their place.
+    """
+    found = record.get(KEY, {})
+    sound = isinstance(found, dict) and len(found) <= MOST
+    for name, value in found.items() if sound else ():
+        sound = sound and isinstance(name, str) and len(name) <= LONGEST
+        sound = sound and (value is None or type(value) in (bool, int, float, str)) and len(str(value)) <= LONGEST
+    if not sound:
+        raise MisconfigurationException(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
+    return dict(found)
+
+
+def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path: str) -> dict[str, str]:
+    """Name -> `was -> is` of the settings that differ; what only one of the two knows is no difference.
+
+    Raises:
+        MisconfigurationException: a difference would have no effect, since a state that is restored decides.
+    """
+    found = {
+        name: f"{_said(was[name])} -> {_said(now[name])}" for name in now if name in was and was[name] != now[name]
+    }
+    for name, what in found.items():
+        rate = name.startswith("lr_scheduler.") or name in RATES
+        if rate and not plan.schedule_is_ours:
+            raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} goes on as {path} has it")
+        if name.startswith("optimizer.") and not _numbers(now[name]):
+            raise _no_effect(name, what, f"the optimizer's state in {path} is of the other kind")
+    return found
+
+
+def _numbers(value: Plain) -> bool:
+    """Whether an argument is a number, or several."""
+    try:
+        return not isinstance(value, bool) and all(map(math.isfinite, map(float, str(value).split(", "))))
+    except ValueError:
+        return False
+
+
+def _no_effect(name: str, what: str, why: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"{name}: {what} would have no effect, for {why}; leave it as it was, or start anew from the weights with "
+        "model.init_args.adapter"
+    )
+
+
+def _said(value: Plain) -> str:
+    text = "none" if value is None else str(value)
+    return "".join(c if c.isprintable() else "?" for c in text)[:80]
+
+
+def tell(differences: Mapping[str, str], path: str) -> None:
+    """One line, on rank 0, where anything differs."""
+    if differences:
+        listed = "; ".join(f"{name}: {what}" for name, what in differences.items())
+        rank_zero_warn(f"ckpt_path: {path} is of a run with other settings, and goes on with these: {listed}")
+
+
+def use_rates(module: RecordedModule) -> None:
+    """Give the restored optimizer and schedule the configured values; those that are the same keep their bits.
+
+    A checkpoint restores the learning rate, betas and so on of its own run over the configured ones.
+
+    Args:
+        module: At the start of its first step, everything restored.
+
+    Raises:
+        MisconfigurationException: the learning rate differs under a schedule that holds its own.
+    """
+    trainer, differs, plan = module.trainer, module.differs, module.plan
+    optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
+    known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")
+    found = {}
+    for name, (argument, value) in _arguments(module).items():
+        # other optimizers may keep what they learn beside their arguments, under any name
+        if known or name in (differs or {}):
+            found |= _use(optimizer, name, argument, value, scheduler is not None)
+    if scheduler is not None and rates_now(scheduler) is None:
+        for name in found.keys() & RATES:
+            raise _no_effect(name, found[name], f"{type(scheduler).__name__} goes on as the checkpoint has it")
+    elif scheduler is not None:
+        scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        if not scheduler.last_epoch:  # the run had no schedule before
+            scheduler.last_epoch = trainer.global_step
+        scheduler._last_lr = rates_now(scheduler)
+        for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
+    if differs is None:  # the checkpoint is an earlier version's, which recorded none
+        tell(found, "the checkpoint")
+
+
+def _use(optimizer: Optimizer, name: str, argument: str, value: Any, scheduled: bool) -> dict[str, str]:
+    """Set an argument in all groups; returns what differed. The rate of a schedule is the one that it begins from."""
+    key, found = "initial_lr" if argument == "lr" and scheduled else argument, {}
+    for group in optimizer.param_groups:
+        if key == "initial_lr":
+            group.setdefault(key, group["lr"])
+        if key not in group or not _numbers(_plain(value)):
+            continue
+        value = type(group[key])(value) if isinstance(group[key], (list, tuple)) else value
+        if group[key] != value:
+            found[name] = f"{_said(_plain(group[key]))} -> {_said(_plain(value))}"
+            group[key] = value
+    return found
