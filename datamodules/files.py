@@ -18,14 +18,8 @@ from datamodules.storage import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
-FORMATS: tuple[str, ...] = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-)  # formats whose decoders run no program, as PostScript's does
+# formats whose decoders run no program, as PostScript's does
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 with warnings.catch_warnings(action="ignore"):  # Pillow before 11.3 does not know the word
     if features.check("avif"):
         FORMATS += ("AVIF",)
