@@ -488,9 +488,10 @@ def test_shots_leave_damage_out(broken):
     )
 
 
-def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan):
+@pytest.mark.parametrize("name", ["v.mov", "v.avi"])
+def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan, name):
     """PNG: every picture is a key frame, so that one lost packet damages one picture."""
-    path = tmp_path / "v.mov"
+    path = tmp_path / name
     write_pictures(path, pan[:50], 25, "png", "rgb24")
     data = path.read_bytes()
     places, place = [], -1
@@ -499,7 +500,9 @@ def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan):
     at = places[20]
     path.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
     found = list(decode.pictures(path))
-    assert len(found) == 50 and [n for n, picture in enumerate(found) if picture.damaged] == [20]
+    # the parser of an AVI puts what begins with no signature together with the next
+    assert len(found) == (49 if name == "v.avi" else 50)
+    assert [n for n, picture in enumerate(found) if picture.damaged] == [20]
     clips.read_clip(path, 0, 3, 8, 64, 96)  # 0, 3, 6
     with pytest.raises(clips.Damaged, match=r"is damaged at 0.80 s"):
         clips.read_clip(path, 0.8, 3, 8, 64, 96)
