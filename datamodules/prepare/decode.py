@@ -195,17 +195,24 @@ def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
 def _sorted_stamps(found: Iterable[Stamped]) -> Iterator[Stamped]:
     """The pictures as they come, which is the order they are shown in, with their time stamps in ascending order."""
     stamps: list[int] = []
+    lost: list[int] = []
     waiting: deque[av.VideoFrame] = deque()
+
+    def first() -> Iterator[Stamped]:
+        stamp = heapq.heappop(stamps)
+        while lost and lost[0] <= stamp:
+            yield heapq.heappop(lost), None
+        yield stamp, waiting.popleft()
+
     for stamp, frame in found:
-        if frame is None:
-            yield stamp, None
-            continue
-        heapq.heappush(stamps, stamp)
-        waiting.append(frame)
+        heapq.heappush(lost if frame is None else stamps, stamp)
+        if frame is not None:
+            waiting.append(frame)
         if len(waiting) > REORDERED:
-            yield heapq.heappop(stamps), waiting.popleft()
+            yield from first()
     while waiting:
-        yield heapq.heappop(stamps), waiting.popleft()
+        yield from first()
+    yield from ((stamp, None) for stamp in sorted(lost))
 
 
 def _marked(found: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bool) -> Iterator[tuple[int, Picture]]:
