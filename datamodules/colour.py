@@ -183,7 +183,8 @@ def _planar(picture: av.VideoFrame) -> av.VideoFrame:
         see_through = _has_alpha(picture)
         deep = max(part.bits for part in parts) > 8
         target = ("gbrap16le" if see_through else "gbrp16le") if deep else ("rgba" if see_through else "rgb24")
-    same = {"src_colorspace": 5, "dst_colorspace": 5, "src_color_range": 2, "dst_color_range": 2}
+    same: dict[str, Any] = {"src_colorspace": "ITU601", "dst_colorspace": "ITU601"}
+    same |= {"src_color_range": "JPEG", "dst_color_range": "JPEG"}
     return picture.reformat(format=target, **same)
 
 

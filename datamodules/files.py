@@ -20,23 +20,19 @@ from datamodules.storage import read_regular
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
 FARTHEST = 1e9  # in the unit of a depth
-FORMATS: tuple[str, ...] = (
-    "PNG",
-    "JPEG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-)  # formats whose decoders run no program, as PostScript's does
-if features.check("avif"):
-    FORMATS += ("AVIF",)
+# formats whose decoders run no program, as PostScript's does
+FORMATS: tuple[str, ...] = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+with warnings.catch_warnings(action="ignore"):  # Pillow before 11.3 does not know the word
+    if features.check("avif"):
+        FORMATS += ("AVIF",)
+RAW = "a camera's raw data"
 FOREIGN = {
     "HEIC": rb".{4}ftyp(hei[cmsx]|hev[cmsx]|mif1|msf1)", "AVIF": rb".{4}ftypavi[fs]",
     "a video": rb".{4}ftyp|\x1aE\xdf\xa3",
     "JPEG XL": rb"\xff\x0a|.{4}JXL ", "JPEG 2000": rb".{4}jP  |\xff\x4f\xff\x51", "Photoshop": rb"8BPS",
     "PDF": rb"%PDF", "PostScript": rb"%!PS|\xc5\xd0\xd3\xc6", "OpenEXR": rb"\x76\x2f\x31\x01",
     "SVG": rb"\s*(<\?xml.*)?<svg", "HTML": rb"\s*<(!doctype\s+)?html",
-    "a camera's raw data": rb"FUJIFILMCCD-RAW|IIRO|IIU\x00|MMOR|II\*\x00.{4}CR",
+    RAW: rb"FUJIFILMCCD-RAW|IIRO|IIU\x00|MMOR|II\*\x00.{4}CR",
 }  # fmt: skip
 """What else people call pictures, and how its files begin, as regular expressions."""
 _DNG, _SUBFILE = 50706, 254  # TIFF tags: DNGVersion, NewSubfileType
@@ -161,16 +157,21 @@ def _opened(source: Source, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise BadInput(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
-        raise BadInput(f"{name}: not a readable picture ({one_line(error)})") from error
+        said = f": {_foreign(data)}" if _kind(data) == RAW else f" ({one_line(error)})"
+        raise BadInput(f"{name}: not a readable picture{said}") from error
     return picture
 
 
-def _foreign(data: bytes) -> str:
-    """What a file is that is no picture of FORMATS, as far as its beginning tells, and what is expected."""
+def _kind(data: bytes) -> str | None:
+    """What of FOREIGN a file is, as far as its beginning tells."""
     head = data[:4096]
-    found = next((kind for kind, begin in FOREIGN.items() if re.match(begin, head, re.DOTALL | re.IGNORECASE)), None)
-    found = found or ("a camera's raw data" if head[:4] in (b"II*\0", b"MM\0*") else "of a kind that is not known here")
-    return f"{found}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    return next((kind for kind, begin in FOREIGN.items() if re.match(begin, head, re.DOTALL | re.IGNORECASE)), None)
+
+
+def _foreign(data: bytes) -> str:
+    """What a file is that is no picture of FORMATS, and what is expected."""
+    raw = RAW if data[:4] in (b"II*\0", b"MM\0*") else "of a kind that is not known here"
+    return f"{_kind(data) or raw}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 def data_of(source: Source) -> bytes:

@@ -33,8 +33,9 @@ except ImportError:  # no wheel, as on Arm
     decord = None
 CRF = 18
 _CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl")
-BT709, LIMITED, FULL = 1, 1, 2  # numbers of H.273 for the matrix, and libavutil's for ranges
-_BT709: dict[str, Any] = {"src_colorspace": BT709, "dst_colorspace": BT709}
+BT709, LIMITED = 1, 1  # H.273's number of the matrix, primaries and transfer, libavutil's of the range
+# by name, as PyAV 14.0 takes nothing else
+_BT709: dict[str, Any] = {"src_colorspace": "ITU709", "dst_colorspace": "ITU709"}
 _ONE_THREAD: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 _BOXES = 1000  # in one place; a sound file has a few
 _SAMPLE_ENTRY = 78  # bytes of an avc1 entry before its boxes
@@ -84,7 +85,7 @@ def set_format(stream: Any, height: int, width: int) -> None:
 def picture_of(image: np.ndarray) -> av.VideoFrame:
     """(H, W, 3) uint8 as a picture for a stream of `set_format`; the same samples with every PyAV."""
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-    colours = _BT709 | {"src_color_range": FULL, "dst_color_range": LIMITED}
+    colours = _BT709 | {"src_color_range": "JPEG", "dst_color_range": "MPEG"}
     return frame.reformat(format="yuv420p", **colours, **_ONE_THREAD)
 
 
@@ -169,7 +170,7 @@ def pixels_of(picture: av.VideoFrame, order: str = "rgb24") -> np.ndarray:
     """
     colours: dict[str, Any] = {}
     if picture.colorspace == BT709 and picture.color_range == LIMITED:  # PyAV before 17 does not look at the tag
-        colours = _BT709 | {"src_color_range": LIMITED, "dst_color_range": FULL}
+        colours = _BT709 | {"src_color_range": "MPEG", "dst_color_range": "JPEG"}
     return picture.to_ndarray(format=order, **colours, **_ONE_THREAD)
 
 

@@ -117,12 +117,11 @@ def brushed(picture: Image.Image) -> np.ndarray:
 def _shallow(picture: Image.Image, name: str) -> Image.Image:
     """The picture with 8 bits a channel; Pillow itself reads deep colours so, and keeps grey ones deep."""
     mode = picture.mode
-    deep = mode.startswith("I;16") or (mode == "I" and picture.format == "PNG")  # Pillow 10 reads 16 bits as "I"
-    if not deep:
+    if not mode.startswith("I;16"):
         if mode.startswith(("I", "F")) or mode in ("LAB", "HSV"):
             raise BadInput(f"{name}: a picture of mode {mode}, expected {MODES} (PIL's I;16)")
         return picture
-    grey = Image.fromarray(eight_bits(np.clip(np.asarray(picture), 0, 65535)))
+    grey = Image.fromarray(eight_bits(np.asarray(picture)))
     grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}
     return grey
 

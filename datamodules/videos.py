@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.errors import BadClip, one_line
+from datamodules.errors import BadClip
 from datamodules.mp4 import REPEATABLE, picture_of, set_format
-from datamodules.prepare.decode import pictures
+from datamodules.prepare.decode import pictures, reason
 from datamodules.prepare.picture import watched
 from datamodules.storage import atomic_path
 
@@ -49,7 +49,7 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
-        raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
+        raise BadClip(f"{path}: does not decode: {reason(error)}") from error
     if len(found) < frames:
         raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}, as many as are judged")
     if len({picture.shape for picture in found}) > 1:
@@ -97,7 +97,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames
-        raise BadClip(f"{path}: does not decode: {one_line(error)}") from error
+        raise BadClip(f"{path}: does not decode: {reason(error)}") from error
     if not found:
         raise BadClip(f"{path}: has no frames")
     seconds = found[-1][0] - found[0][0]

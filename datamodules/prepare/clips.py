@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 
 from datamodules.colour import notes_of
-from datamodules.errors import BadClip, one_line
+from datamodules.errors import BadClip
 from datamodules.pictures import WHITE
-from datamodules.prepare.decode import Source, pictures_from
+from datamodules.prepare.decode import Source, pictures_from, reason
 from datamodules.prepare.picture import Picture, upright
 
 # which pictures make a clip, and how they are turned and scaled: part of a set's record
@@ -118,7 +118,7 @@ def read_clip(
     except BadClip:
         raise
     except Exception as error:
-        raise BadClip(f"does not decode: {one_line(error)}") from error
+        raise BadClip(f"does not decode: {reason(error)}") from error
     if filled < frames:
         needed = clip_seconds(frames, fps)
         raise EndsTooEarly(

@@ -77,7 +77,13 @@ def video_seconds(source: Source) -> float:
     except BadClip:
         raise
     except Exception as error:
-        raise BadClip(f"does not open: {one_line(error)}") from error
+        raise BadClip(f"does not open: {reason(error)}") from error
+
+
+def reason(error: Exception) -> str:
+    """One line about what PyAV raised, without the names of files."""
+    told = error.strerror if isinstance(error, av.error.FFmpegError) else None
+    return str(told) if told else one_line(error)
 
 
 def _last_span(container: Any, stream: Any) -> tuple[int, int] | None:
@@ -110,13 +116,14 @@ def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
 
     A playlist that pretends to be a video opens no connection.
     """
-    named = isinstance(source, (str, os.PathLike))
-    if not named:
+    file: Any = source
+    if isinstance(source, (str, os.PathLike)):
+        file, protocol = f"file:{os.fspath(source)}", "file"
+    else:
         source.seek(0)
-    file = f"file:{os.fspath(source)}" if named else source
-    # `options` would be given to each stream too, and crashes PyAV 14 where there are more than its header says
-    own = {"protocol_whitelist": "file" if named else "none"}
-    with av.open(file, container_options=own) as container:
+        protocol = "none"
+    # `options` would be given to each stream too, and crashes PyAV 14 where there are more than the header says
+    with av.open(file, container_options={"protocol_whitelist": protocol}) as container:
         stream = _shown(container)
         stream.codec_context.thread_count = 1
         stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -188,17 +195,24 @@ def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
 def _sorted_stamps(found: Iterable[Stamped]) -> Iterator[Stamped]:
     """The pictures as they come, which is the order they are shown in, with their time stamps in ascending order."""
     stamps: list[int] = []
+    lost: list[int] = []
     waiting: deque[av.VideoFrame] = deque()
+
+    def first() -> Iterator[Stamped]:
+        stamp = heapq.heappop(stamps)
+        while lost and lost[0] <= stamp:
+            yield heapq.heappop(lost), None
+        yield stamp, waiting.popleft()
+
     for stamp, frame in found:
-        if frame is None:
-            yield stamp, None
-            continue
-        heapq.heappush(stamps, stamp)
-        waiting.append(frame)
+        heapq.heappush(lost if frame is None else stamps, stamp)
+        if frame is not None:
+            waiting.append(frame)
         if len(waiting) > REORDERED:
-            yield heapq.heappop(stamps), waiting.popleft()
+            yield from first()
     while waiting:
-        yield heapq.heappop(stamps), waiting.popleft()
+        yield from first()
+    yield from ((stamp, None) for stamp in sorted(lost))
 
 
 def _marked(found: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bool) -> Iterator[tuple[int, Picture]]:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import av
 from av.filter import Graph
@@ -77,7 +78,7 @@ class _Filter:
         done: list[Picture] = []
         while True:
             try:
-                frame = self._graph.pull()
+                frame: Any = self._graph.pull()
             except (av.error.BlockingIOError, av.error.EOFError):
                 return done
             while self._inside[0][0].frame is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import cv2
@@ -74,7 +75,7 @@ def watched(picture: Picture) -> np.ndarray:
 
 def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) float64, where the frame has one: x' = m[0, 0] x + m[1, 0] y, y' = m[0, 1] x + m[1, 1] y."""
-    found = frame.side_data.get("DISPLAYMATRIX")
+    found: Any = frame.side_data.get("DISPLAYMATRIX")
     return None if found is None else np.frombuffer(bytes(found), np.int32, 9).reshape(3, 3).astype(np.float64)
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import av
 import cv2
 import numpy as np
 
-from datamodules.errors import BadClip, UsageError, one_line
+from datamodules.errors import BadClip, UsageError
 from datamodules.mp4 import pixels_of
 from datamodules.prepare import clips, decode
-from datamodules.prepare.picture import Picture
 
 THRESHOLD = 27.0  # PySceneDetect's own
 WIDTH = 256  # pictures are looked at in about this width
@@ -76,8 +76,8 @@ def find_shots(source: decode.Source, progress: Callable[[], None] = lambda: Non
 
     detector = ContentDetector(threshold=THRESHOLD, min_scene_len=0)
 
-    def cut(number: int, picture: Picture) -> bool:
-        return bool(detector.process_frame(FrameTimecode(number, fps=30.0), _small(picture)))
+    def cut(number: int, frame: av.VideoFrame) -> bool:
+        return bool(detector.process_frame(FrameTimecode(number, fps=30.0), _small(frame)))
 
     return find_parts(source, progress, cut)
 
@@ -85,14 +85,14 @@ def find_shots(source: decode.Source, progress: Callable[[], None] = lambda: Non
 def find_parts(
     source: decode.Source,
     progress: Callable[[], None] = lambda: None,
-    cut: Callable[[int, Picture], bool] = lambda number, picture: False,
+    cut: Callable[[int, av.VideoFrame], bool] = lambda number, frame: False,
 ) -> list[tuple[float, float]]:
     """The parts of a video in which no picture is damaged.
 
     Args:
         source: path, or a binary file.
         progress: called now and then.
-        cut: of a picture's number and the picture: whether a part is to end before it.
+        cut: tells of a picture's number and the picture whether a part is to end before it.
 
     Returns:
         (first, end) in seconds of each, in order: instants from `first` to `end` take none but pictures of that part.
@@ -106,7 +106,7 @@ def find_parts(
         for number, picture in enumerate(decode.pictures(source)):
             if number % 64 == 0:
                 progress()
-            ends = picture.damaged or cut(number, picture)
+            ends = picture.damaged or picture.frame is None or cut(number, picture.frame)
             if begin is not None and ends:
                 found.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
                 begin = None
@@ -117,14 +117,14 @@ def find_parts(
     except BadClip:
         raise
     except Exception as error:
-        raise BadClip(f"does not decode: {one_line(error)}") from error
+        raise BadClip(f"does not decode: {decode.reason(error)}") from error
     if number < 0:
         raise BadClip("has no frames")
     return found if begin is None else [*found, (begin, last + period)]
 
 
-def _small(picture: Picture) -> np.ndarray:
-    image = pixels_of(picture.frame, "bgr24")
+def _small(frame: av.VideoFrame) -> np.ndarray:
+    image = pixels_of(frame, "bgr24")
     scale = WIDTH / image.shape[1]
     if scale >= 1:
         return image

@@ -77,17 +77,22 @@ def test_flat_colours_are_those_of_the_closed_form(matrix, full, form):
     assert off(colour.rgb_of(frame)) <= (2 if bits == 8 else 1) and not colour.notes_of(frame)
 
 
+@pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(
-    "packed", ["nv12", "nv21", "p010le", "yuyv422", "uyvy422", "yuv420p10be", "yuva444p", "yuvj422p"]
-)
-def test_the_same_samples_in_another_order_are_the_same_colours(packed):
-    planar = {"nv12": "yuv420p", "nv21": "yuv420p", "p010le": "yuv420p10le", "yuv420p10be": "yuv420p10le",
-              "yuva444p": "yuv444p"}.get(packed, "yuv422p")  # fmt: skip
-    full = packed == "yuvj422p"
+    "packed, planar",
+    [("nv12", "yuv420p"), ("nv21", "yuv420p"), ("p010le", "yuv420p10le"), ("yuv420p10be", "yuv420p10le"),
+     ("yuva444p", "yuv444p"), ("yuyv422", "yuv422p"), ("uyvy422", "yuv422p")],
+)  # fmt: skip
+def test_the_same_samples_in_another_order_are_the_same_colours(packed, planar, full):
     frame = frame_of(patches(1, full, av.VideoFormat(planar).components[0].bits), planar, 1, 2 if full else 1)
-    other = frame.reformat(format=packed, src_color_range=2, dst_color_range=2)  # no change of range
-    other.colorspace, other.color_range = 1, 0 if full else 1
+    other = frame.reformat(format=packed, src_color_range="JPEG", dst_color_range="JPEG")  # no change of range
+    other.colorspace, other.color_range = 1, 2 if full else 1
     assert np.array_equal(colour.rgb_of(other), colour.rgb_of(frame)) and off(colour.rgb_of(frame)) <= 2
+
+
+def test_the_formats_of_jpeg_are_full_whatever_they_are_tagged():
+    for tagged in (0, 2):
+        assert off(colour.rgb_of(frame_of(patches(6, True, 8), "yuvj422p", 6, tagged))) <= 2
 
 
 def test_what_says_nothing_is_read_as_players_do():

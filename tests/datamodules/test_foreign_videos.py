@@ -488,9 +488,10 @@ def test_shots_leave_damage_out(broken):
     )
 
 
-def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan):
+@pytest.mark.parametrize("name", ["v.mov", "v.avi"])
+def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan, name):
     """PNG: every picture is a key frame, so that one lost packet damages one picture."""
-    path = tmp_path / "v.mov"
+    path = tmp_path / name
     write_pictures(path, pan[:50], 25, "png", "rgb24")
     data = path.read_bytes()
     places, place = [], -1
@@ -499,7 +500,9 @@ def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan):
     at = places[20]
     path.write_bytes(data[:at] + bytes(4) + data[at + 4 :])
     found = list(decode.pictures(path))
-    assert len(found) == 50 and [n for n, picture in enumerate(found) if picture.damaged] == [20]
+    # the parser of an AVI puts what begins with no signature together with the next
+    assert len(found) == (49 if name == "v.avi" else 50)
+    assert [n for n, picture in enumerate(found) if picture.damaged] == [20]
     clips.read_clip(path, 0, 3, 8, 64, 96)  # 0, 3, 6
     with pytest.raises(clips.Damaged, match=r"is damaged at 0.80 s"):
         clips.read_clip(path, 0.8, 3, 8, 64, 96)
@@ -508,24 +511,15 @@ def test_a_picture_that_does_not_decode_at_all_costs_its_clips(tmp_path, pan):
 
 def test_a_file_that_is_cut_short_is_used_as_far_as_it_goes(tmp_path, pan):
     (tmp_path / "v").mkdir()
-    for name in ("a.mkv", "b.mp4", "c.ts"):
-        path = tmp_path / name
-        write_pictures(path, pan, 25, g="25", crf="20")
-        data = path.read_bytes()
-        if name == "b.mp4":  # the index first, as files for the web have it
-            with (
-                av.open(str(path)) as source,
-                av.open(str(tmp_path / "web.mp4"), "w", options={"movflags": "faststart"}) as out,
-            ):
-                stream = out.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(video=0):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        out.mux(packet)
-            data = (tmp_path / "web.mp4").read_bytes()
+    begins_with_index = {"b.mp4": "frag_keyframe+empty_moov", "d.mp4": "faststart"}  # which says 6 s
+    for name in ("a.mkv", "b.mp4", "c.ts", "d.mp4"):
+        write_pictures(tmp_path / name, pan, 25, movflags=begins_with_index.get(name, ""), g="25", crf="20")
+        data = (tmp_path / name).read_bytes()
         (tmp_path / "v" / name).write_bytes(data[: len(data) * 4 // 10])
     assert run(tmp_path / "v", tmp_path / "o", "--frames", 8, "--height", 64, "--width", 64, "--workers", 1) == 0
-    assert [len(line["clips"]) for line in report(tmp_path / "o").values()] == [1, 1, 1]
+    assert [len(line["clips"]) for line in report(tmp_path / "o").values()] == [1, 1, 1, 1]
+    (bad,) = report(tmp_path / "o")["d.mp4"]["bad"]
+    assert bad["start"] == 2.5 and "ends too early" in bad["reason"]
 
 
 # The record

@@ -46,7 +46,16 @@ def number_of(image):
 
 
 def write_pictures(
-    path, pictures, rate=25, codec="libx264", pix_fmt="yuv420p", times=None, sound=0.0, setup=None, **options
+    path,
+    pictures,
+    rate=25,
+    codec="libx264",
+    pix_fmt="yuv420p",
+    times=None,
+    sound=0.0,
+    setup=None,
+    movflags="",
+    **options,
 ):
     """Pictures (H, W, 3) uint8 or av.VideoFrame as a video.
 
@@ -58,10 +67,11 @@ def write_pictures(
         pix_fmt: of the stored pictures.
         times: of the pictures in milliseconds, for a variable rate.
         sound: seconds of silence beside them.
+        movflags: of an mp4.
         setup: is called with the stream before anything is written.
         options: of the codec.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options={"movflags": movflags} if movflags else {}) as container:
         stream = container.add_stream(codec, rate=rate, options={"crf": "6"} | options)
         first = pictures[0]
         stream.height, stream.width = (
