@@ -243,7 +243,9 @@ def sizes_of(what: str) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise MisconfigurationException(f"released: no {what} has the sizes that its tensors have ({reason})") from error
+        raise MisconfigurationException(
+            f"released: no {what} has the sizes that its tensors have ({reason})"
+        ) from error
 
 
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
