@@ -63,8 +63,8 @@ class MotionControlPipeline:
         Args:
             path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
                 which it names, has to be imported before: nothing is imported because a file says so.
-            svd: Where the base is now, a folder or hub id, if not in the folder that the checkpoint names; a hub id there
-                is not fetched. Its weights must be the same.
+            svd: Where the base is now, a folder or hub id, if not in the folder that the checkpoint names. Its weights
+                must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
             ema: Use the averaged weights where the run kept them, as its validation did.
@@ -97,7 +97,7 @@ class MotionControlPipeline:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            found = record.of({record.KEY: found}, str(Path(folder) / RECORD))
+            found = record.of({record.KEY: found}, f"{folder}/{RECORD}")
             return cls(*built(found, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -100,6 +100,9 @@ DOORS = {
     "i3d": lambda path: features.I3DLogits(path).load() or 0,
     "pack": lambda path: _command("pack", path, f"{path}.safetensors"),
     "export": lambda path: _command("export", path, f"{path}.pt", "--base", str(embedded.BASE)),
+    "named": lambda path: MotionControlPipeline.from_checkpoint(path, svd="owner/name") and 0,
+    "generate": lambda path: _command("generate", path, str(Path(path).with_name("image.png")), "--camera", "pan:0.1"),
+    "clip": lambda path: features.CLIPFeatures(path).load() or 0,
     "export-base": lambda path: _command("export-base", path, f"{path}-folder"),
 }
 
@@ -195,3 +198,13 @@ def whole_file(path, record, state):
     """A file as `remoco pack` writes one."""
     stored = embedded.tensors(state)
     save_file(stored, path, metadata=embedded.metadata(record, stored, [], 1) | {"global_step": "1"})
+
+
+def copied_base(folder):
+    """The small base of the package, as a stranger's folder."""
+    for file in embedded.BASE.rglob("*"):
+        if file.is_file():
+            target = Path(folder) / file.relative_to(embedded.BASE)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(file.read_bytes())
+    return Path(folder)
