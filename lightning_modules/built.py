@@ -11,30 +11,36 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import Condition
-from lightning_modules import record
+from lightning_modules import record, record_values
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.restorable import check_tensors
 
 
 def built(
     found: dict[str, Any], state: dict[str, torch.Tensor], svd: str | None, dtype: torch.dtype
 ) -> tuple[MotionControlModule, dict[str, Any]]:
-    """The module of a record and its tensors, and what the record says beyond the module."""
-    base = {k: v for k, v in found["base"].items() if k not in ("hash", "latents")}
+    """The module of a record and its tensors, and what the record says beyond the module.
+
+    What the record asks for is compared with the tensors before a network is built.
+    """
+    from lightning_modules.expected import check_expected, named_base  # diffusers takes seconds, for `--help` too
+
+    record_values.check_sampling(found, "the checkpoint")
     architecture = dict(found["architecture"])
     if "." in (kind := str(architecture.get("injection"))) and kind.rpartition(".")[0] not in sys.modules:
         raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
     if architecture.get("injection", "") is None:
         raise ValueError("the checkpoint is a base without a controller: `remoco export-base` writes it for `svd`")
     architecture["condition"] = Condition.from_record(architecture["condition"])
-    if svd is not None:
-        base = {"svd": svd}
     if architecture["lora"] is None:
-        architecture.pop("lora_rank")
+        architecture.pop("lora_rank", None)
     sampling = dict(found.get("sampling") or {})
     names = {"steps": "sample_steps", "sigma_max": "sample_sigma_max"}
     names |= {name: name for name in ("guidance", "motion_bucket_id")}
     settings = {names[name]: sampling.pop(name) for name in names if name in sampling}
-    module = MotionControlModule(**base, **architecture, **settings)
+    module = MotionControlModule(**named_base(found["base"], svd), **architecture, **settings)
+    check_tensors(state)
+    check_expected(module, state, found.get("whole", False))
     module.configure_model(dtype)
     module.on_load_checkpoint({record.KEY: found, "state_dict": state})
     module.load_state_dict(state, strict=False)

@@ -97,13 +97,9 @@ def build_networks(
         base = SVD.load(svd, revision, torch.float32 if train_base else compute_dtype)
     else:
         raise ValueError("svd, random_init and released are all missing, one of them is the base")
-    base.freeze(compute_dtype, train_unet=train_base, vae_precision=vae_precision)
-    if lora:
-        add_lora(base.unet, lora, lora_rank, seed=init_seed)
-    encoder = MotionEncoder(base.unet.config.block_out_channels, seed=init_seed)
-    with torch.no_grad():
-        next(encoder.stem.parameters())[:, :2] *= flow_scale  # the first convolution's weight
-    places = attach(base.unet, injection, seed=init_seed)
+    encoder, places = assemble(
+        base, compute_dtype, train_base, injection, lora, lora_rank, init_seed, vae_precision, flow_scale
+    )
     if released and start is not None:
         base.unet.load_state_dict(start.lora, strict=False)
         encoder.load_state_dict(start.motion_encoder)
@@ -119,3 +115,36 @@ def build_networks(
     if compile_unet:
         blocks.compile_unet(base.unet)
     return networks
+
+
+def assemble(
+    base: SVD,
+    compute_dtype: torch.dtype,
+    train_base: bool,
+    injection: str,
+    lora: Literal["attention", "linear"] | None,
+    lora_rank: int,
+    seed: int = 0,
+    vae_precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+    flow_scale: float = 1.0,
+) -> tuple[MotionEncoder, Injection]:
+    """Freeze a base and put LoRA and an injection into it, at their start; on the meta device nothing is taken.
+
+    Args:
+        base: The networks, in place.
+        compute_dtype: As in `build_networks`, as are the others.
+        train_base: Whether the UNet stays trainable.
+        injection: How motion enters the UNet.
+        lora: Where LoRA goes.
+        lora_rank: Its rank.
+        seed: Of all first weights.
+        vae_precision: Of the VAE.
+        flow_scale: On the encoder's first weights of dx and dy.
+    """
+    base.freeze(compute_dtype, train_unet=train_base, vae_precision=vae_precision)
+    if lora:
+        add_lora(base.unet, lora, lora_rank, seed=seed)
+    encoder = MotionEncoder(base.unet.config.block_out_channels, seed=seed)
+    with torch.no_grad():
+        next(encoder.stem.parameters())[:, :2] *= flow_scale  # the first convolution's weight
+    return encoder, attach(base.unet, injection, seed=seed)

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
 from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
@@ -23,7 +22,8 @@ from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, ran
 from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.restorable import average_of
+from lightning_modules.restorable import average_of, check_tensors
+from remoco.common.tensor_files import read_json, read_safetensors
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
 CALLBACK_TENSORS = ("latents", "denoised")
@@ -76,7 +76,8 @@ class MotionControlPipeline:
         Args:
             path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
                 which it names, has to be imported before: nothing is imported because a file says so.
-            svd: Where the base is now, when not where the checkpoint says; its weights must be the same.
+            svd: Where the base is now, a folder or hub id, if not in the folder that the checkpoint names. Its weights
+                must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
             ema: Use the averaged weights where the run kept them, as its validation did.
@@ -87,6 +88,7 @@ class MotionControlPipeline:
         with value_errors():
             checkpoint = record.read_checkpoint(path)
             found = record.of(checkpoint, str(path))
+            check_tensors(checkpoint.get("state_dict"))
             state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
             return cls(*built(found, state, svd, dtype)).to(device)
 
@@ -103,14 +105,12 @@ class MotionControlPipeline:
         Raises:
             ValueError: a file is missing or damaged, or the base is another; one line.
         """
-        folder = Path(folder)
         with value_errors():
             try:
-                found = json.loads((folder / RECORD).read_text())
-                state = safetensors.torch.load_file(folder / WEIGHTS)
-            except (OSError, ValueError, SafetensorError) as error:
+                found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
+            except (OSError, ValueError) as error:
                 raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            found = record.of({record.KEY: found}, str(folder / RECORD))
+            found = record.of({record.KEY: found}, f"{folder}/{RECORD}")
             return cls(*built(found, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -155,10 +155,13 @@ class MotionControlPipeline:
     def _of_adapter(
         cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
     ) -> MotionControlPipeline:
+        from lightning_modules.expected import check_adapter
         from lightning_modules.released.files import read_adapter
 
-        ranks = {t.shape[0] for name, t in read_adapter(path)["lora"].items() if ".lora_A." in name}
-        module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=max(ranks, default=1))
+        parts = read_adapter(path)
+        rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
+        module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=rank)
+        check_adapter(module, parts)
         module.configure_model(dtype)
         return cls(module)
 

@@ -12,13 +12,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from conditions import Condition
-from lightning_modules import embedded, resumed
+from lightning_modules import embedded, record_values, resumed
 from lightning_modules.conditioning import fit_latents
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
-from remoco.common.tensor_files import BadTensors, read_saved
+from remoco.common.tensor_files import BadTensors, odd_weight, read_saved
 
 if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
     from lightning_modules.svd import SVD
@@ -132,7 +132,7 @@ class RecordedModule(LightningModule):
             rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
             try:
                 self.condition = Condition.from_record(kept)
-            except ValueError as error:
+            except (ValueError, TypeError) as error:
                 raise MisconfigurationException(f"ckpt_path: {name}: condition: {error}") from error
         check_architecture(found, self.architecture(), name)
         if not found.get("whole"):  # else it brings its own
@@ -187,6 +187,8 @@ class RecordedModule(LightningModule):
             check_resume(checkpoint, self.optimized(), positioned, adam=self.plan.optimizer is None)
         whole = found.get("whole", False)
         check_names(checkpoint["state_dict"], self.stored(whole))
+        if odd := odd_weight(checkpoint["state_dict"]):
+            raise MisconfigurationException(f"ckpt_path: state_dict: {odd}")
         self.whole = whole
         if whole:  # it brings the base, in half precision
             self.svd.identity = found["base"]
@@ -244,6 +246,7 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
         raise MisconfigurationException(f"ckpt_path: {name} has a damaged '{KEY}' record")
     if not isinstance(parts[1].get("hash"), str):
         raise MisconfigurationException(f"ckpt_path: {name} has no hash of its base in its '{KEY}' record")
+    record_values.check_record(found, name)
     return found
 
 

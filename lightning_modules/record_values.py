@@ -1,0 +1,136 @@
+"""What the fields of a record may say, before anything is built of them: the file may come from anybody."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+SIZES = ("micro", "tiny", "small", "full")  # of random_init
+LATENTS = ("vae", "space_to_depth", "pca")
+MAX_RANK = 4096
+MAX_LENGTH = 8192  # of a condition's numbers: pixels of a side
+MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e5
+# frames x height x width that a sample is made of unless its caller says so; 81 x 480 x 832 are half of it
+MAX_PIXELS = 1 << 26
+MAX_PIXELS_SMALL = 1 << 23  # over a base of random_init, but `full`: 32 frames of 512 x 512
+
+Check = Callable[[Any], bool]
+
+
+def whole(least: int, most: int) -> Check:
+    """Whether a value is a whole number from `least` to `most`."""
+    return lambda value: type(value) is int and least <= value <= most
+
+
+def number(least: float, most: float) -> Check:
+    """Whether a value is a number from `least` to `most`."""
+    return lambda value: type(value) in (int, float) and math.isfinite(value) and least <= value <= most
+
+
+def text(length: int = 200) -> Check:
+    """Whether a value is a text of at most so many characters, none of them a control character."""
+    return lambda value: isinstance(value, str) and 0 < len(value) <= length and value.isprintable()
+
+
+def one_of(*choices: Any) -> Check:
+    """Whether a value is one of some."""
+    return lambda value: any(value == choice and type(value) is type(choice) for choice in choices)
+
+
+def _or_none(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+ARCHITECTURE: dict[str, tuple[Check, str]] = {
+    "condition": (lambda value: isinstance(value, dict), "a class path with arguments"),
+    "injection": (_or_none(text()), "a name or class path"),
+    "lora": (one_of(None, "attention", "linear"), "attention, linear or null"),
+    "lora_rank": (_or_none(whole(1, MAX_RANK)), f"a whole number from 1 to {MAX_RANK}"),
+    "train_base": (one_of(True, False), "true or false"),
+    "latents": (one_of(*LATENTS), f"one of {', '.join(LATENTS)}"),
+    "pca_channels": (whole(1, 192), "a whole number from 1 to 192"),
+}
+BASE: dict[str, tuple[Check, str]] = {
+    "svd": (_or_none(text(4096)), "a path or hub id"),
+    "revision": (_or_none(text()), "a revision"),
+    "released": (_or_none(text(4096)), "a path"),
+    "random_init": (_or_none(one_of(*SIZES)), f"one of {', '.join(SIZES)}"),
+    "init_seed": (whole(-(2**63), 2**63 - 1), "a whole number of 64 bits"),
+    "latents": (one_of(*LATENTS), f"one of {', '.join(LATENTS)}"),
+    "hash": (text(), "a hash"),
+}
+SAMPLING: dict[str, tuple[Check, str]] = {
+    "steps": (whole(1, MAX_STEPS), f"a whole number from 1 to {MAX_STEPS}"),
+    "sigma_max": (number(0.01, MAX_SIGMA), f"a number from 0.01 to {MAX_SIGMA:g}"),
+    "guidance": (
+        lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number(0, 1000), value)),
+        "two numbers from 0 to 1000",
+    ),
+    "motion_bucket_id": (
+        lambda value: value == "drawing" or number(0, 10_000)(value), "`drawing` or a number from 0 to 10000"
+    ),
+    "num_frames": (whole(2, MAX_FRAMES), f"a whole number from 2 to {MAX_FRAMES}"),
+    "height": (lambda value: whole(64, 8192)(value) and value % 64 == 0, "a multiple of 64 up to 8192"),
+    "width": (lambda value: whole(64, 8192)(value) and value % 64 == 0, "a multiple of 64 up to 8192"),
+}  # fmt: skip
+
+
+def check_record(found: Mapping[str, Any], name: str) -> None:
+    """Raise MisconfigurationException unless architecture and base have our fields, of the right kind and range.
+
+    Args:
+        found: The record, with both parts there.
+        name: Of its file, for the error.
+    """
+    _check_part(found["architecture"], "architecture", ARCHITECTURE, name)
+    _check_part(found["base"], "base", BASE, name)
+    _check_condition(found["architecture"]["condition"], name)
+    for part in ("sampling", "optimization"):
+        if not isinstance(found.get(part, {}), dict):
+            raise _wrong(name, part, found[part], "a mapping")
+    if not one_of(True, False)(found.get("whole", False)):
+        raise _wrong(name, "whole", found["whole"], "true or false")
+
+
+def check_sampling(found: Mapping[str, Any], name: str) -> None:
+    """Raise MisconfigurationException where a record's way of sampling takes more than a sane clip does."""
+    sampling, small = found.get("sampling") or {}, found["base"].get("random_init") not in (None, "full")
+    _check_part(sampling, "sampling", SAMPLING, name)
+    height, width = (64, 64) if found["base"].get("random_init") else (320, 512)
+    frames, height, width = (
+        sampling.get(field, other) for field, other in (("num_frames", 16), ("height", height), ("width", width))
+    )
+    most = MAX_PIXELS_SMALL if small else MAX_PIXELS
+    if frames * height * width > most:
+        raise _wrong(name, "sampling", f"{frames} frames of {height} x {width}", f"at most {most} pixels in all")
+
+
+def _check_part(part: Any, title: str, fields: Mapping[str, tuple[Check, str]], name: str) -> None:
+    for field, value in part.items():
+        if field not in fields:
+            raise _wrong(name, title, field, f"some of {', '.join(fields)}")
+        sound, expected = fields[field]
+        if not sound(value):
+            raise _wrong(name, f"{title}.{field}", value, expected)
+
+
+def _check_condition(condition: Mapping[str, Any], name: str) -> None:
+    arguments = condition.get("init_args", {})
+    if not text()(condition.get("class_path")):
+        raise _wrong(name, "condition.class_path", condition.get("class_path"), "a class path")
+    if not isinstance(arguments, dict) or len(arguments) > 64:
+        raise _wrong(name, "condition.init_args", arguments, "arguments by name")
+    ours = condition["class_path"].startswith("conditions.")
+    for field, value in arguments.items():
+        if type(value) in (int, float) and ours and not number(-MAX_LENGTH, MAX_LENGTH)(value):
+            raise _wrong(name, f"condition.{field}", value, f"a number of at most {MAX_LENGTH}")
+        if ours and not (value is None or type(value) in (int, float, bool) or text()(value)):
+            raise _wrong(name, f"condition.{field}", value, "a number or a name")
+
+
+def _wrong(name: str, field: str, value: Any, expected: str) -> MisconfigurationException:
+    shown = " ".join(f"{value!r:.60}".split())
+    return MisconfigurationException(f"ckpt_path: {name}: {field[:80]} is {shown}, expected {expected}")
