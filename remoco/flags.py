@@ -11,7 +11,9 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from docstring_parser import parse
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
+
+from remoco.near import Hinting
 
 LONGEST = 800  # characters of a line of the parser's: it may hold a value of any length
 KINDS = {
@@ -20,12 +22,14 @@ KINDS = {
 }  # fmt: skip
 
 
-class Parser(ArgumentParser):
+class Parser(Hinting):
     """Reports a mistake as one line and exits with 2."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the cause with the flag as it is typed."""
-        line = re.sub(r"Parser key \"([\w.]+)\":", lambda key: f"--{key[1].replace('_', '-')}:", cause(message))
+        line = re.sub(
+            r"Parser key \"([\w.]+)\":", lambda key: f"--{key[1].replace('_', '-')}:", cause(self.hinted(message))
+        )
         print(f"{self.prog}: error: {line}", file=sys.stderr)
         sys.exit(2)
 

@@ -28,6 +28,7 @@ from lightning_modules.optimizer import Plan, conflict
 from lightning_modules.record import RecordedModule, check_size
 from remoco import configs
 from remoco.flags import cause
+from remoco.near import Hinting
 from remoco.run_name import NAME, base_name, run_name
 
 HANDLED = (
@@ -70,12 +71,12 @@ class Quiet(logging.Filter):
         return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
 
 
-class Parser(LightningArgumentParser):
+class Parser(Hinting, LightningArgumentParser):
     """Raises a mistake, in place of leaving the program: the parsers around it add where it is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As UsageError."""
-        raise UsageError(cause(message))
+        raise UsageError(cause(self.hinted(_with_config(message))))
 
 
 class CLI(LightningCLI):
@@ -248,6 +249,13 @@ def main(args: list[str] | None = None) -> None:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning turns one into code 1
             sys.exit(130)
         raise
+
+
+def _with_config(message: str) -> str:
+    """What to give where there is no model, which nobody writes out as flags."""
+    if not re.search(r"arguments are required: .*\bmodel\b", message):
+        return message
+    return f"{message}; give a configuration, for example --config configs/quickstart.yaml"
 
 
 def _hook(args: threading.ExceptHookArgs) -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentParser
 
 from datamodules.errors import UsageError
 from remoco import configs
 from remoco.flags import cause
+from remoco.near import Hinting, hint
 from remoco.run_name import NAME, shortened
 
 SAVE_DIR = "trainer.logger.init_args.save_dir"
@@ -59,12 +59,12 @@ class Plan:
     gpus: float | None = None
 
 
-class Parser(ArgumentParser):
+class Parser(Hinting):
     """Raises a mistake, in place of leaving the program."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """As UsageError."""
-        raise UsageError(cause(message))
+        raise UsageError(cause(self.hinted(message)))
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,8 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
         raise UsageError(f"{file}: expected a mapping with configs and values")
     known = [each.name for each in fields(Plan)]
     if unknown := [name for name in found if name not in known]:
-        raise UsageError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}")
+        near = hint(str(unknown[0]), known)
+        raise UsageError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}{near}")
     parser = Parser()
     parser.add_class_arguments(Plan, skip=set(RAW))
     try:

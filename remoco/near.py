@@ -1,0 +1,82 @@
+"""The name that a mistyped one is near to, in a parser's errors."""
+
+from __future__ import annotations
+
+import re
+import sys
+from argparse import SUPPRESS
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+OF_A_CLASS = ("class_path", "init_args", "dict_kwargs")  # beside a class's own arguments
+
+
+def hint(name: str, names: Iterable[str]) -> str:
+    """`; did you mean NAME?`, or nothing where no name is near.
+
+    >>> hint("trainer.max_step", ["trainer.max_steps", "trainer.max_epochs"])
+    '; did you mean trainer.max_steps?'
+    >>> hint("max_steps", ["trainer.max_steps"]), hint("xyzzy", ["trainer.max_steps"])
+    ('; did you mean trainer.max_steps?', '')
+
+    Args:
+        name: What was given; the parts of a nested key are joined by dots.
+        names: The names that there are.
+    """
+    known = [each.split(".") for each in names]
+    parts = name.split(".")
+    for depth, part in enumerate(parts):
+        siblings = {each[depth] for each in known if len(each) > depth and each[:depth] == parts[:depth]}
+        if part in siblings:
+            continue
+        if found := get_close_matches(part, sorted(siblings), 1):
+            return f"; did you mean {'.'.join([*parts[:depth], found[0], *parts[depth + 1 :]])}?"
+        elsewhere = sorted(".".join(each) for each in known if each[-1] == parts[-1])
+        return f"; did you mean {elsewhere[0]}?" if elsewhere else ""
+    return ""
+
+
+class Hinting(ArgumentParser):
+    """A parser whose errors about keys, flags and commands that it does not know offer a near one."""
+
+    def validate(self, *args: Any, **kwargs: Any) -> None:
+        """As jsonargparse's."""
+        try:
+            super().validate(*args, **kwargs)
+        except KeyError as error:
+            text = str(error)
+            if match := re.search(r"^(?:Group '([\w.]+)' does not accept option|.*[Oo]ption) '([\w.]+)'", text):
+                key = ".".join(filter(None, match.groups()))
+                error.args = (text + hint(key, _names(self)),)
+            raise
+
+    def hinted(self, message: str) -> str:
+        """The message of `error`, with a name near to the flag, command or class that is unknown."""
+        if match := re.search(r"unrecognized arguments: .*?--([\w.-]+)", message):
+            found = hint(match[1], _names(self))
+            return message + found.replace("did you mean ", "did you mean --")
+        if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            return message + hint(match[1], re.findall(r"[\w-]+", match[2]))
+        if (match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)) and match[1] in sys.modules:
+            module = sys.modules[match[1]]
+            names = {
+                *dir(module),
+                *getattr(module, "__all__", ()),
+            }  # what is imported when it is asked for is in no dir
+            return message + hint(match[2], (name for name in names if name[0] != "_"))
+        return message
+
+
+def _names(parser: ArgumentParser) -> set[str]:
+    """Long flags of a parser and its commands without their dashes, positional arguments, and keys beside a class's."""
+    found = set(OF_A_CLASS)
+    for action in parser._actions:
+        found |= {flag[2:] for flag in action.option_strings if flag.startswith("--")}
+        if not action.option_strings and action.dest != SUPPRESS:
+            found.add(action.dest)
+        for command in (getattr(action, "_name_parser_map", None) or {}).values():
+            found |= _names(command)
+    return {name for name in found if not name.endswith("+") and name not in ("help", "print_config")}
