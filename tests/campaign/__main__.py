@@ -1,6 +1,7 @@
 """Kill runs at random moments and feed the program damaged inputs; print how it went.
 
     python -m tests.campaign --kills 50 --mutations 1000 --seed 0
+    python -m tests.campaign --kills 0 --mutations 1 --seed 0 --first 17 --kind drawings    # one mutation again
 
 Runs on a config of its own (`tiny.yaml`), in processes forked after the imports. A killed run is resumed and compared
 with one that was not: weights, optimizer, average, position, log, samples. A damaged input must be refused in one line,
