@@ -1,6 +1,7 @@
 """Kill runs at random moments and feed the program damaged inputs; print how it went.
 
     python -m tests.campaign --kills 50 --mutations 1000 --seed 0
+    python -m tests.campaign --kills 0 --mutations 1 --seed 0 --first 17 --kind drawings    # one mutation again
 
 Runs on a config of its own (`tiny.yaml`), in processes forked after the imports. A killed run is resumed and compared
 with one that was not: weights, optimizer, average, position, log, samples. A damaged input must be refused in one line,
@@ -25,8 +26,16 @@ from tests.support.forks import Forks
 from tests.support.videos import write_video
 
 
-def campaign(kills: int, mutations: int, seed: int) -> Table:
-    """Run it; what is not well is told on stderr as it happens."""
+def campaign(kills: int, mutations: int, seed: int, kind: str | None = None, first: int = 0) -> Table:
+    """Run it; what is not well is told on stderr as it happens.
+
+    Args:
+        kills: how many runs are killed.
+        mutations: how many inputs are damaged.
+        seed: of all draws.
+        kind: of the mutations; all by default.
+        first: number of the first mutation.
+    """
     table = Table()
     with tempfile.TemporaryDirectory(prefix="campaign-") as folder, Forks("tests.campaign.child") as forks:
         box = Box(Path(folder), forks)
@@ -43,9 +52,12 @@ def campaign(kills: int, mutations: int, seed: int) -> Table:
                 bar.update(done)
         if mutations:
             mutator = Mutations(box, videos)
-            for number in tqdm(range(mutations), desc="mutations", unit="mutation"):
-                kind, attempt = mutator.attempt(random.Random(f"{seed} mutation {number}"))
-                _tell(table.add(kind, attempt), f"--seed {seed}: {kind} {number}", attempt)
+            if kind is not None and kind not in mutator.kinds:
+                raise SystemExit(f"--kind {kind}: expected one of {', '.join(mutator.kinds)}")
+            for number in tqdm(range(first, first + mutations), desc="mutations", unit="mutation"):
+                name, attempt = mutator.attempt(seed, number, kind)
+                again = f'--kills 0 --mutations 1 --seed {seed} --first {number} --kind "{name}"'
+                _tell(table.add(name, attempt), again, attempt)
     return table
 
 
@@ -69,8 +81,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.campaign", description=__doc__.splitlines()[0])
     for name, default in (("kills", 50), ("mutations", 1000), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutation; default 0")
+    parser.add_argument("--kind", help="of the mutations; all by default")
     given = parser.parse_args()
-    table = campaign(given.kills, given.mutations, given.seed)
+    table = campaign(given.kills, given.mutations, given.seed, given.kind, given.first)
     print(table)
     return 0 if table.well else 1
 

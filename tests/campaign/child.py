@@ -24,8 +24,10 @@ from lightning_modules import MotionControlModule  # noqa: F401
 from lightning_modules.record import read_checkpoint
 from remoco import training
 from remoco.cli import main as remoco
-from tests.campaign.mutations import changed
+from tests.campaign import readers
+from tests.campaign.readers import save_sound  # noqa: F401
 from tests.campaign.table import HANG
+from tests.campaign.values import changed
 from tests.support.scalars import points
 
 PREPARE = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--workers", "1", "--clips-per-shard", "2"]
@@ -127,6 +129,13 @@ def change_checkpoint(box: str, sound: str, path: str, seed: str) -> None:
     """Write a checkpoint with fields missing or of any value."""
     found = torch.load(sound, weights_only=True)
     torch.save(changed(found, random.Random(seed), tensors=True), path)
+
+
+def stranger(box: str, function: str, arguments: list, **limits) -> None:
+    """A function of `readers`, in the folder of the files."""
+    begin(box, **limits)
+    os.chdir(f"{box}/in")
+    getattr(readers, function)(*arguments)
 
 
 def compare(box: str, whole: str, resumed: str) -> None:

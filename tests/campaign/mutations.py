@@ -8,43 +8,80 @@ import random
 import shutil
 import tarfile
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tests.campaign.strangers import Strangers
 from tests.campaign.table import CONFIG, Attempt, Box
+from tests.campaign.values import DEEP, changed, damaged, written
 
 LIMIT = 300.0  # seconds; an attempt takes one or two on a machine that is not busy
 READING, FITTING = 400 << 20, 3 << 30  # bytes more than after the imports
-DEEP = "deep"  # stands for nesting without end, which no writer of JSON or YAML gives
-VALUES = [
-    None, True, 0, -1, 1, 3.5, -7.25, 2**31, 2**62, 2**70, -(2**63), 1e30, float("inf"), float("nan"), "", "x",
-    "../../escape", "/abs/escape", "a\0b", "é" * 300, "1" * 5000, [], {}, [1, 2, 3], {"a": 1}, [[]], DEEP,
+
+
+NUMBERS = [0, -1, 1, 2, 3, 7, 0.5, 1e-9, 10**9, float("nan"), float("inf"), None, "2", True]
+TRAINER = [
+    "log_every_n_steps", "accumulate_grad_batches", "val_check_interval", "check_val_every_n_epoch",
+    "num_sanity_val_steps", "gradient_clip_val", "limit_train_batches", "limit_val_batches", "overfit_batches",
+    "reload_dataloaders_every_n_epochs", "devices",
 ]  # fmt: skip
+CALLBACKS: dict[str, dict[str, Any]] = {
+    "EMA": {"decay": 0.9}, "SampleLogger": {"clips": 1, "every_n_steps": 2, "sigma": 2.0, "fps": 8.0},
+    "VideoMetrics": {"clips": 2, "every_n_validations": 1, "mask_ratio": 0.5},
+    "ControlErrors": {"clips": 2, "every_n_validations": 1}, "Throughput": {},
+    "LastCheckpoint": {"every_n_train_steps": 2}, "BestCheckpoint": {},
+}  # fmt: skip
 
 
 class Mutations:
-    """Attempts on copies of a sound set, checkpoint, config, videos and tar."""
+    """Attempts on copies of a sound set, checkpoint, config, videos and tar, and on files of strangers."""
 
     def __init__(self, box: Box, videos: Path) -> None:
-        self.box, self.videos = box, videos
-        self.set, self.run = box.root / "whole-mutations-set", box.root / "whole-mutations-run"
-        with box.attempt() as attempt:
-            if attempt.run("prepare", str(videos), str(attempt.out / "set"), limit=LIMIT):
+        self.box, self.videos, self.strangers = box, videos, Strangers(box)
+        own = {
+            "bytes of shards": (self._shards, 5), "fields of indices": (self._signed, 6),
+            "signed members": (self._members, 4), "bytes of checkpoints": (self._checkpoint, 3),
+            "fields of checkpoints": (self._fields, 1), "YAMLs": (self._yaml, 1), "periods": (self._periods, 2),
+            "videos": (self._video, 4), "tars": (self._tar, 4),
+        }  # fmt: skip
+        self._own = {name: function for name, (function, _) in own.items()}
+        self._weights = {name: weight for name, (_, weight) in own.items()} | dict.fromkeys(self.strangers.kinds, 5)
+
+    @property
+    def kinds(self) -> list[str]:
+        """Names of all kinds."""
+        return list(self._weights)
+
+    def attempt(self, seed: int, number: int, kind: str | None = None) -> tuple[str, Attempt]:
+        """(what was damaged, how it ended) of a number of a seed; of one kind the same, where it is named."""
+        if kind is None:
+            kind = random.Random(f"{seed} mutation {number}").choices(*zip(*self._weights.items()))[0]
+        rng = random.Random(f"{seed} {kind} {number}")
+        return kind, self.strangers.attempt(kind, rng) if kind in self.strangers.kinds else self._own[kind](rng)
+
+    @cached_property
+    def set(self) -> Path:
+        """A sound set."""
+        kept = self.box.root / "whole-mutations-set"
+        with self.box.attempt() as attempt:
+            if attempt.run("prepare", str(self.videos), str(attempt.out / "set"), limit=LIMIT):
                 raise SystemExit(f"a sound preparation failed:\n{attempt.said[-3000:]}")
-            shutil.copytree(attempt.out / "set", self.set)
-        with box.attempt() as attempt:
+            shutil.copytree(attempt.out / "set", kept)
+        return kept
+
+    @cached_property
+    def run(self) -> Path:
+        """A sound run."""
+        kept = self.box.root / "whole-mutations-run"
+        with self.box.attempt() as attempt:
             config = self._config(attempt, max_steps=4)
             if attempt.run("fit", ["--config", str(config)], limit=LIMIT):
                 raise SystemExit(f"a sound fit failed:\n{attempt.said[-3000:]}")
-            shutil.copytree(attempt.out / "run", self.run)
-
-    def attempt(self, rng: random.Random) -> tuple[str, Attempt]:
-        """(what was damaged, how it ended)."""
-        kinds = [self._shards] * 5 + [self._signed] * 6 + [self._members] * 4 + [self._checkpoint] * 3
-        kinds += [self._fields] + [self._yaml] + [self._video] * 4 + [self._tar] * 4
-        return rng.choice(kinds)(rng)
+            shutil.copytree(attempt.out / "run", kept)
+        return kept
 
     # Sets
 
@@ -59,16 +96,16 @@ class Mutations:
         code = attempt.run("read", str(folder), str(self.set), signed, limit=LIMIT, memory=READING)
         attempt.survived, attempt.differing = code == 0, attempt.answer()
 
-    def _shards(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _shards(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             folder = self._copy(attempt)
             path = rng.choice([path for path in sorted(folder.iterdir()) if path.suffix in (".tar", ".json")])
             # the index itself has no checksum over it
             path.write_bytes(damaged(path.read_bytes(), rng))
             self._read(attempt, folder, signed=path.name in ("index.json", "prepare.json"))
-        return "bytes of shards", attempt
+        return attempt
 
-    def _signed(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _signed(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             folder = self._copy(attempt)
             index = json.loads((folder / "index.json").read_bytes())
@@ -84,9 +121,9 @@ class Mutations:
             else:
                 (folder / "index.json").write_bytes(written(changed(index, rng)))
             self._read(attempt, folder, signed=True)
-        return "fields of indices", attempt
+        return attempt
 
-    def _members(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _members(self, rng: random.Random) -> Attempt:
         """Members damaged in place, every checksum made anew."""
         with self.box.attempt() as attempt:
             folder = self._copy(attempt)
@@ -110,7 +147,7 @@ class Mutations:
                     entry |= {"bytes": sidecar["bytes"], "index_crc32": zlib.crc32(where.read_bytes())}
             (folder / "index.json").write_bytes(written(index))
             self._read(attempt, folder, signed=True)
-        return "signed members", attempt
+        return attempt
 
     # Runs
 
@@ -123,24 +160,24 @@ class Mutations:
         (attempt.inputs / "config.yaml").write_text(yaml.safe_dump(config))
         return attempt.inputs / "config.yaml"
 
-    def _checkpoint(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _checkpoint(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             sound = self.run / "checkpoints/last.ckpt"
             path = attempt.inputs / "last.ckpt"
             path.write_bytes(damaged(sound.read_bytes(), rng))
             code = attempt.run("checkpoint", str(path), str(sound), limit=LIMIT, memory=READING)
             attempt.survived, attempt.differing = code == 0, attempt.answer()
-        return "bytes of checkpoints", attempt
+        return attempt
 
-    def _fields(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _fields(self, rng: random.Random) -> Attempt:
         """Fields of a checkpoint, missing or of any value; the run goes on, or is refused in one line."""
         with self.box.attempt() as attempt:
             sound, path = self.run / "checkpoints/last.ckpt", attempt.inputs / "last.ckpt"
             attempt.run("change_checkpoint", str(sound), str(path), str(rng.random()))
             self._fit(attempt, self._config(attempt, max_steps=6), "--ckpt_path", str(path))
-        return "fields of checkpoints", attempt
+        return attempt
 
-    def _yaml(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _yaml(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             path = self._config(attempt, max_steps=2)
             draw = rng.random()
@@ -154,7 +191,25 @@ class Mutations:
                 text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng, paths=False))
                 path.write_text(text.replace(DEEP, "[" * 5000 + "]" * 5000, 1))
             self._fit(attempt, path, "--trainer.fast_dev_run", "1", "--model.init_args.random_init", "micro")
-        return "YAMLs", attempt
+        return attempt
+
+    def _periods(self, rng: random.Random) -> Attempt:
+        """A number of the trainer or of a callback, out of its range or odd; a run of three steps, as it comes."""
+        with self.box.attempt() as attempt:
+            path = self._config(attempt, max_steps=3, val_check_interval=2, limit_val_batches=1)
+            config = yaml.safe_load(path.read_text())
+            arguments = {name: dict(given) for name, given in CALLBACKS.items()}
+            name = rng.choice(["trainer"] * 3 + [name for name in arguments if arguments[name]])
+            value = rng.choice(NUMBERS)
+            if name == "trainer":
+                config["trainer"][rng.choice(TRAINER)] = value
+            else:
+                arguments[name][rng.choice(sorted(arguments[name]))] = value
+            callbacks = [{"class_path": f"callbacks.{name}", "init_args": given} for name, given in arguments.items()]
+            config["trainer"]["callbacks"] = [{"class_path": "callbacks.RunFolder"}, *callbacks]
+            path.write_text(yaml.safe_dump(config))
+            self._fit(attempt, path)
+        return attempt
 
     def _fit(self, attempt: Attempt, config: Path, *more: str) -> None:
         code = attempt.run("fit", ["--config", str(config), *more], limit=LIMIT, memory=FITTING)
@@ -168,14 +223,14 @@ class Mutations:
         # a decoder that crashes, hangs or takes all memory costs its video alone: SIGALRM, SIGSEGV, ...
         attempt.survived = code in (0, 2, -14, -11, -6, -8)
 
-    def _video(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _video(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             source = rng.choice(sorted(path for path in self.videos.iterdir() if path.suffix != ".txt"))
             (attempt.inputs / source.name).write_bytes(damaged(source.read_bytes(), rng))
             self._prepare(attempt)
-        return "videos", attempt
+        return attempt
 
-    def _tar(self, rng: random.Random) -> tuple[str, Attempt]:
+    def _tar(self, rng: random.Random) -> Attempt:
         with self.box.attempt() as attempt:
             video = min((path.read_bytes() for path in self.videos.glob("*.mp4")), key=len)
             data = io.BytesIO()
@@ -208,59 +263,4 @@ class Mutations:
                 whole = bytearray(damaged(bytes(whole), rng))
             (attempt.inputs / "x.tar").write_bytes(whole)
             self._prepare(attempt)
-        return "tars", attempt
-
-
-def damaged(data: bytes, rng: random.Random) -> bytes:
-    """Bytes flipped, cut off, repeated, taken out or overwritten."""
-    found = bytearray(data)
-    for _ in range(rng.choice([1, 1, 2, 5, 20])):
-        at, length = rng.randrange(max(1, len(found))), rng.choice([1, 1, 2, 4, 8, 100])
-        draw = rng.random()
-        if draw < 0.5 and found:
-            found[at] ^= 1 << rng.randrange(8)
-        elif draw < 0.7:
-            found[at : at + length] = rng.choice([b"\xff", b"\0", b"\x7f", b"["]) * length
-        elif draw < 0.8:
-            del found[at : at + length]
-        elif draw < 0.9:
-            found[at:at] = found[at : at + length]
-        else:
-            del found[at:]
-    return bytes(found)
-
-
-def changed(value: Any, rng: random.Random, tensors: bool = False, paths: bool = True) -> Any:
-    """A nested value with a few of its fields gone or replaced; `paths`: also by some that lead out of a folder."""
-    for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        places = list(_places(value))
-        parent, key = rng.choice(places)
-        if rng.random() < 0.3:
-            del parent[key]
-        else:
-            choices = [each for each in VALUES if paths or not (isinstance(each, str) and "escape" in each)]
-            if tensors and hasattr(parent[key], "shape"):
-                choices = [
-                    None,
-                    parent[key].double() * float("nan"),
-                    parent[key].reshape(-1)[:1],
-                    parent[key].new_zeros(()),
-                    5,
-                ]
-            parent[key] = rng.choice(choices)
-        if not list(_places(value)):
-            break
-    return value
-
-
-def _places(value: Any, depth: int = 0):
-    """Every (container, key) of a nested value; those near the root as often as all below them."""
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in list(items):
-        yield value, key
-        yield from _places(each, depth + 1)
-
-
-def written(value: Any) -> bytes:
-    """As JSON, nesting included that json itself does not write."""
-    return json.dumps(value).replace(f'"{DEEP}"', "[" * 100_000 + "]" * 100_000, 1).encode()
+        return attempt

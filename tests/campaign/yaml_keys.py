@@ -25,6 +25,7 @@ VALUES = [
     None, True, 0, -1, 1, 0.5, -0.5, 1e-300, 2**31, 2**70, 1e30, float("inf"), float("nan"), "", "x", "0", "a\nb",
     "é" * 300, [], {}, [1], [[]], {"a": 1}, {"class_path": "x"}, {"class_path": "builtins.print"}, {1: 2},
 ]  # fmt: skip
+WEBVID = ("own_videos", "motionpro_released", "remoco_svd")
 BASES = {"own_videos": "quickstart", "motionpro_released": "remoco_svd"}
 
 
@@ -50,7 +51,7 @@ def changes() -> list[Change]:
     for path in sorted(CONFIGS.rglob("*.yaml")):
         file = path.relative_to(CONFIGS).as_posix()
         for place in places(yaml.safe_load(path.read_text())):
-            key = Path(file).parent, place, Path(file).stem if Path(file).parent.name in ("", "eval") else None
+            key = Path(file).parent, place, Path(file).stem if Path(file).stem in (*WEBVID, "metrics") else None
             if key in seen:
                 continue
             seen.add(key)
@@ -105,9 +106,9 @@ def arguments(change: Change, path: str, data: str) -> list[str]:
     base = None if file.parent.name == "" and file.stem not in BASES else BASES.get(file.stem, "quickstart")
     configs = [f"--config={CONFIGS / base}.yaml"] if base else []
     words = ["test" if file.parts[0] == "eval" else "fit", *configs, f"--config={path}"]
-    webvid = {"shards": data, "val_shards": data, "frames": 3, "height": 64, "width": 64, "fps": 6}
+    webvid = {"shards": data, "val_shards": data, "frames": 4, "height": 64, "width": 64, "fps": 8}
     key = ".".join(map(str, change.place))
-    if file.stem in ("own_videos", "motionpro_released", "remoco_svd"):
+    if file.stem in WEBVID:
         words += [
             f"--data.init_args.{name}={value}"
             for name, value in webvid.items()

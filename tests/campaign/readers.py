@@ -1,0 +1,124 @@
+"""What the program does with a stranger's file, each call in a process that has done the imports; see `child`."""
+
+import contextlib
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+import metrics  # noqa: F401
+from conditions import RegionWise
+from datamodules.errors import UsageError
+from datamodules.storage import parse_json
+from lightning_modules import MotionControlModule, networks  # noqa: F401
+from lightning_modules.pipeline import MotionControlPipeline
+from remoco import generate, report, score, study, sweep, training  # noqa: F401
+from remoco.cli import main as remoco
+from remoco.page import exchange
+from remoco.page.jobs import Studio
+from remoco.sweep.plan import points, read_plan, record, trials_of
+
+
+class Unrun(training.CLI):
+    """Builds all that a run needs, and does not start it."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Not here."""
+
+
+def configured(words: list[str]) -> None:
+    """As far as a command gets with a configuration before it works: a sweep, metrics to score with, or a fit."""
+    try:
+        if words[0] == "sweep":
+            plan = read_plan(words[1], [], None)
+            record(plan)
+            for point in points(plan)[:2]:
+                trial = trials_of(plan, point, Path("out"))[0]
+                if problem := training.refused(["fit", *trial.fit]):
+                    raise UsageError(problem)
+        elif words[0] == "metrics":
+            score.read_metrics(words[1])
+        else:
+            training.CLI = Unrun
+            training.main(words)
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def stub() -> Any:
+    """What stands for a pipeline where only its settings are asked."""
+    module = SimpleNamespace(
+        condition=RegionWise(8, 0.0),
+        sample_steps=1,
+        guidance=(1.0, 1.0),
+        motion_bucket_id="drawing",
+        random_init="micro",
+    )
+    return SimpleNamespace(module=module, sampling={"num_frames": 4, "height": 64, "width": 64})
+
+
+def drawn(words: list[str]) -> None:
+    """`remoco generate`, up to the control and its picture."""
+
+    def clip(
+        pipe: Any, inputs: Any, motion: Any, seed: int, options: dict[str, Any], told: Any
+    ) -> dict[str, np.ndarray]:
+        control, bucket = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
+        assert torch.isfinite(control).all() and np.isfinite(bucket())
+        shown = generate.enlarged_control(control, inputs.image)
+        return {"first frame": inputs.image, "control": shown, "generated": np.stack([inputs.image] * len(control))}
+
+    generate.load_pipeline, generate.clip = (lambda *args: stub()), clip
+    sys.exit(remoco(["generate", "embedded", *words, "--out", "../out/clip.mp4"]))
+
+
+def asked(route: str, body: str) -> None:
+    """What the page's server does with a request's body."""
+    studio = Studio(stub())
+    routes = {
+        "open": exchange.opened, "paths": exchange.paths, "attach": exchange.attached, "moving": exchange.moving,
+        "control": studio.control, "cancel": studio.cancel,
+    }  # fmt: skip
+    try:
+        found = json.dumps(routes[route](parse_json(Path(body).read_bytes())), allow_nan=False)
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    assert len(found) < 2**28
+
+
+def loaded(path: str) -> None:
+    """`from_checkpoint` of a file."""
+    try:
+        MotionControlPipeline.from_checkpoint(path)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def save_sound(path: str) -> None:
+    """A checkpoint of the smallest model."""
+    torch.set_num_threads(1)
+    module = MotionControlModule(
+        RegionWise(8, 0.0), random_init="micro", latents="space_to_depth", train_base=True, lora=None
+    )
+    module.configure_model()
+    state = {name: value.detach() for name, value in module.stored().items()}
+    kept = {"state_dict": state, "remoco": module.own_record(), "callbacks": {}, "epoch": 0, "global_step": 1}
+    torch.save(kept, path)
+
+
+def commanded(words: list[str]) -> None:
+    """`remoco WORDS`."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.exit(remoco(words))
+
+
+def taken(size: int) -> None:
+    """Take so many bytes, for the test of the bound."""
+    bytearray(size)
