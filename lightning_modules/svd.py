@@ -238,7 +238,7 @@ class SVD(nn.Module):
         """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in a precision of its own.
 
         Args:
-            compute_dtype: Dtype of the frozen UNet and image encoder; float64 is the VAE's too, in place of float32.
+            compute_dtype: Dtype of the frozen UNet and image encoder; float64 is the VAE's too, but for bfloat16.
             train_unet: Leave the UNet trainable, in float32.
             vae_precision: Of the VAE; `tf32` is float32 whose products have 10 bits of mantissa on a GPU.
         """
@@ -250,7 +250,7 @@ class SVD(nn.Module):
         dtypes = {
             "image_encoder": compute_dtype,
             "unet": torch.float32 if train_unet else compute_dtype,
-            "vae": exact if vae_precision == "float32" else VAE_DTYPES[vae_precision],
+            "vae": VAE_DTYPES[vae_precision] if vae_precision == "bfloat16" else exact,
             "pca": exact,
         }
         for name, part in self.named_children():
