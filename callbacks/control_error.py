@@ -149,7 +149,7 @@ class ControlErrors(EveryNthValidation):
                     "value": value,
                     "protocol": f"{KINDS[kind]}; {made}{followed}{metric.protocol}",
                     "n": counts[kind],
-                    "seconds": round(self.seconds[kind], 3),
+                    "seconds": float(f"{self.seconds[kind]:.6g}"),
                 }
         if not results or not trainer.is_global_zero:
             return

@@ -111,7 +111,7 @@ class VideoMetric(torchmetrics.Metric):
             "value": number,
             "protocol": self.protocol,
             "n": n,
-            "seconds": round(seconds, 3),
+            "seconds": float(f"{seconds:.6g}"),
             **self.extra(),
         }
         return value
