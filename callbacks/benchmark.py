@@ -20,7 +20,7 @@ from datamodules.bench import LEVELS, BenchmarkDataModule
 from datamodules.errors import BadShards, UsageError
 from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video
-from metrics import VideoMetric
+from metrics import VideoMetric, shown
 from metrics.published import tables
 
 PUBLISHED_SEED = 2025
@@ -172,7 +172,7 @@ class Benchmark(Callback):
             result["protocol"] += f"; seed {self.seed}; {pl_module.sample_steps} steps"
             value = torch.tensor(result["value"], dtype=torch.float32, device=pl_module.device)
             pl_module.log(f"test/{name}", value, sync_dist=True)
-            rank_zero_print(f"test/{name} = {result['value']:.4f}   [{result['protocol']}]")
+            rank_zero_print(f"test/{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
         if trainer.is_global_zero:
             write_json(self.folder / "scores.json", results)
         rank_zero_print(f"\n{tables({run_folder(trainer).name: results})}\n\nVideos and scores: {self.folder}")

@@ -149,13 +149,13 @@ class ControlErrors(EveryNthValidation):
                     "value": value,
                     "protocol": f"{KINDS[kind]}; {made}{followed}{metric.protocol}",
                     "n": counts[kind],
-                    "seconds": round(self.seconds[kind], 3),
+                    "seconds": float(f"{self.seconds[kind]:.6g}"),
                 }
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
         shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
-        lines += [f"  {result['value']:6.2f}  {text}" for result, text in shown]
+        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in shown]
         rank_zero_print("\n".join(lines))
         if keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)

@@ -18,7 +18,7 @@ from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from lightning_modules.conditioning import to_float, to_uint8
-from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip
+from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip, shown
 from metrics.frechet import FrechetDistance
 from metrics.published import table
 
@@ -200,7 +200,7 @@ class VideoMetrics(EveryNthValidation):
             name = f"{stage}/{metric.name}"
             # equal on all ranks already; sync_dist keeps Lightning quiet
             pl_module.log(name, torch.tensor(result["value"], device=pl_module.device), sync_dist=True)
-            rank_zero_print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
+            rank_zero_print(f"{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
             if trainer.is_global_zero:
                 log_protocol(trainer, name, result["protocol"])
         if trainer.is_global_zero and keeps_files(trainer):

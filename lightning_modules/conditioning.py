@@ -96,9 +96,9 @@ class Conditioning:
         return torch.stack([self.keep.get(name, everything) for name in IDS], dim=1)
 
 
-def to_float(frames: Tensor) -> Tensor:
-    """uint8 [0, 255] or float [-1, 1] frames -> float32 [-1, 1]."""
-    return frames.float() / 127.5 - 1 if frames.dtype == torch.uint8 else frames.float()
+def to_float(frames: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """uint8 [0, 255] or float [-1, 1] frames -> float32 [-1, 1], or another dtype."""
+    return frames.to(dtype) / 127.5 - 1 if frames.dtype == torch.uint8 else frames.to(dtype)
 
 
 def to_uint8(frames: Tensor) -> Tensor:
@@ -176,7 +176,9 @@ def from_first_frame(
         noise: (B, 3, H, W) standard normal, scaled by sigma_aug and added to the frame whose latent is taken.
         embedding: (B, 1, D) of the image encoder, where it is cached.
     """
-    first = to_float(first_frame)
+    dtype = torch.promote_types(svd.unet.dtype, torch.float32)  # float64 where the networks are
+    first = to_float(first_frame, dtype)
+    ids = {name: ids[name].to(dtype) for name in IDS}
     noised = first + ids["sigma_aug"][:, None, None, None] * noise
     return Conditioning(
         image_latent=svd.encode(noised)[0],

@@ -94,7 +94,7 @@ class Denoiser:
         self.unet = unet
         self._keep_ids: Tensor | None = None
         # the id's embedding is zeroed, not the id: 0 fps has an embedding too
-        unet.add_time_proj.register_forward_hook(self._drop_ids)
+        self.hook = unet.add_time_proj.register_forward_hook(self._drop_ids)
 
     def _drop_ids(self, module: torch.nn.Module, args: tuple, embedding: Tensor) -> Tensor:
         if self._keep_ids is None:

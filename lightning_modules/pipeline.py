@@ -265,9 +265,10 @@ class MotionControlPipeline:
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        values = {"fps": fps, "sigma_aug": noise_aug_strength}
-        ids = {name: torch.full((len(frames),), float(value), device=module.device) for name, value in values.items()}
-        ids["motion_bucket_id"] = torch.tensor(buckets, dtype=torch.float32).to(module.device)
+        same = {"fps": fps, "sigma_aug": noise_aug_strength}
+        told = {"motion_bucket_id": buckets, **{name: [value] * len(frames) for name, value in same.items()}}
+        exact = torch.promote_types(module.svd.unet.dtype, torch.float32)
+        ids = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in told.items()}
         sigma_max = module.sample_sigma_max
         on_step = None
         if callback_on_step_end is not None:
@@ -279,7 +280,7 @@ class MotionControlPipeline:
                 cond = from_first_frame(module.svd, first, torch.stack(controls).to(module.device), ids, noise)
             shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
             noise = randn(streams[INITIAL], shape, module.device)
-            noise = noise.to(torch.promote_types(noise.dtype, module.svd.unet.dtype))
+            noise = noise.to(exact)
             try:
                 latents = module.networks.sample(cond, noise, steps, (low, high), on_step, sigma_max)
             finally:

@@ -109,6 +109,7 @@ class SVD(nn.Module):
 
     Attributes:
         hashes: `weights_hash` of each network by its name, as loaded.
+        stock_eps: Name of each res block's norm in the UNet -> the eps it had when it was given, diffusers' own.
         identity: `name` and `hash`, one SHA-256 for all of them; `hash` is "meta" on the meta device.
         decode_chunk: Frames of a clip that `decode` takes at once; None takes all, as its temporal layers were trained.
         latent_channels: Channels of a latent: 4, 192 without a VAE, or as many as `pca` keeps.
@@ -125,6 +126,7 @@ class SVD(nn.Module):
         hashes: dict[str, str] | None = None,
     ):
         super().__init__()
+        self.stock_eps = {name: norm.eps for name, norm in _res_block_norms(unet).items()}
         set_res_block_eps(unet)
         use_our_blocks(unet)
         use_fast_temporal_convs(unet)
@@ -236,7 +238,7 @@ class SVD(nn.Module):
         """Take all gradients away; UNet and image encoder in the compute dtype, the VAE in a precision of its own.
 
         Args:
-            compute_dtype: Dtype of the frozen UNet and image encoder.
+            compute_dtype: Dtype of the frozen UNet and image encoder; float64 is the VAE's too, but for bfloat16.
             train_unet: Leave the UNet trainable, in float32.
             vae_precision: Of the VAE; `tf32` is float32 whose products have 10 bits of mantissa on a GPU.
         """
@@ -244,11 +246,12 @@ class SVD(nn.Module):
             raise ValueError(f"vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
         self.vae_precision = vae_precision
         self.requires_grad_(False).eval()
+        exact = torch.promote_types(compute_dtype, torch.float32)  # float64 goes through from the picture to the frames
         dtypes = {
             "image_encoder": compute_dtype,
             "unet": torch.float32 if train_unet else compute_dtype,
-            "vae": VAE_DTYPES[vae_precision],
-            "pca": torch.float32,
+            "vae": VAE_DTYPES[vae_precision] if vae_precision == "bfloat16" else exact,
+            "pca": exact,
         }
         for name, part in self.named_children():
             # diffusers' own `to` warns about modules to keep in float32, of which there are none
@@ -269,26 +272,27 @@ class SVD(nn.Module):
             chunk: Frames per pass.
 
         Returns:
-            mean and standard deviation, each (N, C, H/8, W/8) float32, not scaled; the mean is the mode. The
-            latents without a VAE have a standard deviation of 0.
+            mean and standard deviation, each (N, C, H/8, W/8) float32, or float64 where the VAE computes in it, not
+            scaled; the mean is the mode. The latents without a VAE have a standard deviation of 0.
         """
         if self.vae is None:
-            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(frames.float(), VAE_FACTOR)
+            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(_exact(frames), VAE_FACTOR)
             return mean, torch.zeros_like(mean)
         with self._vae_arithmetic(frames.device):
             posteriors = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(chunk)]
-        return torch.cat([p.mean for p in posteriors]).float(), torch.cat([p.std for p in posteriors]).float()
+        return _exact(torch.cat([p.mean for p in posteriors])), _exact(torch.cat([p.std for p in posteriors]))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
-        """Frames (B, L, 3, H, W) float32, about in [-1, 1], of scaled latents (B, L, C, H/8, W/8); clip by clip.
+        """Frames (B, L, 3, H, W), about in [-1, 1], of scaled latents (B, L, C, H/8, W/8), clip by clip; float32, or
+        float64 where the VAE computes in it.
 
         Args:
             latents: As the sampler gives them.
             chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
                 a seam between passes. None: `decode_chunk`.
         """
-        latents = latents.float() / self.latent_scale
+        latents = _exact(latents) / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, VAE_FACTOR)
         with self._vae_arithmetic(latents.device):
@@ -318,18 +322,41 @@ class SVD(nn.Module):
 
 
 def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
-    """(L, 3, H, W) float32 of a clip's latents, so many frames at a time."""
-    parts = [vae.decode(part, num_frames=len(part)).sample.float() for part in clip.split(chunk)]
+    """(L, 3, H, W) of a clip's latents, so many frames at a time."""
+    parts = [_exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def set_res_block_eps(unet: nn.Module) -> int:
     """Set eps 1e-5 in every GroupNorm of the spatial and temporal res blocks; returns how many were different."""
-    blocks = [m for m in unet.modules() if isinstance(m, (ResnetBlock2D, TemporalResnetBlock))]
-    changed = [norm for block in blocks for norm in (block.norm1, block.norm2) if norm.eps != RES_BLOCK_EPS]
+    changed = [norm for norm in _res_block_norms(unet).values() if norm.eps != RES_BLOCK_EPS]
     for norm in changed:
         norm.eps = RES_BLOCK_EPS
     return len(changed)
+
+
+@contextmanager
+def diffusers_eps(svd: SVD) -> Iterator[None]:
+    """The UNet with the eps that diffusers gives its res blocks, for the time of the block."""
+    norms = _res_block_norms(svd.unet)
+    before = {name: norm.eps for name, norm in norms.items()}
+    try:
+        for name, norm in norms.items():
+            norm.eps = svd.stock_eps[name]
+        yield
+    finally:
+        for name, norm in norms.items():
+            norm.eps = before[name]
+
+
+def _res_block_norms(unet: nn.Module) -> dict[str, Any]:
+    blocks = [(n, m) for n, m in unet.named_modules() if isinstance(m, (ResnetBlock2D, TemporalResnetBlock))]
+    return {f"{name}.{norm}": getattr(block, norm) for name, block in blocks for norm in ("norm1", "norm2")}
 
 
 def use_fast_temporal_convs(unet: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """Metrics as `torchmetrics.Metric` classes, tensor in and number out. Every number carries its protocol."""
 
-from metrics.base import Clip, VideoMetric, add_clip, applicable, evaluate
+from metrics.base import Clip, VideoMetric, add_clip, applicable, evaluate, shown
 from metrics.consistency import FrameConsistency, MeanFlowMagnitude
 from metrics.control_error import ControlError, match_template, match_turned, moving_object
 from metrics.correspondence import DIFTFeatures, PointFeatures, RandomPointFeatures
@@ -47,5 +47,6 @@ __all__ = [
     "moving_object",
     "farthest_objects",
     "rigid_layers",
+    "shown",
     "track_queries",
 ]

@@ -11,6 +11,23 @@ import torchmetrics
 from torch import Tensor
 
 
+def shown(value: float, decimals: int = 0) -> str:
+    """A number for people: six significant digits, and at least so many decimals. What is not 0 never reads as 0.
+
+    Example:
+        >>> [shown(0.1234567), shown(2.0, 2), shown(1234567.8), shown(3e-9, 4), shown(0.0, 2)]
+        ['0.123457', '2.00', '1234568', '3e-09', '0.00']
+    """
+    if value == 0 or not math.isfinite(value):
+        return f"{value:.{decimals}f}"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent < -5:
+        return f"{value:.6g}"
+    whole, _, rest = f"{value:.{max(decimals, 5 - exponent, 0)}f}".partition(".")
+    rest = rest.rstrip("0").ljust(decimals, "0")
+    return f"{whole}.{rest}" if rest else whole
+
+
 @dataclass
 class Clip:
     """One generated clip and what it is compared with; a metric says what it needs of it (`VideoMetric.needs`)."""
@@ -94,7 +111,7 @@ class VideoMetric(torchmetrics.Metric):
             "value": number,
             "protocol": self.protocol,
             "n": n,
-            "seconds": round(seconds, 3),
+            "seconds": float(f"{seconds:.6g}"),
             **self.extra(),
         }
         return value

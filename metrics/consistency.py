@@ -91,24 +91,38 @@ class DenseTracker(Protocol):
 class MeanFlowMagnitude(_MeanOverClips):
     """Mean length of the displacement from frame 1, over frames 2 to L and pixels, then over clips, in pixels.
 
-    How much moves; MotionPro reports 8.95 for its own clips and 4.95 for MOFA-Video's, by a tracker it does not name.
+    How much moves, in pixels of the clips as they are: the same motion in a clip twice as wide counts twice, so the
+    result says how wide they were. MotionPro reports 8.95 for its own clips and 4.95 for MOFA-Video's, by a tracker it
+    does not name.
 
     Args:
         tracker: dense tracker, for instance `datamodules.trackers.DIS`.
     """
 
     higher_is_better = None
+    narrowest: Tensor
+    widest: Tensor
 
     def __init__(self, tracker: DenseTracker, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.tracker = tracker
         self.name = f"flow_magnitude_{tracker.name}"
+        self.add_state("narrowest", torch.tensor(torch.inf, dtype=torch.float64), dist_reduce_fx="min")
+        self.add_state("widest", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="max")
 
     def of(self, video: Tensor) -> Tensor:
         """Mean displacement in pixels."""
+        self.narrowest, self.widest = self.narrowest.clamp(max=video.shape[-1]), self.widest.clamp(min=video.shape[-1])
         flow = torch.as_tensor(self.tracker(video.cpu().numpy()).flow)
         return torch.linalg.vector_norm(flow[1:].double(), dim=1).mean()
 
     def describe(self) -> str:
         """The protocol, without n."""
-        return f"tracker {self.tracker.name} {self.tracker.version}; displacement from frame 1 in pixels, frames 2 to L"
+        low, high = int(self.narrowest), int(self.widest)
+        width = f"{low} wide" if low == high else f"{low} to {high} wide"
+        tracker = f"tracker {self.tracker.name} {self.tracker.version}"
+        return f"{tracker}; displacement from frame 1 in pixels of clips {width}, frames 2 to L"
+
+    def extra(self) -> dict[str, float]:
+        """Width of the narrowest and of the widest clip in pixels."""
+        return {"narrowest": int(self.narrowest), "widest": int(self.widest)}

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from metrics.base import shown
+
 COLUMNS = {
     1: ("FVD", "FID", "Frame Consis."),
     2: ("MD-Img", "MD-Vid", "Frame Consis."),
@@ -46,14 +48,25 @@ def level_of(results: Mapping[str, Any], level: str) -> dict[str, Any]:
 
 
 def cells(results: Mapping[str, Any], number: int) -> list[tuple[str, str] | None]:
-    """For each column, the metric's name and its value as the paper rounds it; None where nothing was measured."""
+    """For each column, the metric's name and its value, with at least the paper's decimals; None where nothing was
+    measured.
+    """
     found: list[tuple[str, str] | None] = []
     for column in COLUMNS[number]:
         names = [n for n in results if n == PREFIX[column] or n.startswith(f"{PREFIX[column]}_")]
         name = next((n for n in (*REAL, *names) if n in names), None)  # before a stand-in, where both were measured
         digits = 4 if column == "Frame Consis." else 2
-        found.append(None if name is None else (name, f"{results[name]['value']:.{digits}f}"))
+        found.append(None if name is None else (name, shown(results[name]["value"], digits)))
     return found
+
+
+def flow_cell(results: Mapping[str, Any]) -> str | None:
+    """The mean flow magnitude and the width of the clips whose pixels it counts; None where it was not measured."""
+    entry = next((entry for name, entry in results.items() if name.startswith(FLOW)), None)
+    if entry is None:
+        return None
+    widths = [f"{entry[name]:g}" for name in ("narrowest", "widest") if name in entry]
+    return shown(entry["value"], 2) + (f" ({' to '.join(dict.fromkeys(widths))} wide)" if widths else "")
 
 
 def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
@@ -74,7 +87,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
         rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).
         number: 1, 2 or 3.
     """
-    lines = [["", *COLUMNS[number], "flow magnitude"]]
+    lines = [["", *COLUMNS[number], "flow magnitude, px"]]
     notes = []
     for system, results in rows.items():
         line = [system]
@@ -82,8 +95,7 @@ def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
             line.append("-" if cell is None else cell[1] + ("" if cell[0] in REAL else " *"))
             if cell is not None and cell[0] not in REAL:
                 notes.append(cell[0])
-        flow = next((entry for name, entry in results.items() if name.startswith(FLOW)), None)
-        lines.append([*line, "-" if flow is None else f"{flow['value']:.2f}"])
+        lines.append([*line, flow_cell(results) or "-"])
     for system, values in PUBLISHED[number].items():
         lines.append([f"{system} (quoted)", *(f"{v:.4f}" if v < 1 else f"{v:.2f}" for v in values), "-"])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -20,7 +20,7 @@ from datamodules.scene import render, tracks
 from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline
-from metrics import match_template, moving_object
+from metrics import match_template, moving_object, shown
 
 MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
@@ -96,7 +96,7 @@ def demo(
     write_mp4(folder / "clip.mp4", clip, 8.0)
     write_mp4(folder / "strip.mp4", strip(panels, f"{made.caption}, scene {scene}"), 8.0)
     found = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])
-    off = torch.linalg.vector_norm(found[1:] - paths[0, 1:], dim=1).mean()
-    still = torch.linalg.vector_norm(paths[0, 1:], dim=1).mean()
-    print(f"the object is {off:.1f} px from the drawn path on average; standing still it would be {still:.1f} px")
+    off = shown(float(torch.linalg.vector_norm(found[1:] - paths[0, 1:], dim=1).mean()), 1)
+    still = shown(float(torch.linalg.vector_norm(paths[0, 1:], dim=1).mean()), 1)
+    print(f"the object is {off} px from the drawn path on average; standing still it would be {still} px")
     print(f"wrote {folder / 'clip.mp4'} and {folder / 'strip.mp4'} in {time.perf_counter() - start:.1f} s")

@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser
 from datamodules import scoring
 from datamodules.errors import UsageError
 from datamodules.storage import check_writable, write_json
-from metrics import VideoMetric
+from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco import configs
 from remoco.devices import usable_device
@@ -55,7 +55,7 @@ def score(
         print(f"left out: {line}")
     results = scoring.score_folder(folder, judges, place)
     for name, result in results.items():
-        print(f"{name} = {result['value']:.4f}   [{result['protocol']}]")
+        print(f"{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
     print("\n" + tables({Path(videos).resolve().name: results}))
     if json is not None:
         write_json(Path(json), results)

@@ -265,7 +265,7 @@ class Job:
         index = read_index(self.folder / INDEX)
         size = sum(shard["bytes"] for shard in index["shards"])
         count, each = index["clips"], size / 1e6 / max(1, index["clips"])
-        text = f"{count} clips of {self.settings.shape}, {each:.2f} MB each, in {self.store or self.folder}"
+        text = f"{count} clips of {self.settings.shape}, {each:.6g} MB each, in {self.store or self.folder}"
         return text + folder.noted(self.folder) + folder.left_out(self.folder)
 
 

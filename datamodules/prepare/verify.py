@@ -74,7 +74,7 @@ def _fault(shards: Shards, number: int, clip: int) -> str | None:
         off = bound * 2**0.5 + 1e-3  # the most by which a displacement's length is stored wrong
         magnitude = float(np.sqrt(squared).mean())
         if not filled and abs(magnitude - meta["flow"]["mean_magnitude"]) > off:
-            return f"mean flow is {magnitude:.3f} px, json says {meta['flow']['mean_magnitude']}"
+            return f"mean flow is {magnitude:.6g} px, json says {meta['flow']['mean_magnitude']}"
         for norm, moving in zip(("l2", "squared"), sample["moving"]):
             average = (np.sqrt(squared) if norm == "l2" else squared).mean(0)
             sure = sample["visibility"].all(0) & (abs(average - 1) > (off if norm == "l2" else 3 * off))

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from metrics.published import COLUMNS, FLOW, PREFIX, PUBLISHED, REAL, TITLES, cells, level_of
+from metrics import shown
+from metrics.published import COLUMNS, PREFIX, PUBLISHED, REAL, TITLES, cells, flow_cell, level_of
 from remoco.report.charts import chart
 from remoco.report.collect import System
 
@@ -59,7 +60,7 @@ def _tables(systems: list[System]) -> str:
         rows = {name: found for name, found in rows.items() if any(cells(found, number)[:2])}
         if not rows:
             continue
-        head = "".join(f"<th>{column}&nbsp;{BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude</th>"
+        head = "".join(f"<th>{column}&nbsp;{BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude, px</th>"
         body = "".join(_row(name, found, number) for name, found in rows.items())
         for name, values in PUBLISHED[number].items():
             numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)
@@ -85,8 +86,7 @@ def _row(name: str, found: Mapping[str, Any], number: int) -> str:
             continue
         star = "" if cell[0] in REAL else '<sup title="a stand-in">*</sup>'
         row += f'<td title="{html.escape(found[cell[0]]["protocol"])}">{cell[1]}{star}</td>'
-    flow = next((entry for metric, entry in found.items() if metric.startswith(FLOW)), None)
-    return row + (f"<td>{flow['value']:.2f}</td></tr>" if flow else "<td>–</td></tr>")
+    return f"{row}<td>{flow_cell(found) or '–'}</td></tr>"
 
 
 def _measured(systems: list[System]) -> str:
@@ -101,7 +101,7 @@ def _measured(systems: list[System]) -> str:
         protocol = next(found[name]["protocol"] for found in results.values() if name in found)
         digits = _digits([found[name]["value"] for found in results.values() if name in found])
         numbers = "".join(
-            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{found[name]["value"]:.{digits}f}</td>'  # noqa: E501
+            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{shown(found[name]["value"], digits)}</td>'  # noqa: E501
             if name in found
             else "<td>–</td>"
             for found in results.values()
@@ -119,7 +119,7 @@ def _breakable(name: str) -> str:
 
 
 def _digits(values: list[float]) -> int:
-    """Decimals of a row, the same for all its numbers."""
+    """Decimals that all numbers of a row have at least."""
     largest = max(map(abs, values))
     return 4 if largest < 1 else 2 if largest < 1000 else 0
 

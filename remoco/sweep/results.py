@@ -134,11 +134,13 @@ def points_csv(rows: Sequence[Row]) -> str:
 
 def terminal_table(rows: Sequence[Row], wanted: Sequence[str]) -> str:
     """The points with the sweep's metrics as `mean ± standard deviation`."""
+    from metrics import shown  # torch takes seconds, and `--help` does without
+
     keys = [key.split(".")[-1] for key in (rows[0].point if rows else {})]
     names = chosen(list(dict.fromkeys(name for row in rows for name in row.mean)), wanted)
     lines = [[*keys, "seeds", "failed", *names]]
     for row in rows:
-        cells = [f"{row.mean[n]:.4g} ± {row.std[n]:.2g}" if n in row.mean else "-" for n in names]
+        cells = [f"{shown(row.mean[n])} ± {shown(row.std[n])}" if n in row.mean else "-" for n in names]
         cells = [cell.removesuffix(" ± nan") for cell in cells]
         lines.append([*row.point.values(), str(row.seeds), str(row.failed), *cells])
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -1,6 +1,7 @@
 """DOT: the released networks' recorded outputs, known answers, and what a user meets."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -34,6 +35,18 @@ def test_the_released_networks_outputs(repo):
     fixtures = Fixtures(repo / "tests/fixtures/dot")
     found = fixtures.differences()
     assert len(found) == 24 and max(found.values()) < 1e-9, found
+
+
+def test_other_grids_and_batches_and_where_no_point_is_visible(repo, tmp_path):
+    """Two items of the released code on a grid of 9 x 13: where nothing is seen in the source, the target still is."""
+    folder = tmp_path / "fixtures"
+    shutil.copytree(repo / "tests/fixtures/dot_batch", folder)
+    (folder / "report.json").write_text(json.dumps({"spec": {"rs": 100, "e2e": []}, "tensors": {}}))
+    fixtures = Fixtures(tmp_path)
+    recorded = fixtures.read("interpolation")
+    assert recorded["grid"].shape == (9, 13, 2) and recorded["none_visible.alpha"].eq(1).all()
+    found = fixtures.differences()
+    assert len(found) == 11 and max(found.values()) < 1e-12, found
 
 
 def test_every_recorded_intermediate(shared):

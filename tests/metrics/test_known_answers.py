@@ -23,6 +23,7 @@ from metrics import (
     add_clip,
     applicable,
     evaluate,
+    shown,
 )
 from metrics.correspondence import match
 from metrics.published import cells, table, tables
@@ -87,6 +88,16 @@ def test_flow_magnitude_of_a_known_flow():
     metric = MeanFlowMagnitude(Known())
     metric.update(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
     assert metric.compute().item() == pytest.approx(7.5, abs=1e-9) and metric.name == "flow_magnitude_known"
+    assert "in pixels of clips 8 wide, frames 2 to L" in metric.result()["protocol"]
+    assert "7.50 (8 wide)" in table({"ours": {metric.name: metric.result()}}, 1)
+    other = MeanFlowMagnitude(Known())
+    other.update(torch.zeros(3, 3, 8, 24, dtype=torch.uint8))
+    for name, reduction in metric._reductions.items():  # of another rank
+        setattr(metric, name, reduction(torch.stack([getattr(metric, name), getattr(other, name)])))
+    metric._computed = None
+    found = metric.result()
+    assert (found["narrowest"], found["widest"]) == (8, 24) and "clips 8 to 24 wide" in found["protocol"]
+    assert "7.50 (8 to 24 wide)" in table({"ours": {metric.name: found}}, 1)
 
 
 @pytest.mark.parametrize("starts", [[(30, 20)], [(20, 12), (40, 30)], [(1, 2), (60, 20), (30, 46)]])
@@ -246,6 +257,25 @@ def test_equal_sides_are_at_distance_zero_and_the_result_says_what_it_is():
         assert result["protocol"].endswith("n = 6 clips; read from memory")
         assert abs(result["value"]) < 1e-6 * metric._gaussian("real")[1].trace()
     assert evaluate(metrics, clips)["fvd_random_features"]["n"] == 6  # from the start, not on top
+
+
+@pytest.mark.parametrize("size", [10.0**power for power in range(-12, 9)])
+def test_a_number_that_is_not_zero_reads_as_itself_to_six_digits(size):
+    for value in (1.0, 1.234567890123, 9.9999949, 9.9999951, -3.00000049):
+        text = shown(value * size, 2)
+        assert float(text) == pytest.approx(value * size, rel=5.1e-6) and float(text) != 0
+        assert "e" in text or len(text.partition(".")[2]) >= 2
+    assert float(shown(1.234567890123 * size)) == pytest.approx(float(f"{1.234567890123 * size:.6g}"), rel=5e-6)
+
+
+def test_a_small_number_is_not_zero_in_a_table():
+    """What was printed as 0.00 and 0.0000."""
+    small = {"fvd_i3d_disco": {"value": 1.25e-3}, "fid_inception": {"value": 4e-9},
+             "frame_consistency": {"value": 1e-5}, "flow_magnitude_dis": {"value": 0.000123456789}}  # fmt: skip
+    row = next(line for line in table({"ours": small}, 1).splitlines() if line.startswith("ours")).split()
+    assert row == ["ours", "0.00125", "4e-09", "0.00001", "0.000123457"]
+    near = {name: {"value": value} for name, value in (("md_vid", 8.123456789), ("frame_consistency", 0.99999987))}
+    assert "8.12346" in table({"ours": near}, 2) and " 1.0000" in table({"ours": near}, 2)
 
 
 def test_random_point_features_are_seeded():

@@ -2,7 +2,8 @@
 
     python -m tests.support.dot FOLDER            every recorded tensor of FOLDER, how far ours is from it
 
-FOLDER holds `fixtures/` and the two `keys_*.json`, as described in docs/dot.md.
+FOLDER holds `fixtures/` and the two `keys_*.json`, as described in docs/dot.md. Sizes, grids and batches are those of
+the recorded tensors.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -81,13 +84,13 @@ class Fixtures:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
         self.folder, self.dtype = folder / "fixtures", dtype
         self.report = json.loads((self.folder / "report.json").read_text())
-        self._networks = {}
-        for name, make in (("estimator", estimator), ("refiner", refiner)):
-            network = make().to(dtype)
-            network.load_state_dict(recorded_weights(self.folder / f"weights_{name}.json"))
-            self._networks[name] = network.requires_grad_(False)
+        self._networks: dict[str, Raft] = {}
 
     def network(self, name: str, statistics: Statistics = "batch") -> Raft:
+        if name not in self._networks:
+            network = {"estimator": estimator, "refiner": refiner}[name]().to(self.dtype)
+            network.load_state_dict(recorded_weights(self.folder / f"weights_{name}.json"))
+            self._networks[name] = network.requires_grad_(False)
         self._networks[name].use_statistics(statistics)
         return self._networks[name]
 
@@ -150,31 +153,35 @@ class Fixtures:
         yield "dilation3_thresh0.2.mask", sampling.motion_boundaries(flow, dilation=3, threshold=0.2)
 
     def sampling(self, recorded: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """The draws follow each other, the largest step's first; it takes the first masks, the others the last ones."""
         draws, masks = self.draws(1), recorded["masks"].bool()
-
-        def points(frame: int, some: Tensor, count: int) -> Tensor:
-            return torch.stack([sampling.sample_queries(frame, mask, count, draws) for mask in some]).to(self.dtype)
-
-        yield "points_step2_n20", points(2, masks[:2], 20)
-        yield "points_step0_n7", points(0, masks[1:], 7)
+        keys = sorted((key for key in recorded if key != "masks"), reverse=True)
+        for number, key in enumerate(keys):
+            step, count = (int(digits) for digits in re.findall(r"\d+", key))
+            items = len(recorded[key])
+            some = masks[-items:] if number else masks[:items]
+            yield key, torch.stack([sampling.sample_queries(step, mask, count, draws) for mask in some]).to(self.dtype)
 
     def interpolation(self, recorded: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         source, target = recorded["src_points"], recorded["tgt_points"]
-        grid = unit_grid(20, 24, like=source)
+        height, width = next(recorded[key] for key in ("flow", "none_visible.flow", "grid") if key in recorded).shape[
+            -3:-1
+        ]
+        grid = unit_grid(height, width, like=source)
         index = nearest(source, grid, limit=1000)
         yield "grid", grid
         yield "idx", index.int()
         yield from zip(("flow", "alpha"), spread(source, target, index))
         hidden = torch.cat([source[..., :2], torch.zeros_like(source[..., 2:])], -1)
-        nothing = torch.cat([target[..., :2], torch.zeros_like(target[..., 2:])], -1)
-        none = spread(hidden, nothing, nearest(hidden, grid))
+        none = spread(hidden, target, nearest(hidden, grid))  # what the target frame sees stays as it is
         yield from zip(("none_visible.flow", "none_visible.alpha"), none)
 
     def refiner(self, recorded: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         network = self.network("refiner")
         source, target = (network.encode(frame) for frame in self.frames(recorded))
         points = recorded["src_points"]
-        index = nearest(points, unit_grid(16, 18, like=points))
+        height, width = source.matched.shape[2:]
+        index = nearest(points, unit_grid(height, width, like=points))
         coarse_flow, coarse_alpha = spread(points, recorded["tgt_points"], index)
         steps = list(network.steps(source, target, coarse_flow, coarse_alpha))
         each = [network.upsampled(step) for step in steps]
@@ -196,32 +203,57 @@ class Fixtures:
     def e2e(self, recorded: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
         for case in self.report["spec"]["e2e"]:
             name = case["name"]
-            video = recorded[f"{name}.video_u8"][0]
+            videos = recorded[f"{name}.video_u8"]
 
-            def tracker(case: dict = case, name: str = name) -> DenseTracker:
-                seed = self.report["spec"]["rs"]
-                points = Recorded(recorded[f"{name}.traj"][0], recorded[f"{name}.vis"][0])
-                networks = self.network("estimator"), self.network("refiner")
-                sizes = {"size": tuple(case["res"]), "num_tracks": case["N"], "at_once": case["S"]}
-                return DenseTracker(points, *networks, **sizes, threshold=THRESHOLD, seeds=(seed + 3, seed + 4))
+            def trackers(case: dict = case, name: str = name) -> list[DenseTracker]:
+                return [self._tracker(case, *pair) for pair in zip(recorded[f"{name}.traj"], recorded[f"{name}.vis"])]
 
-            dense = tracker()
-            tracks = dense.tracks(video)[None]
+            dense = trackers()
+            tracks = torch.stack([each.tracks(video) for each, video in zip(dense, videos)])
             yield f"{name}.tracks_stride5", tracks[:, :, ::5, ::5]
             yield f"{name}.tracks_crop", tracks[:, 1:, :16, -16:]
             if self.dtype == torch.float32:
                 yield f"float32_run.{name}.tracks_stride5", tracks[:, :, ::5, ::5]
-            yield f"{name}.queries_all", torch.stack(dense.points.asked)[:, None].to(self.dtype)
+            yield f"{name}.queries_all", self._queries(case, videos, "all", dense)
             for which in ("first", "last"):
-                dense = tracker()
-                dense.sparse(video, which)
-                yield f"{name}.queries_{which}", torch.stack(dense.points.asked)[:, None].to(self.dtype)
-            queries = recorded[f"{name}.query_points_tyx"][0]
-            yield f"{name}.tracks_for_queries", tracker().tracks_for_queries(video, queries)[None]
+                dense = trackers()
+                for each, video in zip(dense, videos):
+                    each.sparse(video, which)
+                yield f"{name}.queries_{which}", self._queries(case, videos, which, dense)
+            asked = zip(trackers(), videos, recorded[f"{name}.query_points_tyx"])
+            found = [each.tracks_for_queries(video, queries) for each, video, queries in asked]
+            yield f"{name}.tracks_for_queries", torch.stack(found)
             if f"{name}.flow_last_to_first_stride5" in recorded:
-                flow, alpha = tracker().flow_last_to_first(video)
-                yield f"{name}.flow_last_to_first_stride5", flow[None, ::5, ::5]
-                yield f"{name}.alpha_last_to_first_stride5", alpha[None, ::5, ::5]
+                back = [each.flow_last_to_first(video) for each, video in zip(trackers(), videos)]
+                yield f"{name}.flow_last_to_first_stride5", torch.stack([flow for flow, _ in back])[:, ::5, ::5]
+                yield f"{name}.alpha_last_to_first_stride5", torch.stack([seen for _, seen in back])[:, ::5, ::5]
+
+    def _tracker(self, case: dict[str, Any], tracks: Tensor, visible: Tensor) -> DenseTracker:
+        seed = self.report["spec"]["rs"]
+        networks = self.network("estimator"), self.network("refiner")
+        sizes = {"size": tuple(case["res"]), "num_tracks": case["N"], "at_once": case["S"]}
+        return DenseTracker(
+            Recorded(tracks, visible), *networks, **sizes, threshold=THRESHOLD, seeds=(seed + 3, seed + 4)
+        )
+
+    def _queries(self, case: dict[str, Any], videos: Tensor, which: str, dense: list[DenseTracker]) -> Tensor:
+        """(batches, B, S, 3): what the point tracker was asked. DenseTracker takes one clip at a time; of several the
+        released code normalises and draws together, frame by frame, which is done here by the same functions.
+        """
+        if len(videos) == 1:
+            return torch.stack(dense[0].points.asked)[:, None].to(self.dtype)
+        videos = (videos.flip(1) if which == "last" else videos).to(self.dtype) / 255
+        length, network, draws = videos.shape[1], self.network("estimator"), self.draws(3)
+        counts = sampling.per_frame(case["S"], length) if which == "all" else [case["S"]]
+        masks = []
+        for t in range(len(counts)):
+            flow, _ = network(*(network.encode(videos[:, each]) for each in (t, t - 1 if t else 1)))
+            masks.append(sampling.motion_boundaries(flow, threshold=THRESHOLD))
+        batches = [
+            [[sampling.sample_queries(t, mask, n, draws) for mask in masks[t]] for t, n in enumerate(counts) if n]
+            for _ in range(case["N"] // case["S"])
+        ]
+        return torch.stack([torch.cat([torch.stack(items) for items in batch], 1) for batch in batches]).to(self.dtype)
 
     def draws(self, offset: int) -> sampling.Draws:
         seed = self.report["spec"]["rs"] + offset
