@@ -27,6 +27,7 @@ from lightning_modules.record import RecordedModule, check_size
 from remoco import configs
 from remoco.flags import cause
 from remoco.run_name import NAME, base_name, run_name
+from remoco.slurm import slurm_without_srun
 
 HANDLED = (
     r".*your dataloader is not resumable",  # the data modules here resume by position
@@ -92,6 +93,8 @@ class CLI(LightningCLI):
         finally:
             set_parsing_settings(unset_sentinel=False)
         trainer = self.config[self.subcommand].trainer
+        if problem := slurm_without_srun(trainer.plugins):
+            raise MisconfigurationException(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":
             for logger in loggers:
