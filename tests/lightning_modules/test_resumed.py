@@ -96,6 +96,12 @@ def test_a_longer_run_has_its_own_schedule_from_the_first_step_on(sprites, sched
     assert {n: rates(whole)[n] for n in range(2, 6)} == rates(groups)
 
 
+def test_the_quick_start_made_longer_has_the_rates_that_design_tells():
+    schedule = Schedule(warmup_steps=100, decay=0.3)
+    assert round(schedule.factor(749, 750), 3) == 0.004
+    assert [schedule.factor(step, 1500) for step in (750, 1050)] == [1, 1] and schedule.factor(1051, 1500) < 1
+
+
 def test_all_that_differs_is_one_line(sprites, scheduled, tmp_path, tmp_path_factory):
     groups, said = fit(
         sprites, tmp_path, copied(scheduled[0], tmp_path), steps=3, root=tmp_path_factory.mktemp("other"),
