@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -43,13 +43,15 @@ class RunFolder(Callback):
     """Keeps runs apart in a folder with a stable name.
 
     A fit that does not continue the run in the folder moves that run aside to `<folder>.previous-N`, so a second run
-    neither dies nor overwrites; two fits at once in one folder are an error; at the end of a fit it says where
-    everything is. Only a folder that this program made for a run, with its marker inside, is ever moved. Works with any
+    neither dies nor overwrites. What was killed before it logged, sampled or saved anything is no run, and its folder
+    is used again. Two fits at once in one folder are an error; at the end of a fit it says where everything is. Only a
+    folder that this program made for a run, with its marker inside, is ever moved. Works with any
     logger, several or none (then `default_root_dir` is the run's folder). Put it first among the callbacks.
     """
 
     def __init__(self) -> None:
         self._lock: IO[str] | None = None
+        self._begun = False  # whether the marker says that the run has something to keep
         self._problem: str | None = None  # of `hold`, for ranks that nobody here can stop
 
     def hold(self, trainer: Trainer) -> None:
@@ -76,6 +78,16 @@ class RunFolder(Callback):
         """Move another run aside; only now does the trainer say which checkpoint it continues from."""
         if keeps_files(trainer):
             self._on_rank_zero(trainer, lambda folder: self._claim(trainer, folder))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        """Note the first step that is logged."""
+        if trainer.log_every_n_steps and trainer.global_step >= trainer.log_every_n_steps:
+            self._begin(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the first validation."""
+        if not trainer.sanity_checking:
+            self._begin(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say where the results are."""
@@ -111,11 +123,21 @@ class RunFolder(Callback):
 
     def _claim(self, trainer: Trainer, folder: Path) -> None:
         """Make the folder this run's."""
-        if not _continues(trainer.ckpt_path, folder) and _holds_a_run(folder):
+        continues = _continues(trainer.ckpt_path, folder)
+        if not continues and _holds_a_run(folder):
             self._move_aside(trainer, folder)
+        elif not continues and (folder / MARKER).exists():
+            _clear_attempt(folder)
         if (folder / MARKER).exists() or all(path.name.startswith(LOGGED) for path in folder.iterdir()):
-            ids = {type(logger).__name__: logger.version for logger in trainer.loggers if logger.version}
-            (folder / MARKER).write_text(json.dumps({"loggers": ids}))
+            self._begun = continues
+            _mark(trainer, folder, continues)
+
+    def _begin(self, trainer: Trainer) -> None:
+        if self._begun or trainer.state.fn != "fit" or not trainer.is_global_zero or not keeps_files(trainer):
+            return
+        self._begun = True
+        if (run_folder(trainer) / MARKER).exists():
+            _mark(trainer, run_folder(trainer), True)
 
     def _move_aside(self, trainer: Trainer, folder: Path) -> None:
         if not (folder / MARKER).exists():
@@ -217,8 +239,32 @@ def _continues(ckpt_path: str | Path | None, folder: Path) -> bool:
     return Path(ckpt_path).name.startswith("hpc_ckpt_") or Path(ckpt_path).resolve().is_relative_to(folder.resolve())
 
 
+def _mark(trainer: Trainer, folder: Path, begun: bool) -> None:
+    ids = {type(logger).__name__: logger.version for logger in trainer.loggers if logger.version}
+    write_atomic(folder / MARKER, json.dumps({"loggers": ids, "begun": begun}).encode())
+
+
 def _holds_a_run(folder: Path) -> bool:
-    return (folder / "config.yaml").exists() or any((folder / "checkpoints").glob("*.ckpt"))
+    """Whether there is something to keep: a checkpoint, samples, or a configuration whose run logged something."""
+    if any((folder / "checkpoints").glob("*.ckpt")) or (folder / "samples").exists():
+        return True
+    return (folder / "config.yaml").exists() and _begun(folder)
+
+
+def _begun(folder: Path) -> bool:
+    """What the marker says; the markers of earlier versions do not say."""
+    try:
+        found = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError):
+        return True
+    return found.get("begun") is not False if isinstance(found, dict) else True
+
+
+def _clear_attempt(folder: Path) -> None:
+    """Delete the events of a fit that was killed before it began: TensorBoard would show its hyperparameters."""
+    for path in folder.glob("events.out.tfevents.*"):
+        if path.name.split(".")[-2] != str(os.getpid()):  # TIME.HOST.PID.NUMBER; this process has opened its own
+            path.unlink(missing_ok=True)
 
 
 def _free_name(folder: Path) -> Path:

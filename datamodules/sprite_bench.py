@@ -14,7 +14,7 @@ from tqdm import tqdm
 from datamodules.bench import LEVELS
 from datamodules.errors import BadShards
 from datamodules.scene import Layer, Motion, Scene, random_scene, render, tracks
-from datamodules.storage import new_folder, write_atomic
+from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import write_video
 
 TRUE_CLIPS = "true_clips"
@@ -60,8 +60,12 @@ def _write_pair(root: Path, folder: str, name: str, level: str, size: tuple[int,
     points = [(np.array([x, y]) + flow[:, :, y, x]).tolist() for x, y in starts]
     sample = root / folder / name
     sample.mkdir(parents=True)
-    Image.fromarray(video[0].transpose(1, 2, 0)).save(sample / "first_frame.png")
-    Image.fromarray((brush * 255).astype(np.uint8)).save(sample / "first_frame_mask.png")
+    for file_name, picture in (
+        ("first_frame.png", video[0].transpose(1, 2, 0)),
+        ("first_frame_mask.png", (brush * 255).astype(np.uint8)),
+    ):
+        with naming(sample / file_name) as path:
+            Image.fromarray(picture).save(path)
     write_atomic(sample / "meta_data.json", json.dumps({"traj_key_points": points}).encode())
     (root / TRUE_CLIPS / folder).mkdir(parents=True, exist_ok=True)
     write_video(root / TRUE_CLIPS / folder / f"{name}.mp4", video.transpose(0, 2, 3, 1), 8.0)

@@ -17,7 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards, UsageError
+from datamodules.errors import DISK_ERRORS, BadShards, UsageError
 
 MAX_JSON = 1 << 26  # bytes of a JSON file that anybody may have written
 MAX_VALUES = 1 << 20  # in it: at 250 bytes for the largest, an object of one field, they take a quarter of a GB
@@ -53,10 +53,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A path beside `path`, for what opens files by name; what was written there is synced and takes its place."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming(path, temporary):
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -65,18 +66,49 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[Path]:
+    """Have a full or read-only disk, which says no more than that, be an OSError with the name of what was written.
+
+    Args:
+        path: what the block writes; or what `temporary` becomes, a file or a folder of files.
+        temporary: what it is called meanwhile.
+    """
+    try:
+        yield path
+    except Exception as error:
+        problem = _disk_error(error)
+        if problem is None:
+            raise
+        where = Path(os.fsdecode(problem.filename2 or problem.filename or path))
+        inner = temporary is not None and where.is_relative_to(temporary)
+        named = path / where.relative_to(temporary) if inner and temporary is not None else path
+        raise OSError(problem.errno, problem.strerror, str(named)) from error
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """What the disk said, where it is the reason; torch and safetensors have errors of their own for it."""
+    for each in (error, error.__context__):
+        if isinstance(each, OSError) and each.errno in DISK_ERRORS:
+            return each
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(code[1]) if code else 0
+    return OSError(number, os.strerror(number)) if number in DISK_ERRORS else None
+
+
+@contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
     """A folder beside `path` to write in; on success all that is in it is at `path`, which was not there or empty."""
     target = Path(path).resolve()
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if target.exists():  # it may be somebody's working folder, and stays the same
-            for inner in temporary.iterdir():
-                os.replace(inner, target / inner.name)
-        else:
-            os.replace(temporary, target)
+        with naming(target, temporary):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if target.exists():  # it may be somebody's working folder, and stays the same
+                for inner in temporary.iterdir():
+                    os.replace(inner, target / inner.name)
+            else:
+                os.replace(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

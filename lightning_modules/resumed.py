@@ -70,12 +70,17 @@ def read(record: Mapping[str, Any], path: str) -> dict[str, Plain]:
     """
     found = record.get(KEY, {})
     sound = isinstance(found, dict) and len(found) <= MOST
-    for name, value in found.items() if sound else ():
-        sound = sound and isinstance(name, str) and len(name) <= LONGEST
-        sound = sound and (value is None or type(value) in (bool, int, float, str)) and len(str(value)) <= LONGEST
-    if not sound:
+    if not sound or not all(
+        isinstance(name, str) and len(name) <= LONGEST and _is_plain(v) for name, v in found.items()
+    ):
         raise MisconfigurationException(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
     return dict(found)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) is int:
+        return abs(value) < 1 << 64
+    return value is None or type(value) in (bool, float) or (type(value) is str and len(value) <= LONGEST)
 
 
 def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path: str) -> dict[str, str]:
@@ -112,7 +117,9 @@ def _no_effect(name: str, what: str, why: str) -> MisconfigurationException:
 
 
 def _said(value: Plain) -> str:
-    text = "none" if value is None else str(value)
+    text = (
+        "none" if value is None else str(value) if not isinstance(value, int) or abs(value) < 1 << 64 else "too large"
+    )
     return "".join(c if c.isprintable() else "?" for c in text)[:80]
 
 
@@ -137,7 +144,7 @@ def use_rates(module: RecordedModule) -> None:
     trainer, differs, plan = module.trainer, module.differs, module.plan
     optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
     known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")
-    found = {}
+    found: dict[str, str] = {}
     for name, (argument, value) in _arguments(module).items():
         # other optimizers may keep what they learn beside their arguments, under any name
         if known or name in (differs or {}):
@@ -147,6 +154,10 @@ def use_rates(module: RecordedModule) -> None:
             raise _no_effect(name, found[name], f"{type(scheduler).__name__} goes on as the checkpoint has it")
     elif scheduler is not None:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
+        if type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62:
+            raise MisconfigurationException(
+                "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
+            )
         if not scheduler.last_epoch:  # the run had no schedule before
             scheduler.last_epoch = trainer.global_step
         scheduler._last_lr = rates_now(scheduler)
@@ -161,11 +172,11 @@ def _use(optimizer: Optimizer, name: str, argument: str, value: Any, scheduled: 
     key, found = "initial_lr" if argument == "lr" and scheduled else argument, {}
     for group in optimizer.param_groups:
         if key == "initial_lr":
-            group.setdefault(key, group["lr"])
+            group.setdefault(key, group.get("lr"))
         if key not in group or not _numbers(_plain(value)):
             continue
-        value = type(group[key])(value) if isinstance(group[key], (list, tuple)) else value
-        if group[key] != value:
-            found[name] = f"{_said(_plain(group[key]))} -> {_said(_plain(value))}"
-            group[key] = value
+        was = _plain(group[key])
+        if was != _plain(value):
+            found[name] = f"{_said(was)} -> {_said(_plain(value))}"
+            group[key] = tuple(value) if isinstance(value, list) else value
     return found

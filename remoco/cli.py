@@ -9,6 +9,7 @@ field); types come from the annotations, help from the docstring. What it return
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -77,6 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not _is_mistake(error):
             raise
         text = str(error) if isinstance(error, (BadInput, BadShards, UsageError)) else one_line(error)
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         print(f"{name}: error: {' '.join(text.removeprefix('MisconfigurationException: ').split())}", file=sys.stderr)
         return 2
 

@@ -30,6 +30,7 @@ from remoco import configs
 from remoco.flags import cause
 from remoco.near import Hinting
 from remoco.run_name import NAME, base_name, run_name
+from remoco.slurm import slurm_without_srun
 
 HANDLED = (
     r".*your dataloader is not resumable",  # the data modules here resume by position
@@ -117,6 +118,8 @@ class CLI(LightningCLI):
             value = trainer.get(name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
                 raise UsageError(f"trainer.{name} is {value}, expected {least:g} to {most:g}")
+        if problem := slurm_without_srun(trainer.plugins):
+            raise MisconfigurationException(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":
             for logger in loggers:

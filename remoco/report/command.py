@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datamodules.bench import find_pairs, read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.inputs import Inputs
-from datamodules.storage import new_folder, write_atomic
+from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, write_video
 from remoco.report.collect import System, read_system
 from remoco.report.page import page
@@ -48,7 +48,8 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
             for path in system.strips:
                 target = f"videos/samples/{number}-{_plain(system.name)}-{path.name}"
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, folder / target)
+                with naming(folder / target) as copy:
+                    shutil.copyfile(path, copy)
                 strips[system.name].append(target)
         write_atomic(folder / "index.html", page(systems, gallery, strips).encode())
     print(f"wrote {out}: open {Path(out) / 'index.html'}")

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from datamodules.bench import find_pairs, read_pair
 from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.inputs import Inputs
-from datamodules.storage import new_folder, write_atomic
+from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, video_files, write_video
 
 # the questions of table 4
@@ -98,7 +98,8 @@ def _write_pair(
     row = {"id": number, "left": systems[flipped], "right": systems[not flipped], "name": name}
     if bench is None:
         return row
-    Image.fromarray(_drawn(bench, name)).save(folder / f"{number:04d}-tracks.png")
+    with naming(folder / f"{number:04d}-tracks.png") as path:
+        Image.fromarray(_drawn(bench, name)).save(path)
     return row | {"tracks": True}
 
 

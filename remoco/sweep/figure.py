@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import UsageError
+from datamodules.storage import naming
 from remoco.sweep.results import Row, chosen
 
 UNITS = {"control_error": "px", "md_img": "px", "md_vid": "px", "flow_magnitude": "px"}
@@ -56,7 +57,8 @@ def draw(
         panel.set_ylabel(f"{metric} ({unit})" if unit else metric)
     figure.tight_layout()
     for file in files:
-        figure.savefig(file)
+        with naming(Path(file)) as path:
+            figure.savefig(path)
     pyplot.close(figure)
 
 

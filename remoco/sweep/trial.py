@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datamodules.storage import read_object, write_json
+from datamodules.storage import naming, read_object, write_json
 from remoco.sweep.plan import Trial
 
 STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
@@ -110,7 +110,7 @@ def last_line(log: Path, failed: bool = False) -> str:
 def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
     """Exit code, and what was said last."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, "ab") as file:
+    with naming(log), open(log, "ab") as file:
         file.write(f"\n$ {' '.join(command)}\n".encode())
         file.flush()
         process = subprocess.Popen(

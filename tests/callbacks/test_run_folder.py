@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -49,6 +50,59 @@ def test_a_checkpoint_of_another_run_starts_a_new_one(tmp_path):
     fit(tmp_path / "b")
     fit(tmp_path / "b", max_steps=6, ckpt_path=str(tmp_path / "a/run/checkpoints/last.ckpt"))
     assert sorted(p.name for p in (tmp_path / "b").iterdir()) == ["run", "run.previous-1"]
+
+
+class Killed(Callback):
+    """Ends the fit as a kill would, before a hook of the run's folder."""
+
+    def __init__(self, hook, step=0):
+        self.step = step
+        setattr(self, hook, self._end)
+
+    def _end(self, trainer, *args):
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            raise SystemExit(9)
+
+
+def killed(folder, hook, step=0, **kwargs):
+    callbacks = [RunFolder(), Killed(hook, step), LastCheckpoint(50)]
+    run = trainer(folder, callbacks, plugins=[AtomicCheckpointIO()], **kwargs)
+    with pytest.raises(SystemExit):
+        run.fit(Module(), datamodule=Data())
+    (folder / "run/config.yaml").write_text("")  # as `SaveRunConfig` does at the beginning
+    for events in (folder / "run").glob("events*"):
+        events.rename(events.with_name("events.out.tfevents.1.host.0.0"))  # of another process
+
+
+@pytest.mark.parametrize(
+    "hook, step, log", [("on_train_start", 0, 1), ("on_train_batch_start", 0, 1), ("on_train_batch_end", 3, 50)]
+)
+def test_what_was_killed_before_it_left_anything_is_no_run(tmp_path, hook, step, log):
+    killed(tmp_path, hook, step, log_every_n_steps=log, val_check_interval=8)
+    killed(tmp_path, hook, step, log_every_n_steps=log, val_check_interval=8)
+    fit(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["run"] and logged_steps(tmp_path / "run") == [0, 1, 2, 3]
+    assert len(list((tmp_path / "run").glob("events*"))) == 1
+    killed(tmp_path, "on_train_start")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.previous-1"]
+    fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.previous-1"]
+    assert (tmp_path / "run.previous-1/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("hook, step, validate", [("on_train_batch_start", 1, 8), ("on_train_batch_start", 4, 4)])
+def test_what_was_killed_after_it_logged_is_moved_aside(tmp_path, hook, step, validate):
+    log = 1 if step == 1 else 50
+    killed(tmp_path, hook, step, log_every_n_steps=log, val_check_interval=validate, max_steps=8)
+    fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.previous-1"]
+
+
+def test_a_marker_of_an_earlier_version_is_of_a_run(tmp_path):
+    killed(tmp_path, "on_train_start")
+    (tmp_path / "run/.run").write_text('{"loggers": {}}')
+    fit(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.previous-1"]
 
 
 def test_it_says_where_everything_is(tmp_path, capsys):

@@ -96,6 +96,12 @@ def test_a_longer_run_has_its_own_schedule_from_the_first_step_on(sprites, sched
     assert {n: rates(whole)[n] for n in range(2, 6)} == rates(groups)
 
 
+def test_the_quick_start_made_longer_has_the_rates_that_design_tells():
+    schedule = Schedule(warmup_steps=100, decay=0.3)
+    assert round(schedule.factor(749, 750), 3) == 0.004
+    assert [schedule.factor(step, 1500) for step in (750, 1050)] == [1, 1] and schedule.factor(1051, 1500) < 1
+
+
 def test_all_that_differs_is_one_line(sprites, scheduled, tmp_path, tmp_path_factory):
     groups, said = fit(
         sprites, tmp_path, copied(scheduled[0], tmp_path), steps=3, root=tmp_path_factory.mktemp("other"),
@@ -199,6 +205,7 @@ def test_what_cannot_be_used_is_refused():
         {1: 2},
         {"a": "x" * 300},
         {f"{n}": n for n in range(300)},
+        {"a": 1 << 20_000},
         {"a" * 300: 1},
         3,
     ],
@@ -208,6 +215,25 @@ def test_a_damaged_record_of_settings_is_one_line(damage):
     with pytest.raises(MisconfigurationException, match="a.ckpt: its record's 'run' is damaged") as error:
         resumed.read({"run": damage}, "a.ckpt")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("place", ["param_groups", "lr_schedulers"])
+def test_a_damaged_state_of_rates_is_mended_or_one_line(sprites, scheduled, tmp_path, place):
+    path, schedule = copied(scheduled[0], tmp_path), Schedule(warmup_steps=1, decay=0.7)
+    saved = torch.load(path, weights_only=True)
+    if place == "param_groups":
+        group = saved["optimizer_states"][0]["param_groups"][0]
+        group |= {"initial_lr": torch.zeros(3), "weight_decay": 1 << 20_000, "betas": "x"}
+        del group["lr"]
+    else:
+        saved["lr_schedulers"][0]["last_epoch"] = "two"
+    torch.save(saved, path)
+    if place == "lr_schedulers":
+        with pytest.raises(MisconfigurationException, match="last_epoch is no number of steps"):
+            fit(sprites, tmp_path, path, learning_rate=1e-3, schedule=schedule)
+    else:
+        groups, _ = fit(sprites, tmp_path, path, learning_rate=1e-3, schedule=schedule)
+        assert groups[2] == scheduled[1][2]
 
 
 def test_what_a_record_says_cannot_break_the_line():
