@@ -32,3 +32,9 @@ def one_line(error: BaseException) -> str:
     """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
     text = " ".join(str(error).split())
     return text if isinstance(error, (BadClip, BadInput, BadShards, UsageError)) else f"{type(error).__name__}: {text}"
+
+
+def shown(text: str, most: int = 500) -> str:
+    """A stranger's text as an error shows it: one line, without what would steer a terminal or cannot be written."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."
