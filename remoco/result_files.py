@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from datamodules.errors import UsageError, shown
 from datamodules.storage import read_object
@@ -42,17 +42,17 @@ def read_part(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Whether a value from JSON is a number that can be counted with."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def is_label(value: Any) -> bool:
+def is_label(value: Any) -> TypeGuard[str]:
     """Whether a value from JSON is a text that can stand in a table; it may be empty."""
     return isinstance(value, str) and len(value) <= LONGEST and value.isprintable()
 
 
-def is_name(value: Any) -> bool:
+def is_name(value: Any) -> TypeGuard[str]:
     """Whether a value from JSON is a text that can name something."""
     return is_label(value) and 0 < len(value) <= LONGEST // 50
 
