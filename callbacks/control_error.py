@@ -1,6 +1,6 @@
 """Is it controlled? The control error of generated validation clips, beside what it must be compared with."""
 
-import json
+import os
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,7 +17,7 @@ from callbacks.other_control import OneStroke, evaluated, with_condition, with_o
 from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
-from datamodules.storage import write_json
+from datamodules.storage import read_json, write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object
 
@@ -192,8 +192,8 @@ def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:
         MisconfigurationException: the file is there and is no JSON object.
     """
     try:
-        there = json.loads(path.read_bytes()) if path.is_file() else {}
+        there = read_json(path) if os.path.lexists(path) else {}
         merged = {**there, **results}
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise MisconfigurationException(f"{path}: expected a JSON object of metrics ({error})") from None
     write_json(path, merged)

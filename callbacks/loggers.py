@@ -1,7 +1,6 @@
 """What every logger gets, in its own form: hyperparameters, videos, protocols; and what a resume must keep of it."""
 
 import csv
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,8 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
+
+from datamodules.storage import read_json
 
 OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
@@ -56,7 +57,7 @@ def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
 
 def _identities(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())["loggers"]
+        found = read_json(path)["loggers"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -28,7 +28,7 @@ class UsageError(Exception):
     """A command cannot work with an option it was given. The message is one line that names the option."""
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value of JSON in a few words, whatever it is: of a text or a number the first 40 characters."""
     if isinstance(value, (list, tuple, dict)):
         return f"{'a mapping' if isinstance(value, dict) else 'a list'} of {len(value)}"
@@ -44,3 +44,9 @@ def one_line(error: BaseException) -> str:
 def escaped(name: str) -> str:
     """A name from a file system or a file, for a line of text: what does not print is escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def readable(text: str, most: int = 500) -> str:
+    """A stranger's text as an error shows it: one line, without what would steer a terminal or cannot be written."""
+    line = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text[: most + 1])
+    return line if len(line) <= most else f"{line[:most]}..."

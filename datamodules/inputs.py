@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.backdrop import Backdrop, backdrop_from_json
-from datamodules.errors import BadInput, one_line, shown
+from datamodules.errors import BadInput, brief, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
 from datamodules.storage import parse_json, write_atomic
@@ -228,7 +228,7 @@ def inputs_from_json(
         raise BadInput(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
-            raise BadInput(f"{name}: {key}: expected a list, got {shown(value)}")
+            raise BadInput(f"{name}: {key}: expected a list, got {brief(value)}")
     backdrop = backdrop_from_json(found, beside, name)
     if not tracks and backdrop is None:
         raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
@@ -354,7 +354,7 @@ def _checked_ids(ids: Sequence[Any], tracks: int, brushed: set[int], name: str) 
     for index, value in enumerate(ids):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in brushed):
             values = ", ".join(map(str, sorted(brushed))) or "none"
-            raise BadInput(f"{name}[{index}]: expected null or a value of the mask ({values}), got {shown(value)}")
+            raise BadInput(f"{name}[{index}]: expected null or a value of the mask ({values}), got {brief(value)}")
     return list(ids)
 
 

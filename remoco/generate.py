@@ -23,7 +23,7 @@ from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.pictures import WHITE, colour_of
-from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
+from datamodules.storage import check_writable, clear_leftovers, read_json, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
@@ -67,8 +67,8 @@ class Job:
         if not (self.video.is_file() and self.strip.is_file() and self.record.is_file()):
             return "missing"
         try:
-            same = json.loads(self.record.read_text())["inputs"] == self.fingerprint
-        except (ValueError, TypeError, KeyError):
+            same = read_json(self.record)["inputs"] == self.fingerprint
+        except (OSError, ValueError, TypeError, KeyError):
             same = False
         return "done" if same else "edited"
 

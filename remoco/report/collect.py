@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from dataclasses import dataclass, field
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.errors import BadClip, BadShards
-from datamodules.storage import read_object
+from datamodules.errors import BadClip, BadShards, one_line, readable
+from datamodules.storage import open_regular
 from datamodules.videos import video_files
+from remoco.result_files import read_part, read_results
 
 CURVES = ("train/loss", "val/loss", "val/control_error", "val/fvd_", "val/fid_", "throughput/clips_per_s")
+MAX_CURVES = 60
+MAX_EVENTS = 1 << 30  # bytes of an event file
+MAX_STRIP = 1 << 28  # bytes of a video of samples
 
 
 @dataclass
@@ -30,6 +35,7 @@ class System:
         strips: the last samples of training, as strips.
         step: at which they were made.
         curves: tag -> (steps, values).
+        problems: a line for each part of the folder that cannot be used.
     """
 
     name: str
@@ -40,10 +46,13 @@ class System:
     strips: list[Path] = field(default_factory=list)
     step: int | None = None
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
 
 
 def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
+
+    They may be anybody's: what of them cannot be used is a line in `problems`, and the rest is read.
 
     Args:
         folder: it.
@@ -59,11 +68,11 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     if (
         not (path / "config.yaml").is_file()
         and not (path / "benchmark").is_dir()
-        and not (path / "metrics.json").is_file()
+        and not os.path.lexists(path / "metrics.json")
     ):
         return _read_videos(path, system)
-    system.results = _results(path / "metrics.json")
-    system.curves = _curves(path)
+    system.results = read_results(path / "metrics.json", system.problems)
+    system.curves = _curves(path, system.problems)
     found = sorted((path / "benchmark").glob("*/"))
     if bench is not None:
         found = [own for own in found if own.name == Path(bench).resolve().name]
@@ -71,58 +80,84 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         names = ", ".join(own.name for own in found)
         raise BadShards(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
     for own in found:
-        system.bench = _results(own / "scores.json")
-        root = _json(own / "generated.json").get("root")
-        system.bench_root = Path(root) if root and Path(root).is_dir() else None
-        system.videos = _videos(own / "videos")
-    steps = sorted(step for step in (path / "samples").glob("step-*") if any(step.glob("clip-*.mp4")))
-    if steps:
-        system.strips = sorted(steps[-1].glob("clip-*.mp4"))
-        system.step = int(steps[-1].name.removeprefix("step-"))
+        system.bench = read_results(own / "scores.json", system.problems)
+        system.bench_root = _root(own / "generated.json", system.problems)
+        system.videos = _videos(own / "videos", system.problems)
+    system.strips, system.step = _strips(path / "samples", system.problems)
     return system
 
 
 def _read_videos(path: Path, system: System) -> System:
-    system.videos = _videos(path)
-    if not system.videos:
+    system.videos = _videos(path, system.problems)
+    if not system.videos and not system.problems:
         raise BadShards(f"{path}: neither a run's folder nor a folder of videos")
-    results = _results(path / "scores.json")
+    results = read_results(path / "scores.json", system.problems)
     levels = any("/" in name for name in results)
     system.bench, system.results = (results, {}) if levels else ({}, results)
     return system
 
 
-def _videos(path: Path) -> dict[str, Path]:
+def _videos(path: Path, problems: list[str]) -> dict[str, Path]:
     try:
         return video_files(path)
     except BadClip as error:
-        raise BadShards(str(error)) from None
-
-
-def _results(path: Path) -> dict[str, Any]:
-    """Metric -> its result: what `remoco score --json` and a run write."""
-    found = _json(path)
-    for name, entry in found.items():
-        kinds: tuple[tuple[str, type], ...] = (("value", Real), ("protocol", str), ("seconds", Real))
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds):
-            raise BadShards(f"{path}: {name}: expected {{value, protocol, n, seconds}}, as `score --json` writes")
-    return found
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
-
-
-def _curves(folder: Path) -> dict[str, tuple[list[int], list[float]]]:
-    """The curves that a report draws, of all event files of the run."""
-    if not any(folder.glob("events.out.tfevents.*")):
+        problems.append(readable(str(error)))
         return {}
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(CURVES) and not tag.startswith("val/loss_")]
-    curves = {}
-    for tag in sorted(tags, key=lambda tag: [tag.startswith(c) for c in CURVES].index(True)):
-        # a resumed run's later value counts; what is not finite has no place on a curve
-        points = {event.step: event.value for event in events.Scalars(tag) if math.isfinite(event.value)}
-        if len(points) > 1:
-            curves[tag] = (sorted(points), [points[step] for step in sorted(points)])
-    return curves
+
+
+def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], list[float]]]:
+    """The curves that a report draws, of all event files of the run."""
+    points: dict[str, dict[int, float]] = {}
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        try:
+            with open_regular(path) as file:
+                if os.fstat(file.fileno()).st_size > MAX_EVENTS:
+                    raise ValueError(f"more than {MAX_EVENTS >> 30} GiB")
+            events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
+            for tag in events.Tags()["scalars"]:
+                if tag.startswith(CURVES) and not tag.startswith("val/loss_"):
+                    # a resumed run's later value counts; what is not finite has no place on a curve
+                    found = ((event.step, event.value) for event in events.Scalars(tag))
+                    points.setdefault(tag, {}).update({step: value for step, value in found if math.isfinite(value)})
+        except Exception as error:  # a reader of records raises exceptions of many types for broken bytes
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
+            problems.append(f"{readable(str(path))}: does not read: {readable(str(reason))}")
+    tags = sorted(points, key=lambda tag: [tag.startswith(c) for c in CURVES].index(True))
+    if len(tags) > MAX_CURVES:
+        problems.append(
+            f"{readable(str(folder))}: {len(tags)} curves in its event files, the first {MAX_CURVES} are shown"
+        )
+    drawn = {tag: points[tag] for tag in tags[:MAX_CURVES] if len(points[tag]) > 1}
+    return {tag: (sorted(found), [found[step] for step in sorted(found)]) for tag, found in drawn.items()}
+
+
+def _strips(folder: Path, problems: list[str]) -> tuple[list[Path], int | None]:
+    """The last samples of training and the step at which they were made."""
+    steps = {}
+    for path in folder.glob("step-*"):
+        if re.fullmatch("step-[0-9]{1,15}", path.name) and path.is_dir():
+            steps[int(path.name.removeprefix("step-"))] = path
+    for step in sorted(steps, reverse=True):
+        strips = []
+        for path in sorted(steps[step].glob("clip-*.mp4")):
+            if path.is_file() and path.stat().st_size <= MAX_STRIP:
+                strips.append(path)
+            else:
+                problems.append(f"{readable(str(path))}: expected a file of at most {MAX_STRIP >> 20} MB")
+        if strips:
+            return strips, step
+    return [], None
+
+
+def _root(generated: Path, problems: list[str]) -> Path | None:
+    """The benchmark that a run's videos answer to, where it is on this machine."""
+    root = read_part(generated, problems).get("root")
+    if root is None:
+        return None
+    try:
+        if not isinstance(root, str) or "\0" in root:
+            raise ValueError
+        return Path(root) if Path(root).is_dir() else None
+    except (OSError, ValueError):
+        problems.append(f"{readable(str(generated))}: root: expected the folder of a benchmark")
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.errors import BadClip, BadShards, UsageError
+from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, readable
 from datamodules.inputs import Inputs
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, write_video
@@ -19,9 +20,11 @@ from remoco.report.collect import System, read_system
 from remoco.report.page import page
 from remoco.study.pages import draw_tracks
 
+MAX_FPS = 240.0  # of a video on the page
 
-def report(runs: list[str], out: str = "report", bench: str | None = None, clips: int = 24) -> None:
-    """Turn runs and scores into an offline page: tables, curves, and videos side by side.
+
+def report(runs: list[str], out: str = "report", bench: str | None = None, clips: int = 24) -> int:
+    """Turn runs and scores into an offline page: tables, curves, and videos side by side; 1 where a part was left out.
 
     Args:
         runs: run folders, and folders of other systems' videos with the scores.json of `remoco score --json`; a name of
@@ -40,46 +43,77 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
     if len({system.name for system in systems}) < len(systems):
         raise UsageError("runs: two folders have the same name, by which the page would tell them apart")
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
+    problems = [problem for system in systems for problem in system.problems]
     with new_folder(out) as folder:
-        gallery = _gallery(systems, roots[0] if roots else None, folder, clips)
+        gallery = _gallery(systems, roots[0] if roots else None, folder, clips, problems)
+        if problems and not gallery and not any(s.results or s.bench or s.curves or s.strips for s in systems):
+            raise BadShards(problems[0])
         strips: dict[str, list[Any]] = {}
         for number, system in enumerate(systems):
             strips[system.name] = []
             for path in system.strips:
-                target = f"videos/samples/{number}-{_plain(system.name)}-{path.name}"
+                target = f"videos/samples/{number}-{_plain(system.name)}-{_plain(path.name)}"
                 (folder / target).parent.mkdir(parents=True, exist_ok=True)
                 with naming(folder / target) as copy:
                     shutil.copyfile(path, copy)
                 strips[system.name].append(target)
-        write_atomic(folder / "index.html", page(systems, gallery, strips).encode())
+        text = page(systems, gallery, strips, problems)
+        write_atomic(folder / "index.html", text.encode(errors="backslashreplace"))  # names need not be UTF-8
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     print(f"wrote {out}: open {Path(out) / 'index.html'}")
+    return 1 if problems else 0
 
 
-def _gallery(systems: list[System], bench: Path | None, folder: Path, clips: int) -> list[tuple[str, dict[str, str]]]:
+def _gallery(
+    systems: list[System], bench: Path | None, folder: Path, clips: int, problems: list[str]
+) -> list[tuple[str, dict[str, str]]]:
     """Write the videos of the samples that any system has; caption, and panel -> file."""
     keys = sorted({key for system in systems for key in system.videos})
     if len(keys) > clips:
         keys = [keys[i] for i in np.linspace(0, len(keys) - 1, clips).round().astype(int)]
-    drawn = set() if bench is None else set(find_pairs(bench))
+    drawn = _drawn(bench, problems)
     rows = []
     for number, key in enumerate(tqdm(keys, desc="gallery", unit="sample", disable=not keys)):
-        panels = {}
-        own = {system.name: system.videos[key] for system in systems if key in system.videos}
-        try:
-            videos = {name: read_video(path) for name, path in own.items()}
-            if bench is not None and key in drawn:
+        videos, panels = {}, {}
+        for system in systems:
+            if key in system.videos:
+                try:
+                    videos[system.name] = read_video(system.videos[key])
+                except BadClip as error:
+                    problems.append(readable(str(error)))
+        if videos and bench is not None and key in drawn:
+            try:
                 length = max(len(video) for video, _ in videos.values())
                 control = control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]
                 videos = {"control (drawn)" if "control" in videos else "control": control, **videos}
-        except BadClip as error:
-            raise BadShards(str(error)) from error
+            except BadClip as error:
+                problems.append(readable(str(error)))
         for place, (name, (video, fps)) in enumerate(videos.items()):
             target = f"videos/{number:03d}-{place}-{_plain(name)}.mp4"
             (folder / target).parent.mkdir(parents=True, exist_ok=True)
-            write_video(folder / target, video, fps)  # written anew: browsers play few codecs
+            try:
+                write_video(
+                    folder / target, video, min(max(fps, 0.1), MAX_FPS)
+                )  # written anew: browsers play few codecs
+            except OSError as error:
+                if error.errno in DISK_ERRORS:
+                    raise
+                problems.append(f"{readable(name)}: {readable(key)}: cannot be written as a video that browsers play")
+                continue
             panels[name] = target
-        rows.append((key.replace("_", " ").replace("/", " · "), panels))
+        if panels:
+            rows.append((key.replace("_", " ").replace("/", " · "), panels))
     return rows
+
+
+def _drawn(bench: Path | None, problems: list[str]) -> set[str]:
+    """Keys of a benchmark's samples; a run may name one that is none any more."""
+    try:
+        return set() if bench is None else set(find_pairs(bench))
+    except BadShards as error:
+        problems.append(readable(str(error)))
+        return set()
 
 
 def control_frames(inputs: Inputs, frames: int) -> np.ndarray:

@@ -18,13 +18,19 @@ BETTER = dict.fromkeys(PREFIX, "↓") | {"Frame Consis.": "↑"}
 COLOURS = 6
 
 
-def page(systems: list[System], gallery: list[tuple[str, dict[str, str]]], strips: dict[str, list[str]]) -> str:
+def page(
+    systems: list[System],
+    gallery: list[tuple[str, dict[str, str]]],
+    strips: dict[str, list[str]],
+    problems: list[str] | None = None,
+) -> str:
     """The whole page.
 
     Args:
         systems: in the order of the rows.
         gallery: caption and name of a panel -> its video, relative to the page.
         strips: system -> its strips, relative to the page.
+        problems: a line for each part that was left out.
     """
     colours = {system.name: number % COLOURS for number, system in enumerate(systems)}
     legend = "".join(f'<li><span class="dot c{colours[s.name]}"></span>{html.escape(s.name)}</li>' for s in systems)
@@ -34,16 +40,13 @@ def page(systems: list[System], gallery: list[tuple[str, dict[str, str]]], strip
         _section("Curves", _curves(systems, colours)),
         _section("Side by side", _gallery(gallery)),
         _section("Samples of training", _strips(systems, strips)),
+        _section("Left out", "".join(f'<p class="note">{html.escape(problem)}</p>' for problem in problems or [])),
     ]
     title = " · ".join(system.name for system in systems)
     template = files("remoco.report").joinpath("page.html").read_text()
-    for name, text in {
-        "TITLE": html.escape(title),
-        "LEGEND": legend,
-        "BODY": "\n".join(filter(None, sections)),
-    }.items():
-        template = template.replace("{{" + name + "}}", text)
-    return template
+    parts = {"TITLE": html.escape(title), "LEGEND": legend, "BODY": "\n".join(filter(None, sections))}
+    # in one go: a name that holds such a mark stays as it is
+    return re.sub(r"{{(\w+)}}", lambda mark: parts[mark[1]], template)
 
 
 def _section(title: str, body: str) -> str:

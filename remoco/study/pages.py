@@ -70,11 +70,16 @@ def pages(
         study = {"systems": systems, "seed": seed, "questions": questions, "pairs": rows}
         # not for secrecy: so that nobody reads a name by accident
         hidden = base64.b64encode(json.dumps(study).encode()).decode()
-        identity = hashlib.sha256(hidden.encode()).hexdigest()[:12]
+        identity = study_id(hidden)
         page = files("remoco.study").joinpath("page.html").read_text()
         page = page.replace("{{STUDY}}", hidden).replace("{{ID}}", html.escape(identity))
         write_atomic(folder / "index.html", page.encode())
     print(f"wrote {out}: {len(order)} pairs; open {Path(out) / 'index.html'}")
+
+
+def study_id(hidden: str) -> str:
+    """What a study's answers call it, of what its page holds."""
+    return hashlib.sha256(hidden.encode()).hexdigest()[:12]
 
 
 def _write_pair(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, readable
 from datamodules.storage import held, write_atomic, write_json
 from remoco.sweep import results
 from remoco.sweep.engine import load_tune, run_trials
@@ -45,7 +46,7 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
         else:
             search(plan, lambda drawn: _evaluate(plan, folder, ray, drawn))
     code = _show(folder)
-    unfinished = any(result.state in ("waiting", "started") for result in results.read_results(folder))
+    unfinished = any(result.state in ("waiting", "started") for result in results.read_results(folder, []))
     return 1 if unfinished else code  # a node was lost, or Ray could not start the trial there
 
 
@@ -58,18 +59,21 @@ def table(folder: str) -> int:
     return _show(Path(folder))
 
 
-def plot(folder: str) -> None:
+def plot(folder: str) -> int:
     """Draw what the metrics do over the swept values; writes FOLDER/figure.png and figure.svg.
 
     Args:
         folder: of a `remoco sweep run`.
     """
-    found = results.read_results(Path(folder))
+    problems: list[str] = []
+    found = results.read_results(Path(folder), problems)
     files = [Path(folder) / f"figure.{suffix}" for suffix in ("png", "svg")]
     plan = results.read_plan(Path(folder))
     ranged = as_range(next(iter(plan["values"].values())))
     draw(results.rows_of(found), plan["metrics"], files, plan["label"], ranged[0] if ranged else None)
+    _say(problems)
     print("\n".join(f"wrote {file}" for file in files))
+    return 1 if problems else 0
 
 
 def _check(plan: Plan, folder: Path) -> None:
@@ -109,15 +113,16 @@ def _finished(folder: Path, trial: Trial) -> bool:
 
 
 def _value(plan: Plan, folder: Path, trials: list[Trial]) -> float | None:
-    found = [result for trial in trials if (result := results.read_result(folder, trial.name))]
+    found = [result for trial in trials if (result := results.read_result(folder, trial.name, []))]
     mean = results.rows_of(found)[0].mean
     names = results.chosen(list(mean), plan.metrics[:1])
     return mean[names[0]] if names else None
 
 
 def _show(folder: Path) -> int:
-    """Print and write the tables; 1 where a trial failed."""
-    found = results.read_results(folder)
+    """Print and write the tables; 1 where a trial failed, or something of it cannot be used."""
+    problems: list[str] = []
+    found = results.read_results(folder, problems)
     rows = results.rows_of(found)
     write_atomic(folder / "trials.csv", results.trials_csv(found).encode())
     write_atomic(folder / "points.csv", results.points_csv(rows).encode())
@@ -127,8 +132,14 @@ def _show(folder: Path) -> int:
         print(f"no trial has a result named {', '.join(wanted)}")
     failed = [result for result in found if result.state == "failed"]
     for result in failed:
-        print(f"{result.name} failed: {result.error}")
+        print(f"{readable(result.name)} failed: {readable(result.error or 'nobody knows why')}")
     if unfinished := sum(result.state in ("waiting", "started") for result in found):
         print(f"{unfinished} of {len(found)} trials are not finished")
+    _say(problems)
     print(f"wrote {folder / 'trials.csv'} and {folder / 'points.csv'}")
-    return 1 if failed else 0
+    return 1 if failed or problems else 0
+
+
+def _say(problems: list[str]) -> None:
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, readable
 from datamodules.storage import read_object
-from remoco.sweep.trial import read_record
+from remoco import result_files
+from remoco.result_files import is_name
+from remoco.sweep.plan import named
+from remoco.sweep.trial import read_record, record_file
 
 PLAN = "sweep.json"
 
@@ -57,31 +61,62 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """The record of the plan in a sweep's folder.
 
     Raises:
-        UsageError: not the folder of a sweep.
+        UsageError: not the folder of a sweep, or a field that cannot be; one line that names it.
     """
-    try:
-        found = json.loads((folder / PLAN).read_text())
-        return {**found, **{name: found[name] for name in ("values", "metrics", "label")}}
-    except (OSError, ValueError, TypeError, KeyError):
-        raise UsageError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}") from None
+    path = folder / PLAN
+    if not os.path.lexists(path):
+        raise UsageError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}")
+    found = read_object(path)
+    values, metrics, label = (found.get(name) for name in ("values", "metrics", "label"))
+    if not isinstance(values, dict) or not values or not all(map(is_name, values)):
+        raise UsageError(f"{path}: values: expected keys with their values")
+    for key, listed in values.items():
+        try:
+            if not isinstance(listed, (list, dict)) or not named(listed):
+                raise UsageError("expected values")
+        except UsageError as error:
+            raise UsageError(f"{path}: values.{key}: {readable(str(error))}") from None
+    if not isinstance(metrics, list) or not metrics or not all(map(is_name, metrics)):
+        raise UsageError(f"{path}: metrics: expected names of results")
+    if label is not None and not is_name(label):
+        raise UsageError(f"{path}: label: expected a text or null")
+    return {**found, "values": values, "metrics": metrics, "label": label}
 
 
-def read_results(folder: Path) -> list[Result]:
-    """All trials, in the order of their points."""
+def read_results(folder: Path, problems: list[str]) -> list[Result]:
+    """All trials, in the order of their points; what of them cannot be used is a line in `problems`."""
     plan = read_plan(folder)
-    names = sorted(path.stem for path in (folder / "trials").glob("*.json"))
-    found = [result for name in names if (result := read_result(folder, name))]
+    found = []
+    for name in sorted(path.stem for path in (folder / "trials").glob("*.json")):
+        try:
+            result = read_result(folder, name, problems)
+        except UsageError as error:
+            problems.append(readable(str(error)))
+            continue
+        if result is not None and list(result.point) != list(plan["values"]):
+            problems.append(f"{readable(str(record_file(folder, name)))}: point: expected {', '.join(plan['values'])}")
+        elif result is not None:
+            found.append(result)
     order = {key: [*_names(values)] for key, values in plan["values"].items()}
     return sorted(found, key=lambda result: [*(_rank(order[k], v) for k, v in result.point.items()), (result.seed, "")])
 
 
-def read_result(folder: Path, name: str) -> Result | None:
-    """One trial; None where there is no record of it."""
+def read_result(folder: Path, name: str, problems: list[str]) -> Result | None:
+    """One trial; None where there is no record of it.
+
+    Args:
+        folder: of the sweep.
+        name: of the trial.
+        problems: gets a line for each of its results that cannot be used.
+
+    Raises:
+        UsageError: its record cannot be used; one line that names the file and the field.
+    """
     if (found := read_record(folder, name)) is None:
         return None
-    entries = _metrics(folder / name) if found["state"] == "finished" else {}
+    entries = _metrics(folder / name, problems) if found["state"] == "finished" else {}
     values = {key: float(entry["value"]) for key, entry in entries.items()}
-    protocols = {key: str(entry.get("protocol", "")) for key, entry in entries.items()}
+    protocols = {key: entry["protocol"] for key, entry in entries.items()}
     return Result(name, found["point"], found["seed"], found["state"], found["error"], values, protocols)
 
 
@@ -147,13 +182,12 @@ def terminal_table(rows: Sequence[Row], wanted: Sequence[str]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths)) for line in lines)
 
 
-def _metrics(folder: Path) -> dict[str, dict[str, Any]]:
+def _metrics(folder: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Results of the run itself, and of its benchmarks as `<level>/<metric>`."""
     found: dict[str, dict[str, Any]] = {}
     for path in (folder / "metrics.json", *sorted((folder / "benchmark").glob("*/scores.json"))):
-        if path.is_file():
-            found |= read_object(path)
-    return {name: entry for name, entry in found.items() if isinstance(entry, dict) and "value" in entry}
+        found |= result_files.read_results(path, problems)
+    return found
 
 
 def _names(values: Any) -> list[str]:

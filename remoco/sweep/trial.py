@@ -14,15 +14,29 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from datamodules.errors import UsageError
 from datamodules.storage import naming, read_object, write_json
+from remoco.result_files import is_label, is_number
 from remoco.sweep.plan import Trial
 
 STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
+STATES = ("waiting", "started", "finished", "failed")
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "point": (lambda value: isinstance(value, dict) and all(map(is_label, (*value, *value.values()))), "texts"),
+    "seed": (lambda value: type(value) is int and 0 <= value < 2**63, "a whole number"),
+    "state": (lambda value: value in STATES, f"one of {', '.join(STATES)}"),
+    "error": (lambda value: value is None or isinstance(value, str), "a text or null"),
+    "fitted": (lambda value: isinstance(value, bool), "true or false"),
+    "attempts": (lambda value: type(value) is int and 0 <= value < 2**63, "a whole number"),
+    "seconds": (is_number, "a number"),
+}
+"""Field of a trial's record -> whether a value can be, and what it should be."""
 PATIENCE = 120  # seconds that a killed driver's last run in the folder may take to end
 
 
@@ -88,9 +102,19 @@ def log_file(out: Path, name: str) -> Path:
 
 
 def read_record(out: Path, name: str) -> dict[str, Any] | None:
-    """The record of a trial; None where there is none."""
+    """The record of a trial; None where there is none.
+
+    Raises:
+        UsageError: one line that names the file and the field that cannot be.
+    """
     path = record_file(out, name)
-    return read_object(path) if path.is_file() else None
+    if not os.path.lexists(path):
+        return None
+    found = read_object(path)
+    for field, (fits, expected) in FIELDS.items():
+        if field not in found or not fits(found[field]):
+            raise UsageError(f"{path}: {field}: expected {expected}")
+    return found
 
 
 def last_line(log: Path, failed: bool = False) -> str:
