@@ -19,7 +19,7 @@ from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.storage import read_json, write_json
 from lightning_modules.conditioning import to_uint8
-from metrics import ControlError, farthest_objects, moving_object
+from metrics import ControlError, farthest_objects, moving_object, shown
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {
@@ -154,8 +154,8 @@ class ControlErrors(EveryNthValidation):
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
-        shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
-        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in shown]
+        rows = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
+        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in rows]
         rank_zero_print("\n".join(lines))
         if keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)

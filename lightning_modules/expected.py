@@ -17,7 +17,8 @@ from lightning_modules.pca import PatchPCA
 from lightning_modules.record import check_names
 from lightning_modules.released.files import load_released
 from lightning_modules.svd import SVD
-from lightning_modules.weights import COMPONENTS, local_folder
+from lightning_modules.weight_files import config_file, is_hub_id
+from lightning_modules.weights import COMPONENTS
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import odd_weight, read_json
 
@@ -117,7 +118,7 @@ def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tenso
             base, torch.float32, module.train_base, module.injection_kind, module.lora, module.lora_rank
         )
     networks = nn.ModuleDict({"svd": base, "motion_encoder": encoder, "injection": places})
-    parameters = dict(networks.named_parameters())
+    parameters: dict[str, Tensor] = dict(networks.named_parameters())
     expected = {name: p for name, p in parameters.items() if whole or p.requires_grad}
     return expected | {name: b for name, b in networks.named_buffers() if name.startswith("svd.pca.")}, parameters
 
@@ -149,9 +150,10 @@ def _layout(module: MotionControlModule, whole: bool) -> Any:
 
 
 def _patch_channels(module: MotionControlModule) -> int | None:
-    """Components of patches that a local base has in its VAE's place."""
-    local = None if module.released else local_folder(str(module.svd_path), "vae")
-    config = read_json(local / "config.json") if local is not None else {}
+    """Components of patches that a base has in its VAE's place."""
+    if module.released:
+        return None
+    config = read_json(config_file(str(module.svd_path), "vae", module.revision))
     if not isinstance(config, dict) or config.get("_class_name") != PatchPCA.__name__:
         return None
     return int(config["channels"])
@@ -162,8 +164,7 @@ def _unet_config(module: MotionControlModule) -> dict[str, Any]:
     if module.released:
         return load_released(module.released).architecture.unet_config()
     path = str(module.svd_path)
-    local = local_folder(path, "unet")
-    if local is not None:
-        check_model(local, cls.from_config)
-        return cls.load_config(str(local))
-    return cls.load_config(path, subfolder="unet", revision=module.revision)
+    folder = config_file(path, "unet", module.revision).parent
+    if not is_hub_id(path):
+        check_model(folder, cls.from_config)
+    return cls.load_config(str(folder), local_files_only=True)

@@ -37,9 +37,9 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
     Raises:
         MisconfigurationException: a network has no configuration or no weights there, or the hub is not reached.
     """
-    folder = Path(path).expanduser()
-    if not folder.exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1:
+    if is_hub_id(path):
         return _downloaded(path, names, revision)
+    folder = Path(path).expanduser()
     if folder.is_file():
         raise MisconfigurationException(
             f"svd: {folder} is one file, expected a folder with unet/, vae/ and image_encoder/ as diffusers writes them"
@@ -51,6 +51,29 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
                 "a diffusers SVD, or a hub id owner/name"
             )
     return folder
+
+
+def is_hub_id(path: str) -> bool:
+    """Whether a base's path means a hub id `owner/name`: there is no such folder here, and it does not look like one."""
+    return not Path(path).expanduser().exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1
+
+
+def config_file(path: str, name: str, revision: str | None = None) -> Path:
+    """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do.
+
+    Raises:
+        MisconfigurationException: there is none, or the hub is not reached.
+    """
+    if not is_hub_id(path):
+        return located(path, [name]) / name / "config.json"
+    try:
+        if (config := _fetched(path, name, "config.json", revision)) is None:
+            raise FileNotFoundError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+    except UNREADABLE as error:
+        raise MisconfigurationException(
+            f"svd: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}"
+        ) from error
+    return config
 
 
 def weight_files(folder: Path, name: str) -> list[Path]:
