@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing.context import BaseContext
+from multiprocessing.context import ForkServerContext
 from multiprocessing.forkserver import ensure_running
 
 
-def context(*modules: str) -> BaseContext:
+def context(*modules: str) -> ForkServerContext:
     """Processes forked from a clean server: forking this process, with its threads, can deadlock.
 
     The server does not look into the working folder, where a file of the user's may have the name of a package of ours.
