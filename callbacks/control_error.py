@@ -136,14 +136,14 @@ class ControlErrors(EveryNthValidation):
         reduce = trainer.strategy.reduce
         own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
         counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
-        results = {}
+        results, values = {}, {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
         sampler = f"{pl_module.sample_steps} sampler steps from sigma {pl_module.sample_sigma_max:g}; "
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest
                 made = "" if kind in TRUE_FRAMES else sampler
-                value = float(metric.compute())
+                values[kind] = value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
@@ -154,8 +154,7 @@ class ControlErrors(EveryNthValidation):
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
-        rows = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
-        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in rows]
+        lines += [f"  {shown(values[kind], 2):>9}  {text}" for kind, text in KINDS.items() if counts[kind]]
         rank_zero_print("\n".join(lines))
         if keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)

@@ -54,7 +54,7 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
 
 
 def is_hub_id(path: str) -> bool:
-    """Whether a base's path means a hub id `owner/name`: there is no such folder here, and it does not look like one."""
+    """Whether a path means a hub id `owner/name`: there is no such folder, and it does not look like one."""
     return not Path(path).expanduser().exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1
 
 

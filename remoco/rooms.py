@@ -47,7 +47,7 @@ def keep(command: str) -> None:
 def first() -> None:
     """Have our packages found first in this process and in those that it starts. Ray calls it in each worker."""
     if Ours not in sys.meta_path:
-        sys.meta_path.insert(0, Ours)  # a class with a static method, as setuptools' own
+        sys.meta_path.insert(0, Ours)
         os.environ["PYTHONPATH"] = os.pathsep.join([FIRST, *filter(None, [os.environ.get("PYTHONPATH")])])
     _put_first()
 
