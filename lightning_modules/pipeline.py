@@ -258,8 +258,7 @@ class MotionControlPipeline:
             )
         if control is not None and bucket == "drawing":
             raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
-        pictures = read_images(image, background)
-        drawn = self._batch(pictures, tracks, brush, control, bucket, num_frames, height, width)
+        drawn = self._batch(read_images(image, background), tracks, brush, control, bucket, num_frames, height, width)
         frames, controls, buckets = zip(*drawn, strict=True)
         seeds = _seeds(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
