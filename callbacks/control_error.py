@@ -154,8 +154,8 @@ class ControlErrors(EveryNthValidation):
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
-        shown = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
-        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in shown]
+        listed = [(results[f"control_error{kind}"], text) for kind, text in KINDS.items() if counts[kind]]
+        lines += [f"  {shown(result['value'], 2):>9}  {text}" for result, text in listed]
         rank_zero_print("\n".join(lines))
         if keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)
