@@ -122,7 +122,7 @@ class RecordedModule(LightningModule):
 
     def autocast(self) -> torch.autocast:
         """The compute dtype of the frozen networks, for calls outside of a trainer's loop."""
-        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype.itemsize < 4)
 
     def check_record(self, found: dict, name: str) -> None:
         """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
