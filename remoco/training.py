@@ -57,7 +57,7 @@ class Parser(Hinting, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As `complain`."""
-        complain(self.hinted(_with_config(message)))
+        complain(self.hinted(cause(_with_config(message))))
 
 
 class CLI(LightningCLI):
@@ -154,7 +154,7 @@ class RaisingParser(Hinting, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As UsageError."""
-        raise UsageError(cause(self.hinted(_with_config(message))))
+        raise UsageError(self.hinted(cause(_with_config(message))))
 
 
 class Unstarted(CLI):
