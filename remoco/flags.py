@@ -28,7 +28,7 @@ class Parser(Hinting):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the cause with the flag as it is typed."""
         line = re.sub(
-            r"Parser key \"([\w.]+)\":", lambda key: f"--{key[1].replace('_', '-')}:", cause(self.hinted(message))
+            r"Parser key \"([\w.]+)\":", lambda key: f"--{key[1].replace('_', '-')}:", self.hinted(cause(message))
         )
         print(f"{self.prog}: error: {line}", file=sys.stderr)
         sys.exit(2)

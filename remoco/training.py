@@ -77,7 +77,7 @@ class Parser(Hinting, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """As UsageError."""
-        raise UsageError(cause(self.hinted(_with_config(message))))
+        raise UsageError(self.hinted(cause(_with_config(message))))
 
 
 class CLI(LightningCLI):

@@ -64,7 +64,7 @@ class Parser(Hinting):
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
         """As UsageError."""
-        raise UsageError(cause(self.hinted(message)))
+        raise UsageError(self.hinted(cause(message)))
 
 
 @dataclass(frozen=True)
