@@ -143,6 +143,10 @@ def use_rates(module: RecordedModule) -> None:
     """
     trainer, differs, plan = module.trainer, module.differs, module.plan
     optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
+    if scheduler is not None and (type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62):
+        raise MisconfigurationException(
+            "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
+        )
     known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")
     found: dict[str, str] = {}
     for name, (argument, value) in _arguments(module).items():
@@ -154,10 +158,6 @@ def use_rates(module: RecordedModule) -> None:
             raise _no_effect(name, found[name], f"{type(scheduler).__name__} goes on as the checkpoint has it")
     elif scheduler is not None:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
-        if type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62:
-            raise MisconfigurationException(
-                "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
-            )
         if not scheduler.last_epoch:  # the run had no schedule before
             scheduler.last_epoch = trainer.global_step
         scheduler._last_lr = rates_now(scheduler)
