@@ -117,7 +117,7 @@ def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tenso
             base, torch.float32, module.train_base, module.injection_kind, module.lora, module.lora_rank
         )
     networks = nn.ModuleDict({"svd": base, "motion_encoder": encoder, "injection": places})
-    parameters = dict(networks.named_parameters())
+    parameters: dict[str, Tensor] = dict(networks.named_parameters())
     expected = {name: p for name, p in parameters.items() if whole or p.requires_grad}
     return expected | {name: b for name, b in networks.named_buffers() if name.startswith("svd.pca.")}, parameters
 
