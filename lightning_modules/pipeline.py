@@ -22,7 +22,7 @@ from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, ran
 from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.restorable import average_of, check_tensors
+from lightning_modules.restorable import average_of
 from remoco.common.tensor_files import read_json, read_safetensors
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
@@ -88,7 +88,6 @@ class MotionControlPipeline:
         with value_errors():
             checkpoint = record.read_checkpoint(path)
             found = record.of(checkpoint, str(path))
-            check_tensors(checkpoint.get("state_dict"))
             state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
             return cls(*built(found, state, svd, dtype)).to(device)
 
@@ -110,8 +109,7 @@ class MotionControlPipeline:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            found = record.of({record.KEY: found}, f"{folder}/{RECORD}")
-            return cls(*built(found, state, svd, dtype)).to(device)
+            return cls(*built(record.of({record.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
