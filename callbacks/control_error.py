@@ -19,7 +19,7 @@ from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
-from metrics import ControlError, farthest_objects, moving_object
+from metrics import ControlError, farthest_objects, moving_object, shown
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {
