@@ -61,7 +61,7 @@ def test_the_page_holds_tables_curves_and_videos_and_nothing_from_outside(run, o
     assert "http" not in page and "{{" not in page
     for text in (
         "Table 3",
-        "3.46",
+        "3.456",
         "7.89",
         "DragAnything",
         "quoted",
@@ -85,7 +85,7 @@ def test_of_several_benchmarks_one_is_meant(run, tmp_path, capsys):
     assert "several benchmarks (another, bench); --bench ROOT" in capsys.readouterr().err
     assert remoco("report", run, "--bench", tmp_path / "bench", "--out", tmp_path / "page") == 0
     page = (tmp_path / "page" / "index.html").read_text()
-    assert "3.46" in page and "5.55" not in page
+    assert "3.456" in page and "5.55" not in page
 
 
 def test_mistakes_are_one_line(run, tmp_path, capsys):
