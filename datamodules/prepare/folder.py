@@ -89,7 +89,7 @@ def write_report(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
         folder: of the shards.
         lines: the source's name as `video` or `shard`; `clips`, the keys of those it gave; `bad`, what was left out:
             its `reason`, with the `start` in seconds or the `key` of a clip; of a video also `notes`, what was done to
-            the pictures of its clips.
+            the pictures of its clips and its caption.
     """
     with atomic_file(folder / REPORT) as file:
         for line in lines:
@@ -131,13 +131,13 @@ def left_out(folder: Path) -> str:
 
 
 def noted(folder: Path) -> str:
-    """What was done to the pictures of the clips, and how many videos it concerns, as a part of a job's summary."""
+    """What was done to pictures and captions, and how many videos it concerns, as a part of a job's summary."""
     videos: dict[str, list[str]] = {}
     for line in read_report(folder):
         for note in line.get("notes", []):
             videos.setdefault(note, []).append(str(line.get("video")))
     return "".join(
-        f"\n{note}: {len(names)} {'video' if len(names) == 1 else 'videos'}, such as {names[0]}"
+        f"\n{note}: {len(names)} {'video' if len(names) == 1 else 'videos'}, such as {escaped(names[0])}"
         for note, names in sorted(videos.items())
     )
 

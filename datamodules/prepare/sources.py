@@ -51,7 +51,7 @@ class Video:
         fault: why it cannot be used, where that is known without opening it.
         offset: of its bytes in a tar; None for a file of its own.
         size: of its bytes in a tar.
-        note: why its caption is left out, or that its encoding was guessed.
+        note: why its caption is left out, which is empty then, or that its encoding was guessed.
     """
 
     name: str
@@ -216,11 +216,11 @@ def _caption(path: Path) -> tuple[str, str]:
         reason = error.strerror if isinstance(error, OSError) else error
         return "", f"its caption {escaped(printable(path.with_suffix('.txt').name))} is left out: {reason}"
     text, guess = decoded(data)
-    return text, _guessed(escaped(printable(path.with_suffix(".txt").name)), guess)
+    return text, _guessed(guess)
 
 
-def _guessed(name: str, encoding: str) -> str:
-    return f"its caption {name} is no UTF-8 and was read as {encoding}, a guess" if encoding else ""
+def _guessed(encoding: str) -> str:
+    return f"caption read as {encoding}, a guess, for it is no UTF-8" if encoding else ""
 
 
 def _require_no_text(head: bytes) -> None:
@@ -282,7 +282,7 @@ def _webvid_video(row: dict[str, Any], line: int, root: Path, encoding: str) -> 
         (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in found)
     else:
         identity, page, caption = found
-    note = _guessed(f"in line {line}", guess)
+    note = _guessed(guess)
     name = "/".join(part for part in (page.strip("/"), identity) if part)
     parts = name.split("/")
     if not identity or ".." in parts or "\0" in name:
@@ -378,7 +378,7 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
         file.seek(info.offset_data)
         data = file.read(info.size)
         text, guess = decoded(data)
-        note = _guessed(f".{kind}", guess)
+        note = _guessed(guess)
         if kind == "txt":
             return text, note
         found = parse_json(text)

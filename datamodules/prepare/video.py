@@ -82,7 +82,7 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
     try:
         _alarm(task.timeout)
         task.parts.mkdir(parents=True, exist_ok=True)
-        if task.video.note:
+        if task.video.note and not task.video.caption:
             bad.append({"start": None, "reason": task.video.note})
         done = list(_clips(task, bad, began, worker))
         write_result(task, done, bad)
@@ -243,6 +243,8 @@ def write_result(task: Task, keys: list[str], bad: list[dict[str, Any]]) -> None
     """Write which clips a video gave, what was left out, and what was done to the pictures of the clips."""
     task.parts.mkdir(parents=True, exist_ok=True)
     notes = sorted({note for key in keys for note in _notes(part_path(task.parts, key))})
+    if task.video.note and task.video.caption:
+        notes.append(task.video.note)
     result = {"video": task.video.name, "clips": keys, "bad": bad, "notes": notes}
     write_atomic(result_path(task.parts, task.number), json_bytes(result))
 
