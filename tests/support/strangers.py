@@ -142,11 +142,11 @@ def _storage(values):
 
 
 def _dag(levels, start, step):
-    """A value in which each level holds the one below twice."""
-    body = start + b"q\x00"
+    """A tuple of values, each of which holds the one before twice."""
+    body = b"(" + start + b"q\x00"
     for level in range(levels):
         body += step(bytes([level]), bytes([level + 1]))
-    return body
+    return body + b"t"
 
 
 PICKLES = {
@@ -162,9 +162,9 @@ PICKLES = {
         number(1) + b"\x85", b"\x89", called("collections.OrderedDict"),
     ) + b"ss",
     "nested keys": b"}" + _dag(60, b")", lambda low, high: b"h" + low + b"h" + low + b"\x86q" + high) + b"Ns",
-    "doubled lists": _dag(60, b"]", lambda low, high: b"0](h" + low + b"h" + low + b"eq" + high),
+    "doubled lists": _dag(60, b"]", lambda low, high: b"](h" + low + b"h" + low + b"eq" + high),
     "deep": b"](" * 1_000_000 + b"e" * 1_000_000,
-    "encoded": _dag(28, text("x" * 64), lambda low, high: b"0" + called(
+    "encoded": _dag(28, text("x" * 64), lambda low, high: called(
         "_codecs.encode", b"h" + low, text("utf-32")) + b"q" + high),
     "counted": called("collections.Counter", called("builtins.bytearray", number(1 << 33))),
 }  # fmt: skip
