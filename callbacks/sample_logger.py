@@ -43,9 +43,9 @@ class SampleLogger(Callback):
         for name, count, least in (("every_n_steps", every_n_steps, 0), ("clips", clips, 1)):
             if count < least:
                 raise MisconfigurationException(f"SampleLogger.{name} must be at least {least}, got {count}")
-        for name, value, least, most in (("sigma", sigma, 0.001, 1e6), ("fps", fps, 0.1, 1000.0)):
-            if not least <= value <= most:
-                raise MisconfigurationException(f"SampleLogger.{name} must be from {least:g} to {most:g}, got {value}")
+        for name, value, low, high in (("sigma", sigma, 0.001, 1e6), ("fps", fps, 0.1, 1000.0)):
+            if not low <= value <= high:
+                raise MisconfigurationException(f"SampleLogger.{name} must be from {low:g} to {high:g}, got {value}")
         self.every_n_steps = every_n_steps
         self.clips = clips
         self.sigma = sigma

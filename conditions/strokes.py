@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ def plain_numbers(values: ArrayLike) -> np.ndarray:
     if found.dtype.kind not in "iuf":
         raise TypeError("not numbers")
     if not isinstance(values, np.ndarray):
-        rows = values if found.ndim == 1 else (each for row in values for each in row)  # type: ignore[union-attr]
+        listed: Any = values
+        rows = listed if found.ndim == 1 else (each for row in listed for each in row)
         if any(isinstance(each, (bool, np.bool_)) for each in rows):  # among numbers they count as 0 and 1
             raise TypeError("truth values")
     return found.astype(np.float64)
