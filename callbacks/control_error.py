@@ -136,7 +136,8 @@ class ControlErrors(EveryNthValidation):
         reduce = trainer.strategy.reduce
         own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
         counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
-        results, values = {}, {}
+        values: dict[str, float] = {}
+        results: dict[str, dict[str, Any]] = {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
         sampler = f"{pl_module.sample_steps} sampler steps from sigma {pl_module.sample_sigma_max:g}; "
         for kind, metric in self.metrics.items():

@@ -101,3 +101,11 @@ def test_loader_of_no_checkout_is_one_line(repo, tmp_path):
     expected = f"--released {tmp_path}: configs/train_debug_from_tar.yaml is missing there"
     assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith(expected)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_bare_svd_tells_each_difference(repo):
+    out = script(repo, "bare_svd.py", "--height", "64", "--width", "64", "--frames", "2", "--steps", "2")
+    changes = {row.split("|")[1].strip(): float(row.split("|")[4]) for row in out.splitlines()[2:]}
+    names = {"max_guidance_scale", "fps", "fps_offset", "motion_bucket_id", "stock_eps", "squash", "embed_picture"}
+    assert set(changes) == names and all(change > 0 for change in changes.values())
