@@ -47,8 +47,8 @@ def load_component(base: Path, name: str, called: str) -> Any:
         return _load_pca(called, folder)
     options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        check_model(folder, layout_of(name))
         variant = variant_of(weight_files(folder, name), name)
+        check_model(folder, layout_of(name))
         model, info = cls.from_pretrained(str(base), variant=variant, **options)
     except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
         raise _unreadable(called, name, error) from error
@@ -114,8 +114,8 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
     """
     cls = COMPONENTS["unet"]
     try:
-        check_model(base / "unet", layout_of("unet"))
         files = weight_files(base / "unet", "unet")
+        check_model(base / "unet", layout_of("unet"))
         config = cls.load_config(str(base / "unet"), local_files_only=True)
         with torch.device("meta"):
             model = cls.from_config(config)

@@ -93,9 +93,10 @@ def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
     for index in folder.glob("*.index.json"):
         found = read_json(index)
         parts = found.get("weight_map") if isinstance(found, dict) else None
-        names = {file.name for file in files}
-        if not isinstance(parts, dict) or not all(isinstance(part, str) and part in names for part in parts.values()):
+        if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise ValueError(f"{index}: expected a weight_map to files of this folder")
+        if absent := sorted(set(parts.values()) - {file.name for file in files}):
+            raise ValueError(f"{index}: lists {absent[0][:100]}, which is not in its folder")
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -193,7 +193,7 @@ BOMB = "\n".join(["a0: &a0 x", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}
         ('a:\n- "b\\0c"', "line 2: .* holds a zero byte"),
         ("x: " + "y" * (configs.MAX_BYTES + 1), "bytes, more than"),
         ("a: [", "expected"),
-        (b"a: \xff\xfe", "decode"),
+        (b"a: \xff\xfe", "no text in UTF-8"),
         (None, "not a regular file"),
     ],
 )

@@ -88,7 +88,7 @@ def test_the_fingerprint_is_of_every_part():
         ({"camera": {"pan": "far"}}, "tracks: camera: pan: expected a number, got 'far'"),
         ({"camera": {"pan": True}}, "camera: pan: expected a number"),
         ({"camera": {"zoom": 0}}, "tracks: camera: zoom: expected a number from 0.1 to 10"),
-        ({"camera": {"roll": 10**400}}, "tracks: camera: roll"),
+        ({"camera": {"roll": 10**90}}, "tracks: camera: roll"),
         ({"camera": []}, "tracks: camera: expected {"),
         ({"camera": {}}, "tracks: camera: expected {"),
         ({"camera": {"poses": "poses.txt"}}, "camera: expected both poses and depth"),

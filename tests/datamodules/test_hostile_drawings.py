@@ -24,7 +24,7 @@ NUMBERS = (
     "ab",
     {"x": 1},
 )
-NUMBERS += [[5, "6"], [20, 9]], 5, True, [[10**400, 6]], [[[[5]]]], [[5, 6], [7]]  # fmt: skip
+NUMBERS += [[5, "6"], [20, 9]], 5, True, [[10**90, 6]], [[[[5]]]], [[5, 6], [7]]  # fmt: skip
 
 
 @pytest.mark.parametrize("track", NUMBERS, ids=range(len(NUMBERS)))
@@ -35,14 +35,14 @@ def test_a_track_of_no_numbers(track):
 
 
 @pytest.mark.parametrize(
-    "times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**400]]
+    "times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**90]]
 )
 def test_times_of_no_numbers(times):
     with pytest.raises(BadInput, match=r"times\[0\]: expected "):
         inputs_from_json(json.dumps({"traj_key_points": [LINE], "times": [times]}), IMAGE)
 
 
-@pytest.mark.parametrize("ids", [[[[[1]]]], {}, [True], ["1"], [1.0], [10**300], [{"a": [1] * 1000}]])
+@pytest.mark.parametrize("ids", [[[[[1]]]], {}, [True], ["1"], [1.0], [10**90], [{"a": [1] * 1000}]])
 def test_brush_ids_of_no_numbers(ids):
     brush = np.ones((40, 60), np.uint8)
     with pytest.raises(BadInput, match="drawing: brush") as error:

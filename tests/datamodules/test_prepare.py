@@ -95,7 +95,7 @@ def test_every_n_seconds(folder, tmp_path):
 @pytest.mark.parametrize(
     "make, arguments, message",
     [
-        (False, (), "is not a folder"),
+        (False, (), "is not there, expected a folder"),
         (True, (), "no video file under"),
         (True, ("--height", 20), "--height 20: expected a multiple of 64, such as 64"),
         (True, ("--width", 500), "--width 500: expected a multiple of 64, such as 448 or 512"),

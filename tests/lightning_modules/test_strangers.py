@@ -65,7 +65,7 @@ def test_a_sound_one_is_taken(forks, checkpoint, tmp_path):
 
 
 FIELDS: dict = {
-    "architecture__lora_rank": [(4096, "misshapen"), (10**9, "lora_rank is 1000"), ("4", "lora_rank"), (True, "lora")],
+    "architecture__lora_rank": [(2048, "misshapen"), (10**9, "lora_rank is 1000"), ("4", "lora_rank"), (True, "lora")],
     "architecture__lora": [("linear", "misshapen"), ("all", "lora is 'all'"), (None, "unknown")],
     "architecture__injection": [("concat", "missing"), ("os.system", "not imported|injection is"), (5, "injection")],
     "architecture__pca_channels": [(192, "misshapen"), (10**12, "pca_channels")],

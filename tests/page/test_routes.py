@@ -189,8 +189,8 @@ def test_who_leaves_the_line_makes_room():
         assert (await last.event(lambda event: "state" in event))["place"] == QUEUE
         for client in (first, last, *waiting[1:]):
             client.leave()
-        studio.let.release()
         await asyncio.gather(first.task, last.task, *(client.task for client in waiting))
+        studio.let.release()  # now that all are known to have left
         while studio._line:
             await asyncio.sleep(0.001)
         assert studio.made == [0]
@@ -237,7 +237,7 @@ def test_a_job_is_cancelled_by_its_owner_alone():
 
 def test_previews_that_wait_are_counted_and_a_generation_is_let_in(monkeypatch):
     held = threading.Event()
-    monkeypatch.setattr(exchange, "moving", lambda body: held.wait(30) and {})
+    monkeypatch.setattr(exchange, "moving", lambda body, background: held.wait(30) and {})
 
     async def test():
         studio = Steps()

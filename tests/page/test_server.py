@@ -239,7 +239,7 @@ def test_a_taken_port_is_one_line(monkeypatch):
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"remoco\[page\]"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[page\]' -c constraints\.txt"):
         page.page()
 
 
