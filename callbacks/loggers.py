@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
-from datamodules.storage import read_json
+from remoco.common.json_files import read_json
 
 OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 

@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from datamodules.errors import BadInput, one_line
 from datamodules.pictures import WHITE, brushed, shown
-from datamodules.storage import read_regular
+from remoco.common.json_files import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file

@@ -18,7 +18,7 @@ import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.remote import Remote, read_small
-from datamodules.storage import parse_json
+from remoco.common.json_files import parse_json
 
 FORMAT = 3
 INDEX = "index.json"

@@ -22,7 +22,8 @@ from datamodules.backdrop import Backdrop, backdrop_from_json
 from datamodules.errors import BadInput, brief, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
-from datamodules.storage import parse_json, write_atomic
+from datamodules.storage import write_atomic
+from remoco.common.json_files import parse_json
 
 MAX_TRACKS = 10_000
 MAX_BRUSHED = 1000  # tracks where some have a brush of their own, which is a mask for each

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import BadShards, one_line
-from datamodules.storage import atomic_file, open_regular, read_regular, write_atomic
+from datamodules.storage import atomic_file, write_atomic
+from remoco.common.json_files import open_regular, read_regular
 
 TRIES = 9  # over 23 s
 WAIT = 0.1  # seconds after the first failure, doubled after each

@@ -29,7 +29,8 @@ from datamodules.index import ClipShape as ClipShape
 from datamodules.index import read_index as read_index
 from datamodules.patterns import expand as expand
 from datamodules.remote import Fetch, RangeCache, Remote
-from datamodules.storage import json_bytes, open_regular, parse_json, read_regular, write_atomic
+from datamodules.storage import json_bytes, write_atomic
+from remoco.common.json_files import open_regular, parse_json, read_regular
 
 VIDEO, FLOW, MASKS, CAPTION, META, LATENT = (
     "mp4", "flow.z", "masks.tif", "txt", "json", "latent.safetensors",

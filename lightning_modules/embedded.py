@@ -15,7 +15,8 @@ import lightning
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from remoco.common.tensor_files import BadTensors, parse_json, read_header, read_safetensors
+from remoco.common.json_files import parse_json
+from remoco.common.tensor_files import BadTensors, read_header, read_safetensors
 
 NAME = "embedded"
 PATH = Path(__file__).with_name("embedded.safetensors")
@@ -56,6 +57,13 @@ def checksum(stored: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def _record(text: str) -> Any:
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise BadTensors(f"its metadata's {KEY}: {error}") from None
+
+
 def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
     """The file as a checkpoint; its tensors are in the precision they are stored in.
 
@@ -70,7 +78,7 @@ def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
             )
         if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
             raise BadTensors(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
-        record, step = parse_json(about[KEY], f"its metadata's {KEY}"), about.get("global_step", "")
+        record, step = _record(about[KEY]), about.get("global_step", "")
         if not (step.isdecimal() and len(step) < 19):
             raise BadTensors(f"its metadata's global_step is {step[:40]!r}, expected a whole number")
         state = read_safetensors(path) if with_tensors else {}

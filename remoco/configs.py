@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import SafeConstructor
 
 from datamodules.errors import UsageError
-from datamodules.storage import read_regular
+from remoco.common.json_files import read_regular
 
 FLAGS = ("--config", "-c")
 MAX_BYTES = 1 << 20

@@ -23,10 +23,11 @@ from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.pictures import WHITE, colour_of
-from datamodules.storage import check_writable, clear_leftovers, read_json, read_object, write_json
+from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.json_files import read_json
 from remoco.devices import usable_device
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from datamodules.storage import atomic_file, write_atomic
@@ -24,6 +24,9 @@ from lightning_modules.released.encoders import (
     vae_to_released,
 )
 from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
+from lightning_modules.weights import layout_of
+from remoco.common.model_folders import check_model
+from remoco.common.tensor_files import read_json, read_safetensors
 
 EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
 WEIGHTS = {
@@ -89,21 +92,24 @@ def export(source: str, out: str, base: str | None = None) -> None:
     ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
     if len(ranks) != 1:
         raise MisconfigurationException(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
-    config = json.loads((folder / "unet/config.json").read_text())
+    try:
+        check_model(folder / "unet", layout_of("unet"))
+        held = {part: read_safetensors(folder / file) for part, file in WEIGHTS.items() if (folder / part).is_dir()}
+        extras = read_safetensors(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
+        config = read_json(folder / "unet/config.json")
+    except (OSError, ValueError) as error:
+        raise MisconfigurationException(f"base {folder}: {' '.join(str(error).split())}") from error
     architecture = Architecture.from_unet(config, "linear", ranks.pop())
     for part, name, shape in names(architecture).values():
         if part == "lora" and name not in parts["lora"]:
             parts["lora"][name] = _start(name, shape)
-    released = Released(
-        architecture, load_file(folder / WEIGHTS["unet"]), parts["lora"], parts["motion_encoder"], parts["injection"]
-    )
+    released = Released(architecture, held["unet"], parts["lora"], parts["motion_encoder"], parts["injection"])
     groups = {"network": released_tensors(released)}
     for group, to_released in (("vae", vae_to_released), ("image_encoder", image_encoder_to_released)):
-        if (folder / group).is_dir():
-            groups[group] = to_released(load_file(folder / WEIGHTS[group]))
+        if group in held:
+            groups[group] = to_released(held[group])
     state = {PREFIXES[group] + name: tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
-    if (folder / EXTRAS).is_file():
-        state |= load_file(folder / EXTRAS)
+    state |= extras
     _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
     print(f"wrote {out}: {len(state)} tensors")
 

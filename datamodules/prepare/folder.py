@@ -9,15 +9,8 @@ from typing import Any
 
 from datamodules.errors import BadShards, escaped
 from datamodules.shards import ClipShape, write_index
-from datamodules.storage import (
-    atomic_file,
-    clear_leftovers,
-    held,
-    json_bytes,
-    parse_json,
-    read_regular,
-    write_atomic,
-)
+from datamodules.storage import atomic_file, clear_leftovers, held, json_bytes, write_atomic
+from remoco.common.json_files import parse_json, read_regular
 
 REPORT = "report.jsonl"
 LOCK = ".lock"

@@ -24,7 +24,7 @@ from datamodules.errors import BadClip, BadShards, UsageError, escaped, one_line
 from datamodules.prepare.captions import decoded, marked, wide
 from datamodules.prepare.walk import Walk
 from datamodules.shards import sanitised
-from datamodules.storage import open_regular, parse_json, read_regular
+from remoco.common.json_files import open_regular, parse_json, read_regular
 
 SUFFIXES = frozenset(
     ".3g2 .3gp .asf .avi .dv .f4v .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob "

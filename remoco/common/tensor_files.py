@@ -6,7 +6,6 @@ about the file's own size, whatever it says.
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import stat
@@ -19,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from remoco.common import json_files
 from remoco.common.pickles import MAX_BYTES, Storage, Stored, read_pickle, with_tensors
 
 MAX_HEADER = 16 << 20  # bytes; SVD's UNet has 0.2 MB
@@ -227,27 +227,11 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """A small JSON file.
-
-    Raises:
-        ValueError: larger than `MAX_TEXT`, or no JSON.
-        OSError: not readable.
-    """
-    if regular_size(path) > MAX_TEXT:
-        raise ValueError(f"{path}: has more than {MAX_TEXT} bytes")
-    return parse_json(Path(path).read_bytes(), str(path))
-
-
-def parse_json(text: bytes | str, name: str) -> Any:
-    """JSON from anybody; all that is wrong with it is a ValueError of one line that begins with `name`."""
-    if len(text) > MAX_TEXT:
-        raise ValueError(f"{name}: has more than {MAX_TEXT} bytes")
+    """A small JSON file; a ValueError begins with its name. OSError: it does not read."""
     try:
-        return json.loads(text)
-    except RecursionError:
-        raise ValueError(f"{name}: is nested too deeply") from None
+        return json_files.read_json(path, MAX_TEXT)
     except ValueError as error:
-        raise ValueError(f"{name}: is no JSON ({error})") from None
+        raise ValueError(f"{path}: {error}") from None
 
 
 def odd_weight(state: Mapping[str, Tensor]) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from datamodules.backdrop import file_names
 from datamodules.errors import BadInput, one_line
 from datamodules.inputs import IMAGE, MASK, META
-from datamodules.storage import parse_json
+from remoco.common.json_files import parse_json
 
 MAX_ENTRIES = 4096  # each takes a KB in memory, of 46 bytes in the file
 _STEP = 2**16

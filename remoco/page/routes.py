@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from datamodules.errors import BadInput, one_line
-from datamodules.storage import parse_json
+from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.guard import Limit, Receive, Send, answer, answer_json
 from remoco.page.jobs import Studio

@@ -11,7 +11,8 @@ from typing import Any
 from scipy.stats import binomtest
 
 from datamodules.errors import BadShards, one_line, readable
-from datamodules.storage import parse_json, read_json, read_regular, write_json
+from datamodules.storage import write_json
+from remoco.common.json_files import parse_json, read_json, read_regular
 from remoco.result_files import is_name
 from remoco.study.pages import QUESTIONS, study_id
 

@@ -45,10 +45,10 @@ def campaign(kills: int, mutations: int, seed: int, kind: str | None = None, fir
             killer, number = Kills(box, videos), 0
             while bar.n < kills:
                 done, number = 0, number + 1
-                kind, done, attempt = killer.attempt(random.Random(f"{seed} kill {number}"), kills - bar.n)
+                killed, done, attempt = killer.attempt(random.Random(f"{seed} kill {number}"), kills - bar.n)
                 # one that ended before its kill says nothing of kills, unless something went wrong
                 if done or not attempt.survived:
-                    _tell(table.add(kind, attempt, max(done, 1)), f"--seed {seed}: {kind} {number}", attempt)
+                    _tell(table.add(killed, attempt, max(done, 1)), f"--seed {seed}: {killed} {number}", attempt)
                 bar.update(done)
         if mutations:
             mutator = Mutations(box, videos)

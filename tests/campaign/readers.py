@@ -13,11 +13,11 @@ import torch
 import metrics  # noqa: F401
 from conditions import RegionWise
 from datamodules.errors import UsageError
-from datamodules.storage import parse_json
 from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate, report, score, study, sweep, training  # noqa: F401
 from remoco.cli import main as remoco
+from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.jobs import Studio
 from remoco.sweep.plan import points, read_plan, record, trials_of

@@ -34,9 +34,7 @@ def test_a_track_of_no_numbers(track):
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
-@pytest.mark.parametrize(
-    "times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**90]]
-)
+@pytest.mark.parametrize("times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**90]])
 def test_times_of_no_numbers(times):
     with pytest.raises(BadInput, match=r"times\[0\]: expected "):
         inputs_from_json(json.dumps({"traj_key_points": [LINE], "times": [times]}), IMAGE)

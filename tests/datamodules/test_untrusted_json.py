@@ -1,4 +1,4 @@
-"""`storage.parse_json`, which reads JSON from anybody: what is wrong is a ValueError, before it costs memory."""
+"""`json_files.parse_json`, which reads JSON from anybody: what is wrong is a ValueError, before it costs memory."""
 
 import json
 import os
@@ -7,9 +7,10 @@ import socket
 
 import pytest
 
-from datamodules import storage
 from datamodules.errors import UsageError
-from datamodules.storage import JsonShape, parse_json, read_json, read_object
+from datamodules.storage import read_object
+from remoco.common import json_files
+from remoco.common.json_files import JsonShape, parse_json, read_json
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_depth_and_values_are_those_of_the_parsed_text_in_pieces_of_any_size(mon
         value = made(rng)
         text = json.dumps(value, ensure_ascii=rng.random() < 0.5).encode()
         depth, values = counted(value)
-        monkeypatch.setattr(storage, "_PIECE", rng.choice([1, 2, 3, 7, 1 << 16]))
+        monkeypatch.setattr(json_files, "_PIECE", rng.choice([1, 2, 3, 7, 1 << 16]))
         pieces = [text[i : i + 5] for i in range(0, len(text), 5)]
         shape = JsonShape(2 * values, max(depth, 0))
         for piece in pieces:
