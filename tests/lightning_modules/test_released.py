@@ -209,6 +209,18 @@ def test_converted_base_loads_as_svd(whole_file, tmp_path):
         assert torch.equal(svd.image_encoder(pixels).image_embeds, clip_model()(pixels).image_embeds)
 
 
+def test_export_looks_at_its_base_before_it_builds(whole_file, tmp_path):
+    """A configuration that asks for more than its weights is one line, and nothing is written."""
+    assert remoco("convert", str(whole_file), str(tmp_path), "--base") == 0
+    config = tmp_path / "unet" / "config.json"
+    asked = json.loads(config.read_text())
+    for change in ({"layers_per_block": 4000}, {"cross_attention_dim": 2**20}, {"sample_size": 10**40}):
+        config.write_text(json.dumps(asked | change))
+        with pytest.raises(MisconfigurationException, match=f"base {tmp_path}: .*config.json") as error:
+            export(str(tmp_path), str(tmp_path / "out.pt"))
+        assert "\n" not in str(error.value) and not (tmp_path / "out.pt").exists()
+
+
 def test_adapter_goes_into_modules_and_nothing_else_does(released_file, tmp_path):
     assert remoco("convert", str(released_file), str(tmp_path)) == 0
     adapter = tmp_path / "adapter.safetensors"
