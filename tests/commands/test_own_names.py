@@ -79,6 +79,7 @@ def test_a_folder_without_such_names_is_as_it_was(tmp_path):
     assert not done.stderr
 
 
+@pytest.mark.slow
 def test_the_other_doors_do_the_same(folder):
     for name in ("datamodules.py", "lightning_modules/x.py", "remoco/notes.txt"):  # -m would find these itself
         (folder / name).unlink()
@@ -94,6 +95,7 @@ def test_the_other_doors_do_the_same(folder):
     assert done.returncode == 0 and not done.stderr  # a console script does not look into the working folder
 
 
+@pytest.mark.slow
 def test_processes_by_fork_spawn_and_forkserver_import_ours(folder):
     (folder / "remoco/notes.txt").unlink()
     (folder / "remoco").rmdir()

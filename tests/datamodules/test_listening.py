@@ -44,6 +44,7 @@ def listening():
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's tables")
+@pytest.mark.slow
 def test_a_ray_that_is_started_here_listens_on_this_machine_alone():
     """Of `prepare --ray local`, and of a sweep where Ray Tune is installed: its scheduler, its store, its workers."""
     pytest.importorskip("ray", reason="needs the extra `ray`")

@@ -139,6 +139,7 @@ def attack(port, data, then, held):
     return answer
 
 
+@pytest.mark.slow
 def test_three_hundred_hostile_requests_hold_nobody_up(monkeypatch):
     """One person's clip is under way and another one asks for hers in the middle; both come."""
     monkeypatch.setattr(guard, "PATIENCE", 1.0)
