@@ -19,14 +19,13 @@ import numpy as np
 from PIL import Image
 
 from datamodules.backdrop import Backdrop, backdrop_from_json
+from datamodules.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
 from datamodules.errors import BadInput, brief, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
 from datamodules.storage import write_atomic
 from remoco.common.json_files import parse_json
 
-MAX_TRACKS = 10_000
-MAX_BRUSHED = 1000  # tracks where some have a brush of their own, which is a mask for each
 MAX_TEXT = 16 * 2**20  # bytes of a meta_data.json
 META = ("meta_data.json", "meta_data_new.json")  # some copies of the benchmark have the second name
 IMAGE, MASK = "first_frame.png", "first_frame_mask.png"
@@ -71,14 +70,14 @@ class Inputs:
         check_size(self.image.shape[:2], "image")
         names = [f"track {index}" for index in range(len(self.tracks))]
         self.tracks, self.times = checked_tracks(self.tracks, self.times, self.size, names, "times")
-        self.eases = _checked_eases(self.eases, len(self.tracks), self.times, "eases")
+        self.eases = checked_eases(self.eases, len(self.tracks), self.times, "eases")
         if self.brush is not None:
             if self.brush.shape != self.image.shape[:2]:
                 raise BadInput(f"brush: {_size(self.brush)}, expected the size of the image, {_size(self.image)}")
             self.brush = _as_ids(self.brush)
         if self.brush_ids is not None:
             found = set() if self.brush is None else set(np.unique(self.brush).tolist()) - {0}
-            self.brush_ids = _checked_ids(self.brush_ids, len(self.tracks), found, "brush_ids")
+            self.brush_ids = checked_ids(self.brush_ids, len(self.tracks), found, "brush_ids")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -237,12 +236,12 @@ def inputs_from_json(
         raise BadInput(f"{name}: traj_key_points: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
     names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
     tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
-    eases = _checked_eases(eases, len(tracks), times, f"{name}: ease")
+    eases = checked_eases(eases, len(tracks), times, f"{name}: ease")
     if isinstance(brush, (str, Path, bytes)):
         brush = _fitting(brush, image, ids is not None)
     if ids is not None:
         values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
-        ids = _checked_ids(ids, len(tracks), values, f"{name}: brush")
+        ids = checked_ids(ids, len(tracks), values, f"{name}: brush")
     return Inputs(image, tracks, brush, times, ids, backdrop, eases)
 
 
@@ -299,64 +298,6 @@ def find_inputs(folder: str | Path) -> dict[str, Path]:
     if not inner:
         raise BadInput(f"{root}: no inputs, expected folders with {IMAGE} and {META[0]}, or image.png and tracks.npy")
     return {path.relative_to(root).as_posix(): path for path in inner}
-
-
-def checked_tracks(
-    tracks: Sequence[Any],
-    times: Sequence[Any] | None,
-    size: tuple[int, ...],
-    names: Sequence[str],
-    times_name: str,
-) -> tuple[list[np.ndarray], list[np.ndarray | None] | None]:
-    """Tracks and their times as arrays; BadInput with the name of what is wrong. `size` is the image's."""
-    from conditions.strokes import track_points, track_times
-
-    if len(tracks) > MAX_TRACKS:
-        raise BadInput(f"{names[0]}: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
-    if times is not None and len(times) != len(tracks):
-        raise BadInput(f"{times_name}: expected one entry for each of {len(tracks)} tracks, got {len(times)}")
-    try:
-        found = [track_points(track, name) for track, name in zip(tracks, names, strict=True)]
-        when = [
-            None if entry is None else track_times(entry, len(track), f"{times_name}[{index}]")
-            for index, (entry, track) in enumerate(zip(times or [None] * len(found), found, strict=True))
-        ]
-    except ValueError as error:
-        raise BadInput(str(error)) from None
-    for name, track in zip(names, found, strict=True):
-        x, y = track[0]
-        if not (0 <= x < size[1] and 0 <= y < size[0]):
-            raise BadInput(f"{name} starts at ({x:g}, {y:g}), outside the {size[0]} x {size[1]} image")
-    return found, when if any(entry is not None for entry in when) else None
-
-
-def _checked_eases(
-    eases: Sequence[Any] | None, tracks: int, times: Sequence[np.ndarray | None] | None, name: str
-) -> list[str | None] | None:
-    from conditions.strokes import EASES
-
-    if eases is None:
-        return None
-    if len(eases) != tracks:
-        raise BadInput(f"{name}: expected one entry for each of {tracks} tracks, got {len(eases)}")
-    for index, (ease, own) in enumerate(zip(eases, times or [None] * tracks, strict=True)):
-        if ease is not None and not (isinstance(ease, str) and ease in EASES):
-            raise BadInput(f"{name}[{index}]: expected null or one of {', '.join(EASES)}")
-        if ease is not None and own is not None:
-            raise BadInput(f"{name}[{index}]: expected null for a track that has times")
-    return list(eases) if any(eases) else None
-
-
-def _checked_ids(ids: Sequence[Any], tracks: int, brushed: set[int], name: str) -> list[int | None]:
-    if len(ids) != tracks:
-        raise BadInput(f"{name}: expected one entry for each of {tracks} tracks, got {len(ids)}")
-    if tracks > MAX_BRUSHED:
-        raise BadInput(f"{name}: expected at most {MAX_BRUSHED} tracks with brushes of their own, got {tracks}")
-    for index, value in enumerate(ids):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value not in brushed):
-            values = ", ".join(map(str, sorted(brushed))) or "none"
-            raise BadInput(f"{name}[{index}]: expected null or a value of the mask ({values}), got {brief(value)}")
-    return list(ids)
 
 
 def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Inputs:

@@ -18,10 +18,11 @@ from conditions.strokes import drawn_bucket, drawn_motion
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
-from lightning_modules.diffusion import OnStep, karras_sigmas, precondition, randn
+from lightning_modules.diffusion import karras_sigmas, precondition, randn
 from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
+from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped
 from lightning_modules.restorable import average_of
 from remoco.common.tensor_files import read_json, read_safetensors
 
@@ -245,7 +246,7 @@ class MotionControlPipeline:
         )
         if isinstance(bucket, str) and bucket != "drawing":
             raise ValueError(f"motion_bucket_id is {bucket!r}, expected a number or 'drawing'")
-        _check(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
+        check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
                noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(0 if bucket == "drawing" else bucket, 0),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
@@ -258,7 +259,7 @@ class MotionControlPipeline:
             raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
         drawn = self._batch(read_images(image, background), tracks, brush, control, bucket, num_frames, height, width)
         frames, controls, buckets = zip(*drawn, strict=True)
-        seeds = _seeds(seed, generator, len(frames))
+        seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
@@ -270,7 +271,7 @@ class MotionControlPipeline:
         on_step = None
         if callback_on_step_end is not None:
             times = precondition(karras_sigmas(steps, sigma_max=sigma_max)[:-1])[3]
-            on_step = _told(self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), times)
+            on_step = stepped(self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), times)
         with module.autocast():
             noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
@@ -282,12 +283,12 @@ class MotionControlPipeline:
                 latents = module.networks.sample(cond, noise, steps, (low, high), on_step, sigma_max)
             finally:
                 module.injection.set(None)  # its maps are as large as the activations
-            _check_finite(latents)
+            check_finite(latents)
             if output_type == "latent":
                 return MotionControlOutput(latents)
             with self._in_use():
                 video = module.svd.decode(latents, decode_chunk_size).clamp(-1, 1)
-            _check_finite(video)
+            check_finite(video)
         return MotionControlOutput(converted(video, output_type))
 
     def _batch(
@@ -375,40 +376,3 @@ class MotionControlPipeline:
         for part in (self.module.svd.image_encoder, self.module.svd.vae):
             if part is not None:
                 torch.nn.Module.to(part, device)
-
-
-def _told(
-    pipeline: MotionControlPipeline, callback: Callable[..., dict[str, Any] | None], names: Sequence[str], times: Any
-) -> OnStep:
-    """A callback in diffusers' convention as the sampler calls one."""
-
-    def on_step(step: int, latents: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor | None:
-        tensors = {"latents": latents, "denoised": denoised}
-        changed = callback(pipeline, step, times[step], {name: tensors[name] for name in names})
-        return (changed or {}).get("latents")
-
-    return on_step
-
-
-def _seeds(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:
-    """A seed for each image of a batch."""
-    if generator is not None:
-        each = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
-        if len(each) != count:
-            raise ValueError(f"generator: expected one, or one for each of {count} images, got {len(each)}")
-        return [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
-    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise ValueError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
-    return seeds
-
-
-def _check_finite(video: torch.Tensor) -> None:
-    if not video.isfinite().all():
-        raise ValueError("the generated video holds NaN or infinite values")
-
-
-def _check(**numbers: tuple[float, float]) -> None:
-    for name, (value, least) in numbers.items():
-        if not value >= least or value == float("inf"):
-            raise ValueError(f"{name} is {value}, expected a number of at least {least:g}")

@@ -10,11 +10,10 @@ from metrics.features import (
     I3DFeatures,
     I3DLogits,
     InceptionFeatures,
-    RandomFrameFeatures,
-    RandomVideoFeatures,
 )
 from metrics.frechet import FrechetImageDistance, FrechetVideoDistance, frechet_distance
 from metrics.rigid import farthest_objects, rigid_layers
+from metrics.stand_ins import RandomFrameFeatures, RandomVideoFeatures
 from metrics.trajectory import MDImg, MDVid, MeanTrackDistance, track_queries
 
 __all__ = [

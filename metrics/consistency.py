@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.base import Clip, VideoMetric, check_video
-from metrics.features import FeatureNetwork, RandomFrameFeatures
+from metrics.features import FeatureNetwork
+from metrics.stand_ins import RandomFrameFeatures
 
 
 class _MeanOverClips(VideoMetric):

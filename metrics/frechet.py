@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torchmetrics.utilities import rank_zero_warn
 
 from metrics.base import Clip, VideoMetric, check_video
-from metrics.features import FeatureNetwork, RandomFrameFeatures, RandomVideoFeatures
+from metrics.features import FeatureNetwork
+from metrics.stand_ins import RandomFrameFeatures, RandomVideoFeatures
 
 PUBLISHED_CLIPS = 1000  # the published tables use this many; fewer give a biased, larger distance
 
