@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from datamodules.errors import UsageError
+from datamodules.errors import UsageError, readable
 from remoco import configs
 from remoco.flags import cause
 from remoco.near import Hinting, hint
@@ -130,7 +130,7 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
 def _existing(file: str, name: str, config: str) -> str:
     path = Path(configs.resolved(["--config", config])[1])
     if not path.is_file():
-        raise UsageError(f"{file}: {name}: no file {config}")
+        raise UsageError(f"{file}: {name}: no file {readable(str(config))}")
     return str(path.resolve())
 
 

@@ -119,8 +119,9 @@ def test_a_line_of_the_parser_names_the_file_that_has_the_key(cli, tmp_path):
         ("values: {a: {uniform: ab}}\nsearch: random", "values: uniform: expected [low, high]"),
         ("values: {a: !!python/name:os.system x}", "values.a: the tag !!python/name:os.system"),
         ("set: {a: 2020-99-99}", "set.a: not a value"),
+        ('test: ["a\\nb"]', "test: no file a b"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_sweep_that_nobody_meant_is_one_line(tmp_path, text, line):
     path = tmp_path / "sweep.yaml"
