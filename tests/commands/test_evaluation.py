@@ -15,6 +15,7 @@ import pytest
 from datamodules.mp4 import encode_mp4
 from datamodules.scene import random_scene, render
 from datamodules.sprite_bench import write_sprite_bench
+from metrics import shown
 from tests.commands.test_lightning import CONFIGS, command
 
 pytestmark = pytest.mark.slow
@@ -62,7 +63,7 @@ def test_a_whole_evaluation_with_the_model_in_the_package(checkout):
     report = (checkout / "report" / "index.html").read_text()
     study = (checkout / "study" / "index.html").read_text()
     for level in ("fine", "object"):
-        assert f"{ours[f'{level}/md_vid_lk']['value']:.2f}" in report
+        assert shown(ours[f"{level}/md_vid_lk"]["value"]) in report
     assert len(re.findall(r'<video[^>]* src="', report)) == 3 * 16 and "{{" not in study + report
 
 
