@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands.test_lightning import quick
+from tests.support.installed import need
 from tests.support.videos import write_video
 
 REPO = Path(__file__).resolve().parents[2]
@@ -118,7 +119,7 @@ def test_a_fit_of_two_ranks_with_workers(sprites, folder, strategy):
 
 @pytest.mark.slow
 def test_workers_of_a_pool_and_of_ray(folder):
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
+    need("ray", "ray")
     (folder / "videos").mkdir()
     write_video(folder / "videos/a.mp4", seed=0)
     size = ["--height", 64, "--width", 64, "--frames", 4]

@@ -22,6 +22,7 @@ from remoco.sweep.search import search
 from tests.commands.conftest import SIZE, TINY
 from tests.commands.test_lightning import CONFIGS
 from tests.support.commands import remoco
+from tests.support.installed import need
 
 SWEEPS = sorted((CONFIGS / "sweep").rglob("*.yaml"))
 
@@ -241,7 +242,7 @@ def test_a_plan_is_a_mapping(tmp_path):
 @pytest.mark.slow
 def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     """2 x 2: the driver is killed in the middle, then a trial; at the end there are all results, the same bits."""
-    pytest.importorskip("ray.tune", reason="needs the extra `sweep`")
+    need("ray", "sweep")
     config = yaml.safe_load(TINY.read_text())
     trainer = config["trainer"]
     trainer |= {"max_steps": 40, "val_check_interval": 40}

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from tests.support.installed import need
+
 LISTENING = """
 import ipaddress, os, socket, struct, sys
 from pathlib import Path
@@ -47,7 +49,7 @@ def listening():
 @pytest.mark.slow
 def test_a_ray_that_is_started_here_listens_on_this_machine_alone():
     """Of `prepare --ray local`, and of a sweep where Ray Tune is installed: its scheduler, its store, its workers."""
-    pytest.importorskip("ray", reason="needs the extra `ray`")
+    need("ray", "ray")
     code = """
 from contextlib import suppress
 from datamodules.errors import UsageError

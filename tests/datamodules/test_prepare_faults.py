@@ -16,6 +16,7 @@ from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in
 from datamodules.shards import Shards, sidecar, unpack
 from tests.support.commands import prepare as run
+from tests.support.installed import need
 from tests.support.videos import write_video
 
 SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--clips-per-shard", "2"]
@@ -207,7 +208,7 @@ def test_a_disk_that_fills_up_stops_with_one_line_and_the_rerun_goes_on(folder, 
 
 @pytest.mark.slow
 def test_ray_gives_the_same_bytes(folder, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
+    need("ray", "ray")
     assert run(folder, tmp_path / "here", *SMALL, "--every", 0.5, "--workers", 1) == 0
     assert run(folder, tmp_path / "ray", *SMALL, "--every", 0.5, "--workers", 2, "--ray", "local") == 0
     assert contents(tmp_path / "ray") == contents(tmp_path / "here")
@@ -215,7 +216,7 @@ def test_ray_gives_the_same_bytes(folder, tmp_path):
 
 @pytest.mark.slow
 def test_ray_reports_a_decoder_that_crashes_or_hangs(tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
+    need("ray", "ray")
     from datamodules.prepare import cluster
 
     for number in range(5):
@@ -228,7 +229,7 @@ def test_ray_reports_a_decoder_that_crashes_or_hangs(tmp_path):
 
 @pytest.mark.slow
 def test_ray_goes_on_after_kill_9(folder, tmp_path):
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
+    need("ray", "ray")
     out, arguments = tmp_path / "o", [str(folder), *SMALL, "--every", "0.1", "--workers", "1"]
     command = [sys.executable, "-m", "datamodules.prepare", arguments[0], str(out), *arguments[1:], "--ray", "local"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
@@ -243,7 +244,7 @@ def test_ray_goes_on_after_kill_9(folder, tmp_path):
 
 
 def test_a_cluster_that_is_not_there_is_one_line(folder, tmp_path, capsys, monkeypatch):
-    pytest.importorskip("ray", reason="needs Ray: pip install -e '.[ray]' -c constraints.txt")
+    need("ray", "ray")
     for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:x"):
         assert run(folder, tmp_path / "o", *SMALL, "--ray", address) == 2
         assert f"--ray {address}: no cluster there" in capsys.readouterr().err.strip().splitlines()[-1]
