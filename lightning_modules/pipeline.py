@@ -224,7 +224,8 @@ class MotionControlPipeline:
             height: Of the frame, a multiple of 64; the first image's, rounded down, by default.
             width: Of the frame, a multiple of 64; the first image's, rounded down, by default.
             control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
-                `conditions.camera` makes it; with a number for `motion_bucket_id`.
+                `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
+                where the configuration says `drawing`.
             background: Colour behind transparent parts of an image: a name, `#rrggbb`, or R, G, B in 0..255.
             output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
             decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.

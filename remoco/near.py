@@ -62,10 +62,8 @@ class Hinting(ArgumentParser):
             return message + hint(match[1], re.findall(r"[\w-]+", match[2]))
         if (match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)) and match[1] in sys.modules:
             module = sys.modules[match[1]]
-            names = {
-                *dir(module),
-                *getattr(module, "__all__", ()),
-            }  # what is imported when it is asked for is in no dir
+            # what is imported only when it is asked for is not in `dir`
+            names = {*dir(module), *getattr(module, "__all__", ())}
             return message + hint(match[2], (name for name in names if name[0] != "_"))
         return message
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from datamodules.backdrop import file_names
-from datamodules.errors import BadInput, one_line
+from datamodules.errors import BadInput, one_line, readable
 from datamodules.inputs import IMAGE, MASK, META
 from remoco.common.json_files import parse_json
 
@@ -48,14 +48,14 @@ class Archive:
         found: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             if entry.filename in found:
-                raise BadInput(f"{self.name}: {_shown(entry.filename)} is there twice")
+                raise BadInput(f"{self.name}: {readable(entry.filename, 100)} is there twice")
             found[entry.filename] = entry
         placed = sorted(entries, key=lambda entry: entry.header_offset)
         places = [*(entry.header_offset for entry in placed), size]
         for entry, (start, after) in zip(placed, pairwise(places), strict=True):
             named = len(entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"))
             if start + _LOCAL + named + entry.compress_size > after:
-                raise BadInput(f"{self.name}: {_shown(entry.filename)} lies over another one, or beyond the end")
+                raise BadInput(f"{self.name}: {readable(entry.filename, 100)} lies over another one, or beyond the end")
         return found
 
     def read(self, path: str) -> bytes:
@@ -64,7 +64,7 @@ class Archive:
         Raises:
             BadInput: encrypted, of another compression, larger than is left, damaged, or of another size than it says.
         """
-        entry, label = self.entries[path], f"{self.name}: {_shown(PurePosixPath(path).name)}"
+        entry, label = self.entries[path], f"{self.name}: {readable(PurePosixPath(path).name, 100)}"
         if entry.flag_bits & _ENCRYPTED:
             raise BadInput(f"{label}: it is encrypted, expected a zip without a password")
         if entry.compress_type not in _PLAIN:
@@ -105,7 +105,7 @@ def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], i
             path = PurePosixPath(entry)
             if path.parent == folder and path.name in wanted and len(found) < 8:
                 if path.name in found:  # under a/b and a/./b
-                    raise BadInput(f"{name}: {_shown(path.name)} is there twice")
+                    raise BadInput(f"{name}: {readable(path.name, 100)} is there twice")
                 found[path.name] = archive.read(entry)
 
     read((IMAGE, MASK, *META))
@@ -119,8 +119,3 @@ def named_in(text: bytes) -> list[str]:
         return file_names(parse_json(text))
     except ValueError:
         return []
-
-
-def _shown(name: str) -> str:
-    """A name in characters that anybody can print."""
-    return ascii(name)[1:-1][:100]

@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 GONE, TWICE, TAG, BOMB, DEEP = "gone", "twice", "tag", "bomb", "deep"
 BOMBS = ", ".join(f"&{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefghij", "bcdefghijk"))
 WRITTEN = {  # what no dumper writes, in the value's place
-    TAG: "!!python/object/apply:os.system ['touch /tmp/ran']",
+    TAG: "!!python/object/apply:os.system ['touch ran']",
     BOMB: f"[&a [x, x, x, x, x, x, x, x, x], {BOMBS}]",
     DEEP: "[" * 3000 + "]" * 3000,
     "include": "!include /etc/passwd",

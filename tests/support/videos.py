@@ -118,3 +118,19 @@ def damage(path, begin, end, count=4, seed=0):
     for place in np.linspace(at + size * begin, at + size * end, count).astype(int):
         data[place : place + 6] = rng.bytes(6)
     path.write_bytes(data)
+
+
+FIELDS = {"flags": "+ildct+ilme"}
+"""Options of the encoder that mark pictures as interlaced."""
+
+
+def woven(count, height=64, width=96, moves=2):
+    """A bar that moves by `moves` px a field, the lower field first, as x264 marks it unless told otherwise."""
+    pictures = []
+    for index in range(count):
+        image = np.full((height, width, 3), 40, np.uint8)
+        for parity in (0, 1):
+            left = 10 + (2 * index + 1 - parity) * moves
+            image[parity::2, left : left + 16] = 220
+        pictures.append(image)
+    return pictures
