@@ -20,6 +20,7 @@ from lightning_modules.weights import load_component
 
 # what the released weights were trained with (docs/fidelity.md)
 CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}
+CONTROL_CHANNELS = 3
 BUNDLE = {"injection": "modulation", "lora": "linear", "train_base": False, "latents": "vae"}
 
 
@@ -48,7 +49,17 @@ def read_released(path: str, lora_rank: int) -> Released:
         raise MisconfigurationException(
             f"model.lora_rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}"
         )
+    check_control(released, path)
     return released
+
+
+def check_control(released: Released, path: str) -> None:
+    """Raise MisconfigurationException unless a released file's control is ours: dx, dy and mask."""
+    if (channels := released.architecture.control_channels) != CONTROL_CHANNELS:
+        raise MisconfigurationException(
+            f"released: {path} takes a control of {channels} channels, expected {CONTROL_CHANNELS} (dx, dy, mask); "
+            "2 are DragNUWA's, which lightning_modules.systems samples"
+        )
 
 
 def released_svd(released: Released, path: str, svd: str | None = None, revision: str | None = None) -> SVD:
@@ -67,11 +78,18 @@ def released_svd(released: Released, path: str, svd: str | None = None, revision
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
     unet.load_state_dict(released.unet, assign=True)
     use_portable_timesteps(unet)
-    vae, encoder = (_component(name, released, path, svd, revision) for name in ("vae", "image_encoder"))
+    vae, encoder = (released_component(name, released, path, svd, revision) for name in ("vae", "image_encoder"))
     return SVD(unet, encoder, vae, {"released": path})
 
 
-def _component(name: str, released: Released, path: str, svd: str | None, revision: str | None) -> nn.Module:
+def released_component(
+    name: str, released: Released, path: str, svd: str | None = None, revision: str | None = None
+) -> nn.Module:
+    """The VAE or the image encoder (`vae`, `image_encoder`) of a released file, or of a diffusers SVD in its place.
+
+    Raises:
+        MisconfigurationException: it is in neither.
+    """
     if svd is not None:
         return load_component(located(svd, [name], revision), name, svd)
     if name not in released.others:

@@ -1,0 +1,87 @@
+"""What every system is: a drawing in, the frames of one video out, sampled as its authors sample it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_modules.diffusion import OnStep
+
+MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
+
+
+class Drawing(Protocol):
+    """A first frame and what was drawn on it; `Inputs` is one.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        brush: (H, W), 0 where nothing is brushed; None for no brush.
+        brush_ids: For each track the value of `brush` that moves with it, or None. None: one brush for all tracks.
+    """
+
+    image: np.ndarray
+    brush: np.ndarray | None
+    brush_ids: list[int | None] | None
+
+    def resized(self, height: int, width: int) -> Drawing:
+        """The same at another size."""
+
+    def strokes(self, frames: int) -> list[np.ndarray]:
+        """Key points (n, 2) x, y of each track, in pixels, evenly spread over the clip."""
+
+
+class System(Protocol):
+    """A system under test.
+
+    Attributes:
+        name: What tables call it.
+        protocol: Size, frames, steps, guidance and quirks, printed with every number.
+        size: (height, width) of its frames.
+        frames: L.
+        fps: Frames per second at which its authors play it.
+    """
+
+    name: str
+    protocol: str
+    size: tuple[int, int]
+    frames: int
+    fps: float
+
+    def control(self, drawing: Drawing) -> Any:
+        """What the network is controlled by, made from the drawing alone.
+
+        Raises:
+            ValueError: the drawing is not one for this system; one line.
+        """
+
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
+        """(L, 3, H, W) float32 in [-1, 1].
+
+        Args:
+            drawing: Of any size; it is resized to the system's, whatever its shape, so crop it before.
+            seed: The same video for the same seed; no global generator moves.
+            on_step: Called after each step, see `diffusion.euler`.
+        """
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raise ValueError unless a frame's sides are multiples of 64."""
+    for side, value in zip(("height", "width"), size, strict=True):
+        if value < MULTIPLE or value % MULTIPLE:
+            raise ValueError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+
+
+def check_tracks(name: str, tracks: Sequence[np.ndarray]) -> None:
+    """Raise ValueError where nothing was drawn."""
+    if not tracks:
+        raise ValueError(f"{name}: expected at least one track, got none")
+
+
+def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:
+    """Standard normal float32 tensors on the CPU, drawn one after the other from one generator of their own."""
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)
+    return [torch.randn(tuple(shape), generator=generator) for shape in shapes]
