@@ -148,7 +148,7 @@ class DragNUWA:
         """(L, 3, H, W) in [-1, 1], decoded frame by frame as in the release; see `System`."""
         own, settings, unet = drawing.resized(*self.size), self.settings, self.network.unet
         control = self.control(own).to(unet.device)[None]
-        first = picture(own.image, unet.device, unet.dtype)
+        first = picture(own.image).to(unet.device, unet.dtype)
         grid = (1, self.frames, unet.config.out_channels, self.size[0] // 8, self.size[1] // 8)
         noise, start = (each.to(first) for each in draws(seed, first.shape, grid))
         ids = torch.tensor([[settings.fps, settings.motion_bucket, settings.noise]]).to(first)

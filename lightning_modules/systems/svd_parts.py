@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 
-def picture(image: np.ndarray, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) in [-1, 1], by way of float32 as diffusers and torchvision do it."""
-    unit = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-    return (2 * unit - 1).to(device, dtype)
+def unit_picture(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def picture(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [-1, 1], by the two steps in which diffusers does it."""
+    return 2 * unit_picture(image) - 1
 
 
 def first_latent(vae: Any, frame: Tensor) -> Tensor:
     """Mode (1, C, H/8, W/8) of a first frame's latent, not scaled, as the UNet is given it."""
-    return vae.encode(frame.to(vae.dtype)).latent_dist.mode().to(frame.dtype)
+    return vae.encode(frame.to(vae.dtype)).latent_dist.mode()
 
 
 def embedded(image_encoder: Any, pixels: Tensor) -> Tensor:
     """Image token (1, 1, D) of CLIP's pixels (1, 3, size, size)."""
-    return image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None].to(pixels.dtype)
+    return image_encoder(pixels.to(image_encoder.dtype)).image_embeds[:, None]
 
 
 def decoded(vae: Any, latents: Tensor, chunk: int) -> Tensor:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from conditions.dragnuwa import drags, spread
 from lightning_modules.released.base import read_released
 from lightning_modules.systems.dragnuwa import DragNUWA, Quirks, Settings, released_drags
-from tests.support.systems import RecordedSet, compared, dragnuwa
+from tests.support.systems import compared, dragnuwa, recorded_set
 from tests.support.systems.files import DRAGNUWA, dragnuwa_state, drawing, write_dragnuwa
 
 SMALL = Settings(size=(64, 128), frames=3, steps=2)
@@ -20,7 +20,7 @@ SMALL = Settings(size=(64, 128), frames=3, steps=2)
 
 @pytest.mark.parametrize("name", ["control", "net_wide", pytest.param("net_full_topology", marks=pytest.mark.slow)])
 def test_recorded_outputs_of_the_original(shared, name):
-    recorded = RecordedSet(shared / "systems" / "dragnuwa" / f"{name}.json")
+    recorded = recorded_set(shared / "systems" / "dragnuwa" / f"{name}.json")
     with torch.no_grad():
         found = list(compared(recorded, dragnuwa))
     assert not [each for each in found if not each.well]

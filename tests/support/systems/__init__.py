@@ -19,7 +19,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,12 @@ def _weight(seed: int, key: str, shape: list[int], gains: dict[str, float]) -> n
     for part in sorted(gains):
         gain *= gains[part] if part in key else 1.0
     return (gain * math.sqrt(3 / math.prod(shape[1:])) * u).astype(np.float32)
+
+
+@lru_cache(maxsize=2)
+def recorded_set(path: Path) -> RecordedSet:
+    """A set whose weights are made once for the tests of a file."""
+    return RecordedSet(path)
 
 
 def sets_of(folder: Path) -> list[RecordedSet]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -14,6 +16,7 @@ from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, names
 from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
 from lightning_modules.svd import SVD
+from lightning_modules.systems.files import WEIGHTS
 
 DRAGNUWA = Architecture(
     block_out_channels=(32, 64),
@@ -78,3 +81,21 @@ def write_dragnuwa(folder: Path, state: dict[str, Tensor] | None = None) -> Path
     torch.save(state or dragnuwa_state(), path)
     path.with_suffix(".json").write_text(f'{{"num_head_channels": {DRAGNUWA.head_channels}}}')
     return path
+
+
+def svd_folder(folder: Path, frames: int = 14) -> Path:
+    """diffusers' layout of a tiny SVD; its UNet says how many frames it is for."""
+    svd = SVD.random("tiny")
+    svd.unet.register_to_config(num_frames=frames)
+    svd.export(folder)
+    return folder
+
+
+def write_copy(folder: Path, kind: Any, config: Any, seed: int = 5) -> Path:
+    """`config.json` and `diffusion_pytorch_model.safetensors` of an encoder's copy, as diffusers saves a model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with torch.device("meta"):
+        shapes = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
+    save_file(random_state(shapes, seed), folder / WEIGHTS)
+    (folder / "config.json").write_text('{"_class_name": "the released one, which nobody imports"}')
+    return folder

@@ -1,0 +1,176 @@
+"""Sampling of SVD with a copy of its encoder, as DragAnything and MOFA-Video do it: diffusers' pipeline of 2023.
+
+The steps are those of diffusers' `StableVideoDiffusionPipeline` (Apache-2.0), written anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
+    _resize_with_antialiasing as resized,
+)
+from torch import Tensor, nn
+
+from lightning_modules.diffusion import OnStep, karras_sigmas
+from lightning_modules.svd import clip_input
+from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residuals
+from lightning_modules.systems.quirks import CONSTANT_IDS, Quirks
+from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture, unit_picture
+from lightning_modules.systems.system import draws
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a system is sampled.
+
+    Attributes:
+        size: (height, width), multiples of 64.
+        frames: L.
+        steps: Euler steps.
+        guidance: Of the first and the last frame, linear in between.
+        fps: Frames per second.
+        motion_bucket: What the network is told of the motion, where it hears it.
+        noise: Standard deviation of the noise on the first frame.
+        scale: Factor of the residuals.
+        decode_chunk: Frames per pass of the VAE, which leaves a seam between passes.
+    """
+
+    size: tuple[int, int]
+    frames: int
+    steps: int = 25
+    guidance: tuple[float, float] = (1.0, 3.0)
+    fps: float = 7
+    motion_bucket: float = 127
+    noise: float = 0.02
+    scale: float = 1.0
+    decode_chunk: int = 8
+
+    def protocol(self, name: str, quirks: Quirks) -> str:
+        """What is printed with every number."""
+        low, high = self.guidance
+        return (
+            f"{name}: {self.size[0]} x {self.size[1]}, {self.frames} frames, {self.steps} steps, guidance {low:g} to "
+            f"{high:g}, {quirks}"
+        )
+
+
+class Given(NamedTuple):
+    """What both guidance branches are given, the unconditional one first.
+
+    tokens: (2, 1, D). latents: (2, C, h, w), not scaled. ids: (2, 3).
+    """
+
+    tokens: Tensor
+    latents: Tensor
+    ids: Tensor
+
+
+class ControlledSVD:
+    """SVD with a copy of its encoder.
+
+    Args:
+        unet: diffusers' UNet, as it is.
+        copy: Of its encoder, with the system's own branches.
+        vae: Autoencoder with temporal decoder.
+        image_encoder: CLIP vision model with projection.
+        settings: How it is sampled.
+        quirks: As released, or corrected.
+    """
+
+    def __init__(self, unet: Any, copy: EncoderCopy, vae: Any, image_encoder: Any, settings: Settings, quirks: Quirks):
+        self.joined = Joined(unet, copy, quirks)
+        self.unet, self.copy, self.vae, self.image_encoder = unet, copy, vae, image_encoder
+        self.settings, self.quirks = settings, quirks
+
+    def clip_pixels(self, image: np.ndarray) -> Tensor:
+        """What the image encoder sees of a first frame (H, W, 3) uint8: (1, 3, size, size) float32."""
+        size = self.image_encoder.config.image_size
+        if self.quirks.clip_normalised:
+            return clip_input(picture(image), size)
+        return resized(unit_picture(image), (size, size))
+
+    def given(self, image: np.ndarray, noise: Tensor) -> Given:
+        """Conditioning of a first frame.
+
+        Args:
+            image: (H, W, 3) uint8.
+            noise: (1, 3, H, W) standard normal, for the frame whose latent is taken.
+        """
+        settings, unet = self.settings, self.unet
+        token = embedded(self.image_encoder, self.clip_pixels(image).to(unet.device)).to(unet.dtype)
+        noised = picture(image) + settings.noise * noise.float().cpu()  # in float32, as the picture is
+        latent = first_latent(self.vae, noised.to(unet.device)).to(unet.dtype)
+        asked = settings.fps - 1, settings.motion_bucket, settings.noise
+        ids = latent.new_tensor([CONSTANT_IDS if self.quirks.time_ids == "constant" else asked])
+        tokens, latents = (torch.cat([torch.zeros_like(one), one]) for one in (token, latent))
+        return Given(tokens, latents, ids.expand(2, -1))
+
+    def inputs(self, latents: Tensor, given: Given) -> Tensor:
+        """(2, L, 2C, h, w) of latents (1, L, C, h, w) that c_in has scaled."""
+        first = given.latents[:, None].expand(-1, latents.shape[1], -1, -1, -1)
+        return torch.cat([latents.expand(2, -1, -1, -1, -1).to(first), first], 2)
+
+    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, residuals: Residuals) -> Tensor:
+        """Predictions (2, L, C, h, w) of both branches as one batch; the order of the context needs that."""
+        return self.joined(inputs, timestep, given.tokens, given.ids, residuals)
+
+    def sample(
+        self,
+        given: Given,
+        maps: Sequence[Tensor | None],
+        start: Tensor,
+        sigmas: Tensor | None = None,
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Scaled latents (1, L, C, h, w), in the dtype of `start`.
+
+        The noise levels are float32 scalars, as in diffusers' `EulerDiscreteScheduler`, also where networks are not.
+
+        Args:
+            given: See `given`.
+            maps: Of one clip, see `EncoderCopy.forward`; both branches get them.
+            start: (1, L, C, h, w) standard normal.
+            sigmas: (steps + 1,) noise levels, in place of `karras_sigmas(steps)`.
+            on_step: Called after each step, see `diffusion.euler`.
+        """
+        sigmas = karras_sigmas(self.settings.steps) if sigmas is None else sigmas.float().cpu()
+        scale = torch.linspace(*self.settings.guidance, start.shape[1]).to(start).view(-1, 1, 1, 1)
+        twice = [None if one is None else one.repeat(2, 1, 1, 1) for one in maps]
+        x, residuals = start * (sigmas[0] ** 2 + 1) ** 0.5, None
+        for number, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            inputs = self.inputs(x / (sigma**2 + 1) ** 0.5, given)
+            timestep = (0.25 * sigma.double().log()).float()[None].to(start.device)
+            if residuals is None or self.quirks.control_steps == "every":
+                residuals = self.copy(inputs, timestep, given.tokens, given.ids, twice, self.settings.scale)
+            without, with_image = self.predict(inputs, timestep, given, residuals).to(x.dtype).split(1)
+            x, denoised = self.step(x, without + scale * (with_image - without), sigma, following)
+            if on_step is not None:
+                changed = on_step(number, x, denoised)
+                x = x if changed is None else changed
+        return x
+
+    def step(self, x: Tensor, prediction: Tensor, sigma: Tensor, following: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents after an Euler step of v-prediction, and the denoised estimate."""
+        denoised = prediction * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
+        return x + (x - denoised) / sigma * (following - sigma), denoised
+
+    def video(
+        self, image: np.ndarray, maps: Sequence[Tensor | None], seed: int, on_step: OnStep | None = None
+    ) -> Tensor:
+        """Frames (L, 3, H, W) float32 in [-1, 1] of a first frame (H, W, 3) uint8."""
+        height, width = self.settings.size
+        grid = (1, self.settings.frames, self.unet.config.out_channels, height // 8, width // 8)
+        noise, start = draws(seed, (1, 3, height, width), grid)
+        given = self.given(image, noise)
+        latents = self.sample(given, maps, start.to(given.latents.device), on_step=on_step)
+        return decoded(self.vae, latents, self.settings.decode_chunk)[0].float()
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
+        """Move and convert all networks, without gradients."""
+        for module in (self.unet, self.copy, self.vae, self.image_encoder):
+            nn.Module.to(module, device, dtype).requires_grad_(False).eval()
