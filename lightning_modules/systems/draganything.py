@@ -44,7 +44,6 @@ class Quirks(SharedQuirks):
             `vector` with the feature, as the training set does.
     """
 
-    control_steps: Literal["first", "every"] = "first"
     entity: Literal["channel_0", "vector"] = "channel_0"
 
     @classmethod

@@ -32,7 +32,7 @@ class Quirks:
     residual_times: Literal["by_level", "once"] = "by_level"
     time_ids: Literal["constant", "asked"] = "constant"
     clip_normalised: bool = False
-    control_steps: Literal["first", "every"] = "every"
+    control_steps: Literal["first", "every"] = "first"
     whole_pixels: bool = True
 
     @classmethod
