@@ -15,8 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
-from datamodules import scoring
-from datamodules.bench import LEVELS, BenchmarkDataModule
+from datamodules.bench import LEVELS, BenchmarkDataModule, scoring
 from datamodules.errors import BadShards, UsageError
 from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video

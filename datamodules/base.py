@@ -21,8 +21,8 @@ from datamodules.dataset import ClipDataset, collate, exit_with
 from datamodules.errors import BadShards
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
-from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape, Shards
+from datamodules.shards.remote import RangeCache
 
 log = logging.getLogger(__name__)
 RECENT = 1000

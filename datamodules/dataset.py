@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from datamodules import samples
 from datamodules.errors import BadClip, BadShards
 from datamodules.order import Order
-from datamodules.shards import Shards
+from datamodules.shards import Shards, samples
 
 ATTEMPTS = 16
 _LATENTS = ("latent_mean", "latent_std", "image_embedding")

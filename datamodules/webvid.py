@@ -6,8 +6,8 @@ from typing import Literal
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.base import ClipDataModule
-from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape
+from datamodules.shards.remote import RangeCache
 
 
 class WebVidDataModule(ClipDataModule):

@@ -13,10 +13,10 @@ from safetensors.torch import save
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
 from datamodules.bench import STEP
+from datamodules.drawings.inputs import Inputs, write_inputs
 from datamodules.errors import UsageError
-from datamodules.inputs import Inputs, write_inputs
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline

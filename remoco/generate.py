@@ -17,11 +17,11 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.backdrop import Backdrop
 from datamodules.bench import STEP, fitting_size
+from datamodules.drawings.backdrop import Backdrop
+from datamodules.drawings.inputs import Inputs, find_inputs, read_inputs
 from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
-from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.pictures import WHITE, colour_of
 from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules import flow_codec
 from datamodules.errors import UsageError
 from datamodules.pictures import colour_of
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
-from datamodules.remote import Remote, is_remote
+from datamodules.shards import flow_codec
+from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
 
 _DOT = DotOptions()

@@ -17,8 +17,8 @@ from datamodules import mp4
 from datamodules.errors import BadClip, BadShards
 from datamodules.prepare import folder
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.storage import json_bytes, write_atomic
-from datamodules.writer import ShardWriter
 
 PLAN = "latents.json"
 AHEAD = 8  # clips decoded ahead of the network

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules import samples
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
 from datamodules.pictures import WHITE
 from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
-from datamodules.shards import META, ClipShape
+from datamodules.shards import META, ClipShape, samples
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 

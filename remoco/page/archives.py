@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from datamodules.backdrop import file_names
+from datamodules.drawings.backdrop import file_names
+from datamodules.drawings.inputs import IMAGE, MASK, META
 from datamodules.errors import BadInput, one_line, readable
-from datamodules.inputs import IMAGE, MASK, META
 from remoco.common.json_files import parse_json
 
 MAX_ENTRIES = 4096  # each takes a KB in memory, of 46 bytes in the file

@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import fitting_size
+from datamodules.drawings.backdrop import Backdrop, video_kind
+from datamodules.drawings.inputs import Inputs
+from datamodules.drawings.poses import read_poses
 from datamodules.errors import BadClip, BadInput
 from datamodules.files import FORMATS, Source, read_depth
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
-from datamodules.poses import read_poses
 from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.drawings.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.errors import BadInput
 from datamodules.files import check_size, data_of, read_image, read_mask
-from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.pictures import WHITE
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in

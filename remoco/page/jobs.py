@@ -18,8 +18,8 @@ import numpy as np
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
+from datamodules.drawings.inputs import Inputs
 from datamodules.errors import BadInput, one_line
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.generate import clip, enlarged_control

@@ -12,8 +12,8 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
+from datamodules.drawings.inputs import Inputs
 from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, readable
-from datamodules.inputs import Inputs
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, write_video
 from remoco.report.collect import System, read_system

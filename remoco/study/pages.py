@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
+from datamodules.drawings.inputs import Inputs
 from datamodules.errors import BadClip, BadShards, UsageError
-from datamodules.inputs import Inputs
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, video_files, write_video
 

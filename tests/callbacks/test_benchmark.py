@@ -6,8 +6,8 @@ import shutil
 import pytest
 
 from callbacks.benchmark import pair_seed
+from datamodules.bench.sprites import write_sprite_bench
 from datamodules.errors import UsageError
-from datamodules.sprite_bench import write_sprite_bench
 from remoco.score import read_metrics
 from tests.commands.test_lightning import CONFIGS, quick
 from tests.support.commands import remoco

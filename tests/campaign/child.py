@@ -16,10 +16,14 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 import callbacks  # noqa: F401
-from datamodules import SpritesDataModule, samples  # noqa: F401
+from datamodules import SpritesDataModule  # noqa: F401
 from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.prepare import command, latents, pool, verify  # noqa: F401
-from datamodules.shards import Shards, unpack
+from datamodules.shards import (
+    Shards,
+    samples,  # noqa: F401
+    unpack,
+)
 from lightning_modules import MotionControlModule  # noqa: F401
 from lightning_modules.record import read_checkpoint
 from remoco import training

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.bench.sprites import write_sprite_bench
 from datamodules.mp4 import encode_mp4
-from datamodules.scene import random_scene, render
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.scenes.scene import random_scene, render
 from metrics import shown
 from tests.commands.test_lightning import CONFIGS, command
 

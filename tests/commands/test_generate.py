@@ -13,11 +13,11 @@ from callbacks.strips import write_mp4
 from conditions import RegionWise, motion_bucket
 from conditions.camera import camera_tracks, preset_camera
 from conditions.strokes import drawn_bucket
-from datamodules.backdrop import Backdrop
+from datamodules.drawings.backdrop import Backdrop
+from datamodules.drawings.inputs import Inputs, write_inputs
 from datamodules.errors import BadInput, UsageError
-from datamodules.inputs import Inputs, write_inputs
-from datamodules.plain import plain_scene
-from datamodules.scene import render
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render
 from datamodules.videos import read_video
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source

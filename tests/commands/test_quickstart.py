@@ -87,7 +87,7 @@ def readme_commands(section: str) -> list[list[str]]:
 def test_your_own_videos(tmp_path):
     """The README's lines, from a folder of videos to a checkpoint that resumes."""
     from datamodules.mp4 import encode_mp4
-    from datamodules.scene import random_scene, render
+    from datamodules.scenes.scene import random_scene, render
 
     videos = tmp_path / "videos"
     videos.mkdir()

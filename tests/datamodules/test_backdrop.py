@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from callbacks.strips import write_mp4
-from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import read_pair
+from datamodules.drawings.backdrop import Backdrop, video_kind
+from datamodules.drawings.inputs import Inputs, inputs_from_json, read_inputs, write_inputs
 from datamodules.errors import BadClip, BadInput
-from datamodules.inputs import Inputs, inputs_from_json, read_inputs, write_inputs
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 POSES = b"1 0.9 1.2 0.5 0.5 0 0 1 0 0 0 0 1 0 0 0 0 1 0\n" * 2

@@ -13,10 +13,10 @@ import torch
 
 import conditions
 from conditions import MOTION_NORMS, GaussianFiltered, RegionWise, motion_bucket
-from datamodules import flow_codec, mask_codec, mp4, samples
+from datamodules import mp4
 from datamodules.errors import BadClip
-from datamodules.scene import random_scene, render, tracks
-from datamodules.shards import MEMBERS, ClipShape
+from datamodules.scenes.scene import random_scene, render, tracks
+from datamodules.shards import MEMBERS, ClipShape, flow_codec, mask_codec, samples
 from datamodules.sprites import sprite
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)

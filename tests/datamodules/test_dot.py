@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from datamodules.errors import UsageError
-from datamodules.scene import random_scene, render
+from datamodules.scenes.scene import random_scene, render
 from datamodules.shards import Shards
 from datamodules.trackers import DOT, DotOptions
 from datamodules.trackers.dot import queries as sampling

@@ -10,12 +10,11 @@ import pytest
 import safetensors.numpy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules import samples
 from datamodules.errors import BadClip
-from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, sidecar, write_index
+from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, samples, sidecar, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
-from datamodules.writer import ShardWriter
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 CLIPS = 6
@@ -270,7 +269,7 @@ def test_latents_of_different_weights_are_not_mixed(clips, whole, tmp_path):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_shard_that_vanishes_in_mid_epoch(clips, tmp_path, workers, monkeypatch):
     monkeypatch.setattr("datamodules.base.MAX_BAD", 10**6)
-    monkeypatch.setattr("datamodules.shards.OPEN_SHARDS", 1)  # as when many shards are in use
+    monkeypatch.setattr("datamodules.shards.format.OPEN_SHARDS", 1)  # as when many shards are in use
     folder = write(tmp_path / "set", clips, per_shard=3)
     loader = iter(module(folder, num_workers=workers).train_dataloader())
     rows = [next(loader)]

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules import samples
 from datamodules.errors import BadClip
-from datamodules.shards import FLOW, INDEX, LATENT, META, Shards, unpack
+from datamodules.shards import FLOW, INDEX, LATENT, META, Shards, samples, unpack
 from tests.datamodules import test_faults as faults
 from tests.datamodules.test_faults import HASHES, SHAPE, epoch, latents, module, rewrite, write
 from tests.support.commands import prepare as run

@@ -16,7 +16,7 @@ import pytest
 from datamodules.errors import BadClip
 from datamodules.prepare import clips, decode
 from datamodules.prepare.sources import videos_in
-from datamodules.scene import random_scene, render
+from datamodules.scenes.scene import random_scene, render
 from datamodules.videos import read_frames, read_video
 from tests.support.commands import prepare as run
 from tests.support.prepared import metas, report

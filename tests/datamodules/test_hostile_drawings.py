@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.drawings.inputs import Inputs, inputs_from_json, read_inputs
+from datamodules.drawings.poses import read_poses
 from datamodules.errors import BadInput
 from datamodules.files import read_array, read_depth
-from datamodules.inputs import Inputs, inputs_from_json, read_inputs
-from datamodules.poses import read_poses
 from tests.datamodules.test_inputs import npy
 
 IMAGE = np.zeros((40, 60, 3), np.uint8)

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.errors import BadInput
-from datamodules.inputs import (
+from datamodules.drawings.inputs import (
     Inputs,
     colour,
     find_inputs,
@@ -21,6 +20,7 @@ from datamodules.inputs import (
     read_mask,
     write_inputs,
 )
+from datamodules.errors import BadInput
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 CURVE = np.array([[5.0, 6.0], [10.5, 20.0], [30.0, 21.0]])

@@ -10,9 +10,9 @@ from callbacks import PredictionWriter
 from datamodules.errors import BadClip, BadShards
 from datamodules.prepare.video import part_path
 from datamodules.shards import INDEX, Shards, sidecar, unpack, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
 from datamodules.storage import inside
-from datamodules.writer import ShardWriter
 from tests.datamodules.test_faults import SHAPE
 from tests.support.callbacks_stand_in import Module, trainer
 

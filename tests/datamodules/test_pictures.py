@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
+from datamodules.drawings.framing import read_brush
+from datamodules.drawings.framing import read_image as handed_in
+from datamodules.drawings.inputs import read_inputs
 from datamodules.errors import BadInput
 from datamodules.files import FORMATS, read_depth, read_image, read_mask
-from datamodules.inputs import read_inputs
 from datamodules.pictures import colour_of
-from lightning_modules.framing import read_brush
-from lightning_modules.framing import read_image as handed_in
 
 COLOURS = [(230, 40, 40), (40, 200, 60), (50, 70, 220), (240, 220, 60)]
 HEIGHT, WIDTH = 24, 40

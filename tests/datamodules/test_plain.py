@@ -5,8 +5,8 @@ import pytest
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import SpritesDataModule
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 
 SIZE = (8, 64, 64)
 

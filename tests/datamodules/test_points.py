@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from datamodules.errors import UsageError
-from datamodules.scene import random_scene, render, tracks
+from datamodules.scenes.scene import random_scene, render, tracks
 from datamodules.trackers.dot import DotOptions, make_points
 from datamodules.trackers.points import CoTracker, LucasKanade, Tapir
 from datamodules.trackers.points import _importable as importable

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from datamodules import samples
 from datamodules.prepare import latents
-from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, write_index
+from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
-from datamodules.writer import ShardWriter
 from lightning_modules.svd import SVD, weights_hash
 from tests.support.commands import prepare as run
 

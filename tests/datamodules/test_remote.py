@@ -12,14 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from datamodules import remote
 from datamodules.errors import BadShards
 from datamodules.prepare.verify import verify_shards
-from datamodules.remote import RangeCache, Remote
-from datamodules.shards import INDEX, ClipShape, Shards, write_index
+from datamodules.shards import INDEX, ClipShape, Shards, remote, write_index
+from datamodules.shards.remote import RangeCache, Remote
+from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
-from datamodules.writer import ShardWriter
 from tests.support.commands import prepare
 from tests.support.range_server import RangeServer
 from tests.support.videos import write_video

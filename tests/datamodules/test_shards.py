@@ -10,12 +10,12 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import BadShards
-from datamodules.scene import Layer, Motion, Scene, random_scene, render, rounded_box, tracks
+from datamodules.scenes.scene import Layer, Motion, Scene, random_scene, render, rounded_box, tracks
+from datamodules.scenes.textures import Texture
 from datamodules.shards import MEMBERS, ClipShape, Shards, expand, sanitised, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import SpritesDataModule
-from datamodules.textures import Texture
 from datamodules.webvid import WebVidDataModule
-from datamodules.writer import ShardWriter
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 

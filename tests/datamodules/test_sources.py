@@ -196,7 +196,7 @@ def test_slice_is_a_file(tmp_path):
 
 def scenes(lengths, height=48, width=64):
     """Slowly moving scenes, one hard cut between each and the next."""
-    from datamodules.scene import random_scene, render
+    from datamodules.scenes.scene import random_scene, render
 
     shots = [render(random_scene([seed], length, height, width)) for seed, length in enumerate(lengths)]
     for number, shot in enumerate(shots):  # no two shots alike in brightness

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.scene import random_scene, render, tracks
+from datamodules.scenes.scene import random_scene, render, tracks
 from datamodules.trackers import DIS, SparseDIS
 
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
 from conditions import RegionWise
-from datamodules.inputs import read_inputs
+from datamodules.drawings.inputs import read_inputs
 from lightning_modules import embedded, record
 from lightning_modules.diffusion import spread_sigma
 from lightning_modules.layers import TemporalConv3d

@@ -6,8 +6,8 @@ import torch
 
 from conditions.strokes import draw_strokes, interpolate_track
 from datamodules.bench import Pair
-from datamodules.inputs import Inputs
-from datamodules.scoring import drawn_tracks
+from datamodules.bench.scoring import drawn_tracks
+from datamodules.drawings.inputs import Inputs
 from datamodules.trackers.points import PointTracks
 from metrics import Clip, MDImg, MDVid, MeanTrackDistance, PointFeatures, add_clip, track_queries
 

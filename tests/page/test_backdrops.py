@@ -12,9 +12,9 @@ from PIL import Image
 
 from callbacks.strips import write_mp4
 from conditions import RegionWise
-from datamodules.backdrop import Backdrop
+from datamodules.drawings.backdrop import Backdrop
+from datamodules.drawings.inputs import Inputs, read_inputs
 from datamodules.errors import BadInput
-from datamodules.inputs import Inputs, read_inputs
 from remoco.motion import scene_motion
 from remoco.page import backdrops, exchange
 from tests.page.test_exchange import png, sent

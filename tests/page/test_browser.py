@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.inputs import read_inputs
+from datamodules.drawings.inputs import read_inputs
 from tests.page.browser import (
     IN_A_BROWSER,
     PIXELS,

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 
 from callbacks.strips import write_mp4
-from datamodules.inputs import read_inputs
+from datamodules.drawings.inputs import read_inputs
 from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks
 
 pytestmark = IN_A_BROWSER

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from datamodules.bench import find_pairs, read_pair
+from datamodules.drawings.inputs import Inputs
 from datamodules.errors import BadInput
-from datamodules.inputs import Inputs
 from remoco.page import exchange
 from remoco.page.exchange import Settings
 

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from datamodules.backdrop import Backdrop, backdrop_from_json
-from datamodules.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
+from datamodules.drawings.backdrop import Backdrop, backdrop_from_json
+from datamodules.drawings.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
 from datamodules.errors import BadInput, brief, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
@@ -209,7 +209,7 @@ def inputs_from_json(
     Args:
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
             track, `ease`, one of `conditions.strokes.EASES` or null for each track, and `brush`, a mask's value or null
-            for each track; and what `datamodules.backdrop` reads, with which there may be no tracks.
+            for each track; and what `datamodules.drawings.backdrop` reads, with which there may be no tracks.
         image: (H, W, 3) uint8.
         brush: the mask.
         name: what errors call the text.

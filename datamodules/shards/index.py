@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.remote import Remote, read_small
+from datamodules.shards.remote import Remote, read_small
 from remoco.common.json_files import parse_json
 
 FORMAT = 3

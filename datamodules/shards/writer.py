@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.errors import BadShards
-from datamodules.index import FORMAT, check_key
-from datamodules.shards import MEMBERS, sidecar
+from datamodules.shards.format import MEMBERS, sidecar
+from datamodules.shards.index import FORMAT, check_key
 from datamodules.storage import atomic_file, json_bytes, write_atomic
 
 

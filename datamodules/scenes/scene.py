@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-from datamodules.textures import background_texture, object_texture
+from datamodules.scenes.textures import background_texture, object_texture
 
 Outline = Callable[[np.ndarray, np.ndarray], np.ndarray]
 

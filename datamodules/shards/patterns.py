@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from datamodules.errors import BadShards
-from datamodules.remote import Remote, is_remote
+from datamodules.shards.remote import Remote, is_remote
 
 MOST_NAMES = 1_000_000  # of a brace pattern
 

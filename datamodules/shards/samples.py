@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from datamodules import flow_codec, mask_codec, mp4
+from datamodules import mp4
 from datamodules.errors import BadClip, one_line
-from datamodules.shards import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
+from datamodules.shards import flow_codec, mask_codec
+from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
 from datamodules.storage import json_bytes
 from remoco.common.json_files import parse_json
 

@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules import forking
+from datamodules.drawings.inputs import Inputs, read_inputs
 from datamodules.errors import BadClip, BadInput, BadShards
 from datamodules.files import MAX_SIDE
-from datamodules.inputs import Inputs, read_inputs
 from datamodules.order import EachOnce
 
 log = logging.getLogger(__name__)
@@ -181,5 +181,5 @@ class BenchmarkDataModule(pl.LightningDataModule):
             sampler=EachOnce(len(self.samples), rank, world_size),
             num_workers=self.num_workers,
             collate_fn=_only,
-            multiprocessing_context=forking.context("datamodules.bench") if self.num_workers else None,
+            multiprocessing_context=forking.context("datamodules.bench.pairs") if self.num_workers else None,
         )

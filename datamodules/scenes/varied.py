@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.scene import Layer, Motion, Scene, eased, random_outline
-from datamodules.textures import background_texture, object_texture
+from datamodules.scenes.scene import Layer, Motion, Scene, eased, random_outline
+from datamodules.scenes.textures import background_texture, object_texture
 
 CAMERA = 0.5  # share of clips in which it moves
 OBJECT = 0.8  # share of objects with a motion of their own; the others stay on the background

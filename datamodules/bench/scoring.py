@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from datamodules.bench import LEVELS, Pair, read_pair, usable_samples
+from datamodules.bench.pairs import LEVELS, Pair, read_pair, usable_samples
 from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.videos import read_frames, video_files
 

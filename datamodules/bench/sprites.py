@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from datamodules.bench import LEVELS
+from datamodules.bench.pairs import LEVELS
 from datamodules.errors import BadShards
-from datamodules.scene import Layer, Motion, Scene, random_scene, render, tracks
+from datamodules.scenes.scene import Layer, Motion, Scene, random_scene, render, tracks
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import write_video
 

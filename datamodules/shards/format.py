@@ -23,12 +23,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from datamodules.errors import BadClip, BadShards, one_line
-from datamodules.index import FORMAT, read_sidecar, shape_of
-from datamodules.index import INDEX as INDEX
-from datamodules.index import ClipShape as ClipShape
-from datamodules.index import read_index as read_index
-from datamodules.patterns import expand as expand
-from datamodules.remote import Fetch, RangeCache, Remote
+from datamodules.shards.index import FORMAT, INDEX, ClipShape, read_index, read_sidecar, shape_of
+from datamodules.shards.patterns import expand
+from datamodules.shards.remote import Fetch, RangeCache, Remote
 from datamodules.storage import json_bytes, write_atomic
 from remoco.common.json_files import open_regular, parse_json, read_regular
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.scene import Layer, Motion, Outline, Scene, radial, rounded_box
+from datamodules.scenes.scene import Layer, Motion, Outline, Scene, radial, rounded_box
 
 CONTRAST = 0.9  # least sum over the channels of |object - background|, in units of 0..1
 
