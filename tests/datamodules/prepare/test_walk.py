@@ -17,7 +17,7 @@ from tests.support.commands import remoco
 from tests.support.videos import write_video
 
 SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--workers", "1"]
-CASES = Path(__file__).parents[3] / "shared" / "cases" / "gen_folder.py"
+CASES = Path(__file__).parents[4] / "shared" / "cases" / "gen_folder.py"
 
 
 @pytest.fixture(scope="module")
