@@ -1,4 +1,4 @@
-"""The commands `remoco prepare`, `remoco verify` and `remoco latents`."""
+"""The commands `remoco prepare` and `remoco verify`."""
 
 from __future__ import annotations
 
@@ -160,19 +160,3 @@ def verify(shards: str, workers: int | None = None) -> int:
     for line in bad:
         print(line)
     return 1 if bad else 0
-
-
-def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
-    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
-
-    Args:
-        shards: a folder of shards, a glob or a brace pattern.
-        out: folder for the copy, made if missing.
-        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
-        revision: revision of the hub id.
-    """
-    from datamodules.prepare.latents import cache
-
-    if svd is None:
-        raise UsageError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
-    print(cache(shards, Path(out), svd, revision))

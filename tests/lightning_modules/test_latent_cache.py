@@ -6,9 +6,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
-from datamodules.prepare.command import latents
 from lightning_modules import MotionControlModule
 from lightning_modules.svd import SVD
+from remoco.latents import latents
 from tests.conftest import SPRITES
 from tests.lightning_modules.test_training import data, trainer
 

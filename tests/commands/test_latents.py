@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from datamodules.prepare import latents
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
 from lightning_modules.svd import SVD, weights_hash
+from remoco import latents
 from tests.support.commands import prepare as run
 
 

@@ -1,4 +1,4 @@
-"""Shards to shards with the frozen networks' work cached: the VAE's posterior and the image embedding of each clip."""
+"""`remoco latents`: shards with the frozen networks' work cached, the VAE's posterior and the image embedding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules import mp4
-from datamodules.errors import BadClip, BadShards
+from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.prepare import folder
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
 from datamodules.shards.writer import ShardWriter
@@ -22,6 +22,20 @@ from datamodules.storage import json_bytes, write_atomic
 
 PLAN = "latents.json"
 AHEAD = 8  # clips decoded ahead of the network
+
+
+def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
+    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
+
+    Args:
+        shards: a folder of shards, a glob or a brace pattern.
+        out: folder for the copy, made if missing.
+        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
+        revision: revision of the hub id.
+    """
+    if svd is None:
+        raise UsageError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
+    print(cache(shards, Path(out), svd, revision))
 
 
 def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str:
