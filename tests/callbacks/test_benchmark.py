@@ -9,8 +9,7 @@ from callbacks.benchmark import pair_seed
 from datamodules.bench.sprites import write_sprite_bench
 from datamodules.errors import UsageError
 from remoco.score import read_metrics
-from tests.commands.test_lightning import CONFIGS, quick
-from tests.support.commands import remoco
+from tests.support.commands import CONFIGS, quick, remoco
 
 
 @pytest.fixture(scope="module")

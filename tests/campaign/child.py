@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import callbacks  # noqa: F401
 from datamodules import SpritesDataModule  # noqa: F401
 from datamodules.errors import BadClip, BadShards, UsageError
-from datamodules.prepare import command, latents, pool, verify  # noqa: F401
+from datamodules.prepare import command, pool, verify  # noqa: F401
 from datamodules.shards import (
     Shards,
     samples,  # noqa: F401

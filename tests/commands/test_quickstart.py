@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.commands.test_lightning import CONFIGS, command
+from tests.support.commands import CONFIGS, command
 
 REPO = CONFIGS.parent
 

@@ -18,7 +18,7 @@ from lightning_modules.pca import PatchPCA
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.svd import SVD
 from remoco.cli import main
-from tests.lightning_modules.test_training import data, module, trainer
+from tests.support.modules import data, module, trainer
 
 MICRO = dict(random_init="micro", latents="pca", train_base=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
 

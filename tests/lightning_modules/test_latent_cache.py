@@ -9,8 +9,8 @@ from datamodules import WebVidDataModule
 from lightning_modules import MotionControlModule
 from lightning_modules.svd import SVD
 from remoco.latents import latents
-from tests.conftest import SPRITES
-from tests.lightning_modules.test_training import data, trainer
+from tests.support.modules import data, trainer
+from tests.support.sprites import SPRITES
 
 
 def folder_of(svd: SVD, folder):

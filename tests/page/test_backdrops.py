@@ -17,7 +17,7 @@ from datamodules.drawings.inputs import Inputs, read_inputs
 from datamodules.errors import BadInput
 from remoco.motion import scene_motion
 from remoco.page import backdrops, exchange
-from tests.page.test_exchange import png, sent
+from tests.support.page import png, sent
 
 HEIGHT, WIDTH = 48, 72
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)

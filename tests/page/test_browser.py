@@ -22,7 +22,7 @@ from tests.page.browser import (
     set_number,
     tracks,
 )
-from tests.page.test_exchange import bomb
+from tests.support.page import bomb
 
 pytestmark = IN_A_BROWSER
 

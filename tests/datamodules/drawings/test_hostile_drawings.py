@@ -12,7 +12,7 @@ from datamodules.drawings.inputs import Inputs, inputs_from_json, read_inputs
 from datamodules.drawings.poses import read_poses
 from datamodules.errors import BadInput
 from datamodules.files import read_array, read_depth
-from tests.datamodules.drawings.test_inputs import npy
+from tests.support.drawings import npy
 
 IMAGE = np.zeros((40, 60, 3), np.uint8)
 LINE = [[5, 6], [20, 9]]

@@ -21,6 +21,7 @@ from datamodules.drawings.inputs import (
     write_inputs,
 )
 from datamodules.errors import BadInput
+from tests.support.drawings import npy
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 CURVE = np.array([[5.0, 6.0], [10.5, 20.0], [30.0, 21.0]])
@@ -141,15 +142,6 @@ def header_of(width: int, height: int) -> bytes:
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", start) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     )
-
-
-def npy(array, **changes) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array)
-    data = file.getvalue()
-    for old, new in changes.items():
-        data = data.replace(old.encode(), new.encode())
-    return data
 
 
 IMAGES = {

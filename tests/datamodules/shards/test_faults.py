@@ -2,8 +2,6 @@
 
 import json
 import logging
-import shutil
-import zlib
 
 import numpy as np
 import pytest
@@ -11,65 +9,10 @@ import safetensors.numpy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import BadClip
-from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, samples, sidecar, write_index
-from datamodules.shards.writer import ShardWriter
+from datamodules.shards import FLOW, LATENT, META, ClipShape, Shards, samples
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
-
-SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
-CLIPS = 6
-KINDS = (*MEMBERS, LATENT)
-
-
-def latents(seed=0, **changes):
-    rng = np.random.default_rng(seed)
-    size = (SHAPE.frames, 4, 2, 3)
-    arrays = {
-        "latent_mean": rng.normal(size=size).astype(np.float16),
-        "latent_std": rng.random(size).astype(np.float16),
-        "image_embedding": rng.normal(size=(1, 8)).astype(np.float16),
-    }
-    return safetensors.numpy.save({**arrays, **changes})
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return [{**sprite(SHAPE, [n]), LATENT: latents(n)} for n in range(CLIPS)]
-
-
-def write(folder, clips, hashes=None, per_shard=CLIPS):
-    folder.mkdir(exist_ok=True)
-    entries = []
-    for first in range(0, len(clips), per_shard):
-        with ShardWriter(folder / f"{first:05d}-000.tar") as writer:
-            for number, members in enumerate(clips[first : first + per_shard], start=first):
-                writer.write(f"clip-{number}", members)
-        entries.append(writer.entry)
-    write_index(folder, SHAPE, entries, hashes)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(clips, tmp_path_factory):
-    return write(tmp_path_factory.mktemp("faults") / "set", clips)
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    shutil.copytree(whole, tmp_path / "set")
-    shard = tmp_path / "set/00000-000.tar"
-    shard.chmod(0o644)
-    return shard
-
-
-def module(folder, **arguments):
-    size = {"frames": 3, "height": 16, "width": 24}
-    return WebVidDataModule(str(folder), **{"batch_size": 2, "num_workers": 0, **size, **arguments})
-
-
-def epoch(data):
-    """(key, replaced) of one epoch's samples."""
-    return [row for batch in data.train_dataloader() for row in zip(batch["key"], batch["replaced"].tolist())]
+from tests.support.broken_shards import CLIPS, HASHES, KINDS, SHAPE, epoch, latents, module, rewrite, write
 
 
 def contents(shards, clip):
@@ -211,8 +154,6 @@ def test_values_that_cannot_be(clips, tmp_path, caplog, field, value, reason):
 
 # Latents
 
-HASHES = {"vae": "a" * 64, "image_encoder": "b" * 64}
-
 
 def test_latents_take_the_place_of_the_video(clips, whole, tmp_path):
     folder = write(tmp_path / "set", clips, HASHES)
@@ -278,17 +219,6 @@ def test_a_shard_that_vanishes_in_mid_epoch(clips, tmp_path, workers, monkeypatc
     assert [len(batch["key"]) for batch in rows] == [2, 2, 2]
     again = epoch(module(folder, num_workers=workers))
     assert {key for key, _ in again} <= {"clip-0", "clip-1", "clip-2"} and sum(r > 0 for _, r in again) == 3
-
-
-def rewrite(shard, change, entry=None):
-    """Change a sidecar, or a shard's line in the index, so that the checksums agree and the content does not."""
-    path, index_path = sidecar(shard), shard.parent / INDEX
-    index = json.loads(path.read_bytes())
-    change(index)
-    path.write_text(json.dumps(index))
-    whole = json.loads(index_path.read_bytes())
-    whole["shards"][0].update({"index_crc32": zlib.crc32(path.read_bytes()), **(entry or {})})
-    index_path.write_text(json.dumps(whole))
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.errors import BadClip
 from datamodules.shards import FLOW, INDEX, LATENT, META, Shards, samples, unpack
-from tests.datamodules.shards import test_faults as faults
-from tests.datamodules.shards.test_faults import HASHES, SHAPE, epoch, latents, module, rewrite, write
+from tests.support.broken_shards import HASHES, SHAPE, epoch, latents, module, rewrite, write
 from tests.support.commands import prepare as run
-
-clips, copy, whole = faults.clips, faults.copy, faults.whole  # fixtures
 
 
 def retagged(data, tag, value):

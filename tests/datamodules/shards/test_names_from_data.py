@@ -13,7 +13,7 @@ from datamodules.shards import INDEX, Shards, sidecar, unpack, write_index
 from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
 from datamodules.storage import inside
-from tests.datamodules.shards.test_faults import SHAPE
+from tests.support.broken_shards import SHAPE
 from tests.support.callbacks_stand_in import Module, trainer
 
 BAD = ["../../x", "/abs/y", "..", "", "a/b", "a\\b", "a\0b", "x" * 300, "ümlaut", 7, None]
