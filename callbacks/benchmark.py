@@ -141,9 +141,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 made = MotionControlPipeline(pl_module)(
-                    pair.inputs.image,
-                    pair.inputs.strokes(self.frames),
-                    pair.inputs.masks(),
+                    pair.drawing.image,
+                    pair.drawing.strokes(self.frames),
+                    pair.drawing.masks(),
                     num_frames=self.frames,
                     fps=self.fps,
                     motion_bucket_id=self._bucket(pl_module),

@@ -16,7 +16,7 @@ from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
 from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings.backdrop import PRESETS, Backdrop, label
-from datamodules.drawings.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.drawings.poses import read_poses
 from datamodules.errors import BadClip, BadInput, UsageError
 from datamodules.files import Source, read_depth
@@ -60,7 +60,7 @@ class SceneMotion:
         return Camera(intrinsics, self.poses[1][chosen])
 
     def control(
-        self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int
+        self, condition: Condition, inputs: Drawing, frames: int, fps: float, seed: int
     ) -> tuple[Tensor, Callable[[], float]]:
         """The control (L, 3, H, W) for inputs of the frame's size, and what gives the motion bucket of what is drawn.
 

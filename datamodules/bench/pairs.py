@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules import forking
-from datamodules.drawings.inputs import Inputs, read_inputs
+from datamodules.drawings.drawing import Drawing, read_drawing
 from datamodules.errors import BadClip, BadInput, BadShards
 from datamodules.files import MAX_SIDE
 from datamodules.order import EachOnce
@@ -32,12 +32,12 @@ class Pair(NamedTuple):
     Attributes:
         key: `<level folder>/<sample>`, the name of its video without `.mp4`.
         level: `fine` or `object`.
-        inputs: first frame, brush and drawn tracks.
+        drawing: first frame, brush and drawn tracks.
     """
 
     key: str
     level: str
-    inputs: Inputs
+    drawing: Drawing
 
 
 def find_pairs(root: str | Path) -> list[str]:
@@ -68,7 +68,7 @@ def read_pair(root: str | Path, key: str) -> Pair:
         BadClip: one line that names the file and what is wrong with it.
     """
     try:
-        found = read_inputs(Path(root) / key)
+        found = read_drawing(Path(root) / key)
     except BadInput as error:
         raise BadClip(str(error)) from error
     if found.backdrop is not None:
@@ -85,7 +85,7 @@ def usable_samples(root: str | Path) -> tuple[dict[str, str], list[str]]:
     usable, broken = {}, []
     for key in tqdm(find_pairs(root), desc="samples", unit="sample", leave=False, delay=1):
         try:
-            usable[key] = read_pair(root, key).inputs.fingerprint()
+            usable[key] = read_pair(root, key).drawing.fingerprint()
         except BadClip as error:
             broken.append(str(error))
     if not usable:
@@ -113,7 +113,9 @@ class _Pairs(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         pair = read_pair(self.root, self.keys[index])
         return {
-            "pair": pair._replace(inputs=pair.inputs.resized(*fitting_size(pair.inputs.size, self.height, self.width))),
+            "pair": pair._replace(
+                drawing=pair.drawing.resized(*fitting_size(pair.drawing.size, self.height, self.width))
+            ),
             "key": [pair.key],
             "position": torch.tensor([index]),
         }

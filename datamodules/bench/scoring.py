@@ -70,7 +70,7 @@ class VideoFolder:
 def drawn_tracks(pair: Pair, video: torch.Tensor) -> torch.Tensor:
     """(N, L, 2) float64: the drawn tracks in each frame of a video (L, 3, H, W), in its pixels."""
     height, width = video.shape[-2:]
-    return torch.from_numpy(np.stack(pair.inputs.scaled_paths(len(video), height, width)))
+    return torch.from_numpy(np.stack(pair.drawing.scaled_paths(len(video), height, width)))
 
 
 def for_bench(videos: str | Path, bench: str | Path, frames: int = 16, skip_unreadable: bool = False) -> VideoFolder:

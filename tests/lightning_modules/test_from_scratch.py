@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
 from conditions import RegionWise
-from datamodules.drawings.inputs import read_inputs
+from datamodules.drawings.drawing import read_drawing
 from lightning_modules import embedded, record
 from lightning_modules.diffusion import spread_sigma
 from lightning_modules.layers import TemporalConv3d
@@ -223,7 +223,7 @@ def test_the_demo_shows_control(tmp_path, capsys):
     error, still = float(words[words.index("is") + 1]), float(words[words.index("be") + 1])
     assert error < still / 2
     assert all((tmp_path / f"{name}.mp4").stat().st_size > 1000 for name in ("clip", "strip"))
-    assert len(read_inputs(tmp_path / "inputs").tracks) == 1
+    assert len(read_drawing(tmp_path / "inputs").tracks) == 1
 
 
 def test_the_demo_at_another_size(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.drawings.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.errors import BadInput
 from remoco.page import exchange
 from remoco.page.exchange import Settings
@@ -24,7 +24,7 @@ def drawn(height=40, width=60, ids=True):
     brush[5:9, 7:20], brush[20:, 30:], brush[0, 0] = 1, 3, 200
     tracks = [np.array([[3.25, 4.5], [20, 30], [70, -5]]), np.array([[8.0, 9.0]])]
     times = [np.array([0.0, 0.25, 0.9]), None]
-    return Inputs(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
+    return Drawing(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
 
 
 def same(a, b):
@@ -61,7 +61,7 @@ def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
         archive.extractall(tmp_path / "object_control" / "mine")
     (key,) = find_pairs(tmp_path)
     pair = read_pair(tmp_path, key)
-    same(pair.inputs, inputs)
+    same(pair.drawing, inputs)
 
 
 def test_an_image_alone_is_a_drawing_without_tracks():

@@ -36,8 +36,8 @@ def test_both_levels_both_names_and_any_size(tmp_path):
     assert list(samples) == [f"{FINE}/a", f"{FINE}/b", f"{OBJECT}/a"] and broken == []
     pairs = [read_pair(tmp_path, key) for key in samples]
     assert [pair.level for pair in pairs] == ["fine", "fine", "object"]
-    assert (pairs[1].inputs.brush > 0).sum() == 35 and pairs[1].inputs.tracks[0].tolist() == [[5, 6], [10.5, 20]]
-    assert [len(track) for track in pairs[2].inputs.tracks] == [1, 3] and pairs[0].inputs.image.shape == (64, 33, 3)
+    assert (pairs[1].drawing.brush > 0).sum() == 35 and pairs[1].drawing.tracks[0].tolist() == [[5, 6], [10.5, 20]]
+    assert [len(track) for track in pairs[2].drawing.tracks] == [1, 3] and pairs[0].drawing.image.shape == (64, 33, 3)
 
 
 def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
@@ -80,7 +80,7 @@ def test_no_benchmark_is_one_line(tmp_path):
 
 def test_tracks_move_with_the_pixels(tmp_path):
     write(tmp_path, f"{FINE}/a", (40, 60), tracks=[[[0, 0], [59, 39]], [[29.5, 19.5]]])
-    inputs = read_pair(tmp_path, f"{FINE}/a").inputs
+    inputs = read_pair(tmp_path, f"{FINE}/a").drawing
     corners, middle = inputs.scaled_tracks(80, 120)
     assert corners.tolist() == [[0.5, 0.5], [118.5, 78.5]] and middle.tolist() == [[59.5, 39.5]]
     small = inputs.resized(20, 30)
@@ -103,7 +103,7 @@ def test_loader_gives_each_pair_once_at_the_networks_size(tmp_path):
     data.setup("test")
     batches = list(data.test_dataloader())
     assert [batch["key"] for batch in batches] == [[f"{FINE}/a"], [f"{OBJECT}/b"]]
-    assert [batch["pair"].inputs.image.shape for batch in batches] == [(64, 128, 3), (64, 64, 3)]
+    assert [batch["pair"].drawing.image.shape for batch in batches] == [(64, 128, 3), (64, 64, 3)]
     assert [batch["position"].tolist() for batch in batches] == [[0], [1]]
 
 
@@ -116,12 +116,16 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
         pair = read_pair(tmp_path / "a", key)
         clip = read_frames(tmp_path / "a" / "true_clips" / f"{pair.key}.mp4", 5)
         assert clip.shape == (5, 3, 64, 96)
-        assert np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.inputs.image).mean() < 4  # but for the coding
-        for track in pair.inputs.tracks:
-            assert len(track) == 5 and pair.inputs.brush[tuple(track[0].astype(int)[::-1])]
-            assert _likeness(pair.inputs.image, *track[0].astype(int)) < ALIKE
-        other = read_pair(tmp_path / "b", pair.key).inputs
-        assert np.array_equal(other.image, pair.inputs.image) and np.array_equal(other.tracks[0], pair.inputs.tracks[0])
+        assert (
+            np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.drawing.image).mean() < 4
+        )  # but for the coding
+        for track in pair.drawing.tracks:
+            assert len(track) == 5 and pair.drawing.brush[tuple(track[0].astype(int)[::-1])]
+            assert _likeness(pair.drawing.image, *track[0].astype(int)) < ALIKE
+        other = read_pair(tmp_path / "b", pair.key).drawing
+        assert np.array_equal(other.image, pair.drawing.image) and np.array_equal(
+            other.tracks[0], pair.drawing.tracks[0]
+        )
     with pytest.raises(BadShards, match="holds files already"):
         write_sprite_bench(tmp_path / "a")
 

@@ -10,7 +10,7 @@ from PIL import Image
 from callbacks.strips import write_mp4
 from datamodules.bench import read_pair
 from datamodules.drawings.backdrop import Backdrop, video_kind
-from datamodules.drawings.inputs import Inputs, inputs_from_json, read_inputs, write_inputs
+from datamodules.drawings.drawing import Drawing, drawing_from_json, read_drawing, write_drawing
 from datamodules.errors import BadClip, BadInput
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -49,11 +49,11 @@ def test_what_is_written_is_read(tmp_path):
     }
     prints = set()
     for name, (backdrop, said) in backdrops.items():
-        inputs = Inputs(IMAGE, [], backdrop=backdrop)
-        write_inputs(tmp_path / name, inputs)
+        inputs = Drawing(IMAGE, [], backdrop=backdrop)
+        write_drawing(tmp_path / name, inputs)
         meta = json.loads((tmp_path / name / "meta_data.json").read_text())
         assert meta == {"traj_key_points": []} | said, name
-        again = read_inputs(tmp_path / name)
+        again = read_drawing(tmp_path / name)
         assert again.backdrop is not None and again.tracks == []
         files = {key: (tmp_path / name / key).read_bytes() for key in again.backdrop.files()}
         assert files == backdrop.files() and again.backdrop.presets == backdrop.presets
@@ -61,9 +61,9 @@ def test_what_is_written_is_read(tmp_path):
         again.brush = None  # a written mask is an empty one where there was none
         assert again.fingerprint() == inputs.fingerprint()
         prints.add(inputs.fingerprint())
-        single = read_inputs(tmp_path / name / "first_frame.png", tmp_path / name / "meta_data.json")
+        single = read_drawing(tmp_path / name / "first_frame.png", tmp_path / name / "meta_data.json")
         assert single.fingerprint() == inputs.fingerprint()
-    assert len(prints | {Inputs(IMAGE, []).fingerprint()}) == 5
+    assert len(prints | {Drawing(IMAGE, []).fingerprint()}) == 5
 
 
 def test_the_fingerprint_is_of_every_part():
@@ -71,14 +71,15 @@ def test_the_fingerprint_is_of_every_part():
     brush[3, 4] = 1
     track, times = np.array([[5.0, 6.0], [9.0, 9.0]]), [np.array([0.0, 0.5])]
     made = [
-        Inputs(IMAGE, [track]), Inputs(255 - IMAGE, [track]), Inputs(IMAGE, [track + 0.25]), Inputs(IMAGE, [track] * 2),
-        Inputs(IMAGE, [track], brush), Inputs(IMAGE, [track], 1 - brush), Inputs(IMAGE, [track], brush, times),
-        Inputs(IMAGE, [track], brush, None, [1]), Inputs(IMAGE, [track], backdrop=Backdrop({"pan": 0.1})),
-        Inputs(IMAGE, [track], backdrop=Backdrop(driving=b"1")),
-        Inputs(IMAGE, [track], backdrop=Backdrop(driving=b"2")),
+        Drawing(IMAGE, [track]), Drawing(255 - IMAGE, [track]), Drawing(IMAGE, [track + 0.25]),
+        Drawing(IMAGE, [track] * 2),
+        Drawing(IMAGE, [track], brush), Drawing(IMAGE, [track], 1 - brush), Drawing(IMAGE, [track], brush, times),
+        Drawing(IMAGE, [track], brush, None, [1]), Drawing(IMAGE, [track], backdrop=Backdrop({"pan": 0.1})),
+        Drawing(IMAGE, [track], backdrop=Backdrop(driving=b"1")),
+        Drawing(IMAGE, [track], backdrop=Backdrop(driving=b"2")),
     ]  # fmt: skip
     assert len({inputs.fingerprint() for inputs in made}) == len(made)
-    assert Inputs(IMAGE.copy(), [track.copy()]).fingerprint() == made[0].fingerprint()
+    assert Drawing(IMAGE.copy(), [track.copy()]).fingerprint() == made[0].fingerprint()
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_the_fingerprint_is_of_every_part():
 )
 def test_what_it_cannot_be_is_a_line(said, message):
     with pytest.raises(BadInput) as error:
-        inputs_from_json(json.dumps({"traj_key_points": []} | said), IMAGE, beside={"poses.txt": POSES})
+        drawing_from_json(json.dumps({"traj_key_points": []} | said), IMAGE, beside={"poses.txt": POSES})
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -116,6 +117,6 @@ def test_only_videos_are_videos(tmp_path):
 
 
 def test_a_benchmark_has_none(tmp_path):
-    write_inputs(tmp_path / "object_control" / "a", Inputs(IMAGE, [], backdrop=Backdrop({"pan": 0.1})))
+    write_drawing(tmp_path / "object_control" / "a", Drawing(IMAGE, [], backdrop=Backdrop({"pan": 0.1})))
     with pytest.raises(BadClip, match="a camera or a driving video, expected tracks and a brush alone"):
         read_pair(tmp_path, "object_control/a")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.drawings.inputs import Inputs, inputs_from_json, read_inputs
+from datamodules.drawings.drawing import Drawing, drawing_from_json, read_drawing
 from datamodules.drawings.poses import read_poses
 from datamodules.errors import BadInput
 from datamodules.files import read_array, read_depth
@@ -30,21 +30,21 @@ NUMBERS += [[5, "6"], [20, 9]], 5, True, [[10**90, 6]], [[[[5]]]], [[5, 6], [7]]
 @pytest.mark.parametrize("track", NUMBERS, ids=range(len(NUMBERS)))
 def test_a_track_of_no_numbers(track):
     with pytest.raises(BadInput, match=r"drawing: traj_key_points\[0\]: expected ") as error:
-        inputs_from_json(json.dumps({"traj_key_points": [track]}), IMAGE, name="drawing")
+        drawing_from_json(json.dumps({"traj_key_points": [track]}), IMAGE, name="drawing")
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**90]])
 def test_times_of_no_numbers(times):
     with pytest.raises(BadInput, match=r"times\[0\]: expected "):
-        inputs_from_json(json.dumps({"traj_key_points": [LINE], "times": [times]}), IMAGE)
+        drawing_from_json(json.dumps({"traj_key_points": [LINE], "times": [times]}), IMAGE)
 
 
 @pytest.mark.parametrize("ids", [[[[[1]]]], {}, [True], ["1"], [1.0], [10**90], [{"a": [1] * 1000}]])
 def test_brush_ids_of_no_numbers(ids):
     brush = np.ones((40, 60), np.uint8)
     with pytest.raises(BadInput, match="drawing: brush") as error:
-        inputs_from_json(json.dumps({"traj_key_points": [LINE], "brush": ids}), IMAGE, brush, "drawing")
+        drawing_from_json(json.dumps({"traj_key_points": [LINE], "brush": ids}), IMAGE, brush, "drawing")
     assert len(str(error.value)) < 200
 
 
@@ -53,9 +53,9 @@ def test_counts_are_bounded_before_they_cost():
     for count, ids in ((10_001, False), (1001, True)):
         text = {"traj_key_points": [[[5, 6]]] * count} | ({"brush": [1] * count} if ids else {})
         with pytest.raises(BadInput, match="at most 1000"):
-            inputs_from_json(json.dumps(text), IMAGE, brush)
+            drawing_from_json(json.dumps(text), IMAGE, brush)
     with pytest.raises(BadInput, match="expected at most 16 MB"):
-        inputs_from_json(b'{"traj_key_points": [' + b"0," * 2**23 + b"0]}", IMAGE)
+        drawing_from_json(b'{"traj_key_points": [' + b"0," * 2**23 + b"0]}", IMAGE)
 
 
 HEADERS = {
@@ -93,7 +93,7 @@ def test_arrays_of_truth_values_are_no_points_and_no_depth(tmp_path):
         np.save(tmp_path / "tracks.npy", array)
         Image.fromarray(IMAGE).save(tmp_path / "image.png")
         with pytest.raises(BadInput, match="tracks.npy: expected .N, L, 2. numbers"):
-            read_inputs(tmp_path / "image.png", tmp_path / "tracks.npy")
+            read_drawing(tmp_path / "image.png", tmp_path / "tracks.npy")
     with pytest.raises(BadInput, match="expected .H, W. numbers"):
         read_depth(npy(np.ones((4, 5), bool)))
 
@@ -130,7 +130,7 @@ def test_poses_without_bounds(text, said):
 def test_plain_numbers_stay_what_they_are():
     """Of lists and arrays of any kind of number; the same bits."""
     for track in (LINE, np.array(LINE, np.uint8), np.array(LINE, np.float16), [np.float32([5, 6]), (20, 9)]):
-        assert Inputs(IMAGE, [track]).tracks[0].tolist() == [[5.0, 6.0], [20.0, 9.0]]
+        assert Drawing(IMAGE, [track]).tracks[0].tolist() == [[5.0, 6.0], [20.0, 9.0]]
     file = io.BytesIO()
     np.lib.format.write_array(file, np.asfortranarray(np.arange(20.0).reshape(2, 5, 2)), version=(3, 0))
     assert read_array(file.getvalue(), "numbers", 3).tolist() == np.arange(20.0).reshape(2, 5, 2).tolist()

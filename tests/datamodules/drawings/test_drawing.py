@@ -1,4 +1,4 @@
-"""Inputs of a generation: both layouts, what is written is read, and one line for whatever is wrong with a file."""
+"""Drawings as files: both layouts, what is written is read, and one line for whatever is wrong with a file."""
 
 import io
 import json
@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.drawings.inputs import (
-    Inputs,
+from datamodules.drawings.drawing import (
+    Drawing,
     colour,
-    find_inputs,
-    inputs_from_json,
-    inputs_json,
+    drawing_from_json,
+    drawing_json,
+    find_drawings,
+    read_drawing,
     read_image,
-    read_inputs,
     read_mask,
-    write_inputs,
+    write_drawing,
 )
 from datamodules.errors import BadInput
 from tests.support.drawings import npy
@@ -41,45 +41,45 @@ def test_what_is_written_is_read(tmp_path):
     brush = np.zeros((40, 60), np.uint8)
     brush[2:9, 3:8], brush[20:30, 30:50], brush[35:, :9] = 1, 2, 7
     times = [np.array([0, 0.1, 0.7]), None]
-    inputs = Inputs(IMAGE, [CURVE, np.array([[40.0, 25.0]])], brush, times, [1, 2])
-    write_inputs(tmp_path / "new" / "sample", inputs)
-    again = read_inputs(tmp_path / "new" / "sample")
+    inputs = Drawing(IMAGE, [CURVE, np.array([[40.0, 25.0]])], brush, times, [1, 2])
+    write_drawing(tmp_path / "new" / "sample", inputs)
+    again = read_drawing(tmp_path / "new" / "sample")
     assert np.array_equal(again.image, IMAGE) and np.array_equal(again.brush, brush)
     assert [track.tolist() for track in again.tracks] == [track.tolist() for track in inputs.tracks]
     assert again.times[0].tolist() == [0, 0.1, 0.7] and again.times[1] is None and again.brush_ids == [1, 2]
     masks = again.masks()
     assert masks.shape == (3, 40, 60) and [mask.sum() for mask in masks] == [35, 200, 45]
-    assert find_inputs(tmp_path / "new") == {"sample": tmp_path / "new" / "sample"}
+    assert find_drawings(tmp_path / "new") == {"sample": tmp_path / "new" / "sample"}
     seen = np.asarray(Image.open(tmp_path / "new/sample/first_frame_mask.png").convert("RGB"))
     assert tuple(seen[3, 4]) == colour(1) and tuple(seen[25, 40]) == colour(2)
     # as any other reader of the benchmark sees it
     other = np.asarray(Image.open(tmp_path / "new/sample/first_frame_mask.png").convert("L")) > 0
     assert np.array_equal(other, brush > 0)
-    plain = Inputs(IMAGE, [CURVE], brush)
-    write_inputs(tmp_path / "plain", plain)
+    plain = Drawing(IMAGE, [CURVE], brush)
+    write_drawing(tmp_path / "plain", plain)
     assert json.loads((tmp_path / "plain/meta_data.json").read_text()) == {"traj_key_points": [CURVE.tolist()]}
-    assert np.array_equal(read_inputs(tmp_path / "plain").masks(), brush > 0)
+    assert np.array_equal(read_drawing(tmp_path / "plain").masks(), brush > 0)
 
 
 def test_speed_curves():
-    inputs = Inputs(IMAGE, [CURVE[[0, 2]], CURVE[[0, 2]], CURVE[:1]], times=[np.array([0.25, 0.75]), None, None])
+    inputs = Drawing(IMAGE, [CURVE[[0, 2]], CURVE[[0, 2]], CURVE[:1]], times=[np.array([0.25, 0.75]), None, None])
     curved, even, click = inputs.paths(9)
     assert np.array_equal(curved[:3], CURVE[[0, 0, 0]]) and np.array_equal(curved[6:], CURVE[[2, 2, 2]])
     assert np.allclose(curved[4], even[4]) and not np.allclose(curved[3], even[3])
     assert np.array_equal(click, CURVE[[0] * 9])
     strokes = inputs.strokes(9)
     assert np.array_equal(strokes[0], curved) and np.array_equal(strokes[1], CURVE[[0, 2]])
-    assert Inputs(IMAGE, [CURVE], times=[None]).times is None
+    assert Drawing(IMAGE, [CURVE], times=[None]).times is None
 
 
 def test_an_ease_is_the_speed_along_the_way_and_adds_no_point(tmp_path):
     """The part of the way that is covered at the part t of the clip: t^2, 1 - (1 - t)^2 and (1 - cos(pi t)) / 2."""
     line, bent = CURVE[[0, 2]], np.array([[5.0, 5.0], [5.0, 15.0], [35.0, 15.0]])
     eases = ["in", "out", "in and out", None, "in", "in"]
-    write_inputs(tmp_path, Inputs(IMAGE, [line] * 4 + [bent, CURVE[:1]], eases=eases))
+    write_drawing(tmp_path, Drawing(IMAGE, [line] * 4 + [bent, CURVE[:1]], eases=eases))
     written = json.loads((tmp_path / "meta_data.json").read_text())
     assert written["ease"] == eases and written["traj_key_points"][:4] == [line.tolist()] * 4 and "times" not in written
-    inputs, t = read_inputs(tmp_path), np.linspace(0, 1, 9)
+    inputs, t = read_drawing(tmp_path), np.linspace(0, 1, 9)
     covered = [t**2, 1 - (1 - t) ** 2, (1 - np.cos(np.pi * t)) / 2, t]
     paths, strokes = inputs.paths(9), inputs.strokes(9)
     for path, part in zip(paths, covered):
@@ -89,11 +89,11 @@ def test_an_ease_is_the_speed_along_the_way_and_adds_no_point(tmp_path):
     assert np.array_equal(paths[5], CURVE[[0] * 9])
     larger = inputs.resized(80, 120)
     assert larger.eases == eases and np.allclose(larger.paths(9)[0] + 0.5, (paths[0] + 0.5) * 2)
-    assert inputs.fingerprint() != Inputs(IMAGE, inputs.tracks).fingerprint()
-    assert Inputs(IMAGE, [line], eases=[None]).eases is None
+    assert inputs.fingerprint() != Drawing(IMAGE, inputs.tracks).fingerprint()
+    assert Drawing(IMAGE, [line], eases=[None]).eases is None
     near = np.array([[5.0, 6.0], [5 + 1e-200, 6.0], [30.0, 21.0], [30.0, 21 + 4e-15]])
-    assert np.allclose(Inputs(IMAGE, [near], eases=["in"]).paths(9)[0], paths[0])
-    same_spot = Inputs(IMAGE, [line[[0, 0, 1]], line[[0, 0]]], eases=["in", "out"]).paths(9)
+    assert np.allclose(Drawing(IMAGE, [near], eases=["in"]).paths(9)[0], paths[0])
+    same_spot = Drawing(IMAGE, [line[[0, 0, 1]], line[[0, 0]]], eases=["in", "out"]).paths(9)
     assert np.allclose(same_spot[0], paths[0], atol=1e-3) and np.array_equal(same_spot[1], line[[0] * 9])
 
 
@@ -106,15 +106,15 @@ def test_arrays_of_a_tracker(tmp_path):
     Image.fromarray(IMAGE).save(tmp_path / "image.png")
     np.save(tmp_path / "tracks.npy", points)
     np.save(tmp_path / "visibility.npy", seen)
-    inputs = read_inputs(tmp_path)
+    inputs = read_drawing(tmp_path)
     assert len(inputs.tracks) == 2 and inputs.brush is None and inputs.masks() is None
     assert np.allclose(inputs.paths(9), points[2]) and inputs.times[1] is None
     assert np.array_equal(inputs.strokes(9)[1], points[2])
     (tmp_path / "visibility.npy").unlink()
     with pytest.raises(BadInput, match=r"tracks.npy: track 0: expected finite"):
-        read_inputs(tmp_path)
+        read_drawing(tmp_path)
     np.save(tmp_path / "tracks.npy", np.asfortranarray(points[1:]))
-    assert np.allclose(read_inputs(tmp_path / "image.png", tmp_path / "tracks.npy").tracks[1], points[2])
+    assert np.allclose(read_drawing(tmp_path / "image.png", tmp_path / "tracks.npy").tracks[1], points[2])
 
 
 def test_pictures_of_many_kinds(tmp_path):
@@ -238,7 +238,7 @@ def test_bad_images(tmp_path, kind):
     path = tmp_path / "picture.png"
     path.write_bytes(data)
     with pytest.raises(BadInput) as error:
-        read_inputs(path)
+        read_drawing(path)
     assert said in one_line(error) and str(path) in str(error.value)
     if data:
         with pytest.raises(BadInput, match="upload 3: "):
@@ -247,10 +247,10 @@ def test_bad_images(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", MASKS)
 def test_bad_masks(tmp_path, kind):
-    write_inputs(tmp_path, Inputs(IMAGE, [CURVE]))
+    write_drawing(tmp_path, Drawing(IMAGE, [CURVE]))
     (tmp_path / "first_frame_mask.png").write_bytes(MASKS[kind][0])
     with pytest.raises(BadInput) as error:
-        read_inputs(tmp_path)
+        read_drawing(tmp_path)
     assert MASKS[kind][1] in one_line(error) and "first_frame_mask.png" in str(error.value)
 
 
@@ -262,7 +262,7 @@ def test_bad_texts(tmp_path, kind):
     (tmp_path / "image.png").write_bytes(png(IMAGE))
     (tmp_path / "mask.png").write_bytes(png(np.ones((40, 60), np.uint8)))
     with pytest.raises(BadInput) as error:
-        read_inputs(tmp_path / "image.png", path, tmp_path / "mask.png")
+        read_drawing(tmp_path / "image.png", path, tmp_path / "mask.png")
     assert said in one_line(error) and str(path) in str(error.value)
 
 
@@ -271,7 +271,7 @@ def test_bad_arrays(tmp_path, kind):
     (tmp_path / "image.png").write_bytes(png(IMAGE))
     (tmp_path / "tracks.npy").write_bytes(ARRAYS[kind][0])
     with pytest.raises(BadInput) as error:
-        read_inputs(tmp_path)
+        read_drawing(tmp_path)
     assert ARRAYS[kind][1] in one_line(error) and "tracks.npy" in str(error.value)
 
 
@@ -281,21 +281,23 @@ def test_bad_visibility_and_folders(tmp_path):
     for array, said in ((np.ones((2, 4)), r"expected shape \(2, 5\) as tracks.npy"), (np.zeros((2, 5)), "no point is")):
         np.save(tmp_path / "visibility.npy", array)
         with pytest.raises(BadInput, match=f"visibility.npy: {said}"):
-            read_inputs(tmp_path)
+            read_drawing(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="neither first_frame.png nor image.png"):
-        read_inputs(tmp_path / "empty")
+        read_drawing(tmp_path / "empty")
     with pytest.raises(BadInput, match="no inputs, expected"):
-        find_inputs(tmp_path / "empty")
+        find_drawings(tmp_path / "empty")
     with pytest.raises(BadInput, match="nowhere: no such file"):
-        read_inputs(tmp_path / "nowhere")
+        read_drawing(tmp_path / "nowhere")
 
 
 def test_two_hundred_bad_requests(tmp_path):
     """Sound inputs with bytes changed, cut or swapped at random: read, or one line; nothing else, nothing written."""
     brush = np.zeros((40, 60), np.uint8)
     brush[:20], brush[20:] = 1, 2
-    write_inputs(tmp_path / "good", Inputs(IMAGE, [CURVE, CURVE[:1]], brush, [np.array([0, 0.2, 1]), None], [1, None]))
+    write_drawing(
+        tmp_path / "good", Drawing(IMAGE, [CURVE, CURVE[:1]], brush, [np.array([0, 0.2, 1]), None], [1, None])
+    )
     (tmp_path / "arrays").mkdir()
     (tmp_path / "arrays/image.png").write_bytes(png(IMAGE))
     (tmp_path / "arrays/tracks.npy").write_bytes(npy(TRACKS))
@@ -321,18 +323,18 @@ def test_two_hundred_bad_requests(tmp_path):
                 data[at:at] = rng.bytes(8)
         path.write_bytes(data)
         try:
-            read_inputs(folder)
+            read_drawing(folder)
         except BadInput as error:
             refused += 1
             assert "\n" not in str(error) and str(tmp_path) in str(error)
         path.write_bytes(before)
     assert 80 < refused < 200
-    assert read_inputs(tmp_path / "good").brush_ids == [1, None] and len(read_inputs(tmp_path / "arrays").tracks) == 2
+    assert read_drawing(tmp_path / "good").brush_ids == [1, None] and len(read_drawing(tmp_path / "arrays").tracks) == 2
 
 
 def test_of_a_page_without_files():
-    inputs = inputs_from_json(json.dumps({"traj_key_points": POINTS}), IMAGE, png(np.full((40, 60), 9, np.uint8)))
-    assert inputs.masks().all() and inputs_json(inputs) == {"traj_key_points": [[[5.0, 6.0], [10.0, 20.0]]]}
+    inputs = drawing_from_json(json.dumps({"traj_key_points": POINTS}), IMAGE, png(np.full((40, 60), 9, np.uint8)))
+    assert inputs.masks().all() and drawing_json(inputs) == {"traj_key_points": [[[5.0, 6.0], [10.0, 20.0]]]}
     for wrong, said in (
         (dict(image=IMAGE[..., 0]), "image is"),
         (dict(image=np.zeros((9, 9000, 3), np.uint8)), "image: 9 x 9000 pixels"),
@@ -341,4 +343,4 @@ def test_of_a_page_without_files():
         (dict(brush_ids=[3]), r"brush_ids\[0\]"),
     ):
         with pytest.raises(BadInput, match=said):
-            Inputs(**{"image": IMAGE, "tracks": [CURVE], **wrong})
+            Drawing(**{"image": IMAGE, "tracks": [CURVE], **wrong})

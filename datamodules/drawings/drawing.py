@@ -37,7 +37,7 @@ PALETTE = (
 
 
 @dataclass  # not frozen: Lightning copies batches field by field
-class Inputs:
+class Drawing:
     """A first frame, tracks drawn on it and what is brushed; checked where it is made.
 
     Attributes:
@@ -117,7 +117,7 @@ class Inputs:
         """(H, W) bool, what any brush covers; None where none does."""
         return None if self.brush is None or not self.brush.any() else self.brush > 0
 
-    def resized(self, height: int, width: int) -> Inputs:
+    def resized(self, height: int, width: int) -> Drawing:
         """The same at another size, tracks and brush with it."""
         if self.size == (height, width):
             return self
@@ -128,11 +128,11 @@ class Inputs:
             brush = cv2.resize(brush, (width, height), interpolation=cv2.INTER_NEAREST)
         if ids is not None:  # a brush of a few pixels may be gone
             ids = [index if brush is not None and (brush == index).any() else None for index in ids]
-        return Inputs(image, self.scaled_tracks(height, width), brush, self.times, ids, self.backdrop, self.eases)
+        return Drawing(image, self.scaled_tracks(height, width), brush, self.times, ids, self.backdrop, self.eases)
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it: that of other inputs is another one."""
-        digest = hashlib.sha256(json.dumps([self.image.shape, inputs_json(self)]).encode())
+        digest = hashlib.sha256(json.dumps([self.image.shape, drawing_json(self)]).encode())
         digest.update(self.image.tobytes())
         digest.update(b"none" if self.brush is None else self.brush.tobytes())
         for source in (self.backdrop.files() if self.backdrop else {}).values():
@@ -157,12 +157,12 @@ class Inputs:
         return self.eases or [None] * len(self.tracks)
 
 
-def read_inputs(
+def read_drawing(
     source: str | Path,
     tracks: str | Path | None = None,
     brush: str | Path | None = None,
     background: tuple[int, int, int] = WHITE,
-) -> Inputs:
+) -> Drawing:
     """Read and check what to generate from.
 
     Args:
@@ -178,17 +178,17 @@ def read_inputs(
     if not source.is_dir():
         image = read_image(source, background=background)
         if tracks is None:
-            return Inputs(image, [], None if brush is None else _fitting(brush, image, False))
+            return Drawing(image, [], None if brush is None else _fitting(brush, image, False))
         tracks = Path(tracks)
         if tracks.suffix.lower() == ".npy":
             return _from_arrays(image, tracks, tracks.with_name("visibility.npy"), brush)
-        return inputs_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
+        return drawing_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
     if (source / IMAGE).is_file():
         image = read_image(source / IMAGE, background=background)
         meta = next((source / name for name in META if (source / name).is_file()), None)
         if meta is None:
             raise BadInput(f"{source}: neither {META[0]} nor {META[1]}")
-        return inputs_from_json(read_bytes(meta), image, source / MASK, str(meta), source)
+        return drawing_from_json(read_bytes(meta), image, source / MASK, str(meta), source)
     if not (source / "image.png").is_file():
         raise BadInput(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
@@ -197,14 +197,14 @@ def read_inputs(
     return _from_arrays(image, *arrays, mask if mask.is_file() else None)
 
 
-def inputs_from_json(
+def drawing_from_json(
     data: bytes | str,
     image: np.ndarray,
     brush: Source | np.ndarray | None = None,
     name: str = "tracks",
     beside: Path | Mapping[str, bytes] | None = None,
-) -> Inputs:
-    """Inputs of an image and the text of its `meta_data.json`.
+) -> Drawing:
+    """A drawing of an image and the text of its `meta_data.json`.
 
     Args:
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
@@ -242,11 +242,11 @@ def inputs_from_json(
     if ids is not None:
         values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
         ids = checked_ids(ids, len(tracks), values, f"{name}: brush")
-    return Inputs(image, tracks, brush, times, ids, backdrop, eases)
+    return Drawing(image, tracks, brush, times, ids, backdrop, eases)
 
 
-def inputs_json(inputs: Inputs) -> dict[str, Any]:
-    """What `meta_data.json` says of inputs; see `inputs_from_json`."""
+def drawing_json(inputs: Drawing) -> dict[str, Any]:
+    """What `meta_data.json` says of inputs; see `drawing_from_json`."""
     found: dict[str, Any] = {"traj_key_points": [track.tolist() for track in inputs.tracks]}
     if inputs.times is not None:
         found["times"] = [None if times is None else times.tolist() for times in inputs.times]
@@ -257,7 +257,7 @@ def inputs_json(inputs: Inputs) -> dict[str, Any]:
     return found if inputs.backdrop is None else found | inputs.backdrop.json()
 
 
-def write_inputs(folder: str | Path, inputs: Inputs) -> None:
+def write_drawing(folder: str | Path, inputs: Drawing) -> None:
     """Write inputs in the benchmark's layout, each file whole or not at all, the tracks last; the folder is made."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,7 +271,7 @@ def write_inputs(folder: str | Path, inputs: Inputs) -> None:
     write_atomic(folder / MASK, _png(mask))
     for name, source in (inputs.backdrop.files() if inputs.backdrop else {}).items():
         write_atomic(folder / name, data_of(source))
-    write_atomic(folder / META[0], json.dumps(inputs_json(inputs), allow_nan=False).encode())
+    write_atomic(folder / META[0], json.dumps(drawing_json(inputs), allow_nan=False).encode())
 
 
 def colour(brush_id: int) -> tuple[int, int, int]:
@@ -279,7 +279,7 @@ def colour(brush_id: int) -> tuple[int, int, int]:
     return PALETTE[0 if brush_id == 0 else 1 + (brush_id - 1) % (len(PALETTE) - 1)]
 
 
-def find_inputs(folder: str | Path) -> dict[str, Path]:
+def find_drawings(folder: str | Path) -> dict[str, Path]:
     """Name -> folder of all inputs in a folder: a benchmark's levels, folders in one of the two layouts, or itself.
 
     Raises:
@@ -300,8 +300,8 @@ def find_inputs(folder: str | Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in inner}
 
 
-def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Inputs:
-    """Inputs of a tracker's or anybody's points: frames in which one is hidden are bridged by those around them, and
+def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Drawing:
+    """A drawing of a tracker's or anybody's points: frames in which one is hidden are bridged by those around them, and
     after the last one in which it is seen it stays. Points that the first frame hides start nowhere and are left out.
     """
     points = read_array(tracks, "(N, L, 2) numbers", 3)
@@ -322,7 +322,7 @@ def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str |
     times = [None if seen[index].all() else knots[seen[index]] for index in starts]
     names = [f"{tracks}: track {index}" for index in starts]
     kept, checked = checked_tracks(kept, times, image.shape[:2], names, f"{tracks}: times")
-    return Inputs(image, kept, None if brush is None else _fitting(brush, image, False), checked)
+    return Drawing(image, kept, None if brush is None else _fitting(brush, image, False), checked)
 
 
 def _fitting(brush: Source, image: np.ndarray, labelled: bool) -> np.ndarray:
