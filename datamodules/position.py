@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
@@ -45,18 +45,18 @@ class Position:
         """Continue from a checkpoint's state.
 
         Raises:
-            MisconfigurationException: the state is none, or of a later version, whose order may be another.
+            UserError: the state is none, or of a later version, whose order may be another.
         """
         fields = state if isinstance(state, dict) else {}
         version = fields.get("version", 1)  # the first versions did not write it
         if type(version) is not int or version > VERSION:
-            raise MisconfigurationException(
+            raise UserError(
                 f"ckpt_path: the checkpoint's {self.name} has version {version!r:.80}, expected at most {VERSION}; "
                 "a later version of this package reads it"
             )
         position = fields.get("position")
         if type(position) is not int or not 0 <= position < 2**62:
-            raise MisconfigurationException(
+            raise UserError(
                 f"ckpt_path: the checkpoint's {self.name} is {position!r:.80}, expected a whole number of at least 0"
             )
         self._loaded = position

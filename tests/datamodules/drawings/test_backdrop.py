@@ -11,7 +11,7 @@ from callbacks.strips import write_mp4
 from datamodules.bench import read_pair
 from datamodules.drawings.backdrop import Backdrop, video_kind
 from datamodules.drawings.drawing import Drawing, drawing_from_json, read_drawing, write_drawing
-from datamodules.errors import BadClip, BadInput
+from remoco.common.errors import BadClip, UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 POSES = b"1 0.9 1.2 0.5 0.5 0 0 1 0 0 0 0 1 0 0 0 0 1 0\n" * 2
@@ -104,7 +104,7 @@ def test_the_fingerprint_is_of_every_part():
     ],
 )
 def test_what_it_cannot_be_is_a_line(said, message):
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         drawing_from_json(json.dumps({"traj_key_points": []} | said), IMAGE, beside={"poses.txt": POSES})
     assert message in str(error.value) and "\n" not in str(error.value)
 
