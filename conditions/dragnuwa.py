@@ -17,6 +17,7 @@ from torch import Tensor
 from conditions.gaussian import MAX_KERNEL, region_points
 from conditions.region import SparseCondition, candidate_regions, draw_regions
 from conditions.strokes import draw_strokes, interpolate_track, track_points
+from remoco.common.errors import UserError
 
 KERNEL, SIGMA = 199, 20.0  # of the release, in pixels of 320 x 576
 
@@ -101,9 +102,9 @@ class DragNUWA(SparseCondition):
         super().__init__(region_size, min_mask_ratio, "l2", motion_mask)
         whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
         if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size: expected an odd integer from 1 to {MAX_KERNEL}, got {kernel_size!r}")
+            raise UserError(f"kernel_size: expected an odd integer from 1 to {MAX_KERNEL}, got {kernel_size!r}")
         if not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma: expected a number above 0, got {sigma!r}")
+            raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
         self.kernel_size = kernel_size
         self.sigma = float(sigma)
 

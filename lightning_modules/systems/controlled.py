@@ -115,8 +115,13 @@ class ControlledSVD:
         first = given.latents[:, None].expand(-1, latents.shape[1], -1, -1, -1)
         return torch.cat([latents.expand(2, -1, -1, -1, -1).to(first), first], 2)
 
-    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, residuals: Residuals) -> Tensor:
+    def residuals(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Sequence[Tensor | None]) -> Residuals:
+        """What the copy gives for both branches."""
+        return self.copy(inputs, timestep, given.tokens, given.ids, maps, self.settings.scale)
+
+    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Sequence[Tensor | None]) -> Tensor:
         """Predictions (2, L, C, h, w) of both branches as one batch; the order of the context needs that."""
+        residuals = self.residuals(inputs, timestep, given, maps)
         return self.joined(inputs, timestep, given.tokens, given.ids, residuals)
 
     def sample(
@@ -141,13 +146,11 @@ class ControlledSVD:
         sigmas = karras_sigmas(self.settings.steps) if sigmas is None else sigmas.float().cpu()
         scale = torch.linspace(*self.settings.guidance, start.shape[1]).to(start).view(-1, 1, 1, 1)
         twice = [None if one is None else one.repeat(2, 1, 1, 1) for one in maps]
-        x, residuals = start * (sigmas[0] ** 2 + 1) ** 0.5, None
+        x = start * (sigmas[0] ** 2 + 1) ** 0.5
         for number, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
             inputs = self.inputs(x / (sigma**2 + 1) ** 0.5, given)
             timestep = (0.25 * sigma.double().log()).float()[None].to(start.device)
-            if residuals is None or self.quirks.control_steps == "every":
-                residuals = self.copy(inputs, timestep, given.tokens, given.ids, twice, self.settings.scale)
-            without, with_image = self.predict(inputs, timestep, given, residuals).to(x.dtype).split(1)
+            without, with_image = self.predict(inputs, timestep, given, twice).to(x.dtype).split(1)
             x, denoised = self.step(x, without + scale * (with_image - without), sigma, following)
             if on_step is not None:
                 changed = on_step(number, x, denoised)

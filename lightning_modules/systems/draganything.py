@@ -22,8 +22,9 @@ from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, halving, through
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
-from lightning_modules.systems.system import Drawing, check_size, check_tracks
+from lightning_modules.systems.system import Drawn, check_size, check_tracks
 from lightning_modules.systems.tracks import paths, scaled_points
+from remoco.common.errors import UserError
 
 BLOB, BLOB_SIGMA = 200, 40.0  # side of the Gaussian that is resized to each entity, and its standard deviation
 MAX_RADIUS = 50
@@ -49,9 +50,10 @@ class Quirks(SharedQuirks):
     @classmethod
     def corrected(cls) -> Quirks:
         """None of them."""
-        return cls("clip_pixel", "once", "asked", True, "every", False, "vector")
+        return cls("clip_pixel", "once", "asked", True, False, "vector")
 
 
+AS_RELEASED = Quirks()
 RELEASED = Settings(size=(320, 576), frames=14, motion_bucket=180)
 
 
@@ -133,7 +135,7 @@ class DragAnything:
         svd: str,
         features: Features,
         segment: Segment | None = None,
-        quirks: Quirks = Quirks(),
+        quirks: Quirks = AS_RELEASED,
         settings: Settings = RELEASED,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
@@ -151,8 +153,8 @@ class DragAnything:
             device: Where they go.
 
         Raises:
-            ValueError: other weights, or another base; one line.
-            MisconfigurationException: the base does not read.
+            UserError: other weights, or another base; one line.
+            UserError: the base does not read.
         """
         state = read_state(released_file(path))
         parts = base_parts(svd, BASE_FRAMES, cls.name)
@@ -163,11 +165,11 @@ class DragAnything:
         controlled.to(device, dtype)
         return cls(controlled, features, segment)
 
-    def control(self, drawing: Drawing) -> Control:
+    def control(self, drawing: Drawn) -> Control:
         """Heat maps and entity maps of a drawing.
 
         Raises:
-            ValueError: a track has no mask, or one too small to have a feature; one line.
+            UserError: a track has no mask, or one too small to have a feature; one line.
         """
         own = drawing.resized(*self.size)
         tracks = own.strokes(self.frames)
@@ -178,19 +180,19 @@ class DragAnything:
         return drawn(points, masks, self.features(image), self.quirks)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
         own = drawing.resized(*self.size)
         maps = self.svd.copy.maps(self.control(own))
         return self.svd.video(own.image, maps, seed, on_step)
 
 
-def track_masks(drawing: Drawing, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
+def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
     """(H, W) uint8, 0 or 255, for each track: its own brush, else the brush's connected part under its start, else what
     `segment` says.
 
     Raises:
-        ValueError: a track has none.
+        UserError: a track has none.
     """
     height, width = drawing.image.shape[:2]
     parts, ids = None, drawing.brush_ids
@@ -207,7 +209,7 @@ def track_masks(drawing: Drawing, tracks: Sequence[np.ndarray], segment: Segment
         elif segment is not None:
             mask = np.asarray(segment(drawing.image, track[0])) != 0
         if mask.shape != (height, width) or not mask.any():
-            raise ValueError(
+            raise UserError(
                 f"DragAnything: track {index} starts at x, y = {[round(float(n), 1) for n in track[0]]} where nothing "
                 f"is brushed, expected a brush under each of the {len(tracks)} tracks, or masks of SAM"
             )
@@ -220,13 +222,13 @@ def released_paths(
     canvas: tuple[int, int],
     size: tuple[int, int],
     frames: int,
-    quirks: SharedQuirks = Quirks(),
+    quirks: SharedQuirks = AS_RELEASED,
 ) -> np.ndarray:
     """(N, L, 2) points of key points on a canvas, in pixels of a frame of another size."""
     return paths(scaled_points(tracks, canvas, size, quirks.whole_pixels), frames, click=quirks.whole_pixels)
 
 
-def drawn(points: np.ndarray, masks: Sequence[np.ndarray], feature: Tensor, quirks: Quirks = Quirks()) -> Control:
+def drawn(points: np.ndarray, masks: Sequence[np.ndarray], feature: Tensor, quirks: Quirks = AS_RELEASED) -> Control:
     """Blobs and entities of tracks.
 
     Args:
@@ -236,7 +238,7 @@ def drawn(points: np.ndarray, masks: Sequence[np.ndarray], feature: Tensor, quir
         quirks: As released, or corrected.
 
     Raises:
-        ValueError: a mask has no pixel left at the feature's size.
+        UserError: a mask has no pixel left at the feature's size.
     """
     height, width = masks[0].shape
     places = (np.trunc(points) if quirks.whole_pixels else np.rint(points)).astype(int)
@@ -283,7 +285,7 @@ def entity_vector(inside: np.ndarray, feature: Tensor, index: int, entity: str) 
     height, width = feature.shape[1:]
     small = cv2.resize(inside, (width, height)) > 0
     if not small.any():
-        raise ValueError(
+        raise UserError(
             f"DragAnything: the mask of track {index} is gone at {height} x {width}, where features are pooled, "
             "expected a larger brush"
         )

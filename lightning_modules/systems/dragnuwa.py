@@ -19,8 +19,9 @@ from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
 from lightning_modules.svd import clip_input
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
-from lightning_modules.systems.system import Drawing, check_size, check_tracks, draws
+from lightning_modules.systems.system import Drawn, check_size, check_tracks, draws
 from lightning_modules.systems.tracks import paths, scaled_points
+from remoco.common.errors import UserError
 
 CHANNELS = 2  # dx, dy
 
@@ -65,6 +66,9 @@ class Settings:
     noise: float = 0.02
 
 
+AS_RELEASED, RELEASED = Quirks(), Settings()
+
+
 class DragNUWA:
     """DragNUWA 1.5, as a `System`.
 
@@ -83,8 +87,8 @@ class DragNUWA:
         network: Network,
         vae: nn.Module,
         image_encoder: nn.Module,
-        quirks: Quirks = Quirks(),
-        settings: Settings = Settings(),
+        quirks: Quirks = AS_RELEASED,
+        settings: Settings = RELEASED,
     ):
         check_size(self.name, settings.size)
         self.network, self.vae, self.image_encoder = network, vae, image_encoder
@@ -100,8 +104,8 @@ class DragNUWA:
         cls,
         path: str,
         svd: str | None = None,
-        quirks: Quirks = Quirks(),
-        settings: Settings = Settings(),
+        quirks: Quirks = AS_RELEASED,
+        settings: Settings = RELEASED,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         head_channels: int | None = None,
@@ -118,12 +122,12 @@ class DragNUWA:
             head_channels: Channels per attention head, see `load_released`.
 
         Raises:
-            ValueError: it is another network's file.
-            MisconfigurationException: it does not read, or lacks tensors, or has others; one line.
+            UserError: it is another network's file.
+            UserError: it does not read, or lacks tensors, or has others; one line.
         """
         released = load_released(path, head_channels)
         if (channels := released.architecture.control_channels) != CHANNELS:
-            raise ValueError(f"{path}: its control has {channels} channels, expected DragNUWA's {CHANNELS} (dx, dy)")
+            raise UserError(f"{path}: its control has {channels} channels, expected DragNUWA's {CHANNELS} (dx, dy)")
         check_filter(path, released.others.get("drag_filter", {}))
         vae, encoder = (released_component(name, released, path, svd) for name in ("vae", "image_encoder"))
         network = build(released, dtype)
@@ -131,20 +135,20 @@ class DragNUWA:
             nn.Module.to(module, device, dtype).requires_grad_(False).eval()
         return cls(network, vae, encoder, quirks, settings)
 
-    def drags(self, drawing: Drawing) -> Drags:
+    def drags(self, drawing: Drawn) -> Drags:
         """The steps of a drawing's tracks, float32 as in the release."""
         own = drawing.resized(*self.size)
         tracks = own.strokes(self.frames)
         check_tracks(self.name, tracks)
         return released_drags(tracks, self.size, self.size, self.frames, self.quirks)
 
-    def control(self, drawing: Drawing) -> Tensor:
+    def control(self, drawing: Drawn) -> Tensor:
         """(L, 2, H, W) dx, dy in pixels, frame 0 zero."""
         found = self.drags(drawing)
         return spread(found, *self.size)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) in [-1, 1], decoded frame by frame as in the release; see `System`."""
         own, settings, unet = drawing.resized(*self.size), self.settings, self.network.unet
         control = self.control(own).to(unet.device)[None]
@@ -168,7 +172,7 @@ class DragNUWA:
 
 
 def released_drags(
-    tracks: list, canvas: tuple[int, int], size: tuple[int, int], frames: int, quirks: Quirks = Quirks()
+    tracks: list, canvas: tuple[int, int], size: tuple[int, int], frames: int, quirks: Quirks = AS_RELEASED
 ) -> Drags:
     """Steps of key points on a canvas in the pixels of a frame, float32.
 
@@ -185,13 +189,13 @@ def released_drags(
 
 
 def check_filter(path: str, tensors: dict[str, Tensor]) -> None:
-    """Raise ValueError unless a file's drag filter, where it has one, is that of the release."""
+    """Raise UserError unless a file's drag filter, where it has one, is that of the release."""
     if not tensors:
         return
     found = tensors.get("weight")
     if set(tensors) != {"weight"} or found is None or found.shape != (CHANNELS, 1, KERNEL, KERNEL):
-        raise ValueError(f"{path}: guassian_filter: expected one weight of ({CHANNELS}, 1, {KERNEL}, {KERNEL})")
+        raise UserError(f"{path}: guassian_filter: expected one weight of ({CHANNELS}, 1, {KERNEL}, {KERNEL})")
     at = torch.arange(KERNEL, dtype=torch.float64) - KERNEL // 2
     ours = torch.exp(-(at[:, None].square() + at.square()) / (2 * SIGMA**2))
     if not torch.allclose(found.double(), ours.expand_as(found), atol=1e-2):
-        raise ValueError(f"{path}: guassian_filter.weight is another filter, expected a Gaussian of sigma {SIGMA:g}")
+        raise UserError(f"{path}: guassian_filter.weight is another filter, expected a Gaussian of sigma {SIGMA:g}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_modules.weight_files import located
 from lightning_modules.weights import load_component
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight, read_weights
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a diffusers folder
@@ -21,7 +22,7 @@ def released_file(path: str | Path, name: str = WEIGHTS) -> Path:
     path = Path(path).expanduser()
     found = path / name if path.is_dir() else path
     if not found.is_file():
-        raise ValueError(f"{found}: not found, expected {name} or its folder")
+        raise UserError(f"{found}: not found, expected {name} or its folder")
     return found
 
 
@@ -30,11 +31,11 @@ def read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = read_weights(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: does not read as weights: {error}") from error
+        raise UserError(f"{path}: does not read as weights: {error}") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise ValueError(f"{path}: holds no dictionary of tensors")
+        raise UserError(f"{path}: holds no dictionary of tensors")
     return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
 
 
@@ -48,7 +49,7 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Any, what: str) -
         what: Whose weights are expected.
 
     Raises:
-        ValueError: names or shapes differ, or a value is not finite; one line.
+        UserError: names or shapes differ, or a value is not finite; one line.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
@@ -60,9 +61,9 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Any, what: str) -
     }
     if any(wrong.values()):
         lists = ", ".join(f"{len(names)} {kind} ({names[0][:100]})" for kind, names in wrong.items() if names)
-        raise ValueError(f"{path}: not the weights of {what}, nothing loaded: {lists}")
+        raise UserError(f"{path}: not the weights of {what}, nothing loaded: {lists}")
     if odd := odd_weight({name: tensor for name, tensor in state.items() if name not in counted}):
-        raise ValueError(f"{path}: {odd}")
+        raise UserError(f"{path}: {odd}")
     network.load_state_dict(dict(state), strict=not counted, assign=True)
 
 
@@ -76,8 +77,8 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
         revision: Of the hub id.
 
     Raises:
-        MisconfigurationException: a file or a weight is missing.
-        ValueError: it is a base of another length.
+        UserError: a file or a weight is missing.
+        UserError: it is a base of another length.
     """
     base = located(svd, PARTS, revision)
     parts: dict[str, Any] = {}
@@ -85,7 +86,7 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
         parts[name] = load_component(base, name, svd)
         if name == "unet" and (found := parts[name].config.num_frames) != frames:
             kinds = {14: "SVD", 25: "SVD-XT"}
-            raise ValueError(
+            raise UserError(
                 f"{svd}: its UNet is for {found} frames ({kinds.get(found, 'another base')}), {what} needs one for "
                 f"{frames} ({kinds.get(frames, 'another base')})"
             )

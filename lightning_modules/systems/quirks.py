@@ -24,7 +24,6 @@ class Quirks:
         time_ids: `constant` tells the network CONSTANT_IDS; `asked` what the settings say.
         clip_normalised: Whether the image encoder sees pixels normalised by CLIP's mean and standard deviation; else in
             [0, 1].
-        control_steps: `first` runs the copy in the first step and uses its residuals in all of them; `every`.
         whole_pixels: Key points and displacements are cut to whole pixels, and a click moves by (1, 1).
     """
 
@@ -32,18 +31,15 @@ class Quirks:
     residual_times: Literal["by_level", "once"] = "by_level"
     time_ids: Literal["constant", "asked"] = "constant"
     clip_normalised: bool = False
-    control_steps: Literal["first", "every"] = "first"
     whole_pixels: bool = True
-
-    @classmethod
-    def as_released(cls) -> Quirks:
-        """All of them."""
-        return cls()
 
     @classmethod
     def corrected(cls) -> Quirks:
         """None of them."""
-        return cls("clip_pixel", "once", "asked", True, "every", False)
+        return cls("clip_pixel", "once", "asked", True, False)
+
+
+AS_RELEASED = Quirks()
 
 
 def order_context_by_pixel(unet: nn.Module) -> list[Any]:

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from lightning_modules.diffusion import OnStep
+from remoco.common.errors import UserError
 
 MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
 
 
-class Drawing(Protocol):
-    """A first frame and what was drawn on it; `Inputs` is one.
+class Drawn(Protocol):
+    """A first frame and what was drawn on it; `datamodules.drawings.Drawing` is one.
 
     Attributes:
         image: (H, W, 3) uint8.
@@ -27,7 +28,7 @@ class Drawing(Protocol):
     brush: np.ndarray | None
     brush_ids: list[int | None] | None
 
-    def resized(self, height: int, width: int) -> Drawing:
+    def resized(self, height: int, width: int) -> Drawn:
         """The same at another size."""
 
     def strokes(self, frames: int) -> list[np.ndarray]:
@@ -51,14 +52,14 @@ class System(Protocol):
     frames: int
     fps: float
 
-    def control(self, drawing: Drawing) -> Any:
+    def control(self, drawing: Drawn) -> Any:
         """What the network is controlled by, made from the drawing alone.
 
         Raises:
-            ValueError: the drawing is not one for this system; one line.
+            UserError: the drawing is not one for this system; one line.
         """
 
-    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1].
 
         Args:
@@ -69,16 +70,16 @@ class System(Protocol):
 
 
 def check_size(name: str, size: Sequence[int]) -> None:
-    """Raise ValueError unless a frame's sides are multiples of 64."""
+    """Raise UserError unless a frame's sides are multiples of 64."""
     for side, value in zip(("height", "width"), size, strict=True):
         if value < MULTIPLE or value % MULTIPLE:
-            raise ValueError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+            raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
 
 
 def check_tracks(name: str, tracks: Sequence[np.ndarray]) -> None:
-    """Raise ValueError where nothing was drawn."""
+    """Raise UserError where nothing was drawn."""
     if not tracks:
-        raise ValueError(f"{name}: expected at least one track, got none")
+        raise UserError(f"{name}: expected at least one track, got none")
 
 
 def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:

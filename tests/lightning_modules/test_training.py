@@ -6,53 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback
 
-from callbacks import AtomicCheckpointIO, LastCheckpoint
 from conditions import GaussianFiltered, RegionWise
-from datamodules import SpritesDataModule
 from lightning_modules import MotionControlModule
 from lightning_modules.lora import without_lora
-from tests.conftest import SPRITES
-from tests.support.recorder import Recorder, read
-
-TINY = dict(random_init="tiny", latents="space_to_depth", sample_steps=2)
-
-
-def module(**changes) -> MotionControlModule:
-    return MotionControlModule(**{**TINY, "condition": RegionWise(min_mask_ratio=0.5), **changes})
-
-
-def data(root, **changes) -> SpritesDataModule:
-    return SpritesDataModule(root=str(root), **{**SPRITES, "batch_size": 2, "num_workers": 0, **changes})
-
-
-def trainer(folder, steps: int, **changes) -> Trainer:
-    last = LastCheckpoint(every_n_train_steps=1)
-    last.dirpath = str(folder)
-    options = dict(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        logger=False,
-        callbacks=[last, Recorder(f"{folder}/steps.jsonl")],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    return Trainer(**{**options, **changes})
-
-
-def perturb(net: MotionControlModule) -> MotionControlModule:
-    """Move what starts at zero (injection, LoRA B), so that every trained tensor has a gradient."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in net.trained().values():
-            if not p.any():
-                p.copy_(0.05 * torch.randn(p.shape, generator=generator))
-    return net
+from remoco.common.errors import UserError
+from tests.support.modules import data, module, perturb, trainer
+from tests.support.recorder import read
 
 
 @pytest.fixture(scope="module")
@@ -192,14 +153,14 @@ def test_another_architecture_or_base_is_refused_before_weights_load(tmp_path, s
     monkeypatch.setattr(MotionControlModule, "configure_model", lambda self: pytest.fail("built before the check"))
     resumed = trainer(tmp_path, 2)
     resumed.ckpt_path = str(tmp_path / "last.ckpt")  # what `python -m lightning fit --ckpt_path` does
-    with pytest.raises(MisconfigurationException, match=named) as caught:
+    with pytest.raises(UserError, match=named) as caught:
         resumed.fit(module(**changes), data(sprites))
     assert "\n" not in str(caught.value)
 
 
 def test_another_architecture_is_refused_by_trainer_fit_too(tmp_path, sprites):
     trainer(tmp_path, 1).fit(module(), data(sprites))
-    with pytest.raises(MisconfigurationException, match="injection"):
+    with pytest.raises(UserError, match="injection"):
         trainer(tmp_path, 2).fit(module(injection="add"), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
@@ -209,7 +170,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, sprites):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["remoco"]["base"]["hash"] = "0" * 64
     torch.save(checkpoint, path)
-    with pytest.raises(MisconfigurationException, match="other base weights"):
+    with pytest.raises(UserError, match="other base weights"):
         trainer(tmp_path, 2).fit(module(), data(sprites), ckpt_path=str(path))
 
 

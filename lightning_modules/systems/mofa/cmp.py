@@ -1,7 +1,7 @@
 """Conditional motion propagation (Zhan et al. 2019): a picture and a few displacements -> dense flow.
 
 Source: the network that MOFA-Video uses, of XiaohangZhan/conditional-motion-propagation, whose repository states no
-licence: names and shapes of the weights and formulas alone are used. Weights: `ckpt_iter_42000.pth.tar`, the user's own.
+licence: names and shapes of the weights and formulas alone are used. Weights: the user's own `ckpt_iter_42000.pth.tar`.
 """
 
 from __future__ import annotations

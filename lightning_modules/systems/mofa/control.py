@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.systems.tracks import paths, scaled_points
+from remoco.common.errors import UserError
 
 SIDE = 384  # of the pictures that CMP was trained on
 
@@ -100,5 +101,5 @@ def dense_flow(sparse: Sparse, image: Tensor, densify: Densify) -> Tensor:
         others = dense(sparse.outside)
         flow = others if flow is None else torch.where((flow != 0).all(1, keepdim=True), flow, others)
     if flow is None:
-        raise ValueError("MOFA-Video: expected at least one track, got none")
+        raise UserError("MOFA-Video: expected at least one track, got none")
     return F.interpolate(flow, (height, width)) * flow.new_tensor([width / SIDE, height / SIDE]).view(2, 1, 1)

@@ -1,4 +1,4 @@
-"""MOFA-Video's copy of SVD's encoder: the first frame's features at four scales, splatted by the flow to every frame."""
+"""MOFA-Video's copy of the encoder: the first frame's features at four scales, splatted by the flow to every frame."""
 
 from __future__ import annotations
 

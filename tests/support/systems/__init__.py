@@ -38,10 +38,13 @@ class RecordedSet:
 
     Attributes:
         path: its `NAME.json`.
+        spec: what it says.
+        notes: what a runner found of how it was recorded.
     """
 
     path: Path
     spec: dict[str, Any] = field(init=False)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.spec = json.loads(self.path.read_text())

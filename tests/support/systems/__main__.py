@@ -32,6 +32,8 @@ def main(folder: Path) -> int:
                     print(f"{each.name:60} left out: {each.reason or 'neither compared nor excused'}{mark}")
                 else:
                     print(f"{each.name:60} {each.difference:.1e} of {each.tolerance:.0e}{mark}", flush=True)
+        for note in recorded.notes:
+            print(f"{recorded.spec['set']}: {note}")
     print(f"{name}: {len(sets)} sets, {wrong} outputs wrong")
     return 1 if wrong else 0
 

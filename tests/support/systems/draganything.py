@@ -78,7 +78,7 @@ def controls(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:
 def whole(recorded: RecordedSet, svd: Recording | None = None) -> Iterator[tuple[str, Tensor]]:
     config = recorded.config
     svd = svd or pipeline(recorded, ControlledEncoder, Quirks())
-    svd.rounds, svd.seen = True, []
+    svd.rounds = True
     size = config["height"], config["width"]
     masks = [recorded.recorded[f"in.mask.{i}"].numpy() for i in range(len(config["tracks"]))]
     points = released_paths(config["tracks"], config["canvas_wh"][::-1], size, config["frames"])

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from datamodules.inputs import Inputs
+from datamodules.drawings import Drawing
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, names
 from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
@@ -34,13 +34,13 @@ DRAGNUWA = Architecture(
 )
 
 
-def drawing(height: int = 80, width: int = 96, tracks: int = 2) -> Inputs:
+def drawing(height: int = 80, width: int = 96, tracks: int = 2) -> Drawing:
     """A picture with tracks, the first within a brush."""
     image = np.random.RandomState(0).randint(0, 256, (height, width, 3)).astype(np.uint8)
     points = [np.array([[20.0, 30.0], [50.0, 40.0]]), np.array([[70.0, 60.0], [60.0, 20.0], [40.0, 10.0]])]
     brush = np.zeros((height, width), np.uint8)
     brush[20:45, 10:40] = 255
-    return Inputs(image, points[:tracks], brush)
+    return Drawing(image, points[:tracks], brush)
 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, Tensor]:

@@ -66,7 +66,6 @@ def network_outputs(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:
 
 def whole(recorded: RecordedSet, svd: Recording | None = None) -> Iterator[tuple[str, Tensor]]:
     svd = svd or pipeline(recorded, FlowControlledEncoder, Quirks())
-    svd.seen = []
     first = picture(recorded.input("in.image").numpy())
     yield "out.controlnet_cond", first.expand(2, -1, -1, -1)
     yield from piped(recorded, svd, svd.copy.maps(first.double(), recorded.input("in.flow")))

@@ -63,16 +63,23 @@ class Recording(ControlledSVD):
 
     Attributes:
         rounds: whether each step starts from latents rounded to float32, as in diffusers from 0.25 on.
+        keeps_first: whether all steps get the residuals of the first.
     """
 
-    rounds = False
+    rounds = keeps_first = False
 
     def __init__(self, *args: Any):
         super().__init__(*args)
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.first: Residuals | None = None
 
-    def predict(self, inputs: Tensor, timestep: Tensor, given: Any, residuals: Residuals) -> Tensor:
-        found = super().predict(inputs, timestep, given, residuals)
+    def residuals(self, *args: Any) -> Residuals:
+        if self.first is None or not self.keeps_first:
+            self.first = super().residuals(*args)
+        return self.first
+
+    def predict(self, inputs: Tensor, timestep: Tensor, *others: Any) -> Tensor:
+        found = super().predict(inputs, timestep, *others)
         self.seen.append((inputs, timestep, found))
         return found
 
@@ -87,7 +94,7 @@ def piped(recorded: RecordedSet, svd: Recording, maps: Sequence[Tensor | None]) 
     yield "out.clip_pixels", svd.clip_pixels(image)
     yield "out.image_embedding", given.tokens
     yield "out.added_time_ids", given.ids
-    latents = svd.sample(given, maps, recorded.input("in.noise"), recorded.recorded["out.sigmas"])
+    latents = sampled(recorded, svd, given, maps)
     inputs, timesteps, predictions = zip(*svd.seen)
     yield "out.first_model_input", inputs[0]
     yield "out.sigmas", karras_sigmas(svd.settings.steps)
@@ -115,6 +122,21 @@ def predictions(
         alone.append(joined(*clip, joined.copy(*clip, own)))
     yield "out.unet.one_by_one", torch.cat(alone)
     yield "out.unet.half_control", joined(*clips, joined.copy(*clips, maps, 0.5))
+
+
+def sampled(recorded: RecordedSet, svd: Recording, given: Any, maps: Sequence[Tensor | None]) -> Tensor:
+    """Latents, with the copy run in every step as the published code has it, or as the set was recorded: there are sets
+    whose later steps got the residuals of the first.
+    """
+    for svd.keeps_first in (False, True):
+        svd.seen, svd.first = [], None
+        latents = svd.sample(given, maps, recorded.input("in.noise"), recorded.recorded["out.sigmas"])
+        last = len(svd.seen) - 1
+        if (svd.seen[last][2] - recorded.recorded[f"out.prediction.{last}"]).abs().max() < 1e-4:
+            break
+    if svd.keeps_first:
+        recorded.notes.append("recorded with the residuals of the first step in all steps")
+    return latents
 
 
 @contextmanager
