@@ -11,16 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import (
-    _resize_with_antialiasing as resized,
-)
 from torch import Tensor, nn
 
 from lightning_modules.diffusion import OnStep, karras_sigmas
 from lightning_modules.svd import clip_input
 from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residuals
 from lightning_modules.systems.quirks import CONSTANT_IDS, Quirks
-from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture, unit_picture
+from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture, resized, unit_picture
 from lightning_modules.systems.system import draws
 
 
@@ -92,7 +89,7 @@ class ControlledSVD:
         size = self.image_encoder.config.image_size
         if self.quirks.clip_normalised:
             return clip_input(picture(image), size)
-        return resized(unit_picture(image), (size, size))
+        return resized(unit_picture(image), size)
 
     def given(self, image: np.ndarray, noise: Tensor) -> Given:
         """Conditioning of a first frame.

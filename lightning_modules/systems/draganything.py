@@ -24,6 +24,7 @@ from lightning_modules.systems.files import base_parts, fit, read_state, release
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
 from lightning_modules.systems.system import Drawn, check_size, check_tracks
 from lightning_modules.systems.tracks import paths, scaled_points
+from metrics.correspondence import DIFTFeatures
 from remoco.common.errors import UserError
 
 BLOB, BLOB_SIGMA = 200, 40.0  # side of the Gaussian that is resized to each entity, and its standard deviation
@@ -31,6 +32,7 @@ MAX_RADIUS = 50
 LEAST_SIDE = 3  # a blob of which less is in the frame is not drawn
 ENTITY_CHANNELS, ENTITY_WIDTHS = 160, (160, 160, 256, 256)
 BASE_FRAMES = 14
+FEATURE_BLOCK = 3  # of Stable Diffusion 1.5's up blocks: 320 channels at 1/8
 
 Features = Callable[[Tensor], Tensor]  # (3, H, W) uint8 -> (320, H/8, W/8): DIFT of up block 3 on SD 1.5
 Segment = Callable[[np.ndarray, np.ndarray], np.ndarray]  # image (H, W, 3) uint8, start (2,) x, y -> mask (H, W)
@@ -114,7 +116,7 @@ class DragAnything:
 
     Args:
         svd: The networks.
-        features: DIFT of the first frame; `metrics.correspondence.DIFTFeatures(path, block=3)` of Stable Diffusion 1.5.
+        features: DIFT of the first frame, of up block 3 of Stable Diffusion 1.5.
         segment: Mask of what a track starts on, for tracks without a brush: the release has SAM ViT-H. None: every
             track needs a brush.
     """
@@ -133,7 +135,7 @@ class DragAnything:
         cls,
         path: str,
         svd: str,
-        features: Features,
+        features: Features | str,
         segment: Segment | None = None,
         quirks: Quirks = AS_RELEASED,
         settings: Settings = RELEASED,
@@ -145,7 +147,7 @@ class DragAnything:
         Args:
             path: `diffusion_pytorch_model.safetensors` or its folder.
             svd: diffusers' SVD of 14 frames, folder or hub id.
-            features: As of the class.
+            features: As of the class; or the folder or hub id of Stable Diffusion 1.5 in diffusers' layout.
             segment: As of the class.
             quirks: As released, or corrected.
             settings: How it is sampled.
@@ -163,6 +165,10 @@ class DragAnything:
         fit(copy, state, path, cls.name)
         controlled = ControlledSVD(parts["unet"], copy, parts["vae"], parts["image_encoder"], settings, quirks)
         controlled.to(device, dtype)
+        if isinstance(features, str):
+            dift = DIFTFeatures(features, block=FEATURE_BLOCK)
+            dift.load()
+            features = dift.to(device)
         return cls(controlled, features, segment)
 
     def control(self, drawing: Drawn) -> Control:

@@ -46,7 +46,7 @@ def order_context_by_pixel(unet: nn.Module) -> list[Any]:
     """Give temporal cross-attentions their context as (pixel, clip), as diffusers before 0.28; returns the hooks."""
 
     def reorder(block: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
-        hidden = kwargs.get("hidden_states", args[0] if args else None)
+        hidden = args[0] if args else kwargs["hidden_states"]
         context = kwargs["encoder_hidden_states"]  # (B * pixels, n, D)
         clips = len(hidden) // kwargs["num_frames"]
         swapped = context.unflatten(0, (clips, -1)).transpose(0, 1).flatten(0, 1)

@@ -47,19 +47,22 @@ class Bottleneck(nn.Module):
         return F.relu(y + (self.downsample(x) if self.projects else x))
 
 
+def layer(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
+    """So many bottlenecks, the first of which changes width and resolution."""
+    others = [Bottleneck(4 * width, width, 1, dilation, False) for _ in range(blocks - 1)]
+    return nn.Sequential(Bottleneck(channels, width, stride, dilation, True), *others)
+
+
 class ImageEncoder(nn.Module):
     """ResNet-50 whose last two layers are dilated instead of strided, and a 1x1 convolution."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64)
-        channels = 64
-        for number, (width, blocks, stride, dilation) in enumerate(LAYERS, 1):
-            first = Bottleneck(channels, width, stride, dilation, True)
-            others = [Bottleneck(4 * width, width, 1, dilation, False) for _ in range(blocks - 1)]
-            self.add_module(f"layer{number}", nn.Sequential(first, *others))
-            channels = 4 * width
-        self.conv5 = nn.Conv2d(channels, IMAGE_CHANNELS, 1)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            layer(channels, *sizes) for channels, sizes in zip((64, 256, 512, 1024), LAYERS, strict=True)
+        )
+        self.conv5 = nn.Conv2d(4 * LAYERS[-1][0], IMAGE_CHANNELS, 1)
 
     def forward(self, image: Tensor) -> ImageFeatures:
         """(N, 3, H, W) in [-1, 1]."""

@@ -63,8 +63,10 @@ def sparse_of(
     small = cv2.resize(painted, (SIDE, SIDE))
     starts = np.trunc(points[:, 0]).astype(int).clip(0, SIDE - 1)
     on_brush = small[starts[:, 1], starts[:, 0]] == 255
-    groups = [points[chosen] for chosen in (on_brush, ~on_brush)]
-    return Sparse(*(group_of(each, whole_pixels) if len(each) else None for each in groups), small)
+    inside, outside = (
+        group_of(points[chosen], whole_pixels) if chosen.any() else None for chosen in (on_brush, ~on_brush)
+    )
+    return Sparse(inside, outside, small)
 
 
 def group_of(points: np.ndarray, whole_pixels: bool = True) -> Group:
