@@ -1,4 +1,4 @@
-"""Sampling of SVD with a copy of its encoder, as DragAnything and MOFA-Video do it: diffusers' pipeline of 2023.
+"""Sampling of SVD, with or without a copy of its encoder, as DragAnything, MOFA-Video and SG-I2V do it.
 
 The steps are those of diffusers' `StableVideoDiffusionPipeline` (Apache-2.0), written anew.
 """
@@ -56,6 +56,9 @@ class Settings:
         )
 
 
+Maps = Sequence[Tensor | None]
+
+
 class Given(NamedTuple):
     """What both guidance branches are given, the unconditional one first.
 
@@ -67,21 +70,19 @@ class Given(NamedTuple):
     ids: Tensor
 
 
-class ControlledSVD:
-    """SVD with a copy of its encoder.
+class SVDSampler:
+    """SVD sampled as diffusers does it.
 
     Args:
         unet: diffusers' UNet, as it is.
-        copy: Of its encoder, with the system's own branches.
         vae: Autoencoder with temporal decoder.
         image_encoder: CLIP vision model with projection.
         settings: How it is sampled.
         quirks: As released, or corrected.
     """
 
-    def __init__(self, unet: Any, copy: EncoderCopy, vae: Any, image_encoder: Any, settings: Settings, quirks: Quirks):
-        self.joined = Joined(unet, copy, quirks)
-        self.unet, self.copy, self.vae, self.image_encoder = unet, copy, vae, image_encoder
+    def __init__(self, unet: Any, vae: Any, image_encoder: Any, settings: Settings, quirks: Quirks):
+        self.unet, self.vae, self.image_encoder = unet, vae, image_encoder
         self.settings, self.quirks = settings, quirks
 
     def clip_pixels(self, image: np.ndarray) -> Tensor:
@@ -112,19 +113,18 @@ class ControlledSVD:
         first = given.latents[:, None].expand(-1, latents.shape[1], -1, -1, -1)
         return torch.cat([latents.expand(2, -1, -1, -1, -1).to(first), first], 2)
 
-    def residuals(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Sequence[Tensor | None]) -> Residuals:
-        """What the copy gives for both branches."""
-        return self.copy(inputs, timestep, given.tokens, given.ids, maps, self.settings.scale)
+    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Tensor:
+        """Predictions (2, L, C, h, w) of both branches as one batch."""
+        return self.unet(inputs, timestep, given.tokens, given.ids, return_dict=False)[0]
 
-    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Sequence[Tensor | None]) -> Tensor:
-        """Predictions (2, L, C, h, w) of both branches as one batch; the order of the context needs that."""
-        residuals = self.residuals(inputs, timestep, given, maps)
-        return self.joined(inputs, timestep, given.tokens, given.ids, residuals)
+    def before_step(self, number: int, x: Tensor, sigma: Tensor, given: Given) -> Tensor:
+        """Latents that a step starts from; x, unless a system changes them."""
+        return x
 
     def sample(
         self,
         given: Given,
-        maps: Sequence[Tensor | None],
+        maps: Maps,
         start: Tensor,
         sigmas: Tensor | None = None,
         on_step: OnStep | None = None,
@@ -135,7 +135,7 @@ class ControlledSVD:
 
         Args:
             given: See `given`.
-            maps: Of one clip, see `EncoderCopy.forward`; both branches get them.
+            maps: Of one clip, see `EncoderCopy.forward`; both branches get them. None of a system without a copy.
             start: (1, L, C, h, w) standard normal.
             sigmas: (steps + 1,) noise levels, in place of `karras_sigmas(steps)`.
             on_step: Called after each step, see `diffusion.euler`.
@@ -145,8 +145,9 @@ class ControlledSVD:
         twice = [None if one is None else one.repeat(2, 1, 1, 1) for one in maps]
         x = start * (sigmas[0] ** 2 + 1) ** 0.5
         for number, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+            x = self.before_step(number, x, sigma, given)
             inputs = self.inputs(x / (sigma**2 + 1) ** 0.5, given)
-            timestep = (0.25 * sigma.double().log()).float()[None].to(start.device)
+            timestep = timestep_of(sigma).to(start.device)
             without, with_image = self.predict(inputs, timestep, given, twice).to(x.dtype).split(1)
             x, denoised = self.step(x, without + scale * (with_image - without), sigma, following)
             if on_step is not None:
@@ -159,9 +160,7 @@ class ControlledSVD:
         denoised = prediction * (-sigma / (sigma**2 + 1) ** 0.5) + x / (sigma**2 + 1)
         return x + (x - denoised) / sigma * (following - sigma), denoised
 
-    def video(
-        self, image: np.ndarray, maps: Sequence[Tensor | None], seed: int, on_step: OnStep | None = None
-    ) -> Tensor:
+    def video(self, image: np.ndarray, maps: Maps, seed: int, on_step: OnStep | None = None) -> Tensor:
         """Frames (L, 3, H, W) float32 in [-1, 1] of a first frame (H, W, 3) uint8."""
         height, width = self.settings.size
         grid = (1, self.settings.frames, self.unet.config.out_channels, height // 8, width // 8)
@@ -170,7 +169,46 @@ class ControlledSVD:
         latents = self.sample(given, maps, start.to(given.latents.device), on_step=on_step)
         return decoded(self.vae, latents, self.settings.decode_chunk)[0].float()
 
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+        return self.unet, self.vae, self.image_encoder
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Move and convert all networks, without gradients."""
-        for module in (self.unet, self.copy, self.vae, self.image_encoder):
+        for module in self.networks():
             nn.Module.to(module, device, dtype).requires_grad_(False).eval()
+
+
+class ControlledSVD(SVDSampler):
+    """SVD with a copy of its encoder.
+
+    Args:
+        unet: diffusers' UNet, as it is.
+        copy: Of its encoder, with the system's own branches.
+        vae: As of `SVDSampler`, as are the next three.
+        image_encoder: See there.
+        settings: See there.
+        quirks: See there.
+    """
+
+    def __init__(self, unet: Any, copy: EncoderCopy, vae: Any, image_encoder: Any, settings: Settings, quirks: Quirks):
+        super().__init__(unet, vae, image_encoder, settings, quirks)
+        self.joined, self.copy = Joined(unet, copy, quirks), copy
+
+    def residuals(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Residuals:
+        """What the copy gives for both branches."""
+        return self.copy(inputs, timestep, given.tokens, given.ids, maps, self.settings.scale)
+
+    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Tensor:
+        """Predictions of both branches as one batch; the order of the context needs that."""
+        residuals = self.residuals(inputs, timestep, given, maps)
+        return self.joined(inputs, timestep, given.tokens, given.ids, residuals)
+
+    def networks(self) -> tuple[nn.Module, ...]:
+        """All that has weights."""
+        return (*super().networks(), self.copy)
+
+
+def timestep_of(sigma: Tensor) -> Tensor:
+    """(1,) float32 that the network is told of a noise level: 0.25 ln sigma."""
+    return (0.25 * sigma.double().log()).float()[None]

@@ -23,7 +23,7 @@ from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, hal
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
 from lightning_modules.systems.system import Drawn, check_size, check_tracks
-from lightning_modules.systems.tracks import paths, scaled_points
+from lightning_modules.systems.tracks import paths, scaled_points, track_brushes
 from metrics.correspondence import DIFTFeatures
 from remoco.common.errors import UserError
 
@@ -126,7 +126,8 @@ class DragAnything:
     def __init__(self, svd: ControlledSVD, features: Features, segment: Segment | None = None):
         settings = svd.settings
         check_size(self.name, settings.size)
-        self.svd, self.features, self.segment, self.quirks = svd, features, segment, svd.quirks
+        quirks: Any = svd.quirks
+        self.svd, self.features, self.segment, self.quirks = svd, features, segment, quirks
         self.size, self.frames, self.fps = settings.size, settings.frames, settings.fps
         self.protocol = settings.protocol(self.name, svd.quirks)
 
@@ -189,7 +190,8 @@ class DragAnything:
     def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
         own = drawing.resized(*self.size)
-        maps = self.svd.copy.maps(self.control(own))
+        copy: Any = self.svd.copy
+        maps = copy.maps(self.control(own))
         return self.svd.video(own.image, maps, seed, on_step)
 
 
@@ -200,21 +202,11 @@ def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment |
     Raises:
         UserError: a track has none.
     """
-    height, width = drawing.image.shape[:2]
-    parts, ids = None, drawing.brush_ids
-    if drawing.brush is not None:
-        parts = cv2.connectedComponents((drawing.brush > 0).astype(np.uint8), connectivity=8)[1]
-    found = []
-    for index, track in enumerate(tracks):
-        x, y = np.clip(np.floor(track[0]).astype(int), 0, [width - 1, height - 1])
-        mask = np.zeros((height, width), bool)
-        if ids is not None and ids[index] is not None and drawing.brush is not None:
-            mask = drawing.brush == ids[index]
-        elif parts is not None and parts[y, x]:
-            mask = parts == parts[y, x]
-        elif segment is not None:
+    found, brushes = [], track_brushes(drawing, tracks)
+    for index, (track, mask) in enumerate(zip(tracks, brushes, strict=True)):
+        if mask is None and segment is not None:
             mask = np.asarray(segment(drawing.image, track[0])) != 0
-        if mask.shape != (height, width) or not mask.any():
+        if mask is None or mask.shape != drawing.image.shape[:2] or not mask.any():
             raise UserError(
                 f"DragAnything: track {index} starts at x, y = {[round(float(n), 1) for n in track[0]]} where nothing "
                 f"is brushed, expected a brush under each of the {len(tracks)} tracks, or masks of SAM"
@@ -259,7 +251,7 @@ def drawn(points: np.ndarray, masks: Sequence[np.ndarray], feature: Tensor, quir
         for frame, (x, y) in enumerate(track.tolist()):
             put_blob(heatmap[frame], blob, x, y, radius)
             cv2.circle(entity[frame], (x, y), radius, number, -1)
-    return Control(*(torch.from_numpy(each) for each in (heatmap, entity.astype(np.int64))), torch.stack(vectors))
+    return Control(torch.from_numpy(heatmap), torch.from_numpy(entity.astype(np.int64)), torch.stack(vectors))
 
 
 def blob_picture() -> np.ndarray:

@@ -8,6 +8,7 @@ is Stable Video Diffusion under Stability AI's.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,8 +86,8 @@ class DragNUWA:
     def __init__(
         self,
         network: Network,
-        vae: nn.Module,
-        image_encoder: nn.Module,
+        vae: Any,
+        image_encoder: Any,
         quirks: Quirks = AS_RELEASED,
         settings: Settings = RELEASED,
     ):

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 
 from conditions.strokes import interpolate_track, track_points
+from lightning_modules.systems.system import Drawn
 
 
 def scaled_points(
@@ -42,3 +44,22 @@ def paths(tracks: Sequence[np.ndarray], frames: int, click: bool = True) -> np.n
     """
     moved = [np.concatenate([each, each + 1]) if click and len(each) == 1 else each for each in tracks]
     return np.stack([interpolate_track(each, frames) for each in moved])
+
+
+def track_brushes(drawing: Drawn, tracks: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+    """(H, W) bool for each track: its own brush, else the brush's connected part under its start; None where it has
+    neither.
+    """
+    height, width = drawing.image.shape[:2]
+    brush, parts = drawing.brush, None
+    if brush is not None:
+        parts = cv2.connectedComponents((brush > 0).astype(np.uint8), connectivity=8)[1]
+    ids = drawing.brush_ids or [None] * len(tracks)
+    found: list[np.ndarray | None] = []
+    for number, track in zip(ids, tracks, strict=True):
+        x, y = np.clip(np.floor(track[0]).astype(int), 0, [width - 1, height - 1])
+        if number is not None and brush is not None:
+            found.append(brush == number)
+        else:
+            found.append(parts == parts[y, x] if parts is not None and parts[y, x] else None)
+    return found

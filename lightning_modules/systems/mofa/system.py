@@ -99,5 +99,6 @@ class MOFAVideo:
     def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
         own, weight = drawing.resized(*self.size), self.svd.unet.conv_in.weight
-        maps = self.svd.copy.maps(picture(own.image).to(weight), self.control(own)[None].to(weight))
+        copy: Any = self.svd.copy
+        maps = copy.maps(picture(own.image).to(weight), self.control(own)[None].to(weight))
         return self.svd.video(own.image, maps, seed, on_step)

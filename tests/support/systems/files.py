@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import UNetSpatioTemporalConditionModel
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
@@ -83,9 +84,12 @@ def write_dragnuwa(folder: Path, state: dict[str, Tensor] | None = None) -> Path
     return path
 
 
-def svd_folder(folder: Path, frames: int = 14) -> Path:
-    """diffusers' layout of a tiny SVD; its UNet says how many frames it is for."""
+def svd_folder(folder: Path, frames: int = 14, **sizes: Any) -> Path:
+    """diffusers' layout of a tiny SVD; its UNet says how many frames it is for, and may have other sizes."""
     svd = SVD.random("tiny")
+    if sizes:
+        with seeded(0):
+            svd.unet = UNetSpatioTemporalConditionModel.from_config(dict(svd.unet.config), **sizes)
     svd.unet.register_to_config(num_frames=frames)
     svd.export(folder)
     return folder

@@ -37,23 +37,29 @@ def networks(recorded: RecordedSet, kind: type[EncoderCopy]) -> tuple[Any, Encod
     return unet, copy
 
 
-def pipeline(recorded: RecordedSet, kind: type[EncoderCopy], quirks: Quirks) -> Recording:
-    """The whole system of a pipeline set."""
+def other_parts(recorded: RecordedSet) -> tuple[Any, Any]:
+    """VAE and image encoder with the set's weights."""
     config = recorded.config
-    unet, copy = networks(recorded, kind)
     with torch.device("meta"):
         vae = AutoencoderKLTemporalDecoder(**config["vae"])
     encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**config["image_encoder"]))
     fit(vae, recorded.part("vae."), recorded.path, "vae")
     own = {name: tensor for name, tensor in recorded.part("image_encoder.").items() if "position_ids" not in name}
     fit(encoder, own, recorded.path, "image_encoder")
+    return vae, encoder
+
+
+def pipeline(recorded: RecordedSet, kind: type[EncoderCopy], quirks: Quirks) -> Recording:
+    """The whole system of a pipeline set."""
+    config = recorded.config
+    unet, copy = networks(recorded, kind)
     settings = Settings(
         size=(config["height"], config["width"]),
         frames=config["frames"],
         steps=config["steps"],
         decode_chunk=config.get("decode_chunk", 2),
     )
-    svd = Recording(unet, copy, vae, encoder, settings, quirks)
+    svd = Recording(unet, copy, *other_parts(recorded), settings, quirks)
     svd.to("cpu", torch.float64)
     return svd
 
