@@ -146,7 +146,8 @@ def _opened(source: Source, name: str) -> Image.Image:
         with warnings.catch_warnings(action="ignore"):
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if isinstance(picture, TiffImageFile) and (_DNG in picture.tag_v2 or picture.tag_v2.get(_SUBFILE, 0) & 1):
-                raise UnidentifiedImageError  # Pillow would show the small preview that comes first
+                # Pillow would show the small preview that comes first
+                raise UserError(f"{name}: not a readable picture: {_foreign(data)}")
             check_size(picture.size[::-1], name)
             picture.load()
             picture.getexif()  # reads what follows the pixels

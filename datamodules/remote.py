@@ -121,8 +121,9 @@ class Remote:
         return [Remote(url) for url in sorted(found)]
 
     def _again(self, call: Callable[[Any, str], Any]) -> Any:
-        wait = WAIT
-        for left in reversed(range(TRIES)):
+        wait, left = WAIT, TRIES
+        while True:
+            left -= 1
             try:
                 system, path = _system(self.url)
                 return call(system, path)
@@ -137,7 +138,6 @@ class Remote:
                     raise UserError(f"{self.url} does not read after {TRIES} tries: {one_line(error)}") from None
                 time.sleep(wait * (1 + _jitter.random()) / 2)
                 wait = min(2 * wait, LONGEST_WAIT)
-        raise AssertionError
 
 
 def _system(url: str) -> tuple[object, str]:
