@@ -126,7 +126,7 @@ def _ours_first() -> Callable[[], None]:
 
     def hook() -> None:
         try:
-            from remoco import rooms
+            from remoco.common import rooms
         except ImportError:  # the task says that this node lacks the package
             return
         rooms.first()

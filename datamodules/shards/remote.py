@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodules.storage import atomic_file, write_atomic
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import open_regular, read_regular
+from remoco.common.whole_files import atomic_file, write_atomic
 
 TRIES = 9  # over 23 s
 WAIT = 0.1  # seconds after the first failure, doubled after each
