@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.errors import BadInput
 from datamodules.files import NPY, Source
+from remoco.common.errors import UserError
 
 PRESETS = ("pan", "tilt", "zoom", "roll")
 VIDEOS = {"mp4": (4, b"ftyp"), "webm": (0, b"\x1a\x45\xdf\xa3"), "avi": (8, b"AVI ")}
@@ -30,7 +30,7 @@ class Backdrop:
         driving: a video.
 
     Raises:
-        BadInput: a preset is none, or an amount out of its range.
+        UserError: a preset is none, or an amount out of its range.
     """
 
     presets: dict[str, float] | None = None
@@ -45,13 +45,13 @@ class Backdrop:
 
         for name, value in self.presets.items():
             if name not in PRESETS:
-                raise BadInput(f"camera: {str(name)[:40]!r}: expected {', '.join(PRESETS)}")
+                raise UserError(f"camera: {str(name)[:40]!r}: expected {', '.join(PRESETS)}")
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise BadInput(f"camera: {name}: expected a number, got {str(value)[:40]!r}")
+                raise UserError(f"camera: {name}: expected a number, got {str(value)[:40]!r}")
         try:
             preset_camera(2, 64, 64, **self.presets)
         except (ValueError, OverflowError) as error:
-            raise BadInput(f"camera: {error}") from None
+            raise UserError(f"camera: {error}") from None
 
     def files(self) -> dict[str, Source]:
         """Name in a folder of inputs -> file."""
@@ -83,23 +83,23 @@ def backdrop_from_json(
         name: what errors call the text.
 
     Raises:
-        BadInput: one line that names the field and what was expected.
+        UserError: one line that names the field and what was expected.
     """
     camera, driving = found.get("camera"), found.get("driving")
     if camera is None and driving is None:
         return None
     if camera is not None and driving is not None:
-        raise BadInput(f"{name}: driving: expected none beside a camera; one of them moves the scene")
+        raise UserError(f"{name}: driving: expected none beside a camera; one of them moves the scene")
     if camera is not None and (not isinstance(camera, Mapping) or not camera):
-        raise BadInput(f'{name}: camera: expected {{"pan": NUMBER, ...}} or {{"poses": FILE, "depth": FILE}}')
+        raise UserError(f'{name}: camera: expected {{"pan": NUMBER, ...}} or {{"poses": FILE, "depth": FILE}}')
     if camera is not None and not camera.keys() & {"poses", "depth"}:
         try:
             return Backdrop(dict(camera))
-        except BadInput as error:
-            raise BadInput(f"{name}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     named: Mapping[str, Any] = {"driving": driving} if camera is None else camera
     if camera is not None and set(camera) != {"poses", "depth"}:
-        raise BadInput(f"{name}: camera: expected both poses and depth, and no preset beside them")
+        raise UserError(f"{name}: camera: expected both poses and depth, and no preset beside them")
     files: dict[str, Any] = {field: _beside(beside, value, f"{name}: {field}") for field, value in named.items()}
     return Backdrop(**files)
 
@@ -130,9 +130,9 @@ def label(source: Source, field: str) -> str:
 
 def _beside(beside: Path | Mapping[str, bytes] | None, value: Any, name: str) -> Source:
     if not isinstance(value, str) or PurePosixPath(value).name != value or len(value) > 100 or "\0" in value:
-        raise BadInput(f"{name}: expected the name of a file beside it, got {str(value)[:40]!r}")
+        raise UserError(f"{name}: expected the name of a file beside it, got {str(value)[:40]!r}")
     if isinstance(beside, Path) and (beside / value).is_file():
         return beside / value
     if isinstance(beside, Mapping) and value in beside:
         return beside[value]
-    raise BadInput(f"{name}: {value}: no such file beside it")
+    raise UserError(f"{name}: {value}: no such file beside it")

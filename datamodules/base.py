@@ -13,16 +13,15 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from datamodules import forking
-from datamodules.dataset import ClipDataset, collate, exit_with
-from datamodules.errors import BadShards
+from datamodules.dataset import REFUSED, ClipDataset, collate, exit_with
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
 from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape, Shards
+from remoco.common.errors import UserError
 
 log = logging.getLogger(__name__)
 RECENT = 1000
@@ -35,7 +34,7 @@ POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to m
 class BadClipWatch:
     """Logs each bad clip once and stops a run whose data are broken.
 
-    More than 1 % replaced among the last 1000 training samples of this process raises MisconfigurationException.
+    More than 1 % replaced among the last 1000 training samples of this process raises UserError.
     Evaluation replaces and logs, but does not stop: one bad clip in a small validation set comes back at every
     validation.
 
@@ -58,7 +57,7 @@ class BadClipWatch:
                     log.warning("clip replaced: %s", line)
         bad = sum(self.recent)
         if self.stop and bad > MAX_BAD:
-            raise MisconfigurationException(
+            raise UserError(
                 f"{pattern}: {bad} of the last {len(self.recent)} clips could not be used (more than 1 %); the log has "
                 f"their keys, and `remoco verify` lists all that is bad"
             )
@@ -72,12 +71,11 @@ class ClipLoader(DataLoader):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # any iterator will do
         watch = self.watch or BadClipWatch(stop=False)  # Lightning's copy for predict has no watch
-        try:
-            for batch in super().__iter__():
-                watch(batch.pop("bad"), self.dataset.shards.pattern)
-                yield batch
-        except BadShards as error:  # from a worker it arrives with a traceback as its message
-            raise MisconfigurationException(str(error).strip().splitlines()[-1].split("BadShards: ")[-1]) from None
+        for batch in super().__iter__():
+            if REFUSED in batch:
+                raise UserError(batch[REFUSED])
+            watch(batch.pop("bad"), self.dataset.shards.pattern)
+            yield batch
 
 
 class ClipDataModule(LightningDataModule):
@@ -121,11 +119,8 @@ class ClipDataModule(LightningDataModule):
         cache: RangeCache | None = None,
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
-        try:
-            shards = Shards(pattern, cache)
-            shards.require(self.shape)
-        except BadShards as error:
-            raise MisconfigurationException(str(error)) from None
+        shards = Shards(pattern, cache)
+        shards.require(self.shape)
         cached = use_latents and shards.latent_hashes is not None
         return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder)
 
@@ -168,17 +163,17 @@ class ClipDataModule(LightningDataModule):
         """Go on from a position.
 
         Raises:
-            MisconfigurationException: the state is of a later version, whose order may be another.
+            UserError: the state is of a later version, whose order may be another.
         """
         found = state_dict if isinstance(state_dict, dict) else {}
         version = found.get("version", 1)  # the first versions did not write it
         if type(version) is not int or version > POSITION_VERSION:
-            raise MisconfigurationException(
+            raise UserError(
                 f"the checkpoint's data position has version {version!r:.80}, known is up to {POSITION_VERSION}"
             )
         position = found.get("position")
         if type(position) is not int or not 0 <= position < 2**62:
-            raise MisconfigurationException(
+            raise UserError(
                 f"ckpt_path: the checkpoint's {type(self).__qualname__}.position is {position!r:.80}, expected a whole "
                 "number of at least 0"
             )
@@ -204,7 +199,7 @@ class ClipDataModule(LightningDataModule):
                 dataset, self.batch_size, PositionSampler(self.batch_size, batches, lambda: self.position)
             )
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-            raise MisconfigurationException(
+            raise UserError(
                 "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes; "
                 "use trainer.accumulate_grad_batches"
             )
@@ -230,7 +225,7 @@ class ClipDataModule(LightningDataModule):
             batches = math.ceil(clips / (self.batch_size * trainer.world_size * window)) * window
         capped = limited(trainer, batches)
         if capped % window and not trainer.fast_dev_run:
-            raise MisconfigurationException(
+            raise UserError(
                 f"trainer.limit_train_batches: {capped} batches are no multiple of accumulate_grad_batches={window}"
             )
         return batches
@@ -269,10 +264,10 @@ class ClipDataModule(LightningDataModule):
 
 def _opened(dataset: ClipDataset | None, stage: str) -> ClipDataset:
     if dataset is None:
-        raise MisconfigurationException(f"the {stage} shards are not open: call prepare_data() and setup() first")
+        raise UserError(f"the {stage} shards are not open: call prepare_data() and setup() first")
     return dataset
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise MisconfigurationException(f"data.{name}={value}: expected {expected}")
+        raise UserError(f"data.{name}={value}: expected {expected}")

@@ -10,15 +10,14 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datamodules import forking
-from datamodules.errors import BadClip, BadInput, BadShards
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, read_inputs
 from datamodules.order import EachOnce
+from remoco.common.errors import BadClip, UserError
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +43,11 @@ def find_pairs(root: str | Path) -> list[str]:
     """Keys of all samples of a benchmark, in order of level and name.
 
     Raises:
-        BadShards: no such folder, or none of the levels in it.
+        UserError: no such folder, or none of the levels in it.
     """
     root = Path(root)
     if not root.is_dir():
-        raise BadShards(f"benchmark {root}: no such folder")
+        raise UserError(f"benchmark {root}: no such folder")
     keys = [
         f"{level}/{sample.name}"
         for level in LEVELS
@@ -57,7 +56,7 @@ def find_pairs(root: str | Path) -> list[str]:
         if sample.is_dir() and not sample.name.startswith(".")
     ]
     if not keys:
-        raise BadShards(f"benchmark {root}: no samples, expected {root}/{{{','.join(LEVELS)}}}/SAMPLE/first_frame.png")
+        raise UserError(f"benchmark {root}: no samples, expected {root}/{{{','.join(LEVELS)}}}/SAMPLE/first_frame.png")
     return keys
 
 
@@ -69,7 +68,7 @@ def read_pair(root: str | Path, key: str) -> Pair:
     """
     try:
         found = read_inputs(Path(root) / key)
-    except BadInput as error:
+    except UserError as error:
         raise BadClip(str(error)) from error
     if found.backdrop is not None:
         raise BadClip(f"{Path(root) / key}: a camera or a driving video, expected tracks and a brush alone")
@@ -80,7 +79,7 @@ def usable_samples(root: str | Path) -> tuple[dict[str, str], list[str]]:
     """Key -> fingerprint of the inputs of each sample that can be used, and one line for each that cannot.
 
     Raises:
-        BadShards: no benchmark there, or no sample of it can be used.
+        UserError: no benchmark there, or no sample of it can be used.
     """
     usable, broken = {}, []
     for key in tqdm(find_pairs(root), desc="samples", unit="sample", leave=False, delay=1):
@@ -89,7 +88,7 @@ def usable_samples(root: str | Path) -> tuple[dict[str, str], list[str]]:
         except BadClip as error:
             broken.append(str(error))
     if not usable:
-        raise BadShards(f"benchmark {root}: none of its {len(broken)} samples can be used; the first: {broken[0]}")
+        raise UserError(f"benchmark {root}: none of its {len(broken)} samples can be used; the first: {broken[0]}")
     return usable, broken
 
 
@@ -142,7 +141,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
         num_workers: processes that read.
 
     Raises:
-        MisconfigurationException: no benchmark at `root`, or none of its samples can be used.
+        UserError: no benchmark at `root`, or none of its samples can be used.
     """
 
     has_clips = False
@@ -152,9 +151,9 @@ class BenchmarkDataModule(pl.LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True
         for name, value in (("height", height), ("width", width)):
             if not STEP <= value <= MAX_SIDE or value % STEP:
-                raise MisconfigurationException(f"data.{name}={value}: expected a multiple of {STEP} up to {MAX_SIDE}")
+                raise UserError(f"data.{name}={value}: expected a multiple of {STEP} up to {MAX_SIDE}")
         if not 0 <= num_workers <= 64:
-            raise MisconfigurationException(f"data.num_workers={num_workers}: expected at least 0, at most 64")
+            raise UserError(f"data.num_workers={num_workers}: expected at least 0, at most 64")
         self.root, self.height, self.width, self.num_workers = Path(root), height, width, num_workers
         self.samples: dict[str, str] | None = None
         self.broken: list[str] = []
@@ -165,15 +164,15 @@ class BenchmarkDataModule(pl.LightningDataModule):
             return
         try:
             self.samples, self.broken = usable_samples(self.root)
-        except BadShards as error:
-            raise MisconfigurationException(f"data.root: {error}") from None
+        except UserError as error:
+            raise UserError(f"data.root: {error}") from None
         for line in self.broken:
             log.warning("benchmark sample left out: %s", line)
 
     def test_dataloader(self) -> DataLoader:
         """Loader over all usable pairs, split over the ranks."""
         if self.samples is None:
-            raise MisconfigurationException("the benchmark is not open: call setup() first")
+            raise UserError("the benchmark is not open: call setup() first")
         rank, world_size = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(
             _Pairs(self.root, list(self.samples), self.height, self.width),

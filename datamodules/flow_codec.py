@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from datamodules.errors import BadClip
+from remoco.common.errors import BadClip, UserError, one_line
 
 CODEC = "interpolated-zlib"
 ZERO = 32768
@@ -257,7 +257,7 @@ def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray |
         streams = _cut(memoryview(data)[_HEADER.size :], found[4:])
         _grow(streams, out[1:].reshape(-1, height, width))
     except (struct.error, zlib.error, ValueError) as error:
-        raise BadClip(f"flow does not decode ({type(error).__name__}: {error})") from error
+        raise BadClip(f"flow does not decode ({one_line(error)})") from error
     out[0] = ZERO
     return out
 
@@ -283,7 +283,7 @@ def _grow(streams: list[memoryview], out: np.ndarray) -> None:
         cv2.merge([part, odd], picture.view(np.int16).reshape(height, width // 2, 2))
         picture ^= np.uint16(ZERO)
     if wider.size:
-        raise ValueError(f"{wider.size} values too many in the third stream")
+        raise UserError(f"{wider.size} values too many in the third stream")
 
 
 def _grown(known: np.ndarray, doubled: np.ndarray, axis: int) -> np.ndarray:
@@ -321,7 +321,7 @@ def _wider(streams: list[memoryview], most: int) -> np.ndarray:
 
 def _cut(body: memoryview, lengths: list[int]) -> list[memoryview]:
     if sum(lengths) != len(body):
-        raise ValueError(f"{len(body)} bytes where {sum(lengths)} are announced")
+        raise UserError(f"{len(body)} bytes where {sum(lengths)} are announced")
     ends = np.cumsum(lengths)
     return [body[end - length : end] for end, length in zip(ends, lengths)]
 
@@ -332,5 +332,5 @@ def _inflate(data: memoryview, dtype: npt.DTypeLike, count: int, exactly: bool =
     stream = zlib.decompressobj()
     content = stream.decompress(data, size + 1)
     if len(content) > size or (exactly and len(content) != size) or not stream.eof or stream.unused_data:
-        raise ValueError(f"a stream holds {len(content)} bytes or more, expected {size}")
+        raise UserError(f"a stream holds {len(content)} bytes or more, expected {size}")
     return np.frombuffer(content, dtype)

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.remote import Remote, read_small
+from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import parse_json
 
 FORMAT = 3
@@ -51,10 +51,10 @@ def check_key(key: Any) -> str:
     """The key of a clip, when it is one that webdataset reads back and that is safe as a file's name.
 
     Raises:
-        ValueError: it is not.
+        UserError: it is not.
     """
     if not isinstance(key, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", key):
-        raise ValueError(f"key {key!r:.200} is not one of 1 to 80 letters, digits, _ and -")
+        raise UserError(f"key {key!r:.200} is not one of 1 to 80 letters, digits, _ and -")
     return key
 
 
@@ -62,54 +62,60 @@ def read_index(path: Path | Remote) -> dict[str, Any]:
     """Read and check a folder's `index.json`.
 
     Raises:
-        BadShards: missing, damaged, or with a field that cannot be; the message names it.
+        UserError: missing, damaged, or with a field that cannot be; the message names it.
     """
     try:
         content = parse_json(read_small(path, _MAX_INDEX))
     except FileNotFoundError:
-        raise BadShards(
+        raise UserError(
             f"{path} is missing: `remoco prepare` makes shards, and writes it when the set is complete"
         ) from None
     except OSError as error:
-        raise BadShards(f"{path} does not read: {error.strerror}") from None
+        raise UserError(f"{path} does not read: {error.strerror}") from None
     except ValueError as error:
-        raise BadShards(f"{path} does not read: {error}") from None
+        raise UserError(f"{path} does not read: {error}") from None
     try:
-        if content["format"] != FORMAT:
-            raise BadShards(f"{path}: format is {content['format']!r:.80}, this version reads {FORMAT}")
-        shape_of(content)
-        for shard in content["shards"]:
-            _check_entry(shard)
-        _whole(content, "clips", 0, _MAX_BYTES)
-        if content["fill"] not in ("none", "smooth"):
-            raise ValueError(f"fill is {content['fill']!r:.80}, expected none or smooth")
-        latents = content.get("latents")
-        if latents is not None and not (
-            isinstance(latents, dict) and all(isinstance(value, str) for value in latents.values())
-        ):
-            raise ValueError("latents is no object of hashes")
+        version = content["format"]
+        if version == FORMAT:
+            _check_content(content)
     except KeyError as error:
-        raise BadShards(f"{path}: field {error} is missing or of the wrong type") from None
+        raise UserError(f"{path}: field {error} is missing or of the wrong type") from None
     except (TypeError, ValueError) as error:
-        raise BadShards(f"{path}: a field is missing or of the wrong type: {error}") from None
+        raise UserError(f"{path}: a field is missing or of the wrong type: {error}") from None
+    if version != FORMAT:
+        raise UserError(f"{path}: format is {version!r:.80}, this version reads {FORMAT}")
     return content
+
+
+def _check_content(content: Mapping[str, Any]) -> None:
+    shape_of(content)
+    for shard in content["shards"]:
+        _check_entry(shard)
+    _whole(content, "clips", 0, _MAX_BYTES)
+    if content["fill"] not in ("none", "smooth"):
+        raise UserError(f"fill is {content['fill']!r:.80}, expected none or smooth")
+    latents = content.get("latents")
+    if latents is not None and not (
+        isinstance(latents, dict) and all(isinstance(value, str) for value in latents.values())
+    ):
+        raise UserError("latents is no object of hashes")
 
 
 def _check_entry(shard: Mapping[str, Any]) -> None:
     name = shard["name"]
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}\.tar", name):
-        raise ValueError(f"shard name {name!r:.200} is not a file name ending in .tar")
+        raise UserError(f"shard name {name!r:.200} is not a file name ending in .tar")
     size = _whole(shard, "bytes", 0, _MAX_BYTES)
     _whole(shard, "clips", 0, size // _TAR_BLOCK)
     _whole(shard, "index_crc32", 0, 2**32 - 1)
     if not isinstance(shard["sha256"], str):
-        raise ValueError("sha256 is no text")
+        raise UserError("sha256 is no text")
 
 
 def _whole(found: Mapping[str, Any], name: str, least: int, most: int) -> int:
     value = found[name]
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r:.80}, expected a whole number from {least} to {most}")
+        raise UserError(f"{name} is {value!r:.80}, expected a whole number from {least} to {most}")
     return value
 
 
@@ -117,14 +123,14 @@ def shape_of(index: Mapping[str, Any]) -> ClipShape:
     """The clips' shape in a folder's index.
 
     Raises:
-        ValueError: a number out of its range, or together more pixels than a clip may have.
+        UserError: a number out of its range, or together more pixels than a clip may have.
     """
     frames, height, width = (_whole(index, name, 1, 1 << 16) for name in ("frames", "height", "width"))
     if frames * height * width > MAX_PIXELS:
-        raise ValueError(f"{frames} frames of {height}x{width} are more than {MAX_PIXELS} pixels")
+        raise UserError(f"{frames} frames of {height}x{width} are more than {MAX_PIXELS} pixels")
     fps = index["fps"]
     if isinstance(fps, bool) or not isinstance(fps, (int, float)) or not (0 < fps <= 1e6 and math.isfinite(fps)):
-        raise ValueError(f"fps is {fps!r:.80}, expected a positive number")
+        raise UserError(f"fps is {fps!r:.80}, expected a positive number")
     return ClipShape(frames, height, width, float(fps))
 
 
@@ -156,7 +162,7 @@ def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dic
         columns = index["members"]
         lengths = {len(index["keys"]), *(len(column) for column in columns.values())}
         if lengths != {clips}:
-            raise ValueError(f"its columns have {sorted(lengths)} entries")
+            raise UserError(f"its columns have {sorted(lengths)} entries")
         return {
             "keys": [check_key(key) for key in index["keys"]],
             "bytes": _whole(index, "bytes", 0, 2**63 - 1),
@@ -169,7 +175,7 @@ def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dic
 def _places(column: list[Any]) -> np.ndarray | list[Any]:
     for place in column:
         if place is not None and (len(place) != 3 or not all(type(number) is int for number in place)):
-            raise ValueError(f"{place!r:.80} is no offset, size and CRC-32")
+            raise UserError(f"{place!r:.80} is no offset, size and CRC-32")
         if place is not None and not all(abs(number) < 2**63 for number in place):
-            raise ValueError(f"{place!r:.80} is beyond 64 bits")
+            raise UserError(f"{place!r:.80} is beyond 64 bits")
     return column if None in column else np.asarray(column, dtype=np.int64).reshape(len(column), 3)

@@ -20,10 +20,10 @@ from PIL import Image
 
 from datamodules.backdrop import Backdrop, backdrop_from_json
 from datamodules.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
-from datamodules.errors import BadInput, brief, one_line
 from datamodules.files import Source, check_size, data_of, name_of, read_array, read_bytes, read_image, read_mask
 from datamodules.pictures import WHITE
 from datamodules.storage import write_atomic
+from remoco.common.errors import UserError, brief, one_line
 from remoco.common.json_files import parse_json
 
 MAX_TEXT = 16 * 2**20  # bytes of a meta_data.json
@@ -53,7 +53,7 @@ class Inputs:
             none. None for all of them.
 
     Raises:
-        BadInput: one line that names the field and what was expected.
+        UserError: one line that names the field and what was expected.
     """
 
     image: np.ndarray
@@ -66,14 +66,14 @@ class Inputs:
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
-            raise BadInput(f"image is {self.image.shape} {self.image.dtype}, expected (height, width, 3) uint8 (RGB)")
+            raise UserError(f"image is {self.image.shape} {self.image.dtype}, expected (height, width, 3) uint8 (RGB)")
         check_size(self.image.shape[:2], "image")
         names = [f"track {index}" for index in range(len(self.tracks))]
         self.tracks, self.times = checked_tracks(self.tracks, self.times, self.size, names, "times")
         self.eases = checked_eases(self.eases, len(self.tracks), self.times, "eases")
         if self.brush is not None:
             if self.brush.shape != self.image.shape[:2]:
-                raise BadInput(f"brush: {_size(self.brush)}, expected the size of the image, {_size(self.image)}")
+                raise UserError(f"brush: {_size(self.brush)}, expected the size of the image, {_size(self.image)}")
             self.brush = _as_ids(self.brush)
         if self.brush_ids is not None:
             found = set() if self.brush is None else set(np.unique(self.brush).tolist()) - {0}
@@ -172,7 +172,7 @@ def read_inputs(
         background: R, G, B of what transparent parts of the image show.
 
     Raises:
-        BadInput: one line that names the file, the field and what was expected.
+        UserError: one line that names the file, the field and what was expected.
     """
     source = Path(source)
     if not source.is_dir():
@@ -187,10 +187,10 @@ def read_inputs(
         image = read_image(source / IMAGE, background=background)
         meta = next((source / name for name in META if (source / name).is_file()), None)
         if meta is None:
-            raise BadInput(f"{source}: neither {META[0]} nor {META[1]}")
+            raise UserError(f"{source}: neither {META[0]} nor {META[1]}")
         return inputs_from_json(read_bytes(meta), image, source / MASK, str(meta), source)
     if not (source / "image.png").is_file():
-        raise BadInput(f"{source}: neither {IMAGE} nor image.png in this folder")
+        raise UserError(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
     arrays = source / "tracks.npy", source / "visibility.npy"
     image = read_image(source / "image.png", background=background)
@@ -216,24 +216,24 @@ def inputs_from_json(
         beside: where the files are that it names.
 
     Raises:
-        BadInput: one line that names the field and what was expected.
+        UserError: one line that names the field and what was expected.
     """
     if len(data) > MAX_TEXT:
-        raise BadInput(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
+        raise UserError(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
     try:
         found = parse_json(data)
         tracks, times, ids = found["traj_key_points"], found.get("times"), found.get("brush")
         eases = found.get("ease")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
+        raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
-            raise BadInput(f"{name}: {key}: expected a list, got {brief(value)}")
+            raise UserError(f"{name}: {key}: expected a list, got {brief(value)}")
     backdrop = backdrop_from_json(found, beside, name)
     if not tracks and backdrop is None:
-        raise BadInput(f"{name}: traj_key_points: expected at least one track, got none")
+        raise UserError(f"{name}: traj_key_points: expected at least one track, got none")
     if len(tracks) > MAX_TRACKS:
-        raise BadInput(f"{name}: traj_key_points: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
+        raise UserError(f"{name}: traj_key_points: expected at most {MAX_TRACKS} tracks, got {len(tracks)}")
     names = [f"{name}: traj_key_points[{index}]" for index in range(len(tracks))]
     tracks, times = checked_tracks(tracks, times, image.shape[:2], names, f"{name}: times")
     eases = checked_eases(eases, len(tracks), times, f"{name}: ease")
@@ -283,7 +283,7 @@ def find_inputs(folder: str | Path) -> dict[str, Path]:
     """Name -> folder of all inputs in a folder: a benchmark's levels, folders in one of the two layouts, or itself.
 
     Raises:
-        BadInput: there are none.
+        UserError: there are none.
     """
     root = Path(folder)
 
@@ -291,12 +291,12 @@ def find_inputs(folder: str | Path) -> dict[str, Path]:
         return not path.name.startswith(".") and any((path / name).is_file() for name in (IMAGE, "image.png"))
 
     if not root.is_dir():
-        raise BadInput(f"{root}: no such folder")
+        raise UserError(f"{root}: no such folder")
     if is_sample(root):
         return {root.resolve().name: root}
     inner = [path for pattern in ("*/", "*/*/") for path in sorted(root.glob(pattern)) if is_sample(path)]
     if not inner:
-        raise BadInput(f"{root}: no inputs, expected folders with {IMAGE} and {META[0]}, or image.png and tracks.npy")
+        raise UserError(f"{root}: no inputs, expected folders with {IMAGE} and {META[0]}, or image.png and tracks.npy")
     return {path.relative_to(root).as_posix(): path for path in inner}
 
 
@@ -306,17 +306,17 @@ def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str |
     """
     points = read_array(tracks, "(N, L, 2) numbers", 3)
     if points.shape[2] != 2 or 0 in points.shape:
-        raise BadInput(f"{tracks}: expected shape (N, L, 2) of x, y in pixels, got {points.shape}")
+        raise UserError(f"{tracks}: expected shape (N, L, 2) of x, y in pixels, got {points.shape}")
     if len(points) > MAX_TRACKS:
-        raise BadInput(f"{tracks}: expected at most {MAX_TRACKS} tracks, got {len(points)}")
+        raise UserError(f"{tracks}: expected at most {MAX_TRACKS} tracks, got {len(points)}")
     seen = np.ones(points.shape[:2], dtype=bool)
     if visibility.is_file():
         seen = read_array(visibility, "(N, L) truth values", 2, kinds="biuf") > 0
         if seen.shape != points.shape[:2]:
-            raise BadInput(f"{visibility}: expected shape {points.shape[:2]} as {tracks.name}, got {seen.shape}")
+            raise UserError(f"{visibility}: expected shape {points.shape[:2]} as {tracks.name}, got {seen.shape}")
     starts = np.flatnonzero(seen[:, 0])
     if not len(starts):
-        raise BadInput(f"{visibility}: no point is visible in the first frame, where tracks start")
+        raise UserError(f"{visibility}: no point is visible in the first frame, where tracks start")
     knots = np.linspace(0, 1, points.shape[1])
     kept = [points[index][seen[index]].astype(np.float64) for index in starts]
     times = [None if seen[index].all() else knots[seen[index]] for index in starts]
@@ -328,7 +328,7 @@ def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str |
 def _fitting(brush: Source, image: np.ndarray, labelled: bool) -> np.ndarray:
     mask = read_mask(brush, labelled=labelled)
     if mask.shape != image.shape[:2]:
-        raise BadInput(f"{name_of(brush)}: {_size(mask)}, expected the size of {IMAGE}, {_size(image)}")
+        raise UserError(f"{name_of(brush)}: {_size(mask)}, expected the size of {IMAGE}, {_size(image)}")
     return mask
 
 

@@ -12,7 +12,7 @@ import warnings
 
 import numpy as np
 
-from datamodules.errors import BadClip, one_line
+from remoco.common.errors import BadClip, one_line
 
 NORMS = ("l2", "squared")  # of the motion masks, in their order
 

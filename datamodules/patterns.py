@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from datamodules.errors import BadShards
 from datamodules.remote import Remote, is_remote
+from remoco.common.errors import UserError
 
 MOST_NAMES = 1_000_000  # of a brace pattern
 
@@ -18,7 +18,7 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path | Remote]:
     """A folder, a glob or a brace pattern (or a list of them), local or URLs, to the folders and tars it names.
 
     Raises:
-        BadShards: nothing matches; the message names the pattern.
+        UserError: nothing matches; the message names the pattern.
     """
     import braceexpand
 
@@ -28,7 +28,7 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path | Remote]:
         matches: list[Path | Remote] = []
         names = [text] if os.path.exists(text) else list(islice(braceexpand.braceexpand(text), MOST_NAMES + 1))
         if len(names) > MOST_NAMES:
-            raise BadShards(f"shards: {text!r} stands for more than {MOST_NAMES} names")
+            raise UserError(f"shards: {text!r} stands for more than {MOST_NAMES} names")
         for plain in names:
             if is_remote(plain):
                 matches += Remote(plain).glob() if set(plain) & set("*?[") else [Remote(plain)]
@@ -36,7 +36,7 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path | Remote]:
             found_here = [plain] if os.path.exists(plain) else sorted(glob.glob(plain))
             matches += [Path(name) for name in found_here if os.path.isdir(name) or name.endswith(".tar")]
         if not matches:
-            raise BadShards(
+            raise UserError(
                 f"shards: nothing matches {text!r}, expected a folder of shards, or a glob or brace pattern of .tar"
             )
         found += matches

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.errors import BadInput
 from datamodules.files import Source, data_of, name_of
+from remoco.common.errors import UserError
 
 MAX_BYTES = 2**20  # of a file
 LARGEST = 1e9  # of a number in it
@@ -19,16 +19,16 @@ def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.
         intrinsics (L, 4) fx, fy, cx, cy, in parts of the width and the height, and poses (L, 3, 4), world to camera.
 
     Raises:
-        BadInput: one line that names the file and the line.
+        UserError: one line that names the file and the line.
     """
     path = name or name_of(source)
     data = data_of(source)
     if len(data) > MAX_BYTES:
-        raise BadInput(f"{path}: has {len(data)} bytes, expected at most {MAX_BYTES // 2**20} MB of text")
+        raise UserError(f"{path}: has {len(data)} bytes, expected at most {MAX_BYTES // 2**20} MB of text")
     try:
         lines = data.decode().splitlines()
     except UnicodeDecodeError:
-        raise BadInput(f"{path}: expected text in RealEstate10K's format, got binary data") from None
+        raise UserError(f"{path}: expected text in RealEstate10K's format, got binary data") from None
     rows = []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -39,16 +39,18 @@ def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.
         except ValueError:
             row = np.empty(0)
         if len(row) != NUMBERS or len(words) != NUMBERS or not (np.abs(row) <= LARGEST).all():
-            raise BadInput(
+            raise UserError(
                 f"{path}: line {number}: expected {NUMBERS} numbers: time fx fy cx cy 0 0 and a 3 x 4 matrix"
             )
         matrix = row[7:].reshape(3, 4)
         if np.abs(matrix[:, :3] @ matrix[:, :3].T - np.eye(3)).max() > 0.01 or np.linalg.det(matrix[:, :3]) < 0:
-            raise BadInput(f"{path}: line {number}: expected a rotation in the first three columns of the 3 x 4 matrix")
+            raise UserError(
+                f"{path}: line {number}: expected a rotation in the first three columns of the 3 x 4 matrix"
+            )
         if (row[1:3] <= 0).any():
-            raise BadInput(f"{path}: line {number}: expected focal lengths fx and fy above 0")
+            raise UserError(f"{path}: line {number}: expected focal lengths fx and fy above 0")
         rows.append(row)
     if len(rows) < 2:
-        raise BadInput(f"{path}: expected the poses of at least 2 frames, got {len(rows)}")
+        raise UserError(f"{path}: expected the poses of at least 2 frames, got {len(rows)}")
     found = np.stack(rows)
     return found[:, 1:5], found[:, 7:].reshape(-1, 3, 4)

@@ -12,8 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards, one_line
 from datamodules.storage import atomic_file, write_atomic
+from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import open_regular, read_regular
 
 TRIES = 9  # over 23 s
@@ -33,7 +33,7 @@ class Remote:
     """A file or folder at a URL, with the methods of `pathlib.Path` that reading shards needs.
 
     Credentials and endpoints are those that fsspec's file system finds by itself: AWS_* for s3, and so on. A file that
-    is not there raises FileNotFoundError; whatever else fails is tried again, and raises BadShards in the end: an
+    is not there raises FileNotFoundError; whatever else fails is tried again, and raises UserError in the end: an
     outage must not look like a bad clip, which training would replace.
 
     Args:
@@ -89,7 +89,7 @@ class Remote:
         def read(system: Any, path: str) -> bytes:
             data = system.cat_file(path, start=begin, end=begin + size)
             if len(data) > size:
-                raise BadShards(f"{self.url}: {len(data)} bytes where {size} were asked: the server ignores ranges")
+                raise UserError(f"{self.url}: {len(data)} bytes where {size} were asked: the server ignores ranges")
             return data
 
         return self._again(read) if size else b""
@@ -126,15 +126,15 @@ class Remote:
             try:
                 system, path = _system(self.url)
                 return call(system, path)
-            except (FileNotFoundError, BadShards):
+            except (FileNotFoundError, UserError):
                 raise
             except PermissionError as error:
-                raise BadShards(f"{self.url}: {one_line(error)}; are the credentials set?") from None
+                raise UserError(f"{self.url}: {one_line(error)}; are the credentials set?") from None
             except Exception as error:  # every store has its own exceptions for what may pass
                 if _out_of_range(error):
                     return b""
                 if not left:
-                    raise BadShards(f"{self.url} does not read after {TRIES} tries: {one_line(error)}") from None
+                    raise UserError(f"{self.url} does not read after {TRIES} tries: {one_line(error)}") from None
                 time.sleep(wait * (1 + _jitter.random()) / 2)
                 wait = min(2 * wait, LONGEST_WAIT)
         raise AssertionError
@@ -148,7 +148,7 @@ def _system(url: str) -> tuple[object, str]:
         return url_to_fs(url)
     except (ImportError, ValueError) as error:
         needs = "s3 needs: pip install -e '.[s3]' -c constraints.txt; gs: gcsfs; https: aiohttp"
-        raise BadShards(f"{url}: {one_line(error)} ({needs})") from None
+        raise UserError(f"{url}: {one_line(error)} ({needs})") from None
 
 
 def _out_of_range(error: Exception) -> bool:
@@ -160,14 +160,14 @@ def read_small(path: Path | Remote, limit: int) -> bytes:
     """All of a file of at most `limit` bytes; see `read_regular`.
 
     Raises:
-        ValueError: it is larger, or no regular file.
+        UserError: it is larger, or no regular file.
         OSError: it does not read.
     """
     if not isinstance(path, Remote):
         return read_regular(path, limit)
     data = path.read_range(0, limit + 1)
     if len(data) > limit:
-        raise ValueError(f"has more than the {limit} bytes it may have")
+        raise UserError(f"has more than the {limit} bytes it may have")
     return data
 
 

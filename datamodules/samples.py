@@ -9,9 +9,9 @@ import numpy as np
 import safetensors.numpy
 
 from datamodules import flow_codec, mask_codec, mp4
-from datamodules.errors import BadClip, one_line
 from datamodules.shards import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
 from datamodules.storage import json_bytes
+from remoco.common.errors import BadClip, one_line
 from remoco.common.json_files import parse_json
 
 VAE_FACTOR = 8  # pixels per latent along a side

@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from datamodules.bench import LEVELS, Pair, read_pair, usable_samples
-from datamodules.errors import BadClip, BadShards, UsageError, one_line
 from datamodules.videos import read_frames, video_files
+from remoco.common.errors import BadClip, UserError, one_line
 
 if TYPE_CHECKING:
     from metrics import Clip, VideoMetric
@@ -77,7 +77,7 @@ def for_bench(videos: str | Path, bench: str | Path, frames: int = 16, skip_unre
     """The videos `<level>/<sample>.mp4` of a benchmark's samples.
 
     Raises:
-        BadShards: no benchmark there; or a video missing, too short or not readable, unless those are skipped.
+        UserError: no benchmark there; or a video missing, too short or not readable, unless those are skipped.
     """
     samples, broken = usable_samples(bench)
     found = _files(videos)
@@ -93,14 +93,14 @@ def for_reference(
     """Videos beside reference videos of the same names.
 
     Raises:
-        BadShards: as `for_bench`.
+        UserError: as `for_bench`.
     """
     references, found = _files(reference), _files(videos)
     folder = VideoFolder({}, frames, references=references)
     wanted = {key: found.get(key) for key in references}
     unknown = sorted(set(found) - set(references))
     if unknown and not skip_unreadable:
-        raise BadShards(f"{videos}: {_some(unknown)} have no reference of that name in {reference}")
+        raise UserError(f"{videos}: {_some(unknown)} have no reference of that name in {reference}")
     folder.left_out += [f"{name}: no reference of that name" for name in unknown]
     _check(folder, wanted, str(videos), f"the reference {reference}", skip_unreadable)
     return folder
@@ -119,16 +119,16 @@ def score_folder(
         world_size: number of processes.
 
     Raises:
-        UsageError: no metric that can be computed, or one that cannot.
+        UserError: no metric that can be computed, or one that cannot.
     """
     from metrics import applicable, evaluate
 
     judges = applicable(metrics, {"tracks"} if folder.bench is not None else {"reference"})
     if not judges:
         needs = ", ".join(sorted({need for metric in metrics for need in metric.needs}))
-        raise UsageError(f"metrics: none of them can be computed here, they need {needs}")
+        raise UserError(f"metrics: none of them can be computed here, they need {needs}")
     if twice := [name for name, count in Counter(metric.name for metric in judges).items() if count > 1]:
-        raise UsageError(f"metrics: {twice[0]} is there twice, and one result would hide the other")
+        raise UserError(f"metrics: {twice[0]} is there twice, and one result would hide the other")
     results = {}
     try:
         for metric in judges:
@@ -145,7 +145,7 @@ def score_folder(
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise UsageError(one_line(error).removeprefix(f"{type(error).__name__}: ")) from error
+        raise UserError(one_line(error).removeprefix(f"{type(error).__name__}: ")) from error
     return results
 
 
@@ -162,13 +162,13 @@ def offline_metrics() -> list[VideoMetric]:
 
 def _files(folder: str | Path) -> dict[str, Path]:
     if not Path(folder).is_dir():
-        raise BadShards(f"{folder}: no such folder of videos")
+        raise UserError(f"{folder}: no such folder of videos")
     try:
         found = video_files(folder)
     except BadClip as error:
-        raise BadShards(str(error)) from None
+        raise UserError(str(error)) from None
     if not found:
-        raise BadShards(f"{folder}: no videos in it")
+        raise UserError(f"{folder}: no videos in it")
     return found
 
 
@@ -178,7 +178,7 @@ def _check(
     """Decode everything once, so that what is wrong is known before the first network runs."""
     missing = [key for key, path in wanted.items() if path is None]
     if missing and not skip_unreadable:
-        raise BadShards(
+        raise UserError(
             f"{videos}: {len(missing)} of the {len(wanted)} videos of {against} are missing: {_some(missing)}"
         )
     folder.left_out += [f"{key}: no such video" for key in missing]
@@ -193,10 +193,10 @@ def _check(
             problems.append(str(error))
     if problems and not skip_unreadable:
         rest = f" (and {len(problems) - 1} more; --skip-unreadable leaves them out)" if len(problems) > 1 else ""
-        raise BadShards(f"{problems[0]}{rest}")
+        raise UserError(f"{problems[0]}{rest}")
     folder.left_out += problems
     if not folder.videos:
-        raise BadShards(f"{videos}: none of its videos can be scored; the first: {folder.left_out[0]}")
+        raise UserError(f"{videos}: none of its videos can be scored; the first: {folder.left_out[0]}")
 
 
 def _some(names: list[str]) -> str:

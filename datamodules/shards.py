@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.index import FORMAT, read_sidecar, shape_of
 from datamodules.index import INDEX as INDEX
 from datamodules.index import ClipShape as ClipShape
@@ -30,6 +29,7 @@ from datamodules.index import read_index as read_index
 from datamodules.patterns import expand as expand
 from datamodules.remote import Fetch, RangeCache, Remote
 from datamodules.storage import json_bytes, write_atomic
+from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import open_regular, parse_json, read_regular
 
 VIDEO, FLOW, MASKS, CAPTION, META, LATENT = (
@@ -134,18 +134,18 @@ class Shards:
             if index["fill"] != "none" and self.filled is None:
                 self.filled = str(folder / INDEX)
             if number and shape != self.shape:
-                raise BadShards(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
+                raise UserError(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
             self.shape = shape
             self._take_latents(index.get("latents"), number)
             listed = [shard for shard in index["shards"] if names is None or shard["name"] in names]
             if names is not None and len(listed) != len(names):
                 unknown = sorted(names - {shard["name"] for shard in listed})[0]
-                raise BadShards(f"{folder / INDEX} does not list {unknown}")
+                raise UserError(f"{folder / INDEX} does not list {unknown}")
             self._shards += [(number, shard["name"], shard["index_crc32"]) for shard in listed]
             counts += [shard["clips"] for shard in listed]
         self.counts = np.asarray(counts, dtype=np.int64)
         if not self.counts.sum():
-            raise BadShards(f"shards: {pattern!s} holds no clips")
+            raise UserError(f"shards: {pattern!s} holds no clips")
         self._forget()
 
     def __len__(self) -> int:
@@ -166,7 +166,7 @@ class Shards:
     def _take_latents(self, found: dict[str, str] | None, number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
         if number and found and self.latent_hashes and found != self.latent_hashes:
-            raise BadShards(
+            raise UserError(
                 f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
         self.latent_hashes = found if found and (not number or self.latent_hashes) else None
@@ -183,11 +183,11 @@ class Shards:
         return self._folders[folder] / name
 
     def require(self, shape: ClipShape) -> None:
-        """Raise BadShards unless the clips are exactly of this shape; nothing is rescaled silently."""
+        """Raise UserError unless the clips are exactly of this shape; nothing is rescaled silently."""
         for field in ("frames", "height", "width", "fps"):
             have, want = getattr(self.shape, field), getattr(shape, field)
             if have != want:
-                raise BadShards(
+                raise UserError(
                     f"{self._folders[0] / INDEX}: {field} is {have:g}, but {field}={want:g} was asked; "
                     f"the shards hold {self.shape}"
                 )
@@ -201,7 +201,7 @@ class Shards:
 
         Raises:
             BadClip: shard or member missing, truncated or changed.
-            BadShards: the store does not answer.
+            UserError: the store does not answer.
         """
         try:
             return self._read(shard, clip, kinds)

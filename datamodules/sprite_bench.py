@@ -12,10 +12,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench import LEVELS
-from datamodules.errors import BadShards
 from datamodules.scene import Layer, Motion, Scene, random_scene, render, tracks
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import write_video
+from remoco.common.errors import UserError
 
 TRUE_CLIPS = "true_clips"
 EDGE = 8  # pixels between a track's start and the outline: a patch around it lies on the object
@@ -32,13 +32,13 @@ def write_sprite_bench(
     them is the exact track at every frame. A pure function of its arguments.
 
     Raises:
-        BadShards: `root` holds something already, or the frames are too small for a scene with a point to follow.
+        UserError: `root` holds something already, or the frames are too small for a scene with a point to follow.
     """
     root = Path(root)
     if root.exists() and any(root.iterdir()):
-        raise BadShards(f"benchmark {root}: holds files already, expected a new or empty folder")
+        raise UserError(f"benchmark {root}: holds files already, expected a new or empty folder")
     if frames < 2 or height < 64 or width < 64:
-        raise BadShards(f"benchmark of {frames} frames of {height} x {width}: expected at least 2 of 64 x 64")
+        raise UserError(f"benchmark of {frames} frames of {height} x {width}: expected at least 2 of 64 x 64")
     with new_folder(root) as new, tqdm(total=len(LEVELS) * pairs, desc="benchmark", unit="pair") as bar:
         for number, (folder, level) in enumerate(LEVELS.items()):
             for index in range(pairs):
@@ -55,7 +55,7 @@ def _write_pair(root: Path, folder: str, name: str, level: str, size: tuple[int,
         if drawn is not None:
             break
     else:
-        raise BadShards(f"benchmark: no scene of {height} x {width} with a point that stays visible, in 100")
+        raise UserError(f"benchmark: no scene of {height} x {width} with a point that stays visible, in 100")
     starts, brush = drawn
     points = [(np.array([x, y]) + flow[:, :, y, x]).tolist() for x, y in starts]
     sample = root / folder / name

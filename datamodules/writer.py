@@ -12,10 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards
 from datamodules.index import FORMAT, check_key
 from datamodules.shards import MEMBERS, sidecar
 from datamodules.storage import atomic_file, json_bytes, write_atomic
+from remoco.common.errors import UserError
 
 
 class ShardWriter:
@@ -46,7 +46,7 @@ class ShardWriter:
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append a clip. `key` must be as `sanitised` makes them, and new in this shard."""
         if check_key(key) in self._keys:
-            raise ValueError(f"key {key!r} is already in {self.path}")
+            raise UserError(f"key {key!r} is already in {self.path}")
         self._keys.add(key)
         self._tar.write({"__key__": key, **members})
 
@@ -98,7 +98,7 @@ def scan(file: Any, name: str) -> dict[str, Any]:
             key, _, kind = info.name.partition(".")
             member = tar.extractfile(info) if info.isfile() else None
             if member is None or "/" in info.name:
-                raise BadShards(f"{name}: member {info.name!r} is not a plain file at the top level")
+                raise UserError(f"{name}: member {info.name!r} is not a plain file at the top level")
             if not keys or keys[-1] != key:
                 keys.append(key)
                 for column in members.values():

@@ -17,6 +17,7 @@ from lightning_modules.framing import Framing, Picture, read_image
 from lightning_modules.lora import without_lora
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.svd import SVD, VAE_FACTOR, diffusers_eps
+from remoco.common.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,12 @@ def sample_bare(
         decode_chunk_size: Frames per pass of the VAE; None is all of them.
 
     Raises:
-        ValueError: the image or a size does not fit; one line.
+        UserError: the image or a size does not fit; one line.
     """
     check_output(output_type)
     for name, value in (("height", height), ("width", width)):
         if value < VAE_FACTOR or value % VAE_FACTOR:
-            raise ValueError(f"{name} is {value}, expected a multiple of {VAE_FACTOR}")
+            raise UserError(f"{name} is {value}, expected a multiple of {VAE_FACTOR}")
     device, dtype = svd.unet.device, torch.promote_types(svd.unet.dtype, torch.float32)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -110,7 +111,7 @@ def sample_bare(
     if latents is None:
         latents = randn_tensor(shape, generator=generator, device=device, dtype=svd.unet.dtype)
     if tuple(latents.shape) != shape:
-        raise ValueError(f"latents: expected shape {shape}, got {tuple(latents.shape)}")
+        raise UserError(f"latents: expected shape {shape}, got {tuple(latents.shape)}")
     denoiser = Denoiser(svd.unet)
     guidance = settings.min_guidance_scale, settings.max_guidance_scale
     try:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.motion_control import MotionControlModule
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.batch import Batch
@@ -25,7 +26,7 @@ class BaseModule(MotionControlModule):
         """Also raise ValueError where the arguments are not a base's."""
         super().check_arguments()
         if self.random_init is None or not self.train_base:
-            raise ValueError("model: a base is trained from random weights: random_init, train_base: true, lora: null")
+            raise UserError("model: a base is trained from random weights: random_init, train_base: true, lora: null")
 
     def architecture(self) -> dict[str, Any]:
         """Without an injection, by which its checkpoints are told from a controller's."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import Condition
 from lightning_modules import record, record_values
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.restorable import check_tensors
+from remoco.common.errors import UserError
 
 
 def built(
@@ -28,9 +28,9 @@ def built(
     record_values.check_sampling(found, "the checkpoint")
     architecture = dict(found["architecture"])
     if "." in (kind := str(architecture.get("injection"))) and kind.rpartition(".")[0] not in sys.modules:
-        raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
+        raise UserError(f"injection: {kind} is not imported; import its module before, if you trust it")
     if architecture.get("injection", "") is None:
-        raise ValueError("the checkpoint is a base without a controller: `remoco export-base` writes it for `svd`")
+        raise UserError("the checkpoint is a base without a controller: `remoco export-base` writes it for `svd`")
     architecture["condition"] = Condition.from_record(architecture["condition"])
     if architecture["lora"] is None:
         architecture.pop("lora_rank", None)
@@ -52,7 +52,7 @@ def value_errors() -> Iterator[None]:
     """What is wrong with a file or argument as a ValueError of one line."""
     try:
         yield
-    except (MisconfigurationException, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
-        named = isinstance(error, (MisconfigurationException, ValueError))
-        raise ValueError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error
+        named = isinstance(error, ValueError)
+        raise UserError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error

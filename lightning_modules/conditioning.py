@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from conditions import MOTION_NORMS, Condition, Motion, flow_to_pixels, motion_of
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # the contract between the rooms, and what `--help` has no need of
     from datamodules.batch import Batch
@@ -59,7 +59,7 @@ class Conditioning:
         if isinstance(first, Conditioning):
             return first
         if image_embedding is None or ids is None:
-            raise TypeError("expected a Conditioning, or image_latent, image_embedding and ids")
+            raise UserError("expected a Conditioning, or image_latent, image_embedding and ids")
         return cls(first, image_embedding, ids).dropping(keep)
 
     def dropping(self, keep: Tensor | None) -> Conditioning:
@@ -110,13 +110,13 @@ def fit_latents(svd: SVD, trainer: Trainer) -> None:
     """Fit latents that are fitted, on rank 0, on the first clips of the training order; not where it has been done.
 
     Raises:
-        MisconfigurationException: there is no training set with frames.
+        UserError: there is no training set with frames.
     """
     if svd.pca is None or svd.pca.fitted:
         return
     dataset = getattr(trainer.datamodule, "train_set", None)
     if dataset is None or "video" not in dataset[0]:
-        raise MisconfigurationException("model.latents: pca is fitted on the training set's frames, and there are none")
+        raise UserError("model.latents: pca is fitted on the training set's frames, and there are none")
     if trainer.is_global_zero:
         svd.pca.fit(to_float(dataset[position]["video"]) for position in range(FITTING_CLIPS))
     svd.pca.load_state_dict(trainer.strategy.broadcast({k: v.cpu() for k, v in svd.pca.state_dict().items()}))

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_modules import embedded
@@ -19,6 +18,7 @@ from lightning_modules.released.files import load_released
 from lightning_modules.svd import SVD
 from lightning_modules.weight_files import config_file, is_hub_id
 from lightning_modules.weights import COMPONENTS
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import odd_weight, read_json
 
@@ -36,7 +36,7 @@ def named_base(base: Mapping[str, Any], svd: str | None) -> dict[str, Any]:
         svd: What the caller names; None if nothing.
 
     Raises:
-        ValueError: the record names a base that is not on this machine.
+        UserError: the record names a base that is not on this machine.
     """
     if svd is not None:
         return {"svd": svd}
@@ -45,10 +45,10 @@ def named_base(base: Mapping[str, Any], svd: str | None) -> dict[str, Any]:
     if "random_init" in kept:
         return {name: kept[name] for name in ("random_init", "init_seed") if name in kept}
     if path is None:
-        raise ValueError("base: its record names none")
+        raise UserError("base: its record names none")
     if path == embedded.NAME or (_is_local(path) and Path(path).expanduser().exists()):
         return {name: kept[name] for name in ("released", "svd") if name in kept}
-    raise ValueError(
+    raise UserError(
         f"its base is {path}, which is not on this disk, and is not fetched because a file says so: name it yourself, "
         "a folder or a hub id, with --svd (svd= in Python)"
     )
@@ -67,19 +67,19 @@ def check_expected(module: MotionControlModule, state: Mapping[str, Tensor], who
         whole: Whether the file brings its base.
 
     Raises:
-        MisconfigurationException: other names or shapes, by the names.
-        ValueError: a weight is not finite, or the record asks for more random weights than its file may.
+        UserError: other names or shapes, by the names.
+        UserError: a weight is not finite, or the record asks for more random weights than its file may.
     """
     expected, parameters = _expected(module, whole)
     check_names(dict(state), expected)
     if module.random_init:
         check_drawn(parameters, state, module.random_init)
     if odd := odd_weight(state):
-        raise ValueError(f"state_dict: {odd}")
+        raise UserError(f"state_dict: {odd}")
 
 
 def check_adapter(module: MotionControlModule, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise MisconfigurationException unless an adapter's tensors are those of a module that is not built yet.
+    """Raise UserError unless an adapter's tensors are those of a module that is not built yet.
 
     Args:
         module: With the adapter's rank of LoRA, which the file decides.
@@ -92,7 +92,7 @@ def check_adapter(module: MotionControlModule, parts: Mapping[str, Mapping[str, 
 
 
 def check_base(found: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Raise MisconfigurationException unless the tensors are those of the base of random weights that a record names.
+    """Raise UserError unless the tensors are those of the base of random weights that a record names.
 
     Args:
         found: The record of a run of `BaseModule`.
@@ -107,7 +107,7 @@ def check_base(found: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
     check_names(dict(state), expected)
     check_drawn({f"svd.{name}": p for name, p in svd.named_parameters()}, state, base["random_init"])
     if odd := odd_weight(state):
-        raise MisconfigurationException(f"ckpt_path: state_dict: {odd}")
+        raise UserError(f"ckpt_path: state_dict: {odd}")
 
 
 def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -128,7 +128,7 @@ def check_drawn(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], s
     drawn = sum(4 * parameter.numel() for name, parameter in parameters.items() if name not in state)
     held = sum(tensor.nbytes for tensor in state.values())
     if drawn > BUDGET + 2 * held:
-        raise ValueError(
+        raise UserError(
             f"base.random_init is {size}: {drawn / 2**30:.0f} GB of random weights beside the file's own "
             f"{held / 2**20:.0f} MB; expected a smaller one, or a trained base"
         )
@@ -142,7 +142,7 @@ def _layout(module: MotionControlModule, whole: bool) -> Any:
     if module.svd_path == embedded.NAME and not module.released:
         return SVD.load(embedded.NAME)
     if whole:
-        raise ValueError(f"base: a file that brings its base has random_init or `svd: {embedded.NAME}`")
+        raise UserError(f"base: a file that brings its base has random_init or `svd: {embedded.NAME}`")
     config, channels = _unet_config(module), _patch_channels(module)
     with torch.device("meta"):
         unet = COMPONENTS["unet"].from_config(config)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
     from diffusers import UNetSpatioTemporalConditionModel
@@ -110,7 +111,7 @@ def place_class(kind: str) -> type[nn.Module]:
     as `Modulation` has them.
 
     Raises:
-        ValueError: it is neither.
+        UserError: it is neither.
     """
     if kind in KINDS:
         return KINDS[kind]
@@ -119,9 +120,9 @@ def place_class(kind: str) -> type[nn.Module]:
     try:
         found = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"injection is {kind!r}, {expected} ({error})") from error
+        raise UserError(f"injection is {kind!r}, {expected} ({error})") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "coefficients")):
-        raise ValueError(f"injection is {kind!r}, {expected}")
+        raise UserError(f"injection is {kind!r}, {expected}")
     return found
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_modules.layers import seeded
+from remoco.common.errors import UserError
 
 LORA_TARGETS = ("attention", "linear")
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -30,7 +31,7 @@ def add_lora(unet: nn.Module, targets: Literal["attention", "linear"], rank: int
         seed: Seed of A.
     """
     if targets not in LORA_TARGETS:
-        raise ValueError(f"lora is {targets!r}, expected one of {', '.join(LORA_TARGETS)}")
+        raise UserError(f"lora is {targets!r}, expected one of {', '.join(LORA_TARGETS)}")
     names = [name for name, module in unet.named_modules() if type(module) is nn.Linear]
     if targets == "attention":
         names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]

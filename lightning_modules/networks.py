@@ -17,6 +17,7 @@ from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.released.base import read_released, released_svd
 from lightning_modules.released.files import load_adapter
 from lightning_modules.svd import SVD
+from remoco.common.errors import UserError
 
 
 class Networks(NamedTuple):
@@ -86,7 +87,7 @@ def build_networks(
     """Build or load the networks; the arguments are those of `MotionControlModule`.
 
     Raises:
-        MisconfigurationException: a folder, a file or a weight is missing or does not fit.
+        UserError: a folder, a file or a weight is missing or does not fit.
     """
     start = read_released(released, lora_rank) if released else None
     if released and start is not None:
@@ -96,7 +97,7 @@ def build_networks(
     elif svd:
         base = SVD.load(svd, revision, torch.float32 if train_base else compute_dtype)
     else:
-        raise ValueError("svd, random_init and released are all missing, one of them is the base")
+        raise UserError("svd, random_init and released are all missing, one of them is the base")
     encoder, places = assemble(
         base, compute_dtype, train_base, injection, lora, lora_rank, init_seed, vae_precision, flow_scale
     )

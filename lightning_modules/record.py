@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -18,7 +17,8 @@ from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.injection import place_class
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
-from remoco.common.tensor_files import BadTensors, odd_weight, read_saved
+from remoco.common.errors import UserError
+from remoco.common.tensor_files import odd_weight, read_saved
 
 if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
     from lightning_modules.svd import SVD
@@ -78,18 +78,18 @@ class RecordedModule(LightningModule):
     def check_arguments(self) -> None:
         """Raise ValueError where arguments exclude each other, a number is out of its range or a file is not there."""
         if self.released is None and (self.svd_path is None) == (self.random_init is None):
-            raise ValueError("model: give exactly one of svd (a folder, hub id or `embedded`) and random_init (a size)")
+            raise UserError("model: give exactly one of svd (a folder, hub id or `embedded`) and random_init (a size)")
         if self.released is not None and self.random_init is not None:
-            raise ValueError("model: released brings its own base, so random_init must be null")
+            raise UserError("model: released brings its own base, so random_init must be null")
         if self.released is not None and self.adapter is not None:
-            raise ValueError("model: released and adapter both bring what training starts from; give one")
+            raise UserError("model: released and adapter both bring what training starts from; give one")
         if self.adapter is not None and not Path(self.adapter).is_file():
-            raise ValueError(f"model.adapter: no file {self.adapter}, expected adapter.safetensors or a checkpoint")
+            raise UserError(f"model.adapter: no file {self.adapter}, expected adapter.safetensors or a checkpoint")
         place_class(self.injection_kind)
         if self.train_base and self.lora:
-            raise ValueError("model: train_base trains the whole UNet and needs `lora: null`")
+            raise UserError("model: train_base trains the whole UNet and needs `lora: null`")
         if self.svd_path is not None and self.latents != "vae":
-            raise ValueError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
+            raise UserError(f"model: latents: {self.latents} goes with random_init; a pretrained SVD has its VAE")
         for name, (least, bound) in RANGES.items():
             given = getattr(self, name)
             for value in given if isinstance(given, (list, tuple)) else [given]:
@@ -97,7 +97,7 @@ class RecordedModule(LightningModule):
                     continue
                 if not least <= value < bound:
                     expected = f"of at least {least}" if bound == float("inf") else f"in [{least}, {bound})"
-                    raise ValueError(f"model: {name} is {value}, expected a number {expected}")
+                    raise UserError(f"model: {name} is {value}, expected a number {expected}")
         if self.released is not None:
             from lightning_modules.released.base import check_bundle
 
@@ -133,7 +133,7 @@ class RecordedModule(LightningModule):
             try:
                 self.condition = Condition.from_record(kept)
             except (ValueError, TypeError) as error:
-                raise MisconfigurationException(f"ckpt_path: {name}: condition: {error}") from error
+                raise UserError(f"ckpt_path: {name}: condition: {error}") from error
         check_architecture(found, self.architecture(), name)
         if not found.get("whole"):  # else it brings its own
             check_base(found, self.base_name(), name)
@@ -180,7 +180,7 @@ class RecordedModule(LightningModule):
         self.check_record(found, "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             if "optimizer_states" not in checkpoint:
-                raise MisconfigurationException("ckpt_path: holds a model, not a run that a fit could go on with")
+                raise UserError("ckpt_path: holds a model, not a run that a fit could go on with")
             data = self.trainer.datamodule
             drop_idle(checkpoint, list(self.trained()), self.optimized().keys())
             positioned = type(data).__qualname__ if hasattr(data, "position") else None
@@ -188,7 +188,7 @@ class RecordedModule(LightningModule):
         whole = found.get("whole", False)
         check_names(checkpoint["state_dict"], self.stored(whole))
         if odd := odd_weight(checkpoint["state_dict"]):
-            raise MisconfigurationException(f"ckpt_path: state_dict: {odd}")
+            raise UserError(f"ckpt_path: state_dict: {odd}")
         self.whole = whole
         if whole:  # it brings the base, in half precision
             self.svd.identity = found["base"]
@@ -212,26 +212,26 @@ def read_checkpoint(path: str | Path, tensors: bool = True) -> dict[str, Any]:
         tensors: Compare their checksums. They stay in the file, memory-mapped, and are read where they are used.
 
     Raises:
-        MisconfigurationException: no such file, damaged, or holding more than plain values and dense tensors.
+        UserError: no such file, damaged, or holding more than plain values and dense tensors.
     """
     if "://" in str(path):
-        raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
+        raise UserError(f"checkpoint {path}: expected a local path, not a URL")
     path = embedded.located(path)
     if not Path(path).is_file():
-        raise MisconfigurationException(f"checkpoint {path}: no such file")
+        raise UserError(f"checkpoint {path}: no such file")
     if path.suffix == ".safetensors":
         return embedded.read(path, tensors)
     try:
         return read_saved(path, tensors)
-    except (BadTensors, OSError) as error:
-        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({error})") from error
+    except (UserError, OSError) as error:
+        raise UserError(f"checkpoint {path}: not a readable checkpoint ({error})") from error
 
 
 def read(path: str | Path) -> dict[str, Any]:
     """The record of a checkpoint file, read without its tensors.
 
     Raises:
-        MisconfigurationException: there is no such file, it is no checkpoint, or none of ours.
+        UserError: there is no such file, it is no checkpoint, or none of ours.
     """
     return of(read_checkpoint(path, tensors=False), str(path))
 
@@ -239,13 +239,13 @@ def read(path: str | Path) -> dict[str, Any]:
 def of(checkpoint: dict, name: str) -> dict[str, Any]:
     """The record inside a loaded checkpoint; `name` is for the error."""
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
-        raise MisconfigurationException(f"ckpt_path: {name} was not written by MotionControlModule (no '{KEY}' record)")
+        raise UserError(f"ckpt_path: {name} was not written by MotionControlModule (no '{KEY}' record)")
     found = checkpoint[KEY]
     parts: list[Any] = [found.get(part) for part in ("architecture", "base")] if isinstance(found, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts) or "condition" not in parts[0]:
-        raise MisconfigurationException(f"ckpt_path: {name} has a damaged '{KEY}' record")
+        raise UserError(f"ckpt_path: {name} has a damaged '{KEY}' record")
     if not isinstance(parts[1].get("hash"), str):
-        raise MisconfigurationException(f"ckpt_path: {name} has no hash of its base in its '{KEY}' record")
+        raise UserError(f"ckpt_path: {name} has no hash of its base in its '{KEY}' record")
     record_values.check_record(found, name)
     return found
 
@@ -254,7 +254,7 @@ def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
     """Raise unless the checkpoint's architecture is the configured one, with the first field that differs."""
     for field, value in wanted.items():
         if found["architecture"].get(field) != value:
-            raise MisconfigurationException(
+            raise UserError(
                 f"ckpt_path: {path} has another architecture: {field} is {found['architecture'].get(field)} there, "
                 f"{value} in the configuration"
             )
@@ -268,14 +268,14 @@ def check_base(found: dict, wanted: dict, path: str | Path) -> None:
     same = base.keys() & by_path and wanted.keys() & by_path or all(base.get(k) == v for k, v in wanted.items())
     if not same:
         was = {k: v for k, v in base.items() if k != "hash"}
-        raise MisconfigurationException(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")
+        raise UserError(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")
 
 
 def check_hash(found: dict, identity: dict) -> None:
     """Raise unless the frozen weights are the ones the checkpoint was trained over."""
     if found["base"]["hash"] != identity["hash"]:
         was = {k: v for k, v in found["base"].items() if k != "hash"}
-        raise MisconfigurationException(
+        raise UserError(
             f"ckpt_path: the checkpoint was trained over other base weights ({was}, hash {found['base']['hash'][:12]}) "
             f"than the ones loaded (hash {identity['hash'][:12]})"
         )
@@ -286,7 +286,7 @@ def check_names(state: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
     wrong = sorted(state.keys() ^ trained.keys())
     wrong += [name for name in sorted(state.keys() & trained.keys()) if state[name].shape != trained[name].shape]
     if wrong:
-        raise MisconfigurationException(
+        raise UserError(
             f"ckpt_path: {len(wrong)} tensors are missing, unknown or misshapen there: {', '.join(wrong[:5])}"
         )
 
@@ -295,7 +295,7 @@ def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
     """Raise unless cached latents were made with the networks that were loaded; both are network -> hash."""
     for name, found in cached.items():
         if hashes.get(name) != found:
-            raise MisconfigurationException(
+            raise UserError(
                 f"data.shards: the cached latents were made with another {name} (hash {found[:12]}) than this base's "
                 f"({hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
             )
@@ -305,19 +305,19 @@ def check_size(condition: Condition, height: int, width: int) -> None:
     """Raise unless frames of this size, in pixels, fit the condition and the UNet."""
     # 8 by the VAE, then three halvings in the UNet whose skip connections must meet again
     if height % 64 or width % 64:
-        raise MisconfigurationException(
+        raise UserError(
             f"data: frames of {height} x {width}: height and width must be multiples of 64 (VAE 8 x UNet 8)"
         )
     try:
         condition.check(height, width)
     except ValueError as error:
-        raise MisconfigurationException(f"model.condition: {error}") from error
+        raise UserError(f"model.condition: {error}") from error
 
 
 def check_fill(condition: Condition, filled: str | None) -> None:
     """Raise where a condition reads displacements that a set of shards (its index, or None) has filled in."""
     if filled and condition.reads_hidden:
-        raise MisconfigurationException(
+        raise UserError(
             f"model.condition: {condition} reads pixels that are not visible, whose flow is filled in {filled}; "
             "expected shards prepared with --fill none"
         )
@@ -326,7 +326,7 @@ def check_fill(condition: Condition, filled: str | None) -> None:
 def check_precision(precision: str) -> None:
     """Raise where a trainer's precision would keep what is trained in half precision."""
     if precision in ("bf16-true", "16-true"):
-        raise MisconfigurationException(
+        raise UserError(
             f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
             "since a step at this learning rate is lost in half precision"
         )

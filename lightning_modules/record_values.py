@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 SIZES = ("micro", "tiny", "small", "full")  # of random_init
 LATENTS = ("vae", "space_to_depth", "pca")
@@ -79,7 +79,7 @@ SAMPLING: dict[str, tuple[Check, str]] = {
 
 
 def check_record(found: Mapping[str, Any], name: str) -> None:
-    """Raise MisconfigurationException unless architecture and base have our fields, of the right kind and range.
+    """Raise UserError unless architecture and base have our fields, of the right kind and range.
 
     Args:
         found: The record, with both parts there.
@@ -96,7 +96,7 @@ def check_record(found: Mapping[str, Any], name: str) -> None:
 
 
 def check_sampling(found: Mapping[str, Any], name: str) -> None:
-    """Raise MisconfigurationException where a record's way of sampling takes more than a sane clip does."""
+    """Raise UserError where a record's way of sampling takes more than a sane clip does."""
     sampling, small = found.get("sampling") or {}, found["base"].get("random_init") not in (None, "full")
     _check_part(sampling, "sampling", SAMPLING, name)
     height, width = (64, 64) if found["base"].get("random_init") else (320, 512)
@@ -131,6 +131,6 @@ def _check_condition(condition: Mapping[str, Any], name: str) -> None:
             raise _wrong(name, f"condition.{field}", value, "a number or a name")
 
 
-def _wrong(name: str, field: str, value: Any, expected: str) -> MisconfigurationException:
+def _wrong(name: str, field: str, value: Any, expected: str) -> UserError:
     shown = " ".join(f"{value!r:.60}".split())
-    return MisconfigurationException(f"ckpt_path: {name}: {field[:80]} is {shown}, expected {expected}")
+    return UserError(f"ckpt_path: {name}: {field[:80]} is {shown}, expected {expected}")

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from diffusers.models.resnet import ResnetBlock2D, TemporalResnetBlock
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -24,6 +23,7 @@ from lightning_modules.lora import without_lora as without_lora  # its public pl
 from lightning_modules.pca import PatchPCA
 from lightning_modules.weight_files import located
 from lightning_modules.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
+from remoco.common.errors import UserError
 
 VAE_FACTOR = 8  # pixels per latent, of the VAE and of the space-to-depth latents
 RES_BLOCK_EPS = 1e-5  # the original SVD's; diffusers hard-codes 1e-6 in most of its blocks
@@ -156,7 +156,7 @@ class SVD(nn.Module):
             dtype: Of the UNet and the image encoder, float32 by default; the hashes are those of the stored weights.
 
         Raises:
-            MisconfigurationException: a folder, a file or a weight is missing.
+            UserError: a folder, a file or a weight is missing.
         """
         folder = str(embedded.BASE if str(path_or_id) == embedded.NAME else path_or_id)
         base = located(folder, COMPONENTS, revision)  # all of them before the first is read
@@ -172,7 +172,7 @@ class SVD(nn.Module):
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
-            raise MisconfigurationException(
+            raise UserError(
                 f"svd: {path_or_id}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
                 f"and {channels} as in image-to-video SVD"
             )
@@ -197,7 +197,7 @@ class SVD(nn.Module):
             pca_channels: How many components.
         """
         if size not in SIZES:
-            raise MisconfigurationException(f"random_init is {size!r}, expected one of {', '.join(SIZES)}")
+            raise UserError(f"random_init is {size!r}, expected one of {', '.join(SIZES)}")
         sizes = SIZES[size]
         by_latents = {
             "vae": sizes.vae["latent_channels"],
@@ -205,7 +205,7 @@ class SVD(nn.Module):
             "pca": pca_channels,
         }
         if latents not in by_latents:
-            raise MisconfigurationException(f"latents is {latents!r}, expected one of {', '.join(by_latents)}")
+            raise UserError(f"latents is {latents!r}, expected one of {', '.join(by_latents)}")
         channels = by_latents[latents]
         with seeded(seed):
             unet = UNetSpatioTemporalConditionModel(in_channels=2 * channels, out_channels=channels, **sizes.unet)
@@ -221,7 +221,7 @@ class SVD(nn.Module):
             folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
         """
         if self.vae is None and self.pca is None:
-            raise MisconfigurationException("latents: space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("latents: space_to_depth has no folder of its own; expected vae or pca")
         self.unet.save_pretrained(folder / "unet")
         self.image_encoder.save_pretrained(folder / "image_encoder")
         if self.vae is not None:
@@ -243,7 +243,7 @@ class SVD(nn.Module):
             vae_precision: Of the VAE; `tf32` is float32 whose products have 10 bits of mantissa on a GPU.
         """
         if vae_precision not in VAE_DTYPES:
-            raise ValueError(f"vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
+            raise UserError(f"vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
         self.vae_precision = vae_precision
         self.requires_grad_(False).eval()
         exact = torch.promote_types(compute_dtype, torch.float32)  # float64 goes through from the picture to the frames

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules.pca import PatchPCA
 from lightning_modules.weight_files import STEMS, variant_of, weight_files
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import finite, read_json
 
@@ -40,7 +40,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
         called: What the user calls the base, for errors.
 
     Raises:
-        MisconfigurationException: a file or a weight is missing.
+        UserError: a file or a weight is missing.
     """
     cls, folder = COMPONENTS[name], base / name
     if name == "vae" and _class_name(called, folder) == PatchPCA.__name__:
@@ -54,7 +54,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
         raise _unreadable(called, name, error) from error
     _require_all(called, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
     if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
-        raise _unreadable(called, name, ValueError(f"{odd[0]} holds NaN or infinite values"))
+        raise _unreadable(called, name, UserError(f"{odd[0]} holds NaN or infinite values"))
     return model
 
 
@@ -85,7 +85,7 @@ def _load_pca(path: str, folder: Path) -> PatchPCA:
         with safe_open(folder / f"{STEMS['vae']}.safetensors", "pt") as file:
             pca.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise MisconfigurationException(
+        raise UserError(
             f"svd: cannot load vae of {path} as {PatchPCA.__name__}: {' '.join(str(error).split())}"
         ) from error
     return pca
@@ -110,7 +110,7 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
         called: What the user calls the base, for errors.
 
     Raises:
-        MisconfigurationException: a file or a weight is missing.
+        UserError: a file or a weight is missing.
     """
     cls = COMPONENTS["unet"]
     try:
@@ -124,18 +124,18 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
             opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
             where = {key: file for file in opened for key in file.keys()}
             wrong = [key for key in wanted if key not in where or _shape(where[key], key) != tuple(wanted[key])]
-            _require_all(called, "unet", sorted(wrong))
 
             def read(key: str) -> tuple[bytes, Tensor]:
                 stored = where[key].get_tensor(key)
                 if not finite(stored):
-                    raise ValueError(f"{key} holds NaN or infinite values")
+                    raise UserError(f"{key} holds NaN or infinite values")
                 return digest(key, stored), stored.to(dtype or torch.float32, copy=True)
 
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                found = dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
+                found = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
     except UNREADABLE as error:
         raise _unreadable(called, "unet", error) from error
+    _require_all(called, "unet", sorted(wrong))
     model.load_state_dict({key: tensor for key, (_, tensor) in found.items()}, assign=True)
     return model.eval(), hash_of(one for one, _ in found.values())
 
@@ -146,14 +146,14 @@ def _shape(file: safe_open, key: str) -> tuple[int, ...]:
 
 def _require_all(path: str, name: str, wrong: list[str]) -> None:
     if wrong:
-        raise MisconfigurationException(
+        raise UserError(
             f"svd: {path}/{name} lacks {len(wrong)} weights of {COMPONENTS[name].__name__}, the first is {wrong[0]}"
         )
 
 
-def _unreadable(path: str, name: str, error: Exception) -> MisconfigurationException:
+def _unreadable(path: str, name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return MisconfigurationException(f"svd: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
+    return UserError(f"svd: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
 
 
 def weights_hash(module: nn.Module) -> str:

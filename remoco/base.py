@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.errors import UsageError
 from datamodules.storage import new_folder
 from lightning_modules import record
 from lightning_modules.expected import check_base
 from lightning_modules.restorable import average_of
 from lightning_modules.svd import SVD
+from remoco.common.errors import UserError
 
 
 def export_base(checkpoint: str, folder: str) -> None:
@@ -21,19 +21,19 @@ def export_base(checkpoint: str, folder: str) -> None:
     """
     target = Path(folder)
     if target.exists():
-        raise UsageError(f"{folder}: exists already, expected a new folder")
+        raise UserError(f"{folder}: exists already, expected a new folder")
     loaded = record.read_checkpoint(checkpoint)
     found = record.of(loaded, checkpoint)
     architecture, base = found["architecture"], found["base"]
     if architecture.get("injection") is not None or "random_init" not in base:
-        raise UsageError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
+        raise UserError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
     stored = loaded["state_dict"] | average_of(loaded)
     check_base(found, stored)
     latents = {"latents": architecture["latents"], "pca_channels": architecture.get("pca_channels", 8)}
     svd = SVD.random(base["random_init"], base["init_seed"], **latents)
     state = {name.removeprefix("svd."): tensor for name, tensor in stored.items()}
     if unknown := svd.load_state_dict(state, strict=False).unexpected_keys:
-        raise UsageError(f"{checkpoint}: {unknown[0]} is no weight of a {base['random_init']} base")
+        raise UserError(f"{checkpoint}: {unknown[0]} is no weight of a {base['random_init']} base")
     with new_folder(target) as written:
         svd.export(written)
     print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.svd {target}")

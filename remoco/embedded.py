@@ -13,7 +13,6 @@ from safetensors.torch import save
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
 from datamodules.bench import STEP
-from datamodules.errors import UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
@@ -21,6 +20,7 @@ from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object, shown
+from remoco.common.errors import UserError
 
 MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
@@ -36,7 +36,7 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     """
     found = record.read(checkpoint)
     if (svd := found["base"].get("svd", embedded.NAME)) != embedded.NAME or "released" in found["base"]:
-        raise UsageError(
+        raise UserError(
             f"{checkpoint}: its base is {svd}, which the file would still need; expected a run that trained its UNet, "
             f"or one over `svd: {embedded.NAME}`"
         )
@@ -63,14 +63,14 @@ def demo(
     """
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
-        raise UsageError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
+        raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
     if scene < 0:
-        raise UsageError(f"--scene is {scene}, expected at least 0")
+        raise UserError(f"--scene is {scene}, expected at least 0")
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
     except ValueError as error:
-        raise UsageError(f"--checkpoint: {error}") from None
+        raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
     made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
     real, flow = render(made), torch.from_numpy(tracks(made)[0])

@@ -14,11 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules import mp4
-from datamodules.errors import BadClip, BadShards
 from datamodules.prepare import folder
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
 from datamodules.storage import json_bytes, write_atomic
 from datamodules.writer import ShardWriter
+from remoco.common.errors import BadClip
 
 PLAN = "latents.json"
 AHEAD = 8  # clips decoded ahead of the network
@@ -39,7 +39,7 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
         What was made, and what was left out.
 
     Raises:
-        BadShards: nothing at `pattern`, no SVD there, or `out` holds something else or is at work.
+        UserError: nothing at `pattern`, no SVD there, or `out` holds something else or is at work.
     """
     shards = Shards(pattern)
     encoder = Encoder(svd, revision)
@@ -123,14 +123,10 @@ class Encoder:
 
     def __init__(self, svd: str, revision: str | None) -> None:
         import torch
-        from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
         from lightning_modules.svd import SVD
 
-        try:
-            networks = SVD.load(svd, revision, torch.bfloat16)  # the VAE stays as stored
-        except MisconfigurationException as error:
-            raise BadShards(str(error)) from error
+        networks = SVD.load(svd, revision, torch.bfloat16)  # the VAE stays as stored
         self.hashes = {name: networks.hashes[name] for name in ("vae", "image_encoder")}
         del networks.unet
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

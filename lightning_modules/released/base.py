@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -17,6 +16,7 @@ from lightning_modules.released.network import Released, use_portable_timesteps
 from lightning_modules.svd import SVD
 from lightning_modules.weight_files import located
 from lightning_modules.weights import load_component
+from remoco.common.errors import UserError
 
 # what the released weights were trained with (docs/fidelity.md)
 CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}
@@ -34,20 +34,18 @@ def check_bundle(architecture: dict[str, Any]) -> None:
     wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
     wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
     if wrong:
-        raise ValueError(f"model.released: the released weights belong to another bundle: {'; '.join(wrong)}")
+        raise UserError(f"model.released: the released weights belong to another bundle: {'; '.join(wrong)}")
 
 
 def read_released(path: str, lora_rank: int) -> Released:
     """Read a released file for a module with LoRA of this rank.
 
     Raises:
-        MisconfigurationException: the file is not a released one, or has another rank.
+        UserError: the file is not a released one, or has another rank.
     """
     released = load_released(path)
     if released.architecture.lora_rank != lora_rank:
-        raise MisconfigurationException(
-            f"model.lora_rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}"
-        )
+        raise UserError(f"model.lora_rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}")
     return released
 
 
@@ -61,7 +59,7 @@ def released_svd(released: Released, path: str, svd: str | None = None, revision
         revision: Revision of the hub id.
 
     Raises:
-        MisconfigurationException: neither the file nor `svd` has a VAE or an image encoder.
+        UserError: neither the file nor `svd` has a VAE or an image encoder.
     """
     with torch.device("meta"):  # nothing is drawn or allocated for weights that are about to be replaced
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
@@ -75,9 +73,7 @@ def _component(name: str, released: Released, path: str, svd: str | None, revisi
     if svd is not None:
         return load_component(located(svd, [name], revision), name, svd)
     if name not in released.others:
-        raise MisconfigurationException(
-            f"released: {path} holds no {name}; give model.init_args.svd, a diffusers SVD to take it from"
-        )
+        raise UserError(f"released: {path} holds no {name}; give model.init_args.svd, a diffusers SVD to take it from")
     if name == "vae":
         config, state = vae_from_released(released.others[name])
         with torch.device("meta"):

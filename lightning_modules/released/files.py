@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
 from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors, sizes_of
 from lightning_modules.released.network import Released, names
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight, read_json, read_weights
 
 # what a released file holds -> how its tensors' names begin
@@ -35,7 +35,7 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
             the JSON of the same name beside the file (at its top or under `config`), else 64, the released network's.
 
     Raises:
-        MisconfigurationException: no such file, unreadable, or its tensors are not exactly those of the network; the
+        UserError: no such file, unreadable, or its tensors are not exactly those of the network; the
             error lists the unknown, missing and misshapen ones.
     """
     groups = split_groups(read_tensors(path))
@@ -45,7 +45,7 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
     used = {group: state for group, state in groups.items() if group in PREFIXES}
     for state in (released.unet, released.lora, released.motion_encoder, released.injection, *used.values()):
         if odd := odd_weight(state):
-            raise MisconfigurationException(f"released: {path}: {odd}")
+            raise UserError(f"released: {path}: {odd}")
     return released
 
 
@@ -57,11 +57,9 @@ def _head_channels(path: Path) -> int:
         config = read_json(beside)
         found = config.get("config", config).get("num_head_channels", HEAD_CHANNELS)
     except (OSError, ValueError, AttributeError) as error:
-        raise MisconfigurationException(f"released: {beside}: expected a JSON object ({error})") from error
+        raise UserError(f"released: {beside}: expected a JSON object ({error})") from error
     if type(found) is not int or not 1 <= found <= MAX_HEAD_CHANNELS:
-        raise MisconfigurationException(
-            f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}"
-        )
+        raise UserError(f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}")
     return found
 
 
@@ -72,15 +70,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MisconfigurationException(f"released: no file {path}")
+        raise UserError(f"released: no file {path}")
     try:
         state = read_weights(path)
     except (OSError, ValueError) as error:
-        raise MisconfigurationException(f"released: cannot read {path} as weights: {error}") from error
+        raise UserError(f"released: cannot read {path} as weights: {error}") from error
     while isinstance(state, dict) and (inner := next((k for k in ("module", "state_dict") if k in state), None)):
         state = state[inner]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise MisconfigurationException(f"released: {path} holds no dictionary of tensors")
+        raise UserError(f"released: {path} holds no dictionary of tensors")
     return state
 
 
@@ -119,7 +117,7 @@ def released_tensors(released: Released) -> dict[str, Tensor]:
     """Tensors of the diffusion network named as released, without prefix: the inverse of `take_apart`.
 
     Raises:
-        MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them, in our names.
+        UserError: tensors are unknown, missing or misshapen; the error lists them, in our names.
     """
     table = names(released.architecture)
     check_tensors(
@@ -154,9 +152,7 @@ def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
             parts.setdefault("pca", {})[ours] = tensor
             continue
         if prefix not in ADAPTER_PARTS:
-            raise MisconfigurationException(
-                f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*"
-            )
+            raise UserError(f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
         for side in ("lora_A", "lora_B"):
             ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
         parts[ADAPTER_PARTS[prefix]][ours] = tensor
@@ -182,7 +178,7 @@ def load_adapter(
         whole: the UNet is trained itself, and comes from the file too, as the components do.
 
     Raises:
-        MisconfigurationException: its tensors are not exactly those of the modules.
+        UserError: its tensors are not exactly those of the modules.
     """
     parts = read_adapter(path)
     modules = {"lora": unet, "motion_encoder": motion_encoder, "injection": injection}
@@ -205,7 +201,7 @@ def load_adapter(
     check_tensors(found, expected, "adapter")
     for state in parts.values():
         if odd := odd_weight(state):
-            raise MisconfigurationException(f"adapter: {path}: {odd}")
+            raise UserError(f"adapter: {path}: {odd}")
     with torch.no_grad():
         for part, state in parts.items():
             for name, tensor in state.items():

@@ -12,11 +12,11 @@ import torch
 
 import metrics  # noqa: F401
 from conditions import RegionWise
-from datamodules.errors import UsageError
 from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate, report, score, study, sweep, training  # noqa: F401
 from remoco.cli import main as remoco
+from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.jobs import Studio
@@ -39,13 +39,13 @@ def configured(words: list[str]) -> None:
             for point in points(plan)[:2]:
                 trial = trials_of(plan, point, Path("out"))[0]
                 if problem := training.refused(["fit", *trial.fit]):
-                    raise UsageError(problem)
+                    raise UserError(problem)
         elif words[0] == "metrics":
             score.read_metrics(words[1])
         else:
             training.CLI = Unrun
             training.main(words)
-    except UsageError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

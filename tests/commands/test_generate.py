@@ -14,7 +14,6 @@ from conditions import RegionWise, motion_bucket
 from conditions.camera import camera_tracks, preset_camera
 from conditions.strokes import drawn_bucket
 from datamodules.backdrop import Backdrop
-from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render
@@ -22,6 +21,7 @@ from datamodules.videos import read_video
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
+from remoco.common.errors import UserError
 from remoco.generate import generate
 from remoco.motion import SceneMotion, first_frames, scene_motion
 
@@ -229,7 +229,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         "": "--tracks: expected tracks, or --brush, --camera, --poses or --driving",
     }
     for flags, said in said_of.items():
-        with pytest.raises((UsageError, BadInput)) as error:
+        with pytest.raises(UserError) as error:
             parsed = flags.split()
             generate("embedded", str(image), out=str(tmp_path / "x.mp4"), steps=1,
                      **{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})  # fmt: skip

@@ -10,8 +10,8 @@ from PIL import Image
 from callbacks.strips import write_mp4
 from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import read_pair
-from datamodules.errors import BadClip, BadInput
 from datamodules.inputs import Inputs, inputs_from_json, read_inputs, write_inputs
+from remoco.common.errors import BadClip, UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
 POSES = b"1 0.9 1.2 0.5 0.5 0 0 1 0 0 0 0 1 0 0 0 0 1 0\n" * 2
@@ -103,7 +103,7 @@ def test_the_fingerprint_is_of_every_part():
     ],
 )
 def test_what_it_cannot_be_is_a_line(said, message):
-    with pytest.raises(BadInput) as error:
+    with pytest.raises(UserError) as error:
         inputs_from_json(json.dumps({"traj_key_points": []} | said), IMAGE, beside={"poses.txt": POSES})
     assert message in str(error.value) and "\n" not in str(error.value)
 

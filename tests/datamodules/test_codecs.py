@@ -14,10 +14,10 @@ import torch
 import conditions
 from conditions import MOTION_NORMS, GaussianFiltered, RegionWise, motion_bucket
 from datamodules import flow_codec, mask_codec, mp4, samples
-from datamodules.errors import BadClip
 from datamodules.scene import random_scene, render, tracks
 from datamodules.shards import MEMBERS, ClipShape
 from datamodules.sprites import sprite
+from remoco.common.errors import BadClip
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 

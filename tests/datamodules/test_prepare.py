@@ -11,11 +11,11 @@ import av
 import numpy as np
 import pytest
 
-from datamodules.errors import BadClip
 from datamodules.prepare import clips
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in
 from datamodules.shards import Shards
+from remoco.common.errors import BadClip
 from tests.support.commands import prepare as run
 from tests.support.videos import write_video
 

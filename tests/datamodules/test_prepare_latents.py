@@ -149,7 +149,7 @@ def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, c
 
 
 def test_values_that_float16_cannot_hold_are_a_bad_clip(svd):
-    from datamodules.errors import BadClip
+    from remoco.common.errors import BadClip
 
     encoder = latents.Encoder(str(svd[0]), None)
     with torch.no_grad():

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import RegionWise
 from datamodules import SpritesDataModule
@@ -12,6 +11,7 @@ from lightning_modules import MotionControlModule, embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.record import read_checkpoint
 from lightning_modules.svd import SVD
+from remoco.common.errors import UserError
 from tests.conftest import REPO
 from tests.support.commands import remoco
 
@@ -156,5 +156,5 @@ def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
         SVD.load(exported).export(tmp_path / content[:1] / str(len(content)))
         broken = tmp_path / content[:1] / str(len(content))
         (broken / "vae" / name).write_text(content)
-        with pytest.raises(MisconfigurationException, match="vae"):
+        with pytest.raises(UserError, match="vae"):
             SVD.load(broken)

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
 from datamodules.prepare.command import latents
 from lightning_modules import MotionControlModule
 from lightning_modules.svd import SVD
+from remoco.common.errors import UserError
 from tests.conftest import SPRITES
 from tests.lightning_modules.test_training import data, trainer
 
@@ -65,5 +65,5 @@ def test_trains_from_the_cache(base, cached, tmp_path):
 def test_a_cache_of_another_vae_is_refused(cached, tmp_path):
     other = folder_of(SVD.random("tiny", seed=1), tmp_path / "other")
     SVD.random("tiny", seed=2).vae.save_pretrained(other / "vae")
-    with pytest.raises(MisconfigurationException, match="cached latents were made with another vae"):
+    with pytest.raises(UserError, match="cached latents were made with another vae"):
         trainer(tmp_path, 1).fit(module(other), shards(cached[1]))

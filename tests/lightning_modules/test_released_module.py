@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from conditions import GaussianFiltered, RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.released import load_released, read_tensors
 from lightning_modules.svd import SVD
+from remoco.common.errors import UserError
 from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
 from tests.lightning_modules.test_training import data, trainer
 from tests.support.commands import remoco
@@ -38,13 +38,13 @@ def test_another_bundle_is_refused(changes, named):
 
 
 def test_another_rank_is_refused(whole_file):  # noqa: F811
-    with pytest.raises(MisconfigurationException, match="lora_rank is 8, .* has rank 4"):
+    with pytest.raises(UserError, match="lora_rank is 8, .* has rank 4"):
         MotionControlModule(**{**BUNDLE, "lora_rank": 8}, released=str(whole_file)).configure_model()
 
 
 def test_a_file_without_vae_needs_svd(parity, tmp_path):
     path = parity.write(tmp_path)
-    with pytest.raises(MisconfigurationException, match="holds no vae; give model.init_args.svd"):
+    with pytest.raises(UserError, match="holds no vae; give model.init_args.svd"):
         MotionControlModule(**BUNDLE, released=str(path)).configure_model()
 
 

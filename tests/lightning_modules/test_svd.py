@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers import CLIPImageProcessor
 
 from lightning_modules.diffusion import Denoiser, edm_loss, randn
@@ -17,6 +16,7 @@ from lightning_modules.injection import attach
 from lightning_modules.lora import add_lora, lora_layers, merge_lora, without_lora
 from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.svd import RES_BLOCK_EPS, SVD, clip_input, set_res_block_eps
+from remoco.common.errors import UserError
 
 
 def count(module: torch.nn.Module) -> int:
@@ -121,7 +121,7 @@ def test_load_gives_the_saved_weights(folder):
 def test_a_bad_folder_is_one_line(folder, tmp_path, damage, expected):
     copy = shutil.copytree(folder, tmp_path / "svd")
     damage(copy)
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(UserError) as error:
         SVD.load(copy)
     assert expected in str(error.value) and str(copy) in str(error.value) and "\n" not in str(error.value)
 
@@ -145,7 +145,7 @@ def test_text_to_video_weights_are_refused(folder, tmp_path):
     shutil.rmtree(copy / "unet")
     config = {**SVD.random("tiny").unet.config, "in_channels": 4}
     UNetSpatioTemporalConditionModel.from_config(config).save_pretrained(copy / "unet")
-    with pytest.raises(MisconfigurationException, match="4 input and 4 output channels, expected 8 and 4"):
+    with pytest.raises(UserError, match="4 input and 4 output channels, expected 8 and 4"):
         SVD.load(copy)
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.svd import SVD
 from lightning_modules.weight_files import STEMS, located, weight_files
+from remoco.common.errors import UserError
 from tests.support.forks import Forks
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -133,7 +133,7 @@ def files(base, revision=None, offline=False):
     constants.HF_HUB_OFFLINE = offline
     try:
         print("found", json.dumps(hashes(located(base, STEMS, revision))))
-    except MisconfigurationException as error:
+    except UserError as error:
         print("error", error)
 
 
@@ -151,7 +151,7 @@ def load(base, revision=None, offline=False):
     torch.set_num_threads(1)
     try:
         print("found", json.dumps(SVD.load(base, revision).identity["hash"]))
-    except MisconfigurationException as error:
+    except UserError as error:
         print("error", error)
 
 
@@ -212,7 +212,7 @@ def test_revisions(bases, hub):
 
 
 def test_pickles_are_refused_with_the_reason(bases, hub):
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(UserError) as error:
         SVD.load(bases / "bin")
     for said, where in ((str(error.value), str(bases / "bin")), (hub("field/bin"), "field/bin")):
         assert ".bin alone, a pickle, which could run code and is never opened" in said and where in said
@@ -236,7 +236,7 @@ def test_what_the_hub_lacks_is_one_line(hub):
 def test_a_bad_index_is_one_line(bases, tmp_path, index):
     copy = shutil.copytree(bases / "sharded", tmp_path / "svd")
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
-    with pytest.raises(MisconfigurationException, match="cannot load unet .*lists no .safetensors files") as error:
+    with pytest.raises(UserError, match="cannot load unet .*lists no .safetensors files") as error:
         SVD.load(copy)
     assert "\n" not in str(error.value)
 
@@ -250,12 +250,12 @@ def test_an_index_decides_which_parts_count(bases, tmp_path):
     )
     assert SVD.load(copy).identity["hash"] == SVD.load(bases / "source").identity["hash"]
     (copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(MisconfigurationException, match="diffusion_pytorch_model-00002-of-00002.safetensors"):
+    with pytest.raises(UserError, match="diffusion_pytorch_model-00002-of-00002.safetensors"):
         SVD.load(copy)
 
 
 def test_one_file_is_told_from_a_folder(bases):
-    with pytest.raises(MisconfigurationException, match=r"svd.safetensors is one file, expected a folder with unet/"):
+    with pytest.raises(UserError, match=r"svd.safetensors is one file, expected a folder with unet/"):
         SVD.load(bases / "full" / "svd.safetensors")
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with data and the commands that make them. Imports nothing: a loader's workers start fast."""
+"""What can go wrong, told to the person who can mend it. Imports nothing: a loader's workers start fast."""
 
 import errno
 
@@ -12,20 +12,12 @@ DISK_ERRORS = {
 }  # nobody's data's fault
 
 
+class UserError(ValueError):
+    """What a person gave or asked for cannot be used. The message is one line: file or option, field, and the cure."""
+
+
 class BadClip(Exception):
     """One clip or video cannot be used. Training replaces it, preparation lists it; the message is one line."""
-
-
-class BadShards(Exception):
-    """A shard set, or what was asked of it, is wrong as a whole. The message is one line that names file and field."""
-
-
-class BadInput(ValueError):
-    """What a person gave to generate from cannot be used. The message is one line that names file and field."""
-
-
-class UsageError(Exception):
-    """A command cannot work with an option it was given. The message is one line that names the option."""
 
 
 def brief(value: object) -> str:
@@ -36,9 +28,9 @@ def brief(value: object) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """`Type: message` of any exception, on one line: codecs raise messages of every shape."""
+    """`Type: message` of any exception, on one line: codecs raise messages of every shape. Ours are their message."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, (BadClip, BadInput, BadShards, UsageError)) else f"{type(error).__name__}: {text}"
+    return text if isinstance(error, (BadClip, UserError)) else f"{type(error).__name__}: {text}"
 
 
 def escaped(name: str) -> str:
