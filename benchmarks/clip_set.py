@@ -24,9 +24,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules import samples
 from datamodules.prepare import clips, decode
-from datamodules.scene import Motion, Scene, random_scene, render, tracks
+from datamodules.scenes.scene import Motion, Scene, random_scene, render, tracks
+from datamodules.shards import samples
 from datamodules.trackers import DIS
 from remoco.common.errors import BadClip
 

@@ -14,8 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
-from datamodules import scoring
-from datamodules.bench import LEVELS, BenchmarkDataModule
+from datamodules.bench import LEVELS, BenchmarkDataModule, scoring
 from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video
 from metrics import VideoMetric, shown
@@ -139,9 +138,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 made = MotionControlPipeline(pl_module)(
-                    pair.inputs.image,
-                    pair.inputs.strokes(self.frames),
-                    pair.inputs.masks(),
+                    pair.drawing.image,
+                    pair.drawing.strokes(self.frames),
+                    pair.drawing.masks(),
                     num_frames=self.frames,
                     fps=self.fps,
                     motion_bucket_id=self._bucket(pl_module),

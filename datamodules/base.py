@@ -1,4 +1,4 @@
-"""What every data module of shards shares: loaders, the position, and the watch over bad clips."""
+"""What every data module of shards shares: its loaders, and the watch over bad clips."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from datamodules import forking
 from datamodules.dataset import REFUSED, ClipDataset, collate, exit_with
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
-from datamodules.remote import RangeCache
+from datamodules.position import Position
 from datamodules.shards import ClipShape, Shards
+from datamodules.shards.remote import RangeCache
 from remoco.common.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -28,7 +29,6 @@ RECENT = 1000
 MAX_BATCH = 4096
 MAX_FRAMES, MAX_SIDE, MAX_FPS = 1024, 8192, 1000  # of a clip
 MAX_BAD = RECENT // 100
-POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
 
 class BadClipWatch:
@@ -106,9 +106,7 @@ class ClipDataModule(LightningDataModule):
         self._watches = {stop: BadClipWatch(stop) for stop in (True, False)}
         self.train_set: ClipDataset | None = None
         self.val_set: ClipDataset | None = None
-        self._loaded: int | None = None  # position from a checkpoint, until a train loader is made
-        self._origin = (0, 0)  # (position, global_step) at which this fit began
-        self._counted: Any = None  # the trainer whose steps `_origin` counts
+        self._position = Position(f"{type(self).__qualname__}.position")
 
     def open_shards(
         self,
@@ -148,45 +146,16 @@ class ClipDataModule(LightningDataModule):
 
     @property
     def position(self) -> int:
-        """Samples consumed by the optimizer steps so far, over all ranks; a window cut short counts nothing."""
-        if self._loaded is not None:
-            return self._loaded
-        begin, step = self._origin
-        trainer = self._counted
-        return begin + (trainer.global_step - step) * self._per_step(trainer) if trainer is not None else begin
+        """Samples consumed by the optimizer steps so far, over all ranks."""
+        return self._position.now()
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the only state of the data."""
-        return {"version": POSITION_VERSION, "position": self.position}
+        return self._position.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a position.
-
-        Raises:
-            UserError: the state is of a later version, whose order may be another.
-        """
-        found = state_dict if isinstance(state_dict, dict) else {}
-        version = found.get("version", 1)  # the first versions did not write it
-        if type(version) is not int or version > POSITION_VERSION:
-            raise UserError(
-                f"the checkpoint's data position has version {version!r:.80}, known is up to {POSITION_VERSION}"
-            )
-        position = found.get("position")
-        if type(position) is not int or not 0 <= position < 2**62:
-            raise UserError(
-                f"ckpt_path: the checkpoint's {type(self).__qualname__}.position is {position!r:.80}, expected a whole "
-                "number of at least 0"
-            )
-        self._loaded = position
-
-    def _per_step(self, trainer: Any) -> int:
-        return trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
-
-    def _rebase(self, trainer: Any) -> None:
-        """Count from here: the trainer's steps, batch size, ranks or accumulation may be new."""
-        fresh = self._loaded is None and trainer is not self._counted
-        self._origin = (0 if fresh else self.position, trainer.global_step)
-        self._loaded, self._counted = None, trainer
+        """Continue from a checkpoint's position; UserError where it has none that is known here."""
+        self._position.load(state_dict)
 
     # Loaders
 
@@ -203,7 +172,7 @@ class ClipDataModule(LightningDataModule):
                 "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes; "
                 "use trainer.accumulate_grad_batches"
             )
-        self._rebase(trainer)
+        self._position.rebase(trainer, self.batch_size)
         batches = self._epoch_batches(trainer, len(dataset))
         align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
         sampler = PositionSampler(

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from datamodules import samples
 from datamodules.order import Order
-from datamodules.shards import Shards
+from datamodules.shards import Shards, samples
 from remoco.common.errors import BadClip, UserError
 
 ATTEMPTS = 16

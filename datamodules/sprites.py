@@ -9,14 +9,13 @@ from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
-from datamodules import samples
 from datamodules.base import ClipDataModule
-from datamodules.plain import plain_scene
-from datamodules.scene import Scene, random_scene, render, tracks
-from datamodules.shards import ClipShape, write_index
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import Scene, random_scene, render, tracks
+from datamodules.scenes.varied import varied_scene
+from datamodules.shards import ClipShape, samples, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.storage import json_bytes, sync_folder, write_atomic
-from datamodules.varied import varied_scene
-from datamodules.writer import ShardWriter
 from remoco.common.errors import UserError
 
 VERSION = 4

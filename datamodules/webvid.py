@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Literal
 
 from datamodules.base import ClipDataModule
-from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape
+from datamodules.shards.remote import RangeCache
 from remoco.common.errors import UserError
 
 

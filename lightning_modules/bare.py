@@ -11,9 +11,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
+from datamodules.drawings.framing import Framing, Picture, read_image
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning, to_float
 from lightning_modules.diffusion import Denoiser, euler_sample
-from lightning_modules.framing import Framing, Picture, read_image
 from lightning_modules.lora import without_lora
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.svd import SVD, VAE_FACTOR, diffusers_eps

@@ -15,11 +15,11 @@ import torch
 
 from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
+from datamodules.drawings.framing import Framing, Picture, read_brush, read_images
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
 from lightning_modules.diffusion import karras_sigmas, precondition, randn
-from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped

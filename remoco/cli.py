@@ -29,7 +29,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
-    "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
     "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
-    "export-base": Command("remoco.base:export_base", "Write a trained base as the diffusers folders of an SVD."),
+    "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 

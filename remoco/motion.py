@@ -15,11 +15,11 @@ from torch import Tensor
 from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
 from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.backdrop import PRESETS, Backdrop, label
+from datamodules.drawings.backdrop import PRESETS, Backdrop, label
+from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.poses import read_poses
 from datamodules.files import Source, read_depth
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
-from datamodules.poses import read_poses
 from datamodules.prepare.clips import read_clip
 from datamodules.trackers import Tracker
 from remoco.common.errors import BadClip, UserError
@@ -31,7 +31,7 @@ class SceneMotion:
 
     Attributes:
         preset: names of PRESETS -> amount, as `conditions.camera.preset_camera` takes them.
-        poses: intrinsics and poses of `datamodules.poses.read_poses`, with `depth`.
+        poses: intrinsics and poses of `datamodules.drawings.poses.read_poses`, with `depth`.
         depth: (H, W) of the image, in the unit of the poses.
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
@@ -60,7 +60,7 @@ class SceneMotion:
         return Camera(intrinsics, self.poses[1][chosen])
 
     def control(
-        self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int
+        self, condition: Condition, inputs: Drawing, frames: int, fps: float, seed: int
     ) -> tuple[Tensor, Callable[[], float]]:
         """The control (L, 3, H, W) for inputs of the frame's size, and what gives the motion bucket of what is drawn.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from datamodules import scoring
+from datamodules.bench import scoring
 from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric, shown
 from metrics.published import tables
@@ -95,7 +95,7 @@ def sprite_bench(
         frames: of the true clips.
         seed: of the scenes.
     """
-    from datamodules.sprite_bench import TRUE_CLIPS, write_sprite_bench
+    from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 
     if pairs < 1:
         raise UserError(f"--pairs is {pairs}, expected at least 1")

@@ -1,4 +1,4 @@
-"""The commands `remoco prepare`, `remoco verify` and `remoco latents`."""
+"""The commands `remoco prepare` and `remoco verify`."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules import flow_codec
 from datamodules.pictures import colour_of
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
-from datamodules.remote import Remote, is_remote
+from datamodules.shards import flow_codec
+from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
 from remoco.common.errors import UserError
 
@@ -160,19 +160,3 @@ def verify(shards: str, workers: int | None = None) -> int:
     for line in bad:
         print(line)
     return 1 if bad else 0
-
-
-def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
-    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
-
-    Args:
-        shards: a folder of shards, a glob or a brace pattern.
-        out: folder for the copy, made if missing.
-        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
-        revision: revision of the hub id.
-    """
-    from datamodules.prepare.latents import cache
-
-    if svd is None:
-        raise UserError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
-    print(cache(shards, Path(out), svd, revision))

@@ -31,10 +31,10 @@ from datamodules.prepare.video import (
     result_path,
     write_part,
 )
-from datamodules.remote import Remote
 from datamodules.shards import INDEX, read_index, sidecar, unpack
+from datamodules.shards.remote import Remote
+from datamodules.shards.writer import ShardWriter
 from datamodules.storage import json_bytes, write_atomic
-from datamodules.writer import ShardWriter
 from remoco.common.errors import BadClip, UserError
 
 PLAN = "prepare.json"

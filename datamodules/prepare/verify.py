@@ -7,10 +7,9 @@ import hashlib
 import numpy as np
 from tqdm import tqdm
 
-from datamodules import flow_codec, samples
 from datamodules.prepare import pool
-from datamodules.remote import chunks
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, flow_codec, read_index, samples
+from datamodules.shards.remote import chunks
 from remoco.common.errors import BadClip, UserError, one_line
 
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules import samples
 from datamodules.pictures import WHITE
 from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
-from datamodules.shards import META, ClipShape
+from datamodules.shards import META, ClipShape, samples
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, one_line

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from datamodules.backdrop import file_names
-from datamodules.inputs import IMAGE, MASK, META
+from datamodules.drawings.backdrop import file_names
+from datamodules.drawings.drawing import IMAGE, MASK, META
 from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json
 

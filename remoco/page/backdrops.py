@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import fitting_size
+from datamodules.drawings.backdrop import Backdrop, video_kind
+from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.poses import read_poses
 from datamodules.files import FORMATS, Source, read_depth
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
-from datamodules.poses import read_poses
 from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.common.errors import BadClip, UserError
@@ -120,9 +120,9 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
 
 
 def fitted(
-    inputs: Inputs, size: tuple[int, int], background: tuple[int, int, int] = WHITE
-) -> tuple[Inputs, SceneMotion]:
-    """Inputs at the clip's size, and how their scene moves.
+    inputs: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE
+) -> tuple[Drawing, SceneMotion]:
+    """A drawing at the clip's size, and how its scene moves.
 
     Args:
         inputs: of a drawing.
@@ -134,7 +134,7 @@ def fitted(
 
 
 def moving(
-    inputs: Inputs,
+    inputs: Drawing,
     size: tuple[int, int],
     frames: int,
     fps: float,

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.drawings.drawing import IMAGE, MASK, META, Drawing, drawing_from_json, drawing_json, write_drawing
 from datamodules.files import check_size, data_of, read_image, read_mask
-from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.pictures import WHITE
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
 from remoco.common.errors import UserError
 from remoco.page import backdrops
@@ -115,7 +115,7 @@ def field(body: Any, name: str, kind: type) -> Any:
     return body[name]
 
 
-def inputs_of(drawing: Any) -> Inputs:
+def inputs_of(drawing: Any) -> Drawing:
     """The inputs of a drawing.
 
     Raises:
@@ -136,17 +136,17 @@ def inputs_of(drawing: Any) -> Inputs:
     if not isinstance(files, dict) or len(files) > 2:
         raise UserError("files: expected a dict of at most 2 files")
     beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
-    inputs = inputs_from_json(json.dumps(meta), image, brush, "drawing", beside)
+    inputs = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
     inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
     return inputs
 
 
-def drawing_in(body: Any) -> Inputs:
+def drawing_in(body: Any) -> Drawing:
     """The inputs of a request's drawing; UserError as in `inputs_of`."""
     return inputs_of(field(body, "drawing", dict))
 
 
-def generation(body: Any) -> tuple[Inputs, Settings]:
+def generation(body: Any) -> tuple[Drawing, Settings]:
     """What a generation is asked for with.
 
     Args:
@@ -163,7 +163,7 @@ def generation(body: Any) -> tuple[Inputs, Settings]:
     return drawing_in(body), Settings(**asked)
 
 
-def drawing_of(inputs: Inputs) -> dict[str, Any]:
+def drawing_of(inputs: Drawing) -> dict[str, Any]:
     """The drawing of inputs."""
     brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush
     file = io.BytesIO()
@@ -172,7 +172,7 @@ def drawing_of(inputs: Inputs) -> dict[str, Any]:
     return {
         "image": PNG + _text(file.getvalue()),
         "runs": _runs(brush if inputs.brush_ids is not None else (brush > 0).astype(np.uint8)),
-        "meta": inputs_json(inputs),
+        "meta": drawing_json(inputs),
         "files": {name: _text(data_of(source)) for name, source in files.items()},
     }
 
@@ -277,7 +277,7 @@ def paths(body: Any) -> dict[str, Any]:
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
     times = field(body, "times", list) if drawn else None
     eases = field(body, "eases", list) if drawn and "eases" in body else None
-    inputs = Inputs(blank, drawn, times=times, eases=eases)
+    inputs = Drawing(blank, drawn, times=times, eases=eases)
     moments = (settings.frames - 1) * min(fine, 8) + 1
     return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
 
@@ -288,11 +288,11 @@ def settings_of(body: Any) -> Settings:
     return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0))
 
 
-def zipped(inputs: Inputs) -> bytes:
+def zipped(inputs: Drawing) -> bytes:
     """A zip of inputs in the benchmark's layout."""
     file = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        write_inputs(folder, inputs)
+        write_drawing(folder, inputs)
         for path in sorted(Path(folder).iterdir()):
             archive.write(path, path.name)
     return file.getvalue()
@@ -310,13 +310,13 @@ def examples() -> list[dict[str, Any]]:
         centre = np.argwhere(brush).mean(0)[::-1]
         times = np.array([0, 2, 5, 7]) / 7
         track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
-        inputs = Inputs(np.ascontiguousarray(image), [track], brush, [times])
+        inputs = Drawing(np.ascontiguousarray(image), [track], brush, [times])
         found.append({"name": made.caption, "drawing": drawing_of(inputs)})
     return found
 
 
-def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inputs:
-    """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
+def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Drawing:
+    """A drawing of named files: tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
     texts = [name for name in files if name.lower().endswith(".json")]
     named = named_in(files[texts[0]]) if texts else []
     pictures = [name for name in files if name not in (*texts, *named)]
@@ -336,9 +336,9 @@ def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inp
             f"{masks[0]}: {brush.shape[0]} x {brush.shape[1]}, expected the image's {image.shape[0]} x {image.shape[1]}"
         )
     if not texts:
-        return Inputs(image, [], brush)
+        return Drawing(image, [], brush)
     beside = {name: files[name] for name in named if name in files}
-    return inputs_from_json(files[texts[0]], image, brush, texts[0], beside)
+    return drawing_from_json(files[texts[0]], image, brush, texts[0], beside)
 
 
 def _text(data: bytes) -> str:

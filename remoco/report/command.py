@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, write_video
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
@@ -85,7 +85,7 @@ def _gallery(
         if videos and bench is not None and key in drawn:
             try:
                 length = max(len(video) for video, _ in videos.values())
-                control = control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]
+                control = control_frames(read_pair(bench, key).drawing, length), next(iter(videos.values()))[1]
                 videos = {"control (drawn)" if "control" in videos else "control": control, **videos}
             except BadClip as error:
                 problems.append(readable(str(error)))
@@ -116,7 +116,7 @@ def _drawn(bench: Path | None, problems: list[str]) -> set[str]:
         return set()
 
 
-def control_frames(inputs: Inputs, frames: int) -> np.ndarray:
+def control_frames(inputs: Drawing, frames: int) -> np.ndarray:
     """(L, H, W, 3) uint8: the first frame with brush, and the drawn tracks growing from frame to frame."""
     paths = inputs.paths(frames)
     return np.stack([draw_tracks(inputs, [path[: t + 1] for path in paths]) for t in range(frames)])

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, video_files, write_video
 from remoco.common.errors import BadClip, UserError
@@ -131,12 +131,12 @@ def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
 def _drawn(bench: str, name: str) -> np.ndarray:
     """(H, W, 3) uint8: the first frame with the brush and the drawn tracks."""
     try:
-        return draw_tracks(read_pair(bench, name).inputs)
+        return draw_tracks(read_pair(bench, name).drawing)
     except BadClip as error:
         raise UserError(f"--bench {bench}: no sample for the video {name} ({error})") from error
 
 
-def draw_tracks(inputs: Inputs, tracks: list[np.ndarray] | None = None) -> np.ndarray:
+def draw_tracks(inputs: Drawing, tracks: list[np.ndarray] | None = None) -> np.ndarray:
     """(H, W, 3) uint8: the first frame, its brush lightened, its tracks, or these in their place, as arrows."""
     scale = max(1, round(512 / inputs.image.shape[1]))
     brushed = np.zeros(inputs.size, dtype=bool) if inputs.brush is None else inputs.brush > 0

@@ -6,11 +6,10 @@ import shutil
 import pytest
 
 from callbacks.benchmark import pair_seed
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.bench.sprites import write_sprite_bench
 from remoco.common.errors import UserError
 from remoco.score import read_metrics
-from tests.commands.test_lightning import CONFIGS, quick
-from tests.support.commands import remoco
+from tests.support.commands import CONFIGS, quick, remoco
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,8 @@ from metrics import (
     VideoMetric,
 )
 from remoco.common.errors import UserError
-from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
 from tests.support.callbacks_stand_in import Data, Module, trainer
+from tests.support.feature_networks import FakeI3D, FakeInception, save_script
 
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 import callbacks  # noqa: F401
-from datamodules import SpritesDataModule, samples  # noqa: F401
-from datamodules.prepare import command, latents, pool, verify  # noqa: F401
-from datamodules.shards import Shards, unpack
+from datamodules import SpritesDataModule  # noqa: F401
+from datamodules.prepare import command, pool, verify  # noqa: F401
+from datamodules.shards import Shards, samples, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
 from lightning_modules.record import read_checkpoint
 from remoco import training

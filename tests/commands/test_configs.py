@@ -7,7 +7,7 @@ import pytest
 from remoco import configs, score, training
 from remoco.common.errors import UserError
 from remoco.sweep.plan import read_plan
-from tests.commands.test_lightning import CONFIGS
+from tests.support.commands import CONFIGS
 
 BOMB = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(20))
 HOSTILE = {

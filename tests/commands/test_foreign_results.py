@@ -16,7 +16,6 @@ from remoco.common.errors import readable
 from remoco.study.pages import QUESTIONS
 from remoco.study.ratios import read_study
 from remoco.sweep import results
-from tests.commands.test_sweep_results import finished  # noqa: F401
 from tests.support.commands import remoco
 
 GOOD = {"value": 1.25, "protocol": "p", "n": 2, "seconds": 1.5}

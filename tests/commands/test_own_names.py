@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_lightning import quick
+from tests.support.commands import quick
 from tests.support.installed import need
 from tests.support.videos import write_video
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.commands.test_lightning import CONFIGS, command
+from tests.support.commands import CONFIGS, command
 
 REPO = CONFIGS.parent
 
@@ -97,7 +97,7 @@ def readme_commands(section: str) -> list[list[str]]:
 def test_your_own_videos(tmp_path):
     """The README's lines, from a folder of videos to a checkpoint that resumes."""
     from datamodules.mp4 import encode_mp4
-    from datamodules.scene import random_scene, render
+    from datamodules.scenes.scene import random_scene, render
 
     videos = tmp_path / "videos"
     videos.mkdir()

@@ -19,10 +19,9 @@ from remoco.common.errors import UserError
 from remoco.sweep import trial
 from remoco.sweep.plan import points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import search
-from tests.commands.conftest import SIZE, TINY
-from tests.commands.test_lightning import CONFIGS
-from tests.support.commands import remoco
+from tests.support.commands import CONFIGS, remoco
 from tests.support.installed import need
+from tests.support.sweeps import SIZE, TINY
 
 SWEEPS = sorted((CONFIGS / "sweep").rglob("*.yaml"))
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
+from datamodules.drawings.drawing import read_drawing
+from datamodules.drawings.framing import read_brush
+from datamodules.drawings.framing import read_image as handed_in
 from datamodules.files import FORMATS, read_depth, read_image, read_mask
-from datamodules.inputs import read_inputs
 from datamodules.pictures import colour_of
-from lightning_modules.framing import read_brush
-from lightning_modules.framing import read_image as handed_in
 from remoco.common.errors import UserError
 
 COLOURS = [(230, 40, 40), (40, 200, 60), (50, 70, 220), (240, 220, 60)]
@@ -305,7 +305,7 @@ def test_pictures_are_upright(value, tmp_path):
 )  # fmt: skip
 def test_other_formats_are_one_line_that_names_what_is_taken(data, kind, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
-    for read in (read_inputs, handed_in, read_mask):
+    for read in (read_drawing, handed_in, read_mask):
         with pytest.raises(ValueError) as error:
             read(tmp_path / "a.jpg")
         text = str(error.value)

@@ -12,8 +12,8 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.record import read_checkpoint
 from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
-from tests.conftest import REPO
 from tests.support.commands import remoco
+from tests.support.places import REPO
 
 TINY = REPO / "tests" / "campaign" / "tiny.yaml"
 

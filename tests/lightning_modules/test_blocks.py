@@ -18,7 +18,7 @@ from lightning_modules.layers import seeded
 from lightning_modules.lora import LoraLinear, add_lora, lora_layers, merged_lora, without_lora
 from lightning_modules.released.network import ROUNDED_UP, PortableTimesteps, use_portable_timesteps
 from lightning_modules.svd import SVD, set_res_block_eps
-from tests.lightning_modules.test_svd import inputs
+from tests.support.modules import inputs
 
 # the full topology, so 464 linear layers and 256 attention projections, at the width of a test
 TOPOLOGY = dict(

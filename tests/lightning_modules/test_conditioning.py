@@ -9,8 +9,8 @@ from conditions import RegionWise, flow_to_pixels
 from lightning_modules import MotionControlModule, networks
 from lightning_modules.conditioning import CONDITIONINGS, Conditioning, to_float
 from lightning_modules.motion_control import AUG_NOISE, NOISE, POSTERIOR
-from tests.lightning_modules.test_training import data
 from tests.support.arithmetic import assert_rounded
+from tests.support.modules import data
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,8 @@ from lightning_modules.diffusion import (
     sample_sigma,
 )
 from lightning_modules.svd import SVD
-from tests.lightning_modules.test_svd import inputs
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
+from tests.support.modules import inputs
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from lightning_modules.layers import TemporalConv
 from lightning_modules.lora import add_lora
 from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.svd import SVD
-from tests.lightning_modules.test_svd import inputs
+from tests.support.modules import inputs
 
 KINDS = ("modulation", "concat", "add")
 

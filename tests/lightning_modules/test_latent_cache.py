@@ -5,12 +5,12 @@ import torch
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
-from datamodules.prepare.command import latents
 from lightning_modules import MotionControlModule
 from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
-from tests.conftest import SPRITES
-from tests.lightning_modules.test_training import data, trainer
+from remoco.latents import latents
+from tests.support.modules import data, trainer
+from tests.support.sprites import SPRITES
 
 
 def folder_of(svd: SVD, folder):

@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from callbacks import EMA
+from datamodules.drawings.framing import Framing
 from lightning_modules.diffusion import randn
-from lightning_modules.framing import Framing
 from lightning_modules.pipeline import MotionControlPipeline
-from tests.lightning_modules.test_training import data, module, perturb, trainer
+from tests.support.modules import data, module, perturb, trainer
 
 
 @pytest.fixture(scope="module")

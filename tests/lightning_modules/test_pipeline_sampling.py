@@ -14,7 +14,7 @@ from lightning_modules.diffusion import euler_sample, karras_sigmas
 from lightning_modules.lora import lora_layers
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.svd import SVD
-from tests.lightning_modules.test_training import module, perturb
+from tests.support.modules import module, perturb
 
 FRAMES = 4
 SHORT = dict(num_frames=FRAMES, num_inference_steps=2)

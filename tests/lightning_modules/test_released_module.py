@@ -8,9 +8,8 @@ from lightning_modules import MotionControlModule
 from lightning_modules.released import load_released, read_tensors
 from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
-from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
-from tests.lightning_modules.test_training import data, trainer
 from tests.support.commands import remoco
+from tests.support.modules import data, trainer
 from tests.support.parity import ParitySet, load_set
 
 BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", lora_rank=4)

@@ -83,7 +83,7 @@ def test_an_optimizer_without_moments_needs_none():
 )
 def test_a_position_that_cannot_be_is_one_line(state):
     data = ClipDataModule(ClipShape(4, 64, 64, 8.0), 2, None, 0, 0)
-    with pytest.raises(UserError, match="ClipDataModule.position is"):
+    with pytest.raises(UserError, match="ClipDataModule.position"):
         data.load_state_dict(state)
     data.load_state_dict({"position": 8})
     assert data.position == 8

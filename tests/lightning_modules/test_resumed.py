@@ -13,7 +13,7 @@ from lightning_modules import resumed
 from lightning_modules.optimizer import Plan, Schedule, WarmupCosine
 from lightning_modules.record import KEY
 from remoco.common.errors import UserError
-from tests.lightning_modules.test_training import data, module, trainer
+from tests.support.modules import data, module, trainer
 from tests.support.same import same
 
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}

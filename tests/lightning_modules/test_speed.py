@@ -16,7 +16,7 @@ from lightning_modules.restorable import drop_idle
 from lightning_modules.svd import SVD
 from lightning_modules.weight_files import weight_files
 from lightning_modules.weights import load_unet, weights_hash
-from tests.lightning_modules.test_training import data, module, perturb, trainer
+from tests.support.modules import data, module, perturb, trainer
 from tests.support.recorder import read
 
 

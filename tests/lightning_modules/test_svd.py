@@ -17,22 +17,11 @@ from lightning_modules.lora import add_lora, lora_layers, merge_lora, without_lo
 from lightning_modules.motion_encoder import MotionEncoder
 from lightning_modules.svd import RES_BLOCK_EPS, SVD, clip_input, set_res_block_eps
 from remoco.common.errors import UserError
+from tests.support.modules import inputs
 
 
 def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def inputs(svd: SVD, batch: int = 2, frames: int = 3, side: int = 8) -> tuple[torch.Tensor, ...]:
-    """noisy, sigma, image latent, image embedding, ids for a latent of side x side."""
-    channels, seeds = svd.latent_channels, list(range(batch))
-    return (
-        randn(seeds, (frames, channels, side, side)),
-        torch.linspace(0.5, 5, batch),
-        randn(seeds, (channels, side, side)),
-        randn(seeds, (1, svd.unet.config.cross_attention_dim)),
-        torch.tensor([[8.0, 17.0, 0.02]]).repeat(batch, 1),
-    )
 
 
 def test_counts_at_full_size_without_memory():

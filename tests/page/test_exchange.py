@@ -3,19 +3,18 @@
 import base64
 import io
 import json
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.exchange import Settings
+from tests.support.page import IMAGE, ROUND, bomb, png, sent
 
 
 def drawn(height=40, width=60, ids=True):
@@ -25,18 +24,7 @@ def drawn(height=40, width=60, ids=True):
     brush[5:9, 7:20], brush[20:, 30:], brush[0, 0] = 1, 3, 200
     tracks = [np.array([[3.25, 4.5], [20, 30], [70, -5]]), np.array([[8.0, 9.0]])]
     times = [np.array([0.0, 0.25, 0.9]), None]
-    return Inputs(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
-
-
-def png(picture):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
-
-
-def sent(**files):
-    names = {name.replace("__", "."): data for name, data in files.items()}
-    return {"files": [{"name": n, "data": base64.b64encode(d).decode()} for n, d in names.items()]}
+    return Drawing(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
 
 
 def same(a, b):
@@ -73,7 +61,7 @@ def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
         archive.extractall(tmp_path / "object_control" / "mine")
     (key,) = find_pairs(tmp_path)
     pair = read_pair(tmp_path, key)
-    same(pair.inputs, inputs)
+    same(pair.drawing, inputs)
 
 
 def test_an_image_alone_is_a_drawing_without_tracks():
@@ -114,28 +102,12 @@ def test_the_first_sample_of_a_larger_zip_is_opened():
     same(drawn(), exchange.inputs_of(found))
 
 
-def bomb(width, height):
-    """A PNG of this size of a few bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
-    )
-
-
 def zip_of(**files):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name.replace("__", "."), data)
     return file.getvalue()
-
-
-IMAGE = png(np.zeros((8, 9, 3), np.uint8))
-ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
 
 
 @pytest.mark.parametrize(

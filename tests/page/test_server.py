@@ -3,12 +3,8 @@
 import base64
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
@@ -18,32 +14,10 @@ from remoco import page
 from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.jobs import QUEUE
-from tests.page.test_exchange import bomb
+from tests.support.page import bomb
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make install does it")
 JSON = {"Content-Type": "application/json"}
-
-
-@contextmanager
-def served(tmp_path_factory):
-    """`remoco page` on a free port: (port, the file of its connections elsewhere)."""
-    outside = tmp_path_factory.mktemp("server") / "outside.txt"
-    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), line
-        yield int(line.rpartition(":")[2]), outside
-        assert process.poll() is None, "the server has ended"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with served(tmp_path_factory) as found:
-        yield found
 
 
 def ask(port, method, path, body=b"", headers=None):
