@@ -23,9 +23,9 @@ NAMES: dict[str, list[str]] = {
     "SIZES": ["remoco.page.exchange.SIZES"],
     "fitted": ["remoco.page.backdrops.fitted"],
     "RegionWise": ["conditions.RegionWise"],
-    "Inputs.image": ["image"],
-    "Inputs.paths": ["paths"],
-    "Inputs.masks": ["masks"],
+    "Drawing.image": ["image"],
+    "Drawing.paths": ["paths"],
+    "Drawing.masks": ["masks"],
     "SceneMotion.control": ["control"],
 }
 """What `probe` calls -> where it is, or the attribute that it is, oldest first; the last that is there is called."""

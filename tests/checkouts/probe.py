@@ -60,8 +60,8 @@ def stages(request: dict[str, Any], names: Names) -> dict[str, Any]:
 
 
 def _parts(inputs: Any, frames: int, names: Names) -> dict[str, Any]:
-    masks = names.get("Inputs.masks", inputs)()
-    found = {"image": names.get("Inputs.image", inputs), "paths": names.get("Inputs.paths", inputs)(frames)}
+    masks = names.get("Drawing.masks", inputs)()
+    found = {"image": names.get("Drawing.image", inputs), "paths": names.get("Drawing.paths", inputs)(frames)}
     return found if masks is None else found | {"masks": masks}
 
 
