@@ -53,3 +53,10 @@ def test_no_test_imports_another_test():
             parts = name.split(".")
             shared = parts[0] != "tests" or not any(part.startswith(("test_", "conftest")) for part in parts)
             assert shared, f"{path.relative_to(REPO)} imports {name}; tests/support is for what tests share"
+
+
+def test_the_ground_floor_imports_nothing_of_ours_but_itself():
+    for path in (REPO / "remoco" / "common").rglob("*.py"):
+        for name in imported(path):
+            allowed = name.split(".")[0] not in ROOMS or name.startswith("remoco.common.")
+            assert allowed, f"{path.relative_to(REPO)} imports {name}"
