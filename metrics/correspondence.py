@@ -138,7 +138,6 @@ class DIFTFeatures(PointFeatures):
         self.unet: Any = None
 
     def load(self) -> None:
-        """Read the networks, once."""
         if self.unet is not None:
             return
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
