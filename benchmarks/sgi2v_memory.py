@@ -9,11 +9,17 @@ that is computed again. Weights come on top.
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
-import torch
+HERE = Path(__file__).resolve().parent
+# this folder has files of the names of rooms
+sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from lightning_modules.svd import SIZES, UNetSpatioTemporalConditionModel
+import torch  # noqa: E402
+
+from lightning_modules.svd import SIZES, UNetSpatioTemporalConditionModel  # noqa: E402
 
 FRAMES, GRID, UP_BLOCK = 14, (72, 128), 2
 GIB = 2**30
@@ -23,6 +29,24 @@ class Reached(Exception):
     pass
 
 
+class Fused(torch.autograd.Function):
+    """Attention as a GPU's kernel saves it: queries, keys, values and result, no matrix of weights."""
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(q)
+        ctx.save_for_backward(q, k, v, out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("only counted")
+
+
+def fused(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: Any) -> torch.Tensor:
+    return Fused.apply(q, k, v)
+
+
 def leave(*_: Any) -> None:
     raise Reached
 
@@ -30,7 +54,7 @@ def leave(*_: Any) -> None:
 def saved(recompute: bool) -> tuple[int, int]:
     """Bytes that autograd saves, and those of the largest recomputed block."""
     with torch.device("meta"):
-        unet = UNetSpatioTemporalConditionModel(**SIZES["full"].unet).requires_grad_(False)
+        unet = UNetSpatioTemporalConditionModel(**SIZES["full"].unet).to("meta").requires_grad_(False)
         latents = torch.randn(1, FRAMES, 4, *GRID, requires_grad=True)
         others = torch.randn(1, 1, 1024), torch.randn(1, 3)
         inputs = torch.cat([latents, torch.randn(1, FRAMES, 4, *GRID)], 2)
@@ -64,7 +88,7 @@ def saved(recompute: bool) -> tuple[int, int]:
         if type(module).__name__ in names:
             module.register_forward_pre_hook(before)
             module.register_forward_hook(after)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with torch.device("meta"), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         try:
             unet(inputs, torch.ones(1, device="meta"), *others)
         except Reached:
@@ -73,6 +97,7 @@ def saved(recompute: bool) -> tuple[int, int]:
 
 
 def main() -> None:
+    torch.nn.functional.scaled_dot_product_attention = fused
     total, largest = saved(False)
     again, _ = saved(True)
     with torch.device("meta"):
