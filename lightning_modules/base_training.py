@@ -7,39 +7,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_modules.conditioning import Conditioning
-from lightning_modules.motion_control import MotionControlModule
+from conditions import Condition
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.config import Noise, Sampling, Speed
+from lightning_modules.optimizer import Schedule
+from lightning_modules.video_module import VideoModule
 
 if TYPE_CHECKING:
     from datamodules.batch import Batch
 
 
-class BaseModule(MotionControlModule):
-    """Trains the UNet of a base from random weights; first frame, fps and motion bucket condition it, no motion does.
+class BaseModule(VideoModule):
+    """Trains the network of a base; first frame, fps and motion bucket condition it, no motion does.
 
-    `remoco export-base` writes what comes out as the diffusers folders that `MotionControlModule`'s `svd` loads. The
-    arguments are `MotionControlModule`'s; it needs `random_init`, `train_base: true` and `lora: null`.
+    `remoco export-base` writes what comes out as the folders that a base of that kind loads.
+
+    Args:
+        base: The image-to-video model, by class path, with `trained: true`.
+        condition: Of the pictures beside samples alone: no control reaches the network.
+        noise: Noise of training.
+        sampling: How samples are made.
+        speed: What changes time and memory alone.
+        learning_rate: Learning rate of AdamW, the default optimizer.
+        weight_decay: Weight decay of AdamW, the default optimizer.
+        schedule: AdamW's moments, warm-up and decay.
+        seed: Seed of everything random in a step.
     """
 
-    def check_arguments(self) -> None:
-        """Also raise ValueError where the arguments are not a base's."""
-        super().check_arguments()
-        if self.random_init is None or not self.train_base:
-            raise ValueError("model: a base is trained from random weights: random_init, train_base: true, lora: null")
+    def __init__(
+        self,
+        base: VideoBase,
+        condition: Condition,
+        noise: Noise | None = None,
+        sampling: Sampling | None = None,
+        speed: Speed | None = None,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(base, condition, noise, sampling, speed, None, learning_rate, weight_decay, schedule, seed)
+        if not base.trained:
+            raise ValueError("model.base: expected `trained: true`, for nothing else is trained here")
 
     def architecture(self) -> dict[str, Any]:
         """Without an injection, by which its checkpoints are told from a controller's."""
         return super().architecture() | {"injection": None}
-
-    def configure_model(self, compute_dtype: torch.dtype | None = None) -> None:
-        """Build the networks; the controller, which changes nothing at its start, stays there."""
-        super().configure_model(compute_dtype)
-        self.motion_encoder.requires_grad_(False)
-        self.injection.requires_grad_(False)
-
-    def steer(self, cond: Conditioning) -> None:
-        """The UNet runs bare."""
-        self.injection.set(None)
 
     @torch.no_grad()
     def sample(self, batch: Batch, controlled: bool = False) -> Tensor:
