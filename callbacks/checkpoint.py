@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.run_folder import run_folder
 from datamodules.storage import atomic_file
-from lightning_modules.record import read_checkpoint
+from lightning_modules.checkpoint import read_checkpoint
 
 
 class AtomicCheckpointIO(CheckpointIO):

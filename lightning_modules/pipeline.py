@@ -19,7 +19,7 @@ from conditions.strokes import drawn_bucket, drawn_motion
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
-from lightning_modules.config import Control, Start
+from lightning_modules.config import Control, Sampling, Start
 from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
@@ -169,6 +169,10 @@ class MotionControlPipeline:
         module.configure_model(dtype)
         return cls(module)
 
+    def usual_inputs(self) -> dict[str, Any]:
+        """What the base is told where a call does not say, by its own names."""
+        return told(self.module.base.inputs(), self.module.sampling.inputs, {})
+
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
         """Keep the image encoder and the VAE in the host's memory but while they are used; the rest goes to the device.
 
@@ -201,6 +205,7 @@ class MotionControlPipeline:
         decode_chunk_size: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        sampling: Sampling | None = None,
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
@@ -240,23 +245,26 @@ class MotionControlPipeline:
                 convention: the latents in the dict that it returns are gone on with. What it raises ends the call.
             callback_on_step_end_tensor_inputs: What `tensors` holds: `latents`, and `denoised`, the step's estimate of
                 the result, for previews.
+            sampling: Steps, guidance and what the base is told where the arguments above do not say; the training
+                configuration's by default.
 
         Raises:
             ValueError: the image, a track, the brush or a number does not fit; one line.
         """
         module = self.module
+        sampling = sampling or module.sampling
         num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
         said = {"fps": fps, "motion_bucket_id": motion_bucket_id, "noise_aug_strength": noise_aug_strength}
         low, high = (
             own if given is None else given
-            for given, own in zip((min_guidance_scale, max_guidance_scale), module.sampling.guidance, strict=True)
+            for given, own in zip((min_guidance_scale, max_guidance_scale), sampling.guidance, strict=True)
         )
-        steps = module.sampling.steps if num_inference_steps is None else num_inference_steps
+        steps = sampling.steps if num_inference_steps is None else num_inference_steps
         check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
-        inputs = told(module.base.inputs(), module.sampling.inputs, said)
-        sampling = module.sampling.but(steps=steps, guidance=(low, high))
+        inputs = told(module.base.inputs(), sampling.inputs, said)
+        sampling = sampling.but(steps=steps, guidance=(low, high))
         bucket = inputs.get("motion_bucket_id", 0.0)
         check_output(output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):

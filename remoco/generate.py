@@ -143,10 +143,10 @@ def generate(
     size = trained_size(pipe, height, width)
     options = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
-        "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
-        "min_guidance_scale": pipe.module.guidance[0] if min_guidance_scale is None else min_guidance_scale,
-        "max_guidance_scale": pipe.module.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id,
+        "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
+        "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
+        "max_guidance_scale": pipe.module.sampling.guidance[1] if max_guidance_scale is None else max_guidance_scale,
+        "motion_bucket_id": pipe.usual_inputs()["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
     _check_numbers(options)
@@ -342,7 +342,7 @@ def load_pipeline(
 
 def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """(height, width) that images are fitted to: as asked, as the checkpoint was trained, or the paper's."""
-    own = (64, 64) if pipe.module.random_init else (320, 512)
+    own = pipe.module.base.usual()[1:]
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
     for name, value in (("--height", height), ("--width", width)):
         if value is not None and (value % STEP or not STEP <= value <= MAX_SIDE):
@@ -352,7 +352,7 @@ def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: 
 
 def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
     """Note what makes the clips of a folder; refuse to mix them with those that something else made."""
-    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.svd.identity}
+    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():

@@ -125,10 +125,10 @@ class Encoder:
         import torch
         from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-        from lightning_modules.svd import SVD
+        from lightning_modules.bases import SVD
 
         try:
-            networks = SVD.load(svd, revision, torch.bfloat16)  # the VAE stays as stored
+            networks = SVD(svd, revision, vae_precision="float32").build(torch.bfloat16)
         except MisconfigurationException as error:
             raise BadShards(str(error)) from error
         self.hashes = {name: networks.hashes[name] for name in ("vae", "image_encoder")}
@@ -151,7 +151,7 @@ class Encoder:
 
         with exact(torch):
             frames = to_float(torch.from_numpy(video).to(self.device))
-            mean, std = self.networks.encode(frames)
+            mean, std = (part[0] for part in self.networks.encode(frames[None]))
             embedding = self.networks.embed_image(frames[:1])[0]
             found = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
         tensors = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
