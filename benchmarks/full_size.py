@@ -105,7 +105,7 @@ def use_channels_last(network: nn.Module) -> None:
 def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: bool = True) -> dict[str, Any]:
     """A batch of random clips, as the data module would bring it: from cached latents, or with its video."""
     b, frames, height, width = shape
-    latent = (b, frames, module.svd.latent_channels, height // 8, width // 8)
+    latent = (b, frames, module.base.channels, height // 8, width // 8)
     batch: dict[str, Any] = {
         "flow": torch.randint(30000, 35000, (b, frames, 2, height, width), dtype=torch.int32, device=device).to(
             torch.uint16
@@ -120,7 +120,7 @@ def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: boo
     if not cached:
         video = torch.randint(0, 256, (b, frames, 3, height, width), dtype=torch.uint8, device=device)
         return {**batch, "video": video}
-    embedding = (b, 1, module.svd.unet.config.cross_attention_dim)
+    embedding = (b, 1, module.base.unet.config.cross_attention_dim)
     return {
         **batch,
         "latent_mean": torch.randn(latent, device=device).half(),

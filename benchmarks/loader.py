@@ -48,7 +48,7 @@ from conditions import RegionWise  # noqa: E402
 from datamodules import WebVidDataModule, flow_codec, mask_codec, mp4, samples  # noqa: E402
 from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, write_index  # noqa: E402
 from datamodules.writer import ShardWriter  # noqa: E402
-from lightning_modules.conditioning import control_of  # noqa: E402
+from lightning_modules.clips import control_of  # noqa: E402
 
 try:
     import decord

@@ -61,7 +61,8 @@ class MotionControlModule(VideoModule):
 
     def architecture(self) -> dict[str, Any]:
         """As `VideoModule.architecture`, with the control."""
-        return super().architecture() | self.control.record()
+        condition = {"condition": self.condition.record()}
+        return condition | self.control.record() | super().architecture()
 
     def base_name(self) -> dict[str, Any]:
         """As `VideoModule.base_name`; a released file is the base of what starts from it."""

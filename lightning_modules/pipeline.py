@@ -113,7 +113,9 @@ class MotionControlPipeline:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            return cls(*built(checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(device)
+            return cls(*built(checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(
+                device
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""

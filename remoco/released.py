@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from datamodules.storage import atomic_file, write_atomic
+from lightning_modules.bases.svd.weights import layout_of
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
 from lightning_modules.released.encoders import (
@@ -24,7 +25,6 @@ from lightning_modules.released.encoders import (
     vae_to_released,
 )
 from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
-from lightning_modules.bases.svd.weights import layout_of
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json, read_safetensors
 

@@ -192,7 +192,8 @@ class VideoBase(nn.Module, ABC):
             bound.apply_defaults()
             init(self, *args, **kwargs)
             # of the outermost class, whose arguments a record has to give again
-            self.arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+            given = {name: value for name, value in bound.arguments.items() if name != "self"}
+            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
 
         cls.__init__ = keeping  # type: ignore[method-assign]
 
@@ -416,4 +417,3 @@ def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
 def whole_hash(hashes: Mapping[str, str]) -> str:
     """One hash for all networks of a base."""
     return "meta" if "meta" in hashes.values() else hashlib.sha256(repr(dict(hashes)).encode()).hexdigest()
-

@@ -179,10 +179,15 @@ def load_weights(module: MotionControlModule, start: Start) -> None:
     if (Path(start.file).suffix == ".safetensors") != (start.kind == "adapter"):
         kind = "checkpoint" if start.kind == "adapter" else "adapter"
         raise MisconfigurationException(f"start.kind: {start.file} is no {start.kind}, expected `kind: {kind}` for it")
-    base, parts = module.base, {"motion_encoder": module.motion_encoder, "injection": next(iter(module.injections), None)}
+    base, parts = (
+        module.base,
+        {"motion_encoder": module.motion_encoder, "injection": next(iter(module.injections), None)},
+    )
     network, others = next(iter(base.denoisers().values())), [m for m in parts.values() if m is not None]
     if len(others) < len(parts) or len(module.injections) > 1:
-        raise MisconfigurationException("start: expected control.injection with one entry that has places, as a file has")
+        raise MisconfigurationException(
+            "start: expected control.injection with one entry that has places, as a file has"
+        )
     load_adapter(start.file, network, *others, base.fitted(), whole=base.trained)
 
 

@@ -21,7 +21,7 @@ from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.prepare import command, latents, pool, verify  # noqa: F401
 from datamodules.shards import Shards, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
-from lightning_modules.record import read_checkpoint
+from lightning_modules.checkpoint import read_checkpoint
 from remoco import training
 from remoco.cli import main as remoco
 from tests.campaign import readers

@@ -107,7 +107,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_mistake_is_one_line_that_names_it(cli, sprites, tmp_path, monkeypatch, changes, named):
-    from lightning_modules.svd import SVD
+    from lightning_modules.bases import SVD
 
     monkeypatch.setattr(SVD, "random", lambda *a, **k: pytest.fail("weights before the check"))
     code, line = cli("fit", *quick(sprites, tmp_path / "runs" / "one"), *changes)

@@ -6,9 +6,9 @@ import torch
 from PIL import Image
 
 from callbacks import EMA
-from lightning_modules.diffusion import randn
 from lightning_modules.framing import Framing
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.process.base import randn
 from tests.lightning_modules.test_training import data, module, perturb, trainer
 
 

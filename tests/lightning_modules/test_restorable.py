@@ -11,7 +11,7 @@ from datamodules import WebVidDataModule
 from datamodules.base import ClipDataModule
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from datamodules.shards import ClipShape
-from lightning_modules.record import of, read_checkpoint
+from lightning_modules.checkpoint import of, read_checkpoint
 from lightning_modules.restorable import check_resume, check_tensors
 from tests.support.callbacks_stand_in import Data, Module, trainer
 

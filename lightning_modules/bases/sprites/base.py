@@ -85,7 +85,9 @@ class Sprites(SVD):
     def export(self, folder: Any) -> None:
         """As `SVD.export`."""
         if self.latents == "space_to_depth":
-            raise MisconfigurationException("base: latents space_to_depth has no folder of its own; expected vae or pca")
+            raise MisconfigurationException(
+                "base: latents space_to_depth has no folder of its own; expected vae or pca"
+            )
         super().export(folder)
 
     @classmethod

@@ -65,14 +65,14 @@ class SVD(VideoBase):
 
     def __init__(
         self,
-        path: str | None = None,
+        path: str | Path | None = None,
         revision: str | None = None,
         trained: bool = False,
         vae_precision: Literal["float32", "tf32", "bfloat16"] = "tf32",
         recompute: Literal["none", "top", "all"] = "none",
     ):
         _check(vae_precision, recompute)
-        self.path, self.revision = path, revision
+        self.path, self.revision = None if path is None else str(path), revision
         self.trained, self.vae_precision, self.recompute = trained, vae_precision, recompute
 
     def build(self, dtype: torch.dtype = torch.float32) -> SVD:
@@ -203,10 +203,14 @@ class SVD(VideoBase):
         return EDM()
 
     @torch.no_grad()
-    def encode(self, video: Tensor) -> Posterior:
+    def encode(self, video: Tensor, chunk: int = ENCODED) -> Posterior:
         """Posterior of the latents, computed in the VAE's precision also inside autocast, without gradients.
 
         The latents without a VAE have a standard deviation of 0.
+
+        Args:
+            video: (B, L, 3, H, W) in [-1, 1].
+            chunk: Frames per pass.
         """
         frames = video.flatten(0, 1)
         if self.vae is None:
@@ -214,7 +218,7 @@ class SVD(VideoBase):
             std = torch.zeros_like(mean)
         else:
             with self._vae_arithmetic(frames.device):
-                parts = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(ENCODED)]
+                parts = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(chunk)]
             mean, std = (_exact(torch.cat(part)) for part in ([p.mean for p in parts], [p.std for p in parts]))
         return Posterior(*(part.unflatten(0, video.shape[:2]) for part in (mean, std)))
 

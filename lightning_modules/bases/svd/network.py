@@ -20,7 +20,9 @@ UNCONDITIONAL = {"image_embedding": "zero", "image_latent": "zero"}
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
-def conditioning(image_latent: Tensor, image_embedding: Tensor, ids: Tensor, keep: Tensor | None = None) -> Conditioning:
+def conditioning(
+    image_latent: Tensor, image_embedding: Tensor, ids: Tensor, keep: Tensor | None = None
+) -> Conditioning:
     """SVD's conditioning from tensors.
 
     Args:
@@ -98,7 +100,10 @@ def without_autocast(x: Tensor) -> AbstractContextManager:
 def places(unet: Any) -> list[Place]:
     """Right after conv1 of the first res block of every down level, then of every up level, whose features return."""
     widths = list(unet.config.block_out_channels)
-    sides = (("down", unet.down_blocks, list(range(len(widths)))), ("up", unet.up_blocks, list(range(len(widths)))[::-1]))
+    sides = (
+        ("down", unet.down_blocks, list(range(len(widths)))),
+        ("up", unet.up_blocks, list(range(len(widths)))[::-1]),
+    )
     return [
         Place(f"{side}.{index}", block.resnets[0].spatial_res_block.conv1, widths[level], level)
         for side, blocks, levels in sides
