@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
 from datamodules import scoring
 from datamodules.bench import LEVELS, BenchmarkDataModule
-from datamodules.errors import BadShards, UsageError
 from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video
 from lightning_modules.config import Sampling
@@ -58,9 +57,7 @@ class Benchmark(Callback):
             ("seed", seed, -(2**63), 2**63 - 1),
         ):  # fmt: skip
             if not least <= value <= most:
-                raise MisconfigurationException(
-                    f"Benchmark.{name} is {value}, expected at least {least}, at most {most}"
-                )
+                raise UserError(f"Benchmark.{name} is {value}, expected at least {least}, at most {most}")
         self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
         self.inputs = dict(inputs or {})
         self.folder = Path()
@@ -70,13 +67,13 @@ class Benchmark(Callback):
         if stage != "test":
             return
         if not isinstance(trainer.datamodule, BenchmarkDataModule):
-            raise MisconfigurationException("callbacks.Benchmark needs data of class datamodules.BenchmarkDataModule")
+            raise UserError("callbacks.Benchmark needs data of class datamodules.BenchmarkDataModule")
         self.metrics = scoring.offline_metrics() if self.metrics is None else self.metrics
         try:
             for metric in self.metrics:
                 metric.load()
         except ValueError as error:
-            raise MisconfigurationException(f"Benchmark.metrics: {error}") from error
+            raise UserError(f"Benchmark.metrics: {error}") from error
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to mix videos of other weights or settings with these."""
@@ -103,7 +100,7 @@ class Benchmark(Callback):
             known = found.get("inputs") or {}
             differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
             if differs:
-                raise MisconfigurationException(
+                raise UserError(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
                     "or give the logger another name"
                 )
@@ -147,7 +144,7 @@ class Benchmark(Callback):
                     seed=pair_seed(self.seed, pair.key),
                 )
             except ValueError as error:
-                raise MisconfigurationException(f"{pair.key}: {error}") from error
+                raise UserError(f"{pair.key}: {error}") from error
         write_video(path, np.stack(made.frames[0]), self.fps)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -159,8 +156,8 @@ class Benchmark(Callback):
             results = scoring.score_folder(
                 videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
             )
-        except (BadShards, UsageError) as error:
-            raise MisconfigurationException(str(error)) from error
+        except (UserError, UserError) as error:
+            raise UserError(str(error)) from error
         for name, result in results.items():
             result["protocol"] += f"; seed {self.seed}; {pl_module.sampling.steps} steps"
             value = torch.tensor(result["value"], dtype=torch.float32, device=pl_module.device)

@@ -8,7 +8,7 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from callbacks.run_folder import run_folder
 from datamodules.storage import atomic_file
@@ -27,7 +27,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Save `checkpoint` at `path`, or leave `path` as it was.
 
         Raises:
-            MisconfigurationException: the disk is full or not writable, or `path` is not a local path.
+            UserError: the disk is full or not writable, or `path` is not a local path.
         """
         target = _local(path)
         try:
@@ -41,7 +41,7 @@ class AtomicCheckpointIO(CheckpointIO):
             cause = error if isinstance(error, OSError) else error.__context__
             if not isinstance(cause, OSError):
                 raise
-            raise MisconfigurationException(
+            raise UserError(
                 f"checkpoint {target}: not written ({cause.strerror or cause}); the file before it is untouched"
             ) from error
 
@@ -54,7 +54,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Read `path` by our own reader on the CPU, whatever the arguments say: files may come from strangers.
 
         Raises:
-            MisconfigurationException: no such file, damaged, or holding more than tensors and plain values.
+            UserError: no such file, damaged, or holding more than tensors and plain values.
         """
         return read_checkpoint(path)
 
@@ -62,7 +62,7 @@ class AtomicCheckpointIO(CheckpointIO):
         """Delete the file, if it is there. The path of an old best may come from a stranger's checkpoint."""
         target = _local(path)
         if ".." in target.parts or target.suffix != ".ckpt":
-            raise MisconfigurationException(f"checkpoint {target}: is no checkpoint of this run, so it is not deleted")
+            raise UserError(f"checkpoint {target}: is no checkpoint of this run, so it is not deleted")
         target.unlink(missing_ok=True)
 
 
@@ -100,17 +100,17 @@ def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None) -> str | None:
     Lightning itself only warns when there is no last checkpoint, and knows `best` only in the process that made it.
 
     Raises:
-        MisconfigurationException: the run folder has no such checkpoint.
+        UserError: the run folder has no such checkpoint.
     """
     if ckpt_path not in ("last", "best"):
         return ckpt_path
     path = run_folder(trainer) / "checkpoints" / f"{ckpt_path}.ckpt"
     if not path.is_file():
-        raise MisconfigurationException(f"ckpt_path {ckpt_path}: there is no checkpoint {path}")
+        raise UserError(f"ckpt_path {ckpt_path}: there is no checkpoint {path}")
     return str(path)
 
 
 def _local(path: str | Path) -> Path:
     if "://" in str(path):
-        raise MisconfigurationException(f"checkpoint {path}: expected a local path, not a URL")
+        raise UserError(f"checkpoint {path}: expected a local path, not a URL")
     return Path(path)

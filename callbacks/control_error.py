@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from remoco.common.errors import UserError
 
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
@@ -108,7 +108,7 @@ class ControlErrors(EveryNthValidation):
 
     def _score(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
         if "video" not in batch:
-            raise MisconfigurationException("ControlErrors needs validation clips with frames, not latents only")
+            raise UserError("ControlErrors needs validation clips with frames, not latents only")
         batch, masks, tracks, turns = with_objects(batch, trainer.datamodule.scene)
         if not len(masks):
             return
@@ -190,11 +190,11 @@ def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:
     """Put results, each {value, protocol, n, seconds}, into a JSON file; others that are in it stay.
 
     Raises:
-        MisconfigurationException: the file is there and is no JSON object.
+        UserError: the file is there and is no JSON object.
     """
     try:
         there = read_json(path) if os.path.lexists(path) else {}
         merged = {**there, **results}
     except (OSError, ValueError, TypeError) as error:
-        raise MisconfigurationException(f"{path}: expected a JSON object of metrics ({error})") from None
+        raise UserError(f"{path}: expected a JSON object of metrics ({error})") from None
     write_json(path, merged)

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
@@ -42,10 +42,10 @@ class SampleLogger(Callback):
     def __init__(self, every_n_steps: int = 0, clips: int = 4, sigma: float = 2.0, fps: float = 8.0) -> None:
         for name, count, least in (("every_n_steps", every_n_steps, 0), ("clips", clips, 1)):
             if count < least:
-                raise MisconfigurationException(f"SampleLogger.{name} must be at least {least}, got {count}")
+                raise UserError(f"SampleLogger.{name} must be at least {least}, got {count}")
         for name, value, low, high in (("sigma", sigma, 0.001, 1e6), ("fps", fps, 0.1, 1000.0)):
             if not low <= value <= high:
-                raise MisconfigurationException(f"SampleLogger.{name} must be from {low:g} to {high:g}, got {value}")
+                raise UserError(f"SampleLogger.{name} must be from {low:g} to {high:g}, got {value}")
         self.every_n_steps = every_n_steps
         self.clips = clips
         self.sigma = sigma
@@ -170,11 +170,11 @@ def finite_uint8(videos: Tensor, keys: list[str]) -> Tensor:
     """Generated clips (B, L, 3, H, W) float in [-1, 1] -> uint8.
 
     Raises:
-        MisconfigurationException: a clip that is not finite; the message names it.
+        UserError: a clip that is not finite; the message names it.
     """
     for key, video in zip(keys, videos, strict=True):
         if not video.isfinite().all():
-            raise MisconfigurationException(f"{key}: the generated video holds NaN or infinite values")
+            raise UserError(f"{key}: the generated video holds NaN or infinite values")
     return to_uint8(videos)
 
 
@@ -187,6 +187,6 @@ def first_clips(trainer: Trainer, count: int) -> list[dict[str, Any]]:
     if loader is None and trainer.datamodule is not None:
         loader = trainer.datamodule.val_dataloader()  # the first validation is still to come
     if loader is None:
-        raise MisconfigurationException("SampleLogger needs a val_dataloader: it samples its first clips")
+        raise UserError("SampleLogger needs a val_dataloader: it samples its first clips")
     dataset = loader.dataset
     return [loader.collate_fn([dataset[index]]) for index in range(min(count, len(dataset)))]

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from callbacks.control_error import write_metrics
@@ -54,12 +54,12 @@ class VideoMetrics(EveryNthValidation):
     ) -> None:
         super().__init__(clips, every_n_validations)
         if mask_ratio is not None and not 0 <= mask_ratio <= 1:
-            raise MisconfigurationException(f"VideoMetrics.mask_ratio must be in [0, 1], got {mask_ratio}")
+            raise UserError(f"VideoMetrics.mask_ratio must be in [0, 1], got {mask_ratio}")
         self.metrics = [FrechetVideoDistance(), FrechetImageDistance()] if metrics is None else metrics
         for metric in self.metrics:
             missing = [name for name in metric.needs if name not in GIVEN]
             if missing:
-                raise MisconfigurationException(
+                raise UserError(
                     f"VideoMetrics.metrics: {metric.name} needs {', '.join(missing)}, which clips with dense tracks do "
                     "not have; see `remoco score --bench`"
                 )
@@ -67,9 +67,7 @@ class VideoMetrics(EveryNthValidation):
                 metric.reference = reference
         names = [metric.name for metric in self.metrics]
         if twice := {name for name in names if names.count(name) > 1}:
-            raise MisconfigurationException(
-                f"VideoMetrics.metrics: {min(twice)} is there twice, and one result would hide the other"
-            )
+            raise UserError(f"VideoMetrics.metrics: {min(twice)} is there twice, and one result would hide the other")
         self.mask_ratio = mask_ratio
         self.reference = reference
         self._left = 0
@@ -90,7 +88,7 @@ class VideoMetrics(EveryNthValidation):
             if self.mask_ratio is not None:
                 pl_module.condition.with_mask_ratio(self.mask_ratio)
         except ValueError as error:
-            raise MisconfigurationException(f"VideoMetrics: {error}") from error
+            raise UserError(f"VideoMetrics: {error}") from error
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the first `clips` clips."""
@@ -127,7 +125,7 @@ class VideoMetrics(EveryNthValidation):
         if self._left == 0 or trainer.sanity_checking:
             return
         if "video" not in batch:
-            raise MisconfigurationException("VideoMetrics needs validation clips with frames, not latents only")
+            raise UserError("VideoMetrics needs validation clips with frames, not latents only")
         batch = {key: value[: self._left] for key, value in batch.items()}
         self._left -= len(batch["key"])
         fewer: AbstractContextManager = nullcontext()
@@ -138,7 +136,7 @@ class VideoMetrics(EveryNthValidation):
                 for clip in self._clips(trainer, pl_module, batch):
                     add_clip(self.metrics, clip)
             except ValueError as error:
-                raise MisconfigurationException(f"VideoMetrics: {error}") from error
+                raise UserError(f"VideoMetrics: {error}") from error
 
     on_test_batch_end = on_validation_batch_end
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from conditions import Condition
@@ -48,7 +49,7 @@ class BaseModule(VideoModule):
     ):
         super().__init__(base, condition, noise, sampling, speed, None, learning_rate, weight_decay, schedule, seed)
         if not base.trained:
-            raise ValueError("model.base: expected `trained: true`, for nothing else is trained here")
+            raise UserError("model.base: expected `trained: true`, for nothing else is trained here")
 
     def architecture(self) -> dict[str, Any]:
         """Without an injection, by which its checkpoints are told from a controller's."""

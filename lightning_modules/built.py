@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from conditions import Condition
 from lightning_modules import checkpoint, record_values
@@ -34,10 +34,10 @@ def built(
 
     architecture = dict(found["architecture"])
     if architecture.get("injection", "") is None:
-        raise ValueError("the checkpoint is a base without a controller: `remoco export-base` writes it for a base")
+        raise UserError("the checkpoint is a base without a controller: `remoco export-base` writes it for a base")
     for kind in architecture.get("injection") or []:
         if "." in kind and kind.rpartition(".")[0] not in sys.modules:
-            raise ValueError(f"injection: {kind} is not imported; import its module before, if you trust it")
+            raise UserError(f"injection: {kind} is not imported; import its module before, if you trust it")
     base, start = named_base(found["base"], path, **({"trained": True} if architecture.get("train_base") else {}))
     record_values.check_sampling(found, base, "the checkpoint")
     sampling = dict(found.get("sampling") or {})
@@ -63,7 +63,7 @@ def value_errors() -> Iterator[None]:
     """What is wrong with a file or argument as a ValueError of one line."""
     try:
         yield
-    except (MisconfigurationException, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
         text = " ".join(str(error).split())
-        named = isinstance(error, (MisconfigurationException, ValueError))
-        raise ValueError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error
+        named = isinstance(error, (UserError, ValueError))
+        raise UserError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error

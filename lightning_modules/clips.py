@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from conditions import MOTION_NORMS, Condition, Motion
@@ -40,15 +40,13 @@ def fit_latents(base: Any, trainer: Trainer) -> None:
         trainer: Whose data module has the training set.
 
     Raises:
-        MisconfigurationException: there is no training set with frames.
+        UserError: there is no training set with frames.
     """
     if not base.to_fit():
         return
     dataset = getattr(trainer.datamodule, "train_set", None)
     if dataset is None or "video" not in dataset[0]:
-        raise MisconfigurationException(
-            "model.base: its latents are fitted on the training set's frames: there are none"
-        )
+        raise UserError("model.base: its latents are fitted on the training set's frames: there are none")
     fitted = base.fitted()
     if trainer.is_global_zero:
         base.fit(to_float(dataset[position]["video"]) for position in range(FITTING_CLIPS))

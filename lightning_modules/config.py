@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # what `noise.process` is an instance of; nothing of torch is imported for settings
     from lightning_modules.process.base import NoiseProcess
@@ -55,11 +56,11 @@ class Control:
 
     def __post_init__(self) -> None:
         if not isinstance(self.injection, list) or not all(isinstance(kind, str) for kind in self.injection):
-            raise ValueError(f"control.injection is {self.injection!r:.60}, expected a list, as [modulation]")
+            raise UserError(f"control.injection is {self.injection!r:.60}, expected a list, as [modulation]")
         if len(set(self.injection)) < len(self.injection) or len(self.injection) > 8:
-            raise ValueError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
+            raise UserError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
         if self.lora not in ("attention", "linear", None):
-            raise ValueError(f"control.lora is {self.lora!r:.60}, expected attention, linear or null")
+            raise UserError(f"control.lora is {self.lora!r:.60}, expected attention, linear or null")
         within("control.rank", self.rank, 1, MOST_RANK, whole=True)
         within("control.flow_scale", self.flow_scale, 0, MOST_SIGMA)
 
@@ -109,12 +110,12 @@ class Sampling:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
         within("sampling.sigma_max", self.sigma_max, 0.01, MOST_SIGMA)
         if not isinstance(self.guidance, (list, tuple)) or len(self.guidance) != 2:
-            raise ValueError(f"sampling.guidance is {self.guidance!r:.60}, expected two numbers")
+            raise UserError(f"sampling.guidance is {self.guidance!r:.60}, expected two numbers")
         for scale in self.guidance:
             within("sampling.guidance", scale, 0, 1000)
         object.__setattr__(self, "guidance", tuple(self.guidance))
         if not isinstance(self.inputs, dict) or len(self.inputs) > 64:
-            raise ValueError(f"sampling.inputs is {self.inputs!r:.60}, expected values by name")
+            raise UserError(f"sampling.inputs is {self.inputs!r:.60}, expected values by name")
 
     def record(self) -> dict[str, Any]:
         """As plain values."""
@@ -156,9 +157,9 @@ class Start:
 
     def __post_init__(self) -> None:
         if self.kind not in ("adapter", "checkpoint", "motionpro"):
-            raise ValueError(f"start.kind is {self.kind!r:.60}, expected adapter, checkpoint or motionpro")
+            raise UserError(f"start.kind is {self.kind!r:.60}, expected adapter, checkpoint or motionpro")
         if self.kind != "motionpro" and not Path(self.file).is_file():
-            raise ValueError(f"start.file: no file {self.file}, expected adapter.safetensors or a checkpoint")
+            raise UserError(f"start.file: no file {self.file}, expected adapter.safetensors or a checkpoint")
 
 
 def within(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
@@ -166,7 +167,7 @@ def within(name: str, value: Any, least: float, most: float, whole: bool = False
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
         kind = "whole number" if whole else "number"
-        raise ValueError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
+        raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
 
 
 def of(kind: type, given: Any) -> Any:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from remoco.common.json_files import parse_json
-from remoco.common.tensor_files import BadTensors, read_header, read_safetensors
+from remoco.common.tensor_files import read_header, read_safetensors
 
 NAME = "embedded"
 PATH = Path(__file__).with_name("embedded.safetensors")
@@ -61,31 +61,31 @@ def _record(text: str) -> Any:
     try:
         return parse_json(text)
     except ValueError as error:
-        raise BadTensors(f"its metadata's {KEY}: {error}") from None
+        raise UserError(f"its metadata's {KEY}: {error}") from None
 
 
 def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
     """The file as a checkpoint; its tensors are in the precision they are stored in.
 
     Raises:
-        MisconfigurationException: not such a file.
+        UserError: not such a file.
     """
     try:
         about, dtypes, _ = read_header(path)
         if KEY not in about:
-            raise MisconfigurationException(
+            raise UserError(
                 f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.start"
             )
         if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
-            raise BadTensors(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
+            raise UserError(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
         record, step = _record(about[KEY]), about.get("global_step", "")
         if not (step.isdecimal() and len(step) < 19):
-            raise BadTensors(f"its metadata's global_step is {step[:40]!r}, expected a whole number")
+            raise UserError(f"its metadata's global_step is {step[:40]!r}, expected a whole number")
         state = read_safetensors(path) if with_tensors else {}
     except (OSError, ValueError) as error:
-        raise MisconfigurationException(f"checkpoint {path}: not a readable checkpoint ({error})") from error
+        raise UserError(f"checkpoint {path}: not a readable checkpoint ({error})") from error
     if with_tensors and checksum(state) != about.get("sha256"):
-        raise MisconfigurationException(f"checkpoint {path}: damaged, its checksum does not match")
+        raise UserError(f"checkpoint {path}: damaged, its checksum does not match")
     return {
         "state_dict": state,
         KEY: record,

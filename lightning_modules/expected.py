@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules import embedded
@@ -35,7 +35,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
         **arguments: Of the base, in place of its defaults.
 
     Raises:
-        ValueError: the record names a base that is not on this machine.
+        UserError: the record names a base that is not on this machine.
     """
     kind = class_of(record)
     named = record.get("init_args", {})
@@ -48,12 +48,12 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     # a revision is a hub id's, which is not read
     places = [released, *(named.get(name) for name in kind.located_by if name != "revision")]
     if kind.located_by and not any(places):
-        raise ValueError("base: its record names none")
+        raise UserError("base: its record names none")
     for place in places:
         if place is None or place == embedded.NAME:
             continue
         if not isinstance(place, str) or not (_is_local(place) and Path(place).expanduser().exists()):
-            raise ValueError(
+            raise UserError(
                 f"its base is {place!s:.200}, which is not on this disk, and is not fetched because a file says so: name "
                 "it yourself, a folder or a hub id, with --svd (svd= in Python)"
             )
@@ -74,19 +74,19 @@ def check_expected(module: MotionControlModule, state: Mapping[str, Tensor], who
         whole: Whether the file brings its base.
 
     Raises:
-        MisconfigurationException: other names or shapes, by the names.
-        ValueError: a weight is not finite, or the record asks for more random weights than its file may.
+        UserError: other names or shapes, by the names.
+        UserError: a weight is not finite, or the record asks for more random weights than its file may.
     """
     expected, parameters = _expected(module, whole)
     check_names(dict(state), expected)
     if not module.base.located_by:
         check_drawn(parameters, state, module.base)
     if odd := odd_weight(state):
-        raise ValueError(f"state_dict: {odd}")
+        raise UserError(f"state_dict: {odd}")
 
 
 def check_adapter(module: MotionControlModule, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Raise MisconfigurationException unless an adapter's tensors are those of a module that is not built yet.
+    """Raise UserError unless an adapter's tensors are those of a module that is not built yet.
 
     Args:
         module: With the adapter's rank of LoRA, which the file decides.
@@ -99,7 +99,7 @@ def check_adapter(module: MotionControlModule, parts: Mapping[str, Mapping[str, 
 
 
 def check_base(base: VideoBase, state: Mapping[str, Tensor]) -> None:
-    """Raise MisconfigurationException unless the tensors are those of a base of random weights that a record names.
+    """Raise UserError unless the tensors are those of a base of random weights that a record names.
 
     Args:
         base: Of the record, not built.
@@ -112,7 +112,7 @@ def check_base(base: VideoBase, state: Mapping[str, Tensor]) -> None:
     check_names(dict(state), stored(networks, trained))
     check_drawn(parameters, state, base)
     if odd := odd_weight(state):
-        raise MisconfigurationException(f"ckpt_path: state_dict: {odd}")
+        raise UserError(f"ckpt_path: state_dict: {odd}")
 
 
 def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -122,7 +122,7 @@ def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tenso
         layout = layout_of_released(base, module.start.file)
     else:
         if whole and base.located_by and base.arguments.get("path") != embedded.NAME:
-            raise ValueError(f"base: a file that brings its base has one of random weights, or `path: {embedded.NAME}`")
+            raise UserError(f"base: a file that brings its base has one of random weights, or `path: {embedded.NAME}`")
         layout = base.layout()
     with torch.device("meta"):
         control = add_control(layout, module.control)
@@ -139,7 +139,7 @@ def check_drawn(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], b
     held = sum(tensor.nbytes for tensor in state.values())
     if drawn > BUDGET + 2 * held:
         said = ", ".join(f"{name} {value}" for name, value in base.record()["init_args"].items())
-        raise ValueError(
+        raise UserError(
             f"base ({said}): {drawn / 2**30:.0f} GB of random weights beside the file's own "
             f"{held / 2**20:.0f} MB; expected a smaller one, or a trained base"
         )

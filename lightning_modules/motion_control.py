@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from remoco.common.errors import UserError
+
 from conditions import Condition
 from lightning_modules import config
 from lightning_modules.bases.base import VideoBase
@@ -53,7 +55,7 @@ class MotionControlModule(VideoModule):
         for kind in self.control.injection:
             injection_class(kind)
         if base.trained and self.control.lora:
-            raise ValueError("model: a base that is trained goes with `control.lora: null`")
+            raise UserError("model: a base that is trained goes with `control.lora: null`")
         if start is not None and start.kind == "motionpro":
             from lightning_modules.released.base import check_bundle
 

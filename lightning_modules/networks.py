@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import VideoBase
@@ -37,7 +38,7 @@ class Controller:
         placed = any(hasattr(kind, "coefficients") for kind in kinds)
         levels, places = base.levels(), base.places()
         if placed and not (levels and places):
-            raise ValueError(f"control.injection: {type(base).__name__} has no places for {control.injection}")
+            raise UserError(f"control.injection: {type(base).__name__} has no places for {control.injection}")
         widths = [level.channels for level in levels]
         self.motion_encoder: MotionEncoder | None = None
         if placed:
@@ -82,7 +83,7 @@ def check_levels(base: VideoBase) -> None:
     """Raise ValueError unless the motion encoder makes features of the base's levels."""
     wanted = [(8 * 2**index, 1) for index in range(len(base.levels()))]
     if [(level.space, level.time) for level in base.levels()] != wanted:
-        raise ValueError(
+        raise UserError(
             f"control: {type(base).__name__} wants features of another grid than the motion encoder's, which are one "
             "for each frame and every 8, 16, ... pixels"
         )

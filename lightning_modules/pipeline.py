@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 import torch
+from remoco.common.errors import UserError
 
 from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
@@ -87,7 +88,7 @@ class MotionControlPipeline:
             ema: Use the averaged weights where the run kept them, as its validation did.
 
         Raises:
-            ValueError: not a checkpoint of ours, or over another base; one line.
+            UserError: not a checkpoint of ours, or over another base; one line.
         """
         with value_errors():
             checkpoint = checkpoints.read_checkpoint(path)
@@ -106,13 +107,13 @@ class MotionControlPipeline:
         """Build the pipeline of a folder that `save_pretrained` wrote; the arguments are `from_checkpoint`'s.
 
         Raises:
-            ValueError: a file is missing or damaged, or the base is another; one line.
+            UserError: a file is missing or damaged, or the base is another; one line.
         """
         with value_errors():
             try:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
-                raise ValueError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
+                raise UserError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
             return cls(*built(checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(
                 device
             )
@@ -150,7 +151,7 @@ class MotionControlPipeline:
             dtype: Compute dtype of the frozen networks.
 
         Raises:
-            ValueError: its tensors are not those of this architecture; one line.
+            UserError: its tensors are not those of this architecture; one line.
         """
         with value_errors():
             return cls._of_adapter(path, svd, condition, lora, dtype).to(device)
@@ -251,7 +252,7 @@ class MotionControlPipeline:
                 configuration's by default.
 
         Raises:
-            ValueError: the image, a track, the brush or a number does not fit; one line.
+            UserError: the image, a track, the brush or a number does not fit; one line.
         """
         module = self.module
         sampling = sampling or module.sampling
@@ -270,11 +271,11 @@ class MotionControlPipeline:
         bucket = inputs.get("motion_bucket_id", 0.0)
         check_output(output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
-            raise ValueError(
+            raise UserError(
                 f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
             )
         if control is not None and bucket == "drawing":
-            raise ValueError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
+            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
         drawn = self._batch(read_images(image, background), tracks, brush, control, bucket, num_frames, height, width)
         frames, controls, found = zip(*drawn, strict=True)
         seeds = seeds_of(seed, generator, len(frames))
@@ -328,13 +329,13 @@ class MotionControlPipeline:
         if not isinstance(image, list):
             image, tracks, brush, control = [image], [tracks], [brush], None if control is None else [control]
         if not image:
-            raise ValueError("image: expected at least one, got an empty list")
+            raise UserError("image: expected at least one, got an empty list")
         given: dict[str, Any] = {"tracks": [()] * len(image) if isinstance(tracks, tuple) and not tracks else tracks}
         for name, value in (("brush", brush), ("control", control)):
             given[name] = [None] * len(image) if value is None else value
         for name, value in given.items():
             if not isinstance(value, (list, tuple)) or len(value) != len(image):
-                raise ValueError(f"{name}: expected a list with an entry for each of {len(image)} images")
+                raise UserError(f"{name}: expected a list with an entry for each of {len(image)} images")
         drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
         for index, picture in enumerate(image):
             strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
@@ -366,9 +367,9 @@ class MotionControlPipeline:
             )
         if control is not None:
             if len(tracks) or brush is not None:
-                raise ValueError("control: expected no tracks and no brush beside it")
+                raise UserError("control: expected no tracks and no brush beside it")
             if control.shape != (frames, 3, *framing.frame) or not control.isfinite().all():
-                raise ValueError(
+                raise UserError(
                     f"control: expected finite ({frames}, 3, {framing.frame[0]}, {framing.frame[1]}) as the frames, "
                     f"got {tuple(control.shape)}"
                 )

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from remoco.common.errors import UserError
 
 from lightning_modules.process.sampler import OnStep
 
@@ -23,12 +24,12 @@ def told(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str
         said: In the call, by name; None where nothing is.
 
     Raises:
-        ValueError: the base does not know it, or it is out of its range.
+        UserError: the base does not know it, or it is out of its range.
     """
     said = {name: value for name, value in said.items() if value is not None}
     for name, value in said.items():
         if name not in known:
-            raise ValueError(f"{name}: this base is told {', '.join(known) or 'nothing'}")
+            raise UserError(f"{name}: this base is told {', '.join(known) or 'nothing'}")
         known[name].check(name, value)
     return {name: said.get(name, usual.get(name, each.default)) for name, each in known.items()}
 
@@ -51,22 +52,22 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]
     if generator is not None:
         each = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
         if len(each) != count:
-            raise ValueError(f"generator: expected one, or one for each of {count} images, got {len(each)}")
+            raise UserError(f"generator: expected one, or one for each of {count} images, got {len(each)}")
         return [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
     seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
-        raise ValueError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
+        raise UserError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
     return seeds
 
 
 def check_finite(video: torch.Tensor) -> None:
     """Raise ValueError where a video holds what is no number."""
     if not video.isfinite().all():
-        raise ValueError("the generated video holds NaN or infinite values")
+        raise UserError("the generated video holds NaN or infinite values")
 
 
 def check_least(**numbers: tuple[float, float]) -> None:
     """Raise ValueError unless each number is finite and at least the second of its pair."""
     for name, (value, least) in numbers.items():
         if not value >= least or value == float("inf"):
-            raise ValueError(f"{name} is {value}, expected a number of at least {least:g}")
+            raise UserError(f"{name} is {value}, expected a number of at least {least:g}")

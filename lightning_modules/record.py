@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from conditions import Condition
@@ -33,7 +33,7 @@ def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
     """Raise unless the checkpoint's architecture is the configured one, with the first field that differs."""
     for field, value in wanted.items():
         if found["architecture"].get(field) != value:
-            raise MisconfigurationException(
+            raise UserError(
                 f"ckpt_path: {path} has another architecture: {field} is {found['architecture'].get(field)} there, "
                 f"{value} in the configuration"
             )
@@ -43,14 +43,14 @@ def check_base(found: dict, base: VideoBase, wanted: dict, path: str | Path) -> 
     """Raise where names alone tell that the base differs: another class, or random weights of another size or seed."""
     if not base.same_name(found["base"]):
         was = {k: v for k, v in found["base"].items() if k != "hash"}
-        raise MisconfigurationException(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")
+        raise UserError(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")
 
 
 def check_hash(found: dict, identity: dict) -> None:
     """Raise unless the frozen weights are the ones the checkpoint was trained over."""
     if found["base"]["hash"] != identity["hash"]:
         was = {k: v for k, v in found["base"].items() if k != "hash"}
-        raise MisconfigurationException(
+        raise UserError(
             f"ckpt_path: the checkpoint was trained over other base weights ({was}, hash {found['base']['hash'][:12]}) "
             f"than the ones loaded (hash {identity['hash'][:12]})"
         )
@@ -61,7 +61,7 @@ def check_names(state: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
     wrong = sorted(state.keys() ^ trained.keys())
     wrong += [name for name in sorted(state.keys() & trained.keys()) if state[name].shape != trained[name].shape]
     if wrong:
-        raise MisconfigurationException(
+        raise UserError(
             f"ckpt_path: {len(wrong)} tensors are missing, unknown or misshapen there: {', '.join(wrong[:5])}"
         )
 
@@ -70,7 +70,7 @@ def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
     """Raise unless cached latents were made with the networks that were loaded; both are network -> hash."""
     for name, found in cached.items():
         if hashes.get(name) != found:
-            raise MisconfigurationException(
+            raise UserError(
                 f"data.shards: the cached latents were made with another {name} (hash {found[:12]}) than this base's "
                 f"({hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
             )
@@ -81,17 +81,17 @@ def check_size(grid: Grid, condition: Condition, height: int, width: int, frames
     try:
         grid.check(frames, height, width)
     except ValueError as error:
-        raise MisconfigurationException(f"data: {error}") from error
+        raise UserError(f"data: {error}") from error
     try:
         condition.check(height, width)
     except ValueError as error:
-        raise MisconfigurationException(f"model.condition: {error}") from error
+        raise UserError(f"model.condition: {error}") from error
 
 
 def check_fill(condition: Condition, filled: str | None) -> None:
     """Raise where a condition reads displacements that a set of shards (its index, or None) has filled in."""
     if filled and condition.reads_hidden:
-        raise MisconfigurationException(
+        raise UserError(
             f"model.condition: {condition} reads pixels that are not visible, whose flow is filled in {filled}; "
             "expected shards prepared with --fill none"
         )
@@ -100,7 +100,7 @@ def check_fill(condition: Condition, filled: str | None) -> None:
 def check_precision(precision: str) -> None:
     """Raise where a trainer's precision would keep what is trained in half precision."""
     if precision in ("bf16-true", "16-true"):
-        raise MisconfigurationException(
+        raise UserError(
             f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
             "since a step at this learning rate is lost in half precision"
         )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.bases.base import VideoBase
@@ -76,7 +76,7 @@ SAMPLING: dict[str, tuple[Check, str]] = {
 
 
 def check_record(found: Mapping[str, Any], name: str) -> None:
-    """Raise MisconfigurationException unless architecture and base have our fields, of the right kind and range.
+    """Raise UserError unless architecture and base have our fields, of the right kind and range.
 
     Args:
         found: The record, with both parts there.
@@ -93,7 +93,7 @@ def check_record(found: Mapping[str, Any], name: str) -> None:
 
 
 def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None:
-    """Raise MisconfigurationException where a record's way of sampling takes more than a sane clip does.
+    """Raise UserError where a record's way of sampling takes more than a sane clip does.
 
     Args:
         found: The record.
@@ -109,14 +109,14 @@ def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None
         try:
             known[field].check(f"sampling.inputs.{field}", value)
         except ValueError as error:
-            raise MisconfigurationException(f"ckpt_path: {name}: {error}") from error
+            raise UserError(f"ckpt_path: {name}: {error}") from error
     frames, height, width = (
         sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), own, strict=True)
     )
     try:
         base.grid.check(frames, height, width)
     except ValueError as error:
-        raise MisconfigurationException(f"ckpt_path: {name}: sampling: {error}") from error
+        raise UserError(f"ckpt_path: {name}: sampling: {error}") from error
     most = MAX_PIXELS_SMALL if base.small() else MAX_PIXELS
     if frames * height * width > most:
         raise _wrong(name, "sampling", f"{frames} frames of {height} x {width}", f"at most {most} pixels in all")
@@ -145,6 +145,6 @@ def _check_condition(condition: Mapping[str, Any], name: str) -> None:
             raise _wrong(name, f"condition.{field}", value, "a number or a name")
 
 
-def _wrong(name: str, field: str, value: Any, expected: str) -> MisconfigurationException:
+def _wrong(name: str, field: str, value: Any, expected: str) -> UserError:
     shown = " ".join(f"{value!r:.60}".split())
-    return MisconfigurationException(f"ckpt_path: {name}: {field[:80]} is {shown}, expected {expected}")
+    return UserError(f"ckpt_path: {name}: {field[:80]} is {shown}, expected {expected}")

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor
 
 ADAM = ("exp_avg", "exp_avg_sq")
@@ -19,7 +19,7 @@ ADAM = ("exp_avg", "exp_avg_sq")
 def check_resume(
     checkpoint: Mapping[str, Any], trained: Mapping[str, Tensor], data: str | None, adam: bool = True
 ) -> None:
-    """Raise MisconfigurationException, in one line, where a fit cannot go on from a loaded checkpoint.
+    """Raise UserError, in one line, where a fit cannot go on from a loaded checkpoint.
 
     Args:
         checkpoint: as it was read.
@@ -77,7 +77,7 @@ def average_of(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     """Name -> averaged weight as a checkpoint keeps them (`callbacks.EMA`); none where the run had no average.
 
     Raises:
-        MisconfigurationException: something else is in their place, or they are not finite float32.
+        UserError: something else is in their place, or they are not finite float32.
     """
     callbacks: Any = checkpoint.get("callbacks", {})
     _require(isinstance(callbacks, Mapping), "callbacks", callbacks, "the callbacks' states by name")
@@ -133,4 +133,4 @@ def _check_optimizer(state: Any, trained: Mapping[str, Tensor], step: int) -> No
 def _require(condition: bool, field: str, value: Any, expected: str) -> None:
     if not condition:
         text = " ".join(f"{value!r:.80}".split())
-        raise MisconfigurationException(f"ckpt_path: the checkpoint's {field} is {text}, expected {expected}")
+        raise UserError(f"ckpt_path: the checkpoint's {field} is {text}, expected {expected}")

@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from remoco.common.errors import UserError
 from torch.optim import Optimizer
 
 from lightning_modules.optimizer import Plan, rates_now
@@ -69,14 +69,14 @@ def read(record: Mapping[str, Any], path: str) -> dict[str, Plain]:
     """The settings in a checkpoint's record; none where an earlier version wrote it.
 
     Raises:
-        MisconfigurationException: something else is in their place.
+        UserError: something else is in their place.
     """
     found = record.get(KEY, {})
     sound = isinstance(found, dict) and len(found) <= MOST
     if not sound or not all(
         isinstance(name, str) and len(name) <= LONGEST and _is_plain(v) for name, v in found.items()
     ):
-        raise MisconfigurationException(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
+        raise UserError(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
     return dict(found)
 
 
@@ -90,7 +90,7 @@ def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path
     """Name -> `was -> is` of the settings that differ; what only one of the two knows is no difference.
 
     Raises:
-        MisconfigurationException: a difference would have no effect, since a state that is restored decides.
+        UserError: a difference would have no effect, since a state that is restored decides.
     """
     found = {
         name: f"{_said(was[name])} -> {_said(now[name])}" for name in now if name in was and was[name] != now[name]
@@ -112,8 +112,8 @@ def _numbers(value: Plain) -> bool:
         return False
 
 
-def _no_effect(name: str, what: str, why: str) -> MisconfigurationException:
-    return MisconfigurationException(
+def _no_effect(name: str, what: str, why: str) -> UserError:
+    return UserError(
         f"{name}: {what} would have no effect, for {why}; leave it as it was, or start anew from the weights with "
         "model.init_args.start"
     )
@@ -142,12 +142,12 @@ def use_rates(module: VideoModule) -> None:
         module: At the start of its first step, everything restored.
 
     Raises:
-        MisconfigurationException: the learning rate differs under a schedule that holds its own.
+        UserError: the learning rate differs under a schedule that holds its own.
     """
     trainer, differs, plan = module.trainer, module.differs, module.plan
     optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
     if scheduler is not None and (type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62):
-        raise MisconfigurationException(
+        raise UserError(
             "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
         )
     known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")

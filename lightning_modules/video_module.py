@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -91,7 +91,7 @@ class VideoModule(LightningModule):
         known = base.inputs()
         for name, value in self.sampling.inputs.items():
             if name not in known:
-                raise ValueError(f"sampling.inputs.{name}: expected some of {', '.join(known) or 'none'} of this base")
+                raise UserError(f"sampling.inputs.{name}: expected some of {', '.join(known) or 'none'} of this base")
             known[name].check(f"sampling.inputs.{name}", value)
 
     # What a subclass says
@@ -339,7 +339,7 @@ class VideoModule(LightningModule):
             try:
                 self.condition = Condition.from_record(kept)
             except (ValueError, TypeError) as error:
-                raise MisconfigurationException(f"ckpt_path: {name}: condition: {error}") from error
+                raise UserError(f"ckpt_path: {name}: condition: {error}") from error
         record.check_architecture(found, self.architecture(), name)
         if not found.get("whole"):  # else it brings its own
             record.check_base(found, self.base, self.base_name(), name)
@@ -369,7 +369,7 @@ class VideoModule(LightningModule):
         self.check_record(found, "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             if "optimizer_states" not in saved:
-                raise MisconfigurationException("ckpt_path: holds a model, not a run that a fit could go on with")
+                raise UserError("ckpt_path: holds a model, not a run that a fit could go on with")
             data = self.trainer.datamodule
             drop_idle(saved, list(self.trained()), self.optimized().keys())
             positioned = type(data).__qualname__ if hasattr(data, "position") else None
@@ -377,7 +377,7 @@ class VideoModule(LightningModule):
         whole = found.get("whole", False)
         record.check_names(saved["state_dict"], self.stored(whole))
         if odd := odd_weight(saved["state_dict"]):
-            raise MisconfigurationException(f"ckpt_path: state_dict: {odd}")
+            raise UserError(f"ckpt_path: state_dict: {odd}")
         self.whole = whole
         if whole:  # it brings the base, in half precision
             self.base.identity = found["base"]

@@ -13,7 +13,6 @@ from safetensors.torch import save
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
 from datamodules.bench import STEP
-from datamodules.errors import UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
@@ -22,6 +21,7 @@ from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object, shown
+from remoco.common.errors import UserError
 
 MAX_SIZE = 1024  # pixels of a side; the model knows 64
 
@@ -38,7 +38,7 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     found = checkpoints.read_record(checkpoint)
     path = found["base"].get("released") or found["base"].get("init_args", {}).get("path")
     if path not in (None, embedded.NAME):
-        raise UsageError(
+        raise UserError(
             f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained its "
             f"base, or one over `path: {embedded.NAME}`"
         )
@@ -65,14 +65,14 @@ def demo(
     """
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
-        raise UsageError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
+        raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
     if scene < 0:
-        raise UsageError(f"--scene is {scene}, expected at least 0")
+        raise UserError(f"--scene is {scene}, expected at least 0")
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
     except ValueError as error:
-        raise UsageError(f"--checkpoint: {error}") from None
+        raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
     made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
     real, flow = render(made), torch.from_numpy(tracks(made)[0])

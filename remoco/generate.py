@@ -19,7 +19,6 @@ from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
 from datamodules.backdrop import Backdrop
 from datamodules.bench import STEP, fitting_size
-from datamodules.errors import BadInput, UsageError, one_line
 from datamodules.files import MAX_SIDE
 from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.pictures import WHITE, colour_of
@@ -27,6 +26,7 @@ from datamodules.storage import check_writable, clear_leftovers, read_object, wr
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.devices import usable_device
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
@@ -182,7 +182,7 @@ def generate(
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
-                raise BadInput(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
+                raise UserError(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
@@ -200,10 +200,10 @@ def _listed(paths: Sequence[Path]) -> str:
 
 
 def _check_numbers(options: dict[str, Any]) -> None:
-    """UsageError for a number out of its range, before a folder notes it and anything is sampled."""
+    """UserError for a number out of its range, before a folder notes it and anything is sampled."""
     for name, (flag, least, most) in RANGES.items():
         if options[name] != "drawing" and not least <= options[name] <= most:
-            raise UsageError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
+            raise UserError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 
 def clip(
@@ -278,32 +278,30 @@ def _jobs(
         one = partial(read, source, tracks, brush)
         inputs = one()[0]
         if not inputs.tracks and inputs.brush is None and inputs.backdrop is None:
-            raise UsageError(
-                "--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move"
-            )
+            raise UserError("--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move")
         return [_single(source.name, one, path, inputs)], None, 0
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
-            raise UsageError(f"{name}: expected none with a folder of inputs, which holds its own")
+            raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
     found = find_inputs(source)
     if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
         one = partial(read, source)
         return [_single(source.name, one, Path(out), one()[0])], None, 0
     folder = Path(out or "generated")
     if folder.suffix == ".mp4" or folder.is_file():
-        raise UsageError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
+        raise UserError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
     jobs, left_out = [], 0
     for name, path in found.items():
         try:
             inputs, _ = read(path)
-        except BadInput as error:
+        except UserError as error:
             print(f"left out: {error}", file=sys.stderr)
             left_out += 1
             continue
         video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
         jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint()))
     if not jobs:
-        raise UsageError(f"{source}: none of its {left_out} inputs can be used")
+        raise UserError(f"{source}: none of its {left_out} inputs can be used")
     return jobs, folder, left_out
 
 
@@ -313,7 +311,7 @@ def _single(name: str, read: Callable[[], tuple[Inputs, SceneMotion]], path: Pat
 
 def _check_file(path: Path) -> None:
     if path.suffix != ".mp4":
-        raise UsageError(f"--out {path}: expected the name of an .mp4 file")
+        raise UserError(f"--out {path}: expected the name of an .mp4 file")
 
 
 def load_pipeline(
@@ -322,7 +320,7 @@ def load_pipeline(
     """The pipeline of a checkpoint or a folder of `save_pretrained`, as the flags of `generate` say.
 
     Raises:
-        UsageError: one line.
+        UserError: one line.
     """
     place = usable_device(device)
     kind = DTYPES[dtype or ("bfloat16" if place.type == "cuda" else "float32")]
@@ -332,11 +330,11 @@ def load_pipeline(
         else:
             pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), svd, dtype=kind)
     except ValueError as error:
-        raise UsageError(f"checkpoint: {error}") from None
+        raise UserError(f"checkpoint: {error}") from None
     try:
         pipe.enable_model_cpu_offload(place) if offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device}: {one_line(error)}") from None
+        raise UserError(f"--device {device}: {one_line(error)}") from None
     return pipe
 
 
@@ -346,7 +344,7 @@ def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: 
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
     for name, value in (("--height", height), ("--width", width)):
         if value is not None and (value % STEP or not STEP <= value <= MAX_SIDE):
-            raise UsageError(f"{name} is {value}, expected a multiple of {STEP} up to {MAX_SIDE}")
+            raise UserError(f"{name} is {value}, expected a multiple of {STEP} up to {MAX_SIDE}")
     return height or trained[0], width or trained[1]
 
 
@@ -359,7 +357,7 @@ def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) ->
         found = {"background": list(WHITE)} | read_object(path)  # older folders do not say it
         differs = [name for name in made_by if found.get(name) != made_by[name]]
         if differs:
-            raise UsageError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
+            raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
     else:
         write_json(path, made_by)
     for kind in ("videos", "strips"):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save
 from torch import Tensor, nn
 
@@ -25,6 +24,7 @@ from lightning_modules.released.encoders import (
     vae_to_released,
 )
 from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json, read_safetensors
 
@@ -87,18 +87,18 @@ def export(source: str, out: str, base: str | None = None) -> None:
     folder = Path(base) if base else adapter.parent
     for file in (adapter, folder / WEIGHTS["unet"], folder / "unet/config.json"):
         if not file.is_file():
-            raise MisconfigurationException(f"no file {file}, expected an adapter and the diffusers folder of its base")
+            raise UserError(f"no file {file}, expected an adapter and the diffusers folder of its base")
     parts = read_adapter(adapter)
     ranks = {tensor.shape[0] for name, tensor in parts["lora"].items() if ".lora_A." in name}
     if len(ranks) != 1:
-        raise MisconfigurationException(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
+        raise UserError(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
     try:
         check_model(folder / "unet", layout_of("unet"))
         held = {part: read_safetensors(folder / file) for part, file in WEIGHTS.items() if (folder / part).is_dir()}
         extras = read_safetensors(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
         config = read_json(folder / "unet/config.json")
     except (OSError, ValueError) as error:
-        raise MisconfigurationException(f"base {folder}: {' '.join(str(error).split())}") from error
+        raise UserError(f"base {folder}: {' '.join(str(error).split())}") from error
     architecture = Architecture.from_unet(config, "linear", ranks.pop())
     for part, name, shape in names(architecture).values():
         if part == "lora" and name not in parts["lora"]:

@@ -22,12 +22,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
-from datamodules.errors import DISK_ERRORS, BadShards, UsageError, one_line
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan, conflict
 from lightning_modules.record import check_size
 from lightning_modules.video_module import VideoModule
 from remoco import configs
+from remoco.common.errors import DISK_ERRORS, UserError, one_line
 from remoco.flags import cause
 from remoco.near import Hinting
 from remoco.run_name import NAME, base_name, run_name
@@ -77,8 +77,8 @@ class Parser(Hinting, LightningArgumentParser):
     """Raises a mistake, in place of leaving the program: the parsers around it add where it is."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As UsageError."""
-        raise UsageError(self.hinted(cause(_with_config(message))))
+        """As UserError."""
+        raise UserError(self.hinted(cause(_with_config(message))))
 
 
 class CLI(LightningCLI):
@@ -114,13 +114,13 @@ class CLI(LightningCLI):
             set_parsing_settings(unset_sentinel=False)
         trainer = self.config[self.subcommand].trainer
         if not isinstance(trainer, Namespace):
-            raise UsageError(f"trainer: expected a mapping of its options, got {str(trainer)[:40]}")
+            raise UserError(f"trainer: expected a mapping of its options, got {str(trainer)[:40]}")
         for name, (least, most) in NUMBERS.items():
             value = trainer.get(name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
-                raise UsageError(f"trainer.{name} is {value}, expected {least:g} to {most:g}")
+                raise UserError(f"trainer.{name} is {value}, expected {least:g} to {most:g}")
         if problem := slurm_without_srun(trainer.plugins):
-            raise MisconfigurationException(problem)
+            raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         if self.subcommand == "fit":
             for logger in loggers:
@@ -136,7 +136,7 @@ class CLI(LightningCLI):
         try:
             super().instantiate_classes()
         except WRONG as error:
-            raise MisconfigurationException(str(error) or one_line(error)) from error
+            raise UserError(str(error) or one_line(error)) from error
 
     def instantiate_trainer(self, **options: Any) -> Any:
         """With our table of what trains in the place of Lightning's."""
@@ -151,10 +151,10 @@ class CLI(LightningCLI):
         plan = Plan.of(self._get(self.config, "optimizer"), self._get(self.config, "lr_scheduler"))
         if isinstance(self.model, VideoModule):
             if subcommand == "fit" and (problem := conflict(plan, self.words)):
-                raise MisconfigurationException(problem)
+                raise UserError(problem)
             self.model.plan = plan
         elif plan.optimizer is None and plan.lr_scheduler is not None:
-            raise MisconfigurationException("lr_scheduler: has no effect without optimizer, for this model")
+            raise UserError("lr_scheduler: has no effect without optimizer, for this model")
         else:
             super()._add_configure_optimizers_method_to_model(subcommand)
 
@@ -179,7 +179,7 @@ class CLI(LightningCLI):
                 trainer.ckpt_path = resolve_checkpoint(trainer, kwargs.get("ckpt_path"))
             except MisconfigurationException as error:
                 hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
-                raise MisconfigurationException(f"{error}{hint if subcommand == 'fit' else ''}") from None
+                raise UserError(f"{error}{hint if subcommand == 'fit' else ''}") from None
             kwargs["ckpt_path"] = None
         for callback in trainer.callbacks:
             if isinstance(callback, RunFolder):
@@ -214,7 +214,7 @@ def refused(args: list[str]) -> str | None:
         shape = getattr(built.datamodule, "shape", None)
         if shape is not None and isinstance(built.model, VideoModule):
             check_size(built.model.base.grid, built.model.condition, shape.height, shape.width, shape.frames)
-    except (MisconfigurationException, BadShards, UsageError, OSError) as error:
+    except (MisconfigurationException, UserError, UserError, OSError) as error:
         return cause(error)
     return None
 
@@ -231,7 +231,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         args = configs.resolved(args)
         CLI(args)
-    except (MisconfigurationException, BadShards, UsageError) as error:
+    except (MisconfigurationException, UserError, UserError) as error:
         keys = re.findall(r'Parser key "([^"]*)":', str(error))
         file = configs.holding(args, keys) if keys else None
         complain(f"{file}: {error}" if file else error)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.conditioning import Conditioning, to_float
@@ -55,13 +55,13 @@ class Grid:
     def check(self, frames: int | None, height: int, width: int) -> None:
         """Raise ValueError in one line unless clips of this length (None: any) and size are on the grid."""
         if height < self.step or width < self.step or height % self.step or width % self.step:
-            raise ValueError(
+            raise UserError(
                 f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
                 f"{self._nearest(height)} x {self._nearest(width)}"
             )
         if frames is not None and (frames - 1) % self.time:
             below = self.latents(frames) * self.time - self.time + 1
-            raise ValueError(
+            raise UserError(
                 f"frames is {frames}, expected a multiple of {self.time} and one more, the nearest {below} and "
                 f"{below + self.time}"
             )
@@ -136,7 +136,7 @@ class Input:
         if not sound or (not isinstance(value, str) and value > self.most):
             said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
             words = "".join(f" or '{word}'" for word in self.words)
-            raise ValueError(f"{name} is {said}, expected a number of {self.least:g} to {self.most:g}{words}")
+            raise UserError(f"{name} is {said}, expected a number of {self.least:g} to {self.most:g}{words}")
 
 
 def _is_number(value: Any) -> bool:
@@ -207,7 +207,7 @@ class VideoBase(nn.Module, ABC):
             dtype: Of the frozen networks. What is `trained` is float32.
 
         Raises:
-            MisconfigurationException: a file or a weight is missing.
+            UserError: a file or a weight is missing.
         """
 
     def layout(self) -> VideoBase:
@@ -217,7 +217,7 @@ class VideoBase(nn.Module, ABC):
 
     def export(self, folder: Path) -> None:
         """Write the networks where a base of this kind loads them from."""
-        raise MisconfigurationException(f"base: {type(self).__name__} has no folder of its own")
+        raise UserError(f"base: {type(self).__name__} has no folder of its own")
 
     @abstractmethod
     def denoisers(self) -> dict[str, nn.Module]:
@@ -370,7 +370,7 @@ class VideoBase(nn.Module, ABC):
         for name, value in arguments.items():
             plain = value is None or type(value) in (bool, int, float) or (isinstance(value, str) and len(value) < 4097)
             if name not in cls.named_by or not plain or (type(value) is int and abs(value) >= 1 << 63):
-                raise ValueError(f"{name[:80]} is {value!r:.60}, expected a plain value of {', '.join(cls.named_by)}")
+                raise UserError(f"{name[:80]} is {value!r:.60}, expected a plain value of {', '.join(cls.named_by)}")
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any], **arguments: Any) -> VideoBase:
@@ -381,7 +381,7 @@ class VideoBase(nn.Module, ABC):
             arguments: In place of recorded ones.
 
         Raises:
-            ValueError: its class is not one of ours and was not imported before, or an argument does not fit.
+            UserError: its class is not one of ours and was not imported before, or an argument does not fit.
         """
         kind = class_of(record)
         kind.check_named(record.get("init_args", {}))
@@ -398,19 +398,19 @@ def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
     """The class that a record names: one of ours, or one whose module is imported already.
 
     Raises:
-        ValueError: it is neither.
+        UserError: it is neither.
     """
     path = record.get("class_path")
     if not isinstance(path, str) or len(path) > 200 or not path.isprintable():
-        raise ValueError(f"base.class_path is {path!r:.60}, expected the class path of a base")
+        raise UserError(f"base.class_path is {path!r:.60}, expected the class path of a base")
     module, _, name = path.rpartition(".")
     if module == "lightning_modules.bases":
         import_module(module)
     found = getattr(sys.modules.get(module), name, None)
     if found is None:
-        raise ValueError(f"base.class_path is {path}, which is not imported; import its module before, if you trust it")
+        raise UserError(f"base.class_path is {path}, which is not imported; import its module before, if you trust it")
     if not (isinstance(found, type) and issubclass(found, VideoBase)):
-        raise ValueError(f"base.class_path is {path}, expected the class path of a base")
+        raise UserError(f"base.class_path is {path}, expected the class path of a base")
     return found
 
 

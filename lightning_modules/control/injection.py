@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import Place
@@ -109,7 +110,7 @@ def injection_class(kind: str) -> type[nn.Module]:
     `steer(control, conditioning, base) -> conditioning`, which edits what the network is conditioned on.
 
     Raises:
-        ValueError: it is neither.
+        UserError: it is neither.
     """
     if kind in KINDS:
         return KINDS[kind]
@@ -118,11 +119,11 @@ def injection_class(kind: str) -> type[nn.Module]:
     try:
         found = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"control.injection is {kind!r}, {expected} ({error})") from error
+        raise UserError(f"control.injection is {kind!r}, {expected} ({error})") from error
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"control.injection is {kind!r}, {expected}")
+        raise UserError(f"control.injection is {kind!r}, {expected}")
     if not (hasattr(found, "coefficients") or hasattr(found, "steer")):
-        raise ValueError(f"control.injection is {kind!r}, {expected}")
+        raise UserError(f"control.injection is {kind!r}, {expected}")
     return found
 
 

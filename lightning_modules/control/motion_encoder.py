@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
@@ -81,7 +82,7 @@ class MotionEncoder(nn.Module):
     def __init__(self, channels: Sequence[int] = (320, 640, 1280, 1280), control_channels: int = 3, seed: int = 0):
         super().__init__()
         if any(width % (4 * ENCODER_GROUPS if i == 0 else ENCODER_GROUPS) for i, width in enumerate(channels)):
-            raise ValueError(f"channels {tuple(channels)}: the first must be a multiple of 32, the others of 8")
+            raise UserError(f"channels {tuple(channels)}: the first must be a multiple of 32, the others of 8")
         with seeded(seed):
             self.stem = Stem(control_channels, channels[0])
             self.stages = nn.ModuleList(Stage(i, o) for i, o in zip(channels, channels[1:]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from lightning_modules.process.base import NoiseProcess
@@ -18,7 +19,7 @@ class EDM(NoiseProcess):
 
     def __init__(self, sigma_min: float = 0.002, rho: float = 7.0) -> None:
         if not 0 < sigma_min < 1e6 or not 0 < rho < 100:
-            raise ValueError(f"noise.process: sigma_min and rho are {sigma_min}, {rho}, expected numbers above 0")
+            raise UserError(f"noise.process: sigma_min and rho are {sigma_min}, {rho}, expected numbers above 0")
         self.sigma_min, self.rho = sigma_min, rho
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -35,26 +35,24 @@ def check_bundle(base: VideoBase, architecture: dict[str, Any]) -> None:
         architecture: `MotionControlModule.architecture()`.
     """
     if type(base) is not SVD:
-        raise ValueError(f"model.start: motionpro brings its own base, expected SVD for it, not {type(base).__name__}")
+        raise UserError(f"model.start: motionpro brings its own base, expected SVD for it, not {type(base).__name__}")
     condition = architecture["condition"]
     found = {"class_path": condition["class_path"], **condition["init_args"]}
     wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
     wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
     if wrong:
-        raise ValueError(f"model.start: the released weights belong to another bundle: {'; '.join(wrong)}")
+        raise UserError(f"model.start: the released weights belong to another bundle: {'; '.join(wrong)}")
 
 
 def read_released(path: str, lora_rank: int) -> Released:
     """Read a released file for a module with LoRA of this rank.
 
     Raises:
-        MisconfigurationException: the file is not a released one, or has another rank.
+        UserError: the file is not a released one, or has another rank.
     """
     released = load_released(path)
     if released.architecture.lora_rank != lora_rank:
-        raise MisconfigurationException(
-            f"model.control.rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}"
-        )
+        raise UserError(f"model.control.rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}")
     return released
 
 
@@ -68,7 +66,7 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
         dtype: Of the frozen networks.
 
     Raises:
-        MisconfigurationException: it is no such file, has another rank, or neither has a VAE or an image encoder.
+        UserError: it is no such file, has another rank, or neither has a VAE or an image encoder.
     """
     assert isinstance(base, SVD)
     released = read_released(path, lora_rank)
@@ -95,7 +93,7 @@ def load_start(module: MotionControlModule, released: Released | None) -> None:
         released: The released file, where it is one.
 
     Raises:
-        MisconfigurationException: the file's tensors are not those of the module.
+        UserError: the file's tensors are not those of the module.
     """
     assert module.start is not None
     if released is not None:
@@ -110,7 +108,7 @@ def _component(name: str, released: Released, path: str, folder: str | None, rev
     if folder is not None:
         return load_component(located(folder, [name], revision), name, folder)
     if name not in released.others:
-        raise MisconfigurationException(
+        raise UserError(
             f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, a diffusers SVD to take it from"
         )
     if name == "vae":

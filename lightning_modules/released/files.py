@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors, sizes_of
@@ -40,7 +40,7 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
             the JSON of the same name beside the file (at its top or under `config`), else 64, the released network's.
 
     Raises:
-        MisconfigurationException: no such file, unreadable, or its tensors are not exactly those of the network; the
+        UserError: no such file, unreadable, or its tensors are not exactly those of the network; the
             error lists the unknown, missing and misshapen ones.
     """
     groups = split_groups(read_tensors(path))
@@ -50,7 +50,7 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
     used = {group: state for group, state in groups.items() if group in PREFIXES}
     for state in (released.unet, released.lora, released.motion_encoder, released.injection, *used.values()):
         if odd := odd_weight(state):
-            raise MisconfigurationException(f"released: {path}: {odd}")
+            raise UserError(f"released: {path}: {odd}")
     return released
 
 
@@ -62,11 +62,9 @@ def _head_channels(path: Path) -> int:
         config = read_json(beside)
         found = config.get("config", config).get("num_head_channels", HEAD_CHANNELS)
     except (OSError, ValueError, AttributeError) as error:
-        raise MisconfigurationException(f"released: {beside}: expected a JSON object ({error})") from error
+        raise UserError(f"released: {beside}: expected a JSON object ({error})") from error
     if type(found) is not int or not 1 <= found <= MAX_HEAD_CHANNELS:
-        raise MisconfigurationException(
-            f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}"
-        )
+        raise UserError(f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}")
     return found
 
 
@@ -77,15 +75,15 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise MisconfigurationException(f"released: no file {path}")
+        raise UserError(f"released: no file {path}")
     try:
         state = read_weights(path)
     except (OSError, ValueError) as error:
-        raise MisconfigurationException(f"released: cannot read {path} as weights: {error}") from error
+        raise UserError(f"released: cannot read {path} as weights: {error}") from error
     while isinstance(state, dict) and (inner := next((k for k in ("module", "state_dict") if k in state), None)):
         state = state[inner]
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
-        raise MisconfigurationException(f"released: {path} holds no dictionary of tensors")
+        raise UserError(f"released: {path} holds no dictionary of tensors")
     return state
 
 
@@ -124,7 +122,7 @@ def released_tensors(released: Released) -> dict[str, Tensor]:
     """Tensors of the diffusion network named as released, without prefix: the inverse of `take_apart`.
 
     Raises:
-        MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them, in our names.
+        UserError: tensors are unknown, missing or misshapen; the error lists them, in our names.
     """
     table = names(released.architecture)
     check_tensors(
@@ -161,9 +159,7 @@ def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
             parts.setdefault("pca", {})[ours] = tensor
             continue
         if prefix not in ADAPTER_PARTS:
-            raise MisconfigurationException(
-                f"start.file: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*"
-            )
+            raise UserError(f"start.file: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
         for side in ("lora_A", "lora_B"):
             ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
         parts[ADAPTER_PARTS[prefix]][ours] = tensor
@@ -174,20 +170,18 @@ def load_weights(module: MotionControlModule, start: Start) -> None:
     """Load an adapter file or a checkpoint into a module, whose networks are built.
 
     Raises:
-        MisconfigurationException: its tensors are not exactly those of the module, or the file is of the other kind.
+        UserError: its tensors are not exactly those of the module, or the file is of the other kind.
     """
     if (Path(start.file).suffix == ".safetensors") != (start.kind == "adapter"):
         kind = "checkpoint" if start.kind == "adapter" else "adapter"
-        raise MisconfigurationException(f"start.kind: {start.file} is no {start.kind}, expected `kind: {kind}` for it")
+        raise UserError(f"start.kind: {start.file} is no {start.kind}, expected `kind: {kind}` for it")
     base, parts = (
         module.base,
         {"motion_encoder": module.motion_encoder, "injection": next(iter(module.injections), None)},
     )
     network, others = next(iter(base.denoisers().values())), [m for m in parts.values() if m is not None]
     if len(others) < len(parts) or len(module.injections) > 1:
-        raise MisconfigurationException(
-            "start: expected control.injection with one entry that has places, as a file has"
-        )
+        raise UserError("start: expected control.injection with one entry that has places, as a file has")
     load_adapter(start.file, network, *others, base.fitted(), whole=base.trained)
 
 
@@ -210,7 +204,7 @@ def load_adapter(
         whole: the UNet is trained itself, and comes from the file too, as the components do.
 
     Raises:
-        MisconfigurationException: its tensors are not exactly those of the modules.
+        UserError: its tensors are not exactly those of the modules.
     """
     parts = read_adapter(path)
     modules = {"lora": unet, "motion_encoder": motion_encoder, "injection": injection}
@@ -233,7 +227,7 @@ def load_adapter(
     check_tensors(found, expected, "adapter")
     for state in parts.values():
         if odd := odd_weight(state):
-            raise MisconfigurationException(f"start.file: {path}: {odd}")
+            raise UserError(f"start.file: {path}: {odd}")
     with torch.no_grad():
         for part, state in parts.items():
             for name, tensor in state.items():

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from datamodules.errors import BadInput, one_line
 from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.errors import UserError, one_line
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
@@ -139,7 +139,7 @@ class Studio:
             body: `drawing`, and what `settings_of` reads.
 
         Raises:
-            BadInput: one line that names what does not fit.
+            UserError: one line that names what does not fit.
         """
         settings = settings_of(body)
         inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size], self.background)
@@ -156,7 +156,7 @@ class Studio:
         except _Cancelled:
             raise
         except Exception as error:
-            if not isinstance(error, (BadInput, ValueError)):
+            if not isinstance(error, (UserError, ValueError)):
                 log.exception("a generation failed")
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
             tell({"state": "error", "message": text})

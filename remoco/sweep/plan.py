@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from datamodules.errors import UsageError, readable
 from remoco import configs
+from remoco.common.errors import UserError, readable
 from remoco.flags import cause
 from remoco.near import Hinting, hint
 from remoco.run_name import NAME, shortened
@@ -64,8 +64,8 @@ class Parser(Hinting):
     """Raises a mistake, in place of leaving the program."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        """As UsageError."""
-        raise UsageError(self.hinted(cause(message)))
+        """As UserError."""
+        raise UserError(self.hinted(cause(message)))
 
 
 @dataclass(frozen=True)
@@ -91,37 +91,37 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
     """The plan of a YAML, with what the command line changes.
 
     Raises:
-        UsageError: not a sweep; the line names the field.
+        UserError: not a sweep; the line names the field.
     """
     path = Path(configs.resolved(["--config", file])[1])
     if not path.exists():
-        raise UsageError(f"{file}: no such file, expected a sweep's YAML")
+        raise UserError(f"{file}: no such file, expected a sweep's YAML")
     found = configs.load(path, "sweep")
     if not isinstance(found, dict):
-        raise UsageError(f"{file}: expected a mapping with configs and values")
+        raise UserError(f"{file}: expected a mapping with configs and values")
     known = [each.name for each in fields(Plan)]
     if unknown := [name for name in found if name not in known]:
         near = hint(str(unknown[0]), known)
-        raise UsageError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}{near}")
+        raise UserError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}{near}")
     parser = Parser()
     parser.add_class_arguments(Plan, skip=set(RAW))
     try:
         raw = {name: found.pop(name, {}) for name in RAW}
         plan = Plan(**parser.parse_object(found).as_dict(), **raw)
         if seeds is not None and not 1 <= seeds <= MAX_TRIALS:
-            raise UsageError(f"--seeds {seeds}: expected at least 1, at most {MAX_TRIALS}")
+            raise UserError(f"--seeds {seeds}: expected at least 1, at most {MAX_TRIALS}")
         plan.seeds = plan.seeds if seeds is None else seeds
         _check(plan)
         for change in changes:
             key, equals, value = change.partition("=")
             if not equals or not key:
-                raise UsageError(f"--set {change}: expected KEY=VALUE")
+                raise UserError(f"--set {change}: expected KEY=VALUE")
             if key in plan.values:
-                raise UsageError(f"--set {key}: the sweep varies this key")
+                raise UserError(f"--set {key}: the sweep varies this key")
             plan.set[key] = _value(key, value)
         _check_keys(plan)
-    except (UsageError, yaml.YAMLError) as error:
-        raise UsageError(f"{file}: {' '.join(str(error).split())}") from None
+    except (UserError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     for name in ("configs", "test"):
         given = getattr(plan, name)
         setattr(plan, name, [_existing(file, name, each) for each in given])
@@ -131,70 +131,70 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
 def _existing(file: str, name: str, config: str) -> str:
     path = Path(configs.resolved(["--config", config])[1])
     if not path.is_file():
-        raise UsageError(f"{file}: {name}: no file {readable(str(config))}")
+        raise UserError(f"{file}: {name}: no file {readable(str(config))}")
     return str(path.resolve())
 
 
 def _check(plan: Plan) -> None:
     if not plan.configs:
-        raise UsageError("configs: empty, expected the configuration files of a fit")
+        raise UserError("configs: empty, expected the configuration files of a fit")
     for name in RAW:
         if not isinstance(getattr(plan, name), dict):
-            raise UsageError(f"{name}: expected a mapping, got {getattr(plan, name)!r}")
+            raise UserError(f"{name}: expected a mapping, got {getattr(plan, name)!r}")
         if odd := [key for key in getattr(plan, name) if not isinstance(key, str)]:
-            raise UsageError(f"{name}: {odd[0]!r}: expected a key of the configuration")
+            raise UserError(f"{name}: {odd[0]!r}: expected a key of the configuration")
         for key, value in getattr(plan, name).items():
             try:
                 json.dumps(value)
             except TypeError as error:  # YAML has dates and bytes too
-                raise UsageError(f"{name}.{key}: {error}; expected numbers, texts, lists and mappings") from None
+                raise UserError(f"{name}.{key}: {error}; expected numbers, texts, lists and mappings") from None
     if not plan.values:
-        raise UsageError("values: empty, expected keys of the configuration with their values")
+        raise UserError("values: empty, expected keys of the configuration with their values")
     for key, values in plan.values.items():
         if not isinstance(values, (list, dict)):
-            raise UsageError(f"values.{key}: expected a list or a mapping, got {values!r}")
+            raise UserError(f"values.{key}: expected a list or a mapping, got {values!r}")
         if not values:
-            raise UsageError(f"values.{key}: empty, expected at least one value")
+            raise UserError(f"values.{key}: empty, expected at least one value")
         if drawn := as_range(values):
             kind, low, high = drawn
             if plan.search == "grid":
-                raise UsageError(f"values.{key}: a range needs `search: random` or `search: tpe`")
+                raise UserError(f"values.{key}: a range needs `search: random` or `search: tpe`")
             if not low < high or not math.isfinite(high - low) or (kind == "log_uniform" and low <= 0):
-                raise UsageError(f"values.{key}: expected {kind}: [low, high], got [{low:g}, {high:g}]")
+                raise UserError(f"values.{key}: expected {kind}: [low, high], got [{low:g}, {high:g}]")
     for name, least, most in (
         ("seeds", 1, MAX_TRIALS), ("trials", 1, MAX_TRIALS), ("cpus", 1, 4096), ("gpus", 0, 4096)
     ):  # fmt: skip
         if (value := getattr(plan, name)) is not None and not least <= value <= most:
-            raise UsageError(f"{name}: {value:g}, expected {least} to {most}")
+            raise UserError(f"{name}: {value:g}, expected {least} to {most}")
     count = plan.trials if plan.search != "grid" else math.prod(len(values) for values in plan.values.values())
     if count * plan.seeds > MAX_TRIALS:
-        raise UsageError(f"values: {count} points with {plan.seeds} seeds each, expected at most {MAX_TRIALS} trials")
+        raise UserError(f"values: {count} points with {plan.seeds} seeds each, expected at most {MAX_TRIALS} trials")
     if not plan.metrics:
-        raise UsageError("metrics: empty, expected names of results")
+        raise UserError("metrics: empty, expected names of results")
 
 
 def _value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except (ValueError, RecursionError):  # a date or a number that is none; nested too deeply
-        raise UsageError(f"--set {key}: not a value: {text[:40]}") from None
+        raise UserError(f"--set {key}: not a value: {text[:40]}") from None
 
 
 def _check_keys(plan: Plan) -> None:
     for name in RAW:
         for key in getattr(plan, name):
             if key.removeprefix(TEST) in (SAVE_DIR, NAME):
-                raise UsageError(f"{name}.{key}: a trial's folder is OUT/NAME; --out sets the first")
+                raise UserError(f"{name}.{key}: a trial's folder is OUT/NAME; --out sets the first")
     for key, other in itertools.permutations(plan.values, 2):
         if other.startswith(f"{key}."):
-            raise UsageError(f"values.{other}: is part of values.{key}, which sets it too")
+            raise UserError(f"values.{other}: is part of values.{key}, which sets it too")
 
 
 def as_range(values: Any) -> tuple[str, float, float] | None:
     """(kind, low, high) of a range; None for values that are listed.
 
     Raises:
-        UsageError: a range without two numbers.
+        UserError: a range without two numbers.
     """
     if not isinstance(values, dict) or len(values) != 1 or (kind := next(iter(values))) not in RANGES:
         return None
@@ -203,7 +203,7 @@ def as_range(values: Any) -> tuple[str, float, float] | None:
         if kind == "integers" and (int(low), int(high)) != (low, high):
             raise ValueError
     except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"values: {kind}: expected [low, high], got {str(values[kind])[:80]}") from None
+        raise UserError(f"values: {kind}: expected [low, high], got {str(values[kind])[:80]}") from None
     return kind, low, high
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -99,11 +99,11 @@ def test_networks_from_files_have_the_real_names_and_stay_out_of_the_checkpoint(
 def test_a_file_without_a_network_is_one_line_before_anything_runs(tmp_path):
     (tmp_path / "text.pt").write_text("no network")
     module = Module()
-    with pytest.raises(MisconfigurationException) as caught:
+    with pytest.raises(UserError) as caught:
         metrics = [FrechetVideoDistance(I3DFeatures(tmp_path / "text.pt"))]
         trainer(tmp_path, [VideoMetrics(metrics)]).fit(module, datamodule=Data())
     assert "text.pt" in str(caught.value) and "\n" not in str(caught.value) and not module.sampled
-    with pytest.raises(MisconfigurationException, match="mean_track_distance needs tracks"):
+    with pytest.raises(UserError, match="mean_track_distance needs tracks"):
         VideoMetrics([MeanTrackDistance()])
 
 
@@ -112,7 +112,7 @@ def test_a_video_that_is_not_finite_is_named(tmp_path):
         def sample(self, batch):
             return super().sample(batch) * float("nan")
 
-    with pytest.raises(MisconfigurationException, match="square-000: the generated video holds NaN"):
+    with pytest.raises(UserError, match="square-000: the generated video holds NaN"):
         trainer(tmp_path, [VideoMetrics()]).fit(Broken(), datamodule=Data())
 
 
@@ -173,19 +173,19 @@ def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask
 
 @pytest.mark.parametrize("arguments", [{"clips": 1}, {"every_n_validations": 0}])
 def test_arguments_out_of_range(arguments):
-    with pytest.raises(MisconfigurationException, match=f"VideoMetrics.{next(iter(arguments))}"):
+    with pytest.raises(UserError, match=f"VideoMetrics.{next(iter(arguments))}"):
         VideoMetrics(**arguments)
 
 
 def test_two_metrics_of_one_name_are_refused():
-    with pytest.raises(MisconfigurationException, match="fvd_random_features is there twice"):
+    with pytest.raises(UserError, match="fvd_random_features is there twice"):
         VideoMetrics([FrechetVideoDistance(), FrechetVideoDistance()])
 
 
 def test_a_condition_without_regions_refuses_a_mask_ratio_before_a_fit(tmp_path):
     module, data = Module(), Data(val=2)
     module.condition = DenseFlow()
-    with pytest.raises(MisconfigurationException, match="VideoMetrics: mask_ratio: DenseFlow draws no regions"):
+    with pytest.raises(UserError, match="VideoMetrics: mask_ratio: DenseFlow draws no regions"):
         trainer(tmp_path, [VideoMetrics(mask_ratio=0.85)]).fit(module, datamodule=data)
     assert not module.sampled
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import BadClip, UserError
 
 import callbacks  # noqa: F401
 from datamodules import SpritesDataModule, samples  # noqa: F401
-from datamodules.errors import BadClip, BadShards, UsageError
 from datamodules.prepare import command, latents, pool, verify  # noqa: F401
 from datamodules.shards import Shards, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
@@ -155,7 +154,7 @@ def refused():
     """One line is an answer."""
     try:
         yield
-    except (BadClip, BadShards, MisconfigurationException, UsageError) as error:
+    except (BadClip, UserError, UserError, UserError) as error:
         one_line(str(error))
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from remoco.common.errors import UserError
 
 import metrics  # noqa: F401
 from conditions import RegionWise
-from datamodules.errors import UsageError
 from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Control, Sampling
@@ -41,13 +41,13 @@ def configured(words: list[str]) -> None:
             for point in points(plan)[:2]:
                 trial = trials_of(plan, point, Path("out"))[0]
                 if problem := training.refused(["fit", *trial.fit]):
-                    raise UsageError(problem)
+                    raise UserError(problem)
         elif words[0] == "metrics":
             score.read_metrics(words[1])
         else:
             training.CLI = Unrun
             training.main(words)
-    except UsageError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

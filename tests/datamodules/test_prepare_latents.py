@@ -15,7 +15,7 @@ from datamodules.sprites import sprite
 from datamodules.writer import ShardWriter
 from lightning_modules.bases.svd.weights import weights_hash
 from tests.support.commands import prepare as run
-from tests.support.modules import random_svd
+from tests.support.nets import random_svd
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, c
 
 
 def test_values_that_float16_cannot_hold_are_a_bad_clip(svd):
-    from datamodules.errors import BadClip
+    from remoco.common.errors import BadClip
 
     encoder = latents.Encoder(str(svd[0]), None)
     with torch.no_grad():

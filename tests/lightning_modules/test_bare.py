@@ -24,7 +24,7 @@ from lightning_modules.bases.svd.bare import DIFFUSERS, OURS, sample_bare
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.layers import seeded
 from lightning_modules.pipeline import MotionControlPipeline
-from tests.support.modules import motion_control
+from tests.support.nets import motion_control
 
 FRAMES, STEPS, HEIGHT, WIDTH = 3, 2, 64, 128
 SHORT = {"height": HEIGHT, "width": WIDTH}

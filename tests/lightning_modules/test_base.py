@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from conditions import RegionWise
 from datamodules import SpritesDataModule
@@ -14,7 +14,7 @@ from lightning_modules.checkpoint import read_checkpoint
 from lightning_modules.pipeline import MotionControlPipeline
 from tests.conftest import REPO
 from tests.support.commands import remoco
-from tests.support.modules import motion_control, random_svd
+from tests.support.nets import motion_control, random_svd
 
 TINY = REPO / "tests" / "campaign" / "tiny.yaml"
 
@@ -157,5 +157,5 @@ def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
         SVD(exported).build().export(tmp_path / content[:1] / str(len(content)))
         broken = tmp_path / content[:1] / str(len(content))
         (broken / "vae" / name).write_text(content)
-        with pytest.raises(MisconfigurationException, match="vae"):
+        with pytest.raises(UserError, match="vae"):
             SVD(broken).build()

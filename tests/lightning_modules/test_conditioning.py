@@ -12,7 +12,7 @@ from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.video_module import AUG_NOISE, NOISE, POSTERIOR
 from tests.lightning_modules.test_training import data
 from tests.support.arithmetic import assert_rounded
-from tests.support.modules import motion_control
+from tests.support.nets import motion_control
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from lightning_modules.process.edm import EDM, edm_loss, karras_sigmas, precondi
 from lightning_modules.process.sampler import euler, euler_sample, guided
 from tests.lightning_modules.test_svd import inputs
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
-from tests.support.modules import OfTensors, random_svd
+from tests.support.nets import OfTensors, random_svd
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
@@ -18,7 +18,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.base import spread_sigma
 from remoco.cli import main
 from tests.lightning_modules.test_training import data, module, trainer
-from tests.support.modules import random_svd
+from tests.support.nets import random_svd
 
 MICRO = dict(size="micro", latents="pca", trained=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
 
@@ -44,7 +44,7 @@ def test_a_whole_small_model_is_the_start_of_another(tmp_path, sprites):
     found = checkpoint.read_checkpoint(start)["state_dict"]
     assert other.base.pca.fitted and found.keys() == other.stored().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in other.stored().items())
-    with pytest.raises(MisconfigurationException, match="adapter"):
+    with pytest.raises(UserError, match="adapter"):
         module(start=("checkpoint", start)).configure_model()
 
 
@@ -106,7 +106,7 @@ def test_schedule():
     parameter = [torch.nn.Parameter(torch.zeros(1))]
     adamw = torch.optim.AdamW(parameter)
     assert Schedule().over(adamw, -1) is adamw
-    with pytest.raises(MisconfigurationException, match="schedule.decay needs trainer.max_steps"):
+    with pytest.raises(UserError, match="schedule.decay needs trainer.max_steps"):
         schedule.over(adamw, -1)
     for bad in ({"warmup_steps": -1}, {"decay": 1.5}):
         with pytest.raises(ValueError, match=f"schedule.{next(iter(bad))}"):
@@ -195,14 +195,14 @@ def test_a_packed_model_that_is_damaged_or_none_is_named(packed, tmp_path, capsy
     (tmp_path / "bad.safetensors").write_bytes(content)
     save_file(load_file(file), tmp_path / "bare.safetensors")
     for name, text in (("bad", "checksum does not match"), ("bare", "weights without a record")):
-        with pytest.raises(MisconfigurationException, match=text):
+        with pytest.raises(UserError, match=text):
             checkpoint.read_checkpoint(tmp_path / f"{name}.safetensors")
     assert main(["demo", "--checkpoint", str(tmp_path / "none.ckpt")]) == 2
     assert "no such file" in capsys.readouterr().err
 
 
 def test_a_fit_does_not_go_on_from_a_model_without_a_run(packed, sprites, tmp_path):
-    with pytest.raises(MisconfigurationException, match="a model, not a run"):
+    with pytest.raises(UserError, match="a model, not a run"):
         trainer(tmp_path, 3).fit(module(**MICRO), data(sprites), ckpt_path=str(packed[1]))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
@@ -11,7 +11,7 @@ from lightning_modules import MotionControlModule
 from lightning_modules.bases import SVD
 from tests.conftest import SPRITES
 from tests.lightning_modules.test_training import data, trainer
-from tests.support.modules import motion_control, random_svd
+from tests.support.nets import motion_control, random_svd
 
 
 def folder_of(svd: SVD, folder):
@@ -66,5 +66,5 @@ def test_trains_from_the_cache(base, cached, tmp_path):
 def test_a_cache_of_another_vae_is_refused(cached, tmp_path):
     other = folder_of(random_svd("tiny", seed=1), tmp_path / "other")
     random_svd("tiny", seed=2).vae.save_pretrained(other / "vae")
-    with pytest.raises(MisconfigurationException, match="cached latents were made with another vae"):
+    with pytest.raises(UserError, match="cached latents were made with another vae"):
         trainer(tmp_path, 1).fit(module(other), shards(cached[1]))

@@ -15,7 +15,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.process.sampler import euler_sample
 from tests.lightning_modules.test_training import module, perturb
-from tests.support.modules import random_svd
+from tests.support.nets import random_svd
 
 FRAMES = 4
 SHORT = dict(num_frames=FRAMES, num_inference_steps=2)

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.bases import SVD
@@ -34,7 +34,7 @@ from lightning_modules.released.encoders import (
 )
 from remoco.released import export
 from tests.support.commands import remoco
-from tests.support.modules import random_svd, with_lora
+from tests.support.nets import random_svd, with_lora
 from tests.support.parity import FIXTURES, ParitySet, load_set
 
 
@@ -122,7 +122,7 @@ def test_wrong_tensors_are_listed_and_nothing_is_loaded(parity, tmp_path):
     del weights[f"{prefix}middle_block.0.in_layers.2.bias"]
     weights[f"{prefix}flow_blocks.1.2.bias"] = torch.zeros(5)
     path = ParitySet(parity.config, weights, {}).write(tmp_path)
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(UserError) as error:
         load_released(path)
     message = str(error.value)
     assert (
@@ -135,12 +135,12 @@ def test_wrong_tensors_are_listed_and_nothing_is_loaded(parity, tmp_path):
 def test_a_file_that_is_no_network(tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(2)}, path)
-    with pytest.raises(MisconfigurationException, match="no network in the released layout"):
+    with pytest.raises(UserError, match="no network in the released layout"):
         load_released(path)
     path.write_bytes(b"not a file")
-    with pytest.raises(MisconfigurationException, match=r"cannot read .*other.safetensors"):
+    with pytest.raises(UserError, match=r"cannot read .*other.safetensors"):
         load_released(path)
-    with pytest.raises(MisconfigurationException, match=r"no file .*absent.pt"):
+    with pytest.raises(UserError, match=r"no file .*absent.pt"):
         load_released(tmp_path / "absent.pt")
 
 
@@ -152,7 +152,7 @@ class Payload:
 def test_a_pickle_is_not_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"module": Payload()}, tmp_path / "bad.pt")
-    with pytest.raises(MisconfigurationException, match="cannot read"):
+    with pytest.raises(UserError, match="cannot read"):
         load_released(tmp_path / "bad.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -167,7 +167,7 @@ def test_head_channels_come_from_the_json_beside(parity, released_file):
         2,
         2,
     )  # 64 as released
-    with pytest.raises(MisconfigurationException, match="num_head_channels in a JSON of the same name"):
+    with pytest.raises(UserError, match="num_head_channels in a JSON of the same name"):
         load_released(released_file, head_channels=48)
 
 
@@ -216,7 +216,7 @@ def test_export_looks_at_its_base_before_it_builds(whole_file, tmp_path):
     asked = json.loads(config.read_text())
     for change in ({"layers_per_block": 4000}, {"cross_attention_dim": 2**20}, {"sample_size": 10**40}):
         config.write_text(json.dumps(asked | change))
-        with pytest.raises(MisconfigurationException, match=f"base {tmp_path}: .*config.json") as error:
+        with pytest.raises(UserError, match=f"base {tmp_path}: .*config.json") as error:
             export(str(tmp_path), str(tmp_path / "out.pt"))
         assert "\n" not in str(error.value) and not (tmp_path / "out.pt").exists()
 
@@ -238,7 +238,7 @@ def test_adapter_goes_into_modules_and_nothing_else_does(released_file, tmp_path
     broken.pop("unet.time_embedding.linear_1.lora_A.weight")
     save_file(broken, adapter)
     network.injection.down[0].norm.weight.data.fill_(7)
-    with pytest.raises(MisconfigurationException, match="1 missing: lora.time_embedding.linear_1.*1 misshapen"):
+    with pytest.raises(UserError, match="1 missing: lora.time_embedding.linear_1.*1 misshapen"):
         load_adapter(adapter, network.unet, network.motion_encoder, network.injection)
     assert (network.injection.down[0].norm.weight == 7).all()
 
@@ -274,7 +274,7 @@ def test_other_injections_have_no_place_in_the_released_layout(released_file, tm
     state = load_file(tmp_path / "adapter.safetensors")
     concat = {name: t for name, t in state.items() if not name.startswith("injection.")}
     save_file(concat | {"injection.down.0.project.weight": torch.zeros(1)}, tmp_path / "adapter.safetensors")
-    with pytest.raises(MisconfigurationException, match=r"1 unknown: injection.down.0.project.weight; 80 missing"):
+    with pytest.raises(UserError, match=r"1 unknown: injection.down.0.project.weight; 80 missing"):
         export(str(tmp_path), str(tmp_path / "out.pt"))
     assert not (tmp_path / "out.pt").exists()
 

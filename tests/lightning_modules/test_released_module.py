@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from conditions import GaussianFiltered, RegionWise
 from lightning_modules.bases import SVD
@@ -10,7 +10,7 @@ from lightning_modules.released import load_released, read_tensors
 from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
 from tests.lightning_modules.test_training import data, trainer
 from tests.support.commands import remoco
-from tests.support.modules import motion_control
+from tests.support.nets import motion_control
 from tests.support.parity import ParitySet, load_set
 
 BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", rank=4)
@@ -37,13 +37,13 @@ def test_another_bundle_is_refused(changes, named):
 
 
 def test_another_rank_is_refused(whole_file):  # noqa: F811
-    with pytest.raises(MisconfigurationException, match="control.rank is 8, .* has rank 4"):
+    with pytest.raises(UserError, match="control.rank is 8, .* has rank 4"):
         motion_control(**{**BUNDLE, "rank": 8}, start=("motionpro", whole_file)).configure_model()
 
 
 def test_a_file_without_vae_needs_svd(parity, tmp_path):
     path = parity.write(tmp_path)
-    with pytest.raises(MisconfigurationException, match="holds no vae; give model.init_args.base"):
+    with pytest.raises(UserError, match="holds no vae; give model.init_args.base"):
         motion_control(**BUNDLE, start=("motionpro", path)).configure_model()
 
 

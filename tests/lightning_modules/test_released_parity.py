@@ -12,7 +12,7 @@ from conditions import RegionWise
 from lightning_modules.control.lora import without_lora
 from lightning_modules.process.edm import edm_loss, karras_sigmas
 from lightning_modules.released import Network, Released, build, load_released
-from tests.support.modules import OfTensors, motion_control, random_svd
+from tests.support.nets import OfTensors, motion_control, random_svd
 from tests.support.parity import ParitySet, load_set
 
 # float32: a hundred times what was measured (docs/fidelity.md), for CPUs order sums and fuse products differently

@@ -5,7 +5,7 @@ import zipfile
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from datamodules import WebVidDataModule
 from datamodules.base import ClipDataModule
@@ -65,7 +65,7 @@ def test_what_training_cannot_go_on_from_is_one_line(change, named):
     check_resume(sound(), TRAINED, "WebVidDataModule")
     broken = copy.deepcopy(sound())
     change(broken)
-    with pytest.raises(MisconfigurationException, match=named) as raised:
+    with pytest.raises(UserError, match=named) as raised:
         check_resume(broken, TRAINED, "WebVidDataModule")
     assert str(raised.value).startswith("ckpt_path: ") and "\n" not in str(raised.value)
 
@@ -74,7 +74,7 @@ def test_an_optimizer_without_moments_needs_none():
     checkpoint = sound()
     checkpoint["optimizer_states"] = [{"state": {}, "param_groups": [{"params": [0, 1], "lr": 0.1}]}]
     check_resume(checkpoint, TRAINED, "WebVidDataModule")
-    with pytest.raises(MisconfigurationException, match="there is one of WebVidDataModule: start anew"):
+    with pytest.raises(UserError, match="there is one of WebVidDataModule: start anew"):
         check_resume(checkpoint, TRAINED, "SpritesDataModule")
 
 
@@ -83,7 +83,7 @@ def test_an_optimizer_without_moments_needs_none():
 )
 def test_a_position_that_cannot_be_is_one_line(state):
     data = ClipDataModule(ClipShape(4, 64, 64, 8.0), 2, None, 0, 0)
-    with pytest.raises(MisconfigurationException, match="ClipDataModule.position is"):
+    with pytest.raises(UserError, match="ClipDataModule.position is"):
         data.load_state_dict(state)
     data.load_state_dict({"position": 8})
     assert data.position == 8
@@ -95,27 +95,27 @@ def test_a_position_that_cannot_be_is_one_line(state):
 )
 def test_numbers_that_no_machine_has_are_one_line(arguments):
     name = next(iter(arguments))
-    with pytest.raises(MisconfigurationException, match=f"data.{name}="):
+    with pytest.raises(UserError, match=f"data.{name}="):
         WebVidDataModule("none", **arguments)
 
 
 @pytest.mark.parametrize("record", [None, 5, {}, {"architecture": None}, {"architecture": {}, "base": {"hash": "x"}},
                                     {"architecture": {"condition": {}}, "base": {}}])  # fmt: skip
 def test_a_damaged_record_is_one_line(record):
-    with pytest.raises(MisconfigurationException, match="the file"):
+    with pytest.raises(UserError, match="the file"):
         of({"remoco": record}, "the file")
 
 
 @pytest.mark.parametrize("state", [None, [], {"a": None}, {5: torch.zeros(1)}])
 def test_weights_that_are_none_are_one_line(state):
-    with pytest.raises(MisconfigurationException, match="state_dict"):
+    with pytest.raises(UserError, match="state_dict"):
         check_tensors(state)
 
 
 def test_a_compressed_checkpoint_is_refused_before_it_is_unpacked(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.ckpt", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", bytes(50_000_000))
-    with pytest.raises(MisconfigurationException, match="its members are compressed"):
+    with pytest.raises(UserError, match="its members are compressed"):
         read_checkpoint(tmp_path / "a.ckpt")
 
 
@@ -131,6 +131,6 @@ def test_whatever_does_not_restore_names_the_file(tmp_path, field):
     torch.save(broken, tmp_path / "a.ckpt")
     again = trainer(tmp_path, max_steps=3, logger=False, default_root_dir=str(tmp_path))
     refuse_what_does_not_restore(again, "a.ckpt")
-    with pytest.raises(MisconfigurationException, match="checkpoint a.ckpt: does not restore") as raised:
+    with pytest.raises(UserError, match="checkpoint a.ckpt: does not restore") as raised:
         again.fit(Module(), datamodule=Data(), ckpt_path=str(tmp_path / "a.ckpt"))
     assert "\n" not in str(raised.value)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from callbacks import AtomicCheckpointIO, LastCheckpoint
 from lightning_modules import resumed
@@ -183,7 +183,7 @@ def test_a_rate_that_a_schedules_state_holds_is_refused(sprites, tmp_path, recor
     again = {"plan": plan, "learning_rate": 1e-3, "steps": 4}
     groups, said = fit(sprites, tmp_path, copied(tmp_path, tmp_path, 1), **again)
     assert not said and rates(groups) == {n: 1e-3 * 0.5**n for n in (1, 2, 3)}
-    with pytest.raises(MisconfigurationException, match="learning_rate: 0.001 -> 0.002 would have no effect") as error:
+    with pytest.raises(UserError, match="learning_rate: 0.001 -> 0.002 would have no effect") as error:
         fit(sprites, tmp_path, str(path), **again | {"learning_rate": 2e-3, "steps": 9})
     assert "\n" not in str(error.value)
 
@@ -191,7 +191,7 @@ def test_a_rate_that_a_schedules_state_holds_is_refused(sprites, tmp_path, recor
 def test_what_cannot_be_used_is_refused():
     was = {"optimizer.amsgrad": False, "lr_scheduler.gamma": 0.5, "optimizer.lr": 0.1, "data.seed": 1}
     for name, value in (("optimizer.amsgrad", True), ("lr_scheduler.gamma", 0.25), ("optimizer.lr", 0.2)):
-        with pytest.raises(MisconfigurationException, match=f"^{name}: .* would have no effect"):
+        with pytest.raises(UserError, match=f"^{name}: .* would have no effect"):
             resumed.changed(was, was | {name: value}, Plan(SGD, STEP), "a.ckpt")
     assert resumed.changed(was, was | {"data.seed": 2, "new": 3}, Plan(SGD, STEP), "a.ckpt") == {"data.seed": "1 -> 2"}
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_used_is_refused():
     ids=lambda value: type(value).__name__,
 )
 def test_a_damaged_record_of_settings_is_one_line(damage):
-    with pytest.raises(MisconfigurationException, match="a.ckpt: its record's 'run' is damaged") as error:
+    with pytest.raises(UserError, match="a.ckpt: its record's 'run' is damaged") as error:
         resumed.read({"run": damage}, "a.ckpt")
     assert "\n" not in str(error.value)
 
@@ -229,7 +229,7 @@ def test_a_damaged_state_of_rates_is_mended_or_one_line(sprites, scheduled, tmp_
         saved["lr_schedulers"][0]["last_epoch"] = "two"
     torch.save(saved, path)
     if place == "lr_schedulers":
-        with pytest.raises(MisconfigurationException, match="last_epoch is no number of steps"):
+        with pytest.raises(UserError, match="last_epoch is no number of steps"):
             fit(sprites, tmp_path, path, learning_rate=1e-3, schedule=schedule)
     else:
         groups, _ = fit(sprites, tmp_path, path, learning_rate=1e-3, schedule=schedule)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from transformers import CLIPImageProcessor
 
 from lightning_modules.bases import SVD
@@ -20,7 +20,7 @@ from lightning_modules.control.lora import lora_layers, merge_lora, without_lora
 from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
-from tests.support.modules import OfTensors, attached, random_svd, with_lora
+from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 
 def count(module: torch.nn.Module) -> int:
@@ -125,7 +125,7 @@ def test_load_gives_the_saved_weights(folder):
 def test_a_bad_folder_is_one_line(folder, tmp_path, damage, expected):
     copy = shutil.copytree(folder, tmp_path / "svd")
     damage(copy)
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(UserError) as error:
         SVD(copy).build()
     assert expected in str(error.value) and str(copy) in str(error.value) and "\n" not in str(error.value)
 
@@ -149,7 +149,7 @@ def test_text_to_video_weights_are_refused(folder, tmp_path):
     shutil.rmtree(copy / "unet")
     config = {**random_svd("tiny").unet.config, "in_channels": 4}
     UNetSpatioTemporalConditionModel.from_config(config).save_pretrained(copy / "unet")
-    with pytest.raises(MisconfigurationException, match="4 input and 4 output channels, expected 8 and 4"):
+    with pytest.raises(UserError, match="4 input and 4 output channels, expected 8 and 4"):
         SVD(copy).build()
 
 

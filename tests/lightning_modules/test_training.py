@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from callbacks import AtomicCheckpointIO, LastCheckpoint
 from conditions import GaussianFiltered, RegionWise
@@ -15,7 +15,7 @@ from datamodules import SpritesDataModule
 from lightning_modules import MotionControlModule
 from lightning_modules.control.lora import without_lora
 from tests.conftest import SPRITES
-from tests.support.modules import motion_control
+from tests.support.nets import motion_control
 from tests.support.recorder import Recorder, read
 
 TINY = dict(size="tiny", latents="space_to_depth", steps=2)
@@ -193,14 +193,14 @@ def test_another_architecture_or_base_is_refused_before_weights_load(tmp_path, s
     monkeypatch.setattr(MotionControlModule, "configure_model", lambda self: pytest.fail("built before the check"))
     resumed = trainer(tmp_path, 2)
     resumed.ckpt_path = str(tmp_path / "last.ckpt")  # what `python -m lightning fit --ckpt_path` does
-    with pytest.raises(MisconfigurationException, match=named) as caught:
+    with pytest.raises(UserError, match=named) as caught:
         resumed.fit(module(**changes), data(sprites))
     assert "\n" not in str(caught.value)
 
 
 def test_another_architecture_is_refused_by_trainer_fit_too(tmp_path, sprites):
     trainer(tmp_path, 1).fit(module(), data(sprites))
-    with pytest.raises(MisconfigurationException, match="injection"):
+    with pytest.raises(UserError, match="injection"):
         trainer(tmp_path, 2).fit(module(injection=["add"]), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
@@ -210,7 +210,7 @@ def test_other_weights_under_the_same_name_are_refused(tmp_path, sprites):
     checkpoint = torch.load(path, weights_only=True)
     checkpoint["remoco"]["base"]["hash"] = "0" * 64
     torch.save(checkpoint, path)
-    with pytest.raises(MisconfigurationException, match="other base weights"):
+    with pytest.raises(UserError, match="other base weights"):
         trainer(tmp_path, 2).fit(module(), data(sprites), ckpt_path=str(path))
 
 

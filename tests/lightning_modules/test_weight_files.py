@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.bases import SVD
 from lightning_modules.bases.svd.weight_files import STEMS, located, weight_files
 from tests.support.forks import Forks
-from tests.support.modules import random_svd
+from tests.support.nets import random_svd
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BIN = {
@@ -134,7 +134,7 @@ def files(base, revision=None, offline=False):
     constants.HF_HUB_OFFLINE = offline
     try:
         print("found", json.dumps(hashes(located(base, STEMS, revision))))
-    except MisconfigurationException as error:
+    except UserError as error:
         print("error", error)
 
 
@@ -152,7 +152,7 @@ def load(base, revision=None, offline=False):
     torch.set_num_threads(1)
     try:
         print("found", json.dumps(SVD(base, revision).build().identity["hash"]))
-    except MisconfigurationException as error:
+    except UserError as error:
         print("error", error)
 
 
@@ -213,7 +213,7 @@ def test_revisions(bases, hub):
 
 
 def test_pickles_are_refused_with_the_reason(bases, hub):
-    with pytest.raises(MisconfigurationException) as error:
+    with pytest.raises(UserError) as error:
         SVD(bases / "bin").build()
     for said, where in ((str(error.value), str(bases / "bin")), (hub("field/bin"), "field/bin")):
         assert ".bin alone, a pickle, which could run code and is never opened" in said and where in said
@@ -237,7 +237,7 @@ def test_what_the_hub_lacks_is_one_line(hub):
 def test_a_bad_index_is_one_line(bases, tmp_path, index):
     copy = shutil.copytree(bases / "sharded", tmp_path / "svd")
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
-    with pytest.raises(MisconfigurationException, match="cannot load unet .*lists no .safetensors files") as error:
+    with pytest.raises(UserError, match="cannot load unet .*lists no .safetensors files") as error:
         SVD(copy).build()
     assert "\n" not in str(error.value)
 
@@ -251,12 +251,12 @@ def test_an_index_decides_which_parts_count(bases, tmp_path):
     )
     assert SVD(copy).build().identity["hash"] == SVD(bases / "source").build().identity["hash"]
     (copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(MisconfigurationException, match="diffusion_pytorch_model-00002-of-00002.safetensors"):
+    with pytest.raises(UserError, match="diffusion_pytorch_model-00002-of-00002.safetensors"):
         SVD(copy).build()
 
 
 def test_one_file_is_told_from_a_folder(bases):
-    with pytest.raises(MisconfigurationException, match=r"svd.safetensors is one file, expected a folder with unet/"):
+    with pytest.raises(UserError, match=r"svd.safetensors is one file, expected a folder with unet/"):
         SVD(bases / "full" / "svd.safetensors").build()
 
 

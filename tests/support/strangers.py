@@ -10,11 +10,10 @@ import zipfile
 from pathlib import Path
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from safetensors.torch import save_file
 
 from conditions import RegionWise
-from datamodules.errors import UsageError
 from datamodules.trackers.weights import read_weights
 from lightning_modules import MotionControlModule, embedded, networks
 from lightning_modules.bases import SVD
@@ -22,7 +21,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.released import load_released
 from metrics import features
 from remoco.cli import main as remoco
-from tests.support.modules import motion_control
+from tests.support.nets import motion_control
 
 LIMIT = 16 << 30  # bytes of address space beyond the start, and seconds: the machine is not ours alone
 SECONDS = 150
@@ -66,7 +65,7 @@ def measured(out, door, *arguments):
     before, error = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None
     try:
         code = DOORS[door](*arguments)
-    except (ValueError, MisconfigurationException, UsageError) as refused:
+    except (ValueError, UserError, UserError) as refused:
         error, code = str(refused), 2
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     Path(out).write_text(json.dumps({"error": error, "code": code, "taken": taken, "built": bool(built)}))

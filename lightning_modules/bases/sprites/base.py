@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lightning_modules.bases.base import VideoBase
@@ -85,9 +85,7 @@ class Sprites(SVD):
     def export(self, folder: Any) -> None:
         """As `SVD.export`."""
         if self.latents == "space_to_depth":
-            raise MisconfigurationException(
-                "base: latents space_to_depth has no folder of its own; expected vae or pca"
-            )
+            raise UserError("base: latents space_to_depth has no folder of its own; expected vae or pca")
         super().export(folder)
 
     @classmethod
@@ -96,8 +94,8 @@ class Sprites(SVD):
         super().check_named(arguments)
         for name, choices in (("size", tuple(SIZES)), ("latents", LATENTS)):
             if name in arguments and arguments[name] not in choices:
-                raise ValueError(f"base: {name} is {arguments[name]!r:.60}, expected one of {', '.join(choices)}")
+                raise UserError(f"base: {name} is {arguments[name]!r:.60}, expected one of {', '.join(choices)}")
         for name, least, most in (("components", 1, MOST_CHANNELS), ("init_seed", -(2**63), 2**63 - 1)):
             value = arguments.get(name, least)
             if type(value) is not int or not least <= value <= most:
-                raise ValueError(f"base: {name} is {value!r:.60}, expected a whole number of {least} to {most}")
+                raise UserError(f"base: {name} is {value!r:.60}, expected a whole number of {least} to {most}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 PATCH = 8  # pixels per side: a latent stands for as many pixels as one of SVD's VAE
@@ -29,7 +30,7 @@ class PatchPCA(nn.Module):
         super().__init__()
         size = 3 * PATCH**2
         if not 1 <= channels <= size:
-            raise ValueError(f"model: pca_channels is {channels}, expected 1 to {size}")
+            raise UserError(f"model: pca_channels is {channels}, expected 1 to {size}")
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("basis", torch.zeros(size, channels))
         self.register_buffer("scale", torch.zeros(channels))  # zero until it is fitted

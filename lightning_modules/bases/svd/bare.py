@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
+from remoco.common.errors import UserError
 from torch import Tensor
 
 from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
@@ -90,13 +91,13 @@ def sample_bare(
         decode_chunk_size: Frames per pass of the VAE; None is all of them.
 
     Raises:
-        ValueError: the image or a size does not fit; one line.
+        UserError: the image or a size does not fit; one line.
     """
     check_output(output_type)
     space = svd.grid.space
     for name, value in (("height", height), ("width", width)):
         if value < space or value % space:
-            raise ValueError(f"{name} is {value}, expected a multiple of {space}")
+            raise UserError(f"{name} is {value}, expected a multiple of {space}")
     device, dtype = svd.unet.device, torch.promote_types(svd.unet.dtype, torch.float32)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -115,7 +116,7 @@ def sample_bare(
     if latents is None:
         latents = randn_tensor(shape, generator=generator, device=device, dtype=svd.unet.dtype)
     if tuple(latents.shape) != shape:
-        raise ValueError(f"latents: expected shape {shape}, got {tuple(latents.shape)}")
+        raise UserError(f"latents: expected shape {shape}, got {tuple(latents.shape)}")
     denoiser = Denoiser(svd, EDM())
     guidance = settings.min_guidance_scale, settings.max_guidance_scale
     with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):

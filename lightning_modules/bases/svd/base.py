@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -81,7 +81,7 @@ class SVD(VideoBase):
         In a local folder `vae/` may also hold the components of patches, as `export` writes them.
         """
         if self.path is None:
-            raise MisconfigurationException("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
+            raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
         folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
         base = located(folder, COMPONENTS, self.revision)  # all of them before the first is read
         parts, hashes = {}, {}
@@ -94,7 +94,7 @@ class SVD(VideoBase):
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
         found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
         if found != (2 * channels, channels):
-            raise MisconfigurationException(
+            raise UserError(
                 f"base: {self.path}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
                 f"and {channels} as in image-to-video SVD"
             )
@@ -166,7 +166,7 @@ class SVD(VideoBase):
             folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
         """
         if self.vae is None and self.pca is None:
-            raise MisconfigurationException("latents: space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("latents: space_to_depth has no folder of its own; expected vae or pca")
         self.unet.save_pretrained(folder / "unet")
         self.image_encoder.save_pretrained(folder / "image_encoder")
         if self.vae is not None:
@@ -349,9 +349,9 @@ class SVD(VideoBase):
 
 def _check(vae_precision: str, recompute: str) -> None:
     if vae_precision not in VAE_DTYPES:
-        raise ValueError(f"base: vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
+        raise UserError(f"base: vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
     if recompute not in RECOMPUTED:
-        raise ValueError(f"base: recompute is {recompute!r}, expected one of {', '.join(RECOMPUTED)}")
+        raise UserError(f"base: recompute is {recompute!r}, expected one of {', '.join(RECOMPUTED)}")
 
 
 def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import AlphaBlender, TemporalResnetBlock
+from remoco.common.errors import UserError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -183,7 +184,7 @@ def set_recomputed(unet: Any, levels: Literal["none", "top", "all"] = "all") -> 
         levels: `none`, the `top` level alone, which holds most of the activations, or `all`.
     """
     if levels not in RECOMPUTED:
-        raise ValueError(f"recompute is {levels!r}, expected one of {', '.join(RECOMPUTED)}")
+        raise UserError(f"recompute is {levels!r}, expected one of {', '.join(RECOMPUTED)}")
     unet.enable_gradient_checkpointing(recompute)
     top = (unet.down_blocks[0], unet.up_blocks[-1])
     chosen = {"none": (), "top": top, "all": (unet,)}[levels]

@@ -15,7 +15,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 from remoco.common.json_files import read_json
 
@@ -35,18 +35,18 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
         revision: Branch, tag or commit of the hub id.
 
     Raises:
-        MisconfigurationException: a network has no configuration or no weights there, or the hub is not reached.
+        UserError: a network has no configuration or no weights there, or the hub is not reached.
     """
     if is_hub_id(path):
         return _downloaded(path, names, revision)
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise MisconfigurationException(
+        raise UserError(
             f"base: {folder} is one file, expected a folder with unet/, vae/ and image_encoder/ as diffusers writes them"
         )
     for name in names:
         if not (folder / name / "config.json").is_file():
-            raise MisconfigurationException(
+            raise UserError(
                 f"base: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
                 "a diffusers SVD, or a hub id owner/name"
             )
@@ -62,17 +62,15 @@ def config_file(path: str, name: str, revision: str | None = None) -> Path:
     """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do.
 
     Raises:
-        MisconfigurationException: there is none, or the hub is not reached.
+        UserError: there is none, or the hub is not reached.
     """
     if not is_hub_id(path):
         return located(path, [name]) / name / "config.json"
     try:
         if (config := _fetched(path, name, "config.json", revision)) is None:
-            raise FileNotFoundError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+            raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
     except UNREADABLE as error:
-        raise MisconfigurationException(
-            f"base: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}"
-        ) from error
+        raise UserError(f"base: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}") from error
     return config
 
 
@@ -80,7 +78,7 @@ def weight_files(folder: Path, name: str) -> list[Path]:
     """The safetensors files of one network: the full weights, whole or in parts, else those of half precision.
 
     Raises:
-        OSError, ValueError: there are none, or not all that an index lists; the message is one line.
+        UserError: there are none, or not all that an index lists; the message is one line.
     """
     for variant in VARIANTS:
         if (whole := folder / _whole(name, variant)).is_file():
@@ -117,7 +115,7 @@ def _parts(index: Path) -> list[str]:
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
-        raise ValueError(f"{index} lists no .safetensors files as its weight_map, or files outside of its folder")
+        raise UserError(f"{index} lists no .safetensors files as its weight_map, or files outside of its folder")
     return found
 
 
@@ -141,12 +139,12 @@ def _downloaded(repo: str, names: Iterable[str], revision: str | None) -> Path:
         try:
             config = _fetched(repo, name, "config.json", commit)
             if config is None:
-                raise FileNotFoundError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+                raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
             snapshot = config.parents[1]
             commit = snapshot.name  # all files of one commit, also where the branch moves on meanwhile
             _download_weights(repo, name, commit)
         except UNREADABLE as error:
-            raise MisconfigurationException(
+            raise UserError(
                 f"base: cannot load {name} of the hub id {repo}: {_reason(error, repo, revision)}"
             ) from error
     assert snapshot is not None
@@ -176,7 +174,7 @@ def _download_weights(repo: str, name: str, commit: str) -> None:
 def _download_parts(repo: str, name: str, parts: Iterable[str], commit: str) -> None:
     for part in parts:
         if _fetched(repo, name, part, commit) is None:
-            raise FileNotFoundError(f"no {name}/{part} there, which its index lists")
+            raise UserError(f"no {name}/{part} there, which its index lists")
 
 
 def _fetched(repo: str, name: str, file: str, revision: str | None) -> Path | None:

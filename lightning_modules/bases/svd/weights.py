@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
         called: What the user calls the base, for errors.
 
     Raises:
-        MisconfigurationException: a file or a weight is missing.
+        UserError: a file or a weight is missing.
     """
     cls, folder = COMPONENTS[name], base / name
     if name == "vae" and _class_name(called, folder) == PatchPCA.__name__:
@@ -85,7 +85,7 @@ def _load_pca(path: str, folder: Path) -> PatchPCA:
         with safe_open(folder / f"{STEMS['vae']}.safetensors", "pt") as file:
             pca.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
     except (*UNREADABLE, KeyError, TypeError) as error:
-        raise MisconfigurationException(
+        raise UserError(
             f"base: cannot load vae of {path} as {PatchPCA.__name__}: {' '.join(str(error).split())}"
         ) from error
     return pca
@@ -110,7 +110,7 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
         called: What the user calls the base, for errors.
 
     Raises:
-        MisconfigurationException: a file or a weight is missing.
+        UserError: a file or a weight is missing.
     """
     cls = COMPONENTS["unet"]
     try:
@@ -129,7 +129,7 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
             def read(key: str) -> tuple[bytes, Tensor]:
                 stored = where[key].get_tensor(key)
                 if not finite(stored):
-                    raise ValueError(f"{key} holds NaN or infinite values")
+                    raise UserError(f"{key} holds NaN or infinite values")
                 return digest(key, stored), stored.to(dtype or torch.float32, copy=True)
 
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -146,14 +146,14 @@ def _shape(file: safe_open, key: str) -> tuple[int, ...]:
 
 def _require_all(path: str, name: str, wrong: list[str]) -> None:
     if wrong:
-        raise MisconfigurationException(
+        raise UserError(
             f"base: {path}/{name} lacks {len(wrong)} weights of {COMPONENTS[name].__name__}, the first is {wrong[0]}"
         )
 
 
-def _unreadable(path: str, name: str, error: Exception) -> MisconfigurationException:
+def _unreadable(path: str, name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return MisconfigurationException(f"base: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
+    return UserError(f"base: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
 
 
 def weights_hash(module: nn.Module) -> str:
