@@ -23,9 +23,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from remoco.common.errors import BadClip
 
 from datamodules import samples
+from datamodules.errors import BadClip
 from datamodules.prepare import clips, decode
 from datamodules.scene import Motion, Scene, random_scene, render, tracks
 from datamodules.trackers import DIS

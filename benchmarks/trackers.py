@@ -23,8 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
-from remoco.common.errors import BadClip  # noqa: E402
-
+from datamodules.errors import BadClip  # noqa: E402
 from datamodules.prepare import clips, decode  # noqa: E402
 from datamodules.scene import random_scene, render, tracks  # noqa: E402
 from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks  # noqa: E402

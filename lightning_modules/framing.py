@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
-from remoco.common.errors import UserError
 
 FACTOR = 64  # what height and width are multiples of: 8 by the VAE, 8 by the UNet
 
@@ -36,7 +35,7 @@ class Framing:
         frame = [max(FACTOR, own // FACTOR * FACTOR) if asked is None else asked for own, asked in given]
         for name, value in zip(("height", "width"), frame, strict=True):
             if value < FACTOR or value % FACTOR:
-                raise UserError(f"{name} is {value}, expected a multiple of {FACTOR}")
+                raise ValueError(f"{name} is {value}, expected a multiple of {FACTOR}")
         return cls(size, (frame[0], frame[1]))
 
     @property
@@ -71,7 +70,7 @@ class Framing:
         try:
             points = np.asarray(track, dtype=np.float64)
         except (TypeError, ValueError):
-            raise UserError(f"track {index}: expected (n, 2) numbers x, y, got points of other kinds") from None
+            raise ValueError(f"track {index}: expected (n, 2) numbers x, y, got points of other kinds") from None
         if self.frame == self.size or points.ndim != 2 or points.shape[1] != 2:
             return points  # what it is not is for the condition to say
         scale = np.array([self.scaled[1] / self.size[1], self.scaled[0] / self.size[0]])
@@ -83,7 +82,7 @@ class Framing:
                 return framed + (framed[0].clip(0, frame - 1) - framed[0])
             first, last = (corner + 0.5) / scale - 0.5, (corner + frame - 0.5) / scale - 0.5
             (left, top), (right, bottom) = first.round().astype(int).tolist(), last.round().astype(int).tolist()
-            raise UserError(
+            raise ValueError(
                 f"track {index}: starts at {points[0].tolist()}, which the frame of {self.frame[0]} x {self.frame[1]} "
                 f"cuts off, expected x in {left}..{right} and y in {top}..{bottom}, or another height or width"
             )
@@ -109,7 +108,7 @@ def read_image(image: Picture, background: Any = "white") -> np.ndarray:
         background: colour that transparent parts show: a name or `#rrggbb`, or R, G, B in 0..255.
 
     Raises:
-        UserError: it is none; the message is one line.
+        ValueError: it is none; the message is one line.
     """
     from datamodules import files, pictures
 
@@ -133,7 +132,7 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
     stays None.
 
     Raises:
-        UserError: it is none, or not of the picture's size.
+        ValueError: it is none, or not of the picture's size.
     """
     from datamodules import files, pictures
 
@@ -146,5 +145,5 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
     else:
         opened = np.asarray(brush)
     if opened.shape[-2:] != size or opened.ndim not in (2, 3):
-        raise UserError(f"brush is {opened.shape}, expected the image's {size}")
+        raise ValueError(f"brush is {opened.shape}, expected the image's {size}")
     return opened

@@ -15,8 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
+from datamodules.errors import BadInput, BadShards, UsageError, one_line
 from remoco import flags
-from remoco.common.errors import UserError, one_line
 
 
 class Command(NamedTuple):
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if not _is_mistake(error):
             raise
-        text = str(error) if isinstance(error, (UserError, UserError, UserError)) else one_line(error)
+        text = str(error) if isinstance(error, (BadInput, BadShards, UsageError)) else one_line(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
         print(f"{name}: error: {' '.join(text.removeprefix('MisconfigurationException: ').split())}", file=sys.stderr)
@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _is_mistake(error: Exception) -> bool:
     """Whether the user can mend it: what our code raises for that, and files that are not there or not writable."""
     lightnings = getattr(sys.modules.get("lightning.pytorch.utilities.exceptions"), "MisconfigurationException", ())
-    return isinstance(error, (UserError, UserError, UserError, OSError)) or isinstance(error, lightnings)
+    return isinstance(error, (BadInput, BadShards, UsageError, OSError)) or isinstance(error, lightnings)
 
 
 def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from remoco.common.errors import UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
 MAX_BLOCKS = 32  # on the way down, and in a transformer; the released network has 12 and 1
@@ -52,14 +52,14 @@ class Architecture:
         """Read the sizes from the shapes of the diffusion network's tensors, named as released.
 
         Raises:
-            UserError: a tensor the sizes are read from is missing.
+            MisconfigurationException: a tensor the sizes are read from is missing.
         """
         plain = {name.replace(".linear.", "."): shape for name, shape in shapes.items()}
         try:
             return cls._of(plain, shapes, head_channels)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             needed = error or "attn2.to_k.weight"
-            raise UserError(
+            raise MisconfigurationException(
                 f"released: no network in the released layout: its sizes cannot be read without {needed}"
             ) from error
 
@@ -75,11 +75,11 @@ class Architecture:
         }
         ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
         if len(ranks) > 1:
-            raise UserError(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
+            raise MisconfigurationException(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         ids = plain["label_emb.0.0.weight"][1]
         widths = tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts)
         if any(width % head_channels for width in widths):
-            raise UserError(
+            raise MisconfigurationException(
                 f"released: {head_channels} channels per attention head do not divide the levels' {widths}; weights do "
                 "not tell this size: give num_head_channels in a JSON of the same name beside the file"
             )
@@ -140,7 +140,7 @@ class Architecture:
 def _number(text: str) -> int:
     """A block's number in a name; as many blocks are built, if only to be compared with the file."""
     if not text.isdecimal() or int(text[:6]) > MAX_BLOCKS:
-        raise UserError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
+        raise ValueError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
     return int(text[:6])
 
 
@@ -232,18 +232,20 @@ def matched(pattern: str, name: str) -> re.Match[str]:
     """The match of a whole name that the pattern was made for; ValueError for any other."""
     match = re.fullmatch(pattern, name)
     if match is None:
-        raise UserError(f"released: {name} is no name of these networks, expected {pattern}")
+        raise ValueError(f"released: {name} is no name of these networks, expected {pattern}")
     return match
 
 
 @contextmanager
 def sizes_of(what: str) -> Iterator[None]:
-    """Raise UserError where a network of the sizes that a file's tensors have cannot be laid out."""
+    """Raise MisconfigurationException where a network of the sizes that a file's tensors have cannot be laid out."""
     try:
         yield
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"released: no {what} has the sizes that its tensors have ({reason})") from error
+        raise MisconfigurationException(
+            f"released: no {what} has the sizes that its tensors have ({reason})"
+        ) from error
 
 
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
@@ -259,7 +261,7 @@ def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], wha
     }
     if any(wrong.values()):
         lists = "; ".join(f"{len(some)} {kind}: {_listed(some)}" for kind, some in wrong.items() if some)
-        raise UserError(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
+        raise MisconfigurationException(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
 
 
 def _listed(names: Sequence[str]) -> str:

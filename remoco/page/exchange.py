@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from datamodules.errors import BadInput
 from datamodules.files import check_size, data_of, read_image, read_mask
 from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.pictures import WHITE
 from datamodules.plain import plain_scene
 from datamodules.scene import render, tracks
 from metrics import moving_object
-from remoco.common.errors import UserError
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
 
@@ -68,7 +68,7 @@ class Settings:
         bucket: motion_bucket_id.
 
     Raises:
-        UserError: one that is no number, or outside RANGES.
+        BadInput: one that is no number, or outside RANGES.
     """
 
     frames: int
@@ -82,7 +82,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, str) or self.size not in SIZES:
-            raise UserError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
+            raise BadInput(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
         for name in RANGES:
             whole = name in ("frames", "steps", "seed")
             object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
@@ -100,18 +100,18 @@ class Settings:
 
 
 def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
-    """A number of the browser within its bounds, as int where it is to be whole; UserError otherwise."""
+    """A number of the browser within its bounds, as int where it is to be whole; BadInput otherwise."""
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
     if not right or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
+        raise BadInput(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
     return int(value) if whole else float(value)
 
 
 def field(body: Any, name: str, kind: type) -> Any:
-    """An entry of a JSON object; UserError where it is missing or of another type."""
+    """An entry of a JSON object; BadInput where it is missing or of another type."""
     if not isinstance(body, Mapping) or not isinstance(body.get(name), kind):
-        raise UserError(f"{name}: expected a {kind.__name__} of that name in the request")
+        raise BadInput(f"{name}: expected a {kind.__name__} of that name in the request")
     return body[name]
 
 
@@ -119,22 +119,22 @@ def inputs_of(drawing: Any) -> Inputs:
     """The inputs of a drawing.
 
     Raises:
-        UserError: one line that names what does not fit.
+        BadInput: one line that names what does not fit.
     """
     text = field(drawing, "image", str)
     if not text.startswith(PNG):
-        raise UserError(f"image: expected {PNG}...")
+        raise BadInput(f"image: expected {PNG}...")
     data = _decoded(text.removeprefix(PNG), "image")
     backdrops.check_side(data, "image", MAX_SIDE)
     image = read_image(data, "image")
     meta = field(drawing, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise UserError("draw at least one track, or let the camera move; a single point asks its place to stay")
+        raise BadInput("draw at least one track, or let the camera move; a single point asks its place to stay")
     _check_count(meta.get("traj_key_points"))
     brush = _brush(field(drawing, "runs", list), image.shape[0], image.shape[1])
     files = drawing.get("files") or {}
     if not isinstance(files, dict) or len(files) > 2:
-        raise UserError("files: expected a dict of at most 2 files")
+        raise BadInput("files: expected a dict of at most 2 files")
     beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
     inputs = inputs_from_json(json.dumps(meta), image, brush, "drawing", beside)
     inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
@@ -142,7 +142,7 @@ def inputs_of(drawing: Any) -> Inputs:
 
 
 def drawing_in(body: Any) -> Inputs:
-    """The inputs of a request's drawing; UserError as in `inputs_of`."""
+    """The inputs of a request's drawing; BadInput as in `inputs_of`."""
     return inputs_of(field(body, "drawing", dict))
 
 
@@ -153,13 +153,13 @@ def generation(body: Any) -> tuple[Inputs, Settings]:
         body: `drawing`, and `settings`, the fields of `Settings`.
 
     Raises:
-        UserError: one line that names what does not fit.
+        BadInput: one line that names what does not fit.
     """
     asked = field(body, "settings", dict)
     if unknown := [name for name in asked if name not in Settings.__dataclass_fields__]:
-        raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
+        raise BadInput(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
     if missing := [name for name in ("frames", "fps", "size") if name not in asked]:
-        raise UserError(f"settings: {missing[0]} is missing")
+        raise BadInput(f"settings: {missing[0]} is missing")
     return drawing_in(body), Settings(**asked)
 
 
@@ -188,16 +188,16 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         The drawing, with a `note` where it is not quite what the files hold.
 
     Raises:
-        UserError: one line that names the file and what is wrong with it.
+        BadInput: one line that names the file and what is wrong with it.
     """
     files = {}
     for entry in field(body, "files", list)[:8]:
         name = PurePosixPath(field(entry, "name", str)).name[:100]
         if name in files:
-            raise UserError(f"{name}: is there twice")
+            raise BadInput(f"{name}: is there twice")
         files[name] = _decoded(field(entry, "data", str), name)
     if sum(map(len, files.values())) > MAX_UPLOAD:
-        raise UserError(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
+        raise BadInput(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
     notes = []
     for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
         found, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
@@ -225,7 +225,7 @@ def attached(body: Any) -> dict[str, str]:
         `name` and `data` of the file among the inputs, and `about`, a few words on it.
 
     Raises:
-        UserError: one line that names the file and what is wrong with it.
+        BadInput: one line that names the file and what is wrong with it.
     """
     name = PurePosixPath(field(body, "name", str)).name[:100]
     size = (
@@ -248,7 +248,7 @@ def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         See `backdrops.moving`.
 
     Raises:
-        UserError: one line that names what does not fit.
+        BadInput: one line that names what does not fit.
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
     inputs = drawing_in(body)
@@ -266,7 +266,7 @@ def paths(body: Any) -> dict[str, Any]:
         `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
 
     Raises:
-        UserError: one line that names what does not fit.
+        BadInput: one line that names what does not fit.
     """
     height, width, fine = (
         number(field(body, name, int), name, 1, MAX_SIDE, True) for name in ("height", "width", "fine")
@@ -325,14 +325,14 @@ def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inp
     if not images and len(masks) == 1:
         images, masks = masks, []
     if len(images) != 1 or len(texts) > 1 or len(masks) > 1:
-        raise UserError(
+        raise BadInput(
             f"expected an image, or {IMAGE}, {MASK} and {META[0]} of one sample, got {', '.join(files) or 'nothing'}"
         )
     image = read_image(files[images[0]], images[0], background)
     ids = bool(texts) and b'"brush"' in files[texts[0]]
     brush = read_mask(files[masks[0]], masks[0], labelled=ids) if masks else None
     if brush is not None and brush.shape != image.shape[:2]:
-        raise UserError(
+        raise BadInput(
             f"{masks[0]}: {brush.shape[0]} x {brush.shape[1]}, expected the image's {image.shape[0]} x {image.shape[1]}"
         )
     if not texts:
@@ -349,18 +349,18 @@ def _decoded(text: str, name: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise UserError(f"{name}: not base64 ({error})") from None
+        raise BadInput(f"{name}: not base64 ({error})") from None
     if not data:
-        raise UserError(f"{name}: the file is empty")
+        raise BadInput(f"{name}: the file is empty")
     return data
 
 
 def _check_count(drawn: Any) -> None:
     if not isinstance(drawn, list):
-        raise UserError("tracks: expected a list")
+        raise BadInput("tracks: expected a list")
     points = sum(len(track) if isinstance(track, (list, np.ndarray)) else 1 for track in drawn)
     if points > MAX_POINTS:
-        raise UserError(f"tracks: {points} points, expected at most {MAX_POINTS} on the page")
+        raise BadInput(f"tracks: {points} points, expected at most {MAX_POINTS} on the page")
 
 
 def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
@@ -370,11 +370,11 @@ def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
             raise TypeError
         pairs = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
-        raise UserError("runs: expected [value, count, ...]") from None
+        raise BadInput("runs: expected [value, count, ...]") from None
     values, counts = pairs.T
     fits = len(pairs) <= height * width and ((counts > 0) & (counts <= height * width)).all()
     if not fits or counts.sum() != height * width or not ((values >= 0) & (values <= 255)).all():
-        raise UserError(f"runs: expected values from 0 to 255, {height * width} of them for {height} x {width} pixels")
+        raise BadInput(f"runs: expected values from 0 to 255, {height * width} of them for {height} x {width} pixels")
     return np.repeat(values.astype(np.uint8), counts).reshape(height, width)
 
 
@@ -382,5 +382,5 @@ def _runs(brush: np.ndarray) -> list[int]:
     flat = brush.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
     if len(starts) > MAX_RUNS:
-        raise UserError(f"the brush: {len(starts)} runs of equal pixels, expected at most {MAX_RUNS} on the page")
+        raise BadInput(f"the brush: {len(starts)} runs of equal pixels, expected at most {MAX_RUNS} on the page")
     return [int(n) for start, end in pairwise([*starts, flat.size]) for n in (flat[start], end - start)]

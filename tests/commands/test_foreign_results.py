@@ -9,9 +9,9 @@ import struct
 
 import numpy as np
 import pytest
-from remoco.common.errors import readable
 from torch.utils.tensorboard import SummaryWriter
 
+from datamodules.errors import readable
 from datamodules.videos import write_video
 from remoco.study.pages import QUESTIONS
 from remoco.study.ratios import read_study

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from remoco.common.errors import UserError
 
 from callbacks.strips import write_mp4
 from conditions import RegionWise, motion_bucket
 from conditions.camera import camera_tracks, preset_camera
 from conditions.strokes import drawn_bucket
 from datamodules.backdrop import Backdrop
+from datamodules.errors import BadInput, UsageError
 from datamodules.inputs import Inputs, write_inputs
 from datamodules.plain import plain_scene
 from datamodules.scene import render
@@ -229,7 +229,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         "": "--tracks: expected tracks, or --brush, --camera, --poses or --driving",
     }
     for flags, said in said_of.items():
-        with pytest.raises((UserError, UserError)) as error:
+        with pytest.raises((UsageError, BadInput)) as error:
             parsed = flags.split()
             generate("embedded", str(image), out=str(tmp_path / "x.mp4"), steps=1,
                      **{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})  # fmt: skip

@@ -33,7 +33,7 @@ from remoco import rooms
 if __name__ == "__main__":
     theirs, contexts = rooms.hidden(), [multiprocessing.get_context(kind) for kind in ("fork", "spawn")]
     rooms.keep("test")
-    for context in (*contexts, forking.context("remoco.common.errors", "conditions")):
+    for context in (*contexts, forking.context("datamodules.errors", "conditions")):
         with context.Pool(1) as pool:
             print(*pool.apply(mine.places, [["conditions", "metrics.frechet", "remoco.cli"]]), sep="\\n")
 """

@@ -11,8 +11,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from remoco.common.errors import UserError
 
+from datamodules.errors import UsageError
 from remoco import configs, rooms
 
 REPO = Path(__file__).resolve().parents[2]
@@ -203,7 +203,7 @@ def test_a_config_that_is_none_is_one_line(tmp_path, text, reason):
         os.mkfifo(path)
     else:
         path.write_bytes(text.encode() if isinstance(text, str) else text)
-    with pytest.raises(UserError, match=reason) as raised:
+    with pytest.raises(UsageError, match=reason) as raised:
         configs.resolved(["fit", "--config", str(path)])
     assert "c.yaml" in str(raised.value) and "\n" not in str(raised.value)
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from remoco.common.errors import BadClip
 
+from datamodules.errors import BadClip
 from datamodules.sprite_bench import write_sprite_bench
 from datamodules.videos import read_frames, read_video, write_video
 from metrics import RandomFrameFeatures, RandomVideoFeatures

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from remoco.common.errors import BadClip, UserError
 
 from callbacks.strips import write_mp4
 from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import read_pair
+from datamodules.errors import BadClip, BadInput
 from datamodules.inputs import Inputs, inputs_from_json, read_inputs, write_inputs
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -103,7 +103,7 @@ def test_the_fingerprint_is_of_every_part():
     ],
 )
 def test_what_it_cannot_be_is_a_line(said, message):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadInput) as error:
         inputs_from_json(json.dumps({"traj_key_points": []} | said), IMAGE, beside={"poses.txt": POSES})
     assert message in str(error.value) and "\n" not in str(error.value)
 

@@ -4,11 +4,12 @@ import json
 
 import numpy as np
 import pytest
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
-from remoco.common.errors import BadClip, UserError
 
-from datamodules import BenchmarkDataModule
+from datamodules import BadClip, BenchmarkDataModule
 from datamodules.bench import fitting_size, read_pair, usable_samples
+from datamodules.errors import BadShards
 from datamodules.sprite_bench import ALIKE, _likeness, _marked_points, write_sprite_bench
 from datamodules.videos import read_frames, write_video
 
@@ -66,14 +67,14 @@ def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
 
 
 def test_no_benchmark_is_one_line(tmp_path):
-    with pytest.raises(UserError, match="data.root: benchmark .*nowhere: no such folder"):
+    with pytest.raises(MisconfigurationException, match="data.root: benchmark .*nowhere: no such folder"):
         BenchmarkDataModule(str(tmp_path / "nowhere")).setup("test")
-    with pytest.raises(UserError, match="no samples, expected"):
+    with pytest.raises(BadShards, match="no samples, expected"):
         usable_samples(tmp_path)
     write(tmp_path, f"{FINE}/x", tracks=[])
-    with pytest.raises(UserError, match="none of its 1 samples can be used"):
+    with pytest.raises(BadShards, match="none of its 1 samples can be used"):
         usable_samples(tmp_path)
-    with pytest.raises(UserError, match="data.height=100"):
+    with pytest.raises(MisconfigurationException, match="data.height=100"):
         BenchmarkDataModule(str(tmp_path), height=100)
 
 
@@ -121,7 +122,7 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
             assert _likeness(pair.inputs.image, *track[0].astype(int)) < ALIKE
         other = read_pair(tmp_path / "b", pair.key).inputs
         assert np.array_equal(other.image, pair.inputs.image) and np.array_equal(other.tracks[0], pair.inputs.tracks[0])
-    with pytest.raises(UserError, match="holds files already"):
+    with pytest.raises(BadShards, match="holds files already"):
         write_sprite_bench(tmp_path / "a")
 
 

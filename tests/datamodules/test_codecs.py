@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from remoco.common.errors import BadClip
 
 import conditions
 from conditions import MOTION_NORMS, GaussianFiltered, RegionWise, motion_bucket
 from datamodules import flow_codec, mask_codec, mp4, samples
+from datamodules.errors import BadClip
 from datamodules.scene import random_scene, render, tracks
 from datamodules.shards import MEMBERS, ClipShape
 from datamodules.sprites import sprite

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import av
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip
 
 from datamodules import colour, mp4
+from datamodules.errors import BadClip
 from datamodules.prepare.clips import read_clip
 from datamodules.prepare.folder import read_report
 from datamodules.tone import pq_nits, roll_off

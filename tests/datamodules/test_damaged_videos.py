@@ -5,8 +5,8 @@ import json
 import cv2
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip
 
+from datamodules.errors import BadClip
 from datamodules.prepare import clips, decode, job
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from remoco.common.errors import UserError
 
+from datamodules.errors import UsageError
 from datamodules.scene import random_scene, render
 from datamodules.shards import Shards
 from datamodules.trackers import DOT, DotOptions
@@ -230,7 +230,7 @@ def test_flow_from_last_to_first(video, passive):
 
 @pytest.mark.parametrize("make, size", [(estimator, (120, 128)), (estimator, (132, 128)), (refiner, (64, 60))])
 def test_sizes_that_the_release_turns_into_nan_are_refused(make, size):
-    with pytest.raises(UserError, match=rf"got {size[0]} x {size[1]} pixels, expected sides of at least \d+ in"):
+    with pytest.raises(UsageError, match=rf"got {size[0]} x {size[1]} pixels, expected sides of at least \d+ in"):
         make().encode(torch.zeros(1, 3, *size))
 
 
@@ -295,13 +295,13 @@ def test_the_version_says_what_the_tracks_depend_on(weights, tmp_path):
     ],
 )
 def test_what_is_missing_is_one_line(weights, more, message):
-    with pytest.raises(UserError, match=message) as error:
+    with pytest.raises(UsageError, match=message) as error:
         DOT(options(weights, **more))
     assert "\n" not in str(error.value)
 
 
 def test_weights_of_another_network_are_one_line(weights):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UsageError) as error:
         DOT(options(weights, refiner_path=str(weights / "estimator.pth")))
     line = str(error.value)
     assert line.startswith(f"--dot-refiner-path {weights / 'estimator.pth'}: not the weights of Raft (")

@@ -8,9 +8,10 @@ import zlib
 import numpy as np
 import pytest
 import safetensors.numpy
-from remoco.common.errors import BadClip, UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import samples
+from datamodules.errors import BadClip
 from datamodules.shards import FLOW, INDEX, LATENT, MEMBERS, META, ClipShape, Shards, sidecar, write_index
 from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
@@ -257,7 +258,7 @@ def test_broken_latents(clips, tmp_path, caplog, broken, reason):
 def test_latents_of_different_weights_are_not_mixed(clips, whole, tmp_path):
     first, second = write(tmp_path / "a", clips, HASHES), write(tmp_path / "b", clips, {**HASHES, "vae": "c" * 64})
     size = {"frames": 3, "height": 16, "width": 24, "num_workers": 0}
-    with pytest.raises(UserError, match="b/index.json: latents were made with other weights"):
+    with pytest.raises(MisconfigurationException, match="b/index.json: latents were made with other weights"):
         WebVidDataModule([str(first), str(second)], **size)
     for folders in ([whole, first], [first, whole]):  # a folder without: no latents
         assert WebVidDataModule([str(folder) for folder in folders], **size).latent_hashes is None
@@ -307,6 +308,6 @@ def rewrite(shard, change, entry=None):
 )
 def test_an_index_that_does_not_match_is_one_line(copy, change, entry, reason):
     rewrite(copy, change, entry)
-    with pytest.raises(UserError, match="16 clips in a row cannot be used") as raised:
+    with pytest.raises(MisconfigurationException, match="16 clips in a row cannot be used") as raised:
         epoch(module(copy.parent))
     assert reason in str(raised.value) and "\n" not in str(raised.value)

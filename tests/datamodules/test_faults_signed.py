@@ -6,9 +6,10 @@ import resource
 
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip, UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import samples
+from datamodules.errors import BadClip
 from datamodules.shards import FLOW, INDEX, LATENT, META, Shards, unpack
 from tests.datamodules import test_faults as faults
 from tests.datamodules.test_faults import HASHES, SHAPE, epoch, latents, module, rewrite, write
@@ -86,7 +87,7 @@ def test_a_fifo_in_place_of_a_file_is_one_line(copy, name):
     path = copy.parent / name
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(UserError, match=f"{name}.*not (a )?re(gular|ad)") as raised:
+    with pytest.raises(MisconfigurationException, match=f"{name}.*not (a )?re(gular|ad)") as raised:
         epoch(module(copy.parent))
     assert "\n" not in str(raised.value)
     assert run("verify", copy.parent, "--workers", 1) in (1, 2)
@@ -102,7 +103,7 @@ def test_a_fifo_in_place_of_a_file_is_one_line(copy, name):
 )  # fmt: skip
 def test_numbers_of_the_index_that_cannot_be(copy, field, value):
     rewrite(copy, lambda index: None, {field: value})
-    with pytest.raises(UserError, match="index.json") as raised:
+    with pytest.raises(MisconfigurationException, match="index.json") as raised:
         module(copy.parent)
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 1000
 
@@ -118,7 +119,7 @@ def test_numbers_of_the_index_that_cannot_be(copy, field, value):
 def test_fields_of_the_index_that_cannot_be(copy, field, value):
     path = copy.parent / INDEX
     path.write_text(json.dumps(json.loads(path.read_bytes()) | {field: value}))
-    with pytest.raises(UserError, match="index.json") as raised:
+    with pytest.raises(MisconfigurationException, match="index.json") as raised:
         module(copy.parent)
     assert "\n" not in str(raised.value)
 
@@ -126,7 +127,7 @@ def test_fields_of_the_index_that_cannot_be(copy, field, value):
 def test_a_sidecar_whose_shard_is_said_to_be_large(copy):
     """`bytes: 2**62` in the sidecar makes a member of 2**60 bytes look sound."""
     rewrite(copy, lambda index: index.update(bytes=2**62, members=index["members"] | {"mp4": [[0, 2**60, 1]] * 6}))
-    with pytest.raises(UserError, match="has 1152921504606846976 bytes, too many for"):
+    with pytest.raises(MisconfigurationException, match="has 1152921504606846976 bytes, too many for"):
         epoch(module(copy.parent))
     with pytest.raises(BadClip, match="listed outside of the file"):
         list(unpack(copy))

@@ -12,8 +12,8 @@ import av
 import cv2
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip
 
+from datamodules.errors import BadClip
 from datamodules.prepare import clips, decode
 from datamodules.prepare.sources import videos_in
 from datamodules.scene import random_scene, render

@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 from PIL import Image
-from remoco.common.errors import UserError
 
+from datamodules.errors import BadInput
 from datamodules.files import read_array, read_depth
 from datamodules.inputs import Inputs, inputs_from_json, read_inputs
 from datamodules.poses import read_poses
@@ -29,21 +29,21 @@ NUMBERS += [[5, "6"], [20, 9]], 5, True, [[10**90, 6]], [[[[5]]]], [[5, 6], [7]]
 
 @pytest.mark.parametrize("track", NUMBERS, ids=range(len(NUMBERS)))
 def test_a_track_of_no_numbers(track):
-    with pytest.raises(UserError, match=r"drawing: traj_key_points\[0\]: expected ") as error:
+    with pytest.raises(BadInput, match=r"drawing: traj_key_points\[0\]: expected ") as error:
         inputs_from_json(json.dumps({"traj_key_points": [track]}), IMAGE, name="drawing")
     assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("times", [["0", "1"], [False, True], [0, True], [0, None], "01", {}, 3, [[0, 1]], [0, 10**90]])
 def test_times_of_no_numbers(times):
-    with pytest.raises(UserError, match=r"times\[0\]: expected "):
+    with pytest.raises(BadInput, match=r"times\[0\]: expected "):
         inputs_from_json(json.dumps({"traj_key_points": [LINE], "times": [times]}), IMAGE)
 
 
 @pytest.mark.parametrize("ids", [[[[[1]]]], {}, [True], ["1"], [1.0], [10**90], [{"a": [1] * 1000}]])
 def test_brush_ids_of_no_numbers(ids):
     brush = np.ones((40, 60), np.uint8)
-    with pytest.raises(UserError, match="drawing: brush") as error:
+    with pytest.raises(BadInput, match="drawing: brush") as error:
         inputs_from_json(json.dumps({"traj_key_points": [LINE], "brush": ids}), IMAGE, brush, "drawing")
     assert len(str(error.value)) < 200
 
@@ -52,9 +52,9 @@ def test_counts_are_bounded_before_they_cost():
     brush = np.ones((40, 60), np.uint8)
     for count, ids in ((10_001, False), (1001, True)):
         text = {"traj_key_points": [[[5, 6]]] * count} | ({"brush": [1] * count} if ids else {})
-        with pytest.raises(UserError, match="at most 1000"):
+        with pytest.raises(BadInput, match="at most 1000"):
             inputs_from_json(json.dumps(text), IMAGE, brush)
-    with pytest.raises(UserError, match="expected at most 16 MB"):
+    with pytest.raises(BadInput, match="expected at most 16 MB"):
         inputs_from_json(b'{"traj_key_points": [' + b"0," * 2**23 + b"0]}", IMAGE)
 
 
@@ -76,7 +76,7 @@ HEADERS = {
 def test_a_header_that_asks_for_too_much(tmp_path, kind):
     path = tmp_path / "tracks.npy"
     path.write_bytes(npy(np.zeros((2, 5, 2)), **dict([HEADERS[kind]])))
-    with pytest.raises(UserError, match="tracks.npy: expected ") as error:
+    with pytest.raises(BadInput, match="tracks.npy: expected ") as error:
         read_array(path, "(N, L, 2) numbers", 3)
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
 
@@ -84,7 +84,7 @@ def test_a_header_that_asks_for_too_much(tmp_path, kind):
 def test_a_header_longer_than_the_file(tmp_path):
     path = tmp_path / "tracks.npy"
     path.write_bytes(b"\x93NUMPY\x02\0" + struct.pack("<I", 2**31) + b"{")
-    with pytest.raises(UserError, match="tracks.npy: expected an .npy file"):
+    with pytest.raises(BadInput, match="tracks.npy: expected an .npy file"):
         read_array(path, "numbers", 3)
 
 
@@ -92,9 +92,9 @@ def test_arrays_of_truth_values_are_no_points_and_no_depth(tmp_path):
     for array in (np.ones((2, 5, 2), bool), np.ones((2, 5, 2), complex)):
         np.save(tmp_path / "tracks.npy", array)
         Image.fromarray(IMAGE).save(tmp_path / "image.png")
-        with pytest.raises(UserError, match="tracks.npy: expected .N, L, 2. numbers"):
+        with pytest.raises(BadInput, match="tracks.npy: expected .N, L, 2. numbers"):
             read_inputs(tmp_path / "image.png", tmp_path / "tracks.npy")
-    with pytest.raises(UserError, match="expected .H, W. numbers"):
+    with pytest.raises(BadInput, match="expected .H, W. numbers"):
         read_depth(npy(np.ones((4, 5), bool)))
 
 
@@ -102,7 +102,7 @@ def test_arrays_of_truth_values_are_no_points_and_no_depth(tmp_path):
 def test_a_depth_without_bounds(value):
     depth = np.ones((4, 5))
     depth[1, 2] = value
-    with pytest.raises(UserError, match="expected a depth above 0, up to 1e.09, in every pixel; 1 are not"):
+    with pytest.raises(BadInput, match="expected a depth above 0, up to 1e.09, in every pixel; 1 are not"):
         read_depth(npy(depth))
 
 
@@ -122,7 +122,7 @@ POSE = "0 1 1 0.5 0.5 0 0 1 0 0 0 0 1 0 0 0 0 1 0"
     ids=range(6),
 )
 def test_poses_without_bounds(text, said):
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(BadInput, match=said) as error:
         read_poses(text.encode(), "poses.txt")
     assert "\n" not in str(error.value)
 

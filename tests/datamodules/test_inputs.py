@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from remoco.common.errors import UserError
 
+from datamodules.errors import BadInput
 from datamodules.inputs import (
     Inputs,
     colour,
@@ -110,7 +110,7 @@ def test_arrays_of_a_tracker(tmp_path):
     assert np.allclose(inputs.paths(9), points[2]) and inputs.times[1] is None
     assert np.array_equal(inputs.strokes(9)[1], points[2])
     (tmp_path / "visibility.npy").unlink()
-    with pytest.raises(UserError, match=r"tracks.npy: track 0: expected finite"):
+    with pytest.raises(BadInput, match=r"tracks.npy: track 0: expected finite"):
         read_inputs(tmp_path)
     np.save(tmp_path / "tracks.npy", np.asfortranarray(points[1:]))
     assert np.allclose(read_inputs(tmp_path / "image.png", tmp_path / "tracks.npy").tracks[1], points[2])
@@ -245,11 +245,11 @@ def test_bad_images(tmp_path, kind):
     data, said = IMAGES[kind]
     path = tmp_path / "picture.png"
     path.write_bytes(data)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadInput) as error:
         read_inputs(path)
     assert said in one_line(error) and str(path) in str(error.value)
     if data:
-        with pytest.raises(UserError, match="upload 3: "):
+        with pytest.raises(BadInput, match="upload 3: "):
             read_image(data, "upload 3")
 
 
@@ -257,7 +257,7 @@ def test_bad_images(tmp_path, kind):
 def test_bad_masks(tmp_path, kind):
     write_inputs(tmp_path, Inputs(IMAGE, [CURVE]))
     (tmp_path / "first_frame_mask.png").write_bytes(MASKS[kind][0])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadInput) as error:
         read_inputs(tmp_path)
     assert MASKS[kind][1] in one_line(error) and "first_frame_mask.png" in str(error.value)
 
@@ -269,7 +269,7 @@ def test_bad_texts(tmp_path, kind):
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     (tmp_path / "image.png").write_bytes(png(IMAGE))
     (tmp_path / "mask.png").write_bytes(png(np.ones((40, 60), np.uint8)))
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadInput) as error:
         read_inputs(tmp_path / "image.png", path, tmp_path / "mask.png")
     assert said in one_line(error) and str(path) in str(error.value)
 
@@ -278,7 +278,7 @@ def test_bad_texts(tmp_path, kind):
 def test_bad_arrays(tmp_path, kind):
     (tmp_path / "image.png").write_bytes(png(IMAGE))
     (tmp_path / "tracks.npy").write_bytes(ARRAYS[kind][0])
-    with pytest.raises(UserError) as error:
+    with pytest.raises(BadInput) as error:
         read_inputs(tmp_path)
     assert ARRAYS[kind][1] in one_line(error) and "tracks.npy" in str(error.value)
 
@@ -288,14 +288,14 @@ def test_bad_visibility_and_folders(tmp_path):
     np.save(tmp_path / "tracks.npy", TRACKS)
     for array, said in ((np.ones((2, 4)), r"expected shape \(2, 5\) as tracks.npy"), (np.zeros((2, 5)), "no point is")):
         np.save(tmp_path / "visibility.npy", array)
-        with pytest.raises(UserError, match=f"visibility.npy: {said}"):
+        with pytest.raises(BadInput, match=f"visibility.npy: {said}"):
             read_inputs(tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="neither first_frame.png nor image.png"):
+    with pytest.raises(BadInput, match="neither first_frame.png nor image.png"):
         read_inputs(tmp_path / "empty")
-    with pytest.raises(UserError, match="no inputs, expected"):
+    with pytest.raises(BadInput, match="no inputs, expected"):
         find_inputs(tmp_path / "empty")
-    with pytest.raises(UserError, match="nowhere: no such file"):
+    with pytest.raises(BadInput, match="nowhere: no such file"):
         read_inputs(tmp_path / "nowhere")
 
 
@@ -330,7 +330,7 @@ def test_two_hundred_bad_requests(tmp_path):
         path.write_bytes(data)
         try:
             read_inputs(folder)
-        except UserError as error:
+        except BadInput as error:
             refused += 1
             assert "\n" not in str(error) and str(tmp_path) in str(error)
         path.write_bytes(before)
@@ -348,5 +348,5 @@ def test_of_a_page_without_files():
         (dict(brush=np.zeros((4, 4))), "brush: 4 x 4, expected the size of the image, 40 x 60"),
         (dict(brush_ids=[3]), r"brush_ids\[0\]"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(BadInput, match=said):
             Inputs(**{"image": IMAGE, "tracks": [CURVE], **wrong})

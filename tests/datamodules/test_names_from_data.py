@@ -5,9 +5,9 @@ import zlib
 
 import pytest
 import torch
-from remoco.common.errors import BadClip, UserError
 
 from callbacks import PredictionWriter
+from datamodules.errors import BadClip, BadShards
 from datamodules.prepare.video import part_path
 from datamodules.shards import INDEX, Shards, sidecar, unpack, write_index
 from datamodules.sprites import sprite
@@ -43,7 +43,7 @@ def test_keys_are_checked_where_they_are_read(stranger):
 
 @pytest.mark.parametrize("name", ["../x", "/abs/y", "..", ".", "", "a/b", "a\\b", "a\0b"])
 def test_a_name_stays_in_its_folder(tmp_path, name):
-    with pytest.raises(UserError, match="out of the folder"):
+    with pytest.raises(BadShards, match="out of the folder"):
         inside(tmp_path, name)
     assert inside(tmp_path, "clip-0.mp4") == tmp_path / "clip-0.mp4"
 
@@ -52,8 +52,8 @@ def test_a_name_stays_in_its_folder(tmp_path, name):
 def test_predictions_and_parts_stay_in_their_folder(tmp_path, key):
     run = trainer(tmp_path / "runs")
     video = torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(UserError):
+    with pytest.raises(BadShards):
         PredictionWriter().write_on_batch_end(run, Module(), {"key": [key], "video": video, "fps": torch.ones(1)})
-    with pytest.raises(UserError):
+    with pytest.raises(BadShards):
         part_path(tmp_path / "parts", key)
     assert not list(tmp_path.rglob("*.mp4"))

@@ -9,8 +9,8 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
-from remoco.common.errors import UserError
 
+from datamodules.errors import BadInput
 from datamodules.files import FORMATS, read_depth, read_image, read_mask
 from datamodules.inputs import read_inputs
 from datamodules.pictures import colour_of
@@ -211,7 +211,7 @@ def test_colours_that_a_file_calls_transparent_show_the_background():
 
 @pytest.mark.parametrize("background", ["", "no colour", "#12", (1, 2), (1, 2, 256), (0.5, 0, 0), 7, None, "#00ff0080"])
 def test_what_is_no_colour_is_named(background):
-    with pytest.raises(UserError, match="^--background is .*, expected a colour as `white`") as error:
+    with pytest.raises(BadInput, match="^--background is .*, expected a colour as `white`") as error:
         colour_of(background, "--background")
     assert "\n" not in str(error.value)
 
@@ -315,7 +315,7 @@ def test_other_formats_are_one_line_that_names_what_is_taken(data, kind, tmp_pat
 
 def test_a_raw_photo_is_not_taken_for_its_preview():
     for tag, value in ((50706, b"\1\4\0\0"), (254, 1)):
-        with pytest.raises(UserError, match="a camera's raw data, expected PNG"):
+        with pytest.raises(BadInput, match="a camera's raw data, expected PNG"):
             read_image(saved(BASE, "TIFF", tiffinfo={tag: value}))
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from remoco.common.errors import UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import SpritesDataModule
 from datamodules.plain import plain_scene
@@ -47,5 +47,5 @@ def test_the_set_has_pairs_and_a_folder_of_its_own(tmp_path):
     first = [data.val_set[number]["first_frame"].numpy() for number in range(4)]
     assert np.array_equal(first[0], first[1]) and np.array_equal(first[2], first[3])
     assert not np.array_equal(first[0], first[2])
-    with pytest.raises(UserError, match="data.scene=flat: expected one of textured, plain"):
+    with pytest.raises(MisconfigurationException, match="data.scene=flat: expected one of textured, plain"):
         SpritesDataModule(scene="flat", **options)

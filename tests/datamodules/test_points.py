@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from remoco.common.errors import UserError
 
+from datamodules.errors import UsageError
 from datamodules.scene import random_scene, render, tracks
 from datamodules.trackers.dot import DotOptions, make_points
 from datamodules.trackers.points import CoTracker, LucasKanade, Tapir
@@ -181,7 +181,7 @@ def test_cotracker_of_a_checkout_with_random_weights(name, tmp_path):
     found = track._model.model.state_dict()
     assert all(torch.equal(found[key], value) for key, value in network.state_dict().items())
     other = next(key for key in entry if key != name)
-    with pytest.raises(UserError, match=rf"{path}: not the weights of CoTracker\w+ \(\d+ of \d+ keys in common\)"):
+    with pytest.raises(UsageError, match=rf"{path}: not the weights of CoTracker\w+ \(\d+ of \d+ keys in common\)"):
         CoTracker(str(path), code, other).load()
     forget("cotracker")
 
@@ -295,7 +295,7 @@ def test_tapir_of_a_checkout_with_random_weights(boots, tmp_path):
 
 
 def test_weights_of_another_tracker_are_one_line(tapir, cotracker):
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UsageError) as error:
         CoTracker(str(tapir / "boots.pt"), str(cotracker / "code")).load()
     assert str(error.value) == (
         f"--dot-points-path {tapir / 'boots.pt'}: not the weights of Network (1 of 2 keys in common): "
@@ -305,12 +305,12 @@ def test_weights_of_another_tracker_are_one_line(tapir, cotracker):
 
 def test_code_that_is_not_there_is_one_line(cotracker, tmp_path):
     weights = str(cotracker / "scaled_offline.pth")
-    with pytest.raises(UserError, match=r"--dot-points-code .*nowhere: hubconf.py is missing there"):
+    with pytest.raises(UsageError, match=r"--dot-points-code .*nowhere: hubconf.py is missing there"):
         CoTracker(weights, str(tmp_path / "nowhere"))
     (cotracker / "code/hubconf.py").write_text("import einsoup")
-    with pytest.raises(UserError, match="cotracker3_offline does not load: ModuleNotFoundError: .*einsoup"):
+    with pytest.raises(UsageError, match="cotracker3_offline does not load: ModuleNotFoundError: .*einsoup"):
         CoTracker(weights, str(cotracker / "code")).load()
-    with pytest.raises(UserError, match=r"tapnet/torch/tapir_model.py is missing there"):
+    with pytest.raises(UsageError, match=r"tapnet/torch/tapir_model.py is missing there"):
         Tapir(weights, str(tmp_path))
 
 
@@ -322,12 +322,12 @@ class Malice:
 def test_files_that_are_no_weights_are_one_line(tmp_path, capsys):
     path = tmp_path / "some.pth"
     torch.save({"w": torch.zeros(2), "more": Malice()}, path)
-    with pytest.raises(UserError, match=f"--x {path}: does not read as weights"):
+    with pytest.raises(UsageError, match=f"--x {path}: does not read as weights"):
         read_weights(path, "--x")
     assert "ran" not in capsys.readouterr().out
     for content, message in ((b"nothing", "does not read as weights"), (None, "expected a dictionary of tensors")):
         path.write_bytes(content) if content else torch.save({"step": 3}, path)
-        with pytest.raises(UserError, match=message) as error:
+        with pytest.raises(UsageError, match=message) as error:
             read_weights(path, "--x")
         assert "\n" not in str(error.value)
 
@@ -336,7 +336,7 @@ def test_weights_fit_whole_or_not_at_all(tmp_path):
     network, path = torch.nn.Linear(2, 3), tmp_path / "some.pth"
     before = {name: value.clone() for name, value in network.state_dict().items()}
     torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(4)}}, path)
-    with pytest.raises(UserError, match=r"not the weights of Linear \(2 of 2 keys in common\): bias of another shape"):
+    with pytest.raises(UsageError, match=r"not the weights of Linear \(2 of 2 keys in common\): bias of another shape"):
         load_weights(network, path, "--x")
     assert all((value == before[name]).all() for name, value in network.state_dict().items())
     torch.save({"state_dict": {"module.weight": torch.ones(3, 2), "module.bias": torch.ones(3)}}, path)

@@ -10,8 +10,8 @@ import time
 import av
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip
 
+from datamodules.errors import BadClip
 from datamodules.prepare import clips
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in

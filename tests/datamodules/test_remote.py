@@ -10,9 +10,10 @@ from itertools import islice
 
 import pytest
 import torch
-from remoco.common.errors import UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules import remote
+from datamodules.errors import BadShards
 from datamodules.prepare.verify import verify_shards
 from datamodules.remote import RangeCache, Remote
 from datamodules.shards import INDEX, ClipShape, Shards, write_index
@@ -98,7 +99,7 @@ def test_an_outage_passes_or_stops_the_run_and_is_no_bad_clip(folder, monkeypatc
         first = next(loader)
         server.down = True
         monkeypatch.setattr(remote, "TRIES", 3)
-        with pytest.raises(UserError, match=r"does not read after 3 tries.*503"):
+        with pytest.raises(MisconfigurationException, match=r"does not read after 3 tries.*503"):
             next(loader)
         server.down = False
         assert_equal([first, *batches(server.url, 1, begin=3)], batches(folder, 2))
@@ -106,11 +107,11 @@ def test_an_outage_passes_or_stops_the_run_and_is_no_bad_clip(folder, monkeypatc
 
 def test_what_is_not_there(folder, tmp_path):
     with RangeServer(folder) as server:
-        with pytest.raises(UserError, match=r"/no/index.json is missing"):
+        with pytest.raises(BadShards, match=r"/no/index.json is missing"):
             Shards(f"{server.url}/no")
-        with pytest.raises(UserError, match="does not list 00099-000.tar"):
+        with pytest.raises(BadShards, match="does not list 00099-000.tar"):
             Shards(f"{server.url}/00099-000.tar")
-    with pytest.raises(UserError, match="nosuch"):
+    with pytest.raises(BadShards, match="nosuch"):
         Shards("nosuch://bucket/set")
     copy = tmp_path / "set"
     shutil.copytree(folder, copy)
@@ -178,7 +179,7 @@ def test_prepare_writes_to_s3_what_it_writes_to_disk(s3, tmp_path, monkeypatch, 
 
     def upload(self, file, whole=Remote.upload):
         if len(uploads) == 3:
-            raise UserError("the store is gone")
+            raise BadShards("the store is gone")
         uploads.append(self.name)
         whole(self, file)
 
@@ -206,5 +207,5 @@ def test_s3_reads_as_the_disk_does(folder, s3):
     assert_equal(batches(f"{s3}/set", 8), batches(folder, 8))
     assert_equal(batches(f"{s3}/set/000*.tar", 3), batches(folder, 3))
     assert Remote(f"{s3}/set/{INDEX}").exists() and not Remote(f"{s3}/set/other").exists()
-    with pytest.raises(UserError, match="index.json is missing"):
+    with pytest.raises(BadShards, match="index.json is missing"):
         Shards(f"{s3}/none")

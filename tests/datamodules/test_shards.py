@@ -7,8 +7,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from remoco.common.errors import UserError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from datamodules.errors import BadShards
 from datamodules.scene import Layer, Motion, Scene, random_scene, render, rounded_box, tracks
 from datamodules.shards import MEMBERS, ClipShape, Shards, expand, sanitised, write_index
 from datamodules.sprites import SpritesDataModule
@@ -135,7 +136,7 @@ def test_patterns(sprites, tmp_path):
     for pattern in (sprites / "train", f"{sprites}/train/*.tar", f"{sprites}/train/0000{{0..0}}.tar", f"{sprites}/tr*"):
         assert len(Shards(str(pattern))) == 6
     assert len(Shards([str(sprites / "train"), str(sprites / "val")])) == 11
-    with pytest.raises(UserError, match="nothing matches '.*none-{0..3}.tar'"):
+    with pytest.raises(BadShards, match="nothing matches '.*none-{0..3}.tar'"):
         expand(str(tmp_path / "none-{0..3}.tar"))
 
 
@@ -197,18 +198,18 @@ def test_loading_moves_no_global_generator(sprites):
     ],
 )
 def test_bad_arguments_are_one_line(sprites, arguments, message):
-    with pytest.raises(UserError, match=message) as raised:
+    with pytest.raises(MisconfigurationException, match=message) as raised:
         webvid(sprites / "train", **arguments)
     assert "\n" not in str(raised.value)
 
 
 def test_missing_shards_and_missing_index(tmp_path):
-    with pytest.raises(UserError, match="nothing matches '.*nowhere'"):
+    with pytest.raises(MisconfigurationException, match="nothing matches '.*nowhere'"):
         webvid(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="index.json is missing"):
+    with pytest.raises(MisconfigurationException, match="index.json is missing"):
         webvid(tmp_path)
     (tmp_path / "index.json").write_text('{"format": 3, "frames": 3, "height": 16}')
-    with pytest.raises(UserError, match="index.json: field 'width'"):
+    with pytest.raises(MisconfigurationException, match="index.json: field 'width'"):
         webvid(tmp_path)
 
 
@@ -250,7 +251,7 @@ def test_a_broken_clip_is_replaced_the_same_with_any_number_of_workers(broken, c
 
 def test_more_than_one_percent_bad_stops_the_run(broken):
     module, seen = webvid(broken), 0
-    with pytest.raises(UserError, match=r"11 of the last \d+ clips could not be used") as raised:
+    with pytest.raises(MisconfigurationException, match=r"11 of the last \d+ clips could not be used") as raised:
         for _ in range(100):
             for batch in module.train_dataloader():
                 seen += len(batch["key"])
@@ -263,6 +264,8 @@ def test_a_shard_that_vanishes_is_one_line(sprites, tmp_path, workers):
     shutil.copytree(sprites / "train", tmp_path / "set")
     module = webvid(tmp_path / "set", num_workers=workers)
     (tmp_path / "set/00000.tar").unlink()
-    with pytest.raises(UserError, match="16 clips in a row cannot be used; the last: .*No such file") as raised:
+    with pytest.raises(
+        MisconfigurationException, match="16 clips in a row cannot be used; the last: .*No such file"
+    ) as raised:
         next(iter(module.train_dataloader()))
     assert "\n" not in str(raised.value)

@@ -9,8 +9,8 @@ import tarfile
 import av
 import numpy as np
 import pytest
-from remoco.common.errors import BadClip, UserError
 
+from datamodules.errors import BadClip, UsageError
 from datamodules.prepare import decode, starts
 from datamodules.prepare.sources import Slice, videos_in
 from datamodules.shards import Shards
@@ -262,5 +262,5 @@ def test_starts_in_shots():
 
 def test_without_scenedetect_shots_are_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "scenedetect", None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[shots\]' -c constraints\.txt"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[shots\]' -c constraints\.txt"):
         starts.require_scenedetect()

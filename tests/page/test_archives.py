@@ -8,8 +8,8 @@ import zipfile
 import zlib
 
 import pytest
-from remoco.common.errors import UserError
 
+from datamodules.errors import BadInput
 from remoco.page import exchange
 from remoco.page.archives import MAX_ENTRIES, Archive, first_sample
 from tests.page.test_exchange import IMAGE, ROUND, sent
@@ -98,7 +98,7 @@ BAD = {
 @pytest.mark.parametrize("kind", BAD)
 def test_a_zip_that_cannot_be_used_is_one_line(kind):
     data, said = BAD[kind]
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(BadInput, match=said) as caught:
         exchange.opened(sent(a__zip=data))
     text = str(caught.value)
     assert text.startswith(("a.zip: ", "first_frame.png: "))
@@ -109,7 +109,7 @@ def test_names_are_shown_in_characters_that_anybody_can_print():
     data = zipped([("a/first_frame.png", b"\0" * 40 * MB)])
     for name in ("a/first_\x1b[31m.png", "\u202eab/first_frame.png"):
         bad = zipped([(name, IMAGE)] * 2)
-        with pytest.raises(UserError, match="there twice") as caught:
+        with pytest.raises(BadInput, match="there twice") as caught:
             Archive(bad, "a.zip", 1)
         assert str(caught.value).isascii() and str(caught.value).isprintable()
     assert Archive(data, "a.zip", 99).entries.keys() == {"a/first_frame.png"}
@@ -121,7 +121,7 @@ def test_stored_and_deflated_are_read_and_several_zips_share_the_bound():
         found, count = first_sample(zipped(files, compression), "a.zip", 10**6)
         assert found == {"first_frame.png": IMAGE, "meta_data.json": ROUND} and count == 1
     filled = zipped([("first_frame.png", b"\0" * 17 * MB)])
-    with pytest.raises(UserError, match="b.zip: first_frame.png: expected at most 1[45] MB in all"):
+    with pytest.raises(BadInput, match="b.zip: first_frame.png: expected at most 1[45] MB in all"):
         exchange.opened(sent(a__zip=filled, b__zip=filled))
 
 
@@ -133,7 +133,7 @@ def test_opening_one_takes_little_memory(pack):
     body = sent(bomb__zip=data)
     tracemalloc.start()
     try:
-        with pytest.raises(UserError):
+        with pytest.raises(BadInput):
             exchange.opened(body)
         assert tracemalloc.get_traced_memory()[1] < 40 * MB
     finally:

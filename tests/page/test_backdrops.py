@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from remoco.common.errors import UserError
 
 from callbacks.strips import write_mp4
 from conditions import RegionWise
 from datamodules.backdrop import Backdrop
+from datamodules.errors import BadInput
 from datamodules.inputs import Inputs, read_inputs
 from remoco.motion import scene_motion
 from remoco.page import backdrops, exchange
@@ -174,7 +174,7 @@ def test_a_depth_is_scaled_with_its_image():
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_attached_are_one_line(kind, name, data, message):
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(BadInput) as caught:
         attach(kind, name, data)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
@@ -198,12 +198,12 @@ def test_drawings_whose_scene_cannot_move_are_one_line(meta, files, message):
     drawing = exchange.drawing_of(drawn(None))
     drawing = drawing | {"meta": drawing["meta"] | meta, "files": files}
     for ask in (exchange.inputs_of, lambda body: exchange.moving(ASKED | {"drawing": body})):
-        with pytest.raises(UserError) as caught:
+        with pytest.raises(BadInput) as caught:
             ask(drawing)
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_video_that_ends_too_early_is_one_line(video):
     drawing = exchange.drawing_of(drawn(Backdrop(driving=video)))
-    with pytest.raises(UserError, match="driving: ends too early: 64 frames at 8 fps"):
+    with pytest.raises(BadInput, match="driving: ends too early: 64 frames at 8 fps"):
         exchange.moving(ASKED | {"drawing": drawing, "frames": 64})

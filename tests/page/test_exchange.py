@@ -10,9 +10,9 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from remoco.common.errors import UserError
 
 from datamodules.bench import find_pairs, read_pair
+from datamodules.errors import BadInput
 from datamodules.inputs import Inputs
 from remoco.page import exchange
 from remoco.page.exchange import Settings
@@ -79,7 +79,7 @@ def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
 def test_an_image_alone_is_a_drawing_without_tracks():
     found = exchange.opened(sent(photo__png=png(drawn().image)))
     assert found["meta"]["traj_key_points"] == [] and found["runs"] == [0, 40 * 60] and "note" not in found
-    with pytest.raises(UserError, match="at least one track"):
+    with pytest.raises(BadInput, match="at least one track"):
         exchange.inputs_of(found)
 
 
@@ -94,7 +94,7 @@ def test_an_image_on_the_page_is_what_a_viewer_shows():
     found = exchange.opened(sent(deep__png=png(deep)))
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["image"].removeprefix(exchange.PNG)))))
     assert np.array_equal(image[..., 0], np.rint(deep / 257))
-    with pytest.raises(UserError, match="a.heic: not a readable picture: HEIC, expected PNG, JPEG"):
+    with pytest.raises(BadInput, match="a.heic: not a readable picture: HEIC, expected PNG, JPEG"):
         exchange.opened(sent(a__heic=b"\0\0\0\x18ftypheic" + b"\0" * 99))
 
 
@@ -162,7 +162,7 @@ ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(files, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         exchange.opened(sent(**files))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
@@ -187,7 +187,7 @@ def test_files_that_cannot_be_used_are_one_line(files, message):
     ],
 )
 def test_drawings_that_cannot_be_used_are_one_line(change, message):
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(BadInput, match=message) as caught:
         exchange.inputs_of(exchange.drawing_of(drawn()) | change)
     assert "\n" not in str(caught.value)
 
@@ -195,7 +195,7 @@ def test_drawings_that_cannot_be_used_are_one_line(change, message):
 @pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"files": 3}, {"files": [None]}, {"files": []}])
 def test_requests_of_other_shapes_are_one_line(body):
     for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.inputs_of):
-        with pytest.raises(UserError):
+        with pytest.raises(BadInput):
             function(body)
 
 
@@ -224,7 +224,7 @@ def test_paths_are_what_is_generated():
 def test_settings_out_of_range_name_themselves(field, value):
     good = {"frames": 8, "fps": 8, "size": "64 x 64"}
     Settings(**good)
-    with pytest.raises(UserError, match=field):
+    with pytest.raises(BadInput, match=field):
         Settings(**good | {field: value})
 
 

@@ -13,8 +13,8 @@ from importlib.util import find_spec
 
 import numpy as np
 import pytest
-from remoco.common.errors import UserError
 
+from datamodules.errors import UsageError
 from remoco import page
 from remoco.page import exchange
 from remoco.page.jobs import QUEUE
@@ -231,19 +231,19 @@ def test_a_taken_port_is_one_line(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UserError, match="--port"):
+        with pytest.raises(UsageError, match="--port"):
             page.page(port=taken.getsockname()[1])
-    with pytest.raises(UserError, match="from 0 to 65535"):
+    with pytest.raises(UsageError, match="from 0 to 65535"):
         page.page(port=70_000)
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install -e '\.\[page\]' -c constraints\.txt"):
+    with pytest.raises(UsageError, match=r"pip install -e '\.\[page\]' -c constraints\.txt"):
         page.page()
 
 
 def test_a_checkpoint_that_is_none_is_one_line(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match="nowhere.ckpt"):
+    with pytest.raises(UsageError, match="nowhere.ckpt"):
         page.page("nowhere.ckpt", port=0)
