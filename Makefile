@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 QUICKSTART := runs/quickstart
 
-.PHONY: test-cpus install lint demo fit test test-slow
+.PHONY: test-cpus install lint demo fit test test-slow test-long
 install: $(READY)
 
 # installed again only when what is to be installed changes. `remoco` is what remoco-video was called: it goes first, for uninstalled
@@ -45,7 +45,11 @@ $(VENV)/slow: $(READY)
 	touch $@
 
 test-slow: $(VENV)/slow
-	$(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n logical --dist loadfile --maxfail 10 --durations 30
+
+# what CI has no time for: trainings to their end
+test-long: $(VENV)/slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m long
 
 # as other CPUs and numbers of threads compute: seven times the suite, about an hour; PYTEST=tests/lightning_modules for a part
 test-cpus: $(READY)

@@ -24,11 +24,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules import samples
-from datamodules.errors import BadClip
 from datamodules.prepare import clips, decode
-from datamodules.scene import Motion, Scene, random_scene, render, tracks
+from datamodules.scenes.scene import Motion, Scene, random_scene, render, tracks
+from datamodules.shards import samples
 from datamodules.trackers import DIS
+from remoco.common.errors import BadClip
 
 FRAMES, HEIGHT, WIDTH, FPS = 16, 320, 512, 8.0
 GENERATED = 8

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from datamodules import WebVidDataModule  # noqa: E402
 from datamodules.shards import ClipShape, write_index  # noqa: E402
+from datamodules.shards.writer import ShardWriter  # noqa: E402
 from datamodules.sprites import sprite  # noqa: E402
-from datamodules.writer import ShardWriter  # noqa: E402
 
 SHAPE = ClipShape(frames=16, height=32, width=48, fps=8.0)
 FULL_SIZE = 670e3  # bytes of a clip of 16 x 320 x 512, what benchmarks/loader.py finds

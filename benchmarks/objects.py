@@ -23,8 +23,8 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from datamodules.plain import plain_scene  # noqa: E402
-from datamodules.scene import Scene, render  # noqa: E402
+from datamodules.scenes.plain import plain_scene  # noqa: E402
+from datamodules.scenes.scene import Scene, render  # noqa: E402
 from lightning_modules.pipeline import MotionControlPipeline  # noqa: E402
 from metrics import match_template  # noqa: E402
 

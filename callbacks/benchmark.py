@@ -10,18 +10,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from remoco.common.errors import UserError
 
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
-from datamodules import scoring
-from datamodules.bench import LEVELS, BenchmarkDataModule
+from datamodules.bench import LEVELS, BenchmarkDataModule, scoring
 from datamodules.storage import clear_leftovers, read_object, write_json
 from datamodules.videos import write_video
 from lightning_modules.config import Sampling
 from metrics import VideoMetric, shown
 from metrics.published import tables
+from remoco.common.errors import UserError
 
 PUBLISHED_SEED = 2025
 
@@ -136,9 +135,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 made = MotionControlPipeline(pl_module)(
-                    pair.inputs.image,
-                    pair.inputs.strokes(self.frames),
-                    pair.inputs.masks(),
+                    pair.drawing.image,
+                    pair.drawing.strokes(self.frames),
+                    pair.drawing.masks(),
                     num_frames=self.frames,
                     sampling=self._sampling(pl_module),
                     seed=pair_seed(self.seed, pair.key),
@@ -151,13 +150,10 @@ class Benchmark(Callback):
         """Score the files, log the numbers, print the tables."""
         trainer.strategy.barrier()
         data = trainer.datamodule
-        try:
-            videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
-            results = scoring.score_folder(
-                videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
-            )
-        except (UserError, UserError) as error:
-            raise UserError(str(error)) from error
+        videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
+        results = scoring.score_folder(
+            videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
+        )
         for name, result in results.items():
             result["protocol"] += f"; seed {self.seed}; {pl_module.sampling.steps} steps"
             value = torch.tensor(result["value"], dtype=torch.float32, device=pl_module.device)

@@ -8,11 +8,11 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from remoco.common.errors import UserError
 
 from callbacks.run_folder import run_folder
 from datamodules.storage import atomic_file
 from lightning_modules.checkpoint import read_checkpoint
+from remoco.common.errors import UserError
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from remoco.common.errors import UserError
 
 from callbacks.every_nth import EveryNthValidation
 from callbacks.loggers import log_protocol
@@ -20,6 +19,7 @@ from conditions import flow_to_pixels
 from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object, shown
+from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed

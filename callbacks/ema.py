@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_modules.restorable import average_of, check_shapes
+from remoco.common.errors import UserError
 
 
 class EMA(Callback):
@@ -28,7 +28,7 @@ class EMA(Callback):
 
     def __init__(self, decay: float = 0.999, warmup: bool = False) -> None:
         if not 0 <= decay < 1:
-            raise MisconfigurationException(f"EMA.decay must be in [0, 1), got {decay}")
+            raise UserError(f"EMA.decay must be in [0, 1), got {decay}")
         self.decay = decay
         self.warmup = warmup
         self.shadow: dict[str, Tensor] = {}
@@ -86,7 +86,7 @@ class EMA(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Refuse to save the average in the place of the trained weights."""
         if self.swapped:
-            raise MisconfigurationException("a checkpoint cannot be saved during an evaluation with averaged weights")
+            raise UserError("a checkpoint cannot be saved during an evaluation with averaged weights")
 
     def state_dict(self) -> dict[str, Any]:
         """The average, by parameter name."""

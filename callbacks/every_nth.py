@@ -4,7 +4,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from remoco.common.errors import UserError
 
 
 class EveryNthValidation(Callback):
@@ -18,9 +19,9 @@ class EveryNthValidation(Callback):
     def __init__(self, clips: int | None, every_n_validations: int) -> None:
         name = type(self).__name__
         if clips is not None and clips < 2:
-            raise MisconfigurationException(f"{name}.clips must be at least 2, got {clips}")
+            raise UserError(f"{name}.clips must be at least 2, got {clips}")
         if every_n_validations < 1:
-            raise MisconfigurationException(f"{name}.every_n_validations is {every_n_validations}, not positive")
+            raise UserError(f"{name}.every_n_validations is {every_n_validations}, not positive")
         self.clips = clips
         self.every_n_validations = every_n_validations
         self._validations = 0

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+
+from remoco.common.errors import UserError
 
 
 class FiniteWatch:
@@ -29,7 +30,7 @@ class FiniteWatch:
         """Stop the run, on all ranks, if a loss so far or, where asked, a trained weight is not finite.
 
         Raises:
-            MisconfigurationException: one line with the step and the cause.
+            UserError: one line with the step and the cause.
         """
         found = "" if self._first is None or int(self._first[0]) < 0 else _of_loss(trainer, self._first)
         if not found and weights and (name := first_bad(pl_module)):
@@ -37,9 +38,7 @@ class FiniteWatch:
             found = f"step {trainer.global_step}: {what} weight is not finite, {name}{_rates(trainer)}"
         anywhere = trainer.strategy.reduce_boolean_decision(bool(found), all=False)
         if anywhere:
-            raise MisconfigurationException(
-                f"{found or 'a loss or weight of another process is not finite'}; nothing of it was saved"
-            )
+            raise UserError(f"{found or 'a loss or weight of another process is not finite'}; nothing of it was saved")
 
 
 def _of_loss(trainer: Trainer, first: Tensor) -> str:

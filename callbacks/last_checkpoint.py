@@ -5,12 +5,12 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks.finite import FiniteWatch
 from callbacks.run_folder import run_folder
 from callbacks.stopping import Stopped, answer, listen, stop_if_asked
 from datamodules import lightning_internals as internals
+from remoco.common.errors import UserError
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -27,9 +27,7 @@ class LastCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
         if every_n_train_steps < 1:
-            raise MisconfigurationException(
-                f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}, expected at least 1"
-            )
+            raise UserError(f"LastCheckpoint.every_n_train_steps is {every_n_train_steps}, expected at least 1")
         super().__init__(filename="last", every_n_train_steps=every_n_train_steps, enable_version_counter=False)
         self._every = every_n_train_steps
         self._finite = FiniteWatch()

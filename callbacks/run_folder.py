@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from callbacks.loggers import log_hyperparameters
 from datamodules.storage import write_atomic
+from remoco.common.errors import UserError
 
 LOCK = ".lock"
 MARKER = ".run"  # of a folder that this program made for one run
@@ -63,7 +63,7 @@ class RunFolder(Callback):
             return  # the latter's processes are still to come, and a lock belongs to one process
         try:
             self._acquire(run_folder(trainer))
-        except MisconfigurationException as error:
+        except UserError as error:
             environment = getattr(trainer.strategy, "cluster_environment", None)
             if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
                 raise
@@ -115,11 +115,11 @@ class RunFolder(Callback):
         if trainer.is_global_zero and problem is None:
             try:
                 action(run_folder(trainer))
-            except MisconfigurationException as error:
+            except UserError as error:
                 problem = str(error)
         problem = trainer.strategy.broadcast(problem)
         if problem is not None:
-            raise MisconfigurationException(problem)
+            raise UserError(problem)
 
     def _claim(self, trainer: Trainer, folder: Path) -> None:
         """Make the folder this run's."""
@@ -141,12 +141,12 @@ class RunFolder(Callback):
 
     def _move_aside(self, trainer: Trainer, folder: Path) -> None:
         if not (folder / MARKER).exists():
-            raise MisconfigurationException(
+            raise UserError(
                 f"run folder {folder}: holds checkpoints or a config.yaml but no {MARKER}, so it is not a run that "
                 "this program made; give the logger another `name`, or move the folder"
             )
         if inner := [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{MARKER}")]:
-            raise MisconfigurationException(f"run folder {folder}: holds other runs ({inner[0]}); give another `name`")
+            raise UserError(f"run folder {folder}: holds other runs ({inner[0]}); give another `name`")
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.close()  # opened before any hook; reopens in the new folder at its next write
@@ -164,7 +164,7 @@ class RunFolder(Callback):
         if self._lock is not None:  # closing a second descriptor would give it back
             return
         if Path.cwd().is_relative_to(folder.resolve()):
-            raise MisconfigurationException(
+            raise UserError(
                 f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own, "
                 "or without a logger trainer.default_root_dir"
             )
@@ -174,7 +174,7 @@ class RunFolder(Callback):
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
             lock.close()
-            raise MisconfigurationException(
+            raise UserError(
                 f"run folder {folder}: another fit is running in it; wait for it or give the logger another `name`"
             ) from None
         except OSError as error:

@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from remoco.common.errors import UserError
 from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
@@ -22,6 +21,7 @@ from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write
 from conditions import control_picture
 from datamodules.storage import clear_leftovers
 from lightning_modules.conditioning import to_uint8
+from remoco.common.errors import UserError
 
 
 class SampleLogger(Callback):

@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from remoco.common.errors import UserError
 from torch import Tensor
 
 from callbacks.control_error import write_metrics
@@ -21,6 +20,7 @@ from lightning_modules.conditioning import to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip, shown
 from metrics.frechet import FrechetDistance
 from metrics.published import table
+from remoco.common.errors import UserError
 
 GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip that are known here
 
@@ -132,8 +132,9 @@ class VideoMetrics(EveryNthValidation):
         if self.mask_ratio is not None:
             fewer = with_condition(pl_module, pl_module.condition.with_mask_ratio(self.mask_ratio))
         with sampling(trainer, pl_module), fewer:
+            clips = self._clips(trainer, pl_module, batch)
             try:
-                for clip in self._clips(trainer, pl_module, batch):
+                for clip in clips:
                     add_clip(self.metrics, clip)
             except ValueError as error:
                 raise UserError(f"VideoMetrics: {error}") from error

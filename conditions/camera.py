@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conditions.condition import Condition
 from conditions.flow import MOTION_NORMS, Motion
+from remoco.common.errors import UserError
 
 MASK_RATIO = 0.85  # of the regions are dropped where dense tracks are the control (released demo)
 NEAREST = 1e-6  # a point nearer to the camera's plane than this is not seen
@@ -74,13 +75,13 @@ def preset_camera(
         roll: clockwise, in degrees: the picture turns the other way.
 
     Raises:
-        ValueError: a number that is not finite, or out of its range.
+        UserError: a number that is not finite, or out of its range.
     """
     for name, value, least, most in (
         ("pan", pan, -1.0, 1.0), ("tilt", tilt, -1.0, 1.0), ("zoom", zoom, 0.1, 10.0), ("roll", roll, -360.0, 360.0),
     ):  # fmt: skip
         if not least <= value <= most:
-            raise ValueError(f"{name}: expected a number from {least:g} to {most:g}, got {value}")
+            raise UserError(f"{name}: expected a number from {least:g} to {most:g}, got {value}")
     focal = float(max(height, width))
     intrinsics, poses = np.zeros((frames, 3, 3)), np.zeros((frames, 3, 4))
     for index, time in enumerate(np.linspace(0, 1, frames)):
@@ -125,12 +126,12 @@ def camera_paths(camera: Camera, paths: Sequence[np.ndarray], depth: np.ndarray 
     An object keeps the depth of the place where its path starts. What passes behind the camera stays where it was seen.
 
     Raises:
-        ValueError: a path of another length than the camera's.
+        UserError: a path of another length than the camera's.
     """
     seen = []
     for index, path in enumerate(paths):
         if path.shape != (len(camera.poses), 2):
-            raise ValueError(f"track {index}: expected ({len(camera.poses)}, 2) points, got {path.shape}")
+            raise UserError(f"track {index}: expected ({len(camera.poses)}, 2) points, got {path.shape}")
         x, y = np.floor(path[0]).astype(int)
         away = np.ones(1) if depth is None else depth[y : y + 1, x].astype(np.float64)
         found = np.concatenate([camera.seen(frame, path[frame : frame + 1], away)[0] for frame in range(len(path))])

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.flow import Motion, flow_to_pixels
+from remoco.common.errors import UserError
 
 
 class Condition(ABC):
@@ -47,19 +48,19 @@ class Condition(ABC):
             (B, L, 3, H, W) float32 on the device of `flow`.
 
         Raises:
-            ValueError: shapes or types do not fit, or the frame is too small (`check`).
+            UserError: shapes or types do not fit, or the frame is too small (`check`).
         """
         stored = flow.dtype == torch.uint16
         if flow.ndim != 5 or flow.shape[2] != 2 or not (stored or flow.is_floating_point()):
-            raise ValueError(f"flow: expected (B, L, 2, H, W) float or uint16, got {tuple(flow.shape)} {flow.dtype}")
+            raise UserError(f"flow: expected (B, L, 2, H, W) float or uint16, got {tuple(flow.shape)} {flow.dtype}")
         if stored and step is None:
-            raise ValueError("step: expected the pixels per unit of the stored uint16 flow, got None")
+            raise UserError("step: expected the pixels per unit of the stored uint16 flow, got None")
         batch, frames, _, height, width = flow.shape
         if visibility.shape != (batch, frames, height, width) or visibility.dtype != torch.bool:
             expected = (batch, frames, height, width)
-            raise ValueError(f"visibility: expected {expected} bool, got {tuple(visibility.shape)} {visibility.dtype}")
+            raise UserError(f"visibility: expected {expected} bool, got {tuple(visibility.shape)} {visibility.dtype}")
         if seed.shape != (batch,) or seed.dtype != torch.int64:
-            raise ValueError(f"seed: expected ({batch},) int64, got {tuple(seed.shape)} {seed.dtype}")
+            raise UserError(f"seed: expected ({batch},) int64, got {tuple(seed.shape)} {seed.dtype}")
         self.check(height, width)
         # Displacements are data, not activations: a training step's autocast must not round them to bfloat16.
         with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
@@ -95,7 +96,7 @@ class Condition(ABC):
             (L, 3, H, W) float32 on the CPU.
 
         Raises:
-            ValueError: one line with the index of the track and what was expected.
+            UserError: one line with the index of the track and what was expected.
         """
 
     def check(self, height: int, width: int) -> None:  # noqa: B027 (a condition may fit every frame)
@@ -105,9 +106,9 @@ class Condition(ABC):
         """The same condition with one r_m for all clips, for an evaluation (the paper's has 0.85); its record is equal.
 
         Raises:
-            ValueError: not in [0, 1], or a condition that draws no regions.
+            UserError: not in [0, 1], or a condition that draws no regions.
         """
-        raise ValueError(f"mask_ratio: {type(self).__name__} draws no regions, so none can be dropped")
+        raise UserError(f"mask_ratio: {type(self).__name__} draws no regions, so none can be dropped")
 
     def record(self) -> dict[str, Any]:
         """Class path and constructor arguments, as a YAML would give them; what a checkpoint stores."""
@@ -122,18 +123,18 @@ class Condition(ABC):
         """The condition that `record` describes, of a class that is imported: a record alone imports nothing.
 
         Raises:
-            ValueError: no such class, or arguments it does not take.
+            UserError: no such class, or arguments it does not take.
         """
         path, arguments = record.get("class_path"), record.get("init_args", {})
         known = {class_path(cls): cls for cls in _concrete(Condition)}
         if path not in known:
-            raise ValueError(
+            raise UserError(
                 f"class_path: expected one of {', '.join(sorted(known))}, got {path!r}; a condition of your own has to "
                 "be imported before"
             )
         unknown = set(arguments) - set(inspect.signature(known[path]).parameters)
         if unknown:
-            raise ValueError(f"init_args: {path} takes no argument {', '.join(sorted(unknown))}")
+            raise UserError(f"init_args: {path} takes no argument {', '.join(sorted(unknown))}")
         return known[path](**arguments)
 
     def __repr__(self) -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from remoco.common.errors import UserError
+
 MOTION_NORMS = ("l2", "squared")
 
 
@@ -26,9 +28,9 @@ def flow_to_pixels(flow: Tensor, step: Tensor | float | None = None) -> Tensor:
     if flow.dtype in (torch.float16, torch.float32):
         return flow.to(torch.float32)
     if flow.dtype != torch.uint16:
-        raise ValueError(f"flow: expected float16, float32 or uint16, got {flow.dtype}")
+        raise UserError(f"flow: expected float16, float32 or uint16, got {flow.dtype}")
     if step is None:
-        raise ValueError("step: expected the pixels per unit of the stored uint16 flow, got None")
+        raise UserError("step: expected the pixels per unit of the stored uint16 flow, got None")
     step = torch.as_tensor(step, dtype=torch.float32)
     if step.ndim:
         step = step.to(flow.device).reshape(-1, *[1] * (flow.ndim - 1))

@@ -11,6 +11,7 @@ from torch import Tensor
 from conditions.flow import empty_float32
 from conditions.region import SparseCondition, candidate_regions, draw_regions, split_regions
 from conditions.strokes import draw_strokes
+from remoco.common.errors import UserError
 
 
 def gaussian_matrix(size: int, kernel_size: int, sigma: float, device: torch.device) -> Tensor:
@@ -103,11 +104,11 @@ class GaussianFiltered(SparseCondition):
         super().__init__(region_size, min_mask_ratio, motion_norm, motion_mask)
         whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
         if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
-            raise ValueError(
+            raise UserError(
                 f"kernel_size: expected an odd integer of at least 1, at most {MAX_KERNEL}, got {kernel_size!r}"
             )
         if not (sigma > 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma: expected a number above 0, got {sigma!r}")
+            raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
         self.kernel_size = kernel_size
         self.sigma = float(sigma)
 

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from remoco.common.errors import UserError
+
 _LONG_SIDE = 768  # drawn at about this size and averaged down, so that lines on small frames are thin and smooth
 _SHIFT = 4  # fractional bits of the coordinates that cv2 draws at
 _STILL = 0.25  # px: not drawn below; stored flow is off by up to 1/16, which must not fill the scale
@@ -50,9 +52,9 @@ def control_video(control: Tensor, frame: Tensor) -> np.ndarray:
 
 def _pictures(control: Tensor, frame: Tensor, times: Iterable[int]) -> list[np.ndarray]:
     if control.ndim != 4 or control.shape[1] != 3:
-        raise ValueError(f"control: expected (L, 3, H, W), got {tuple(control.shape)}")
+        raise UserError(f"control: expected (L, 3, H, W), got {tuple(control.shape)}")
     if frame.shape != control.shape[1:]:
-        raise ValueError(f"frame: expected {tuple(control.shape[1:])}, got {tuple(frame.shape)}")
+        raise UserError(f"frame: expected {tuple(control.shape[1:])}, got {tuple(frame.shape)}")
     control = control.detach().float().cpu()
     flow = control[:, :2].permute(0, 2, 3, 1).numpy()
     mask = control[:, 2].numpy() > 0.5

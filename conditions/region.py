@@ -26,6 +26,7 @@ from conditions.flow import (
 )
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
+from remoco.common.errors import UserError
 
 VISIBILITY_RULES = ("pixel", "block")
 
@@ -107,19 +108,19 @@ def region_pixels(regions: Tensor, visible: Tensor, region_size: int, visibility
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise ValueError unless an argument is one of its choices."""
     if value not in choices:
-        raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_region_size(region_size: int) -> None:
     """Raise ValueError unless it is an integer of at least 1."""
     if isinstance(region_size, bool) or not isinstance(region_size, int) or region_size < 1:
-        raise ValueError(f"region_size: expected an integer of at least 1, got {region_size!r}")
+        raise UserError(f"region_size: expected an integer of at least 1, got {region_size!r}")
 
 
 def check_fits(region_size: int, height: int, width: int) -> None:
     """Raise ValueError where a region is larger than the frame."""
     if region_size > min(height, width):
-        raise ValueError(f"region_size: expected at most the frame's {height} x {width} pixels, got {region_size}")
+        raise UserError(f"region_size: expected at most the frame's {height} x {width} pixels, got {region_size}")
 
 
 class SparseCondition(Condition):
@@ -131,7 +132,7 @@ class SparseCondition(Condition):
     def __init__(self, region_size: int, min_mask_ratio: float, motion_norm: str, motion_mask: bool):
         check_region_size(region_size)
         if not 0 <= min_mask_ratio <= 1 or math.isnan(min_mask_ratio):
-            raise ValueError(f"min_mask_ratio: expected a number in [0, 1], got {min_mask_ratio!r}")
+            raise UserError(f"min_mask_ratio: expected a number in [0, 1], got {min_mask_ratio!r}")
         check_choice("motion_norm", motion_norm, MOTION_NORMS)
         self.region_size = region_size
         self.min_mask_ratio = float(min_mask_ratio)
@@ -142,7 +143,7 @@ class SparseCondition(Condition):
     def with_mask_ratio(self, mask_ratio: float) -> Condition:
         """The same, but every clip drops each region with this probability; see `Condition.with_mask_ratio`."""
         if not 0 <= mask_ratio <= 1:
-            raise ValueError(f"mask_ratio: expected a number in [0, 1], got {mask_ratio!r}")
+            raise UserError(f"mask_ratio: expected a number in [0, 1], got {mask_ratio!r}")
         fixed = copy.copy(self)
         fixed.mask_ratios = (float(mask_ratio), float(mask_ratio))
         return fixed

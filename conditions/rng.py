@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from remoco.common.errors import UserError
+
 _GAMMA = 0x9E3779B97F4A7C15
 _FINALISER = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
@@ -43,12 +45,12 @@ def mix(*words: int | Tensor) -> Tensor:
         int64 of the broadcast shape, on the device of the tensors (a scalar on the CPU if there is none).
     """
     if not words:
-        raise ValueError("mix: expected at least one word")
+        raise UserError("mix: expected at least one word")
     device = next((word.device for word in words if isinstance(word, Tensor)), torch.device("cpu"))
     state = torch.zeros((), dtype=torch.int64, device=device)
     for word in words:
         if isinstance(word, Tensor) and word.dtype != torch.int64:
-            raise ValueError(f"mix: expected int64 tensors, got {word.dtype}")
+            raise UserError(f"mix: expected int64 tensors, got {word.dtype}")
         state = _finalise(state + (word if isinstance(word, Tensor) else _signed(word)) + _signed(_GAMMA))
     return state
 

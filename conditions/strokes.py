@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from conditions.flow import motion_bucket
+from remoco.common.errors import UserError
 
 EASES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "in": lambda time: time**2,
@@ -40,12 +41,12 @@ def plain_numbers(values: ArrayLike) -> np.ndarray:
     """Numbers as float64; TypeError or ValueError for texts and truth values, which numpy would turn into numbers."""
     found = np.asarray(values)
     if found.dtype.kind not in "iuf":
-        raise TypeError("not numbers")
+        raise UserError("not numbers")
     if not isinstance(values, np.ndarray):
         listed: Any = values
         rows = listed if found.ndim == 1 else (each for row in listed for each in row)
         if any(isinstance(each, (bool, np.bool_)) for each in rows):  # among numbers they count as 0 and 1
-            raise TypeError("truth values")
+            raise UserError("truth values")
     return found.astype(np.float64)
 
 
@@ -54,17 +55,17 @@ def track_points(track: ArrayLike, name: str) -> np.ndarray:
     try:
         points = np.empty(0) if np.size(track) == 0 else plain_numbers(track)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: expected (n, 2) numbers x, y, got points of other kinds") from None
+        raise UserError(f"{name}: expected (n, 2) numbers x, y, got points of other kinds") from None
     if points.size == 0:
-        raise ValueError(f"{name}: expected at least one point, got none")
+        raise UserError(f"{name}: expected at least one point, got none")
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"{name}: expected shape (n, 2) as x, y, got {points.shape}")
+        raise UserError(f"{name}: expected shape (n, 2) as x, y, got {points.shape}")
     if not np.isfinite(points).all():
         wrong = points[~np.isfinite(points).all(axis=1)][0].tolist()
-        raise ValueError(f"{name}: expected finite points, got x, y = {wrong}")
+        raise UserError(f"{name}: expected finite points, got x, y = {wrong}")
     if (np.abs(points) > FARTHEST).any():
         wrong = points[(np.abs(points) > FARTHEST).any(axis=1)][0].tolist()
-        raise ValueError(f"{name}: expected points within {FARTHEST:.0f} pixels, got x, y = {wrong}")
+        raise UserError(f"{name}: expected points within {FARTHEST:.0f} pixels, got x, y = {wrong}")
     return points
 
 
@@ -73,11 +74,11 @@ def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
     try:
         found = plain_numbers(times)
     except (TypeError, ValueError, OverflowError):
-        raise ValueError(f"{name}: expected numbers, got others") from None
+        raise UserError(f"{name}: expected numbers, got others") from None
     if found.shape != (points,):
-        raise ValueError(f"{name}: expected one number for each of the {points} points, got shape {found.shape}")
+        raise UserError(f"{name}: expected one number for each of the {points} points, got shape {found.shape}")
     if not ((found >= 0) & (found <= 1)).all() or not (np.diff(found) > 0).all():
-        raise ValueError(f"{name}: expected growing numbers from 0 to 1, parts of the clip, got {found.tolist()[:8]}")
+        raise UserError(f"{name}: expected growing numbers from 0 to 1, parts of the clip, got {found.tolist()[:8]}")
     return found
 
 
@@ -130,23 +131,23 @@ def draw_strokes(
         region_size: k.
 
     Raises:
-        ValueError: an empty, non-finite or misshapen track, a start outside the frame, or a brush of another size.
+        UserError: an empty, non-finite or misshapen track, a start outside the frame, or a brush of another size.
     """
     if frames < 1:
-        raise ValueError(f"frames: expected at least 1, got {frames}")
+        raise UserError(f"frames: expected at least 1, got {frames}")
     flow = torch.zeros(frames, 2, height, width)
     filled = torch.zeros(height, width, dtype=torch.bool)
     masks = _brush(brush, height, width)
     each = masks.ndim == 3
     if each and len(masks) < len(tracks):
-        raise ValueError(f"brush: expected one for each of {len(tracks)} tracks, got {len(masks)}")
+        raise UserError(f"brush: expected one for each of {len(tracks)} tracks, got {len(masks)}")
     painted = masks.any(dim=0) if each else torch.zeros_like(filled)
     starts, moves = [], []
     for index, track in enumerate(tracks):
         points = track_points(track, f"track {index}")
         x, y = np.floor(points[0]).astype(int).tolist()
         if not (0 <= x < width and 0 <= y < height):
-            raise ValueError(
+            raise UserError(
                 f"track {index}: expected a start inside the {height} x {width} frame, got x, y = {points[0].tolist()}"
             )
         displacement = torch.from_numpy(interpolate_track(points, frames) - points[0]).to(torch.float32)
@@ -211,5 +212,5 @@ def _brush(brush: ArrayLike | None, height: int, width: int) -> Tensor:
         return torch.zeros(height, width, dtype=torch.bool)
     mask = torch.as_tensor(brush).cpu() != 0
     if mask.shape[-2:] != (height, width) or mask.ndim not in (2, 3):
-        raise ValueError(f"brush: expected the frame's size ({height}, {width}), got {tuple(mask.shape)}")
+        raise UserError(f"brush: expected the frame's size ({height}, {width}), got {tuple(mask.shape)}")
     return mask

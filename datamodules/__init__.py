@@ -7,8 +7,7 @@ _HOME = {
     "WebVidDataModule": "datamodules.webvid",
     "SpritesDataModule": "datamodules.sprites",
     "BenchmarkDataModule": "datamodules.bench",
-    "BadClip": "datamodules.errors",
-    "BadShards": "datamodules.errors",
+    "BadClip": "remoco.common.errors",
 }
 __all__ = list(_HOME)
 

@@ -1,4 +1,4 @@
-"""What every data module of shards shares: loaders, the position, and the watch over bad clips."""
+"""What every data module of shards shares: its loaders, and the watch over bad clips."""
 
 from __future__ import annotations
 
@@ -13,29 +13,28 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from datamodules import forking
-from datamodules.dataset import ClipDataset, collate, exit_with
-from datamodules.errors import BadShards
+from datamodules.dataset import REFUSED, ClipDataset, collate, exit_with
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
-from datamodules.remote import RangeCache
+from datamodules.position import Position
 from datamodules.shards import ClipShape, Shards
+from datamodules.shards.remote import RangeCache
+from remoco.common.errors import UserError
 
 log = logging.getLogger(__name__)
 RECENT = 1000
 MAX_BATCH = 4096
 MAX_FRAMES, MAX_SIDE, MAX_FPS = 1024, 8192, 1000  # of a clip
 MAX_BAD = RECENT // 100
-POSITION_VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
 
 
 class BadClipWatch:
     """Logs each bad clip once and stops a run whose data are broken.
 
-    More than 1 % replaced among the last 1000 training samples of this process raises MisconfigurationException.
+    More than 1 % replaced among the last 1000 training samples of this process raises UserError.
     Evaluation replaces and logs, but does not stop: one bad clip in a small validation set comes back at every
     validation.
 
@@ -58,7 +57,7 @@ class BadClipWatch:
                     log.warning("clip replaced: %s", line)
         bad = sum(self.recent)
         if self.stop and bad > MAX_BAD:
-            raise MisconfigurationException(
+            raise UserError(
                 f"{pattern}: {bad} of the last {len(self.recent)} clips could not be used (more than 1 %); the log has "
                 f"their keys, and `remoco verify` lists all that is bad"
             )
@@ -72,12 +71,11 @@ class ClipLoader(DataLoader):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # any iterator will do
         watch = self.watch or BadClipWatch(stop=False)  # Lightning's copy for predict has no watch
-        try:
-            for batch in super().__iter__():
-                watch(batch.pop("bad"), self.dataset.shards.pattern)
-                yield batch
-        except BadShards as error:  # from a worker it arrives with a traceback as its message
-            raise MisconfigurationException(str(error).strip().splitlines()[-1].split("BadShards: ")[-1]) from None
+        for batch in super().__iter__():
+            if REFUSED in batch:
+                raise UserError(batch[REFUSED])
+            watch(batch.pop("bad"), self.dataset.shards.pattern)
+            yield batch
 
 
 class ClipDataModule(LightningDataModule):
@@ -108,9 +106,7 @@ class ClipDataModule(LightningDataModule):
         self._watches = {stop: BadClipWatch(stop) for stop in (True, False)}
         self.train_set: ClipDataset | None = None
         self.val_set: ClipDataset | None = None
-        self._loaded: int | None = None  # position from a checkpoint, until a train loader is made
-        self._origin = (0, 0)  # (position, global_step) at which this fit began
-        self._counted: Any = None  # the trainer whose steps `_origin` counts
+        self._position = Position(f"{type(self).__qualname__}.position")
 
     def open_shards(
         self,
@@ -121,11 +117,8 @@ class ClipDataModule(LightningDataModule):
         cache: RangeCache | None = None,
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
-        try:
-            shards = Shards(pattern, cache)
-            shards.require(self.shape)
-        except BadShards as error:
-            raise MisconfigurationException(str(error)) from None
+        shards = Shards(pattern, cache)
+        shards.require(self.shape)
         cached = use_latents and shards.latent_hashes is not None
         return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder)
 
@@ -153,45 +146,16 @@ class ClipDataModule(LightningDataModule):
 
     @property
     def position(self) -> int:
-        """Samples consumed by the optimizer steps so far, over all ranks; a window cut short counts nothing."""
-        if self._loaded is not None:
-            return self._loaded
-        begin, step = self._origin
-        trainer = self._counted
-        return begin + (trainer.global_step - step) * self._per_step(trainer) if trainer is not None else begin
+        """Samples consumed by the optimizer steps so far, over all ranks."""
+        return self._position.now()
 
     def state_dict(self) -> dict[str, Any]:
         """The position, the only state of the data."""
-        return {"version": POSITION_VERSION, "position": self.position}
+        return self._position.state()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a position.
-
-        Raises:
-            MisconfigurationException: the state is of a later version, whose order may be another.
-        """
-        found = state_dict if isinstance(state_dict, dict) else {}
-        version = found.get("version", 1)  # the first versions did not write it
-        if type(version) is not int or version > POSITION_VERSION:
-            raise MisconfigurationException(
-                f"the checkpoint's data position has version {version!r:.80}, known is up to {POSITION_VERSION}"
-            )
-        position = found.get("position")
-        if type(position) is not int or not 0 <= position < 2**62:
-            raise MisconfigurationException(
-                f"ckpt_path: the checkpoint's {type(self).__qualname__}.position is {position!r:.80}, expected a whole "
-                "number of at least 0"
-            )
-        self._loaded = position
-
-    def _per_step(self, trainer: Any) -> int:
-        return trainer.accumulate_grad_batches * self.batch_size * trainer.world_size
-
-    def _rebase(self, trainer: Any) -> None:
-        """Count from here: the trainer's steps, batch size, ranks or accumulation may be new."""
-        fresh = self._loaded is None and trainer is not self._counted
-        self._origin = (0 if fresh else self.position, trainer.global_step)
-        self._loaded, self._counted = None, trainer
+        """Continue from a checkpoint's position; UserError where it has none that is known here."""
+        self._position.load(state_dict)
 
     # Loaders
 
@@ -204,11 +168,11 @@ class ClipDataModule(LightningDataModule):
                 dataset, self.batch_size, PositionSampler(self.batch_size, batches, lambda: self.position)
             )
         if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-            raise MisconfigurationException(
+            raise UserError(
                 "trainer.callbacks: GradientAccumulationScheduler changes what a step consumes; "
                 "use trainer.accumulate_grad_batches"
             )
-        self._rebase(trainer)
+        self._position.rebase(trainer, self.batch_size)
         batches = self._epoch_batches(trainer, len(dataset))
         align_progress(trainer, self.position // (self.batch_size * trainer.world_size), batches)
         sampler = PositionSampler(
@@ -230,7 +194,7 @@ class ClipDataModule(LightningDataModule):
             batches = math.ceil(clips / (self.batch_size * trainer.world_size * window)) * window
         capped = limited(trainer, batches)
         if capped % window and not trainer.fast_dev_run:
-            raise MisconfigurationException(
+            raise UserError(
                 f"trainer.limit_train_batches: {capped} batches are no multiple of accumulate_grad_batches={window}"
             )
         return batches
@@ -269,10 +233,10 @@ class ClipDataModule(LightningDataModule):
 
 def _opened(dataset: ClipDataset | None, stage: str) -> ClipDataset:
     if dataset is None:
-        raise MisconfigurationException(f"the {stage} shards are not open: call prepare_data() and setup() first")
+        raise UserError(f"the {stage} shards are not open: call prepare_data() and setup() first")
     return dataset
 
 
 def _require(condition: bool, name: str, value: Any, expected: str) -> None:
     if not condition:
-        raise MisconfigurationException(f"data.{name}={value}: expected {expected}")
+        raise UserError(f"data.{name}={value}: expected {expected}")

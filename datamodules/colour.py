@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from av.codec import CodecContext
 
-from datamodules.errors import BadClip
 from datamodules.pictures import WHITE, over
 from datamodules.tone import HDR, sdr
+from remoco.common.errors import BadClip
 
 ROWS = 64  # converted at once: float pictures of a whole frame would not fit the caches, nor for 8K the memory
 

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
-from datamodules import samples
-from datamodules.errors import BadClip, BadShards
 from datamodules.order import Order
-from datamodules.shards import Shards
+from datamodules.shards import Shards, samples
+from remoco.common.errors import BadClip, UserError
 
 ATTEMPTS = 16
+REFUSED = "refused"  # key of the batch of a worker that cannot go on: the line that says why
 _LATENTS = ("latent_mean", "latent_std", "image_embedding")
 _DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.bool_: torch.bool}
 
@@ -43,12 +43,25 @@ class ClipDataset(Dataset):
         """A row of `Batch`, with `replaced` = candidates that failed and `bad` = why, one line each.
 
         Raises:
-            BadShards: ATTEMPTS candidates in a row failed.
+            UserError: ATTEMPTS candidates in a row failed.
         """
         return {name: values[0] for name, values in self.__getitems__([position]).items()}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The samples at these positions as a `Batch` with `bad`, for DataLoader; clips are decoded to their place."""
+        """The samples at these positions as a `Batch` with `bad`, for DataLoader; REFUSED where a worker cannot go on.
+
+        Raises:
+            UserError: ATTEMPTS candidates in a row failed.
+        """
+        try:
+            return self._batch(positions)
+        except UserError as error:
+            if get_worker_info() is None:
+                raise
+            return {REFUSED: str(error)}  # what a worker raises arrives with a traceback as its message
+
+    def _batch(self, positions: Sequence[int]) -> dict[str, Any]:
+        """Clips are decoded to their place."""
         specs = samples.arrays(self.shards.shape, self.use_latents)
         batch: dict[str, Any] = {
             name: _empty((len(positions), *size), _DTYPES[dtype]) for name, (size, dtype) in specs.items()
@@ -76,7 +89,7 @@ class ClipDataset(Dataset):
                 continue
             counts = {"position": np.int64(position), "replaced": np.int64(attempt)}
             return {**found, **counts, "bad": "\n".join(failures)}
-        raise BadShards(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")
+        raise UserError(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")
 
     def _require_same_latents(self, found: dict[str, Any]) -> None:
         shapes = [found[name].shape for name in _LATENTS if name in found]

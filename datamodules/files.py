@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
-from datamodules.errors import BadInput, one_line
 from datamodules.pictures import WHITE, brushed, shown
+from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_regular
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
@@ -50,7 +50,7 @@ def read_image(source: Source, name: str | None = None, background: tuple[int, i
         background: R, G, B of what transparent parts show.
 
     Raises:
-        BadInput: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of a mode that
+        UserError: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of a mode that
             is not taken.
     """
     name = name or name_of(source)
@@ -67,13 +67,13 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
             what is not black is brushed, or in a picture with transparent places what is not transparent.
 
     Raises:
-        BadInput: as in `read_image`; or of colours, where values tell brushes apart.
+        UserError: as in `read_image`; or of colours, where values tell brushes apart.
     """
     name = name or name_of(source)
     picture = ImageOps.exif_transpose(_opened(source, name))
     if labelled:
         if picture.mode not in ("P", "L", "1"):
-            raise BadInput(
+            raise UserError(
                 f"{name}: a picture of mode {picture.mode}, expected a palette or grey values (a brush each)"
             )
         return np.array(picture if picture.mode == "P" else picture.convert("L"))
@@ -91,19 +91,19 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         kinds: of numpy's dtypes, those that it may have.
 
     Raises:
-        BadInput: it is none, is empty, or has another number of axes or other values.
+        UserError: it is none, is empty, or has another number of axes or other values.
     """
     path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
     try:
         shape, fortran, dtype = _header(file)
     except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
-        raise BadInput(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
+        raise UserError(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
     if dtype.kind not in kinds or len(shape) != ndim or not all(0 < n < 2**31 for n in shape):
-        raise BadInput(f"{path}: expected {expected}, got shape {str(shape)[:60]} of {str(dtype)[:40]}")
+        raise UserError(f"{path}: expected {expected}, got shape {str(shape)[:60]} of {str(dtype)[:40]}")
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - file.tell():
-        raise BadInput(
+        raise UserError(
             f"{path}: expected {count * dtype.itemsize} bytes for shape {shape}, got {len(data) - file.tell()}"
         )
     return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
@@ -113,7 +113,7 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
     """(H, W) float64 depth from an .npy file, or in metres from a PNG of 16 bits in millimetres.
 
     Raises:
-        BadInput: it is neither, or holds a depth that is not above 0.
+        UserError: it is neither, or holds a depth that is not above 0.
     """
     name, data = name or name_of(source), data_of(source)
     if data.startswith(NPY) or name.lower().endswith(".npy"):
@@ -122,11 +122,11 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
     else:
         picture = ImageOps.exif_transpose(_opened(data, name))
         if not picture.mode.startswith("I"):
-            raise BadInput(f"{name}: a picture of mode {picture.mode}, expected grey values of 16 bits")
+            raise UserError(f"{name}: a picture of mode {picture.mode}, expected grey values of 16 bits")
         depth = np.array(picture).astype(np.float64) / 1000
     wrong = ~((depth > 0) & (depth <= FARTHEST))
     if wrong.any():
-        raise BadInput(
+        raise UserError(
             f"{name}: expected a depth above 0, up to {FARTHEST:g}, in every pixel; {int(wrong.sum())} are not"
         )
     return depth
@@ -150,15 +150,15 @@ def _opened(source: Source, name: str) -> Image.Image:
             check_size(picture.size[::-1], name)
             picture.load()
             picture.getexif()  # reads what follows the pixels
-    except BadInput:
+    except UserError:
         raise
     except UnidentifiedImageError:
-        raise BadInput(f"{name}: not a readable picture: {_foreign(data)}") from None
+        raise UserError(f"{name}: not a readable picture: {_foreign(data)}") from None
     except Image.DecompressionBombError:
-        raise BadInput(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
+        raise UserError(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
         said = f": {_foreign(data)}" if _kind(data) == RAW else f" ({one_line(error)})"
-        raise BadInput(f"{name}: not a readable picture{said}") from error
+        raise UserError(f"{name}: not a readable picture{said}") from error
     return picture
 
 
@@ -180,22 +180,22 @@ def data_of(source: Source) -> bytes:
 
 
 def read_bytes(path: Path) -> bytes:
-    """All of a file of at most MAX_BYTES; BadInput where it is missing, empty or larger."""
+    """All of a file of at most MAX_BYTES; UserError where it is missing, empty or larger."""
     if not path.exists():
-        raise BadInput(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     try:
         data = read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: {one_line(error)}") from error
+        raise UserError(f"{path}: {one_line(error)}") from error
     if not data:
-        raise BadInput(f"{path}: the file is empty")
+        raise UserError(f"{path}: the file is empty")
     return data
 
 
 def check_size(size: tuple[int, ...], name: str) -> None:
-    """BadInput where a picture of (height, width) has no pixels or a side above MAX_SIDE."""
+    """UserError where a picture of (height, width) has no pixels or a side above MAX_SIDE."""
     if min(size) < 1 or max(size) > MAX_SIDE:
-        raise BadInput(f"{name}: {size[0]} x {size[1]} pixels, expected at most {MAX_SIDE} a side")
+        raise UserError(f"{name}: {size[0]} x {size[1]} pixels, expected at most {MAX_SIDE} a side")
 
 
 def name_of(source: Source) -> str:

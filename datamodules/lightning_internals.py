@@ -14,6 +14,8 @@ from typing import Any
 from lightning.pytorch.loops.fit_loop import _FitLoop
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from remoco.common.errors import UserError
+
 # object -> attributes without which a resume would not be exact; dotted from a fitting Trainer
 NEEDED = {
     "fit_loop": ("is_resuming", "epoch_loop"),
@@ -172,11 +174,11 @@ def refuse_what_does_not_restore(trainer: Any, name: str) -> None:
         def run(*args: Any, **kwargs: Any) -> Any:
             try:
                 return restore(*args, **kwargs)
-            except MisconfigurationException:
+            except (MisconfigurationException, UserError):
                 raise
             except Exception as error:
                 reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
-                raise MisconfigurationException(f"checkpoint {name}: does not restore ({reason})") from error
+                raise UserError(f"checkpoint {name}: does not restore ({reason})") from error
 
         return run
 

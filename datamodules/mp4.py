@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from av.codec import CodecContext
 
-from datamodules.errors import BadClip, one_line
+from remoco.common.errors import BadClip, one_line
 
 try:
     import decord

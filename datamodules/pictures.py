@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from datamodules.errors import BadInput, one_line
+from remoco.common.errors import UserError, one_line
 
 WHITE = (255, 255, 255)
 MODES = "RGB, grey, a palette or CMYK, of 8 bits or 16"
@@ -29,7 +29,7 @@ def colour_of(background: Background, name: str = "background") -> tuple[int, in
     """R, G, B of `white`, `#rrggbb` and what else CSS calls colours, or of three whole numbers in 0..255.
 
     Raises:
-        BadInput: it is none; one line that begins with `name`.
+        UserError: it is none; one line that begins with `name`.
     """
     try:
         found = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
@@ -37,7 +37,7 @@ def colour_of(background: Background, name: str = "background") -> tuple[int, in
             return int(found[0]), int(found[1]), int(found[2])
     except (ValueError, TypeError):
         pass
-    raise BadInput(
+    raise UserError(
         f"{name} is {str(background)[:40]}, expected a colour as `white`, `#00ff00` or three numbers in 0..255"
     )
 
@@ -51,16 +51,16 @@ def shown(picture: Image.Image, name: str = "image", background: tuple[int, int,
         background: R, G, B of what transparent parts show.
 
     Raises:
-        BadInput: of another mode; or its EXIF or transparency does not read.
+        UserError: of another mode; or its EXIF or transparency does not read.
     """
     try:
         upright = ImageOps.exif_transpose(picture)
         alpha = alpha_of(upright)
         image = _srgb(_shallow(upright, name))
-    except BadInput:
+    except UserError:
         raise
     except Exception as error:  # Pillow raises exceptions of many types
-        raise BadInput(f"{name}: not a readable picture ({one_line(error)})") from error
+        raise UserError(f"{name}: not a readable picture ({one_line(error)})") from error
     return image if alpha is None else over(image, alpha, background)
 
 
@@ -68,14 +68,14 @@ def shown_array(array: np.ndarray, name: str = "image", background: tuple[int, i
     """(H, W, 3) uint8 of an array of ARRAYS; what else one might mean is not guessed.
 
     Raises:
-        BadInput: another shape, another type, or floats outside of 0..1.
+        UserError: another shape, another type, or floats outside of 0..1.
     """
     kind = array.dtype
     if array.ndim != 3 or array.shape[2] not in (3, 4) or not (kind in (np.uint8, np.uint16) or kind.kind == "f"):
-        raise BadInput(f"{name} is {array.shape} {kind}, expected {ARRAYS}")
+        raise UserError(f"{name} is {array.shape} {kind}, expected {ARRAYS}")
     if kind.kind == "f":
         if not (array.size and array.min() >= 0 and array.max() <= 1):
-            raise BadInput(f"{name} is of floats outside of 0..1, expected {ARRAYS}")
+            raise UserError(f"{name} is of floats outside of 0..1, expected {ARRAYS}")
         array = np.rint(array.astype(np.float64) * 255).astype(np.uint8)
     elif kind == np.uint16:
         array = eight_bits(array)
@@ -119,7 +119,7 @@ def _shallow(picture: Image.Image, name: str) -> Image.Image:
     mode = picture.mode
     if not mode.startswith("I;16"):
         if mode.startswith(("I", "F")) or mode in ("LAB", "HSV"):
-            raise BadInput(f"{name}: a picture of mode {mode}, expected {MODES} (PIL's I;16)")
+            raise UserError(f"{name}: a picture of mode {mode}, expected {MODES} (PIL's I;16)")
         return picture
     grey = Image.fromarray(eight_bits(np.asarray(picture)))
     grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}

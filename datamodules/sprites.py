@@ -7,17 +7,16 @@ import time
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tqdm import tqdm
 
-from datamodules import samples
 from datamodules.base import ClipDataModule
-from datamodules.plain import plain_scene
-from datamodules.scene import Scene, random_scene, render, tracks
-from datamodules.shards import ClipShape, write_index
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import Scene, random_scene, render, tracks
+from datamodules.scenes.varied import varied_scene
+from datamodules.shards import ClipShape, samples, write_index
+from datamodules.shards.writer import ShardWriter
 from datamodules.storage import json_bytes, sync_folder, write_atomic
-from datamodules.varied import varied_scene
-from datamodules.writer import ShardWriter
+from remoco.common.errors import UserError
 
 VERSION = 4
 CLIPS_PER_SHARD = 64
@@ -51,7 +50,7 @@ class SpritesDataModule(ClipDataModule):
         fps: frames per second.
 
     Raises:
-        MisconfigurationException: a bad argument.
+        UserError: a bad argument.
     """
 
     def __init__(
@@ -73,11 +72,11 @@ class SpritesDataModule(ClipDataModule):
         super().__init__(ClipShape(frames, height, width, float(fps)), batch_size, val_batch_size, num_workers, seed)
         for name, count in (("clips", clips), ("val_clips", val_clips)):
             if not 1 <= count <= MAX_CLIPS:
-                raise MisconfigurationException(f"data.{name}={count}: expected at least 1, at most {MAX_CLIPS}")
+                raise UserError(f"data.{name}={count}: expected at least 1, at most {MAX_CLIPS}")
         if scene not in get_args(SceneKind):
-            raise MisconfigurationException(f"data.scene={scene}: expected one of {', '.join(get_args(SceneKind))}")
+            raise UserError(f"data.scene={scene}: expected one of {', '.join(get_args(SceneKind))}")
         if not 0 <= data_seed < 2**63:
-            raise MisconfigurationException(f"data.data_seed={data_seed}: expected 0 to 2^63 - 1")
+            raise UserError(f"data.data_seed={data_seed}: expected 0 to 2^63 - 1")
         self.counts = {"train": clips, "val": val_clips}
         self.data_seed = data_seed
         self.scene: SceneKind = scene

@@ -15,7 +15,7 @@ from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import DISK_ERRORS, BadShards, UsageError
+from remoco.common.errors import DISK_ERRORS, UserError
 from remoco.common.json_files import read_json
 
 
@@ -23,10 +23,10 @@ def inside(folder: Path, name: str) -> Path:
     """`folder / name` for a name that comes from data: the one way by which such a name becomes a path.
 
     Raises:
-        BadShards: the name is none, or would lead out of the folder.
+        UserError: the name is none, or would lead out of the folder.
     """
     if not name or name in (".", "..") or any(character in name for character in ("/", "\\", "\0")):
-        raise BadShards(f"{folder}: {name!r} is no file name, it would lead out of the folder")
+        raise UserError(f"{folder}: {name!r} is no file name, it would lead out of the folder")
     return folder / name
 
 
@@ -103,7 +103,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path, name: str) -> None:
-    """Make the folder of a file that work will be written to; UsageError, with the option's name, where it cannot be.
+    """Make the folder of a file that work will be written to; UserError, with the option's name, where it cannot be.
 
     For before the work: the disk may still fill up.
     """
@@ -115,7 +115,7 @@ def check_writable(path: str | Path, name: str) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise UsageError(f"{name} {path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{name} {path}: cannot be written ({error.strerror})") from None
 
 
 @contextlib.contextmanager
@@ -165,16 +165,16 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        UsageError: it does not read, or holds something else; one line that names the file.
+        UserError: it does not read, or holds something else; one line that names the file.
     """
     try:
         found = read_json(path)
     except OSError as error:
-        raise UsageError(f"{path}: does not read: {error.strerror}") from None
+        raise UserError(f"{path}: does not read: {error.strerror}") from None
     except ValueError as error:
-        raise UsageError(f"{path}: not readable JSON ({error})") from None
+        raise UserError(f"{path}: not readable JSON ({error})") from None
     if not isinstance(found, dict):
-        raise UsageError(f"{path}: expected a JSON object")
+        raise UserError(f"{path}: expected a JSON object")
     return found
 
 

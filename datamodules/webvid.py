@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Literal
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from datamodules.base import ClipDataModule
-from datamodules.remote import RangeCache
 from datamodules.shards import ClipShape
+from datamodules.shards.remote import RangeCache
+from remoco.common.errors import UserError
 
 
 class WebVidDataModule(ClipDataModule):
@@ -35,7 +34,7 @@ class WebVidDataModule(ClipDataModule):
         cache_gb: 10^9 bytes that it may hold; the least recently used make room.
 
     Raises:
-        MisconfigurationException: a bad argument, nothing at `shards`, or shards of another shape; before anything is
+        UserError: a bad argument, nothing at `shards`, or shards of another shape; before anything is
         decoded.
     """
 
@@ -58,7 +57,7 @@ class WebVidDataModule(ClipDataModule):
     ) -> None:
         super().__init__(ClipShape(frames, height, width, fps), batch_size, val_batch_size, num_workers, seed)
         if not 0 < cache_gb <= 1e6:
-            raise MisconfigurationException(f"data.cache_gb={cache_gb}: expected above 0, at most 1000000")
+            raise UserError(f"data.cache_gb={cache_gb}: expected above 0, at most 1000000")
         kept = None if cache is None else RangeCache(Path(cache), int(cache_gb * 1e9))
         self.train_set = self.open_shards(shards, train=True, use_latents=use_latents, decoder=decoder, cache=kept)
         if val_shards is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor
 
 from conditions import Condition
@@ -13,6 +12,7 @@ from lightning_modules.bases.base import VideoBase
 from lightning_modules.config import Noise, Sampling, Speed
 from lightning_modules.optimizer import Schedule
 from lightning_modules.video_module import VideoModule
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from datamodules.batch import Batch

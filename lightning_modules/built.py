@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from remoco.common.errors import UserError
 
 from conditions import Condition
 from lightning_modules import checkpoint, record_values
 from lightning_modules.config import Control, Sampling
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.restorable import check_tensors
+from remoco.common.errors import UserError
 
 
 def built(

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from remoco.common.errors import UserError
-
 from lightning_modules import embedded, record_values
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import read_saved
 
 KEY = embedded.KEY

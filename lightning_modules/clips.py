@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
-from remoco.common.errors import UserError
 from torch import Tensor
 
 from conditions import MOTION_NORMS, Condition, Motion
 from lightning_modules.conditioning import to_float
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # the contract between the rooms, and what `--help` has no need of
     from datamodules.batch import Batch

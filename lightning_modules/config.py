@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
+
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # what `noise.process` is an instance of; nothing of torch is imported for settings

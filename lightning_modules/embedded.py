@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-from remoco.common.errors import UserError
 from torch import Tensor
 
+from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import read_header, read_safetensors
 

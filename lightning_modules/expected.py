@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules import embedded
@@ -18,6 +17,7 @@ from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.networks import add_control
 from lightning_modules.record import check_names, stored
 from lightning_modules.released.base import layout_of_released
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight
 
 BUDGET = 1 << 30  # bytes of random weights that a file may ask for beside its own

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from remoco.common.errors import UserError
-
 from conditions import Condition
 from lightning_modules import config
 from lightning_modules.bases.base import VideoBase
@@ -14,6 +12,7 @@ from lightning_modules.config import Control, Noise, Sampling, Speed, Start
 from lightning_modules.control.injection import injection_class
 from lightning_modules.optimizer import Schedule
 from lightning_modules.video_module import VideoModule
+from remoco.common.errors import UserError
 
 
 class MotionControlModule(VideoModule):

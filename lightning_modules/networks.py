@@ -6,7 +6,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import VideoBase
@@ -18,6 +17,7 @@ from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.process.base import Denoiser
 from lightning_modules.process.graphs import Recorded
 from lightning_modules.process.sampler import OnStep, euler_sample
+from remoco.common.errors import UserError
 
 
 class Controller:

@@ -9,10 +9,11 @@ from importlib import import_module
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from remoco.common.errors import UserError
 
 
 @dataclass
@@ -31,11 +32,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
-            raise ValueError(f"model: schedule.warmup_steps is {self.warmup_steps}, expected at least 0")
+            raise UserError(f"model: schedule.warmup_steps is {self.warmup_steps}, expected at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"model: schedule.betas is {tuple(self.betas)}, expected numbers in [0, 1)")
+            raise UserError(f"model: schedule.betas is {tuple(self.betas)}, expected numbers in [0, 1)")
         if not 0 <= self.decay <= 1:
-            raise ValueError(f"model: schedule.decay is {self.decay}, expected 0 to 1")
+            raise UserError(f"model: schedule.decay is {self.decay}, expected 0 to 1")
 
     def factor(self, step: int, steps: int) -> float:
         """The learning rate at a step of so many, as a part of its full value."""
@@ -52,9 +53,7 @@ class Schedule:
         if not self.warmup_steps and not self.decay:
             return optimizer
         if self.decay and not 0 < steps < float("inf"):
-            raise MisconfigurationException(
-                "model: schedule.decay needs trainer.max_steps, to know where the last part begins"
-            )
+            raise UserError("model: schedule.decay needs trainer.max_steps, to know where the last part begins")
         schedule = LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -79,7 +78,7 @@ class WarmupCosine(LRScheduler):
         last_epoch: int = -1,
     ) -> None:
         if warmup_steps < 0 or (total_steps is not None and total_steps <= warmup_steps) or not 0 <= final <= 1:
-            raise ValueError(
+            raise UserError(
                 f"lr_scheduler: expected 0 <= warmup_steps < total_steps and final in [0, 1], got {warmup_steps}, "
                 f"{total_steps}, {final}"
             )
@@ -160,7 +159,7 @@ class Plan:
             trainer: knows the steps of the whole run, clipping and precision.
 
         Raises:
-            MisconfigurationException: a class is not there, or does not take its arguments.
+            UserError: a class is not there, or does not take its arguments.
         """
         if self.optimizer is None:
             parameters = list(parameters)
@@ -174,7 +173,7 @@ class Plan:
         if self.lr_scheduler is None:
             return schedule.over(optimizer, trainer.max_steps)
         if schedule.warmup_steps or schedule.decay:
-            raise MisconfigurationException(
+            raise UserError(
                 "model.schedule: its warmup_steps and decay have no effect beside lr_scheduler, set them to 0"
             )
         scheduler = _made("lr_scheduler", self.lr_scheduler, optimizer)
@@ -190,14 +189,14 @@ def _plain(given: Any) -> dict[str, Any] | None:
 
 def _made(name: str, what: dict[str, Any], first: Any) -> Any:
     if what["class_path"].endswith(".ReduceLROnPlateau"):
-        raise MisconfigurationException(
+        raise UserError(
             f"{name}: {what['class_path']} follows a measured value, expected a schedule that is a function of the step"
         )
     module, _, attribute = what["class_path"].rpartition(".")
     try:
         return getattr(import_module(module), attribute)(first, **what["init_args"])
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise MisconfigurationException(f"{name}: {what['class_path']}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{name}: {what['class_path']}: {' '.join(str(error).split())}") from error
 
 
 def conflict(plan: Plan, words: list[str]) -> str | None:
@@ -217,6 +216,6 @@ def check_plan(found: Mapping[str, Any], wanted: Plan, path: str) -> None:
     for name, value in wanted.record().items():
         if name in found and found[name] != value:
             default = "the default"
-            raise MisconfigurationException(
+            raise UserError(
                 f"{name}: {path} was trained with {found[name] or default}, the configuration has {value or default}"
             )

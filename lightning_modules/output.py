@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from lightning_modules.conditioning import to_uint8
+from remoco.common.errors import UserError
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -29,7 +30,7 @@ class MotionControlOutput(BaseOutput):
 def check_output(output_type: str) -> None:
     """Raise ValueError unless it is one of OUTPUT_TYPES."""
     if output_type not in OUTPUT_TYPES:
-        raise ValueError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
+        raise UserError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 
 
 def converted(video: Tensor, output_type: str) -> Any:

@@ -13,21 +13,21 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.torch
 import torch
-from remoco.common.errors import UserError
 
 from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
+from datamodules.drawings.framing import Framing, Picture, read_brush, read_images
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.config import Control, Sampling, Start
-from lightning_modules.framing import Framing, Picture, read_brush, read_images
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped, told
 from lightning_modules.process.base import randn
 from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import read_json, read_safetensors
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from remoco.common.errors import UserError
 
 from lightning_modules.process.sampler import OnStep
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.bases.base import Input

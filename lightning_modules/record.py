@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from conditions import Condition
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.bases.base import Grid, VideoBase

@@ -10,8 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor
+
+from remoco.common.errors import UserError
 
 ADAM = ("exp_avg", "exp_avg_sq")
 

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from remoco.common.errors import UserError
 from torch.optim import Optimizer
 
 from lightning_modules.optimizer import Plan, rates_now
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.video_module import VideoModule

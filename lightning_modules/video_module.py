@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,6 +26,7 @@ from lightning_modules.optimizer import Plan, Schedule, check_plan
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight
 
 if TYPE_CHECKING:  # the contract between the rooms; and what `--help` has no need of

@@ -10,6 +10,8 @@ import torch
 import torchmetrics
 from torch import Tensor
 
+from remoco.common.errors import UserError
+
 
 def shown(value: float, decimals: int = 0) -> str:
     """A number for people: six significant digits, and at least so many decimals. What is not 0 never reads as 0.
@@ -125,7 +127,7 @@ class VideoMetric(torchmetrics.Metric):
 def check_video(video: Tensor, name: str = "videos") -> None:
     """Raise ValueError unless uint8 (L, 3, H, W)."""
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3 or video.numel() == 0:
-        raise ValueError(f"{name} must be uint8 (L, 3, H, W), got {video.dtype} {tuple(video.shape)}")
+        raise UserError(f"{name} must be uint8 (L, 3, H, W), got {video.dtype} {tuple(video.shape)}")
 
 
 def evaluate(metrics: list[VideoMetric], clips: Iterable[Clip], note: str = "") -> dict[str, dict[str, Any]]:
@@ -150,7 +152,7 @@ def add_clip(metrics: Iterable[VideoMetric], clip: Clip) -> None:
     """Give a clip to every metric, and count the time of each.
 
     Raises:
-        ValueError: the clip does not fit; the message names it.
+        UserError: the clip does not fit; the message names it.
     """
     for metric in metrics:
         begin = time.perf_counter()
@@ -159,5 +161,5 @@ def add_clip(metrics: Iterable[VideoMetric], clip: Clip) -> None:
             with torch.no_grad():
                 metric.add(clip)
         except ValueError as error:
-            raise ValueError(f"{clip.key}: {metric.name}: {error}") from error
+            raise UserError(f"{clip.key}: {metric.name}: {error}") from error
         metric.seconds += time.perf_counter() - begin

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from metrics.base import Clip, VideoMetric, check_video
 from metrics.features import FeatureNetwork
 from metrics.stand_ins import RandomFrameFeatures
+from remoco.common.errors import UserError
 
 
 class _MeanOverClips(VideoMetric):
@@ -28,11 +29,11 @@ class _MeanOverClips(VideoMetric):
         """Add one clip, (L, 3, H, W) uint8 with L at least 2.
 
         Raises:
-            ValueError: another dtype or shape, or a single frame.
+            UserError: another dtype or shape, or a single frame.
         """
         check_video(video)
         if len(video) < 2:
-            raise ValueError("a clip needs at least 2 frames, got 1")
+            raise UserError("a clip needs at least 2 frames, got 1")
         self.total += self.of(video).to(self.total.device)
         self.clips += 1
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from metrics.base import Clip, VideoMetric, check_video
 from metrics.trajectory import PointTracker
+from remoco.common.errors import UserError
 
 BESIDE = ("standing_still", "own_error", "other_control")  # what the error is read beside
 
@@ -44,7 +45,7 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
         (L, 2) float64 x, y.
 
     Raises:
-        ValueError: the mask is empty.
+        UserError: the mask is empty.
     """
     return _match(video, template, mask)[0]
 
@@ -65,7 +66,7 @@ def match_turned(video: Tensor, template: Tensor, mask: Tensor, turns: Tensor) -
         (L, 2) float64 x, y, in whole pixels.
 
     Raises:
-        ValueError: the mask is empty.
+        UserError: the mask is empty.
     """
     straight, miss = _match(video, template, mask)
     each = [_match(frame[None], *_turned(template, mask, turn)) for frame, turn in zip(video, turns, strict=True)]
@@ -90,7 +91,7 @@ def _turned(template: Tensor, mask: Tensor, turn: Tensor) -> tuple[Tensor, Tenso
 def _match(video: Tensor, template: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """`match_template`, and (L,) the mean squared difference there."""
     if not mask.any():
-        raise ValueError("match_template: the mask is empty, so there is nothing to look for")
+        raise UserError("match_template: the mask is empty, so there is nothing to look for")
     rows, columns = (mask.any(axis).nonzero().flatten() for axis in (1, 0))
     top, left = int(rows[0]), int(columns[0])
     height, width = int(rows[-1]) + 1 - top, int(columns[-1]) + 1 - left
@@ -189,7 +190,7 @@ class ControlError(VideoMetric):
                 (`match_turned`).
 
         Raises:
-            ValueError: shapes do not fit, or a mask is empty.
+            UserError: shapes do not fit, or a mask is empty.
         """
         batch, frames, _, height, width = videos.shape
         expected = {
@@ -202,7 +203,7 @@ class ControlError(VideoMetric):
             expected["turns"], given["turns"] = (batch, frames, 2, 2), turns
         for name, shape in expected.items():
             if tuple(given[name].shape) != shape:
-                raise ValueError(
+                raise UserError(
                     f"{name} is {tuple(given[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
                 )
         turned = [None] * batch if turns is None else turns

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.features import Precision, last_line
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_config, check_model
 from remoco.common.tensor_files import finite
 
@@ -27,7 +28,7 @@ class PointFeatures(nn.Module):
         """Read the weights, once.
 
         Raises:
-            ValueError: they are not this network's.
+            UserError: they are not this network's.
         """
 
 
@@ -48,7 +49,7 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
         (N, 2) float32 x, y; the first in reading order where several are equal.
 
     Raises:
-        ValueError: a feature is not finite.
+        UserError: a feature is not finite.
     """
     points = points.to(first.device)
     dot = first.new_zeros((len(points), height, width), dtype=torch.float64)
@@ -63,7 +64,7 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
     cosine = (dot / (square.sqrt() * own.sqrt()[:, None, None]).clamp_min(1e-12)).flatten(1)
     largest = cosine.amax(1, keepdim=True)
     if not largest.isfinite().all():
-        raise ValueError("features: expected finite values")
+        raise UserError("features: expected finite values")
     places = torch.arange(height * width, device=cosine.device)
     best = torch.where(cosine >= largest - EQUAL, places, height * width).amin(1)
     return torch.stack([best % width, best // width], dim=1).float()
@@ -90,7 +91,7 @@ class RandomPointFeatures(PointFeatures):
         super().__init__()
         size = 15
         if not 0 <= seed < 2**63:
-            raise ValueError(f"{type(self).__name__}.seed is {seed}, expected 0 to 2^63 - 1")
+            raise UserError(f"{type(self).__name__}.seed is {seed}, expected 0 to 2^63 - 1")
         generator = torch.Generator().manual_seed(seed)
         coarse = torch.randn(
             64, 3, 5, 5, generator=generator
@@ -152,15 +153,15 @@ class DIFTFeatures(PointFeatures):
                 options = {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
                 found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-                raise ValueError(
+                raise UserError(
                     f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
                     f"({last_line(error)})"
                 ) from error
         if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= DIFT_BLOCK:
-            raise ValueError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
+            raise UserError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
         tokenizer, text_encoder = found["tokenizer"], found["text_encoder"].eval()
         if tokenizer.model_max_length > MAX_TOKENS:  # a prompt is filled up to it
-            raise ValueError(
+            raise UserError(
                 f"feature network {self.path}: its tokenizer's model_max_length is more than {MAX_TOKENS}, expected 77"
             )
         tokens = tokenizer(
@@ -172,7 +173,7 @@ class DIFTFeatures(PointFeatures):
         self.scheduler = found["scheduler"]
         for name in ("vae", "text_encoder", "unet"):
             if odd := [key for key, value in found[name].state_dict().items() if not finite(value)]:
-                raise ValueError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
+                raise UserError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
         unet = found["unet"].eval().requires_grad_(False)
         unet.up_blocks[DIFT_BLOCK].register_forward_hook(_leave)
         self.unet = unet

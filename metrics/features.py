@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.i3d import InceptionI3d
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_config, check_model
-from remoco.common.tensor_files import BadTensors, finite, read_saved
+from remoco.common.tensor_files import finite, read_saved
 
 INCEPTION_SIZE = 299
 I3D_SIZE = 224
@@ -38,7 +39,7 @@ class FeatureNetwork(nn.Module):
         """Read the weights, once; then `num_features` and `protocol` are known.
 
         Raises:
-            ValueError: the file is not this network's.
+            UserError: the file is not this network's.
         """
 
     def train(self, mode: bool = True) -> "FeatureNetwork":
@@ -53,13 +54,13 @@ class FileFeatures(FeatureNetwork):
         path: the file.
 
     Raises:
-        ValueError: no such file.
+        UserError: no such file.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         if not Path(path).is_file():
-            raise ValueError(f"feature network {path}: no such file")
+            raise UserError(f"feature network {path}: no such file")
         self.path = Path(path)
         self.network: Any = None
 
@@ -106,13 +107,11 @@ class FileFeatures(FeatureNetwork):
             with torch.no_grad():
                 features = self(self.example())
         except Exception as error:  # TorchScript raises whatever the foreign code raises
-            raise ValueError(
+            raise UserError(
                 f"feature network {self.path}: does not work as {self.name} ({last_line(error)})"
             ) from error
         if features.ndim != 2 or features.shape[0] != 1:
-            raise ValueError(
-                f"feature network {self.path}: gives shape {tuple(features.shape)}, expected (1, features)"
-            )
+            raise UserError(f"feature network {self.path}: gives shape {tuple(features.shape)}, expected (1, features)")
         return features.shape[1]
 
 
@@ -120,12 +119,12 @@ def load_torchscript(path: str | Path) -> torch.jit.ScriptModule:
     """A TorchScript network on the CPU.
 
     Raises:
-        ValueError: not a TorchScript archive.
+        UserError: not a TorchScript archive.
     """
     try:
         return torch.jit.load(str(path), map_location="cpu")
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"feature network {path}: not a readable TorchScript file") from error
+        raise UserError(f"feature network {path}: not a readable TorchScript file") from error
 
 
 def describe_file(path: str | Path) -> str:
@@ -143,7 +142,7 @@ class I3DFeatures(FileFeatures):
         path: the TorchScript file; it takes (B, 3, L, H, W).
 
     Raises:
-        ValueError: no such file; in `load`: not TorchScript, or not called like this network.
+        UserError: no such file; in `load`: not TorchScript, or not called like this network.
     """
 
     name = "i3d_styleganv"
@@ -170,7 +169,7 @@ class I3DLogits(FileFeatures):
         path: the state dict of the I3D network (tensors alone; a file that would have to be unpickled is refused).
 
     Raises:
-        ValueError: no such file; in `load`: not a state dict, or another network's.
+        UserError: no such file; in `load`: not a state dict, or another network's.
     """
 
     name = "i3d_disco"
@@ -179,17 +178,17 @@ class I3DLogits(FileFeatures):
         """The network, from its file."""
         try:
             state = read_saved(self.path)
-        except (OSError, BadTensors) as error:
-            raise ValueError(f"feature network {self.path}: not a readable file of tensors ({error})") from error
+        except (OSError, UserError) as error:
+            raise UserError(f"feature network {self.path}: not a readable file of tensors ({error})") from error
         with torch.device("meta"):  # first weights of its own would move the global generator
             network = InceptionI3d()
         network.to_empty(device="cpu")
         try:
             network.load_state_dict(state)
         except (RuntimeError, TypeError, AttributeError) as error:
-            raise ValueError(f"feature network {self.path}: not the weights of an I3D with 400 classes") from error
+            raise UserError(f"feature network {self.path}: not the weights of an I3D with 400 classes") from error
         if odd := [name for name, value in network.state_dict().items() if not finite(value)]:
-            raise ValueError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
+            raise UserError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
         return network
 
     def example(self) -> Tensor:
@@ -230,7 +229,7 @@ class InceptionFeatures(FileFeatures):
         path: TorchScript file; it returns (N, D).
 
     Raises:
-        ValueError: no such file; in `load`: not TorchScript, or not called like this network.
+        UserError: no such file; in `load`: not TorchScript, or not called like this network.
     """
 
     name = "inception"
@@ -300,13 +299,13 @@ class CLIPFeatures(FeatureNetwork):
             )
             self.processor = CLIPImageProcessorPil.from_pretrained(self.path, revision=self.revision)
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ValueError(
+            raise UserError(
                 f"feature network {self.path}: not a CLIP in the transformers layout ({last_line(error)})"
             ) from error
         if missing := sorted(found["missing_keys"]):  # the library draws them at random
-            raise ValueError(f"feature network {self.path}: not a CLIP, its file has no {missing[0]}")
+            raise UserError(f"feature network {self.path}: not a CLIP, its file has no {missing[0]}")
         if odd := [name for name, value in network.state_dict().items() if not finite(value)]:
-            raise ValueError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
+            raise UserError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")
         self.network = network.eval().requires_grad_(False)
         self.num_features = network.config.projection_dim
         size, patch = network.config.image_size, network.config.patch_size

@@ -9,6 +9,7 @@ from torchmetrics.utilities import rank_zero_warn
 from metrics.base import Clip, VideoMetric, check_video
 from metrics.features import FeatureNetwork
 from metrics.stand_ins import RandomFrameFeatures, RandomVideoFeatures
+from remoco.common.errors import UserError
 
 PUBLISHED_CLIPS = 1000  # the published tables use this many; fewer give a biased, larger distance
 
@@ -56,7 +57,7 @@ class FrechetDistance(VideoMetric):
     def __init__(self, feature: FeatureNetwork, reference: str = "raw", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not isinstance(feature, nn.Module) or not hasattr(feature, "name"):
-            raise ValueError(f"feature must be a FeatureNetwork, got {type(feature).__name__}")
+            raise UserError(f"feature must be a FeatureNetwork, got {type(feature).__name__}")
         self.feature = feature
         self.name = f"{self.label.lower()}_{feature.name}"
         self.reference = reference
@@ -84,7 +85,7 @@ class FrechetDistance(VideoMetric):
         self.feature.load()
         size = getattr(self.feature, "num_features", None)
         if not isinstance(size, int):
-            raise ValueError(f"feature must have an int `num_features`, got {size!r}")
+            raise UserError(f"feature must have an int `num_features`, got {size!r}")
         for side in ("real", "fake"):
             self.add_state(f"{side}_n", torch.tensor(0, dtype=torch.int64), dist_reduce_fx="sum")
             self.add_state(f"{side}_sum", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
@@ -103,18 +104,18 @@ class FrechetDistance(VideoMetric):
             real: whether these are reference clips or generated ones.
 
         Raises:
-            ValueError: another dtype, shape or number of frames.
+            UserError: another dtype, shape or number of frames.
         """
         if videos.dtype != torch.uint8 or videos.ndim != 5 or videos.shape[2] != 3:
-            raise ValueError(f"videos must be uint8 (B, L, 3, H, W), got {videos.dtype} {tuple(videos.shape)}")
+            raise UserError(f"videos must be uint8 (B, L, 3, H, W), got {videos.dtype} {tuple(videos.shape)}")
         if self.frames not in (None, videos.shape[1]):
-            raise ValueError(f"videos must all have {self.frames} frames, got {videos.shape[1]}")
+            raise UserError(f"videos must all have {self.frames} frames, got {videos.shape[1]}")
         self.load()
         self.frames = videos.shape[1]
         with torch.no_grad():
             features = self.features(videos).double()
         if features.ndim != 2 or features.shape[1] != self.feature.num_features:
-            raise ValueError(f"feature gave {tuple(features.shape)} for {videos.shape[0]} clips, not (B, num_features)")
+            raise UserError(f"feature gave {tuple(features.shape)} for {videos.shape[0]} clips, not (B, num_features)")
         side = "real" if real else "fake"
         setattr(self, f"{side}_n", getattr(self, f"{side}_n") + features.shape[0])
         setattr(self, f"{side}_sum", getattr(self, f"{side}_sum") + features.sum(0))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metrics.features import FeatureNetwork
+from remoco.common.errors import UserError
 
 
 class _RandomFeatures(FeatureNetwork):
@@ -22,7 +23,7 @@ class _RandomFeatures(FeatureNetwork):
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         if not 0 <= seed < 2**63:
-            raise ValueError(f"{type(self).__name__}.seed is {seed}, expected 0 to 2^63 - 1")
+            raise UserError(f"{type(self).__name__}.seed is {seed}, expected 0 to 2^63 - 1")
         generator = torch.Generator().manual_seed(seed)
         first, second = (_random_conv(self.convolution, *size, generator) for size in ((3, 16), (16, 32)))
         self.layers = nn.Sequential(first, nn.SiLU(), second, nn.SiLU())

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from metrics.base import Clip, VideoMetric, check_video
 from metrics.correspondence import PointFeatures, RandomPointFeatures, match
+from remoco.common.errors import UserError
 
 BLOCK = 8  # pixels around each start that the tracker is asked for (released evaluation)
 
@@ -26,13 +27,13 @@ def start_pixels(starts: Tensor, height: int, width: int) -> Tensor:
     """(N, 2) int64: the pixel that each start (N, 2) x, y lies on, rounded down as a drawing's regions are.
 
     Raises:
-        ValueError: a start outside the frame.
+        UserError: a start outside the frame.
     """
     pixels = starts.floor().long() if starts.is_floating_point() else starts.long()
     inside = (pixels >= 0) & (pixels < pixels.new_tensor([width, height]))
     if not inside.all():
         x, y = starts[~inside.all(1)][0].tolist()
-        raise ValueError(f"start ({x:g}, {y:g}) lies outside the frame of {height} x {width}")
+        raise UserError(f"start ({x:g}, {y:g}) lies outside the frame of {height} x {width}")
     return pixels
 
 
@@ -52,7 +53,7 @@ def track_queries(starts: Tensor, height: int, width: int) -> tuple[Tensor, Tens
         (M, 3) float32 queries frame, x, y, and (N,) int64 index of each start among them.
 
     Raises:
-        ValueError: a start outside the frame.
+        UserError: a start outside the frame.
     """
     queries: list[tuple[float, float, float]] = []
     centres: list[int] = []
@@ -100,16 +101,16 @@ class MeanTrackDistance(VideoMetric):
             target: (N, L-1, 2) x, y of the drawn tracks, PCHIP through their key points.
 
         Raises:
-            ValueError: the shapes differ, there is no track, or a coordinate is not finite.
+            UserError: the shapes differ, there is no track, or a coordinate is not finite.
         """
         if tracks.shape != target.shape or tracks.ndim != 3 or tracks.shape[2] != 2 or tracks.numel() == 0:
-            raise ValueError(
+            raise UserError(
                 f"tracks {tuple(tracks.shape)} and target {tuple(target.shape)}: expected the same (N, L-1, 2), "
                 "N and L-1 at least 1"
             )
         distance = torch.linalg.vector_norm(tracks.double() - target.double(), dim=-1)
         if not distance.isfinite().all():
-            raise ValueError("tracks: expected finite coordinates")
+            raise UserError("tracks: expected finite coordinates")
         self.total += distance.mean()
         self.point_total += distance.sum()
         self.points += distance.numel()
@@ -123,7 +124,7 @@ class MeanTrackDistance(VideoMetric):
         """Judge one clip."""
         check_video(clip.video)
         if clip.tracks.shape[1] != len(clip.video):
-            raise ValueError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
+            raise UserError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
         # a track of a rescaled benchmark starts between pixels: rounding its start would be an error of its own
         found = self.find(clip.video, clip.tracks[:, 0])
         self.update(found.to(self.total.device), clip.tracks[:, 1:].to(self.total.device))

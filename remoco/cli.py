@@ -15,8 +15,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from datamodules.errors import BadInput, BadShards, UsageError, one_line
 from remoco import flags
+from remoco.common.errors import UserError, one_line
 
 
 class Command(NamedTuple):
@@ -29,7 +29,7 @@ class Command(NamedTuple):
 COMMANDS: dict[str, Command | dict[str, Command]] = {
     "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
     "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
-    "latents": Command("datamodules.prepare.command:latents", "Copy shards with the frozen networks' work cached."),
+    "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
     "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
@@ -47,7 +47,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
-    "export-base": Command("remoco.base:export_base", "Write a trained base as the diffusers folders of an SVD."),
+    "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
 }
 
@@ -74,20 +74,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except Exception as error:
-        if not _is_mistake(error):
-            raise
-        text = str(error) if isinstance(error, (BadInput, BadShards, UsageError)) else one_line(error)
+    except (UserError, OSError) as error:  # an OSError: a file that is not there or not writable
+        text = one_line(error)
         if isinstance(error, OSError) and error.filename and error.strerror:
             text = f"{os.fsdecode(error.filename)}: {error.strerror}"
-        print(f"{name}: error: {' '.join(text.removeprefix('MisconfigurationException: ').split())}", file=sys.stderr)
+        print(f"{name}: error: {text}", file=sys.stderr)
         return 2
-
-
-def _is_mistake(error: Exception) -> bool:
-    """Whether the user can mend it: what our code raises for that, and files that are not there or not writable."""
-    lightnings = getattr(sys.modules.get("lightning.pytorch.utilities.exceptions"), "MisconfigurationException", ())
-    return isinstance(error, (BadInput, BadShards, UsageError, OSError)) or isinstance(error, lightnings)
 
 
 def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:

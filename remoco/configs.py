@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from yaml.constructor import SafeConstructor
 
-from datamodules.errors import UsageError
+from remoco.common.errors import UserError
 from remoco.common.json_files import read_regular
 
 FLAGS = ("--config", "-c")
@@ -27,7 +27,7 @@ def resolved(arguments: list[str]) -> list[str]:
     """The command line with the paths of its configs as they are found, each checked.
 
     Raises:
-        UsageError: a config that is no YAML of a sane size.
+        UserError: a config that is no YAML of a sane size.
     """
     found = list(arguments)
     for place, word in enumerate(arguments):
@@ -41,7 +41,7 @@ def resolved(arguments: list[str]) -> list[str]:
 
 def _found(name: str) -> str:
     if len(name) > LONGEST_PATH:
-        raise UsageError(f"--config {name[:80]}...: no such file")
+        raise UserError(f"--config {name[:80]}...: no such file")
     path = Path(name)
     if not path.exists() and path.parts[:1] == ("configs",) and ".." not in path.parts:
         path = packaged(Path(*path.parts[1:])) or path
@@ -84,44 +84,44 @@ def load(path: Path, option: str = "--config") -> Any:
         option: What errors call it.
 
     Raises:
-        UsageError: It is none; the line names the file, and the key or the line in it.
+        UserError: It is none; the line names the file, and the key or the line in it.
     """
     try:
         node = yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader)
         values = _values(node, "", {})
         if values > MAX_VALUES:
-            raise ValueError(f"its aliases stand for {values} values, more than {MAX_VALUES}")
+            raise UserError(f"its aliases stand for {values} values, more than {MAX_VALUES}")
         return None if node is None else SafeConstructor().construct_document(node)
     except RecursionError:
-        raise UsageError(f"{option} {path}: nested too deeply, or an alias holds itself") from None
+        raise UserError(f"{option} {path}: nested too deeply, or an alias holds itself") from None
     except UnicodeDecodeError:
-        raise UsageError(f"{option} {path}: expected a YAML, got no text in UTF-8") from None
+        raise UserError(f"{option} {path}: expected a YAML, got no text in UTF-8") from None
     except (ValueError, yaml.YAMLError) as error:
-        raise UsageError(f"{option} {path}: {' '.join(str(error).split())}") from None
+        raise UserError(f"{option} {path}: {' '.join(str(error).split())}") from None
     except OSError as error:
-        raise UsageError(f"{option} {path}: {error.strerror}") from None
+        raise UserError(f"{option} {path}: {error.strerror}") from None
 
 
 def _values(node: yaml.Node | None, name: str, known: dict[int, int]) -> int:
     """How many values a node stands for, its aliases written out.
 
     Raises:
-        ValueError: What no configuration has: a tag, a zero byte, a key twice, a class that is no name, arguments that
+        UserError: What no configuration has: a tag, a zero byte, a key twice, a class that is no name, arguments that
             have none.
     """
     if node is None:
         return 1
     if node.tag.removeprefix(YAML_TAG) not in TAGS:
         tag = node.tag.replace(YAML_TAG, "!!")[:80]
-        raise ValueError(f"{_at(node, name)}: the tag {tag}: expected plain YAML, which has no tags")
+        raise UserError(f"{_at(node, name)}: the tag {tag}: expected plain YAML, which has no tags")
     if isinstance(node, yaml.ScalarNode):
         if "\0" in node.value:  # no path and no name may have one
-            raise ValueError(f"{_at(node, name)}: {node.value[:80]!r} holds a zero byte")
+            raise UserError(f"{_at(node, name)}: {node.value[:80]!r} holds a zero byte")
         try:
             if node.tag.removeprefix(YAML_TAG) in ("int", "float", "timestamp"):
                 SafeConstructor().construct_document(node)
         except ValueError:  # a date or an integer that Python has no room for
-            raise ValueError(f"{_at(node, name)}: not a value: {node.value[:40]}") from None
+            raise UserError(f"{_at(node, name)}: not a value: {node.value[:40]}") from None
         return 1
     if id(node) in known:
         return known[id(node)]
@@ -132,10 +132,10 @@ def _values(node: yaml.Node | None, name: str, known: dict[int, int]) -> int:
         keys: set[tuple[str, str]] = set()
         for key, below in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise ValueError(f"{_at(key, name)}: expected a name as key, got a list or a mapping")
+                raise UserError(f"{_at(key, name)}: expected a name as key, got a list or a mapping")
             inner = f"{name}.{key.value[:80]}".lstrip(".")
             if (key.tag, key.value) in keys:
-                raise ValueError(f"{_at(key, inner)}: is there twice in one mapping")
+                raise UserError(f"{_at(key, inner)}: is there twice in one mapping")
             keys.add((key.tag, key.value))
             _check_class(key.value, below, inner)
             count += _values(key, inner, known) + _values(below, inner, known)
@@ -145,9 +145,9 @@ def _values(node: yaml.Node | None, name: str, known: dict[int, int]) -> int:
 
 def _check_class(key: str, node: yaml.Node, name: str) -> None:
     if key == "class_path" and node.tag != YAML_TAG + "str":
-        raise ValueError(f"{_at(node, name)}: expected the name of a class, as package.Class")
+        raise UserError(f"{_at(node, name)}: expected the name of a class, as package.Class")
     if key in ("init_args", "dict_kwargs") and not isinstance(node, yaml.MappingNode):
-        raise ValueError(f"{_at(node, name)}: expected a mapping of names to values")
+        raise UserError(f"{_at(node, name)}: expected a mapping of names to values")
 
 
 def _at(node: yaml.Node, name: str) -> str:

@@ -13,9 +13,9 @@ from safetensors.torch import save
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
 from datamodules.bench import STEP
-from datamodules.inputs import Inputs, write_inputs
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.drawings.drawing import Drawing, write_drawing
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 from datamodules.storage import check_writable, write_atomic
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded
@@ -94,7 +94,7 @@ def demo(
     }
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_inputs(folder / "inputs", Inputs(panels["first frame"], [stroke], brush))
+    write_drawing(folder / "inputs", Drawing(panels["first frame"], [stroke], brush))
     write_mp4(folder / "clip.mp4", clip, 8.0)
     write_mp4(folder / "strip.mp4", strip(panels, f"{made.caption}, scene {scene}"), 8.0)
     found = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])

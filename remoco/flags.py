@@ -34,6 +34,21 @@ class Parser(Hinting):
         sys.exit(2)
 
 
+class Unparsed(Exception):
+    """What a parser does not take, in one line. Whoever parses makes it a UserError.
+
+    It is none itself: among the types that a value may have, jsonargparse takes a ValueError for "not of this type".
+    """
+
+
+class Raising(Hinting):
+    """A parser that raises Unparsed instead of leaving the program."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """As Unparsed."""
+        raise Unparsed(self.hinted(cause(message)))
+
+
 def cause(message: Any) -> str:
     """One line of a parser's message: jsonargparse adds the members of a Union and the whole value."""
     line = " ".join(str(message).split())

@@ -17,10 +17,10 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.backdrop import Backdrop
 from datamodules.bench import STEP, fitting_size
+from datamodules.drawings.backdrop import Backdrop
+from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
 from datamodules.files import MAX_SIDE
-from datamodules.inputs import Inputs, find_inputs, read_inputs
 from datamodules.pictures import WHITE, colour_of
 from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
@@ -48,7 +48,7 @@ class Job:
     """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint."""
 
     name: str
-    read: Callable[[], tuple[Inputs, SceneMotion]]
+    read: Callable[[], tuple[Drawing, SceneMotion]]
     video: Path
     strip: Path
     fingerprint: str
@@ -137,6 +137,8 @@ def generate(
     backdrop, follow = flags_backdrop(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
     behind = colour_of(background, "--background")
     scene_motion(backdrop, follow, background=behind)  # what is wrong with its files is said once
+    if Path(image).is_dir() and tracker != "dis":
+        follow()  # so is what is wrong with the tracker
     read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
@@ -182,7 +184,7 @@ def generate(
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
             except ValueError as error:
-                raise UserError(f"{job.name}: {one_line(error).removeprefix('ValueError: ')}") from error
+                raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
@@ -208,7 +210,7 @@ def _check_numbers(options: dict[str, Any]) -> None:
 
 def clip(
     pipe: MotionControlPipeline,
-    inputs: Inputs,
+    inputs: Drawing,
     motion: SceneMotion,
     seed: int,
     options: dict[str, Any],
@@ -256,9 +258,9 @@ def _read(
     backdrop: Backdrop | None,
     tracker: Callable[[], Tracker],
     background: tuple[int, int, int],
-) -> tuple[Inputs, SceneMotion]:
-    """Inputs and how their scene moves: as the flags say, or where they are silent as the inputs do."""
-    inputs = read_inputs(source, tracks, brush, background)
+) -> tuple[Drawing, SceneMotion]:
+    """A drawing and how its scene moves: as the flags say, or where they are silent as the drawing does."""
+    inputs = read_drawing(source, tracks, brush, background)
     inputs.backdrop = backdrop or inputs.backdrop
     return inputs, scene_motion(inputs.backdrop, tracker, inputs.size, background)
 
@@ -268,7 +270,7 @@ def _jobs(
     tracks: str | None,
     brush: str | None,
     out: str | None,
-    read: Callable[..., tuple[Inputs, SceneMotion]],
+    read: Callable[..., tuple[Drawing, SceneMotion]],
 ) -> tuple[list[Job], Path | None, int]:
     """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
     source = Path(image)
@@ -283,7 +285,7 @@ def _jobs(
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
             raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
-    found = find_inputs(source)
+    found = find_drawings(source)
     if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
         one = partial(read, source)
         return [_single(source.name, one, Path(out), one()[0])], None, 0
@@ -305,7 +307,7 @@ def _jobs(
     return jobs, folder, left_out
 
 
-def _single(name: str, read: Callable[[], tuple[Inputs, SceneMotion]], path: Path, inputs: Inputs) -> Job:
+def _single(name: str, read: Callable[[], tuple[Drawing, SceneMotion]], path: Path, inputs: Drawing) -> Job:
     return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint())
 
 

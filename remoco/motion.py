@@ -15,14 +15,14 @@ from torch import Tensor
 from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
 from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.backdrop import PRESETS, Backdrop, label
-from datamodules.errors import BadClip, BadInput, UsageError
+from datamodules.drawings.backdrop import PRESETS, Backdrop, label
+from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.poses import read_poses
 from datamodules.files import Source, read_depth
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
-from datamodules.poses import read_poses
 from datamodules.prepare.clips import read_clip
 from datamodules.trackers import Tracker
+from remoco.common.errors import BadClip, UserError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SceneMotion:
 
     Attributes:
         preset: names of PRESETS -> amount, as `conditions.camera.preset_camera` takes them.
-        poses: intrinsics and poses of `datamodules.poses.read_poses`, with `depth`.
+        poses: intrinsics and poses of `datamodules.drawings.poses.read_poses`, with `depth`.
         depth: (H, W) of the image, in the unit of the poses.
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
@@ -60,7 +60,7 @@ class SceneMotion:
         return Camera(intrinsics, self.poses[1][chosen])
 
     def control(
-        self, condition: Condition, inputs: Inputs, frames: int, fps: float, seed: int
+        self, condition: Condition, inputs: Drawing, frames: int, fps: float, seed: int
     ) -> tuple[Tensor, Callable[[], float]]:
         """The control (L, 3, H, W) for inputs of the frame's size, and what gives the motion bucket of what is drawn.
 
@@ -72,7 +72,7 @@ class SceneMotion:
             seed: draws the regions.
 
         Raises:
-            ValueError: something does not fit; one line.
+            UserError: something does not fit; one line.
         """
         height, width = inputs.size
         masks = inputs.masks()
@@ -115,12 +115,12 @@ def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def first_frames(
     source: Source, frames: int, fps: float, height: int, width: int, background: tuple[int, int, int] = WHITE
 ) -> np.ndarray:
-    """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; or BadInput."""
+    """(L, 3, H, W) uint8 of a driving video from its start, scaled and cropped to the frame; or UserError."""
     try:
         video = io.BytesIO(source) if isinstance(source, bytes) else source
         return read_clip(video, 0.0, frames, fps, height, width, background).frames
     except (BadClip, OSError) as error:
-        raise BadInput(f"{label(source, 'driving')}: {error}") from error
+        raise UserError(f"{label(source, 'driving')}: {error}") from error
 
 
 def scene_motion(
@@ -138,7 +138,7 @@ def scene_motion(
         background: R, G, B of what transparent parts of a driving video show.
 
     Raises:
-        BadInput: a file cannot be used.
+        UserError: a file cannot be used.
     """
     if backdrop is None:
         return SceneMotion()
@@ -148,7 +148,7 @@ def scene_motion(
     if backdrop.poses is not None and backdrop.depth is not None:
         depth, name = read_depth(backdrop.depth, label(backdrop.depth, "depth")), label(backdrop.depth, "depth")
         if size is not None and depth.shape != size:
-            raise BadInput(f"{name}: {depth.shape[0]} x {depth.shape[1]}, expected the size of the image, "
+            raise UserError(f"{name}: {depth.shape[0]} x {depth.shape[1]}, expected the size of the image, "
                            f"{size[0]} x {size[1]}")  # fmt: skip
         return SceneMotion(poses=read_poses(backdrop.poses, label(backdrop.poses, "poses")), depth=depth)
     return SceneMotion(backdrop.presets)
@@ -158,16 +158,16 @@ def flags_backdrop(camera: str | None, poses: str | None, depth: str | None, dri
     """What a command's flags ask for; None where they ask for nothing.
 
     Raises:
-        UsageError: flags that exclude each other, or a preset that is none.
+        UserError: flags that exclude each other, or a preset that is none.
     """
     given = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
     if len(given) > 1:
-        raise UsageError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
+        raise UserError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
     if (poses is None) != (depth is None):
-        raise UsageError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
+        raise UserError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
     for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
         if value is not None and not Path(value).is_file():
-            raise UsageError(f"{name} {value}: no such file")
+            raise UserError(f"{name} {value}: no such file")
     if not given:
         return None
     files = [None if value is None else Path(value) for value in (poses, depth, driving)]
@@ -180,15 +180,15 @@ def _presets(text: str) -> dict[str, float]:
     for part in text.split(","):
         name, colon, value = part.strip().partition(":")
         if name not in PRESETS or not colon or name in found:
-            raise UsageError(
+            raise UserError(
                 f"--camera {text}: {part!r}: expected {', '.join(f'{p}:NUMBER' for p in PRESETS)}, each once"
             )
         try:
             found[name] = float(value)
         except ValueError:
-            raise UsageError(f"--camera {text}: {name}: expected a number, got {value!r}") from None
+            raise UserError(f"--camera {text}: {name}: expected a number, got {value!r}") from None
     try:
         preset_camera(2, 64, 64, **found)
     except ValueError as error:
-        raise UsageError(f"--camera {text}: {error}") from None
+        raise UserError(f"--camera {text}: {error}") from None
     return found

@@ -42,7 +42,7 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
     Args:
         source: released .pt or .safetensors file; nothing in it is executed.
         folder: gets adapter.safetensors.
-        base: also write unet/, and vae/ and image_encoder/ where the file has them, for the path of lightning_modules.bases.SVD.
+        base: also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
         head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
     """
     released = load_released(source, head_channels)

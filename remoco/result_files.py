@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from datamodules.errors import UsageError, readable
 from datamodules.storage import read_object
+from remoco.common.errors import UserError, readable
 
 LARGEST = 1e30  # no metric's; sums and squares of smaller ones are finite
 LONGEST = 10_000  # characters of a protocol; of a name a fiftieth
@@ -37,7 +37,7 @@ def read_part(path: Path, problems: list[str]) -> dict[str, Any]:
         return {}
     try:
         return read_object(path)
-    except UsageError as error:
+    except UserError as error:
         problems.append(readable(str(error)))
         return {}
 

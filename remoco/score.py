@@ -6,12 +6,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from datamodules import scoring
-from datamodules.errors import UsageError
+from datamodules.bench import scoring
 from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco import configs
+from remoco.common.errors import UserError
 from remoco.devices import usable_device
 from remoco.flags import cause
 
@@ -40,9 +40,9 @@ def score(
         device: where the networks run; the GPU when there is one.
     """
     if (bench is None) == (reference is None):
-        raise UsageError("--bench, --reference: give exactly one of them")
+        raise UserError("--bench, --reference: give exactly one of them")
     if frames < 2:
-        raise UsageError(f"--frames is {frames}, expected at least 2")
+        raise UserError(f"--frames is {frames}, expected at least 2")
     place = usable_device(device)
     if json is not None:
         check_writable(json, "--json")
@@ -66,20 +66,20 @@ def read_metrics(path: str) -> list[VideoMetric]:
     """The metrics of a YAML file: a list of `class_path` with `init_args`.
 
     Raises:
-        UsageError: no such file, or an entry that makes no metric.
+        UserError: no such file, or an entry that makes no metric.
     """
     if not Path(path).exists():
-        raise UsageError(f"--metrics {path}: no such file")
+        raise UserError(f"--metrics {path}: no such file")
     entries = configs.load(Path(path), "--metrics")
     if not isinstance(entries, list) or not entries:
         wrong = "empty, " if not entries else ""
-        raise UsageError(f"--metrics {path}: {wrong}expected a list of metrics, as configs/eval/metrics.yaml")
+        raise UserError(f"--metrics {path}: {wrong}expected a list of metrics, as configs/eval/metrics.yaml")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--metrics", type=list[VideoMetric])
     try:
         return parser.instantiate_classes(parser.parse_object({"metrics": entries})).metrics
     except Exception as error:  # jsonargparse and a metric's own checks
-        raise UsageError(f"--metrics {path}: {cause(error)}") from error
+        raise UserError(f"--metrics {path}: {cause(error)}") from error
 
 
 def sprite_bench(
@@ -95,11 +95,11 @@ def sprite_bench(
         frames: of the true clips.
         seed: of the scenes.
     """
-    from datamodules.sprite_bench import TRUE_CLIPS, write_sprite_bench
+    from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 
     if pairs < 1:
-        raise UsageError(f"--pairs is {pairs}, expected at least 1")
+        raise UserError(f"--pairs is {pairs}, expected at least 1")
     if seed < 0:
-        raise UsageError(f"--seed is {seed}, expected at least 0")
+        raise UserError(f"--seed is {seed}, expected at least 0")
     write_sprite_bench(root, pairs, height, width, frames, seed)
     print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")

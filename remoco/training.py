@@ -28,8 +28,7 @@ from lightning_modules.record import check_size
 from lightning_modules.video_module import VideoModule
 from remoco import configs
 from remoco.common.errors import DISK_ERRORS, UserError, one_line
-from remoco.flags import cause
-from remoco.near import Hinting
+from remoco.flags import Raising, Unparsed, cause
 from remoco.run_name import NAME, base_name, run_name
 from remoco.slurm import slurm_without_srun
 
@@ -73,12 +72,12 @@ class Quiet(logging.Filter):
         return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
 
 
-class Parser(Hinting, LightningArgumentParser):
-    """Raises a mistake, in place of leaving the program: the parsers around it add where it is."""
+class Parser(Raising, LightningArgumentParser):
+    """LightningCLI's, with errors of ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As UserError."""
-        raise UserError(self.hinted(cause(_with_config(message))))
+        """With what to give."""
+        super().error(_with_config(message), ex)
 
 
 class CLI(LightningCLI):
@@ -86,13 +85,16 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
-        super().__init__(
-            args=args,
-            parser_class=Parser,
-            save_config_callback=SaveRunConfig,
-            parser_kwargs={"prog": "python -m lightning"},
-            save_config_kwargs={"overwrite": True},
-        )
+        try:
+            super().__init__(
+                args=args,
+                parser_class=Parser,
+                save_config_callback=SaveRunConfig,
+                parser_kwargs={"prog": "python -m lightning"},
+                save_config_kwargs={"overwrite": True},
+            )
+        except (Unparsed, MisconfigurationException) as error:  # jsonargparse's and Lightning's
+            raise UserError(str(error)) from error
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # static there
         """The one that is asked for, where one is: the parser of each takes a tenth of a second."""
@@ -177,7 +179,7 @@ class CLI(LightningCLI):
             # set on the trainer, so that a module's setup can refuse the checkpoint before it loads weights
             try:
                 trainer.ckpt_path = resolve_checkpoint(trainer, kwargs.get("ckpt_path"))
-            except MisconfigurationException as error:
+            except UserError as error:
                 hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
                 raise UserError(f"{error}{hint if subcommand == 'fit' else ''}") from None
             kwargs["ckpt_path"] = None
@@ -214,7 +216,7 @@ def refused(args: list[str]) -> str | None:
         shape = getattr(built.datamodule, "shape", None)
         if shape is not None and isinstance(built.model, VideoModule):
             check_size(built.model.base.grid, built.model.condition, shape.height, shape.width, shape.frames)
-    except (MisconfigurationException, UserError, UserError, OSError) as error:
+    except (UserError, OSError) as error:
         return cause(error)
     return None
 
@@ -231,7 +233,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         args = configs.resolved(args)
         CLI(args)
-    except (MisconfigurationException, UserError, UserError) as error:
+    except UserError as error:
         keys = re.findall(r'Parser key "([^"]*)":', str(error))
         file = configs.holding(args, keys) if keys else None
         complain(f"{file}: {error}" if file else error)

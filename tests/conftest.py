@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-REPO = Path(__file__).resolve().parents[1]
+from tests.support.places import REPO
+from tests.support.sprites import SPRITES
 
 
 def pytest_collection_modifyitems(items):
@@ -58,6 +59,3 @@ def sprites(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("sprites")
     SpritesDataModule(root=str(root), **SPRITES).prepare_data()
     return root
-
-
-SPRITES = dict(clips=6, val_clips=3, frames=4, height=64, width=64)

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 from datamodules.colour import notes_of
-from datamodules.errors import BadClip
 from datamodules.pictures import WHITE
 from datamodules.prepare.decode import Source, pictures_from, reason
 from datamodules.prepare.picture import Picture, upright
+from remoco.common.errors import BadClip
 
 # which pictures make a clip, and how they are turned and scaled: part of a set's record
 RULE = "nearest-1"

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from datamodules.errors import UsageError, one_line
 from datamodules.prepare import pool
+from remoco.common.errors import UserError, one_line
 
 IN_FLIGHT = 2  # tasks per CPU of the cluster: one that runs and one that waits
 
@@ -31,7 +31,7 @@ def run(
         gpus: GPUs that a task needs.
 
     Raises:
-        UsageError: Ray is not installed, the cluster is not reached, or a node cannot run the task.
+        UserError: Ray is not installed, the cluster is not reached, or a node cannot run the task.
     """
     with connected(address, workers) as ray:
         yield from _run(ray, function, tasks, gpus)
@@ -46,7 +46,7 @@ def connected(address: str, workers: int) -> Iterator[Any]:
         workers: CPUs of a cluster started here.
 
     Raises:
-        UsageError: Ray is not installed, or the cluster is not reached.
+        UserError: Ray is not installed, or the cluster is not reached.
     """
     ray = _ray(address)
     started = not ray.is_initialized()
@@ -93,7 +93,7 @@ def _ray(address: str) -> Any:
     try:
         import ray
     except ImportError:
-        raise UsageError("--ray needs Ray: pip install -e '.[ray]' -c constraints.txt") from None
+        raise UserError("--ray needs Ray: pip install -e '.[ray]' -c constraints.txt") from None
     return ray
 
 
@@ -102,17 +102,17 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     try:
         _reach(address)
     except (OSError, ValueError) as error:
-        raise UsageError(f"--ray {address}: no cluster there: {one_line(error)}") from error
+        raise UserError(f"--ray {address}: no cluster there: {one_line(error)}") from error
     try:
         environment = {"worker_process_setup_hook": _ours_first()}
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **options)
     except (OSError, RuntimeError, ValueError) as error:
         # since Ray 2.60 `ray start` asks for a token where one lies in ~/.ray, and HOST:PORT does not send it unasked
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token: RAY_AUTH_MODE=token)"
-        raise UsageError(f"--ray {address}: no cluster there{hint}: {one_line(error)}") from error
+        raise UserError(f"--ray {address}: no cluster there{hint}: {one_line(error)}") from error
     if address == "local" and not ray.util.get_node_ip_address().startswith("127."):
         ray.shutdown()
-        raise UsageError(
+        raise UserError(
             "--ray local: Ray would listen to other machines; "
             "expected RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in the environment"
         )
@@ -146,7 +146,7 @@ def _result(ray: Any, reference: Any) -> Any:
         return ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         reason = (str(error).strip().splitlines() or ["?"])[-1]
-        raise UsageError(f"--ray: a node cannot run the task, is this package installed there? {reason}") from error
+        raise UserError(f"--ray: a node cannot run the task, is this package installed there? {reason}") from error
     except ray.exceptions.RayError:
         return pool.Died(None)
 

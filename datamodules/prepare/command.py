@@ -1,4 +1,4 @@
-"""The commands `remoco prepare`, `remoco verify` and `remoco latents`."""
+"""The commands `remoco prepare` and `remoco verify`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules import flow_codec
-from datamodules.errors import UsageError
 from datamodules.pictures import colour_of
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
-from datamodules.remote import Remote, is_remote
+from datamodules.shards import flow_codec
+from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
+from remoco.common.errors import UserError
 
 _DOT = DotOptions()
 SIZE_FACTOR = 64  # of the networks: 8 by the VAE, and three halvings in the UNet; training refuses other sizes
@@ -96,9 +96,9 @@ def prepare(
     version = make_tracker(tracker, dot).version
     store = Remote(shards) if is_remote(shards) else None
     if store is not None and work is None:
-        raise UsageError(f"--work is missing, expected a local folder for the state of the work on {shards}")
+        raise UserError(f"--work is missing, expected a local folder for the state of the work on {shards}")
     if store is None and work is not None:
-        raise UsageError(f"--work {work}: only for shards at a URL, {shards} is a folder")
+        raise UserError(f"--work {work}: only for shards at a URL, {shards} is a folder")
     found, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
     with folder.alone(target):
         job = Job(target, found, settings, version, retry, timeout, video_timeout, store)
@@ -120,7 +120,7 @@ def _runner(ray: str | None, workers: int, gpus: int) -> Callable:
 def _check(settings: Settings, workers: int, timeout: float, video_timeout: float) -> None:
     def require(good: bool, name: str, value: Any, expected: str) -> None:
         if not good:
-            raise UsageError(f"--{name.replace('_', '-')} {value}: expected {expected}")
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected {expected}")
 
     require(settings.frames >= 2, "frames", settings.frames, "at least 2")
     for name in ("height", "width"):
@@ -160,19 +160,3 @@ def verify(shards: str, workers: int | None = None) -> int:
     for line in bad:
         print(line)
     return 1 if bad else 0
-
-
-def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
-    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
-
-    Args:
-        shards: a folder of shards, a glob or a brace pattern.
-        out: folder for the copy, made if missing.
-        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
-        revision: revision of the hub id.
-    """
-    from datamodules.prepare.latents import cache
-
-    if svd is None:
-        raise UsageError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
-    print(cache(shards, Path(out), svd, revision))

@@ -17,9 +17,9 @@ import av
 from av.video.frame import PictureType
 
 from datamodules.colour import decoder_of, remember
-from datamodules.errors import BadClip, one_line
 from datamodules.prepare.fields import deinterlaced
 from datamodules.prepare.picture import MAX_PIXELS, Picture
+from remoco.common.errors import BadClip, one_line
 
 Source = str | os.PathLike | BinaryIO | io.RawIOBase
 Stamped = tuple[int, av.VideoFrame | None]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import BadShards, escaped
 from datamodules.shards import ClipShape, write_index
 from datamodules.storage import atomic_file, clear_leftovers, held, json_bytes, write_atomic
+from remoco.common.errors import UserError, escaped
 from remoco.common.json_files import parse_json, read_regular
 
 REPORT = "report.jsonl"
@@ -23,11 +23,11 @@ def alone(folder: Path) -> Iterator[None]:
     """Be the only job in a folder for the block.
 
     Raises:
-        BadShards: another one is at work there.
+        UserError: another one is at work there.
     """
     with held(folder / LOCK) as free:
         if not free:
-            raise BadShards(f"{folder}: another process is at work in it; wait for it, or give another folder")
+            raise UserError(f"{folder}: another process is at work in it; wait for it, or give another folder")
         yield
 
 
@@ -43,18 +43,18 @@ def claim(
         may_differ: fields that are replaced where they differ.
 
     Raises:
-        BadShards: the folder holds another job, or something else.
+        UserError: the folder holds another job, or something else.
     """
     if path.exists():
         found = read_record(path, "give another folder, or delete this one")
         for name, value in plan.items():
             if found.get(name) != value and name not in may_differ:
-                raise BadShards(
+                raise UserError(
                     f"{path}: these shards were begun otherwise: {what_differs(name, found.get(name))}; "
                     "give another folder, or delete this one"
                 )
     elif path.parent.exists() and any(child.name != LOCK for child in path.parent.iterdir()):
-        raise BadShards(f"{path.parent} is not empty and holds no {path.name}, expected a new folder")
+        raise UserError(f"{path.parent} is not empty and holds no {path.name}, expected a new folder")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json_bytes(plan))
 
@@ -63,15 +63,15 @@ def read_record(path: Path, advice: str) -> dict[str, Any]:
     """A JSON object that a job wrote.
 
     Raises:
-        BadShards: damaged; the message ends with `advice`.
+        UserError: damaged; the message ends with `advice`.
     """
     try:
         found = parse_json(read_regular(path, _LARGEST))
         if not isinstance(found, dict):
-            raise ValueError(f"is a {type(found).__name__}, expected an object")
+            raise UserError(f"is a {type(found).__name__}, expected an object")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise BadShards(f"{path} does not read: {reason}; {advice}") from error
+        raise UserError(f"{path} does not read: {reason}; {advice}") from error
     return found
 
 
@@ -93,17 +93,17 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     """The lines that `write_report` wrote.
 
     Raises:
-        BadShards: damaged.
+        UserError: damaged.
     """
     path = folder / REPORT
     try:
         lines = [parse_json(line) for line in read_regular(path, _LARGEST).splitlines()]
         if not lines or not all(isinstance(line, dict) and isinstance(line.get("bad"), list) for line in lines):
-            raise ValueError("expected lines, each an object with a list `bad`")
+            raise UserError("expected lines, each an object with a list `bad`")
         if not all(_are_notes(line.get("notes", [])) for line in lines):
-            raise ValueError("`notes` is no list of words")
+            raise UserError("`notes` is no list of words")
     except (OSError, ValueError) as error:
-        raise BadShards(f"{path} does not read: {error}; delete {folder} and make it again") from error
+        raise UserError(f"{path} does not read: {error}; delete {folder} and make it again") from error
     return lines
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.errors import BadClip, BadShards
 from datamodules.pictures import WHITE
 from datamodules.prepare import clips, folder, pool
 from datamodules.prepare.sources import Video
@@ -32,10 +31,11 @@ from datamodules.prepare.video import (
     result_path,
     write_part,
 )
-from datamodules.remote import Remote
 from datamodules.shards import INDEX, read_index, sidecar, unpack
+from datamodules.shards.remote import Remote
+from datamodules.shards.writer import ShardWriter
 from datamodules.storage import json_bytes, write_atomic
-from datamodules.writer import ShardWriter
+from remoco.common.errors import BadClip, UserError
 
 PLAN = "prepare.json"
 _AGAIN = "delete the folder and prepare again"
@@ -56,7 +56,7 @@ class Job:
         store: where each shard goes when it is finished, `target` keeping the state only; None: they stay there.
 
     Raises:
-        BadShards: the folder holds a preparation of other videos or with other settings.
+        UserError: the folder holds a preparation of other videos or with other settings.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Job:
         self.folder, self.videos, self.settings = target, videos, settings
         self.timeout, self.video_timeout, self.store = timeout, video_timeout, store
         if store is not None and not (target / PLAN).exists() and (store / INDEX).exists():
-            raise BadShards(
+            raise UserError(
                 f"{store / INDEX}: there is a set already; give another URL, or the --work that it came from"
             )
         self.state = target / ".prepare"
@@ -135,7 +135,7 @@ class Job:
             run: yields each task with None, one line that stops the job, or pool.Died.
 
         Raises:
-            BadShards: the disk is full, or whatever else is not a video's fault; what is finished stays.
+            UserError: the disk is full, or whatever else is not a video's fault; what is finished stays.
         """
         open_blocks = [block for block in self.blocks if not self._record(block).exists()]
         missing = {block: self._missing(block) for block in open_blocks}
@@ -148,7 +148,7 @@ class Job:
                 if isinstance(result, pool.Died):
                     give_up(task, result.exit_code)
                 elif result is not None:
-                    raise BadShards(f"{result}; what is finished stays, the same command goes on from there")
+                    raise UserError(f"{result}; what is finished stays, the same command goes on from there")
                 bar.update()
                 block = task.number // self.settings.clips_per_shard
                 missing[block].discard(task.number)
@@ -197,7 +197,7 @@ class Job:
         folder.write_report(self.folder, (result for record in records for result in record["report"]))
         if not entries:
             reason = folder.read_report(self.folder)[0]["bad"][0]["reason"]
-            raise BadShards(
+            raise UserError(
                 f"none of the {len(self.videos)} videos gave a clip, see {self.folder / folder.REPORT}; the first: "
                 f"{reason}"
             )
@@ -233,7 +233,7 @@ class Job:
     def _restore_records(self) -> None:
         report, entries = folder.read_report(self.folder), read_index(self.folder / INDEX)["shards"]
         if len(report) != len(self.videos):
-            raise BadShards(
+            raise UserError(
                 f"{self.folder / folder.REPORT} has {len(report)} lines for {len(self.videos)} videos; {_AGAIN}"
             )
         for block in self.blocks:
@@ -255,7 +255,7 @@ class Job:
                 for key, members in unpack(self.folder / entry["name"]):
                     write_part(part_path(parts, key), members)
             except BadClip as error:
-                raise BadShards(f"--retry: {error}; delete {self.folder} and prepare again") from error
+                raise UserError(f"--retry: {error}; delete {self.folder} and prepare again") from error
         for number, result in zip(self._numbers(block), record["report"]):
             write_atomic(result_path(parts, number), json_bytes(result))
         self._record(block).unlink()
@@ -273,7 +273,7 @@ def _result(path: Path) -> dict[str, Any]:
     """What a video gave, as `write_result` wrote it."""
     found = folder.read_record(path, _AGAIN)
     if not all(isinstance(found.get(name), list) for name in ("clips", "bad")):
-        raise BadShards(f"{path} does not read: no lists `clips` and `bad`; {_AGAIN}")
+        raise UserError(f"{path} does not read: no lists `clips` and `bad`; {_AGAIN}")
     return found
 
 
@@ -281,7 +281,7 @@ def _block(path: Path) -> dict[str, Any]:
     """The record of a finished block."""
     found = folder.read_record(path, _AGAIN)
     if not all(isinstance(found.get(name), list) for name in ("entries", "report")):
-        raise BadShards(f"{path} does not read: no lists `entries` and `report`; {_AGAIN}")
+        raise UserError(f"{path} does not read: no lists `entries` and `report`; {_AGAIN}")
     return found
 
 

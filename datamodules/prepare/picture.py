@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from datamodules.colour import rgb_of
-from datamodules.errors import BadClip
 from datamodules.pictures import WHITE
+from remoco.common.errors import BadClip
 
 MAX_PIXELS = 8192 * 4352  # of a picture; 8K is 33 million, and what pretends to be more would take the memory
 MAX_ASPECT = 16  # of a pixel; anamorphic film has 2, and what pretends to be more would take the memory

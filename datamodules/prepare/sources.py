@@ -20,10 +20,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
-from datamodules.errors import BadClip, BadShards, UsageError, escaped, one_line
 from datamodules.prepare.captions import decoded, marked, wide
 from datamodules.prepare.walk import Walk
 from datamodules.shards import sanitised
+from remoco.common.errors import BadClip, UserError, escaped, one_line
 from remoco.common.json_files import open_regular, parse_json, read_regular
 
 SUFFIXES = frozenset(
@@ -136,14 +136,14 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         The videos sorted by name. Of those that are there more than once, all but the first have a fault.
 
     Raises:
-        UsageError: nothing there.
-        BadShards: a CSV without WebVid's columns.
+        UserError: nothing there.
+        UserError: a CSV without WebVid's columns.
     """
     path = Path(os.path.abspath(source))
     if path.suffix.lower() == ".csv":
         found = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
     elif root is not None:
-        raise UsageError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
+        raise UserError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
     elif path.suffix.lower() == ".tar" and path.is_file():
         found = list(_tar(path, path.name))
     elif path.is_dir():
@@ -152,10 +152,10 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         found = [_video(path, printable(path.name))]
     else:
         taken = f"expected a folder, a .tar or .csv file, or a video: {' '.join(sorted(SUFFIXES))}"
-        raise UsageError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
+        raise UserError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
     if not found:
         expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
-        raise UsageError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
+        raise UserError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
     return _once_each(sorted(found, key=lambda video: (video.name, video.path)))
 
 
@@ -251,16 +251,16 @@ def _is_utf8(head: bytes) -> bool:
 
 def _webvid(path: Path, root: Path) -> list[Video]:
     if not root.is_dir():
-        raise UsageError(f"--root {root} is not a folder, expected the one with the videos of {path}")
+        raise UserError(f"--root {root} is not a folder, expected the one with the videos of {path}")
     try:
         with open_regular(path) as raw, _csv_text(raw) as (file, encoding):
             reader = csv.DictReader(file)
             missing = [column for column in WEBVID_COLUMNS if column not in (reader.fieldnames or ())]
             if missing:
-                raise BadShards(f"{path}: column {missing[0]} is missing, expected {', '.join(WEBVID_COLUMNS)}")
+                raise UserError(f"{path}: column {missing[0]} is missing, expected {', '.join(WEBVID_COLUMNS)}")
             return [_webvid_video(row, reader.line_num, root, encoding) for row in reader]
     except (OSError, csv.Error) as error:
-        raise BadShards(f"{path} does not read: {one_line(error)}") from error
+        raise UserError(f"{path} does not read: {one_line(error)}") from error
 
 
 @contextlib.contextmanager
@@ -374,7 +374,7 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
     info = members[kind]
     try:
         if info.size > CAPTION_BYTES[kind]:
-            raise ValueError(f"is larger than {CAPTION_BYTES[kind]} bytes")
+            raise UserError(f"is larger than {CAPTION_BYTES[kind]} bytes")
         file.seek(info.offset_data)
         data = file.read(info.size)
         text, guess = decoded(data)

@@ -8,9 +8,9 @@ import av
 import cv2
 import numpy as np
 
-from datamodules.errors import BadClip, UsageError
 from datamodules.mp4 import pixels_of
 from datamodules.prepare import clips, decode
+from remoco.common.errors import BadClip, UserError
 
 THRESHOLD = 27.0  # PySceneDetect's own
 WIDTH = 256  # pictures are looked at in about this width
@@ -132,8 +132,8 @@ def _small(frame: av.VideoFrame) -> np.ndarray:
 
 
 def require_scenedetect() -> None:
-    """Raise UsageError where the extra is not installed."""
+    """Raise UserError where the extra is not installed."""
     try:
         import scenedetect  # noqa: F401
     except ImportError:
-        raise UsageError("--shots needs PySceneDetect: pip install -e '.[shots]' -c constraints.txt") from None
+        raise UserError("--shots needs PySceneDetect: pip install -e '.[shots]' -c constraints.txt") from None

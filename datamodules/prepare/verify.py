@@ -7,11 +7,10 @@ import hashlib
 import numpy as np
 from tqdm import tqdm
 
-from datamodules import flow_codec, samples
-from datamodules.errors import BadClip, BadShards, one_line
 from datamodules.prepare import pool
-from datamodules.remote import chunks
-from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
+from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, flow_codec, read_index, samples
+from datamodules.shards.remote import chunks
+from remoco.common.errors import BadClip, UserError, one_line
 
 
 def verify_shards(pattern: str, workers: int) -> list[str]:
@@ -32,7 +31,7 @@ def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:
     try:
         shards = Shards(pattern)
         return [*_verify_file(shards, number), *_verify_clips(shards, number)]
-    except (BadClip, BadShards, OSError) as error:
+    except (BadClip, UserError, OSError) as error:
         return [one_line(error)]
 
 

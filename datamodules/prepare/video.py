@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules import samples
-from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, one_line
 from datamodules.pictures import WHITE
 from datamodules.prepare import clips, decode, starts
 from datamodules.prepare.sources import Video
-from datamodules.shards import META, ClipShape
+from datamodules.shards import META, ClipShape, samples
 from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
+from remoco.common.errors import DISK_ERRORS, BadClip, UserError, one_line
 
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0
@@ -86,7 +85,7 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
             bad.append({"start": None, "reason": task.video.note})
         done = list(_clips(task, bad, began, worker))
         write_result(task, done, bad)
-    except (BadShards, UsageError) as error:
+    except UserError as error:
         return str(error)
     except OSError as error:
         return f"{task.parts}: {error.strerror or error}"
@@ -201,7 +200,7 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
         return samples.encode(
             clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.fill
         )
-    except (BadClip, BadShards, UsageError, MemoryError, KeyboardInterrupt):
+    except (BadClip, UserError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:

@@ -4,11 +4,11 @@ import os
 import sys
 from importlib import import_module
 
-from datamodules.errors import UsageError, one_line
 from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.dis import DIS
 from datamodules.trackers.dot import DOT, DotOptions
 from datamodules.trackers.sparse import SparseDIS
+from remoco.common.errors import UserError, one_line
 
 _DOT = DotOptions()
 BUILT_IN: dict[str, type[DIS]] = {"dis": DIS, "tracks": SparseDIS}
@@ -23,7 +23,7 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
         worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:
-        UsageError: files that are missing or do not fit, or no tracker at the class path; names the option.
+        UserError: files that are missing or do not fit, or no tracker at the class path; names the option.
     """
     if name == "dot":
         return DOT(dot, worker)
@@ -34,12 +34,12 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
         sys.path.append(os.getcwd())  # of a console script it is not there, of `python -m` it is
     try:
         tracker = getattr(import_module(module), attribute)()
+    except UserError:  # the tracker's own
+        raise
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"--tracker {name}: expected dis, tracks, dot or a class path ({one_line(error)})") from error
+        raise UserError(f"--tracker {name}: expected dis, tracks, dot or a class path ({one_line(error)})") from error
     if not (callable(tracker) and isinstance(getattr(tracker, "version", None), str)):
-        raise UsageError(
-            f"--tracker {name}: expected a class whose instances are called with frames and have `version`"
-        )
+        raise UserError(f"--tracker {name}: expected a class whose instances are called with frames and have `version`")
     if not hasattr(tracker, "name"):
         tracker.name = name
     return tracker

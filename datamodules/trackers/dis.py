@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from datamodules.trackers.base import Tracks, inside
+from remoco.common.errors import UserError
 
 Improve = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 SAME = (1.0, 0.0)  # gain and offset of a frame as bright as frame 1
@@ -38,7 +39,7 @@ class DIS:
     def __init__(self, tolerance: float = 0.85, relative: float = 0.05) -> None:
         for name, value in (("tolerance", tolerance), ("relative", relative)):
             if not 0 <= value < float("inf"):
-                raise ValueError(f"{type(self).__name__}.{name} is {value}, expected a number of at least 0")
+                raise UserError(f"{type(self).__name__}.{name} is {value}, expected a number of at least 0")
         self.tolerance, self.relative = tolerance, relative
         self.version = f"3-opencv-{cv2.__version__}"
 

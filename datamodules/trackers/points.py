@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.errors import UsageError, one_line
 from datamodules.trackers.weights import digest, existing, load_weights, read_weights
+from remoco.common.errors import UserError, one_line
 
 CO_TRACKER = "facebookresearch/co-tracker"
 
@@ -72,9 +72,9 @@ class LucasKanade:
 
     def __init__(self, window: int = 11, tolerance: float = 0.3, fallback: Literal["dis"] | None = None) -> None:
         if not 3 <= window <= 255:
-            raise ValueError(f"LucasKanade.window is {window}, expected 3 to 255 pixels")
+            raise UserError(f"LucasKanade.window is {window}, expected 3 to 255 pixels")
         if not 0 <= tolerance < float("inf"):
-            raise ValueError(f"LucasKanade.tolerance is {tolerance}, expected a number of at least 0")
+            raise UserError(f"LucasKanade.tolerance is {tolerance}, expected a number of at least 0")
         self.window, self.tolerance, self.fallback = window, tolerance, fallback
         self.version = f"1-opencv-{cv2.__version__}-{window}-{tolerance:g}-{fallback or 'none'}"
 
@@ -184,7 +184,7 @@ class CoTracker(_Network):
         model: which of its models `path` belongs to.
 
     Raises:
-        UsageError: no such file or checkout; with `load`, weights that do not fit the model.
+        UserError: no such file or checkout; with `load`, weights that do not fit the model.
     """
 
     def __init__(
@@ -198,7 +198,7 @@ class CoTracker(_Network):
         self._code = code
         self._local = _is_folder(code)
         if self._local and not (Path(code).expanduser() / "hubconf.py").is_file():
-            raise UsageError(
+            raise UserError(
                 f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}"
             )
 
@@ -210,7 +210,7 @@ class CoTracker(_Network):
                 source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
             )
         except Exception as error:  # any program may lie there
-            raise UsageError(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
+            raise UserError(f"--dot-points-code {self._code}: {entry} does not load: {one_line(error)}") from error
         return model, model.model
 
     def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:
@@ -233,7 +233,7 @@ class Tapir(_Network):
             follows points half a pixel left of and above those that are meant.
 
     Raises:
-        UsageError: no such file or code; with `load`, weights that do not fit.
+        UserError: no such file or code; with `load`, weights that do not fit.
     """
 
     name = "tapir"
@@ -245,7 +245,7 @@ class Tapir(_Network):
             self.version = self.version.replace("1-", "2-", 1)
         self._code = Path(code).expanduser().absolute() if code else None
         if self._code and not (self._code / "tapnet" / "torch" / "tapir_model.py").is_file():
-            raise UsageError(
+            raise UserError(
                 f"--dot-points-code {code}: tapnet/torch/tapir_model.py is missing there, "
                 "expected a checkout of https://github.com/google-deepmind/tapnet"
             )
@@ -260,7 +260,7 @@ class Tapir(_Network):
             model = module.TAPIR(softmax_temperature=10.0 if boots else 20.0, **settings)
         except Exception as error:  # any program may lie there
             where = self._code or "not given"
-            raise UsageError(f"--dot-points-code {where}: TAPIR does not load: {one_line(error)}") from error
+            raise UserError(f"--dot-points-code {where}: TAPIR does not load: {one_line(error)}") from error
         return model, model
 
     def _follow(self, video: Tensor, queries: Tensor) -> PointTracks:

@@ -9,6 +9,7 @@ from scipy.spatial import cKDTree
 
 from datamodules.trackers.dis import DIS, Improve, mismatch, smoothed
 from datamodules.trackers.points import LucasKanade
+from remoco.common.errors import UserError
 
 NEAREST = 4
 
@@ -30,7 +31,7 @@ class SparseDIS(DIS):
     def __init__(self, spacing: int = 8) -> None:
         super().__init__()
         if spacing < 1:
-            raise ValueError(f"SparseDIS.spacing is {spacing}, expected at least 1 pixel")
+            raise UserError(f"SparseDIS.spacing is {spacing}, expected at least 1 pixel")
         self.spacing, self._points = spacing, LucasKanade()
         self.version = f"3-opencv-{cv2.__version__}"
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from datamodules.errors import UsageError, one_line
 from remoco.common import tensor_files
+from remoco.common.errors import UserError, one_line
 
 WRAPPED = ("state_dict", "model")  # keys under which a training script may have saved the tensors
 PREFIXES = ("module.", "model.")  # what wrappers put before every name
@@ -19,13 +19,13 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
     """The file that an option names.
 
     Raises:
-        UsageError: none was given, or it is no file; the message names the option and what it should be.
+        UserError: none was given, or it is no file; the message names the option and what it should be.
     """
     if path is None:
-        raise UsageError(f"{option} is missing, expected {what}")
+        raise UserError(f"{option} is missing, expected {what}")
     file = Path(path).expanduser().absolute()
     if not file.is_file():
-        raise UsageError(f"{option} {path}: no such file, expected {what}")
+        raise UserError(f"{option} {path}: no such file, expected {what}")
     return file
 
 
@@ -41,18 +41,18 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
     Wrapping dictionaries (`state_dict`, `model`) and prefixes that all names share (`module.`, `model.`) are taken off.
 
     Raises:
-        UsageError: not such a file, or one that holds more than tensors in dictionaries.
+        UserError: not such a file, or one that holds more than tensors in dictionaries.
     """
     try:
         found = tensor_files.read_weights(path)
     except (OSError, ValueError) as error:
-        raise UsageError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
+        raise UserError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
     for key in WRAPPED:
         if isinstance(found, dict) and isinstance(found.get(key), dict):
             found = found[key]
     entries = found.items() if isinstance(found, dict) else ()
     if not entries or not all(isinstance(v, Tensor) and isinstance(k, str) and len(k) < 1000 for k, v in entries):
-        raise UsageError(f"{option} {path}: expected a dictionary of tensors")
+        raise UserError(f"{option} {path}: expected a dictionary of tensors")
     while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in found)), None):
         found = {name[len(prefix) :]: value for name, value in found.items()}
     return dict(found)
@@ -62,7 +62,7 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
     """Fill a network from a file whose names and shapes are exactly its own.
 
     Raises:
-        UsageError: in one line, the file, and the first names that are missing, unknown, or of another shape.
+        UserError: in one line, the file, and the first names that are missing, unknown, or of another shape.
     """
     found, wanted = read_weights(path, option), network.state_dict()
     faults = {
@@ -73,13 +73,13 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
     told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
     if told:
         shared = sum(name in wanted for name in found)
-        raise UsageError(
+        raise UserError(
             f"{option} {path}: not the weights of {type(network).__name__} "
             f"({shared} of {len(wanted)} keys in common): {'; '.join(told)}"
         )
     for name, value in found.items():
         if not tensor_files.finite(value):
-            raise UsageError(f"{option} {path}: {name} holds NaN or infinite values")
+            raise UserError(f"{option} {path}: {name} holds NaN or infinite values")
     network.load_state_dict(found)
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.process.base import NoiseProcess
+from remoco.common.errors import UserError
 
 
 @dataclass(frozen=True)

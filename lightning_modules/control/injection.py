@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import Place
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
+from remoco.common.errors import UserError
 
 GROUPS = 32
 Conv = TypeVar("Conv", bound=nn.Module)

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
+from remoco.common.errors import UserError
 
 ENCODER_GROUPS = 8
 

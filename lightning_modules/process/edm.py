@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor
 
 from lightning_modules.process.base import NoiseProcess
+from remoco.common.errors import UserError
 
 
 class EDM(NoiseProcess):

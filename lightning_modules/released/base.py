@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from remoco.common.errors import UserError
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -18,6 +17,7 @@ from lightning_modules.layers import seeded
 from lightning_modules.released.encoders import image_encoder_from_released, vae_from_released
 from lightning_modules.released.files import load_released, load_weights
 from lightning_modules.released.network import Released, use_portable_timesteps
+from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.motion_control import MotionControlModule

@@ -41,7 +41,7 @@ def vae_from_released(state: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict
     """`first_stage_model` -> (config, state dict) of diffusers' `AutoencoderKLTemporalDecoder`.
 
     Raises:
-        MisconfigurationException: tensors are unknown, missing or misshapen; the error lists them.
+        UserError: tensors are unknown, missing or misshapen; the error lists them.
     """
     levels = sorted({int(m[1]) for name in state if (m := re.match(r"encoder\.down\.(\d{1,3})\.", name))})[:MAX_VAE]
     layers = len({m[1] for name in state if (m := re.match(r"encoder\.down\.0\.block\.(\d{1,3})\.", name))})
@@ -117,7 +117,7 @@ def image_encoder_from_released(
     """`conditioner.embedders.0` -> config and state dict of `CLIPVisionModelWithProjection`, and what is left over.
 
     Raises:
-        MisconfigurationException: tensors of the vision tower are unknown, missing or misshapen; the error lists them.
+        UserError: tensors of the vision tower are unknown, missing or misshapen; the error lists them.
     """
     visual = {name.removeprefix(VISUAL): t for name, t in state.items() if name.startswith(VISUAL)}
     check_tensors(

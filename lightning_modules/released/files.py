@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 
 from lightning_modules.released.names import HEAD_CHANNELS, Architecture, check_tensors, sizes_of
 from lightning_modules.released.network import Released, names
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight, read_json, read_weights
 
 if TYPE_CHECKING:

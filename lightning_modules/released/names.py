@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from remoco.common.errors import UserError
 
 HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
 MAX_BLOCKS = 32  # on the way down, and in a transformer; the released network has 12 and 1
@@ -52,16 +52,26 @@ class Architecture:
         """Read the sizes from the shapes of the diffusion network's tensors, named as released.
 
         Raises:
-            MisconfigurationException: a tensor the sizes are read from is missing.
+            UserError: a tensor the sizes are read from is missing.
         """
         plain = {name.replace(".linear.", "."): shape for name, shape in shapes.items()}
+        ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
+        if len(ranks) > 1:
+            raise UserError(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         try:
-            return cls._of(plain, shapes, head_channels)
+            found = cls._of(plain, shapes, head_channels)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             needed = error or "attn2.to_k.weight"
-            raise MisconfigurationException(
+            raise UserError(
                 f"released: no network in the released layout: its sizes cannot be read without {needed}"
             ) from error
+        if any(width % head_channels for width in found.block_out_channels):
+            raise UserError(
+                f"released: {head_channels} channels per attention head do not divide the levels' "
+                f"{found.block_out_channels}; weights do not tell this size: give num_head_channels in a JSON of the "
+                "same name beside the file"
+            )
+        return found
 
     @classmethod
     def _of(cls, plain: Mapping[str, tuple], shapes: Mapping[str, tuple], head_channels: int) -> Architecture:
@@ -74,15 +84,8 @@ class Architecture:
             _number(m[1]) for name in plain if (m := re.search(r"\.1\.transformer_blocks\.(\d+)\.norm1\.weight$", name))
         }
         ranks = {shape[0] for name, shape in shapes.items() if name.endswith(".lora_down.weight")}
-        if len(ranks) > 1:
-            raise MisconfigurationException(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         ids = plain["label_emb.0.0.weight"][1]
         widths = tuple(plain[f"input_blocks.{n}.0.out_layers.3.weight"][0] for n in firsts)
-        if any(width % head_channels for width in widths):
-            raise MisconfigurationException(
-                f"released: {head_channels} channels per attention head do not divide the levels' {widths}; weights do "
-                "not tell this size: give num_head_channels in a JSON of the same name beside the file"
-            )
         return cls(
             block_out_channels=widths,
             layers_per_block=layers,
@@ -140,7 +143,7 @@ class Architecture:
 def _number(text: str) -> int:
     """A block's number in a name; as many blocks are built, if only to be compared with the file."""
     if not text.isdecimal() or int(text[:6]) > MAX_BLOCKS:
-        raise ValueError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
+        raise UserError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
     return int(text[:6])
 
 
@@ -232,20 +235,18 @@ def matched(pattern: str, name: str) -> re.Match[str]:
     """The match of a whole name that the pattern was made for; ValueError for any other."""
     match = re.fullmatch(pattern, name)
     if match is None:
-        raise ValueError(f"released: {name} is no name of these networks, expected {pattern}")
+        raise UserError(f"released: {name} is no name of these networks, expected {pattern}")
     return match
 
 
 @contextmanager
 def sizes_of(what: str) -> Iterator[None]:
-    """Raise MisconfigurationException where a network of the sizes that a file's tensors have cannot be laid out."""
+    """Raise UserError where a network of the sizes that a file's tensors have cannot be laid out."""
     try:
         yield
     except (ValueError, RuntimeError, TypeError, LookupError, ArithmeticError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise MisconfigurationException(
-            f"released: no {what} has the sizes that its tensors have ({reason})"
-        ) from error
+        raise UserError(f"released: no {what} has the sizes that its tensors have ({reason})") from error
 
 
 def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
@@ -261,7 +262,7 @@ def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], wha
     }
     if any(wrong.values()):
         lists = "; ".join(f"{len(some)} {kind}: {_listed(some)}" for kind, some in wrong.items() if some)
-        raise MisconfigurationException(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
+        raise UserError(f"released: tensors are not those of the {what}, nothing loaded: {lists}")
 
 
 def _listed(names: Sequence[str]) -> str:

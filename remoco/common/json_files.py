@@ -11,6 +11,8 @@ from io import FileIO
 from itertools import accumulate
 from typing import Any
 
+from remoco.common.errors import UserError
+
 MAX_JSON = 1 << 26  # bytes of a JSON file that anybody may have written
 MAX_VALUES = 1 << 20  # in it: at 250 bytes for the largest, an object of one field, they take a quarter of a GB
 MAX_DEPTH = 64
@@ -39,13 +41,13 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
     """All of a file that must be a regular one of at most `limit` bytes.
 
     Raises:
-        ValueError: larger.
+        UserError: larger.
         OSError: it does not read, or is something else.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            raise ValueError(f"has {size} bytes, more than the {limit} it may have")
+            raise UserError(f"has {size} bytes, more than the {limit} it may have")
         return file.read(size) if size else b""
 
 
@@ -67,7 +69,7 @@ class JsonShape:
         """Go on by a piece of the text, in UTF-8.
 
         Raises:
-            ValueError: it holds too many values, too deeply nested ones, or a number of too many digits.
+            UserError: it holds too many values, too deeply nested ones, or a number of too many digits.
         """
         for begin in range(0, len(piece), _PIECE):  # between two of them another thread can have its turn
             self._feed(self._kept + piece[begin : begin + _PIECE])
@@ -83,12 +85,12 @@ class JsonShape:
         brackets = bare.translate(None, _NO_BRACKETS)
         self._count += bare.count(b",") + brackets.count(b"[") + brackets.count(b"{")
         if self._count > self._values:
-            raise ValueError(f"holds more than the {self._values} values it may have")
+            raise UserError(f"holds more than the {self._values} values it may have")
         if _LONG.search(bare):
-            raise ValueError(f"holds a number of more than {MAX_DIGITS} digits")
+            raise UserError(f"holds a number of more than {MAX_DIGITS} digits")
         steps = [1 if bracket in b"[{" else -1 for bracket in brackets]
         if self._inside + max(accumulate(steps), default=0) > self._depth:
-            raise ValueError(f"is nested too deeply, expected at most {self._depth} levels")
+            raise UserError(f"is nested too deeply, expected at most {self._depth} levels")
         self._inside += sum(steps)
 
 
@@ -100,7 +102,7 @@ def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
         values: most numbers, texts, lists and objects that it may hold, all together.
 
     Raises:
-        ValueError: all that is wrong with it: no JSON, not UTF-8, nested too deeply, too many values, a number too
+        UserError: all that is wrong with it: no JSON, not UTF-8, nested too deeply, too many values, a number too
             long to be one, a text that cannot be written, a name that an object has twice.
     """
     try:
@@ -108,17 +110,17 @@ def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
             data = data.encode()
         text = data.decode("utf-8-sig")
     except UnicodeError as error:
-        raise ValueError(f"is not UTF-8 (at {getattr(error, 'start', 0)})") from None
+        raise UserError(f"is not UTF-8 (at {getattr(error, 'start', 0)})") from None
     JsonShape(values).feed(data)
     try:
         found = _DECODER.decode(text)
     except RecursionError:  # who calls is deep already
-        raise ValueError("is nested too deeply") from None
+        raise UserError("is nested too deeply") from None
     if _SURROGATE.search(data):
         try:
             json.dumps(found, ensure_ascii=False).encode()
         except UnicodeError:
-            raise ValueError("holds half a character (a lone surrogate)") from None
+            raise UserError("holds half a character (a lone surrogate)") from None
     return found
 
 
@@ -127,7 +129,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"has {ascii(twice)[:80]} twice in one object")
+        raise UserError(f"has {ascii(twice)[:80]} twice in one object")
     return found
 
 
@@ -138,7 +140,7 @@ def read_json(path: str | os.PathLike, limit: int = MAX_JSON, values: int = MAX_
     """JSON from a regular file of at most `limit` bytes; see `parse_json`.
 
     Raises:
-        ValueError: larger, or not JSON.
+        UserError: larger, or not JSON.
         OSError: it does not read, or is no regular file.
     """
     return parse_json(read_regular(path, limit), values)

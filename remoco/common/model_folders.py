@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from remoco.common.errors import UserError
 from remoco.common.tensor_files import read_header, read_json, read_saved
 
 MAX_INT = 1 << 20  # of a config's sizes; a vocabulary has 49,408
@@ -35,7 +36,7 @@ def check_model(folder: Path, layout: Callable[[dict[str, Any]], nn.Module]) -> 
         layout: Builds the network from the config; called on the meta device, where it takes no memory.
     """
     if (folder / ADAPTER).exists():
-        raise ValueError(f"{folder / ADAPTER}: it names another model, which would be fetched; expected none")
+        raise UserError(f"{folder / ADAPTER}: it names another model, which would be fetched; expected none")
     config = check_config(folder / "config.json")
     held = sum(math.prod(shape) for shape in stored_shapes(folder))
     try:
@@ -43,10 +44,10 @@ def check_model(folder: Path, layout: Callable[[dict[str, Any]], nn.Module]) -> 
             network = layout(config)
     except Exception as error:  # a library's classes fail in many ways on a config that is none of theirs
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{folder / 'config.json'}: no network has these sizes ({reason})") from error
+        raise UserError(f"{folder / 'config.json'}: no network has these sizes ({reason})") from error
     asked = sum(tensor.numel() for tensor in network.state_dict().values())
     if asked > held + held // 100 + SLACK:
-        raise ValueError(f"{folder}: its config.json asks for {asked} weights, its files hold {held}")
+        raise UserError(f"{folder}: its config.json asks for {asked} weights, its files hold {held}")
 
 
 def check_config(path: Path, largest: int = MAX_INT) -> dict[str, Any]:
@@ -54,13 +55,13 @@ def check_config(path: Path, largest: int = MAX_INT) -> dict[str, Any]:
     try:
         config = read_json(path)
     except OSError as error:
-        raise ValueError(f"{path}: {error.strerror or 'not readable'}") from error
+        raise UserError(f"{path}: {error.strerror or 'not readable'}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: expected a JSON object")
+        raise UserError(f"{path}: expected a JSON object")
     try:
         _check_values(config, path, largest)
     except RecursionError:
-        raise ValueError(f"{path}: is nested too deeply") from None
+        raise UserError(f"{path}: is nested too deeply") from None
     return config
 
 
@@ -68,14 +69,14 @@ def _check_values(config: dict[str, Any], path: Path, largest: int) -> None:
     for inner in _objects(config):
         for key, value in inner.items():
             if key in FOLLOWED and value not in (None, False, "eager", "sdpa"):
-                raise ValueError(f"{path}: {key} leads to more than the folder holds, expected none")
+                raise UserError(f"{path}: {key} leads to more than the folder holds, expected none")
             for number in _numbers(value):
                 if not math.isfinite(number) or (isinstance(number, int) and abs(number) > largest):
-                    raise ValueError(f"{path}: {key} is {number!r:.40}, expected at most {largest}")
+                    raise UserError(f"{path}: {key} is {number!r:.40}, expected at most {largest}")
         layers = [max(_numbers(value), default=1) for key, value in inner.items() if "layers" in key]
         longest = max((len(value) for value in inner.values() if isinstance(value, list)), default=1)
         if math.prod(max(1, number) for number in layers) * max(1, longest) > MAX_BLOCKS:
-            raise ValueError(f"{path}: its counts of layers multiply to more than {MAX_BLOCKS} blocks")
+            raise UserError(f"{path}: its counts of layers multiply to more than {MAX_BLOCKS} blocks")
 
 
 def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
@@ -89,14 +90,14 @@ def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
                 state = read_saved(file, checksums=False)
                 yield from (tuple(value.shape) for value in state.values() if isinstance(value, torch.Tensor))
         except (OSError, ValueError, AttributeError) as error:
-            raise ValueError(f"{file}: does not read as weights: {error}") from error
+            raise UserError(f"{file}: does not read as weights: {error}") from error
     for index in folder.glob("*.index.json"):
         found = read_json(index)
         parts = found.get("weight_map") if isinstance(found, dict) else None
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
-            raise ValueError(f"{index}: expected a weight_map to files of this folder")
+            raise UserError(f"{index}: expected a weight_map to files of this folder")
         if absent := sorted(set(parts.values()) - {file.name for file in files}):
-            raise ValueError(f"{index}: lists {absent[0][:100]}, which is not in its folder")
+            raise UserError(f"{index}: lists {absent[0][:100]}, which is not in its folder")
 
 
 def _objects(value: Any) -> Iterator[dict[str, Any]]:

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 
 import torch
 
+from remoco.common.errors import UserError
+
 MAX_BYTES = 16 << 20  # of a pickle without its tensors; a run that trains all of SVD's UNet has 2 MB
 MAX_OPCODES = 2_000_000
 MAX_VALUES = 2_000_000  # what stands in two places counts twice
 MAX_TENSORS = 100_000
 MAX_DEPTH = 64
+DAMAGED = "its pickle is damaged"
 PLAIN = (str, bytes, int, float, bool, type(None))
 DTYPES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
@@ -63,7 +66,7 @@ def read_pickle(data: bytes) -> tuple[Any, int]:
     """The value of a pickle, its tensors as `Stored`, and how many bytes of `data` it took.
 
     Raises:
-        ValueError: it names anything but what `torch.save` writes for tensors and plain values, a tensor is not dense
+        UserError: it names anything but what `torch.save` writes for tensors and plain values, a tensor is not dense
             or not inside its storage, or it stands for too many values; one line.
     """
     reader = _Reader()
@@ -71,10 +74,10 @@ def read_pickle(data: bytes) -> tuple[Any, int]:
     try:
         value = reader.run(stream)
     except (IndexError, KeyError, TypeError, OverflowError, RecursionError, AttributeError, UnicodeError) as error:
-        raise ValueError(f"its pickle is damaged ({type(error).__name__})") from error
+        raise UserError(DAMAGED) from error
     except ValueError as error:
         whole = len(data) <= MAX_BYTES
-        raise ValueError(str(error) if whole else f"its pickle is damaged or longer than {MAX_BYTES} bytes") from error
+        raise UserError(str(error) if whole else f"{DAMAGED} or longer than {MAX_BYTES} bytes") from error
     return value, stream.tell()
 
 
@@ -87,11 +90,11 @@ class _Reader:
     def run(self, stream: io.BytesIO) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if number >= MAX_OPCODES:
-                raise ValueError(f"its pickle has more than {MAX_OPCODES} opcodes")
+                raise UserError(f"its pickle has more than {MAX_OPCODES} opcodes")
             self.step(opcode.name, argument)
         (value,) = self.stack
         if isinstance(value, (_Name, _Mark)):
-            raise TypeError
+            raise UserError(DAMAGED)
         return value
 
     def step(self, name: str, argument: Any) -> None:
@@ -125,16 +128,16 @@ class _Reader:
         elif name == "BUILD":  # `_metadata` of a state_dict: versions of its modules, which nothing here reads
             state = stack.pop()
             if type(stack[-1]) is not OrderedDict or type(state) is not dict:
-                raise ValueError("its pickle sets attributes of what is no dictionary")
+                raise UserError("its pickle sets attributes of what is no dictionary")
         elif name == "BINPERSID":
             stack.append(_storage(stack.pop()))
         elif name not in ("PROTO", "STOP"):
-            raise ValueError(f"its pickle has the opcode {name}, which torch.save does not write")
+            raise UserError(f"its pickle has the opcode {name}, which torch.save does not write")
 
     def pop(self, number: int) -> list[Any]:
         items = self.stack[-number:]
         if len(items) < number or any(isinstance(item, _Mark) for item in items):
-            raise IndexError
+            raise UserError(DAMAGED)
         del self.stack[-number:]
         return items
 
@@ -147,11 +150,11 @@ class _Reader:
     def call(self, name: str, arguments: tuple[Any, ...]) -> Any:
         """What a name in `CALLS` stands for; nothing that the file names is called."""
         if name not in CALLS:
-            raise ValueError(f"it names {name} as a function, expected tensors and plain values")
+            raise UserError(f"it names {name} as a function, expected tensors and plain values")
         if name.startswith("torch._utils."):
             self.tensors += 1
             if self.tensors > MAX_TENSORS:
-                raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+                raise UserError(f"it holds more than {MAX_TENSORS} tensors")
         return CALLS[name](*arguments)
 
 
@@ -167,29 +170,29 @@ def _global(argument: str) -> Any:
         return dtype
     if module.startswith("torch") and path not in CALLS:
         kind = name.removeprefix("_rebuild_")[:60]
-        raise ValueError(f"it holds {kind!r} of {module[:60]}, expected plain, dense tensors of numbers")
+        raise UserError(f"it holds {kind!r} of {module[:60]}, expected plain, dense tensors of numbers")
     if path not in CALLS:
-        raise ValueError(f"it names {path[:100]!r}, expected tensors and plain values; nothing of it was run")
+        raise UserError(f"it names {path[:100]!r}, expected tensors and plain values; nothing of it was run")
     return _Name(path)
 
 
 def _of(value: Any, kind: type) -> Any:
     if not isinstance(value, kind):
-        raise TypeError
+        raise UserError(DAMAGED)
     return value
 
 
 def _key(key: Any) -> Any:
     if type(key) not in PLAIN:  # a tuple of tuples takes for ever to hash
-        raise ValueError("a dictionary in it has keys that are no names or numbers")
+        raise UserError("a dictionary in it has keys that are no names or numbers")
     return key
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
     if type(values) is not tuple or not all(type(value) is int and 0 <= value < 2**48 for value in values):
-        raise ValueError("a tensor's shape or strides are no whole numbers of at least 0")
+        raise UserError("a tensor's shape or strides are no whole numbers of at least 0")
     if len(values) > 16:
-        raise ValueError("a tensor has more than 16 axes")
+        raise UserError("a tensor has more than 16 axes")
     return values
 
 
@@ -203,9 +206,9 @@ def _product(shape: tuple[int, ...]) -> int:
 def _storage(identity: Any) -> Storage:
     kind, dtype, key, _, numel, *view = identity
     if kind not in ("storage", b"storage") or not isinstance(dtype, torch.dtype) or not isinstance(key, (str, bytes)):
-        raise ValueError("it holds a storage of no known kind")
+        raise UserError("it holds a storage of no known kind")
     if type(numel) is not int or not 0 <= numel < 2**48 or any(view):
-        raise ValueError("a storage in it has no sane size")
+        raise UserError("a storage in it has no sane size")
     return Storage(key.decode() if isinstance(key, bytes) else key, dtype, numel)
 
 
@@ -213,18 +216,18 @@ def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, *_: Any)
     """A dense tensor: its strides are those of a contiguous one in some order of its axes."""
     found = Stored(_of(storage, Storage), _numbers(shape), _numbers(stride), *_numbers((offset,)))
     if len(shape) != len(stride) or found.offset + found.numel > storage.numel:
-        raise ValueError("a tensor reaches beyond its storage")
+        raise UserError("a tensor reaches beyond its storage")
     expected = 1
     for step, size in sorted((step, size) for size, step in zip(shape, stride) if size > 1) if found.numel else ():
         if step != expected:
-            raise ValueError(f"a tensor of shape {shape} and strides {stride} is not dense: its values repeat or skip")
+            raise UserError(f"a tensor of shape {shape} and strides {stride} is not dense: its values repeat or skip")
         expected *= size
     return found
 
 
 def _encoded(text: str, encoding: str) -> bytes:
     if encoding not in ("latin1", b"latin1"):
-        raise ValueError("it holds bytes in an encoding that torch.save does not write")
+        raise UserError("it holds bytes in an encoding that torch.save does not write")
     return _of(text, str).encode("latin1")
 
 
@@ -254,33 +257,33 @@ def with_tensors(value: Any, make: Callable[[Stored], torch.Tensor]) -> Any:
     Single numbers may stand in several places, as the best score does in a checkpoint.
 
     Raises:
-        ValueError: two tensors have values in common, or it stands for more values, or deeper ones, than a sane file.
+        UserError: two tensors have values in common, or it stands for more values, or deeper ones, than a sane file.
     """
     taken: dict[str, list[tuple[int, int]]] = {}
     counter, tensors = count(), count()
 
     def walk(value: Any, depth: int) -> Any:
         if next(counter) >= MAX_VALUES or depth > MAX_DEPTH:
-            raise ValueError(f"it holds more than {MAX_VALUES} values, or is nested deeper than {MAX_DEPTH}")
+            raise UserError(f"it holds more than {MAX_VALUES} values, or is nested deeper than {MAX_DEPTH}")
         if type(value) in (dict, OrderedDict, Counter):
             return type(value)({key: walk(inner, depth + 1) for key, inner in value.items()})
         if type(value) in (list, tuple):
             return type(value)([walk(inner, depth + 1) for inner in value])
         if isinstance(value, Stored):
             if next(tensors) >= MAX_TENSORS:
-                raise ValueError(f"it holds more than {MAX_TENSORS} tensors")
+                raise UserError(f"it holds more than {MAX_TENSORS} tensors")
             if value.numel > 1:
                 size = value.storage.dtype.itemsize
                 place = (value.offset * size, (value.offset + value.numel) * size)
                 taken.setdefault(value.storage.key, []).append(place)
             return make(value)
         if isinstance(value, (_Name, _Mark, Storage)):
-            raise ValueError("it holds a storage or a function where a value belongs")
+            raise UserError("it holds a storage or a function where a value belongs")
         return value
 
     found = walk(value, 0)
     for places in taken.values():
         places.sort()
         if any(end > start for (_, end), (start, _) in zip(places, places[1:])):
-            raise ValueError("two of its tensors share their values, expected each to have its own")
+            raise UserError("two of its tensors share their values, expected each to have its own")
     return found

@@ -30,7 +30,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMBERS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}  # what is plain of safetensors'
 
 
-class BadTensors(ValueError):
+class UserError(ValueError):
     """A file of tensors that is damaged or not what it says; one line without the file's name."""
 
 
@@ -50,7 +50,7 @@ def read_saved(path: str | os.PathLike, checksums: bool = True) -> Any:
         checksums: Read all of it once, to compare the checksums of a zip file.
 
     Raises:
-        BadTensors: damaged, or more than plain values and dense tensors of their own.
+        UserError: damaged, or more than plain values and dense tensors of their own.
         OSError: not readable.
     """
     size = regular_size(path)
@@ -59,11 +59,11 @@ def read_saved(path: str | os.PathLike, checksums: bool = True) -> Any:
             start = file.read(4)
         return _read_zip(path, size, checksums) if start == b"PK\3\4" else _read_legacy(path, size)
     except zipfile.BadZipFile as error:
-        raise BadTensors(f"its zip is damaged: {error}") from error
-    except BadTensors:
+        raise UserError(f"its zip is damaged: {error}") from error
+    except UserError:
         raise
     except (ValueError, RuntimeError, EOFError, NotImplementedError, KeyError) as error:
-        raise BadTensors(" ".join(str(error).split()) or "damaged") from error
+        raise UserError(" ".join(str(error).split()) or "damaged") from error
 
 
 def regular_size(path: str | os.PathLike) -> int:
@@ -85,26 +85,26 @@ def _read_zip(path: str | os.PathLike, size: int, checksums: bool) -> Any:
         end = file.read(END)
         # with bytes after it, two readers of zip files may see two different archives
         if not end.startswith(b"PK\5\6") or int.from_bytes(end[20:], "little"):
-            raise BadTensors("its zip has no end record, or bytes after it")
+            raise UserError("its zip has no end record, or bytes after it")
         directory = int.from_bytes(end[12:16], "little")
         if directory > 100 * MAX_MEMBERS:
-            raise BadTensors(f"its zip names more than {MAX_MEMBERS} members")
+            raise UserError(f"its zip names more than {MAX_MEMBERS} members")
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             if any(member.compress_type for member in members):  # torch compresses nothing
-                raise BadTensors("its members are compressed, which torch.save does not do")
+                raise UserError("its members are compressed, which torch.save does not do")
             if sum(member.file_size for member in members) > size or len(members) > MAX_MEMBERS:
-                raise BadTensors("its members overlap: they have more bytes than the file")
+                raise UserError("its members overlap: they have more bytes than the file")
             names = [member.filename.lower() for member in members]
             if len({name.partition("/")[0] for name in names}) != 1 or len(set(names)) != len(names):
-                raise BadTensors("its members are not those of one torch.save")
+                raise UserError("its members are not those of one torch.save")
             if checksums and (damaged := archive.testzip()) is not None:
-                raise BadTensors(f"damaged, the checksum of {damaged} does not match")
+                raise UserError(f"damaged, the checksum of {damaged} does not match")
             top = members[0].filename.partition("/")[0]
             if "byteorder" in (inner := _inner(archive, top)) and archive.read(inner["byteorder"]) != b"little":
-                raise BadTensors("its numbers are big-endian")
+                raise UserError("its numbers are big-endian")
             if "data.pkl" not in inner or inner["data.pkl"].file_size > MAX_BYTES:
-                raise BadTensors(f"it has no data.pkl of at most {MAX_BYTES} bytes")
+                raise UserError(f"it has no data.pkl of at most {MAX_BYTES} bytes")
             value, _ = read_pickle(archive.read(inner["data.pkl"]))
             for name, member in inner.items():
                 if name.startswith("data/"):
@@ -123,7 +123,7 @@ def _start(file: Any, member: zipfile.ZipInfo, size: int) -> int:
     lengths = (int.from_bytes(local[i : i + 2], "little") for i in (26, 28))
     start = member.header_offset + 30 + sum(lengths)
     if not local.startswith(b"PK\3\4") or start + member.file_size > size:
-        raise BadTensors(f"its zip is damaged: {member.filename[:80]} reaches beyond the file")
+        raise UserError(f"its zip is damaged: {member.filename[:80]} reaches beyond the file")
     return start
 
 
@@ -136,16 +136,16 @@ def _read_legacy(path: str | os.PathLike, size: int) -> Any:
             found.append(value)
             at += length
             if found[0] != LEGACY_MAGIC:
-                raise BadTensors("it is neither a zip file nor an older file of torch.save")
+                raise UserError("it is neither a zip file nor an older file of torch.save")
         value, keys = found[3:]
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
-            raise BadTensors("its storages have no names")
+            raise UserError("its storages have no names")
         sizes = {storage.key: storage.dtype.itemsize for storage in _storages(value)}
         places = {}
         for key in keys:
             length = int.from_bytes(data[at : at + 8], "little") * sizes.get(key, 1)
             if key in places or key not in sizes or at + 8 + length > size:
-                raise BadTensors("a storage reaches beyond the file")
+                raise UserError("a storage reaches beyond the file")
             places[key] = (at + 8, length)
             at += 8 + length
     return with_tensors(value, _Mapped(path, size, places).tensor)
@@ -174,7 +174,7 @@ class _Mapped:
         storage = stored.storage
         start, length = self.places.get(storage.key, (0, -1))
         if length != storage.numel * storage.dtype.itemsize:
-            raise ValueError(f"a storage is said to hold {storage.numel} values, it has {max(length, 0)} bytes")
+            raise UserError(f"a storage is said to hold {storage.numel} values, it has {max(length, 0)} bytes")
         mapped = self.bytes[start : start + length]
         if start % storage.dtype.itemsize:  # as in an older file
             mapped = mapped.clone()
@@ -185,14 +185,14 @@ def read_header(path: str | os.PathLike) -> Header:
     """What a safetensors file says of its tensors, none of them read.
 
     Raises:
-        BadTensors: damaged, or tensors of other than plain numbers.
+        UserError: damaged, or tensors of other than plain numbers.
         OSError: not readable.
     """
     size = regular_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if size < 10 or length > min(MAX_HEADER, size - 8):
-        raise BadTensors(f"its header is longer than the file or than {MAX_HEADER} bytes")
+        raise UserError(f"its header is longer than the file or than {MAX_HEADER} bytes")
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}
@@ -200,9 +200,9 @@ def read_header(path: str | os.PathLike) -> Header:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             about = dict(file.metadata() or {})
     except (SafetensorError, UnicodeError, ValueError) as error:
-        raise BadTensors(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
     if odd := [name for name, dtype in dtypes.items() if dtype not in NUMBERS]:
-        raise BadTensors(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected floats or integers")
+        raise UserError(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected floats or integers")
     return Header(about, dtypes, shapes)
 
 
@@ -210,7 +210,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """All tensors of a safetensors file.
 
     Raises:
-        BadTensors: damaged, or tensors of other than plain numbers.
+        UserError: damaged, or tensors of other than plain numbers.
         OSError: not readable.
     """
     read_header(path)
@@ -218,7 +218,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
-        raise BadTensors(" ".join(str(error).split())) from error
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def read_weights(path: str | os.PathLike) -> Any:
@@ -231,7 +231,7 @@ def read_json(path: str | os.PathLike) -> Any:
     try:
         return json_files.read_json(path, MAX_TEXT)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}") from None
 
 
 def odd_weight(state: Mapping[str, Tensor]) -> str | None:

@@ -8,9 +8,9 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from datamodules.errors import UsageError
 from datamodules.pictures import colour_of
 from lightning_modules import embedded
+from remoco.common.errors import UserError
 from remoco.generate import load_pipeline
 
 HOST = "127.0.0.1"
@@ -35,7 +35,7 @@ def page(
     """
     behind = colour_of(background, "--background")
     if find_spec("gradio") is None:
-        raise UsageError("the page needs gradio: pip install -e '.[page]' -c constraints.txt")
+        raise UserError("the page needs gradio: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
         pipeline = load_pipeline(checkpoint, svd, device)
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
@@ -52,12 +52,12 @@ def page(
 
 def _bound(port: int) -> socket.socket:
     if not 0 <= port <= 65535:
-        raise UsageError(f"--port {port}: expected a number from 0 to 65535")
+        raise UserError(f"--port {port}: expected a number from 0 to 65535")
     listening = socket.socket()
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((HOST, port))
     except OSError as error:
         listening.close()
-        raise UsageError(f"--port {port}: {error.strerror}; choose another one, or 0 for any") from None
+        raise UserError(f"--port {port}: {error.strerror}; choose another one, or 0 for any") from None
     return listening

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import PurePosixPath
 
-from datamodules.backdrop import file_names
-from datamodules.errors import BadInput, one_line, readable
-from datamodules.inputs import IMAGE, MASK, META
+from datamodules.drawings.backdrop import file_names
+from datamodules.drawings.drawing import IMAGE, MASK, META
+from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json
 
 MAX_ENTRIES = 4096  # each takes a KB in memory, of 46 bytes in the file
@@ -29,60 +29,62 @@ class Archive:
         most: bytes.
 
     Raises:
-        BadInput: one line that names the zip and what is wrong with it.
+        UserError: one line that names the zip and what is wrong with it.
     """
 
     def __init__(self, data: bytes, name: str, most: int) -> None:
         self.name, self._most, self._left = name, most, most
         if data.count(b"PK\1\2") > MAX_ENTRIES:  # how each entry of the directory begins
-            raise BadInput(f"{name}: expected at most {MAX_ENTRIES} files in it")
+            raise UserError(f"{name}: expected at most {MAX_ENTRIES} files in it")
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             self.entries = self._checked(self._zip.infolist(), len(data))
-        except BadInput:
+        except UserError:
             raise
         except Exception as error:  # zipfile raises exceptions of many types for broken bytes
-            raise BadInput(f"{name}: not a readable zip ({one_line(error)})") from error
+            raise UserError(f"{name}: not a readable zip ({one_line(error)})") from error
 
     def _checked(self, entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
         found: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
             if entry.filename in found:
-                raise BadInput(f"{self.name}: {readable(entry.filename, 100)} is there twice")
+                raise UserError(f"{self.name}: {readable(entry.filename, 100)} is there twice")
             found[entry.filename] = entry
         placed = sorted(entries, key=lambda entry: entry.header_offset)
         places = [*(entry.header_offset for entry in placed), size]
         for entry, (start, after) in zip(placed, pairwise(places), strict=True):
             named = len(entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437"))
             if start + _LOCAL + named + entry.compress_size > after:
-                raise BadInput(f"{self.name}: {readable(entry.filename, 100)} lies over another one, or beyond the end")
+                raise UserError(
+                    f"{self.name}: {readable(entry.filename, 100)} lies over another one, or beyond the end"
+                )
         return found
 
     def read(self, path: str) -> bytes:
         """One of its files.
 
         Raises:
-            BadInput: encrypted, of another compression, larger than is left, damaged, or of another size than it says.
+            UserError: encrypted, of another compression, larger than is left, damaged, or of another size than it says.
         """
         entry, label = self.entries[path], f"{self.name}: {readable(PurePosixPath(path).name, 100)}"
         if entry.flag_bits & _ENCRYPTED:
-            raise BadInput(f"{label}: it is encrypted, expected a zip without a password")
+            raise UserError(f"{label}: it is encrypted, expected a zip without a password")
         if entry.compress_type not in _PLAIN:
-            raise BadInput(f"{label}: compression {entry.compress_type}, expected stored or deflated")
+            raise UserError(f"{label}: compression {entry.compress_type}, expected stored or deflated")
         parts, size = [], 0
         try:
             with self._zip.open(entry) as file:
                 while part := file.read(_STEP):
                     size += len(part)
                     if size > self._left:
-                        raise BadInput(f"{label}: expected at most {self._most // 2**20} MB in all")
+                        raise UserError(f"{label}: expected at most {self._most // 2**20} MB in all")
                     parts.append(part)
-        except BadInput:
+        except UserError:
             raise
         except Exception as error:
-            raise BadInput(f"{label}: not readable ({one_line(error)})") from error
+            raise UserError(f"{label}: not readable ({one_line(error)})") from error
         if size != entry.file_size:
-            raise BadInput(f"{label}: has {size} bytes, and the zip says {entry.file_size}")
+            raise UserError(f"{label}: has {size} bytes, and the zip says {entry.file_size}")
         self._left -= size
         return b"".join(parts)
 
@@ -91,12 +93,12 @@ def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], i
     """The files of the first sample in a zip, of at most so many bytes together, and how many samples it holds.
 
     Raises:
-        BadInput: one line that names the zip and what is wrong with it.
+        UserError: one line that names the zip and what is wrong with it.
     """
     archive = Archive(data, name, most)
     images = sorted(entry for entry in archive.entries if PurePosixPath(entry).name == IMAGE)
     if not images:
-        raise BadInput(f"{name}: no {IMAGE} in it")
+        raise UserError(f"{name}: no {IMAGE} in it")
     folder = PurePosixPath(images[0]).parent
     found: dict[str, bytes] = {}
 
@@ -105,7 +107,7 @@ def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], i
             path = PurePosixPath(entry)
             if path.parent == folder and path.name in wanted and len(found) < 8:
                 if path.name in found:  # under a/b and a/./b
-                    raise BadInput(f"{name}: {readable(path.name, 100)} is there twice")
+                    raise UserError(f"{name}: {readable(path.name, 100)} is there twice")
                 found[path.name] = archive.read(entry)
 
     read((IMAGE, MASK, *META))

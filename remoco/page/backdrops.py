@@ -12,15 +12,15 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.backdrop import Backdrop, video_kind
 from datamodules.bench import fitting_size
-from datamodules.errors import BadClip, BadInput
+from datamodules.drawings.backdrop import Backdrop, video_kind
+from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.poses import read_poses
 from datamodules.files import FORMATS, Source, read_depth
-from datamodules.inputs import Inputs
 from datamodules.pictures import WHITE
-from datamodules.poses import read_poses
 from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
+from remoco.common.errors import BadClip, UserError
 from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
@@ -39,18 +39,18 @@ def checked(backdrop: Backdrop | None, size: tuple[int, int]) -> Backdrop | None
         size: (H, W) of the image on the page, to which one of the same shape was scaled down, and its depth now is.
 
     Raises:
-        BadInput: one line that names the file.
+        UserError: one line that names the file.
     """
     if backdrop is None:
         return None
     if backdrop.depth is not None:
         backdrop = replace(backdrop, depth=fitting_depth(backdrop.depth, "depth", size))
     if backdrop.driving is not None and video_kind(_data(backdrop.driving)) is None:
-        raise BadInput("driving: expected a video as MP4, MOV, WebM, MKV or AVI")
+        raise UserError("driving: expected a video as MP4, MOV, WebM, MKV or AVI")
     if backdrop.poses is not None and len(_data(backdrop.poses)) > MAX_POSES:
-        raise BadInput(f"poses: expected at most {MAX_POSES // 2**20} MB")
+        raise UserError(f"poses: expected at most {MAX_POSES // 2**20} MB")
     if sum(len(_data(source)) for source in backdrop.files().values()) > MAX_BYTES:
-        raise BadInput(f"the camera's files: expected at most {MAX_BYTES // 2**20} MB")
+        raise UserError(f"the camera's files: expected at most {MAX_BYTES // 2**20} MB")
     return backdrop
 
 
@@ -58,14 +58,14 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
     """A depth map as an .npy file of the page's image; of the same shape but another size, it is scaled.
 
     Raises:
-        BadInput: it is none, or of another shape.
+        UserError: it is none, or of another shape.
     """
     check_side(_data(source), name, MAX_DEPTH_SIDE)
     depth = read_depth(source, name)
     if depth.shape != size:
         height, width = depth.shape
         if abs(width * size[0] / height - size[1]) > 1 + size[0] / height:
-            raise BadInput(f"{name}: {height} x {width}, expected the size of the image, {size[0]} x {size[1]}")
+            raise UserError(f"{name}: {height} x {width}, expected the size of the image, {size[0]} x {size[1]}")
     file = io.BytesIO()
     np.save(file, scaled_depth(depth, size).astype(np.float32))
     return file.getvalue()
@@ -75,7 +75,7 @@ def check_side(data: bytes, name: str, most: int) -> None:
     """Hold a picture to `most` pixels a side, before it is decoded; what is no picture is said by who decodes it.
 
     Raises:
-        BadInput: it says that it is larger.
+        UserError: it says that it is larger.
     """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -83,7 +83,7 @@ def check_side(data: bytes, name: str, most: int) -> None:
     except Exception:  # Pillow raises exceptions of many types for broken bytes
         return
     if max(width, height) > most:
-        raise BadInput(f"{name}: {height} x {width} pixels, expected at most {most} a side")
+        raise UserError(f"{name}: {height} x {width} pixels, expected at most {most} a side")
 
 
 def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[str, bytes, str]:
@@ -96,11 +96,11 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
         size: (H, W) of the image on the page.
 
     Raises:
-        BadInput: one line that names the file and what is wrong with it.
+        UserError: one line that names the file and what is wrong with it.
     """
     if kind == "poses":
         if len(data) > MAX_POSES:
-            raise BadInput(f"{name}: expected at most {MAX_POSES // 2**20} MB")
+            raise UserError(f"{name}: expected at most {MAX_POSES // 2**20} MB")
         about = f"{len(read_poses(data, name)[1])} poses"
     elif kind == "depth":
         data = fitting_depth(data, name, size)
@@ -108,21 +108,21 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
         about = f"depth from {depth.min():.3g} to {depth.max():.3g}"
     elif kind == "driving":
         if video_kind(data) is None:
-            raise BadInput(f"{name}: expected a video as MP4, MOV, WebM, MKV or AVI")
+            raise UserError(f"{name}: expected a video as MP4, MOV, WebM, MKV or AVI")
         if len(data) > MAX_BYTES:
-            raise BadInput(f"{name}: {len(data) / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20} MB")
+            raise UserError(f"{name}: {len(data) / 2**20:.0f} MB, expected at most {MAX_BYTES // 2**20} MB")
         first_frames(data, 1, 8.0, 64, 64)
         about = _about_video(data, name)
     else:
-        raise BadInput(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
+        raise UserError(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
     own: dict[str, Any] = {kind: data}
     return next(iter(Backdrop(**own).files())), data, about
 
 
 def fitted(
-    inputs: Inputs, size: tuple[int, int], background: tuple[int, int, int] = WHITE
-) -> tuple[Inputs, SceneMotion]:
-    """Inputs at the clip's size, and how their scene moves.
+    inputs: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE
+) -> tuple[Drawing, SceneMotion]:
+    """A drawing at the clip's size, and how its scene moves.
 
     Args:
         inputs: of a drawing.
@@ -134,7 +134,7 @@ def fitted(
 
 
 def moving(
-    inputs: Inputs,
+    inputs: Drawing,
     size: tuple[int, int],
     frames: int,
     fps: float,
@@ -207,7 +207,7 @@ def _about_video(data: bytes, name: str) -> str:
     try:
         return f"{video_seconds(io.BytesIO(data)):.1f} s"
     except BadClip as error:
-        raise BadInput(f"{name}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
 
 
 def _data(source: Source) -> bytes:

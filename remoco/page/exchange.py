@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.errors import BadInput
+from datamodules.drawings.drawing import IMAGE, MASK, META, Drawing, drawing_from_json, drawing_json, write_drawing
 from datamodules.files import check_size, data_of, read_image, read_mask
-from datamodules.inputs import IMAGE, MASK, META, Inputs, inputs_from_json, inputs_json, write_inputs
 from datamodules.pictures import WHITE
-from datamodules.plain import plain_scene
-from datamodules.scene import render, tracks
+from datamodules.scenes.plain import plain_scene
+from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
+from remoco.common.errors import UserError
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
 
@@ -68,7 +68,7 @@ class Settings:
         bucket: motion_bucket_id.
 
     Raises:
-        BadInput: one that is no number, or outside RANGES.
+        UserError: one that is no number, or outside RANGES.
     """
 
     frames: int
@@ -82,7 +82,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.size, str) or self.size not in SIZES:
-            raise BadInput(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
+            raise UserError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
         for name in RANGES:
             whole = name in ("frames", "steps", "seed")
             object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
@@ -100,70 +100,70 @@ class Settings:
 
 
 def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
-    """A number of the browser within its bounds, as int where it is to be whole; BadInput otherwise."""
+    """A number of the browser within its bounds, as int where it is to be whole; UserError otherwise."""
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
     if not right or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise BadInput(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
+        raise UserError(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
     return int(value) if whole else float(value)
 
 
 def field(body: Any, name: str, kind: type) -> Any:
-    """An entry of a JSON object; BadInput where it is missing or of another type."""
+    """An entry of a JSON object; UserError where it is missing or of another type."""
     if not isinstance(body, Mapping) or not isinstance(body.get(name), kind):
-        raise BadInput(f"{name}: expected a {kind.__name__} of that name in the request")
+        raise UserError(f"{name}: expected a {kind.__name__} of that name in the request")
     return body[name]
 
 
-def inputs_of(drawing: Any) -> Inputs:
+def inputs_of(drawing: Any) -> Drawing:
     """The inputs of a drawing.
 
     Raises:
-        BadInput: one line that names what does not fit.
+        UserError: one line that names what does not fit.
     """
     text = field(drawing, "image", str)
     if not text.startswith(PNG):
-        raise BadInput(f"image: expected {PNG}...")
+        raise UserError(f"image: expected {PNG}...")
     data = _decoded(text.removeprefix(PNG), "image")
     backdrops.check_side(data, "image", MAX_SIDE)
     image = read_image(data, "image")
     meta = field(drawing, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise BadInput("draw at least one track, or let the camera move; a single point asks its place to stay")
+        raise UserError("draw at least one track, or let the camera move; a single point asks its place to stay")
     _check_count(meta.get("traj_key_points"))
     brush = _brush(field(drawing, "runs", list), image.shape[0], image.shape[1])
     files = drawing.get("files") or {}
     if not isinstance(files, dict) or len(files) > 2:
-        raise BadInput("files: expected a dict of at most 2 files")
+        raise UserError("files: expected a dict of at most 2 files")
     beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
-    inputs = inputs_from_json(json.dumps(meta), image, brush, "drawing", beside)
+    inputs = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
     inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
     return inputs
 
 
-def drawing_in(body: Any) -> Inputs:
-    """The inputs of a request's drawing; BadInput as in `inputs_of`."""
+def drawing_in(body: Any) -> Drawing:
+    """The inputs of a request's drawing; UserError as in `inputs_of`."""
     return inputs_of(field(body, "drawing", dict))
 
 
-def generation(body: Any) -> tuple[Inputs, Settings]:
+def generation(body: Any) -> tuple[Drawing, Settings]:
     """What a generation is asked for with.
 
     Args:
         body: `drawing`, and `settings`, the fields of `Settings`.
 
     Raises:
-        BadInput: one line that names what does not fit.
+        UserError: one line that names what does not fit.
     """
     asked = field(body, "settings", dict)
     if unknown := [name for name in asked if name not in Settings.__dataclass_fields__]:
-        raise BadInput(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
+        raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
     if missing := [name for name in ("frames", "fps", "size") if name not in asked]:
-        raise BadInput(f"settings: {missing[0]} is missing")
+        raise UserError(f"settings: {missing[0]} is missing")
     return drawing_in(body), Settings(**asked)
 
 
-def drawing_of(inputs: Inputs) -> dict[str, Any]:
+def drawing_of(inputs: Drawing) -> dict[str, Any]:
     """The drawing of inputs."""
     brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush
     file = io.BytesIO()
@@ -172,7 +172,7 @@ def drawing_of(inputs: Inputs) -> dict[str, Any]:
     return {
         "image": PNG + _text(file.getvalue()),
         "runs": _runs(brush if inputs.brush_ids is not None else (brush > 0).astype(np.uint8)),
-        "meta": inputs_json(inputs),
+        "meta": drawing_json(inputs),
         "files": {name: _text(data_of(source)) for name, source in files.items()},
     }
 
@@ -188,16 +188,16 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         The drawing, with a `note` where it is not quite what the files hold.
 
     Raises:
-        BadInput: one line that names the file and what is wrong with it.
+        UserError: one line that names the file and what is wrong with it.
     """
     files = {}
     for entry in field(body, "files", list)[:8]:
         name = PurePosixPath(field(entry, "name", str)).name[:100]
         if name in files:
-            raise BadInput(f"{name}: is there twice")
+            raise UserError(f"{name}: is there twice")
         files[name] = _decoded(field(entry, "data", str), name)
     if sum(map(len, files.values())) > MAX_UPLOAD:
-        raise BadInput(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
+        raise UserError(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
     notes = []
     for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
         found, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
@@ -225,7 +225,7 @@ def attached(body: Any) -> dict[str, str]:
         `name` and `data` of the file among the inputs, and `about`, a few words on it.
 
     Raises:
-        BadInput: one line that names the file and what is wrong with it.
+        UserError: one line that names the file and what is wrong with it.
     """
     name = PurePosixPath(field(body, "name", str)).name[:100]
     size = (
@@ -248,7 +248,7 @@ def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         See `backdrops.moving`.
 
     Raises:
-        BadInput: one line that names what does not fit.
+        UserError: one line that names what does not fit.
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
     inputs = drawing_in(body)
@@ -266,7 +266,7 @@ def paths(body: Any) -> dict[str, Any]:
         `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
 
     Raises:
-        BadInput: one line that names what does not fit.
+        UserError: one line that names what does not fit.
     """
     height, width, fine = (
         number(field(body, name, int), name, 1, MAX_SIDE, True) for name in ("height", "width", "fine")
@@ -277,7 +277,7 @@ def paths(body: Any) -> dict[str, Any]:
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
     times = field(body, "times", list) if drawn else None
     eases = field(body, "eases", list) if drawn and "eases" in body else None
-    inputs = Inputs(blank, drawn, times=times, eases=eases)
+    inputs = Drawing(blank, drawn, times=times, eases=eases)
     moments = (settings.frames - 1) * min(fine, 8) + 1
     return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
 
@@ -288,11 +288,11 @@ def settings_of(body: Any) -> Settings:
     return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0))
 
 
-def zipped(inputs: Inputs) -> bytes:
+def zipped(inputs: Drawing) -> bytes:
     """A zip of inputs in the benchmark's layout."""
     file = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        write_inputs(folder, inputs)
+        write_drawing(folder, inputs)
         for path in sorted(Path(folder).iterdir()):
             archive.write(path, path.name)
     return file.getvalue()
@@ -310,13 +310,13 @@ def examples() -> list[dict[str, Any]]:
         centre = np.argwhere(brush).mean(0)[::-1]
         times = np.array([0, 2, 5, 7]) / 7
         track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
-        inputs = Inputs(np.ascontiguousarray(image), [track], brush, [times])
+        inputs = Drawing(np.ascontiguousarray(image), [track], brush, [times])
         found.append({"name": made.caption, "drawing": drawing_of(inputs)})
     return found
 
 
-def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inputs:
-    """Inputs of named files: the tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
+def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Drawing:
+    """A drawing of named files: tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
     texts = [name for name in files if name.lower().endswith(".json")]
     named = named_in(files[texts[0]]) if texts else []
     pictures = [name for name in files if name not in (*texts, *named)]
@@ -325,20 +325,20 @@ def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Inp
     if not images and len(masks) == 1:
         images, masks = masks, []
     if len(images) != 1 or len(texts) > 1 or len(masks) > 1:
-        raise BadInput(
+        raise UserError(
             f"expected an image, or {IMAGE}, {MASK} and {META[0]} of one sample, got {', '.join(files) or 'nothing'}"
         )
     image = read_image(files[images[0]], images[0], background)
     ids = bool(texts) and b'"brush"' in files[texts[0]]
     brush = read_mask(files[masks[0]], masks[0], labelled=ids) if masks else None
     if brush is not None and brush.shape != image.shape[:2]:
-        raise BadInput(
+        raise UserError(
             f"{masks[0]}: {brush.shape[0]} x {brush.shape[1]}, expected the image's {image.shape[0]} x {image.shape[1]}"
         )
     if not texts:
-        return Inputs(image, [], brush)
+        return Drawing(image, [], brush)
     beside = {name: files[name] for name in named if name in files}
-    return inputs_from_json(files[texts[0]], image, brush, texts[0], beside)
+    return drawing_from_json(files[texts[0]], image, brush, texts[0], beside)
 
 
 def _text(data: bytes) -> str:
@@ -349,32 +349,31 @@ def _decoded(text: str, name: str) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
     except ValueError as error:
-        raise BadInput(f"{name}: not base64 ({error})") from None
+        raise UserError(f"{name}: not base64 ({error})") from None
     if not data:
-        raise BadInput(f"{name}: the file is empty")
+        raise UserError(f"{name}: the file is empty")
     return data
 
 
 def _check_count(drawn: Any) -> None:
     if not isinstance(drawn, list):
-        raise BadInput("tracks: expected a list")
+        raise UserError("tracks: expected a list")
     points = sum(len(track) if isinstance(track, (list, np.ndarray)) else 1 for track in drawn)
     if points > MAX_POINTS:
-        raise BadInput(f"tracks: {points} points, expected at most {MAX_POINTS} on the page")
+        raise UserError(f"tracks: {points} points, expected at most {MAX_POINTS} on the page")
 
 
 def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
     check_size((height, width), "image")
     try:
-        if not all(type(each) is int for each in runs):
-            raise TypeError
-        pairs = np.asarray(runs, dtype=np.int64).reshape(-1, 2)
+        whole = all(type(each) is int for each in runs)
+        pairs = np.asarray(runs if whole else ["no number"], dtype=np.int64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):
-        raise BadInput("runs: expected [value, count, ...]") from None
+        raise UserError("runs: expected [value, count, ...]") from None
     values, counts = pairs.T
     fits = len(pairs) <= height * width and ((counts > 0) & (counts <= height * width)).all()
     if not fits or counts.sum() != height * width or not ((values >= 0) & (values <= 255)).all():
-        raise BadInput(f"runs: expected values from 0 to 255, {height * width} of them for {height} x {width} pixels")
+        raise UserError(f"runs: expected values from 0 to 255, {height * width} of them for {height} x {width} pixels")
     return np.repeat(values.astype(np.uint8), counts).reshape(height, width)
 
 
@@ -382,5 +381,5 @@ def _runs(brush: np.ndarray) -> list[int]:
     flat = brush.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
     if len(starts) > MAX_RUNS:
-        raise BadInput(f"the brush: {len(starts)} runs of equal pixels, expected at most {MAX_RUNS} on the page")
+        raise UserError(f"the brush: {len(starts)} runs of equal pixels, expected at most {MAX_RUNS} on the page")
     return [int(n) for start, end in pairwise([*starts, flat.size]) for n in (flat[start], end - start)]

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
@@ -52,7 +52,7 @@ class Studio:
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, inputs: Inputs, settings: Settings, job: str | None = None
+        self, inputs: Drawing, settings: Settings, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
@@ -149,7 +149,7 @@ class Studio:
         factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
         return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
 
-    def _work(self, inputs: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
+    def _work(self, inputs: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
             tell(self._generated(inputs, settings, tell))
@@ -161,7 +161,7 @@ class Studio:
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
             tell({"state": "error", "message": text})
 
-    def _generated(self, given: Inputs, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _generated(self, given: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
         height, width = inputs.size
         start = time.perf_counter()

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from datamodules.errors import BadInput, one_line
+from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.guard import Limit, Receive, Send, answer, answer_json
@@ -74,7 +74,7 @@ class Routes:
             try:
                 asked = parse_json(body, limit.values)
             except ValueError as error:
-                raise BadInput(f"expected a JSON object in the request, which {error}") from None
+                raise UserError(f"expected a JSON object in the request, which {error}") from None
             return function(asked)
 
         if limit is SMALL:  # nothing that takes long: not behind what does

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
-from datamodules.inputs import PALETTE
+from datamodules.drawings.drawing import PALETTE
 from remoco.generate import trained_size
 from remoco.page import exchange
 from remoco.page.guard import Guard

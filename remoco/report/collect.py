@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.errors import BadClip, BadShards, one_line, readable
 from datamodules.videos import video_files
+from remoco.common.errors import BadClip, UserError, one_line, readable
 from remoco.common.json_files import open_regular
 from remoco.result_files import read_part, read_results
 
@@ -59,11 +60,11 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         bench: root of the benchmark that is meant, where the run has videos of several.
 
     Raises:
-        BadShards: neither of the two, or a run with videos of several benchmarks and none of them named.
+        UserError: neither of the two, or a run with videos of several benchmarks and none of them named.
     """
     path = Path(folder)
     if not path.is_dir():
-        raise BadShards(f"{folder}: no such folder")
+        raise UserError(f"{folder}: no such folder")
     system = System(path.resolve().name)
     if (
         not (path / "config.yaml").is_file()
@@ -78,7 +79,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         found = [own for own in found if own.name == Path(bench).resolve().name]
     if len(found) > 1:
         names = ", ".join(own.name for own in found)
-        raise BadShards(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
+        raise UserError(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
     for own in found:
         system.bench = read_results(own / "scores.json", system.problems)
         system.bench_root = _root(own / "generated.json", system.problems)
@@ -90,7 +91,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
 def _read_videos(path: Path, system: System) -> System:
     system.videos = _videos(path, system.problems)
     if not system.videos and not system.problems:
-        raise BadShards(f"{path}: neither a run's folder nor a folder of videos")
+        raise UserError(f"{path}: neither a run's folder nor a folder of videos")
     results = read_results(path / "scores.json", system.problems)
     levels = any("/" in name for name in results)
     system.bench, system.results = (results, {}) if levels else ({}, results)
@@ -112,7 +113,7 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], lis
         try:
             with open_regular(path) as file:
                 if os.fstat(file.fileno()).st_size > MAX_EVENTS:
-                    raise ValueError(f"more than {MAX_EVENTS >> 30} GiB")
+                    raise UserError(f"more than {MAX_EVENTS >> 30} GiB")
             events = EventAccumulator(str(path), size_guidance={"scalars": 0}).Reload()
             for tag in events.Tags()["scalars"]:
                 if tag.startswith(CURVES) and not tag.startswith("val/loss_"):
@@ -154,10 +155,8 @@ def _root(generated: Path, problems: list[str]) -> Path | None:
     root = read_part(generated, problems).get("root")
     if root is None:
         return None
-    try:
-        if not isinstance(root, str) or "\0" in root:
-            raise ValueError
-        return Path(root) if Path(root).is_dir() else None
-    except (OSError, ValueError):
-        problems.append(f"{readable(str(generated))}: root: expected the folder of a benchmark")
-        return None
+    if isinstance(root, str) and "\0" not in root:
+        with suppress(OSError):  # longer than a name may be
+            return Path(root) if Path(root).is_dir() else None
+    problems.append(f"{readable(str(generated))}: root: expected the folder of a benchmark")
+    return None

@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.errors import DISK_ERRORS, BadClip, BadShards, UsageError, readable
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, write_video
+from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
 from remoco.report.collect import System, read_system
 from remoco.report.page import page
 from remoco.study.pages import draw_tracks
@@ -34,20 +34,20 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
         clips: at most so many samples side by side, spread over all.
     """
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+        raise UserError(f"--out {out}: holds files already, expected a new or empty folder")
     if clips < 1:
-        raise UsageError(f"--clips is {clips}, expected at least 1")
+        raise UserError(f"--clips is {clips}, expected at least 1")
     if bench is not None:
         find_pairs(bench)
     systems = [read_system(run, bench) for run in runs]
     if len({system.name for system in systems}) < len(systems):
-        raise UsageError("runs: two folders have the same name, by which the page would tell them apart")
+        raise UserError("runs: two folders have the same name, by which the page would tell them apart")
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
     problems = [problem for system in systems for problem in system.problems]
     with new_folder(out) as folder:
         gallery = _gallery(systems, roots[0] if roots else None, folder, clips, problems)
         if problems and not gallery and not any(s.results or s.bench or s.curves or s.strips for s in systems):
-            raise BadShards(problems[0])
+            raise UserError(problems[0])
         strips: dict[str, list[Any]] = {}
         for number, system in enumerate(systems):
             strips[system.name] = []
@@ -85,7 +85,7 @@ def _gallery(
         if videos and bench is not None and key in drawn:
             try:
                 length = max(len(video) for video, _ in videos.values())
-                control = control_frames(read_pair(bench, key).inputs, length), next(iter(videos.values()))[1]
+                control = control_frames(read_pair(bench, key).drawing, length), next(iter(videos.values()))[1]
                 videos = {"control (drawn)" if "control" in videos else "control": control, **videos}
             except BadClip as error:
                 problems.append(readable(str(error)))
@@ -111,12 +111,12 @@ def _drawn(bench: Path | None, problems: list[str]) -> set[str]:
     """Keys of a benchmark's samples; a run may name one that is none any more."""
     try:
         return set() if bench is None else set(find_pairs(bench))
-    except BadShards as error:
+    except UserError as error:
         problems.append(readable(str(error)))
         return set()
 
 
-def control_frames(inputs: Inputs, frames: int) -> np.ndarray:
+def control_frames(inputs: Drawing, frames: int) -> np.ndarray:
     """(L, H, W, 3) uint8: the first frame with brush, and the drawn tracks growing from frame to frame."""
     paths = inputs.paths(frames)
     return np.stack([draw_tracks(inputs, [path[: t + 1] for path in paths]) for t in range(frames)])

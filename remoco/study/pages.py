@@ -16,10 +16,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.errors import BadClip, BadShards, UsageError
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
 from datamodules.storage import naming, new_folder, write_atomic
 from datamodules.videos import read_video, video_files, write_video
+from remoco.common.errors import BadClip, UserError
 
 # the questions of table 4
 QUESTIONS = {
@@ -45,21 +45,21 @@ def pages(
     """
     systems = (Path(a).resolve().name, Path(b).resolve().name)
     if systems[0] == systems[1]:
-        raise UsageError(f"{a}, {b}: the folders' names are the systems', so they must differ")
+        raise UserError(f"{a}, {b}: the folders' names are the systems', so they must differ")
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UsageError(f"--out {out}: holds files already, expected a new or empty folder")
+        raise UserError(f"--out {out}: holds files already, expected a new or empty folder")
     if seed < 0:
-        raise UsageError(f"--seed is {seed}, expected at least 0")
+        raise UserError(f"--seed is {seed}, expected at least 0")
     names, found = _same_names(a, b)
     rng = np.random.default_rng(seed)
     order = [names[i] for i in rng.permutation(len(names))]
     if pairs is not None:
         if not 1 <= pairs <= len(order):
-            raise UsageError(f"--pairs is {pairs}, expected 1 to {len(order)}, the number of videos")
+            raise UserError(f"--pairs is {pairs}, expected 1 to {len(order)}, the number of videos")
         order = order[:pairs]
     drawn = set() if bench is None else set(find_pairs(bench))
     if bench is not None and (unknown := [name for name in order if name not in drawn]):
-        raise BadShards(f"--bench {bench}: no sample for the video {unknown[0]}")
+        raise UserError(f"--bench {bench}: no sample for the video {unknown[0]}")
     with new_folder(out) as folder:
         with tqdm(order, desc="pairs", unit="pair") as bar:
             rows = [
@@ -98,7 +98,7 @@ def _write_pair(
         try:
             video, fps = read_video(found[system][name])
         except BadClip as error:
-            raise BadShards(str(error)) from error
+            raise UserError(str(error)) from error
         write_video(folder / f"{number:04d}-{side}.mp4", video, fps)
     row = {"id": number, "left": systems[flipped], "right": systems[not flipped], "name": name}
     if bench is None:
@@ -113,16 +113,16 @@ def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
     found = []
     for folder in (a, b):
         if not Path(folder).is_dir():
-            raise BadShards(f"{folder}: no such folder of videos")
+            raise UserError(f"{folder}: no such folder of videos")
         try:
             found.append(video_files(folder))
         except BadClip as error:
-            raise BadShards(str(error)) from None
+            raise UserError(str(error)) from None
         if not found[-1]:
-            raise BadShards(f"{folder}: no videos in it")
+            raise UserError(f"{folder}: no videos in it")
     for (folder, own), other in zip(((a, found[0]), (b, found[1])), (found[1], found[0])):
         if missing := sorted(set(other) - set(own)):
-            raise BadShards(
+            raise UserError(
                 f"{folder}: {len(missing)} videos of the other system are missing, for instance {missing[0]}"
             )
     return sorted(found[0]), found
@@ -131,12 +131,12 @@ def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
 def _drawn(bench: str, name: str) -> np.ndarray:
     """(H, W, 3) uint8: the first frame with the brush and the drawn tracks."""
     try:
-        return draw_tracks(read_pair(bench, name).inputs)
+        return draw_tracks(read_pair(bench, name).drawing)
     except BadClip as error:
-        raise BadShards(f"--bench {bench}: no sample for the video {name} ({error})") from error
+        raise UserError(f"--bench {bench}: no sample for the video {name} ({error})") from error
 
 
-def draw_tracks(inputs: Inputs, tracks: list[np.ndarray] | None = None) -> np.ndarray:
+def draw_tracks(inputs: Drawing, tracks: list[np.ndarray] | None = None) -> np.ndarray:
     """(H, W, 3) uint8: the first frame, its brush lightened, its tracks, or these in their place, as arrows."""
     scale = max(1, round(512 / inputs.image.shape[1]))
     brushed = np.zeros(inputs.size, dtype=bool) if inputs.brush is None else inputs.brush > 0

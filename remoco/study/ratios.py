@@ -10,8 +10,8 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from datamodules.errors import BadShards, one_line, readable
 from datamodules.storage import write_json
+from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json, read_json, read_regular
 from remoco.result_files import is_name
 from remoco.study.pages import QUESTIONS, study_id
@@ -51,12 +51,12 @@ def read_answers(path: str | Path) -> dict[str, Any]:
         `study`, `rater`, `path`, and `answers`: (pair, question) -> (winner, loser).
 
     Raises:
-        BadShards: not a file that the page exported, or one that contradicts itself; one line that names the field.
+        UserError: not a file that the page exported, or one that contradicts itself; one line that names the field.
     """
     try:
         found = read_json(path, MAX_BYTES)
         if not isinstance(found, dict) or not isinstance(found.get("answers"), list):
-            raise ValueError("answers: expected a list")
+            raise UserError("answers: expected a list")
         for name in ("study", "rater"):
             _text(found, name, name)
         given: dict[tuple[str, str], tuple[str, str]] = {}
@@ -65,21 +65,21 @@ def read_answers(path: str | Path) -> dict[str, Any]:
                 _text(entry, name, f"answers[{index}].{name}") for name in ("pair", "question", "winner", "loser")
             )
             if question not in QUESTIONS:
-                raise ValueError(
+                raise UserError(
                     f"answers[{index}].question: expected {', '.join(QUESTIONS)}, got {readable(question, 40)}"
                 )
             if winner == loser:
-                raise ValueError(f"answers[{index}].winner: expected another system than the loser")
+                raise UserError(f"answers[{index}].winner: expected another system than the loser")
             if given.setdefault((pair, question), (winner, loser)) != (winner, loser):
-                raise ValueError(
+                raise UserError(
                     f"answers[{index}].winner: pair {readable(pair, 80)} is answered twice, and differently"
                 )
     except OSError as error:
-        raise BadShards(f"{path}: does not read: {error.strerror}") from error
+        raise UserError(f"{path}: does not read: {error.strerror}") from error
     except ValueError as error:
-        raise BadShards(f"{path}: not the answers of a study: {error}") from error
+        raise UserError(f"{path}: not the answers of a study: {error}") from error
     if not given:
-        raise BadShards(f"{path}: holds no answers")
+        raise UserError(f"{path}: holds no answers")
     return {"study": found["study"], "rater": found["rater"], "answers": given, "path": str(path)}
 
 
@@ -87,36 +87,36 @@ def read_study(path: str | Path) -> dict[str, Any]:
     """What a study's page asks: `id`, `systems`, `questions` and `pairs`.
 
     Raises:
-        BadShards: not the folder of a study's page.
+        UserError: not the folder of a study's page.
     """
     file = Path(path) / "index.html" if Path(path).is_dir() else Path(path)
     try:
         hidden = re.search(r'atob\("([A-Za-z0-9+/=]+)"\)', read_regular(file, MAX_BYTES).decode())
         if hidden is None:
-            raise ValueError("it asks nothing")
+            raise UserError("it asks nothing")
         found = parse_json(base64.b64decode(hidden[1]))
         names = [row["name"] for row in found["pairs"]]
         asked = {"systems": set(found["systems"]), "questions": set(found["questions"]), "pairs": set(names)}
     except OSError as error:
-        raise BadShards(f"--study {path}: does not read: {error.strerror}") from error
+        raise UserError(f"--study {path}: does not read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise BadShards(f"--study {path}: not the page of a study ({one_line(error)})") from error
+        raise UserError(f"--study {path}: not the page of a study ({one_line(error)})") from error
     return {"id": study_id(hidden[1]), **asked}
 
 
 def _check_asked(person: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Hold a person's answers against the study's page; BadShards where they are to something else."""
+    """Hold a person's answers against the study's page; UserError where they are to something else."""
     if person["study"] != asked["id"]:
-        raise BadShards(f"{person['path']}: study: expected {asked['id']}, got {person['study']}")
+        raise UserError(f"{person['path']}: study: expected {asked['id']}, got {person['study']}")
     for (pair, question), outcome in person["answers"].items():
         if pair not in asked["pairs"] or question not in asked["questions"] or set(outcome) != asked["systems"]:
-            raise BadShards(f"{person['path']}: {pair}, {question}: not what the study asks")
+            raise UserError(f"{person['path']}: {pair}, {question}: not what the study asks")
 
 
 def _text(found: Any, name: str, label: str) -> str:
     value = found.get(name) if isinstance(found, dict) else None
     if not is_name(value):
-        raise ValueError(f"{label}: expected a text of printable characters")
+        raise UserError(f"{label}: expected a text of printable characters")
     return value
 
 
@@ -127,21 +127,21 @@ def preference_ratios(people: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
         people: see `read_answers`; the same person's same answer counts once.
 
     Raises:
-        BadShards: answers of different studies, of more than two systems, or of one person that contradict each other.
+        UserError: answers of different studies, of more than two systems, or of one person that contradict each other.
     """
     studies = {person["study"]: person["path"] for person in people}
     if len(studies) > 1:
-        raise BadShards(f"{' and '.join(studies.values())}: answers of different studies, expected one")
+        raise UserError(f"{' and '.join(studies.values())}: answers of different studies, expected one")
     seen: dict[tuple[str, str, str], tuple[str, str]] = {}
     compared: set[str] = set()
     for person in people:
         compared |= {system for outcome in person["answers"].values() for system in outcome}
         if len(compared) > 2:
-            raise BadShards(f"{person['path']}: compares {', '.join(sorted(compared))[:200]}, expected two systems")
+            raise UserError(f"{person['path']}: compares {', '.join(sorted(compared))[:200]}, expected two systems")
         for (pair, question), outcome in person["answers"].items():
             before = seen.setdefault((person["rater"], pair, question), outcome)
             if before != outcome:
-                raise BadShards(f"{person['path']}: {person['rater']} answered pair {pair} twice, and differently")
+                raise UserError(f"{person['path']}: {person['rater']} answered pair {pair} twice, and differently")
     results = {}
     for question in dict.fromkeys(question for _, _, question in seen):
         outcomes = [outcome for (_, _, asked), outcome in seen.items() if asked == question]

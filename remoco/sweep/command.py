@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datamodules.errors import UsageError, readable
 from datamodules.storage import held, write_atomic, write_json
+from remoco.common.errors import UserError, readable
 from remoco.sweep import results
 from remoco.sweep.engine import load_tune, run_trials
 from remoco.sweep.figure import draw
@@ -35,11 +35,11 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
         load_optuna()
     wanted = record(plan)
     if (folder / results.PLAN).is_file() and (field := unlike(results.read_plan(folder), wanted)):
-        raise UsageError(f"--out {folder}: holds trials of a sweep with other {field}; give another folder")
+        raise UserError(f"--out {folder}: holds trials of a sweep with other {field}; give another folder")
     _check(plan, folder)
     with held(folder / ".lock") as mine:
         if not mine:
-            raise UsageError(f"--out {folder}: another sweep is running in it")
+            raise UserError(f"--out {folder}: another sweep is running in it")
         write_json(folder / results.PLAN, wanted)
         if plan.search == "grid":
             _evaluate(plan, folder, ray, points(plan))
@@ -84,12 +84,12 @@ def _check(plan: Plan, folder: Path) -> None:
     for point in tqdm(points(plan), desc="checking", unit="point"):
         trial = trials_of(plan, point, folder)[0]
         if (other := names.setdefault(trial.name, point)) is not point:
-            raise UsageError(f"values: {other} and {point} have the same folder, {trial.name}; give them names")
+            raise UserError(f"values: {other} and {point} have the same folder, {trial.name}; give them names")
         problem = refused(["fit", *trial.fit])
         if problem is None and trial.test and (problem := refused(["test", *trial.fit, *trial.test])):
             problem = f"test: {problem}"
         if problem:
-            raise UsageError(f"{trial.name.removesuffix('-seed_0')}: {problem}")
+            raise UserError(f"{trial.name.removesuffix('-seed_0')}: {problem}")
 
 
 def _evaluate(plan: Plan, folder: Path, ray: str, drawn: list[dict[str, str]]) -> list[float | None]:

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.errors import UsageError
 from datamodules.prepare.cluster import connected, set_up
 from datamodules.prepare.video import cores
+from remoco.common.errors import UserError
 from remoco.sweep.plan import Plan, Trial
 from remoco.sweep.trial import last_line, log_file, perform, read_record
 
@@ -32,7 +32,7 @@ def load_tune(address: str) -> Any:
     """Ray Tune, for a cluster at this address.
 
     Raises:
-        UsageError: it is not installed.
+        UserError: it is not installed.
     """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -40,7 +40,7 @@ def load_tune(address: str) -> Any:
     try:
         from ray import tune
     except ImportError:
-        raise UsageError("a sweep needs Ray Tune: pip install -e '.[sweep]' -c constraints.txt") from None
+        raise UserError("a sweep needs Ray Tune: pip install -e '.[sweep]' -c constraints.txt") from None
     return tune
 
 
@@ -60,7 +60,7 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> list
     with connected(address, workers=cores()) as ray, _progress(trials, out):
         gpus = plan.gpus if plan.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         if not any(node["Alive"] and _fits(node["Resources"], plan.cpus, gpus) for node in ray.nodes()):
-            raise UsageError(
+            raise UserError(
                 f"a trial takes {plan.cpus} CPUs and {gpus:g} GPUs, and no machine of --ray {address} has them"
             )
         work = tune.with_parameters(_work, trials=trials, out=str(out), cwd=os.getcwd())

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import UsageError
 from datamodules.storage import naming
+from remoco.common.errors import UserError
 from remoco.sweep.results import Row, chosen
 
 UNITS = {"control_error": "px", "md_img": "px", "md_vid": "px", "flow_magnitude": "px"}
@@ -36,19 +36,19 @@ def draw(
         drawn: kind of the range that the first key's values were drawn from; None where they are listed.
 
     Raises:
-        UsageError: matplotlib is missing, or nothing has finished.
+        UserError: matplotlib is missing, or nothing has finished.
     """
     try:
         import matplotlib
     except ImportError:
-        raise UsageError("`sweep plot` needs matplotlib: pip install -e '.[plots]' -c constraints.txt") from None
+        raise UserError("`sweep plot` needs matplotlib: pip install -e '.[plots]' -c constraints.txt") from None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     rows = [row for row in rows if row.seeds]
     names = chosen(list(dict.fromkeys(name for row in rows for name in row.mean)), wanted)
     if not names:
-        raise UsageError(f"no trial has finished with a result named {', '.join(wanted)}, so there is nothing to plot")
+        raise UserError(f"no trial has finished with a result named {', '.join(wanted)}, so there is nothing to plot")
     metrics = list(dict.fromkeys(name.split("/")[-1] for name in names))
     figure, panels = pyplot.subplots(1, len(metrics), figsize=(4.4 * len(metrics), 3.3), squeeze=False, dpi=150)
     for metric, panel in zip(metrics, panels[0]):

@@ -15,8 +15,8 @@ import yaml
 
 from remoco import configs
 from remoco.common.errors import UserError, readable
-from remoco.flags import cause
-from remoco.near import Hinting, hint
+from remoco.flags import Raising, Unparsed
+from remoco.near import hint
 from remoco.run_name import NAME, shortened
 
 SAVE_DIR = "trainer.logger.init_args.save_dir"
@@ -38,7 +38,7 @@ class Plan:
             {uniform: [low, high]}, {log_uniform: [low, high]} and {integers: [low, high]}.
         set: Key -> value for every trial; a key that begins with `test.` is for the test alone.
         test: Configuration files over the run's own for its test.
-        seeds: Every trial runs with the seeds 0, 1, ... of the module, of a random base's weights and of the data's order.
+        seeds: Every trial runs with the seeds 0, 1, ... of the module, a random base's and of the data's order.
         metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
         search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
         trials: Points of a search.
@@ -58,14 +58,6 @@ class Plan:
     label: str | None = None
     cpus: int = 1
     gpus: float | None = None
-
-
-class Parser(Hinting):
-    """Raises a mistake, in place of leaving the program."""
-
-    def error(self, message: str, ex: Exception | None = None) -> Any:
-        """As UserError."""
-        raise UserError(self.hinted(cause(message)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +95,7 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
     if unknown := [name for name in found if name not in known]:
         near = hint(str(unknown[0]), known)
         raise UserError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}{near}")
-    parser = Parser()
+    parser = Raising()
     parser.add_class_arguments(Plan, skip=set(RAW))
     try:
         raw = {name: found.pop(name, {}) for name in RAW}
@@ -120,7 +112,7 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
                 raise UserError(f"--set {key}: the sweep varies this key")
             plan.set[key] = _value(key, value)
         _check_keys(plan)
-    except (UserError, yaml.YAMLError) as error:
+    except (Unparsed, UserError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     for name in ("configs", "test"):
         given = getattr(plan, name)
@@ -200,10 +192,11 @@ def as_range(values: Any) -> tuple[str, float, float] | None:
         return None
     try:
         low, high = (float(each) for each in values[kind] if isinstance(each, (int, float)))
-        if kind == "integers" and (int(low), int(high)) != (low, high):
-            raise ValueError
+        whole = kind != "integers" or (int(low), int(high)) == (low, high)
     except (TypeError, ValueError, OverflowError):
-        raise UserError(f"values: {kind}: expected [low, high], got {str(values[kind])[:80]}") from None
+        whole = False
+    if not whole:
+        raise UserError(f"values: {kind}: expected [low, high], got {str(values[kind])[:80]}")
     return kind, low, high
 
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.errors import UsageError, readable
 from datamodules.storage import read_object
 from remoco import result_files
+from remoco.common.errors import UserError, readable
 from remoco.result_files import is_name
 from remoco.sweep.plan import named
 from remoco.sweep.trial import read_record, record_file
@@ -61,25 +61,25 @@ def read_plan(folder: Path) -> dict[str, Any]:
     """The record of the plan in a sweep's folder.
 
     Raises:
-        UsageError: not the folder of a sweep, or a field that cannot be; one line that names it.
+        UserError: not the folder of a sweep, or a field that cannot be; one line that names it.
     """
     path = folder / PLAN
     if not os.path.lexists(path):
-        raise UsageError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}")
+        raise UserError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}")
     found = read_object(path)
     values, metrics, label = (found.get(name) for name in ("values", "metrics", "label"))
     if not isinstance(values, dict) or not values or not all(map(is_name, values)):
-        raise UsageError(f"{path}: values: expected keys with their values")
+        raise UserError(f"{path}: values: expected keys with their values")
     for key, listed in values.items():
         try:
             if not isinstance(listed, (list, dict)) or not named(listed):
-                raise UsageError("expected values")
-        except UsageError as error:
-            raise UsageError(f"{path}: values.{key}: {readable(str(error))}") from None
+                raise UserError("expected values")
+        except UserError as error:
+            raise UserError(f"{path}: values.{key}: {readable(str(error))}") from None
     if not isinstance(metrics, list) or not metrics or not all(map(is_name, metrics)):
-        raise UsageError(f"{path}: metrics: expected names of results")
+        raise UserError(f"{path}: metrics: expected names of results")
     if label is not None and not is_name(label):
-        raise UsageError(f"{path}: label: expected a text or null")
+        raise UserError(f"{path}: label: expected a text or null")
     return {**found, "values": values, "metrics": metrics, "label": label}
 
 
@@ -90,7 +90,7 @@ def read_results(folder: Path, problems: list[str]) -> list[Result]:
     for name in sorted(path.stem for path in (folder / "trials").glob("*.json")):
         try:
             result = read_result(folder, name, problems)
-        except UsageError as error:
+        except UserError as error:
             problems.append(readable(str(error)))
             continue
         if result is not None and list(result.point) != list(plan["values"]):
@@ -110,7 +110,7 @@ def read_result(folder: Path, name: str, problems: list[str]) -> Result | None:
         problems: gets a line for each of its results that cannot be used.
 
     Raises:
-        UsageError: its record cannot be used; one line that names the file and the field.
+        UserError: its record cannot be used; one line that names the file and the field.
     """
     if (found := read_record(folder, name)) is None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from datamodules.errors import UsageError
+from remoco.common.errors import UserError
 from remoco.sweep.plan import Plan, as_range, named, text
 
 BATCH = 4  # points that TPE draws before it sees their results
@@ -19,12 +19,12 @@ def load_optuna() -> Any:
     """Optuna, quiet.
 
     Raises:
-        UsageError: it is not installed.
+        UserError: it is not installed.
     """
     try:
         import optuna
     except ImportError:
-        raise UsageError("search: random and tpe need Optuna: pip install -e '.[sweep]' -c constraints.txt") from None
+        raise UserError("search: random and tpe need Optuna: pip install -e '.[sweep]' -c constraints.txt") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 

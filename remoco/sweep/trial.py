@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datamodules.errors import UsageError
 from datamodules.storage import naming, read_object, write_json
+from remoco.common.errors import UserError
 from remoco.result_files import is_label, is_number
 from remoco.sweep.plan import Trial
 
@@ -105,7 +105,7 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     """The record of a trial; None where there is none.
 
     Raises:
-        UsageError: one line that names the file and the field that cannot be.
+        UserError: one line that names the file and the field that cannot be.
     """
     path = record_file(out, name)
     if not os.path.lexists(path):
@@ -113,7 +113,7 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     found = read_object(path)
     for field, (fits, expected) in FIELDS.items():
         if field not in found or not fits(found[field]):
-            raise UsageError(f"{path}: {field}: expected {expected}")
+            raise UserError(f"{path}: {field}: expected {expected}")
     return found
 
 

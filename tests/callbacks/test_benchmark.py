@@ -6,11 +6,10 @@ import shutil
 import pytest
 
 from callbacks.benchmark import pair_seed
-from datamodules.errors import UsageError
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.bench.sprites import write_sprite_bench
+from remoco.common.errors import UserError
 from remoco.score import read_metrics
-from tests.commands.test_lightning import CONFIGS, quick
-from tests.support.commands import remoco
+from tests.support.commands import CONFIGS, quick, remoco
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +120,7 @@ def test_the_shipped_overlays_build(overlay, bench, tmp_path, monkeypatch):
 def test_the_published_metrics_are_named_by_their_files(tmp_path, monkeypatch):
     """Nothing is read when they are made; a file that is not there is one line."""
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match="i3d_torchscript.pt: no such file"):
+    with pytest.raises(UserError, match="i3d_torchscript.pt: no such file"):
         read_metrics(str(CONFIGS / "eval" / "metrics.yaml"))
     (tmp_path / "weights").mkdir()
     for name in ("i3d_torchscript.pt", "inception-2015-12-05.pt", "scaled_offline.pth"):

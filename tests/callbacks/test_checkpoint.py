@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunFolder, resolve_checkpoint
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
 from tests.support.same import same
 
@@ -54,7 +54,7 @@ def test_interrupted_write_keeps_the_last_good_file(tmp_path, monkeypatch, error
         raise error
 
     monkeypatch.setattr(torch, "save", stop)
-    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else MisconfigurationException
+    expected = KeyboardInterrupt if isinstance(error, KeyboardInterrupt) else UserError
     with pytest.raises(expected):
         io.save_checkpoint(STATE, path)
     assert io.load_checkpoint(path) == {"good": 1}
@@ -68,7 +68,7 @@ def test_a_write_that_the_disk_refuses_is_one_line_and_touches_nothing(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     try:
-        with pytest.raises(MisconfigurationException) as caught:
+        with pytest.raises(UserError) as caught:
             AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10**6)}, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -80,7 +80,7 @@ def test_a_write_that_the_disk_refuses_is_one_line_and_touches_nothing(tmp_path)
 def test_an_error_that_is_no_disk_error_is_not_called_one(tmp_path):
     with pytest.raises(Exception) as caught:
         AtomicCheckpointIO().save_checkpoint({"f": lambda: 0}, tmp_path / "a.ckpt")
-    assert not isinstance(caught.value, MisconfigurationException)
+    assert not isinstance(caught.value, UserError)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +103,7 @@ def test_damaged_files_are_one_line(tmp_path, kind):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(STATE, path)
     path.write_bytes(damaged(kind, path.read_bytes()))
-    with pytest.raises(MisconfigurationException) as caught:
+    with pytest.raises(UserError) as caught:
         AtomicCheckpointIO().load_checkpoint(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
@@ -116,7 +116,7 @@ class Payload:
 def test_code_in_a_file_is_not_run(tmp_path):
     Payload.made = tmp_path / "made"
     torch.save({"x": Payload()}, tmp_path / "evil.ckpt")
-    with pytest.raises(MisconfigurationException, match=r"evil\.ckpt: not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"evil\.ckpt: not a readable checkpoint"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "evil.ckpt", weights_only=False)
     assert not Payload.made.exists()
 
@@ -126,15 +126,15 @@ def test_a_stranger_s_checkpoint_names_no_file_to_delete(tmp_path, name):
     (tmp_path / "checkpoints").mkdir()
     for kept in ("x.ckpt", "x.txt"):
         (tmp_path / kept).write_text("kept")
-    with pytest.raises(MisconfigurationException, match="not deleted"):
+    with pytest.raises(UserError, match="not deleted"):
         AtomicCheckpointIO().remove_checkpoint(tmp_path / name)
     assert (tmp_path / "x.ckpt").exists() and (tmp_path / "x.txt").exists()
 
 
 def test_missing_file_and_url_are_named(tmp_path):
-    with pytest.raises(MisconfigurationException, match="nowhere.ckpt: no such file"):
+    with pytest.raises(UserError, match="nowhere.ckpt: no such file"):
         AtomicCheckpointIO().load_checkpoint(tmp_path / "nowhere.ckpt")
-    with pytest.raises(MisconfigurationException, match="local path"):
+    with pytest.raises(UserError, match="local path"):
         AtomicCheckpointIO().save_checkpoint(STATE, "s3://bucket/last.ckpt")
 
 
@@ -196,7 +196,7 @@ def test_last_continues_bit_for_bit(tmp_path, first):
 
 def test_asking_for_what_is_not_there_is_an_error(tmp_path):
     for name in ("last", "best"):
-        with pytest.raises(MisconfigurationException, match=rf"ckpt_path {name}: .*run/checkpoints/{name}\.ckpt"):
+        with pytest.raises(UserError, match=rf"ckpt_path {name}: .*run/checkpoints/{name}\.ckpt"):
             resolve_checkpoint(trainer(tmp_path, callbacks()), name)
     assert resolve_checkpoint(trainer(tmp_path, callbacks()), None) is None
 
@@ -240,7 +240,7 @@ def test_kill_9_between_checkpoints_then_last_gives_the_same_bits(tmp_path):
     try:
         while process.poll() is None and not (path.exists() and state(path)["global_step"] >= 8):
             time.sleep(0.02)
-        with pytest.raises(MisconfigurationException, match="another fit is running in it"):  # while it lives
+        with pytest.raises(UserError, match="another fit is running in it"):  # while it lives
             trainer(tmp_path / "killed", [RunFolder()]).fit(Module(), datamodule=Data())
         assert process.poll() is None
         process.send_signal(signal.SIGKILL)

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import ControlErrors
@@ -13,6 +12,7 @@ from conditions import RegionWise, flow_to_pixels, motion_bucket
 from datamodules import SpritesDataModule
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
 
@@ -167,7 +167,7 @@ def test_a_clip_with_nan_is_named(tmp_path, plain):
         def sample(self, batch, controlled=True):
             return torch.full_like(super().sample(batch, controlled), float("nan"))
 
-    with pytest.raises(MisconfigurationException, match="sprite-000000: the generated video holds NaN"):
+    with pytest.raises(UserError, match="sprite-000000: the generated video holds NaN"):
         trainer(tmp_path, [ControlErrors(clips=2)]).validate(Broken(), datamodule=plain())
 
 
@@ -183,13 +183,13 @@ def test_metrics_of_others_stay_in_the_file(tmp_path):
     write_metrics(file, {"control_error": {"value": 2.0}})
     assert json.loads(file.read_text()) == {"fvd": {"value": 1.0}, "control_error": {"value": 2.0}}
     file.write_text("[")
-    with pytest.raises(MisconfigurationException, match="metrics.json: expected a JSON object"):
+    with pytest.raises(UserError, match="metrics.json: expected a JSON object"):
         write_metrics(file, {})
 
 
 @pytest.mark.parametrize("bad", [{"clips": 1}, {"every_n_validations": 0}])
 def test_bad_arguments(bad):
-    with pytest.raises(MisconfigurationException, match=f"ControlErrors.{next(iter(bad))}"):
+    with pytest.raises(UserError, match=f"ControlErrors.{next(iter(bad))}"):
         ControlErrors(**bad)
 
 

@@ -1,28 +1,16 @@
 """Disks that fill up: nothing half-written has its final name, and what killed processes left goes."""
 
 import os
-import resource
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from callbacks.strips import write_mp4, write_png
 from datamodules import SpritesDataModule
+from tests.support.disk import full
 
 NOISE = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
-
-
-@contextmanager
-def full(size):
-    """No file can grow beyond `size` bytes, as on a disk that is full at that moment."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.parametrize("write", [lambda path: write_mp4(path, NOISE, 8.0), lambda path: write_png(path, NOISE[0])])

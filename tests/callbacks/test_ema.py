@@ -3,9 +3,9 @@
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import EMA, AtomicCheckpointIO, LastCheckpoint, resolve_checkpoint
+from remoco.common.errors import UserError
 from tests.support.arithmetic import assert_rounded
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
@@ -111,7 +111,7 @@ class Save(Callback):
 
 
 def test_the_average_is_never_saved_as_the_weights(tmp_path):
-    with pytest.raises(MisconfigurationException, match="averaged weights"):
+    with pytest.raises(UserError, match="averaged weights"):
         trainer(tmp_path, [EMA(0.8), Save()]).fit(Module(), datamodule=Data())
 
 
@@ -135,14 +135,14 @@ def test_an_average_that_is_not_of_what_is_trained_is_one_line(tmp_path, change,
     saved = torch.load(path, weights_only=True)
     saved["callbacks"]["EMA"]["shadow"] = change(saved["callbacks"]["EMA"]["shadow"])
     torch.save(saved, path)
-    with pytest.raises(MisconfigurationException, match=told) as error:
+    with pytest.raises(UserError, match=told) as error:
         fit(tmp_path, 6, ckpt_path="last")
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])
 def test_decay_outside_its_range(decay):
-    with pytest.raises(MisconfigurationException, match="decay"):
+    with pytest.raises(UserError, match="decay"):
         EMA(decay)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunFolder, SampleLogger
 from callbacks.checkpoint import resolve_checkpoint
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
 from tests.support.forks import Forks
 from tests.support.same import same
@@ -159,7 +159,7 @@ class Diverging(Module):
 @pytest.mark.parametrize("place, step", [("loss", 4), ("weight", 3)])
 def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, place, step):
     run = trainer(tmp_path, [EMA(0.9), BestCheckpoint(), LastCheckpoint(1)], max_steps=8, val_check_interval=2)
-    with pytest.raises(MisconfigurationException) as caught:
+    with pytest.raises(UserError) as caught:
         run.fit(Diverging(place), datamodule=Data())
     message = str(caught.value)
     assert "\n" not in message and f"step {step}: " in message
@@ -172,7 +172,7 @@ def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, place, step
 
 def test_a_learning_rate_that_is_too_high_is_named(tmp_path):
     run = trainer(tmp_path, [LastCheckpoint(1)], max_steps=8)
-    with pytest.raises(MisconfigurationException, match=r"step \d: .*learning rate 1e\+30"):
+    with pytest.raises(UserError, match=r"step \d: .*learning rate 1e\+30"):
         run.fit(Module(learning_rate=1e30), datamodule=Data())
 
 
@@ -183,6 +183,6 @@ def test_a_checkpoint_with_a_nan_is_refused_before_the_first_step(tmp_path):
     saved["state_dict"]["trained.bias"][0] = float("nan")
     torch.save(saved, path)
     before = path.read_bytes()
-    with pytest.raises(MisconfigurationException, match="checkpoint's weight is not finite, trained.bias"):
+    with pytest.raises(UserError, match="checkpoint's weight is not finite, trained.bias"):
         trainer(tmp_path, [LastCheckpoint(1)]).fit(Module(), datamodule=Data(), ckpt_path=str(path), weights_only=True)
     assert path.read_bytes() == before

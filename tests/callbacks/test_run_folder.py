@@ -7,10 +7,10 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import AtomicCheckpointIO, LastCheckpoint, RunFolder, SaveRunConfig, resolve_checkpoint
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
 
@@ -129,7 +129,7 @@ def test_a_fit_without_logger_or_as_a_try_moves_nothing(tmp_path, monkeypatch):
 
 def test_the_working_directory_is_never_moved(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(MisconfigurationException, match="contains the working directory"):
+    with pytest.raises(UserError, match="contains the working directory"):
         fit(tmp_path, logger=TensorBoardLogger(str(tmp_path), name="", version=""))
 
 
@@ -215,6 +215,6 @@ def test_from_yaml_all_callbacks_together(tmp_path, monkeypatch, capsys):
     assert sorted(os.listdir("runs")) == ["test", "test.previous-1"]
     assert "max_steps: 2" in Path("runs/test/config.yaml").read_text()
     assert "max_steps: 4" in saved and "max_steps: 6" in Path("runs/test.previous-1/config.yaml").read_text()
-    with pytest.raises(MisconfigurationException, match="ckpt_path last"):
+    with pytest.raises(UserError, match="ckpt_path last"):
         cli("fit", "--config", "config.yaml", "--ckpt_path", "last", "--trainer.logger.init_args.name", "new")
     assert "new" not in os.listdir("runs")

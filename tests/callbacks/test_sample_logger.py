@@ -6,12 +6,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from callbacks import EMA, SampleLogger
 from callbacks.strips import gif, sheet, strip, to_pictures, write_mp4
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import FRAMES, HEIGHT, WIDTH, Data, Module, trainer
 
 
@@ -168,5 +168,5 @@ def test_latents_only_clips_have_no_reference(tmp_path):
 
 @pytest.mark.parametrize("argument", ["every_n_steps", "clips", "sigma", "fps"])
 def test_arguments_out_of_range(argument):
-    with pytest.raises(MisconfigurationException, match=f"SampleLogger.{argument}"):
+    with pytest.raises(UserError, match=f"SampleLogger.{argument}"):
         SampleLogger(**{argument: -1})

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from remoco.common.errors import UserError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -29,8 +28,9 @@ from metrics import (
     RandomVideoFeatures,
     VideoMetric,
 )
-from tests.metrics.test_frechet import FakeI3D, FakeInception, save_script
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
+from tests.support.feature_networks import FakeI3D, FakeInception, save_script
 
 REPO = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from remoco.common.errors import BadClip, UserError
 
 import callbacks  # noqa: F401
-from datamodules import SpritesDataModule, samples  # noqa: F401
-from datamodules.prepare import command, latents, pool, verify  # noqa: F401
-from datamodules.shards import Shards, unpack
+from datamodules import SpritesDataModule  # noqa: F401
+from datamodules.prepare import command, pool, verify  # noqa: F401
+from datamodules.shards import Shards, samples, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
 from lightning_modules.checkpoint import read_checkpoint
 from remoco import training
 from remoco.cli import main as remoco
+from remoco.common.errors import BadClip, UserError
 from tests.campaign import readers
 from tests.campaign.readers import save_sound  # noqa: F401
 from tests.campaign.table import HANG
@@ -154,7 +154,7 @@ def refused():
     """One line is an answer."""
     try:
         yield
-    except (BadClip, UserError, UserError, UserError) as error:
+    except (BadClip, UserError) as error:
         one_line(str(error))
 
 

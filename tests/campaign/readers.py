@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from remoco.common.errors import UserError
 
 import metrics  # noqa: F401
 from conditions import RegionWise
@@ -19,6 +18,7 @@ from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate, report, score, study, sweep, training  # noqa: F401
 from remoco.cli import main as remoco
+from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.jobs import Studio

@@ -4,10 +4,10 @@ import random
 
 import pytest
 
-from datamodules.errors import UsageError
 from remoco import configs, score, training
+from remoco.common.errors import UserError
 from remoco.sweep.plan import read_plan
-from tests.commands.test_lightning import CONFIGS
+from tests.support.commands import CONFIGS
 
 BOMB = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else 'x'}]" for n in range(20))
 HOSTILE = {
@@ -33,7 +33,7 @@ HOSTILE = {
 def test_what_no_configuration_has_is_one_line(tmp_path, text, line):
     path = tmp_path / "hostile.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UserError) as error:
         configs.load(path)
     assert str(error.value).startswith(f"--config {path}: ") and line in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
@@ -42,10 +42,10 @@ def test_what_no_configuration_has_is_one_line(tmp_path, text, line):
 def test_a_binary_file_and_a_huge_one(tmp_path):
     path = tmp_path / "binary.yaml"
     path.write_bytes(random.Random(0).randbytes(3000))
-    with pytest.raises(UsageError, match="expected a YAML, got no text in UTF-8"):
+    with pytest.raises(UserError, match="expected a YAML, got no text in UTF-8"):
         configs.load(path)
     path.write_text("x" * (configs.MAX_BYTES + 1))
-    with pytest.raises(UsageError, match="more than the"):
+    with pytest.raises(UserError, match="more than the"):
         configs.load(path)
 
 
@@ -128,7 +128,7 @@ def test_a_sweep_that_nobody_meant_is_one_line(tmp_path, text, line):
     path.write_text(
         f"configs: [{CONFIGS / 'quickstart.yaml'}]\n{text}\n" + ("" if "values" in text else "values: {a: [1]}")
     )
-    with pytest.raises(UsageError) as error:
+    with pytest.raises(UserError) as error:
         read_plan(str(path), [], None)
     assert str(path) in str(error.value) and line in str(error.value) and "\n" not in str(error.value)
 
@@ -137,6 +137,6 @@ def test_a_sweep_that_nobody_meant_is_one_line(tmp_path, text, line):
 def test_metrics_that_are_none(tmp_path, text):
     path = tmp_path / "metrics.yaml"
     path.write_text(text)
-    with pytest.raises(UsageError, match="--metrics .*metrics.yaml: ") as error:
+    with pytest.raises(UserError, match="--metrics .*metrics.yaml: ") as error:
         score.read_metrics(str(path))
     assert "\n" not in str(error.value) and "<class" not in str(error.value)

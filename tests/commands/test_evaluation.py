@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.bench.sprites import write_sprite_bench
 from datamodules.mp4 import encode_mp4
-from datamodules.scene import random_scene, render
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.scenes.scene import random_scene, render
 from metrics import shown
-from tests.commands.test_lightning import CONFIGS, command
+from tests.support.commands import CONFIGS, command
 
 pytestmark = pytest.mark.slow
 DOCS = CONFIGS.parent / "docs" / "evaluation.md"

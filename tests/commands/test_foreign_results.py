@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from datamodules.errors import readable
 from datamodules.videos import write_video
+from remoco.common.errors import readable
 from remoco.study.pages import QUESTIONS
 from remoco.study.ratios import read_study
 from remoco.sweep import results
-from tests.commands.test_sweep_results import finished  # noqa: F401
 from tests.support.commands import remoco
 
 GOOD = {"value": 1.25, "protocol": "p", "n": 2, "seconds": 1.5}

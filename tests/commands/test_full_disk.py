@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from PIL import Image
 
 from lightning_modules.checkpoint import read_checkpoint
-from tests.commands.test_training import BASE, train
+from tests.support.commands import BASE, train
 from tests.support.forks import Forks
 
 NO_MOUNT = 77

@@ -10,9 +10,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from datamodules.storage import atomic_file, atomic_path, naming, new_folder
-from tests.callbacks.test_disk import full
-from tests.commands.test_sweep_results import finished  # noqa: F401  a fixture
 from tests.support.commands import remoco
+from tests.support.disk import full
 
 
 @pytest.fixture(scope="module")

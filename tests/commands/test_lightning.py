@@ -1,9 +1,6 @@
 """`python -m lightning`: its errors, every shipped YAML, and whole runs killed, resumed and in two processes."""
 
 import json
-import os
-import subprocess
-import sys
 from importlib.metadata import files
 from pathlib import Path
 
@@ -11,48 +8,10 @@ import pytest
 import torch
 import yaml
 
+from tests.support.commands import CONFIGS, command, quick
 from tests.support.recorder import read
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
-
-
-def quick(root: Path, run: Path, **more) -> list[str]:
-    """Arguments that shrink the quick start to seconds: the small sprites, a run folder of our own."""
-    options = {
-        "trainer.accelerator": "cpu",
-        "trainer.max_steps": 2,
-        "trainer.limit_val_batches": 1,
-        "trainer.num_sanity_val_steps": 0,
-        "trainer.val_check_interval": 2,
-        "trainer.enable_progress_bar": "false",
-        "trainer.logger.init_args.save_dir": run.parent,
-        "trainer.logger.init_args.name": run.name,
-        "data.init_args.root": root,
-        "data.init_args.clips": 6,
-        "data.init_args.val_clips": 3,
-        "data.init_args.frames": 4,
-        "data.init_args.height": 64,
-        "data.init_args.width": 64,
-        "data.init_args.num_workers": 0,
-        "model.init_args.sample_steps": 2,
-    }
-    options |= more
-    return ["--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]
-
-
-def command(*args, cwd=None, check=True, **env) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", "lightning", *map(str, args)],
-        cwd=cwd or CONFIGS.parent,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-        timeout=3600,  # against a hang, not a limit: the quick start takes 12 minutes of one thread
-    )
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def test_lightning_still_ships_no_main_of_its_own():
@@ -107,7 +66,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_mistake_is_one_line_that_names_it(cli, sprites, tmp_path, monkeypatch, changes, named):
-    from lightning_modules.bases import SVD
+    from lightning_modules.svd import SVD
 
     monkeypatch.setattr(SVD, "random", lambda *a, **k: pytest.fail("weights before the check"))
     code, line = cli("fit", *quick(sprites, tmp_path / "runs" / "one"), *changes)

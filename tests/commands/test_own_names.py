@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_lightning import quick
+from tests.support.commands import quick
 from tests.support.installed import need
 from tests.support.videos import write_video
 
@@ -33,7 +33,7 @@ from remoco import rooms
 if __name__ == "__main__":
     theirs, contexts = rooms.hidden(), [multiprocessing.get_context(kind) for kind in ("fork", "spawn")]
     rooms.keep("test")
-    for context in (*contexts, forking.context("datamodules.errors", "conditions")):
+    for context in (*contexts, forking.context("remoco.common.errors", "conditions")):
         with context.Pool(1) as pool:
             print(*pool.apply(mine.places, [["conditions", "metrics.frechet", "remoco.cli"]]), sep="\\n")
 """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.commands.test_lightning import command, quick
+from tests.support.commands import command, quick
 from tests.support.same import same
 from tests.support.scalars import points
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.bench.sprites import write_sprite_bench
 from datamodules.videos import read_frames, write_video
 from remoco.report.charts import chart, nice_ticks, thinned
 from tests.support.commands import remoco

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.errors import BadClip
-from datamodules.sprite_bench import write_sprite_bench
+from datamodules.bench.sprites import write_sprite_bench
 from datamodules.videos import read_frames, read_video, write_video
 from metrics import RandomFrameFeatures, RandomVideoFeatures
+from remoco.common.errors import BadClip
 from remoco.study.ratios import preference_ratios
 from tests.support.commands import remoco
 

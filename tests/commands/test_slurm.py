@@ -3,7 +3,7 @@
 import pytest
 
 from remoco.slurm import OF_A_TASK, slurm_without_srun
-from tests.commands.test_lightning import quick
+from tests.support.commands import quick
 
 TASK = dict.fromkeys(OF_A_TASK, "0") | {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train"}
 STEP = TASK | {"SLURM_STEP_ID": "0"}

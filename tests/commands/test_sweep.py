@@ -15,14 +15,13 @@ import pytest
 import yaml
 
 from datamodules import SpritesDataModule
-from datamodules.errors import UsageError
+from remoco.common.errors import UserError
 from remoco.sweep import trial
 from remoco.sweep.plan import points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import search
-from tests.commands.conftest import SIZE, TINY
-from tests.commands.test_lightning import CONFIGS
-from tests.support.commands import remoco
+from tests.support.commands import CONFIGS, remoco
 from tests.support.installed import need
+from tests.support.sweeps import SIZE, TINY
 
 SWEEPS = sorted((CONFIGS / "sweep").rglob("*.yaml"))
 
@@ -233,9 +232,9 @@ def test_a_search_draws_the_same_points_again(sweep, kind):
 
 def test_a_plan_is_a_mapping(tmp_path):
     (tmp_path / "a.yaml").write_text("- 1")
-    with pytest.raises(UsageError, match="expected a mapping"):
+    with pytest.raises(UserError, match="expected a mapping"):
         read_plan(str(tmp_path / "a.yaml"), [], None)
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UserError, match="no such file"):
         read_plan(str(tmp_path / "b.yaml"), [], None)
 
 

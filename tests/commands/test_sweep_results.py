@@ -2,42 +2,13 @@
 
 import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from remoco.sweep import engine, results, trial
-from remoco.sweep.plan import read_plan, record
-from tests.commands.conftest import SIZE
 from tests.support.commands import remoco
-
-
-def finish(out: Path, name: str, point: dict, seed: int, state: str, **metrics: float) -> None:
-    """A trial's record, and its results."""
-    found = trial.new_record(trial.Trial(name, point, seed, [], []))
-    found |= {"state": state, "error": "fit: no space left" if state == "failed" else None}
-    path = trial.record_file(out, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
-    (out / name).mkdir()
-    entries = {key: {"value": value, "protocol": "p", "n": 32, "seconds": 1.0} for key, value in metrics.items()}
-    (out / name / "metrics.json").write_text(json.dumps(entries))
-
-
-@pytest.fixture
-def finished(sweep, tmp_path):
-    """The folder of a sweep over 4 and 8 with three seeds, of which one failed with a result in its folder."""
-    plan = read_plan(str(sweep(metrics=["md_vid"])), [], None)
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / results.PLAN).write_text(json.dumps(record(plan)))
-    for size, seed, state, value in [
-        (8, 0, "finished", 2.0), (8, 1, "finished", 4.0), (8, 2, "failed", 1000.0),
-        (4, 0, "finished", 5.0), (4, 1, "finished", 5.0), (4, 2, "started", 1000.0),
-    ]:  # fmt: skip
-        finish(out, f"region_size_{size}-seed_{seed}", {SIZE: str(size)}, seed, state, md_vid_lk=value, other=0.0)
-    return out
+from tests.support.sweeps import SIZE
 
 
 def test_what_failed_is_shown_and_never_averaged_in(finished, capsys):

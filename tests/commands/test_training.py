@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,26 +14,15 @@ import torch
 import yaml
 
 from remoco.run_name import run_name
-from tests.commands.test_lightning import CONFIGS, quick
+from tests.support.commands import BASE, CONFIGS, quick, train
 from tests.support.forks import Forks
 from tests.support.scalars import points
-
-
-def train(*words, cwd=None) -> None:
-    """In a forked process: `python -m lightning WORDS`."""
-    from lightning.__main__ import main
-
-    torch.set_num_threads(1)
-    if cwd is not None:
-        os.chdir(cwd)
-    sys.argv = ["python -m lightning", *words]
-    main()
 
 
 @contextmanager
 def process():
     """`python -m lightning` in a process of its own: (exit code, what it said)."""
-    with Forks("tests.commands.test_training") as forks:
+    with Forks("tests.support.commands") as forks:
 
         def run(*words, cwd=None):
             code = forks.run("train", *map(str, words), cwd=None if cwd is None else str(cwd))
@@ -55,29 +43,6 @@ def second():
     """Another, for two runs at once."""
     with process() as run:
         yield run
-
-
-# a config of its own, shaped like the quick start: that one may change
-BASE = {
-    "seed_everything": 0,
-    "trainer": {
-        "accelerator": "cpu", "devices": 1, "max_steps": 4, "val_check_interval": 2, "check_val_every_n_epoch": None,
-        "num_sanity_val_steps": 0, "log_every_n_steps": 1, "enable_progress_bar": False,
-        "logger": {
-            "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-            "init_args": {"save_dir": "runs", "name": "base", "version": ""},
-        },
-        "plugins": [{"class_path": "callbacks.AtomicCheckpointIO"}],
-        "callbacks": [
-            {"class_path": "callbacks.RunFolder"},
-            {"class_path": "callbacks.SampleLogger", "init_args": {"clips": 1}},
-            {"class_path": "callbacks.BestCheckpoint"},
-            {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}},
-        ],
-    },
-    "model": {"class_path": "tests.support.callbacks_stand_in.Module", "init_args": {"learning_rate": 0.05}},
-    "data": {"class_path": "tests.support.callbacks_stand_in.Data"},
-}  # fmt: skip
 
 
 @pytest.fixture

@@ -52,10 +52,10 @@ def test_a_ray_that_is_started_here_listens_on_this_machine_alone():
     need("ray", "ray")
     code = """
 from contextlib import suppress
-from datamodules.errors import UsageError
+from remoco.common.errors import UserError
 from datamodules.prepare.cluster import connected
 from remoco.sweep.engine import load_tune
-with suppress(UsageError):  # without Ray Tune
+with suppress(UserError):  # without Ray Tune
     load_tune("local")
 with connected("local", 1) as ray:
     assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()

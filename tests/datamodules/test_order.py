@@ -10,11 +10,11 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from datamodules.order import EachOnce, Order, PositionSampler, chain_hash, permutation
 from datamodules.shards import Shards
 from datamodules.sprites import SpritesDataModule
+from remoco.common.errors import UserError
 
 
 def test_hash_is_pinned():
@@ -220,7 +220,7 @@ def test_other_batch_size_and_accumulation_go_on_at_the_position(root, tmp_path,
 
 
 def test_limit_train_batches_must_hold_whole_windows(root, tmp_path):
-    with pytest.raises(MisconfigurationException, match="limit_train_batches: 3 batches"):
+    with pytest.raises(UserError, match="limit_train_batches: 3 batches"):
         fit(root, tmp_path, max_steps=4, accumulate_grad_batches=2, limit_train_batches=3)
     _, model, _ = fit(root, tmp_path, max_steps=4, accumulate_grad_batches=2, limit_train_batches=4)
     assert model.stepped == [list(range(4 * s, 4 * s + 4)) for s in range(4)]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from datamodules.errors import BadInput
+from datamodules.drawings.drawing import read_drawing
+from datamodules.drawings.framing import read_brush
+from datamodules.drawings.framing import read_image as handed_in
 from datamodules.files import FORMATS, read_depth, read_image, read_mask
-from datamodules.inputs import read_inputs
 from datamodules.pictures import colour_of
-from lightning_modules.framing import read_brush
-from lightning_modules.framing import read_image as handed_in
+from remoco.common.errors import UserError
 
 COLOURS = [(230, 40, 40), (40, 200, 60), (50, 70, 220), (240, 220, 60)]
 HEIGHT, WIDTH = 24, 40
@@ -211,7 +211,7 @@ def test_colours_that_a_file_calls_transparent_show_the_background():
 
 @pytest.mark.parametrize("background", ["", "no colour", "#12", (1, 2), (1, 2, 256), (0.5, 0, 0), 7, None, "#00ff0080"])
 def test_what_is_no_colour_is_named(background):
-    with pytest.raises(BadInput, match="^--background is .*, expected a colour as `white`") as error:
+    with pytest.raises(UserError, match="^--background is .*, expected a colour as `white`") as error:
         colour_of(background, "--background")
     assert "\n" not in str(error.value)
 
@@ -305,7 +305,7 @@ def test_pictures_are_upright(value, tmp_path):
 )  # fmt: skip
 def test_other_formats_are_one_line_that_names_what_is_taken(data, kind, tmp_path):
     (tmp_path / "a.jpg").write_bytes(data)
-    for read in (read_inputs, handed_in, read_mask):
+    for read in (read_drawing, handed_in, read_mask):
         with pytest.raises(ValueError) as error:
             read(tmp_path / "a.jpg")
         text = str(error.value)
@@ -315,7 +315,7 @@ def test_other_formats_are_one_line_that_names_what_is_taken(data, kind, tmp_pat
 
 def test_a_raw_photo_is_not_taken_for_its_preview():
     for tag, value in ((50706, b"\1\4\0\0"), (254, 1)):
-        with pytest.raises(BadInput, match="a camera's raw data, expected PNG"):
+        with pytest.raises(UserError, match="a camera's raw data, expected PNG"):
             read_image(saved(BASE, "TIFF", tiffinfo={tag: value}))
 
 

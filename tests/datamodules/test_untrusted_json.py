@@ -7,9 +7,9 @@ import socket
 
 import pytest
 
-from datamodules.errors import UsageError
 from datamodules.storage import read_object
 from remoco.common import json_files
+from remoco.common.errors import UserError
 from remoco.common.json_files import JsonShape, parse_json, read_json
 
 
@@ -110,15 +110,15 @@ def test_only_regular_files_of_a_bounded_size_are_read(tmp_path):
     (tmp_path / "loop.json").symlink_to("loop.json")
     for kind in ("fifo", "socket", "folder", "device", "loop", "missing"):
         path = tmp_path / f"{kind}.json"
-        with pytest.raises(UsageError, match=f"{kind}.json: does not read: ") as caught:
+        with pytest.raises(UserError, match=f"{kind}.json: does not read: ") as caught:
             read_object(path)
         assert "\n" not in str(caught.value)
     listening.close()
     with open(tmp_path / "huge.json", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(UsageError, match="huge.json: .* more than the 67108864 it may have"):
+    with pytest.raises(UserError, match="huge.json: .* more than the 67108864 it may have"):
         read_object(tmp_path / "huge.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UsageError, match="list.json: expected a JSON object"):
+    with pytest.raises(UserError, match="list.json: expected a JSON object"):
         read_object(tmp_path / "list.json")
     assert read_json(tmp_path / "list.json") == []

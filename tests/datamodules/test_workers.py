@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datamodules import WebVidDataModule
-from tests.conftest import SPRITES
-from tests.lightning_modules.test_training import data
+from tests.support.modules import data
+from tests.support.sprites import SPRITES
 
 SCRIPT = """
 import sys, time

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 
 from conditions import RegionWise
 from datamodules import SpritesDataModule
@@ -12,6 +11,7 @@ from lightning_modules import embedded
 from lightning_modules.bases import SVD
 from lightning_modules.checkpoint import read_checkpoint
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.errors import UserError
 from tests.conftest import REPO
 from tests.support.commands import remoco
 from tests.support.nets import motion_control, random_svd

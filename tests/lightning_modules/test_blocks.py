@@ -19,7 +19,7 @@ from lightning_modules.layers import seeded
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
 from lightning_modules.released.network import ROUNDED_UP, PortableTimesteps, use_portable_timesteps
-from tests.lightning_modules.test_svd import inputs
+from tests.support.modules import inputs
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 # the full topology, so 464 linear layers and 256 attention projections, at the width of a test

@@ -10,8 +10,8 @@ from lightning_modules import MotionControlModule, networks
 from lightning_modules.bases.svd.network import CONDITIONINGS
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.video_module import AUG_NOISE, NOISE, POSTERIOR
-from tests.lightning_modules.test_training import data
 from tests.support.arithmetic import assert_rounded
+from tests.support.modules import data
 from tests.support.nets import motion_control
 
 

@@ -10,8 +10,8 @@ from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, co
 from lightning_modules.process.base import Denoiser, randn, sample_sigma
 from lightning_modules.process.edm import EDM, edm_loss, karras_sigmas, precondition
 from lightning_modules.process.sampler import euler, euler_sample, guided
-from tests.lightning_modules.test_svd import inputs
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
+from tests.support.modules import inputs
 from tests.support.nets import OfTensors, random_svd
 
 

@@ -4,12 +4,11 @@ import json
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
 from conditions import RegionWise
-from datamodules.inputs import read_inputs
+from datamodules.drawings.drawing import read_drawing
 from lightning_modules import checkpoint, embedded
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.layers import TemporalConv3d
@@ -17,7 +16,8 @@ from lightning_modules.optimizer import Schedule
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.base import spread_sigma
 from remoco.cli import main
-from tests.lightning_modules.test_training import data, module, trainer
+from remoco.common.errors import UserError
+from tests.support.modules import data, module, trainer
 from tests.support.nets import random_svd
 
 MICRO = dict(size="micro", latents="pca", trained=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
@@ -223,7 +223,7 @@ def test_the_demo_shows_control(tmp_path, capsys):
     error, still = float(words[words.index("is") + 1]), float(words[words.index("be") + 1])
     assert error < still / 2
     assert all((tmp_path / f"{name}.mp4").stat().st_size > 1000 for name in ("clip", "strip"))
-    assert len(read_inputs(tmp_path / "inputs").tracks) == 1
+    assert len(read_drawing(tmp_path / "inputs").tracks) == 1
 
 
 def test_the_demo_at_another_size(tmp_path, capsys, monkeypatch):

@@ -14,7 +14,7 @@ from lightning_modules.control.injection import Injection, Modulation
 from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.layers import TemporalConv
 from lightning_modules.process.base import randn
-from tests.lightning_modules.test_svd import inputs
+from tests.support.modules import inputs
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 KINDS = ("modulation", "concat", "add")

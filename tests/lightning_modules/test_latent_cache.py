@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
-from datamodules.prepare.command import latents
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import SVD
+from remoco.common.errors import UserError
+from remoco.latents import latents
 from tests.conftest import SPRITES
-from tests.lightning_modules.test_training import data, trainer
+from tests.support.modules import data, trainer
 from tests.support.nets import motion_control, random_svd
 
 

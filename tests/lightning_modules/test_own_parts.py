@@ -9,8 +9,8 @@ import torch
 from conditions import Condition, RegionWise
 from lightning_modules.control.injection import injection_class
 from lightning_modules.pipeline import MotionControlPipeline
-from tests.lightning_modules.test_training import data, module, trainer
 from tests.support.commands import prepare
+from tests.support.modules import data, module, trainer
 from tests.support.own import Gate, HalfRegions
 from tests.support.videos import write_video
 

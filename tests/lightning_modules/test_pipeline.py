@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 
 from callbacks import EMA
-from lightning_modules.framing import Framing
+from datamodules.drawings.framing import Framing
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.base import randn
-from tests.lightning_modules.test_training import data, module, perturb, trainer
+from tests.support.modules import data, module, perturb, trainer
 
 
 @pytest.fixture(scope="module")

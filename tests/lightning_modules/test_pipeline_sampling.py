@@ -14,7 +14,7 @@ from lightning_modules.control.lora import lora_layers
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.process.sampler import euler_sample
-from tests.lightning_modules.test_training import module, perturb
+from tests.support.modules import module, perturb
 from tests.support.nets import random_svd
 
 FRAMES = 4

@@ -11,7 +11,6 @@ from collections import Counter
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.bases import SVD
@@ -32,6 +31,7 @@ from lightning_modules.released.encoders import (
     vae_from_released,
     vae_to_released,
 )
+from remoco.common.errors import UserError
 from remoco.released import export
 from tests.support.commands import remoco
 from tests.support.nets import random_svd, with_lora

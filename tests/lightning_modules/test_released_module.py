@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 
 from conditions import GaussianFiltered, RegionWise
 from lightning_modules.bases import SVD
 from lightning_modules.released import load_released, read_tensors
+from remoco.common.errors import UserError
 from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
-from tests.lightning_modules.test_training import data, trainer
 from tests.support.commands import remoco
+from tests.support.modules import data, trainer
 from tests.support.nets import motion_control
 from tests.support.parity import ParitySet, load_set
 

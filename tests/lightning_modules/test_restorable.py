@@ -5,7 +5,6 @@ import zipfile
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 
 from datamodules import WebVidDataModule
 from datamodules.base import ClipDataModule
@@ -13,6 +12,7 @@ from datamodules.lightning_internals import refuse_what_does_not_restore
 from datamodules.shards import ClipShape
 from lightning_modules.checkpoint import of, read_checkpoint
 from lightning_modules.restorable import check_resume, check_tensors
+from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
 
 TRAINED = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
-from remoco.common.errors import UserError
 
 from callbacks import AtomicCheckpointIO, LastCheckpoint
 from lightning_modules import resumed
 from lightning_modules.checkpoint import KEY
 from lightning_modules.optimizer import Plan, Schedule, WarmupCosine
-from tests.lightning_modules.test_training import data, module, trainer
+from remoco.common.errors import UserError
+from tests.support.modules import data, module, trainer
 from tests.support.same import same
 
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}

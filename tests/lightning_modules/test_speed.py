@@ -17,7 +17,7 @@ from lightning_modules.process.base import randn
 from lightning_modules.process.graphs import Recorded
 from lightning_modules.process.sampler import euler_sample
 from lightning_modules.restorable import drop_idle
-from tests.lightning_modules.test_training import data, module, perturb, trainer
+from tests.support.modules import data, module, perturb, trainer
 from tests.support.nets import random_svd
 from tests.support.recorder import read
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.pipelines.stable_video_diffusion.pipeline_stable_video_diffusion import _resize_with_antialiasing
-from remoco.common.errors import UserError
 from transformers import CLIPImageProcessor
 
 from lightning_modules.bases import SVD
@@ -20,6 +19,7 @@ from lightning_modules.control.lora import lora_layers, merge_lora, without_lora
 from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
+from remoco.common.errors import UserError
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 

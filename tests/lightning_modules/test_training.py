@@ -6,54 +6,14 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from remoco.common.errors import UserError
+from lightning.pytorch import Callback
 
-from callbacks import AtomicCheckpointIO, LastCheckpoint
 from conditions import GaussianFiltered, RegionWise
-from datamodules import SpritesDataModule
 from lightning_modules import MotionControlModule
 from lightning_modules.control.lora import without_lora
-from tests.conftest import SPRITES
-from tests.support.nets import motion_control
-from tests.support.recorder import Recorder, read
-
-TINY = dict(size="tiny", latents="space_to_depth", steps=2)
-
-
-def module(**changes) -> MotionControlModule:
-    return motion_control(**{**TINY, "condition": RegionWise(min_mask_ratio=0.5), **changes})
-
-
-def data(root, **changes) -> SpritesDataModule:
-    return SpritesDataModule(root=str(root), **{**SPRITES, "batch_size": 2, "num_workers": 0, **changes})
-
-
-def trainer(folder, steps: int, **changes) -> Trainer:
-    last = LastCheckpoint(every_n_train_steps=1)
-    last.dirpath = str(folder)
-    options = dict(
-        accelerator="cpu",
-        devices=1,
-        max_steps=steps,
-        logger=False,
-        callbacks=[last, Recorder(f"{folder}/steps.jsonl")],
-        plugins=[AtomicCheckpointIO()],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    return Trainer(**{**options, **changes})
-
-
-def perturb(net: MotionControlModule) -> MotionControlModule:
-    """Move what starts at zero (injection, LoRA B), so that every trained tensor has a gradient."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for p in net.trained().values():
-            if not p.any():
-                p.copy_(0.05 * torch.randn(p.shape, generator=generator))
-    return net
+from remoco.common.errors import UserError
+from tests.support.modules import data, module, perturb, trainer
+from tests.support.recorder import read
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from remoco.common.errors import UserError
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.bases import SVD
 from lightning_modules.bases.svd.weight_files import STEMS, located, weight_files
+from remoco.common.errors import UserError
 from tests.support.forks import Forks
 from tests.support.nets import random_svd
 

@@ -20,7 +20,7 @@ from transformers import (
 
 from metrics import CLIPFeatures, DIFTFeatures, FrameConsistency, I3DLogits, InceptionFeatures, MDImg
 from metrics.i3d import InceptionI3d, max_pool, pad_same
-from tests.metrics.test_frechet import save_script
+from tests.support.feature_networks import save_script
 
 
 def video(frames: int = 2, height: int = 40, width: int = 56, seed: int = 0) -> torch.Tensor:

@@ -15,6 +15,7 @@ from metrics import (
     RandomVideoFeatures,
     frechet_distance,
 )
+from tests.support.feature_networks import FakeI3D, FakeInception, save_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")
 
@@ -149,25 +150,6 @@ def test_random_features_are_seeded_and_leave_the_global_state_alone():
     assert torch.equal(a, b) and not torch.equal(a, other)
     assert a.shape == (3, RandomVideoFeatures.num_features) and frames.shape == (12, RandomFrameFeatures.num_features)
     assert torch.equal(before, torch.random.get_rng_state())
-
-
-class FakeI3D(torch.nn.Module):
-    """The calling convention of i3d_torchscript.pt, with means over frames and halves as features."""
-
-    def forward(self, x: torch.Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False):
-        assert rescale and resize and return_features
-        assert x.shape[1] == 3
-        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1).flatten(1)[:, :7]
-
-
-class FakeInception(torch.nn.Module):
-    def forward(self, x: torch.Tensor):
-        return x.mean((2, 3))
-
-
-def save_script(network: torch.nn.Module, path) -> str:
-    torch.jit.script(network).save(str(path))
-    return str(path)
 
 
 def test_i3d_from_torchscript_gets_channels_first_and_says_which_file(tmp_path):

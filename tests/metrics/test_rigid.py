@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from datamodules.scene import Scene, random_scene, render, tracks
+from datamodules.scenes.scene import Scene, random_scene, render, tracks
 from metrics import farthest_objects, match_turned, rigid_layers
 
 SIZE = (8, 64, 64)

@@ -6,8 +6,8 @@ import torch
 
 from conditions.strokes import draw_strokes, interpolate_track
 from datamodules.bench import Pair
-from datamodules.inputs import Inputs
-from datamodules.scoring import drawn_tracks
+from datamodules.bench.scoring import drawn_tracks
+from datamodules.drawings.drawing import Drawing
 from datamodules.trackers.points import PointTracks
 from metrics import Clip, MDImg, MDVid, MeanTrackDistance, PointFeatures, add_clip, track_queries
 
@@ -99,7 +99,7 @@ def test_a_perfect_video_of_a_rescaled_benchmark_scores_zero(height, width, star
     """Everything moves by whole pixels of the video, as drawn on a first frame of 40 x 60."""
     moved = torch.tensor([[0.0, 0], [1, 2], [-3, 1], [4, -2]]).double()
     drawn = np.array(start) + moved.numpy() * [60 / width, 40 / height]
-    pair = Pair("a", "fine", Inputs(np.zeros((40, 60, 3), np.uint8), [drawn]))
+    pair = Pair("a", "fine", Drawing(np.zeros((40, 60, 3), np.uint8), [drawn]))
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     frames = [torch.stack([x - dx, y - dy, 0 * x]) + 50 for dx, dy in moved.long().tolist()]
     video = torch.stack(frames).to(torch.uint8)

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.page.browser import CHROMIUM, FLAGS
-from tests.page.test_server import served
+from tests.support.page import served
 
 
 @pytest.fixture(scope="module")

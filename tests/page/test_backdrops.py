@@ -12,12 +12,12 @@ from PIL import Image
 
 from callbacks.strips import write_mp4
 from conditions import RegionWise
-from datamodules.backdrop import Backdrop
-from datamodules.errors import BadInput
-from datamodules.inputs import Inputs, read_inputs
+from datamodules.drawings.backdrop import Backdrop
+from datamodules.drawings.drawing import Drawing, read_drawing
+from remoco.common.errors import UserError
 from remoco.motion import scene_motion
 from remoco.page import backdrops, exchange
-from tests.page.test_exchange import png, sent
+from tests.support.page import png, sent
 
 HEIGHT, WIDTH = 48, 72
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -48,7 +48,7 @@ def video(tmp_path_factory):
 
 
 def drawn(backdrop, tracks=(((20.0, 20.0), (40.0, 30.0)),), brush=None):
-    return Inputs(IMAGE, [np.array(track) for track in tracks], brush, backdrop=backdrop)
+    return Drawing(IMAGE, [np.array(track) for track in tracks], brush, backdrop=backdrop)
 
 
 def kinds(video):
@@ -73,7 +73,7 @@ def test_the_zip_opens_again_and_generates_the_same(kind, tracks, video, tmp_pat
         files = {name.replace(".", "__"): archive.read(name) for name in archive.namelist()}
     assert exchange.opened(sent(**files)) == again
     condition, controls, buckets = RegionWise(), [], []
-    for made in (exchange.inputs_of(again), read_inputs(tmp_path)):
+    for made in (exchange.inputs_of(again), read_drawing(tmp_path)):
         motion = scene_motion(made.backdrop, backdrops.follow, made.size)
         control, bucket = motion.control(condition, made.resized(64, 64), 5, 8, seed=3)
         controls.append(control)
@@ -145,7 +145,7 @@ def test_a_file_is_attached_as_the_inputs_hold_it(video):
 
 
 def test_a_depth_is_scaled_with_its_image():
-    large = Inputs(
+    large = Drawing(
         np.zeros((1500, 3000, 3), np.uint8),
         [],
         backdrop=Backdrop(poses=POSES, depth=npy(np.ones((1500, 3000), np.float32))),
@@ -174,7 +174,7 @@ def test_a_depth_is_scaled_with_its_image():
     ],
 )  # fmt: skip
 def test_files_that_cannot_be_attached_are_one_line(kind, name, data, message):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(UserError) as caught:
         attach(kind, name, data)
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
@@ -198,12 +198,12 @@ def test_drawings_whose_scene_cannot_move_are_one_line(meta, files, message):
     drawing = exchange.drawing_of(drawn(None))
     drawing = drawing | {"meta": drawing["meta"] | meta, "files": files}
     for ask in (exchange.inputs_of, lambda body: exchange.moving(ASKED | {"drawing": body})):
-        with pytest.raises(BadInput) as caught:
+        with pytest.raises(UserError) as caught:
             ask(drawing)
         assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_video_that_ends_too_early_is_one_line(video):
     drawing = exchange.drawing_of(drawn(Backdrop(driving=video)))
-    with pytest.raises(BadInput, match="driving: ends too early: 64 frames at 8 fps"):
+    with pytest.raises(UserError, match="driving: ends too early: 64 frames at 8 fps"):
         exchange.moving(ASKED | {"drawing": drawing, "frames": 64})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.inputs import read_inputs
+from datamodules.drawings.drawing import read_drawing
 from tests.page.browser import (
     IN_A_BROWSER,
     PIXELS,
@@ -22,7 +22,7 @@ from tests.page.browser import (
     set_number,
     tracks,
 )
-from tests.page.test_exchange import bomb
+from tests.support.page import bomb
 
 pytestmark = IN_A_BROWSER
 
@@ -240,7 +240,7 @@ def test_inputs_are_downloaded_and_open_again_after_a_reload(opened, tmp_path):
     got.value.save_as(tmp_path / "inputs.zip")
     with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
         archive.extractall(tmp_path / "sample")
-    inputs = read_inputs(tmp_path / "sample")
+    inputs = read_drawing(tmp_path / "sample")
     assert [track.tolist() for track in inputs.tracks] == before["meta"]["traj_key_points"]
     found = json.loads((tmp_path / "sample" / "meta_data.json").read_text())
     assert (

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 
 from callbacks.strips import write_mp4
-from datamodules.inputs import read_inputs
+from datamodules.drawings.drawing import read_drawing
 from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks
 
 pytestmark = IN_A_BROWSER
@@ -59,7 +59,7 @@ def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
     got.value.save_as(tmp_path / "inputs.zip")
     with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
         archive.extractall(tmp_path / "sample")
-    assert read_inputs(tmp_path / "sample").backdrop.presets == moves
+    assert read_drawing(tmp_path / "sample").backdrop.presets == moves
     page.reload()
     page.wait_for_selector(".rm-example")
     page.set_input_files(".rm-file", tmp_path / "inputs.zip")

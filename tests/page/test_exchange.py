@@ -3,19 +3,18 @@
 import base64
 import io
 import json
-import struct
 import zipfile
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.errors import BadInput
-from datamodules.inputs import Inputs
+from datamodules.drawings.drawing import Drawing
+from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.exchange import Settings
+from tests.support.page import IMAGE, ROUND, bomb, png, sent
 
 
 def drawn(height=40, width=60, ids=True):
@@ -25,18 +24,7 @@ def drawn(height=40, width=60, ids=True):
     brush[5:9, 7:20], brush[20:, 30:], brush[0, 0] = 1, 3, 200
     tracks = [np.array([[3.25, 4.5], [20, 30], [70, -5]]), np.array([[8.0, 9.0]])]
     times = [np.array([0.0, 0.25, 0.9]), None]
-    return Inputs(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
-
-
-def png(picture):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return file.getvalue()
-
-
-def sent(**files):
-    names = {name.replace("__", "."): data for name, data in files.items()}
-    return {"files": [{"name": n, "data": base64.b64encode(d).decode()} for n, d in names.items()]}
+    return Drawing(image, tracks, brush, times, [3, None] if ids else None, eases=[None, "out"])
 
 
 def same(a, b):
@@ -73,13 +61,13 @@ def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
         archive.extractall(tmp_path / "object_control" / "mine")
     (key,) = find_pairs(tmp_path)
     pair = read_pair(tmp_path, key)
-    same(pair.inputs, inputs)
+    same(pair.drawing, inputs)
 
 
 def test_an_image_alone_is_a_drawing_without_tracks():
     found = exchange.opened(sent(photo__png=png(drawn().image)))
     assert found["meta"]["traj_key_points"] == [] and found["runs"] == [0, 40 * 60] and "note" not in found
-    with pytest.raises(BadInput, match="at least one track"):
+    with pytest.raises(UserError, match="at least one track"):
         exchange.inputs_of(found)
 
 
@@ -94,7 +82,7 @@ def test_an_image_on_the_page_is_what_a_viewer_shows():
     found = exchange.opened(sent(deep__png=png(deep)))
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(found["image"].removeprefix(exchange.PNG)))))
     assert np.array_equal(image[..., 0], np.rint(deep / 257))
-    with pytest.raises(BadInput, match="a.heic: not a readable picture: HEIC, expected PNG, JPEG"):
+    with pytest.raises(UserError, match="a.heic: not a readable picture: HEIC, expected PNG, JPEG"):
         exchange.opened(sent(a__heic=b"\0\0\0\x18ftypheic" + b"\0" * 99))
 
 
@@ -114,28 +102,12 @@ def test_the_first_sample_of_a_larger_zip_is_opened():
     same(drawn(), exchange.inputs_of(found))
 
 
-def bomb(width, height):
-    """A PNG of this size of a few bytes."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
-    )
-
-
 def zip_of(**files):
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in files.items():
             archive.writestr(name.replace("__", "."), data)
     return file.getvalue()
-
-
-IMAGE = png(np.zeros((8, 9, 3), np.uint8))
-ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +134,7 @@ ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
     ],
 )
 def test_files_that_cannot_be_used_are_one_line(files, message):
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         exchange.opened(sent(**files))
     assert "\n" not in str(caught.value) and "Traceback" not in str(caught.value)
 
@@ -187,7 +159,7 @@ def test_files_that_cannot_be_used_are_one_line(files, message):
     ],
 )
 def test_drawings_that_cannot_be_used_are_one_line(change, message):
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         exchange.inputs_of(exchange.drawing_of(drawn()) | change)
     assert "\n" not in str(caught.value)
 
@@ -195,7 +167,7 @@ def test_drawings_that_cannot_be_used_are_one_line(change, message):
 @pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"files": 3}, {"files": [None]}, {"files": []}])
 def test_requests_of_other_shapes_are_one_line(body):
     for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.inputs_of):
-        with pytest.raises(BadInput):
+        with pytest.raises(UserError):
             function(body)
 
 
@@ -224,7 +196,7 @@ def test_paths_are_what_is_generated():
 def test_settings_out_of_range_name_themselves(field, value):
     good = {"frames": 8, "fps": 8, "size": "64 x 64"}
     Settings(**good)
-    with pytest.raises(BadInput, match=field):
+    with pytest.raises(UserError, match=field):
         Settings(**good | {field: value})
 
 

@@ -17,8 +17,8 @@ from remoco.page import connections, exchange, guard
 from remoco.page.guard import Guard
 from remoco.page.jobs import Studio
 from remoco.page.routes import Routes
-from tests.page.test_archives import BAD
-from tests.page.test_exchange import bomb, sent
+from tests.support.page import bomb, sent
+from tests.support.zips import BAD
 
 HEAD = "{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
 SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "bucket": 1.0}

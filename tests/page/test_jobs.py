@@ -11,8 +11,8 @@ from PIL import Image
 
 from conditions import motion_bucket
 from conditions.strokes import drawn_motion
-from datamodules.errors import BadInput
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.errors import UserError
 from remoco.page import exchange, jobs
 from remoco.page.jobs import Studio
 
@@ -217,7 +217,7 @@ def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):
     ],
 )
 def test_what_cannot_be_generated_is_one_message(change, settings, message):
-    with pytest.raises(BadInput, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         generation(drawing() | change, SETTINGS | settings)
     assert "\n" not in str(caught.value)
 
@@ -241,5 +241,5 @@ def test_the_control_is_a_picture_for_each_frame(pipeline):
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(p.partition(",")[2])))) for p in found]
     assert len(pictures) == 5 and pictures[0].shape == pictures[4].shape and pictures[0].shape[0] >= 256
     assert np.abs(pictures[0].astype(int) - pictures[4]).max() > 60  # the path is drawn into it
-    with pytest.raises(BadInput, match="drawing"):
+    with pytest.raises(UserError, match="drawing"):
         studio.control(body | {"drawing": 3})

@@ -3,47 +3,21 @@
 import base64
 import http.client
 import json
-import os
 import socket
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from importlib.util import find_spec
 
 import numpy as np
 import pytest
 
-from datamodules.errors import UsageError
 from remoco import page
+from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.jobs import QUEUE
-from tests.page.test_exchange import bomb
+from tests.support.page import bomb
 
 needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="gradio is not installed: make install does it")
 JSON = {"Content-Type": "application/json"}
-
-
-@contextmanager
-def served(tmp_path_factory):
-    """`remoco page` on a free port: (port, the file of its connections elsewhere)."""
-    outside = tmp_path_factory.mktemp("server") / "outside.txt"
-    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    try:
-        line = process.stdout.readline()
-        assert line.startswith("http://127.0.0.1:"), line
-        yield int(line.rpartition(":")[2]), outside
-        assert process.poll() is None, "the server has ended"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory):
-    with served(tmp_path_factory) as found:
-        yield found
 
 
 def ask(port, method, path, body=b"", headers=None):
@@ -231,19 +205,19 @@ def test_a_taken_port_is_one_line(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        with pytest.raises(UsageError, match="--port"):
+        with pytest.raises(UserError, match="--port"):
             page.page(port=taken.getsockname()[1])
-    with pytest.raises(UsageError, match="from 0 to 65535"):
+    with pytest.raises(UserError, match="from 0 to 65535"):
         page.page(port=70_000)
 
 
 def test_without_gradio_the_command_says_what_to_install(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"pip install -e '\.\[page\]' -c constraints\.txt"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[page\]' -c constraints\.txt"):
         page.page()
 
 
 def test_a_checkpoint_that_is_none_is_one_line(monkeypatch):
     monkeypatch.setattr(page, "find_spec", lambda name: object())
-    with pytest.raises(UsageError, match="nowhere.ckpt"):
+    with pytest.raises(UserError, match="nowhere.ckpt"):
         page.page("nowhere.ckpt", port=0)

@@ -64,3 +64,16 @@ def load_set(name: str, shared: Path | None = None) -> ParitySet:
         digest.update(key.encode() + arrays[key].tobytes())
     assert digest.hexdigest() == record["weights_sha256"], f"{name}: not the weights the outputs were recorded with"
     return ParitySet(record["config"], {PREFIX + key: torch.from_numpy(a) for key, a in arrays.items()}, io)
+
+
+def identity_quant_conv(state: dict) -> dict:
+    return state | {"quant_conv.weight": torch.eye(8).view(8, 8, 1, 1), "quant_conv.bias": torch.zeros(8)}
+
+
+def clip_model():
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = {"hidden_size": 160, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"image_size": 16, "patch_size": 4, "projection_dim": 16, "hidden_act": "gelu"}
+    torch.manual_seed(0)
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).eval()

@@ -10,7 +10,6 @@ import zipfile
 from pathlib import Path
 
 import torch
-from remoco.common.errors import UserError
 from safetensors.torch import save_file
 
 from conditions import RegionWise
@@ -21,6 +20,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.released import load_released
 from metrics import features
 from remoco.cli import main as remoco
+from remoco.common.errors import UserError
 from tests.support.nets import motion_control
 
 LIMIT = 16 << 30  # bytes of address space beyond the start, and seconds: the machine is not ours alone

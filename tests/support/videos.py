@@ -6,7 +6,7 @@ from fractions import Fraction
 import av
 import numpy as np
 
-from datamodules.scene import random_scene, render
+from datamodules.scenes.scene import random_scene, render
 
 
 def write_video(path, frames=24, fps=12, height=48, width=64, seed=0, times=None, video=None):

@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 import torch
 
-from datamodules.errors import UsageError
 from datamodules.trackers.base import Tracks
 from datamodules.trackers.dot.dense import DenseTracker
 from datamodules.trackers.dot.raft import estimator, refiner
 from datamodules.trackers.points import CO_TRACKER, CoTracker, LucasKanade, PointTracker, Tapir
 from datamodules.trackers.weights import digest, existing, load_weights
+from remoco.common.errors import UserError
 
 ESTIMATOR = "cvo_raft_patch_8.pth"
 REFINER = "movi_f_raft_patch_4_alpha.pth"
@@ -65,7 +65,7 @@ class DOT:
         worker: number of this process among those of its machine; it picks the GPU, modulo their count.
 
     Raises:
-        UsageError: a file is missing, weights do not fit, or a number that DOT cannot work with; a clip too small.
+        UserError: a file is missing, weights do not fit, or a number that DOT cannot work with; a clip too small.
     """
 
     name = "dot"
@@ -106,7 +106,7 @@ class DOT:
                 video = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
                 tracks = self._dense.tracks(video).float().cpu().numpy()
         except torch.OutOfMemoryError as error:
-            raise UsageError(f"--workers: DOT does not fit the GPU's memory: {str(error).splitlines()[0]}") from error
+            raise UserError(f"--workers: DOT does not fit the GPU's memory: {str(error).splitlines()[0]}") from error
         finally:
             torch.set_num_threads(threads)
         return to_clip(tracks, *frames.shape[2:])
@@ -116,12 +116,12 @@ def make_points(options: DotOptions) -> PointTracker:
     """The sparse tracker that the options name, its weights read.
 
     Raises:
-        UsageError: a file or its code is missing, or the weights do not fit.
+        UserError: a file or its code is missing, or the weights do not fit.
     """
     path, code = options.points_path, options.points_code
     if options.points == "lk":
         if path or code:
-            raise UsageError(
+            raise UserError(
                 f"--dot-points lk: expected neither --dot-points-path nor --dot-points-code, got {path or code}"
             )
         return LucasKanade()
@@ -136,11 +136,11 @@ def make_points(options: DotOptions) -> PointTracker:
 
 def _check(options: DotOptions) -> None:
     if options.num_tracks < 1:
-        raise UsageError(f"--dot-num-tracks {options.num_tracks}: expected at least 1")
+        raise UserError(f"--dot-num-tracks {options.num_tracks}: expected at least 1")
     for name in ("height", "width"):
         size = getattr(options, name)
         if size < 64 or size % 4:
-            raise UsageError(f"--dot-{name} {size}: expected at least 64 and a multiple of 4")
+            raise UserError(f"--dot-{name} {size}: expected at least 64 and a multiple of 4")
 
 
 def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from datamodules.errors import UsageError
 from datamodules.trackers.dot.correlation import CHANNELS, Correlation
+from remoco.common.errors import UserError
 
 HIDDEN = 128
 Statistics = Literal["batch", "running"]
@@ -169,7 +169,7 @@ class Raft(nn.Module):
         """Frames (B, 3, H, W) in [0, 1]; with batch statistics each call counts as one batch.
 
         Raises:
-            UsageError: a size that the released network does not take, or turns into NaN.
+            UserError: a size that the released network does not take, or turns into NaN.
         """
         require_size(self.patch, *frame.shape[2:])
         frame = frame * 2 - 1
@@ -187,11 +187,11 @@ class Raft(nn.Module):
             alpha: probability of being seen to start from, (B, h, w); one where None.
         """
         if source.context is None:
-            raise ValueError("the source frame was encoded without context")
+            raise UserError("the source frame was encoded without context")
         b, _, h, w = source.matched.shape
         correlation = Correlation(source.matched, target.matched)
         if source.context is None:
-            raise ValueError("source: expected features with context")
+            raise UserError("source: expected features with context")
         net, inp = source.context.split(HIDDEN, 1)
         net, inp = net.tanh(), inp.relu()
         start = coarse_grid(h, w, like=net)
@@ -239,7 +239,7 @@ def refiner() -> Raft:
 def require_size(patch: int, height: int, width: int) -> None:
     """Refuse what leaves a correlation level less than two pixels: the released code gives NaN there."""
     if min(height, width) < 16 * patch or height % patch or width % patch:
-        raise UsageError(
+        raise UserError(
             f"DOT's {'estimator' if patch == 8 else 'refiner'} got {height} x {width} pixels, "
             f"expected sides of at least {16 * patch} in multiples of {patch}"
         )

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from remoco.common.errors import UserError
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lightning_modules.bases.base import VideoBase
@@ -15,6 +14,7 @@ from lightning_modules.bases.sprites.pca import PATCH, PatchPCA
 from lightning_modules.bases.sprites.sizes import SIZES
 from lightning_modules.bases.svd.base import SVD
 from lightning_modules.layers import seeded
+from remoco.common.errors import UserError
 
 LATENTS = ("vae", "space_to_depth", "pca")
 MOST_CHANNELS = 3 * PATCH**2

@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from remoco.common.errors import UserError
 from torch import Tensor, nn
+
+from remoco.common.errors import UserError
 
 PATCH = 8  # pixels per side: a latent stands for as many pixels as one of SVD's VAE
 

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from remoco.common.errors import UserError
 from torch import Tensor
 
+from datamodules.drawings.framing import Framing, Picture, read_image
 from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.bases.svd.norms import diffusers_eps
 from lightning_modules.conditioning import to_float
 from lightning_modules.control.lora import without_lora
-from lightning_modules.framing import Framing, Picture, read_image
 from lightning_modules.output import MotionControlOutput, check_output, converted
 from lightning_modules.process.base import Denoiser
 from lightning_modules.process.edm import EDM
 from lightning_modules.process.sampler import euler_sample
+from remoco.common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
@@ -25,6 +24,7 @@ from lightning_modules.bases.svd.weight_files import config_file, is_hub_id, loc
 from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.process.edm import EDM
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json
 

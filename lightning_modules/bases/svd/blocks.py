@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from diffusers.models.attention import BasicTransformerBlock, TemporalBasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import AlphaBlender, TemporalResnetBlock
-from remoco.common.errors import UserError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_modules.control.lora import project
+from remoco.common.errors import UserError
 
 MOST_SEQUENCES = 65535  # of one attention kernel: CUDA's grids have no more rows
 RECOMPUTED = ("none", "top", "all")

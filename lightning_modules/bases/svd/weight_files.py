@@ -15,8 +15,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from remoco.common.errors import UserError
 
+from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
 STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
@@ -119,15 +119,15 @@ def _parts(index: Path) -> list[str]:
     return found
 
 
-def _none(names: Iterable[str], name: str, where: str) -> FileNotFoundError:
+def _none(names: Iterable[str], name: str, where: str) -> UserError:
     """Why a network has no weights among the files of its folder."""
     pickles = sorted(each for each in names if any(fnmatch(each, pattern) for pattern in PICKLES))
     if pickles:
-        return FileNotFoundError(
+        return UserError(
             f"{where} has its weights as {pickles[0]} alone, a pickle, which could run code and is never opened; "
             f"expected {_whole(name, None)}, as save_pretrained of diffusers or transformers writes it"
         )
-    return FileNotFoundError(f"no {_whole(name, None)} or {_whole(name, 'fp16')} in {where}")
+    return UserError(f"no {_whole(name, None)} or {_whole(name, 'fp16')} in {where}")
 
 
 # The hub

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
-from remoco.common.errors import UserError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.bases.svd.weight_files import STEMS, variant_of, weight_files
+from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import finite, read_json
 
@@ -54,7 +54,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
         raise _unreadable(called, name, error) from error
     _require_all(called, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
     if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
-        raise _unreadable(called, name, ValueError(f"{odd[0]} holds NaN or infinite values"))
+        raise _unreadable(called, name, UserError(f"{odd[0]} holds NaN or infinite values"))
     return model
 
 
@@ -124,7 +124,6 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
             opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
             where = {key: file for file in opened for key in file.keys()}
             wrong = [key for key in wanted if key not in where or _shape(where[key], key) != tuple(wanted[key])]
-            _require_all(called, "unet", sorted(wrong))
 
             def read(key: str) -> tuple[bytes, Tensor]:
                 stored = where[key].get_tensor(key)
@@ -133,9 +132,10 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
                 return digest(key, stored), stored.to(dtype or torch.float32, copy=True)
 
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                found = dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
+                found = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
     except UNREADABLE as error:
         raise _unreadable(called, "unet", error) from error
+    _require_all(called, "unet", sorted(wrong))
     model.load_state_dict({key: tensor for key, (_, tensor) in found.items()}, assign=True)
     return model.eval(), hash_of(one for one, _ in found.values())
 

@@ -1,0 +1,40 @@
+"""`remoco export-base`: a base that `lightning_modules.BaseModule` trained, in the folders of diffusers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from datamodules.storage import new_folder
+from lightning_modules import checkpoint as checkpoints
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.expected import check_base
+from lightning_modules.restorable import average_of
+from remoco.common.errors import UserError
+
+
+def export_base(checkpoint: str, folder: str) -> None:
+    """Write a trained base, its averaged weights, as the diffusers folders that a base's `path` names.
+
+    Args:
+        checkpoint: of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml.
+        folder: new folder for unet/, vae/ and image_encoder/; with `latents: pca` the components are in vae/.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise UserError(f"{folder}: exists already, expected a new folder")
+    loaded = checkpoints.read_checkpoint(checkpoint)
+    found = checkpoints.of(loaded, checkpoint)
+    if found["architecture"].get("injection") is not None:
+        raise UserError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
+    stored = loaded["state_dict"] | average_of(loaded)
+    try:
+        base = VideoBase.from_record(found["base"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    check_base(base, stored)
+    state = {name.removeprefix("base."): tensor for name, tensor in stored.items()}
+    if unknown := base.build().load_state_dict(state, strict=False).unexpected_keys:
+        raise UserError(f"{checkpoint}: {unknown[0]} is no weight of its base")
+    with new_folder(target) as written:
+        base.export(written)
+    print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.base.init_args.path {target}")
