@@ -13,12 +13,14 @@ import argparse
 import contextlib
 import gc
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from full_size import Shape, ceilings, measure, module_on, recipe, table
 from torch import Tensor, nn
 
+from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.control.lora import lora_layers, merge_lora, merged_lora, without_lora
 from lightning_modules.process.graphs import Recorded
@@ -29,12 +31,12 @@ def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, T
     """A random conditioning of one clip, and the noise it starts from."""
     frames, (height, width), channels = shape.frames, (shape.height // 8, shape.width // 8), module.base.channels
     dim = module.base.unet.config.cross_attention_dim
-    cond = Conditioning(
-        image_latent=torch.randn(1, channels, height, width, device=device),
-        image_embedding=torch.randn(1, 1, dim, device=device),
-        ids=torch.tensor([[8.0, 17.0, 0.02]], device=device),
-        control=10 * torch.randn(1, frames, 3, shape.height, shape.width, device=device),
+    cond = conditioning(
+        torch.randn(1, channels, height, width, device=device),
+        torch.randn(1, 1, dim, device=device),
+        torch.tensor([[8.0, 17.0, 0.02]], device=device),
     )
+    cond = replace(cond, control=10 * torch.randn(1, frames, 3, shape.height, shape.width, device=device))
     return cond, torch.randn(1, frames, channels, height, width, device=device)
 
 
@@ -44,7 +46,7 @@ def sample(module: Any, cond: Conditioning, noise: Tensor, steps: int, kind: str
     with module.autocast():
         module.injections[0].set(None if kind == "bare" else module.motion_encoder(cond.control))
         context = {"merged": merged_lora, "bare": without_lora}.get(kind, lambda unet: contextlib.nullcontext())
-        recorded = Recorded if module.sample_graph else None
+        recorded = Recorded if module.speed.sample_graph else None
         with context(module.base.unet):
             latents = euler_sample(module.denoiser, noise, cond, steps=steps, recorded=recorded)
         return module.base.decode(latents) if decode else latents
@@ -99,8 +101,8 @@ def main() -> None:
     ways = ("", *graph) if args.no_compile else ("", *graph, "compiled")
     for way in ways:
         module = module_on(
-            args.device, args.size, compile_unet=way == "compiled", sample_graph=way == "graph",
-            gradient_checkpointing="none",
+            args.device, args.size, compile=way == "compiled", sample_graph=way == "graph",
+            recompute="none",
         )  # fmt: skip
         cond, noise = conditioned(module, shape, args.device)
         for kind in ("bare", "apart", "merged"):

@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "all levels recomputed": {"gradient_checkpointing": "all"},
-    "nothing recomputed": {"gradient_checkpointing": "none"},
+    "all levels recomputed": {"recompute": "all"},
+    "nothing recomputed": {"recompute": "none"},
     "LoRA on every linear layer": {"lora": "linear"},
     "bare UNet, forward and gradient": {"bare": True},
-    "compiled": {"compile_unet": True},
+    "compiled": {"compile": True},
     "channels_last": {"channels_last": True},
     "VAE in bfloat16": {"vae_precision": "bfloat16"},
     "encoding the videos": {"cached": False},
@@ -73,7 +73,7 @@ def bare_step(module: Any, shape: Shape, device: str) -> Any:
 
 def useful_tflop(size: str, shape: Shape) -> float:
     """TFLOP of the bare UNet's forward for a clip, doubled for its gradient; counted without memory."""
-    module = module_on("meta", size, lora=None, gradient_checkpointing="none")
+    module = module_on("meta", size, lora=None, recompute="none")
     one = shape._replace(batch=1)
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
         bare_step(module, one, "meta")()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules import embedded
+from lightning_modules.bases import base_at
 from lightning_modules.bases.base import VideoBase, class_of
-from lightning_modules.bases.svd.base import SVD
 from lightning_modules.config import Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.networks import add_control
@@ -41,8 +41,9 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     named = record.get("init_args", {})
     kind.check_named(named)
     if path is not None:
-        kind = kind if "path" in kind.located_by else SVD
-        kept = {name: value for name, value in named.items() if name in kind.named_by and name not in kind.located_by}
+        if "path" not in kind.located_by:
+            return base_at(path, **arguments), None
+        kept = {name: value for name, value in named.items() if name not in kind.located_by}
         return kind(path=path, **kept, **arguments), None  # type: ignore[call-arg]  # of those that have one
     released = record.get("released")
     # a revision is a hub id's, which is not read

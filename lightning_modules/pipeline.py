@@ -160,14 +160,14 @@ class MotionControlPipeline:
     def _of_adapter(
         cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
     ) -> MotionControlPipeline:
-        from lightning_modules.bases.svd.base import SVD
+        from lightning_modules.bases import base_at
         from lightning_modules.expected import check_adapter
         from lightning_modules.released.files import read_adapter
 
         parts = read_adapter(path)
         rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
         control = Control(lora=lora, rank=rank)
-        module = MotionControlModule(SVD(svd), condition, control, start=Start("adapter", str(path)))
+        module = MotionControlModule(base_at(svd), condition, control, start=Start("adapter", str(path)))
         check_adapter(module, parts)
         module.configure_model(dtype)
         return cls(module)
@@ -354,9 +354,12 @@ class MotionControlPipeline:
         height: int | None,
         width: int | None,
     ) -> tuple[np.ndarray, torch.Tensor, float]:
-        framing = Framing.of(picture.shape[:2], height, width)
+        grid = self.module.base.grid
+        rows, columns = picture.shape[:2]
+        frame = (height or grid.fitting(rows), width or grid.fitting(columns))
         with value_errors():
-            record.check_size(self.module.base.grid, self.module.condition, *framing.frame, frames)
+            record.check_size(grid, self.module.condition, *frame, frames)
+        framing = Framing((rows, columns), frame)
         if framing.frame != framing.size and not self._said:
             self._said = True
             (h, w), (rows, columns) = framing.size, framing.frame

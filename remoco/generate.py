@@ -17,7 +17,7 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.bench import STEP, fitting_size
+from datamodules.bench import fitting_size
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
 from datamodules.files import MAX_SIDE
@@ -345,8 +345,9 @@ def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: 
     own = pipe.module.base.usual()[1:]
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
     for name, value in (("--height", height), ("--width", width)):
-        if value is not None and (value % STEP or not STEP <= value <= MAX_SIDE):
-            raise UserError(f"{name} is {value}, expected a multiple of {STEP} up to {MAX_SIDE}")
+        step = pipe.module.base.grid.step
+        if value is not None and (value % step or not step <= value <= MAX_SIDE):
+            raise UserError(f"{name} is {value}, expected a multiple of {step} up to {MAX_SIDE}")
     return height or trained[0], width or trained[1]
 
 

@@ -29,6 +29,7 @@ from lightning_modules.video_module import VideoModule
 from remoco import configs
 from remoco.common.errors import DISK_ERRORS, UserError, one_line
 from remoco.flags import Raising, Unparsed, cause
+from remoco.moved import moved
 from remoco.run_name import NAME, base_name, run_name
 from remoco.slurm import slurm_without_srun
 
@@ -77,7 +78,7 @@ class Parser(Raising, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """With what to give."""
-        super().error(_with_config(message), ex)
+        super().error(_with_config(message) + moved(message), ex)
 
 
 class CLI(LightningCLI):

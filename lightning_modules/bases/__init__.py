@@ -19,3 +19,15 @@ def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def base_at(path: str, **arguments: Any) -> VideoBase:
+    """The base of a folder or hub id, not built.
+
+    Args:
+        path: Of Stable Video Diffusion, the one kind so far that has folders.
+        **arguments: Of the base.
+    """
+    from lightning_modules.bases.svd.base import SVD
+
+    return SVD(path, **arguments)
