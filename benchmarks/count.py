@@ -173,7 +173,7 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
     count = Count("cpu")
     with fake, count, as_on_cuda():
         empty = lambda t: torch.empty(t.shape, dtype=t.dtype)  # noqa: E731
-        cond = type(cond)(empty(cond.image_latent), empty(cond.image_embedding), empty(cond.ids), empty(cond.control))
+        cond = type(cond)({name: empty(value) for name, value in cond.parts.items()}, empty(cond.control))
         clean = empty(clean)
         module.conditioning = lambda batch, sigma_aug: cond
         module.clean_latents = lambda batch: clean
