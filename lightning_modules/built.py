@@ -60,7 +60,7 @@ def built(
 
 @contextlib.contextmanager
 def value_errors() -> Iterator[None]:
-    """What is wrong with a file or argument as a ValueError of one line."""
+    """What is wrong with a file or argument as a UserError of one line."""
     try:
         yield
     except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:

@@ -20,14 +20,14 @@ from conditions import control_video
 from datamodules.bench import fitting_size
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
-from datamodules.files import MAX_SIDE
-from datamodules.pictures import WHITE, colour_of
-from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
+from remoco.common.picture_files import MAX_SIDE
+from remoco.common.pictures import WHITE, colour_of
+from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
 from remoco.devices import usable_device
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 
@@ -183,7 +183,7 @@ def generate(
                 fingerprint = inputs.fingerprint()
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def load_pipeline(
             pipe = MotionControlPipeline.from_pretrained(checkpoint, svd, dtype=kind)
         else:
             pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), svd, dtype=kind)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"checkpoint: {error}") from None
     try:
         pipe.enable_model_cpu_offload(place) if offload else pipe.to(place)

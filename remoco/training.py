@@ -69,7 +69,6 @@ class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to show it."""
         return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
 
 

@@ -28,7 +28,7 @@ BUNDLE = {"injection": ["modulation"], "lora": "linear", "train_base": False}
 
 
 def check_bundle(base: VideoBase, architecture: dict[str, Any]) -> None:
-    """Raise ValueError unless a module's base and architecture are the ones the released weights belong to.
+    """Raise UserError unless a module's base and architecture are the ones the released weights belong to.
 
     Args:
         base: Not built; with a `path`, its VAE and image encoder come from there.

@@ -19,9 +19,9 @@ from PIL import Image
 
 from callbacks.strips import strip, write_mp4
 from datamodules.drawings.drawing import Drawing
-from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
+from remoco.common.pictures import WHITE
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
@@ -156,10 +156,9 @@ class Studio:
         except _Cancelled:
             raise
         except Exception as error:
-            if not isinstance(error, (UserError, ValueError)):
+            if not isinstance(error, UserError):
                 log.exception("a generation failed")
-            text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
-            tell({"state": "error", "message": text})
+            tell({"state": "error", "message": one_line(error)})
 
     def _generated(self, given: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
