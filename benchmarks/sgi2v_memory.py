@@ -19,7 +19,7 @@ sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or "."
 
 import torch  # noqa: E402
 
-from lightning_modules.svd import SIZES, UNetSpatioTemporalConditionModel  # noqa: E402
+from lightning_modules.bases.sprites.base import SIZES, UNetSpatioTemporalConditionModel  # noqa: E402
 
 FRAMES, GRID, UP_BLOCK = 14, (72, 128), 2
 GIB = 2**30

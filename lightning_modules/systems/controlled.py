@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion import OnStep, karras_sigmas
-from lightning_modules.svd import clip_input
+from lightning_modules.bases.svd.clip import clip_input
+from lightning_modules.process.edm import karras_sigmas
+from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residuals
 from lightning_modules.systems.quirks import CONSTANT_IDS, Quirks
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture, resized, unit_picture
@@ -138,7 +139,7 @@ class SVDSampler:
             maps: Of one clip, see `EncoderCopy.forward`; both branches get them. None of a system without a copy.
             start: (1, L, C, h, w) standard normal.
             sigmas: (steps + 1,) noise levels, in place of `karras_sigmas(steps)`.
-            on_step: Called after each step, see `diffusion.euler`.
+            on_step: Called after each step, see `process.sampler.euler`.
         """
         sigmas = karras_sigmas(self.settings.steps) if sigmas is None else sigmas.float().cpu()
         scale = torch.linspace(*self.settings.guidance, start.shape[1]).to(start).view(-1, 1, 1, 1)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.diffusion import OnStep
+from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, halving, through
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from conditions.dragnuwa import KERNEL, SIGMA, Drags, drags, spread
-from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import OnStep, euler_sample
+from lightning_modules.bases.svd.clip import clip_input
+from lightning_modules.bases.svd.network import conditioning
+from lightning_modules.process.sampler import OnStep, euler_sample
 from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
-from lightning_modules.svd import clip_input
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
 from lightning_modules.systems.system import Drawn, check_size, check_tracks, draws
 from lightning_modules.systems.tracks import paths, scaled_points
@@ -157,7 +157,7 @@ class DragNUWA:
         grid = (1, self.frames, unet.config.out_channels, self.size[0] // 8, self.size[1] // 8)
         noise, start = (each.to(first) for each in draws(seed, first.shape, grid))
         ids = torch.tensor([[settings.fps, settings.motion_bucket, settings.noise]]).to(first)
-        cond = Conditioning(
+        cond = conditioning(
             first_latent(self.vae, first + settings.noise * noise),
             embedded(self.image_encoder, clip_input(first, self.image_encoder.config.image_size)),
             ids,

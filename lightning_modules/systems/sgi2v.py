@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_modules.diffusion import OnStep
+from lightning_modules.process.sampler import OnStep
 from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.controlled import Given, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts

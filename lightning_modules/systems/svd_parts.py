@@ -23,7 +23,7 @@ def picture(image: np.ndarray) -> Tensor:
 def resized(image: Tensor, size: int) -> Tensor:
     """(1, 3, H, W) -> (1, 3, size, size) as diffusers resizes for CLIP: Gaussian blur, bicubic, corners on corners.
 
-    `svd.clip_input` does the same and normalises; this one also rounds as diffusers does.
+    `bases.svd.clip.clip_input` does the same and normalises; this one also rounds as diffusers does.
     """
     height, width = image.shape[2:]
     for axis, side in ((3, width), (2, height)):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion import OnStep
+from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
@@ -65,7 +65,7 @@ class System(Protocol):
         Args:
             drawing: Of any size; it is resized to the system's, whatever its shape, so crop it before.
             seed: The same video for the same seed; no global generator moves.
-            on_step: Called after each step, see `diffusion.euler`.
+            on_step: Called after each step, see `process.sampler.euler`.
         """
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.diffusion import OnStep
 from lightning_modules.layers import seeded
+from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.mofa.cmp import CMP

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.svd import CLIP_MEAN, CLIP_STD, SVD
+from lightning_modules.bases.sprites.base import Sprites
+from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.systems.draganything import (
     BLOB,
     ControlledEncoder,
@@ -173,7 +174,9 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_copy(tmp_path_factory.mktemp("draganything"), ControlledEncoder, SVD.random("tiny").unet.config)
+    return write_copy(
+        tmp_path_factory.mktemp("draganything"), ControlledEncoder, Sprites("tiny", latents="vae").build().unet.config
+    )
 
 
 @pytest.fixture(scope="module")

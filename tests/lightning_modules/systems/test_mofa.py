@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.svd import SVD
+from lightning_modules.bases.sprites.base import Sprites
 from lightning_modules.systems.encoder_copy import Joined
 from lightning_modules.systems.files import WEIGHTS, fit
 from lightning_modules.systems.mofa import MOFAVideo
@@ -108,7 +108,7 @@ def files(tmp_path_factory):
     """The three things that are needed, in their released layouts."""
     folder = tmp_path_factory.mktemp("mofa")
     svd_folder(folder / "svd", frames=25)
-    write_copy(folder / "controlnet", FlowControlledEncoder, SVD.random("tiny").unet.config)
+    write_copy(folder / "controlnet", FlowControlledEncoder, Sprites("tiny", latents="vae").build().unet.config)
     torch.manual_seed(2)
     state = {f"module.{name}": tensor for name, tensor in CMP().state_dict().items()}
     old = {name: tensor for name, tensor in state.items() if "num_batches_tracked" not in name}

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from conditions.dragnuwa import spread
-from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import euler_sample, karras_sigmas
+from lightning_modules.bases.svd.network import conditioning
+from lightning_modules.process.edm import karras_sigmas
+from lightning_modules.process.sampler import euler_sample
 from lightning_modules.released import Network, build, take_apart
 from lightning_modules.released.names import matched
 from lightning_modules.systems.dragnuwa import Drags, released_drags
@@ -38,7 +39,7 @@ def networks(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:
     noisy = recorded.input("in.noisy")
 
     def predicted(context: Tensor) -> Tensor:
-        return net.denoiser.network(noisy, 0.25 * sigma.log(), Conditioning(latent, context, ids))
+        return net.denoiser.network(noisy, 0.25 * sigma.log(), conditioning(latent, context, ids))
 
     features = net.motion_encoder(drag)
     yield from ((f"out.flow_feature.{i}", feature.flatten(0, 1)) for i, feature in enumerate(features))
@@ -60,7 +61,7 @@ def networks(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:
     net.injection.set(net.motion_encoder(torch.zeros_like(drag)))
     yield "out.unet.zero_drag", predicted(token)
     net.injection.set(net.motion_encoder(drag[:1]))
-    first = Conditioning(latent[:1], token[:1], ids[:1])
+    first = conditioning(latent[:1], token[:1], ids[:1])
     yield "out.denoised", net.denoiser(recorded.input("in.noisy_denoiser")[None], sigma[:1], first)[0]
     steps, noise = recorded.config["steps"], recorded.input("in.noise")[None]
     exact, rounded = karras_sigmas(steps, dtype=torch.float64), float32_sigmas(steps)

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from datamodules.drawings import Drawing
+from lightning_modules.bases.sprites.base import Sprites
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, names
 from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
-from lightning_modules.svd import SVD
 from lightning_modules.systems.files import WEIGHTS
 
 DRAGNUWA = Architecture(
@@ -64,7 +64,7 @@ def dragnuwa_state(architecture: Architecture = DRAGNUWA) -> dict[str, Tensor]:
         clip = CLIPVisionModelWithProjection(
             CLIPVisionConfig(**config, projection_dim=architecture.cross_attention_dim)
         )
-    vae = SVD.random("tiny").vae.state_dict()
+    vae = Sprites("tiny", latents="vae").build().vae.state_dict()
     vae |= {"quant_conv.weight": torch.eye(8).view(8, 8, 1, 1), "quant_conv.bias": torch.zeros(8)}
     groups = {
         "model.diffusion_model.": random_state(network, 1),
@@ -86,7 +86,7 @@ def write_dragnuwa(folder: Path, state: dict[str, Tensor] | None = None) -> Path
 
 def svd_folder(folder: Path, frames: int = 14, **sizes: Any) -> Path:
     """diffusers' layout of a tiny SVD; its UNet says how many frames it is for, and may have other sizes."""
-    svd = SVD.random("tiny")
+    svd = Sprites("tiny", latents="vae").build()
     if sizes:
         with seeded(0):
             svd.unet = UNetSpatioTemporalConditionModel.from_config(dict(svd.unet.config), **sizes)

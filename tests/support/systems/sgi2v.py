@@ -10,7 +10,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor
 
-from lightning_modules.diffusion import karras_sigmas
+from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.systems.controlled import Settings
 from lightning_modules.systems.files import fit
 from lightning_modules.systems.sgi2v import Optimisation, SGI2VSampler

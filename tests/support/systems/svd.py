@@ -11,7 +11,7 @@ from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionM
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from lightning_modules.diffusion import karras_sigmas
+from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residuals
 from lightning_modules.systems.files import fit
