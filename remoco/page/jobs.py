@@ -174,7 +174,7 @@ class Studio:
 
         tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
         options = settings.options()
-        if drawn := not settings.bucket and self.pipeline.module.motion_bucket_id == "drawing":
+        if drawn := not settings.bucket and self.pipeline.usual_inputs()["motion_bucket_id"] == "drawing":
             options["motion_bucket_id"] = "drawing"
         panels = clip(self.pipeline, inputs, motion, settings.seed, options, told)
         told_motion = "as drawn" if drawn else f"{settings.bucket:g}"

@@ -41,9 +41,10 @@ def application(studio: Studio, name: str) -> Any:
 
 def _blocks(studio: Studio, name: str) -> gr.Blocks:
     pipeline, ranges = studio.pipeline, exchange.RANGES
-    low, high = pipeline.module.guidance
-    as_drawn = pipeline.module.motion_bucket_id == "drawing"
-    told = 0.0 if as_drawn else pipeline.module.motion_bucket_id
+    low, high = pipeline.module.sampling.guidance
+    usual = pipeline.usual_inputs()["motion_bucket_id"]
+    as_drawn = usual == "drawing"
+    told = 0.0 if as_drawn else usual
     trained = trained_size(pipeline)
     own = min(exchange.SIZES, key=lambda name: abs(math.prod(exchange.SIZES[name]) - math.prod(trained)))
     editor_js = "\n".join(
@@ -79,7 +80,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                         )
                         again = gr.Button("Other seed", size="sm", min_width=100, elem_id="rm-again")
                     with gr.Row():
-                        steps = whole("Steps", "steps", pipeline.module.sample_steps)
+                        steps = whole("Steps", "steps", pipeline.module.sampling.steps)
                         frames = whole("Frames", "frames", int(pipeline.sampling["num_frames"]))
                     with gr.Row():
                         first = gr.Slider(0, 10, low, step=0.1, label="Guidance, start")

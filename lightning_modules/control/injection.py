@@ -1,22 +1,20 @@
-"""Motion features into a stock diffusers UNet, by hooks in the first res block of every level (eq. 8, fig. 9)."""
+"""Motion features into a base's network, by hooks on the modules that the base names as places (eq. 8, fig. 9)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_modules.bases.base import Place
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 from remoco.common.errors import UserError
 
-if TYPE_CHECKING:  # it takes seconds, and `--help` has no need of it
-    from diffusers import UNetSpatioTemporalConditionModel
-
-UNET_GROUPS = 32
+GROUPS = 32
 Conv = TypeVar("Conv", bound=nn.Module)
 
 
@@ -39,7 +37,7 @@ class Modulation(nn.Module):
 
     def __init__(self, feature_channels: int, channels: int):
         super().__init__()
-        self.norm = GroupNorm(UNET_GROUPS, channels)
+        self.norm = GroupNorm(GROUPS, channels)
         self.gamma = AdaptiveScale(feature_channels, channels)
         self.beta = AdaptiveScale(feature_channels, channels)
 
@@ -58,7 +56,7 @@ class Modulation(nn.Module):
 
     def forward(self, h: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the control's parts added; the statistics are float32 also in half precision."""
-        norm = F.group_norm(h, UNET_GROUPS, eps=self.norm.eps)
+        norm = F.group_norm(h, GROUPS, eps=self.norm.eps)
         return (per_clip(h, scale) + torch.addcmul(shift, per_clip(norm, scale), scale)).flatten(0, 1)
 
 
@@ -104,11 +102,12 @@ class Add(nn.Module):
 KINDS = {"modulation": Modulation, "concat": Concat, "add": Add}
 
 
-def place_class(kind: str) -> type[nn.Module]:
-    """The class of an injection's places: one of `KINDS`, or one of your own by its class path, as `my.module.Place`.
+def injection_class(kind: str) -> type[nn.Module]:
+    """The class behind an entry of `control.injection`: one of `KINDS`, or your own by its class path.
 
-    It is made with (channels of the motion feature, channels of the UNet's level) and has `coefficients` and `forward`
-    as `Modulation` has them.
+    One of your own either stands at the base's places, made with (channels of the motion feature, channels of the
+    place), and has `coefficients` and `forward` as `Modulation` has them; or it is made without arguments and has
+    `steer(control, conditioning, base) -> conditioning`, which edits what the network is conditioned on.
 
     Raises:
         UserError: it is neither.
@@ -116,13 +115,15 @@ def place_class(kind: str) -> type[nn.Module]:
     if kind in KINDS:
         return KINDS[kind]
     module, _, name = kind.rpartition(".")
-    expected = f"expected one of {', '.join(KINDS)}, or the class path of a module with `coefficients`"
+    expected = f"expected one of {', '.join(KINDS)}, or the class path of a module with `coefficients` or `steer`"
     try:
         found = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
-        raise UserError(f"injection is {kind!r}, {expected} ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module) and hasattr(found, "coefficients")):
-        raise UserError(f"injection is {kind!r}, {expected}")
+        raise UserError(f"control.injection is {kind!r}, {expected} ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise UserError(f"control.injection is {kind!r}, {expected}")
+    if not (hasattr(found, "coefficients") or hasattr(found, "steer")):
+        raise UserError(f"control.injection is {kind!r}, {expected}")
     return found
 
 
@@ -139,44 +140,51 @@ def zero(conv: Conv) -> Conv:
 
 
 class Injection(nn.Module):
-    """The weights at the 8 places, and the motion features of the current batch.
+    """The weights at a base's places, and the motion features of the current batch.
 
-    `set` before the UNet runs; `set(None)` gives the bare UNet. Under gradient checkpointing the hooks run again in the
-    backward pass, so the features stay set until the next `set`: call it again only after the backward pass. A UNet
-    batch that is n times the features' batch, as guidance makes it, sees them n times.
+    `set` before the network runs; `set(None)` gives the bare network. Under gradient checkpointing the hooks run again
+    in the backward pass, so the features stay set until the next `set`: call it again only after the backward pass. A
+    batch of the network that is n times the features' batch, as guidance makes it, sees them n times.
 
     Args:
         kind: `modulation`, `concat`, `add`, or a class path.
-        channels: Channels of the UNet's levels.
-        feature_channels: Channels of the motion features, scale by scale.
+        places: Of the base; their weights are drawn in this order.
+        feature_channels: Channels of the motion features, level by level.
         seed: Seed of the initial weights.
     """
 
-    def __init__(self, kind: str, channels: Sequence[int], feature_channels: Sequence[int], seed: int = 0):
+    def __init__(self, kind: str, places: Sequence[Place], feature_channels: Sequence[int], seed: int = 0):
         super().__init__()
-        place = place_class(kind)
+        make = injection_class(kind)
+        self._levels = [place.level for place in places]
+        self._weights: list[nn.Module] = []  # also registered, by the places' names
         with seeded(seed):
-            self.down = nn.ModuleList(place(f, c) for f, c in zip(feature_channels, channels))
-            self.up = nn.ModuleList(place(f, c) for f, c in zip(feature_channels[::-1], channels[::-1]))
+            for place in places:
+                group = place.name.rpartition(".")[0]
+                if group not in self._modules:
+                    self.add_module(group, nn.ModuleList())
+                weights = make(feature_channels[place.level], place.channels)
+                self.get_submodule(group).append(weights)  # type: ignore[operator]  # a ModuleList
+                self._weights.append(weights)
         self._features: list[Tensor] | None = None
         self._coefficients: list[tuple[Tensor, ...]] | None = None
 
     def set(self, features: list[Tensor] | None) -> None:
-        """Use these features, one (B, L, C_s, h_s, w_s) per scale, from now on; None removes the control.
+        """Use these features, one (B, L, C_s, h_s, w_s) per level, from now on; None removes the control.
 
-        What the places add is computed here, once: it depends on the clip alone, and inside the UNet it would be
+        What the places add is computed here, once: it depends on the clip alone, and inside the network it would be
         computed again in every step of a sampler and in every recomputed block.
         """
-        self._features = None if features is None else [*features, *features[::-1]]
+        self._features = None if features is None else [features[level] for level in self._levels]
         self._coefficients = None if features is None else [p.coefficients(f) for p, f in self._at_places()]
 
     prepare = set
 
     def _at_places(self) -> Iterable[tuple[Any, Tensor]]:
-        return zip([*self.down, *self.up], self._features or [])
+        return zip(self._weights, self._features or [])
 
     def coefficients(self) -> list[tuple[Tensor, ...]] | None:
-        """The control at the places, down levels then up levels: (gamma, beta) each (B*L, C, h, w); None without."""
+        """The control at the places, in their order: (gamma, beta) each (B*L, C, h, w); None without."""
         return None if self._features is None else [place.maps(feature) for place, feature in self._at_places()]
 
     def inject(self, place: Any, index: int, h: Tensor) -> Tensor:
@@ -186,27 +194,28 @@ class Injection(nn.Module):
         return place(h, *(part.to(h.dtype) for part in self._coefficients[index]))
 
 
-def attach(unet: UNetSpatioTemporalConditionModel, kind: str = "modulation", seed: int = 0) -> Injection:
-    """Hook an injection into the UNet: right after conv1 of the first res block of every down and up level.
+def attach(places: Sequence[Place], feature_channels: Sequence[int], kind: str, seed: int = 0) -> Injection:
+    """Hook an injection onto the outputs of a base's places.
 
     Args:
-        unet: Stock diffusers UNet; its code and its state dict stay as they are.
+        places: Their modules' code and state dict stay as they are.
+        feature_channels: Channels of the motion features, level by level.
         kind: `modulation` (eq. 8), `concat` or `add` (the ablation), or a class path.
         seed: Seed of the initial weights.
 
     Returns:
-        The injection's weights and switch. Until `set` is called the UNet computes what it did before.
+        The injection's weights and switch. Until `set` is called the network computes what it did before.
     """
-    widths = list(unet.config.block_out_channels)
-    injection = Injection(kind, widths, widths, seed)
-    blocks = [*unet.down_blocks, *unet.up_blocks]
-    for index, (block, place) in enumerate(zip(blocks, [*injection.down, *injection.up])):
-        block.resnets[0].spatial_res_block.conv1.register_forward_hook(_hook(injection, place, index))
+    injection = Injection(kind, places, feature_channels, seed)
+    for index, place in enumerate(places):
+        place.module.register_forward_hook(_hook(injection, index))
     return injection
 
 
-def _hook(injection: Injection, place: nn.Module, index: int):
+def _hook(injection: Injection, index: int):
+    weights = injection._weights[index]
+
     def hook(module: nn.Module, args: tuple, h: Tensor) -> Tensor:
-        return injection.inject(place, index, h)
+        return injection.inject(weights, index, h)
 
     return hook

@@ -1,4 +1,4 @@
-"""Motion encoder: the control tensor -> motion features at the UNet's four scales (ReMoCo 3.3)."""
+"""Motion encoder: the control tensor -> motion features at the base's scales (ReMoCo 3.3)."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class Stage(nn.Module):
 
 
 class MotionEncoder(nn.Module):
-    """Control tensor -> one feature map per scale of the UNet (69,195,440 parameters at SVD's size).
+    """Control tensor -> one feature map per scale of the base's network (69,195,440 parameters at SVD's size).
 
     Args:
-        channels: Channels of the UNet's levels, `unet.config.block_out_channels`; the first must be a multiple of 32.
+        channels: Of the features, finest first, as the base's `levels`; the first must be a multiple of 32.
         control_channels: Channels of the control: dx, dy, mask.
         seed: Seed of the initial weights.
     """
@@ -94,7 +94,7 @@ class MotionEncoder(nn.Module):
             control: (B, L, 3, H, W) dx and dy in pixels, mask in {0, 1}; H and W multiples of 8.
 
         Returns:
-            One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up as the UNet's levels are.
+            One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up.
         """
         frames = control.shape[1]
         x = self.stem(control.flatten(0, 1).to(next(self.parameters()).dtype), frames)

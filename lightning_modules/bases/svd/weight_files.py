@@ -42,12 +42,12 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
     folder = Path(path).expanduser()
     if folder.is_file():
         raise UserError(
-            f"svd: {folder} is one file, expected a folder with unet/, vae/ and image_encoder/ as diffusers writes them"
+            f"base: {folder} is one file, expected a folder with unet/, vae/ and image_encoder/ as diffusers writes them"
         )
     for name in names:
         if not (folder / name / "config.json").is_file():
             raise UserError(
-                f"svd: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
+                f"base: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
                 "a diffusers SVD, or a hub id owner/name"
             )
     return folder
@@ -70,7 +70,7 @@ def config_file(path: str, name: str, revision: str | None = None) -> Path:
         if (config := _fetched(path, name, "config.json", revision)) is None:
             raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
     except UNREADABLE as error:
-        raise UserError(f"svd: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}") from error
+        raise UserError(f"base: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}") from error
     return config
 
 
@@ -145,7 +145,7 @@ def _downloaded(repo: str, names: Iterable[str], revision: str | None) -> Path:
             _download_weights(repo, name, commit)
         except UNREADABLE as error:
             raise UserError(
-                f"svd: cannot load {name} of the hub id {repo}: {_reason(error, repo, revision)}"
+                f"base: cannot load {name} of the hub id {repo}: {_reason(error, repo, revision)}"
             ) from error
     assert snapshot is not None
     return snapshot

@@ -15,7 +15,7 @@ from diffusers.models.resnet import AlphaBlender, TemporalResnetBlock
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_modules.lora import project
+from lightning_modules.control.lora import project
 from remoco.common.errors import UserError
 
 MOST_SEQUENCES = 65535  # of one attention kernel: CUDA's grids have no more rows
@@ -184,7 +184,7 @@ def set_recomputed(unet: Any, levels: Literal["none", "top", "all"] = "all") -> 
         levels: `none`, the `top` level alone, which holds most of the activations, or `all`.
     """
     if levels not in RECOMPUTED:
-        raise UserError(f"gradient_checkpointing is {levels!r}, expected one of {', '.join(RECOMPUTED)}")
+        raise UserError(f"recompute is {levels!r}, expected one of {', '.join(RECOMPUTED)}")
     unet.enable_gradient_checkpointing(recompute)
     top = (unet.down_blocks[0], unet.up_blocks[-1])
     chosen = {"none": (), "top": top, "all": (unet,)}[levels]

@@ -12,11 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.drawings.framing import Framing, Picture, read_image
-from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, Conditioning, to_float
-from lightning_modules.diffusion import Denoiser, euler_sample
-from lightning_modules.lora import without_lora
+from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
+from lightning_modules.bases.svd.network import conditioning
+from lightning_modules.bases.svd.norms import diffusers_eps
+from lightning_modules.conditioning import to_float
+from lightning_modules.control.lora import without_lora
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.svd import SVD, VAE_FACTOR, diffusers_eps
+from lightning_modules.process.base import Denoiser
+from lightning_modules.process.edm import EDM
+from lightning_modules.process.sampler import euler_sample
 from remoco.common.errors import UserError
 
 
@@ -46,7 +50,7 @@ class BareSettings:
     fps: float = 7
     fps_offset: float = -1
     motion_bucket_id: float = 127
-    noise_aug_strength: float = INFERENCE_SIGMA_AUG
+    noise_aug_strength: float = INFERENCE_STRENGTH
     stock_eps: bool = True
     squash: bool = True
     embed_picture: bool = True
@@ -72,10 +76,10 @@ def sample_bare(
     output_type: str = "pil",
     decode_chunk_size: int | None = None,
 ) -> MotionControlOutput:
-    """A clip of the base alone. Computed in float64 where the networks are (`svd.freeze(torch.float64)`).
+    """A clip of the base alone. Computed in float64 where the networks are (`SVD(...).build(torch.float64)`).
 
     Args:
-        svd: The base; of a trained pipeline `pipe.module.svd`, whose LoRA is left out here.
+        svd: The base; of a trained pipeline `pipe.module.base`, whose LoRA is left out here.
         image: First frame: a PIL image, (H, W, 3) uint8, or a file.
         settings: `DIFFUSERS`, `OURS`, or what lies between.
         height: Of the frame, a multiple of 8; of 64 unless it is squashed.
@@ -90,9 +94,10 @@ def sample_bare(
         UserError: the image or a size does not fit; one line.
     """
     check_output(output_type)
+    space = svd.grid.space
     for name, value in (("height", height), ("width", width)):
-        if value < VAE_FACTOR or value % VAE_FACTOR:
-            raise UserError(f"{name} is {value}, expected a multiple of {VAE_FACTOR}")
+        if value < space or value % space:
+            raise UserError(f"{name} is {value}, expected a multiple of {space}")
     device, dtype = svd.unet.device, torch.promote_types(svd.unet.dtype, torch.float32)
 
     def tensor(array: np.ndarray) -> Tensor:
@@ -103,22 +108,19 @@ def sample_bare(
     embedding = svd.embed_image(tensor(picture) if settings.embed_picture else frame)
     if noise is None:  # diffusers' picture is float32 whatever the networks are, and its noise with it
         noise = randn_tensor(frame.shape, generator=generator, device=device, dtype=torch.float32)
-    image_latent = svd.encode(frame + settings.noise_aug_strength * noise.to(frame))[0]
+    image_latent = svd.encode((frame + settings.noise_aug_strength * noise.to(frame))[:, None]).mean[:, 0]
     ids = [settings.fps + settings.fps_offset, settings.motion_bucket_id, settings.noise_aug_strength]
-    cond = Conditioning(image_latent, embedding, torch.tensor([ids], dtype=dtype, device=device))
+    cond = conditioning(image_latent, embedding, torch.tensor([ids], dtype=dtype, device=device))
     frames = settings.num_frames or svd.unet.config.num_frames
     shape = (1, frames, *image_latent.shape[1:])
     if latents is None:
         latents = randn_tensor(shape, generator=generator, device=device, dtype=svd.unet.dtype)
     if tuple(latents.shape) != shape:
         raise UserError(f"latents: expected shape {shape}, got {tuple(latents.shape)}")
-    denoiser = Denoiser(svd.unet)
+    denoiser = Denoiser(svd, EDM())
     guidance = settings.min_guidance_scale, settings.max_guidance_scale
-    try:
-        with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):
-            found = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
-    finally:
-        denoiser.hook.remove()
+    with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):
+        found = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
     if output_type == "latent":
         return MotionControlOutput(found)
     return MotionControlOutput(converted(svd.decode(found, decode_chunk_size).clamp(-1, 1), output_type))

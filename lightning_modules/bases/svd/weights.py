@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
-from lightning_modules.pca import PatchPCA
-from lightning_modules.weight_files import STEMS, variant_of, weight_files
+from lightning_modules.bases.sprites.pca import PatchPCA
+from lightning_modules.bases.svd.weight_files import STEMS, variant_of, weight_files
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import finite, read_json
@@ -86,7 +86,7 @@ def _load_pca(path: str, folder: Path) -> PatchPCA:
             pca.load_state_dict({key: file.get_tensor(key) for key in file.keys()})
     except (*UNREADABLE, KeyError, TypeError) as error:
         raise UserError(
-            f"svd: cannot load vae of {path} as {PatchPCA.__name__}: {' '.join(str(error).split())}"
+            f"base: cannot load vae of {path} as {PatchPCA.__name__}: {' '.join(str(error).split())}"
         ) from error
     return pca
 
@@ -147,13 +147,13 @@ def _shape(file: safe_open, key: str) -> tuple[int, ...]:
 def _require_all(path: str, name: str, wrong: list[str]) -> None:
     if wrong:
         raise UserError(
-            f"svd: {path}/{name} lacks {len(wrong)} weights of {COMPONENTS[name].__name__}, the first is {wrong[0]}"
+            f"base: {path}/{name} lacks {len(wrong)} weights of {COMPONENTS[name].__name__}, the first is {wrong[0]}"
         )
 
 
 def _unreadable(path: str, name: str, error: Exception) -> UserError:
     reason = " ".join(str(error).split())
-    return UserError(f"svd: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
+    return UserError(f"base: cannot load {name} of {path} as {COMPONENTS[name].__name__}: {reason}")
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -1,10 +1,10 @@
-"""LoRA of the UNet: peft's layers, weights and file names; one forward of ours at the price of its FLOPs."""
+"""LoRA of a base's networks: peft's layers, weights and file names; one forward of ours at the price of its FLOPs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,31 +14,23 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightning_modules.layers import seeded
-from remoco.common.errors import UserError
 
-LORA_TARGETS = ("attention", "linear")
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "default"  # peft's name of the one adapter
 
 
-def add_lora(unet: nn.Module, targets: Literal["attention", "linear"], rank: int = 32, seed: int = 0) -> None:
-    """Inject LoRA, W + B A with scale 1 (alpha = rank), float32 whatever the base's dtype; B is zero at the start.
+def add_lora(network: nn.Module, names: list[str], rank: int = 32, seed: int = 0) -> None:
+    """Inject LoRA, W + B A with scale 1 (alpha = rank), float32 whatever the network's dtype; B is zero at the start.
 
     Args:
-        unet: Network to inject into, in place; everything but the LoRA weights loses its gradient.
-        targets: `attention`: q, k, v and output projections, spatial and temporal. `linear`: every nn.Linear.
+        network: Network to inject into, in place; everything but the LoRA weights loses its gradient.
+        names: Of its linear layers, as a base's `lora_targets` gives them.
         rank: Rank of A and B.
         seed: Seed of A.
     """
-    if targets not in LORA_TARGETS:
-        raise UserError(f"lora is {targets!r}, expected one of {', '.join(LORA_TARGETS)}")
-    names = [name for name, module in unet.named_modules() if type(module) is nn.Linear]
-    if targets == "attention":
-        names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
     config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=names)
     with seeded(seed):
-        inject_adapter_in_model(config, unet)
-    for layer in lora_layers(unet).values():
+        inject_adapter_in_model(config, network)
+    for layer in lora_layers(network).values():
         layer.lora_A.float(), layer.lora_B.float()
         layer.__class__ = LoraLinear
 
@@ -110,28 +102,28 @@ class LowRank(torch.autograd.Function):
         return d_x, None, *([None] * (2 * n)), *d_ab
 
 
-def lora_layers(unet: nn.Module) -> dict[str, LoraLayer]:
+def lora_layers(network: nn.Module) -> dict[str, LoraLayer]:
     """Name of the linear layer -> peft's layer around it."""
-    return {name: module for name, module in unet.named_modules() if isinstance(module, LoraLayer)}
+    return {name: module for name, module in network.named_modules() if isinstance(module, LoraLayer)}
 
 
-def merge_lora(unet: nn.Module) -> None:
+def merge_lora(network: nn.Module) -> None:
     """Add B A to the base weights, for sampling without overhead. A half-precision base rounds it: no way back."""
-    for layer in _unmerged(unet):
+    for layer in _unmerged(network):
         layer.merge()
 
 
-def _unmerged(unet: nn.Module) -> list[Any]:
-    return [layer for layer in lora_layers(unet).values() if not layer.merged and not layer.disable_adapters]
+def _unmerged(network: nn.Module) -> list[Any]:
+    return [layer for layer in lora_layers(network).values() if not layer.merged and not layer.disable_adapters]
 
 
 @contextmanager
-def merged_lora(unet: nn.Module) -> Iterator[None]:
+def merged_lora(network: nn.Module) -> Iterator[None]:
     """The network with its LoRA merged, for the time of the block; the base weights come back bit for bit."""
-    layers = _unmerged(unet)
+    layers = _unmerged(network)
     before = [layer.base_layer.weight.detach().clone() for layer in layers]
     try:
-        merge_lora(unet)
+        merge_lora(network)
         yield
     finally:
         for layer, weight in zip(layers, before):
@@ -140,9 +132,9 @@ def merged_lora(unet: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def without_lora(unet: nn.Module) -> Iterator[None]:
+def without_lora(network: nn.Module) -> Iterator[None]:
     """The network without its LoRA, for comparison; what is trainable stays so."""
-    layers = lora_layers(unet).values()
+    layers = lora_layers(network).values()
     trained = [p for layer in layers for p in layer.parameters() if p.requires_grad]
     for layer in layers:
         layer.enable_adapters(False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_modules.diffusion import Denoise
+from lightning_modules.process.base import Denoise
 
 
 class Recorded:
