@@ -54,7 +54,7 @@ class Routes:
             found = await self._found(route, body)
         except _Busy:
             return await answer_json(send, {"error": "the server is busy; try again in a moment"}, 503)
-        except ValueError as error:
+        except UserError as error:
             return await answer_json(send, {"error": " ".join(str(error).split())}, 400)
         except Exception as error:
             log.exception("a request failed")
