@@ -14,7 +14,7 @@ FLAGS = (
 )  # fmt: skip
 PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
     .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
-missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+missing = [name for name in ("fastapi", "uvicorn", "playwright") if find_spec(name) is None]
 missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
 IN_A_BROWSER = [
     pytest.mark.slow,

@@ -1,4 +1,4 @@
-"""What the browser sends and gets: drawings, files, zips, paths; without a browser and without gradio."""
+"""What the browser sends and gets: drawings, files, zips, paths; without a browser."""
 
 import base64
 import io

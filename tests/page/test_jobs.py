@@ -1,4 +1,4 @@
-"""A generation by the embedded model: its progress, its end, and previews; without a browser and without gradio."""
+"""A generation by the embedded model: its progress, its end, and previews; without a browser."""
 
 import asyncio
 import base64

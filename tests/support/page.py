@@ -37,6 +37,19 @@ def bomb(width, height):
     )
 
 
+def told(lines):
+    """The data of server-sent events, as HTML's standard reads a stream of lines."""
+    data = []
+    for line in lines:
+        line = line.rstrip(b"\r\n")
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif not line and data:
+            yield json.loads(b"\n".join(data))
+            data = []
+
+
 IMAGE = png(np.zeros((8, 9, 3), np.uint8))
 ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
 
