@@ -54,7 +54,7 @@ def settings(pipeline: MotionControlPipeline) -> list[Setting]:
         Setting("first_guidance", "Guidance, start", low, 0, 10, 0.1),
         Setting("last_guidance", "Guidance, end", high, 0, 10, 0.1),
         whole("fps", "Frames/s", 8, most=30),
-        Setting("bucket", "Motion, px (0: as drawn)" if drawn else "Motion, px", motion, 0, max(trained[1] / 4, motion), 0.1),
+        Setting("bucket", f"Motion, px{' (0: as drawn)' * drawn}", motion, 0, max(trained[1] / 4, motion), 0.1),
         Setting("size", "Frame size, about", size, choices=tuple(exchange.SIZES)),
     ]  # fmt: skip
 

@@ -22,9 +22,11 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 READ = re.compile(r"/|/static/\w[\w.-]*")
 CONTENT = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'; trusted-types 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+# of every answer: the browser runs and loads this server's files alone, in no other site's frame, and keeps nothing
 HEADERS = [
     (b"content-security-policy", CONTENT.encode()),
     (b"x-frame-options", b"DENY"),
@@ -34,7 +36,6 @@ HEADERS = [
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-"""Of every answer: the browser runs and loads this server's files alone, in no other site's frame, and keeps nothing."""
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 DEPTH = 16  # lists and objects within each other in a body; a drawing's points lie at the sixth
 PATIENCE, SLOWEST = 20.0, 2**19  # seconds that a body may take, and bytes a second at which more than that may come

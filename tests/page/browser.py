@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -22,9 +23,17 @@ IN_A_BROWSER = [
 ]
 
 
+def until(page, expression, arg=None, seconds=120):
+    """Wait until it is true; Playwright's own `wait_for_function` evaluates in the page, whose policy refuses that."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < end, f"waited {seconds} s for {expression}"
+        page.wait_for_timeout(30)
+
+
 def example(page, index=0):
     page.click(f".rm-example >> nth={index}")
-    page.wait_for_function("remoco.drawing()?.meta.traj_key_points.length === 1")
+    until(page, "remoco.drawing()?.meta.traj_key_points.length === 1")
     page.wait_for_timeout(300)  # the stage is laid out again
 
 

@@ -104,8 +104,8 @@ def bad_requests():
     for job in ("", "1", None, 7, [], {}, "a" * 1000):
         yield "POST", "/page/cancel", json.dumps({"job": job}).encode(), JSON
     for path in (
-        "file=/etc/passwd", "file=../../../etc/passwd", "etc/passwd", "proxy=http://example.org", "upload", "info", "docs",
-        "openapi.json", "queue/data", "queue/data?session_hash=nobody", "generate", "token", "config",
+        "file=/etc/passwd", "file=../../../etc/passwd", "etc/passwd", "proxy=http://example.org", "upload", "docs",
+        "openapi.json", "info", "queue/data", "queue/data?session_hash=nobody", "generate", "token", "config",
         "%2e%2e/%2e%2e/etc/passwd", "..%2froutes.py", "stream/a/b/c/playlist.m3u8",
     ):  # fmt: skip
         for method in ("GET", "POST", "PUT"):
