@@ -15,7 +15,7 @@ def attach(page, kind, path):
     with page.expect_file_chooser() as chooser:
         page.click(f"[data-attach={kind}]")
     chooser.value.set_files(path)
-    until(page, "kind => document.querySelector(`[data-about=${kind}].rm-there`)", arg=kind)
+    page.wait_for_selector(f"[data-about={kind}].rm-there")
 
 
 def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):

@@ -2,7 +2,7 @@
 
 import { hint, say } from "./hint.js";
 import { changed, drawing, model, onChange, remember, sceneMoves, sceneWords, version } from "./model.js";
-import { $, about, ask, base64, clamp, copyOf, sometimes } from "./server.js";
+import { $, facts, ask, base64, clamp, copyOf, sometimes } from "./server.js";
 import { previewed } from "./settings.js";
 import { FINE, canvas, draw, shown, view } from "./stage.js";
 
@@ -35,7 +35,7 @@ export async function attach(kind, chosen) {
   hint.replaceChildren(`Reading ${chosen.name}…`);
   try {
     if (!model.image) throw new Error("open an image first");
-    if (chosen.size > about.upload) throw new Error(`${chosen.name}: ${(chosen.size / 2 ** 20).toFixed(0)} MB is too large`);
+    if (chosen.size > facts.upload) throw new Error(`${chosen.name}: ${(chosen.size / 2 ** 20).toFixed(0)} MB is too large`);
     const { width, height } = model.image;
     const sent = { kind, name: chosen.name, data: await base64(chosen), width, height };
     const { name, data, about } = await (await ask("attach", sent)).json();

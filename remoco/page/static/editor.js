@@ -4,7 +4,7 @@ import { attach, kindOf, sceneHint } from "./camera.js";
 import { hint, hintIs, say } from "./hint.js";
 import { AT_REST, PALETTE, addTrack, changed, drawing, easeOf, fromRuns, model, onChange, remember, removePoint, removeTrack, sceneMoves, sceneOf, setSpeed, travel, version } from "./model.js";
 import { play, seek } from "./playback.js";
-import { $, about, ask, base64, copyOf, download, loadPicture, sometimes } from "./server.js";
+import { $, facts, ask, base64, copyOf, download, loadPicture, sometimes } from "./server.js";
 import { onSetting, previewed, settings } from "./settings.js";
 import { drawPlot } from "./speed.js";
 import { FINE, brushValue, canvas, colourOf, draw, endTrack, layout, repaintBrush, shown, view } from "./stage.js";
@@ -109,7 +109,7 @@ async function openFiles(chosen) {
   hint.replaceChildren("Reading…");
   try {
     const total = files.reduce((sum, each) => sum + each.size, 0);
-    if (total > about.upload) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${about.upload / 2 ** 20} MB`);
+    if (total > facts.upload) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${facts.upload / 2 ** 20} MB`);
     const sent = await Promise.all(files.map(async (each) => ({ name: each.name, data: await base64(each) })));
     await setDrawing(await (await ask("open", { files: sent })).json());
   } catch (error) {

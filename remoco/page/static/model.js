@@ -1,8 +1,8 @@
 // What is drawn: tracks, brush, history, and who is told of changes. No DOM in here.
 
-import { about } from "./server.js";
+import { facts } from "./server.js";
 
-export const PALETTE = about.palette;
+export const PALETTE = facts.palette;
 export const STAYS = 200; // the brush value of what is asked to stay: no track has it
 const MOST_STEPS = 100; // of the history
 

@@ -21,7 +21,7 @@ export async function ask(path, body) {
 }
 
 // the checkpoint's name, its settings, the colours of tracks, and the most bytes of an upload; see form.py
-export const about = await (await ask("about", {})).json();
+export const facts = await (await ask("about", {})).json();
 
 // the data of server-sent events, each one a text of JSON. An EventSource sends no drawing, and would ask again by itself.
 export async function* events(body) {

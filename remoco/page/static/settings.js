@@ -1,8 +1,8 @@
 // The settings: a field for each that the server names, and what they are now.
 
-import { $, about, clamp, copyOf } from "./server.js";
+import { $, facts, clamp, copyOf } from "./server.js";
 
-export const settings = Object.fromEntries(about.settings.map(({ name, value }) => [name, value]));
+export const settings = Object.fromEntries(facts.settings.map(({ name, value }) => [name, value]));
 const PREVIEWED = ["frames", "fps", "size", "seed"]; // a preview depends on these
 const watchers = [];
 
@@ -59,8 +59,8 @@ function choiceField({ name, value, choices }) {
   return field;
 }
 
-$("#rm-checkpoint").textContent = about.checkpoint;
-for (const setting of about.settings) {
+$("#rm-checkpoint").textContent = facts.checkpoint;
+for (const setting of facts.settings) {
   const field = setting.choices.length ? choiceField(setting) : numberField(setting);
   field.id = `rm-${setting.name}`;
   const label = field.querySelector("label");
