@@ -19,9 +19,9 @@ from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
-from datamodules.storage import clear_leftovers
 from lightning_modules.conditioning import to_uint8
 from remoco.common.errors import UserError
+from remoco.common.whole_files import clear_leftovers
 
 
 class SampleLogger(Callback):
@@ -113,7 +113,7 @@ class SampleLogger(Callback):
     def _panels(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
         with sampling(trainer, pl_module):
-            control = pl_module.control(batch)[0]
+            control = pl_module.draw_control(batch)[0]
             denoised = pl_module.denoise_once(batch, self.sigma)[0]
             generated = pl_module.sample(batch)[0]
         first = batch["first_frame"][0]

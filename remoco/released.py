@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from datamodules.storage import atomic_file, write_atomic
+from lightning_modules.bases.svd.weights import layout_of
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
 from lightning_modules.released.encoders import (
@@ -23,10 +23,10 @@ from lightning_modules.released.encoders import (
     vae_to_released,
 )
 from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
-from lightning_modules.weights import layout_of
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json, read_safetensors
+from remoco.common.whole_files import atomic_file, write_atomic
 
 EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
 WEIGHTS = {
@@ -42,7 +42,7 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
     Args:
         source: released .pt or .safetensors file; nothing in it is executed.
         folder: gets adapter.safetensors.
-        base: also write unet/, and vae/ and image_encoder/ where the file has them, for model.init_args.svd.
+        base: also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
         head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
     """
     released = load_released(source, head_channels)

@@ -105,7 +105,7 @@ def _generation(studio: Studio) -> Callable[..., Any]:
     async def events(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
         body = await request.body()
         async with slots:
-            asked = await asyncio.to_thread(lambda: exchange.generation(_parsed(body, LARGE)))
+            asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline))
         job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
         async with aclosing(studio.generate(*asked, job)) as told:  # closed when the answer ends, however it does
             yield _lines({"job": job}, told)

@@ -7,8 +7,8 @@ from PIL import Image
 
 from callbacks import EMA
 from datamodules.drawings.framing import Framing
-from lightning_modules.diffusion import randn
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.process.base import randn
 from tests.support.modules import data, module, perturb, trainer
 
 

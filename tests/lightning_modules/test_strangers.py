@@ -98,7 +98,7 @@ def test_what_a_record_asks_for_is_compared_with_its_tensors(refused, checkpoint
 @pytest.fixture(scope="module")
 def repeated():
     """A record of a base of SVD's size, and one number for each of its tensors."""
-    return strangers.large("full", lora="attention", lora_rank=32)
+    return strangers.large("full", lora="attention", rank=32)
 
 
 def test_tensors_of_one_number_are_refused_before_anything_is_built(refused, repeated, checkpoint, tmp_path):

@@ -20,7 +20,7 @@ from tests.support.page import bomb, sent, told
 from tests.support.zips import BAD
 
 HEAD = "{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "bucket": 1.0}
+SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "motion_bucket_id": 1.0}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import pytest
 from remoco.page import exchange, routes
 from remoco.page.jobs import QUEUE, Studio
 from remoco.page.routes import STATIC, application
-from tests.support.page import told
+from tests.support.page import told, unloaded
 
 HEADERS = [(b"host", b"127.0.0.1:7860"), (b"content-type", b"application/json")]
 SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": 100}
@@ -22,14 +22,14 @@ class Steps(Studio):
     """A studio whose clips are steps that a test lets go on one by one: `let` is released for each."""
 
     def __init__(self):
-        super().__init__(None)
+        super().__init__(unloaded())
         self.let, self.made = threading.Semaphore(0), []
 
-    def _generated(self, drawing, settings, tell):
-        for step in range(settings.steps):
+    def _generated(self, drawing, settings, sampling, tell):
+        for step in range(sampling.steps):
             self.let.acquire()
             self.made.append(settings.seed)
-            tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": "a step"})
+            tell({"state": "running", "step": step + 1, "steps": sampling.steps, "message": "a step"})
         return {"state": "done", "message": f"clip of {settings.seed}"}
 
 

@@ -37,7 +37,7 @@ def ask(port, method, path, body=b"", headers=None):
 def asked(steps=2, drawing=None, **settings):
     """The body that asks for a generation."""
     drawing = exchange.examples()[0]["drawing"] if drawing is None else drawing
-    settings = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": steps, "bucket": 1.0} | settings
+    settings = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": steps, "motion_bucket_id": 1.0} | settings
     return json.dumps({"drawing": drawing, "settings": settings}).encode()
 
 

@@ -1,9 +1,10 @@
-// The settings: a field for each that the server names, and what they are now.
+// The settings: a field for each that the server names (see form.py), and what they are now.
 
-import { $, facts, clamp, copyOf } from "./server.js";
+import { $, clamp, copyOf, facts } from "./server.js";
 
 export const settings = Object.fromEntries(facts.settings.map(({ name, value }) => [name, value]));
 const PREVIEWED = ["frames", "fps", "size", "seed"]; // a preview depends on these
+const WORDS = { drawing: "as drawn" };
 const watchers = [];
 
 export const previewed = () => Object.fromEntries(PREVIEWED.map((name) => [name, settings[name]]));
@@ -15,39 +16,57 @@ function set(name, value) {
   if (PREVIEWED.includes(name)) watchers.forEach((call) => call(name));
 }
 
-function numberField({ name, label, value, least, most, step }) {
+function numberField({ name, label, value, least, most, slider, step, whole, words }) {
   const field = copyOf("#rm-number");
   const [number, range] = [field.querySelector("[type=number]"), field.querySelector("[type=range]")];
   const reset = field.querySelector(".rm-reset");
-  for (const input of [number, range]) Object.assign(input, { min: least, max: most, step });
-  range.setAttribute("aria-label", `${label}, slider`);
-  reset.setAttribute("aria-label", `${label}: back to ${value}`);
+  const boxes = words.map((word) => wordBox(field, word));
+  Object.assign(number, { min: least, max: most, step });
+  const [from, to] = slider || [least, most];
+  Object.assign(range, { min: from, max: to, step, hidden: !slider });
+  range.ariaLabel = `${label}, slider`;
+  reset.ariaLabel = `${label}: back to ${WORDS[value] || value}`;
   const show = (now) => {
+    const word = words.includes(now);
+    number.disabled = range.disabled = word;
+    boxes.forEach((box, i) => (box.checked = words[i] === now));
+    if (word) number.value = "";
+    else range.value = now;
     reset.classList.toggle("rm-changed", now !== value);
-    range.value = now;
     set(name, now);
   };
-  // a number may be off the slider's steps, but a whole one stays whole
-  const fitting = (now) => clamp(Number.isInteger(step) ? Math.round(now) : now, least, most);
-  number.oninput = () => number.value !== "" && Number(number.value) === fitting(Number(number.value)) && show(Number(number.value));
+  const fitting = (now) => clamp(whole ? Math.round(now) : now, least, most);
+  number.oninput = () => {
+    const now = Number(number.value);
+    if (number.value !== "" && now === fitting(now)) show(now); // what is half typed is no value yet
+  };
   number.onchange = () => {
     if (number.value !== "") show(fitting(Number(number.value)));
     number.value = settings[name];
   };
   range.oninput = () => show(Number((number.value = range.value)));
   reset.onclick = () => show((number.value = value));
+  boxes.forEach((box, i) => {
+    box.onchange = () => show(box.checked ? words[i] : (number.value = fitting(slider ? Number(range.value) : 0)));
+  });
   number.value = value;
   show(value);
-  if (name === "seed") seedField(range, number, show, most);
+  if (name === "seed") field.append(otherSeed(number, show, most));
   return field;
 }
 
-// no slider for a seed: a button that draws another one
-function seedField(range, number, show, most) {
-  const other = document.createElement("button");
-  Object.assign(other, { type: "button", className: "rm-button", id: "rm-again", textContent: "Other seed" });
-  other.onclick = () => show((number.value = Math.floor(Math.random() * Math.min(2 ** 31, most))));
-  range.replaceWith(other);
+function wordBox(field, word) {
+  const label = copyOf("#rm-word");
+  label.querySelector("span").textContent = WORDS[word] || word;
+  field.querySelector(".rm-words").append(label);
+  return label.querySelector("input");
+}
+
+function otherSeed(number, show, most) {
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", className: "rm-button", id: "rm-again", textContent: "Other seed" });
+  button.onclick = () => show((number.value = Math.floor(Math.random() * Math.min(2 ** 31, most))));
+  return button;
 }
 
 function choiceField({ name, value, choices }) {
@@ -65,6 +84,6 @@ for (const setting of facts.settings) {
   field.id = `rm-${setting.name}`;
   const label = field.querySelector("label");
   label.textContent = setting.label;
-  label.htmlFor = field.querySelector("input, select").id = `rm-${setting.name}-value`;
+  label.htmlFor = field.querySelector("[type=number], select").id = `rm-${setting.name}-value`;
   $(".rm-settings").append(field);
 }
