@@ -109,7 +109,7 @@ def _component(name: str, released: Released, path: str, folder: str | None, rev
         return load_component(located(folder, [name], revision), name, folder)
     if name not in released.others:
         raise UserError(
-            f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, a diffusers SVD to take it from"
+            f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, an SVD to take it from"
         )
     if name == "vae":
         config, state = vae_from_released(released.others[name])

@@ -65,7 +65,7 @@ def measured(out, door, *arguments):
     before, error = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None
     try:
         code = DOORS[door](*arguments)
-    except (ValueError, UserError, UserError) as refused:
+    except (ValueError, UserError) as refused:
         error, code = str(refused), 2
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     Path(out).write_text(json.dumps({"error": error, "code": code, "taken": taken, "built": bool(built)}))
