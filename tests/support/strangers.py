@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from conditions import RegionWise
 from datamodules.trackers.weights import read_weights
-from lightning_modules import MotionControlModule, embedded, networks
+from lightning_modules import MotionControlModule, embedded
 from lightning_modules.bases import SVD
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.released import load_released
@@ -56,8 +56,7 @@ def large(size, **arguments):
 def measured(out, door, *arguments):
     """Go through a door; writes the error, how much memory it took beyond the start, and whether a module was built."""
     built = []
-    for owner, name in ((networks, "add_control"), (MotionControlModule, "configure_model")):
-        setattr(owner, name, _noted(getattr(owner, name), built))
+    MotionControlModule.configure_model = _noted(MotionControlModule.configure_model, built)
     resource.setrlimit(resource.RLIMIT_AS, (_pages() + LIMIT,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.alarm(SECONDS)
