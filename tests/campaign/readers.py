@@ -88,7 +88,7 @@ def asked(route: str, body: str) -> None:
     }  # fmt: skip
     try:
         found = json.dumps(routes[route](parse_json(Path(body).read_bytes())), allow_nan=False)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     assert len(found) < 2**28
@@ -98,7 +98,7 @@ def loaded(path: str) -> None:
     """`from_checkpoint` of a file."""
     try:
         MotionControlPipeline.from_checkpoint(path)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
