@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lightning_modules.bases.svd.weights import layout_of
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
+from lightning_modules.released.base import check_control
 from lightning_modules.released.encoders import (
     image_encoder_from_released,
     image_encoder_to_released,
@@ -46,6 +47,7 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
         head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
     """
     released = load_released(source, head_channels)
+    check_control(released, source)
     files: dict[str, Mapping[str, Tensor]] = {ADAPTER: adapter_of(released)}
     if base:
         files |= _base_files(released, Path(folder))

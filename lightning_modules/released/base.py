@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # what the released weights were trained with (docs/fidelity.md)
 CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}
+CONTROL_CHANNELS = 3
 BUNDLE = {"injection": ["modulation"], "lora": "linear", "train_base": False}
 
 
@@ -53,7 +54,17 @@ def read_released(path: str, lora_rank: int) -> Released:
     released = load_released(path)
     if released.architecture.lora_rank != lora_rank:
         raise UserError(f"model.control.rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}")
+    check_control(released, path)
     return released
+
+
+def check_control(released: Released, path: str) -> None:
+    """Raise UserError unless a released file's control is ours: dx, dy and mask."""
+    if (channels := released.architecture.control_channels) != CONTROL_CHANNELS:
+        raise UserError(
+            f"released: {path} takes a control of {channels} channels, expected {CONTROL_CHANNELS} (dx, dy, mask); "
+            "2 are DragNUWA's, which lightning_modules.systems samples"
+        )
 
 
 def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtype) -> Released:
@@ -74,7 +85,9 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
     unet.load_state_dict(released.unet, assign=True)
     use_portable_timesteps(unet)
-    vae, encoder = (_component(name, released, path, base.path, base.revision) for name in ("vae", "image_encoder"))
+    vae, encoder = (
+        released_component(name, released, path, base.path, base.revision) for name in ("vae", "image_encoder")
+    )
     base.hold(unet, encoder, vae, released=path).freeze(dtype)
     return released
 
@@ -104,7 +117,14 @@ def load_start(module: MotionControlModule, released: Released | None) -> None:
     load_weights(module, module.start)
 
 
-def _component(name: str, released: Released, path: str, folder: str | None, revision: str | None) -> nn.Module:
+def released_component(
+    name: str, released: Released, path: str, folder: str | None = None, revision: str | None = None
+) -> nn.Module:
+    """The VAE or the image encoder (`vae`, `image_encoder`) of a released file, or of a diffusers SVD in its place.
+
+    Raises:
+        UserError: it is in neither.
+    """
     if folder is not None:
         return load_component(located(folder, [name], revision), name, folder)
     if name not in released.others:

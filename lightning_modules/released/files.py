@@ -24,6 +24,7 @@ PREFIXES = {
     "vae": "first_stage_model.",
     "image_encoder": "conditioner.embedders.0.",
     "conditioning_vae": "conditioner.embedders.3.",
+    "drag_filter": "guassian_filter.",  # of DragNUWA, spelled so
 }
 ADAPTER = "adapter.safetensors"
 MAX_HEAD_CHANNELS = 4096
@@ -88,7 +89,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def split_groups(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Sort a file's tensors into network, vae, image_encoder, conditioning_vae and cut their prefixes.
+    """Sort a file's tensors into network, vae, image_encoder, conditioning_vae, drag_filter and cut their prefixes.
 
     Names without a known prefix belong to the network, where they are checked.
     """

@@ -85,7 +85,7 @@ def empty(architecture: Architecture) -> Network:
         use_our_blocks(unet)
         if architecture.lora and architecture.lora_rank:
             add_lora(unet, lora_targets(unet, architecture.lora), architecture.lora_rank)
-        encoder = MotionEncoder(architecture.block_out_channels)
+        encoder = MotionEncoder(architecture.block_out_channels, architecture.control_channels)
         injection = attach(places(unet), architecture.block_out_channels, "modulation")
     return Network(unet, encoder, injection, Denoiser(Predictor(unet), EDM()))
 

@@ -115,8 +115,8 @@ def test_all_that_differs_is_one_line(sprites, scheduled, tmp_path, tmp_path_fac
         "data.seed: 0 -> 7", "data.frames: 4 -> 3", "data.fps: 8.0 -> 6.0", "data.batch_size: 2 -> 1",
         "data.clips: 6 -> 3", "data.shards: ", "trainer.precision: 32-true -> bf16-mixed",
         "trainer.accumulate_grad_batches: 1 -> 2", "trainer.gradient_clip_val: none -> 0.5", "model.seed: 0 -> 5",
-        "model.p_mean: 0.7 -> 1.0", "model.p_std: 1.6 -> 0.5", "model.spread_sigmas: False -> True",
-        "model.dropout: 0.1 -> 0.2", "model.learning_rate: 0.001 -> 0.003", "model.weight_decay: 0.01 -> 0.1",
+        "model.noise.mean: 0.7 -> 1.0", "model.noise.std: 1.6 -> 0.5", "model.noise.spread: False -> True",
+        "model.noise.dropout: 0.1 -> 0.2", "model.learning_rate: 0.001 -> 0.003", "model.weight_decay: 0.01 -> 0.1",
         "model.schedule.betas: 0.9, 0.999 -> 0.8, 0.99",
     ):  # fmt: skip
         assert part in said[0], part

@@ -80,7 +80,8 @@ def test_a_motion_of_zero_is_the_drawings_where_the_model_takes_that(pipeline, m
     flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
     drawn, told = generated(0.0), generated(float(motion_bucket(flow[None])))
     assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))
-    monkeypatch.setattr(pipeline.module, "motion_bucket_id", 17.0)
+    sampling = pipeline.module.sampling.but(inputs={"motion_bucket_id": 17.0})
+    monkeypatch.setattr(pipeline.module, "sampling", sampling)
     zero = generated(0.0)
     assert "motion 0, " in zero["about"] and not np.array_equal(decoded(zero["clip"]), decoded(told["clip"]))
 
