@@ -223,7 +223,7 @@ def clip(
         inputs: of the frame's size.
         motion: of the camera or a driving video.
         seed: of the noise.
-        options: of the pipeline's call.
+        options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
         told: called after each step with its number from 0; what it raises ends the generation.
     """
 
@@ -232,8 +232,11 @@ def clip(
         return {}
 
     control, drawn = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
-    if options["motion_bucket_id"] == "drawing":
+    usual = options["sampling"].inputs if "sampling" in options else {}
+    if (usual | options).get("motion_bucket_id") == "drawing":
         options = options | {"motion_bucket_id": drawn()}
+    if "fps" not in pipe.module.base.inputs():
+        options = {name: value for name, value in options.items() if name != "fps"}
     output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     return {
         "first frame": inputs.image,

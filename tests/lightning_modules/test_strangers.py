@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lightning_modules.bases import Sprites
 from lightning_modules import embedded
+from lightning_modules.bases import Sprites
 from lightning_modules.pipeline import RECORD, WEIGHTS
 from remoco.common.tensor_files import read_saved
 from tests.support import strangers

@@ -1,28 +1,30 @@
 // The canvas: the image with what is drawn on it, and the pointer.
 
+import { PALETTE, STAYS, addTrack, appendPoint, changed, freeColour, growing, model, paint, remember, simplified, toSegment } from "./model.js";
+import { $, clamp } from "./server.js";
+
 const MARGIN = 16; // around the image, so that points can be put at its border and a little outside
 const REACH = 13; // CSS pixels in which a point is hit
 const DRAG = 5; // a movement below is a click
-const FINE = 4; // samples of a path for each frame
+export const FINE = 4; // samples of a path for each frame
 
-const canvas = $(".rm-canvas");
+export const canvas = $(".rm-canvas");
 const painted = document.createElement("canvas"); // the brush, a pixel for each of the image's
-const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", tab: "draw", radius: 10, stays: false };
-const shown = { paths: [], points: [], seen: null, control: null, wantsControl: false, frame: 0, playing: false };
+export const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", tab: "draw", radius: 10, stays: false };
+export const shown = { paths: [], points: [], seen: null, control: null, wantsControl: false, frame: 0, playing: false };
 let gesture = null;
 let hover = null;
 
 const PAINT = [64, 224, 255]; // of the brush that all tracks share
 const STILL = [150, 150, 150];
 const paletteOf = (value) => (value === STAYS ? STILL : PALETTE[1 + ((value - 1) % (PALETTE.length - 1))]);
-const colourOf = (value) => `rgb(${paletteOf(value).join(" ")})`;
+export const colourOf = (value) => `rgb(${paletteOf(value).join(" ")})`;
 const toImage = (at) => [(at[0] - view.left) / view.scale - 0.5, (at[1] - view.top) / view.scale - 0.5];
 const toScreen = ([x, y]) => [view.left + (x + 0.5) * view.scale, view.top + (y + 0.5) * view.scale];
 const inside = ([x, y]) => x >= 0 && y >= 0 && x < model.image.width && y < model.image.height;
-const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
 const brushRadius = () => view.radius / view.scale;
 
-function layout() {
+export function layout() {
   const width = canvas.parentElement.clientWidth;
   const most = Math.max(280, Math.min(window.innerHeight * 0.66, 680));
   const size = model.image || { width: 3, height: 2 };
@@ -38,7 +40,7 @@ function layout() {
   draw();
 }
 
-function repaintBrush() {
+export function repaintBrush() {
   if (!model.image) return;
   const { width, height } = model.image;
   painted.width = width;
@@ -55,7 +57,7 @@ function repaintBrush() {
   painted.getContext("2d").putImageData(picture, 0, 0);
 }
 
-function draw() {
+export function draw() {
   const ctx = canvas.getContext("2d");
   const ratio = window.devicePixelRatio || 1;
   ctx.setTransform(ratio, 0, 0, ratio, 0, 0);
@@ -160,6 +162,41 @@ function drawMoving(ctx) {
   });
 }
 
+// how points of the scene move: the whole way while nothing is played, else as far as they are
+function drawScene(ctx) {
+  const still = !shown.playing && shown.frame === 0;
+  if (still && view.tab !== "camera") return;
+  const [x, y] = toScreen([-0.5, -0.5]);
+  ctx.save();
+  ctx.beginPath();
+  ctx.rect(x, y, model.image.width * view.scale, model.image.height * view.scale);
+  ctx.clip();
+  for (const path of shown.points) {
+    const until = still ? path.length - 1 : clamp(Math.round(shown.frame * FINE), 0, path.length - 1);
+    const way = path.slice(0, until + 1).filter(Boolean).map(toScreen);
+    ctx.globalAlpha = 0.75;
+    polyline(ctx, way, "white", 1.25);
+    ctx.globalAlpha = 1;
+    if (!way.length || !path[until]) continue;
+    ctx.beginPath();
+    ctx.arc(...way[way.length - 1], 2.5, 0, 7);
+    stroke(ctx, "white", 1);
+    ctx.fillStyle = "white";
+    ctx.fill();
+  }
+  ctx.restore();
+  if (still) drawSeen(ctx);
+}
+
+// the tracks as the moving camera sees them
+function drawSeen(ctx) {
+  ctx.setLineDash([2, 7]);
+  (shown.seen || []).forEach((path, index) => {
+    if (model.tracks[index]) polyline(ctx, path.filter(Boolean).map(toScreen), colourOf(model.tracks[index].colour), 3);
+  });
+  ctx.setLineDash([]);
+}
+
 function pointer(event) {
   const box = canvas.getBoundingClientRect();
   return [event.clientX - box.left, event.clientY - box.top];
@@ -199,7 +236,7 @@ function placed(at, first) {
   return [rounded(clamp(x, -beyond, width - 1 + beyond)), rounded(clamp(y, -beyond, height - 1 + beyond))];
 }
 
-const brushValue = () => (view.tool === "erase" ? 0 : view.stays && model.own ? STAYS : model.tracks[model.selected]?.colour || 1);
+export const brushValue = () => (view.tool === "erase" ? 0 : view.stays && model.own ? STAYS : model.tracks[model.selected]?.colour || 1);
 
 canvas.addEventListener("pointerdown", (event) => {
   if (!model.image || event.button > 0 || gesture || view.tab !== "draw") return;
@@ -207,7 +244,6 @@ canvas.addEventListener("pointerdown", (event) => {
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
   const at = pointer(event);
-  stopPlaying();
   if (view.tool !== "track") {
     remember();
     gesture = { painting: brushValue(), last: toImage(at) };
@@ -306,7 +342,7 @@ function click(at) {
 
 canvas.addEventListener("dblclick", () => endTrack());
 
-function endTrack() {
+export function endTrack() {
   if (!model.open) return;
   model.open = false;
   changed();

@@ -1,12 +1,13 @@
-// What the server is asked, and what comes of it.
+// What the server is asked, and what comes of it; and helpers that several parts share.
 
-const BASE = "page/";
-const $ = (selector) => element.querySelector(selector);
+export const $ = (selector) => document.querySelector(selector);
+export const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
+export const copyOf = (template) => $(template).content.firstElementChild.cloneNode(true);
 
-async function ask(path, body) {
+export async function ask(path, body) {
   let answer;
   try {
-    answer = await fetch(BASE + path, {
+    answer = await fetch(`page/${path}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
@@ -19,8 +20,24 @@ async function ask(path, body) {
   throw new Error(found?.error || `the server answers ${answer.status}`);
 }
 
+// the checkpoint's name, its settings, the colours of tracks, and the most bytes of an upload; see form.py
+export const facts = await (await ask("about", {})).json();
+
+// the data of server-sent events, each one a text of JSON. An EventSource sends no drawing, and would ask again by itself.
+export async function* events(body) {
+  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (let got = await reader.read(); !got.done; got = await reader.read()) {
+    rest += got.value;
+    if (!got.value.includes("\n")) continue; // a video comes in many pieces
+    const found = rest.split("\n\n");
+    rest = found.pop();
+    yield* found.map((event) => JSON.parse(event.replace(/^data: /, "")));
+  }
+}
+
 // at most one call at a time, the last one always made, `pause` ms after what led to it
-function sometimes(pause, call) {
+export function sometimes(pause, call) {
   let [timer, running, again] = [null, false, false];
   const start = async () => {
     timer = null;
@@ -37,9 +54,7 @@ function sometimes(pause, call) {
   return soon;
 }
 
-const dead = () => !element.isConnected;
-
-function loadPicture(url) {
+export function loadPicture(url) {
   return new Promise((resolve, reject) => {
     const picture = new Image();
     picture.onload = () => resolve(picture);
@@ -48,7 +63,7 @@ function loadPicture(url) {
   });
 }
 
-function base64(blob) {
+export function base64(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result.slice(reader.result.indexOf(",") + 1));
@@ -57,7 +72,7 @@ function base64(blob) {
   });
 }
 
-function download(url, name) {
+export function download(url, name) {
   const link = document.createElement("a");
   link.href = url;
   link.download = name;

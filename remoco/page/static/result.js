@@ -1,11 +1,16 @@
-// A generation: asked for, cancelled, its progress and its videos, from the lines that the server tells; see jobs.py.
+// A generation: asked for, cancelled, its progress and its videos, from the events that the server sends; see jobs.py.
 // It lasts as long as somebody listens: closing the page ends it.
 
+import { drawing, model } from "./model.js";
+import { $, ask, events } from "./server.js";
+import { settings } from "./settings.js";
+
+const ENDS = ["done", "error", "cancelled"];
+const root = $(".rm-result");
 let urls = [];
 let job = null; // the secret that cancels it
 
 function show(found) {
-  const root = element.firstElementChild;
   root.dataset.state = found.state;
   const part = found.state === "done" ? 1 : (found.step || 0) / (found.steps || 1);
   $(".rm-bar > div").style.width = `${100 * part}%`;
@@ -24,20 +29,17 @@ function show(found) {
   $(".rm-about").textContent = found.about;
 }
 
-for (const video of element.querySelectorAll("video")) video.onclick = () => (video.paused ? video.play() : video.pause());
-
 async function generate() {
-  const asked = window.remoco?.asked();
-  if (!asked) return show({ state: "error", message: "open an image and draw a track first" });
+  if (!model.image) return show({ state: "error", message: "open an image and draw a track first" });
   $("#rm-generate").disabled = true;
   let last = { state: "idle" };
   try {
-    for await (const event of lines((await ask("generate", asked)).body)) {
+    for await (const event of events((await ask("generate", { drawing: drawing(), settings })).body)) {
       if (event.job) job = event.job;
       else show((last = event));
-      $("#rm-cancel").disabled = !job || ["done", "error", "cancelled"].includes(last.state);
+      $("#rm-cancel").disabled = !job || ENDS.includes(last.state);
     }
-    if (!["done", "error", "cancelled"].includes(last.state)) throw new Error("the server has ended the generation");
+    if (!ENDS.includes(last.state)) throw new Error("the server has ended the generation");
   } catch (error) {
     show({ state: "error", message: String(error.message || error) });
   } finally {
@@ -47,15 +49,6 @@ async function generate() {
   }
 }
 
-async function* lines(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let rest = "";
-  for (let got = await reader.read(); !got.done; got = await reader.read()) {
-    const found = (rest + got.value).split("\n");
-    rest = found.pop();
-    yield* found.map((line) => JSON.parse(line));
-  }
-}
-
+for (const video of root.querySelectorAll("video")) video.onclick = () => (video.paused ? video.play() : video.pause());
 $("#rm-generate").onclick = generate;
 $("#rm-cancel").onclick = () => ask("cancel", { job }).catch((error) => show({ state: "error", message: error.message }));

@@ -1,5 +1,10 @@
 // The speed curve of the selected track: how far along its way it is (up) at what part of the clip (to the right).
 
+import { changed, fractions, growing, model, remember, timesOf } from "./model.js";
+import { $, clamp } from "./server.js";
+import { settings } from "./settings.js";
+import { colourOf, shown } from "./stage.js";
+
 const plot = $(".rm-plot");
 const PAD = { left: 30, right: 12, top: 10, bottom: 20 };
 let held = null;
@@ -16,7 +21,7 @@ function plotPoints(track) {
   return times.map((time, i) => [area.left + time * area.width, area.top + (1 - ways[i]) * area.height]);
 }
 
-function drawPlot() {
+export function drawPlot() {
   const track = model.tracks[model.selected];
   const ratio = window.devicePixelRatio || 1;
   plot.width = Math.round(plot.clientWidth * ratio);

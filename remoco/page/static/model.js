@@ -1,11 +1,14 @@
-// What is drawn: tracks, brush, history. No DOM in here.
+// What is drawn: tracks, brush, history, and who is told of changes. No DOM in here.
 
-const STAYS = 200; // the brush value of what is asked to stay: no track has it
+import { facts } from "./server.js";
+
+export const PALETTE = facts.palette;
+export const STAYS = 200; // the brush value of what is asked to stay: no track has it
 const MOST_STEPS = 100; // of the history
 
-const AT_REST = { pan: 0, tilt: 0, zoom: 1, roll: 0 };
+export const AT_REST = { pan: 0, tilt: 0, zoom: 1, roll: 0 };
 
-const model = {
+export const model = {
   image: null, // {url, picture, width, height}
   tracks: [], // {points, times or null, drawn or null, colour, speed}
   brush: null, // Uint8Array, a value for each pixel, 0 is not brushed
@@ -16,6 +19,16 @@ const model = {
   past: [],
   future: [],
 };
+
+export let version = 0; // of the drawing: late answers to older ones are dropped
+const watchers = [];
+export const onChange = (call) => watchers.push(call);
+
+// after every change of what is drawn or shown of it; `quietly` while something is being dragged
+export function changed({ quietly = false } = {}) {
+  version++;
+  watchers.forEach((call) => call(quietly));
+}
 
 // kind: still, presets, poses or driving; amounts of the presets; files: poses, depth and driving as {name, data, about}
 function stillScene() {
@@ -38,9 +51,9 @@ function sceneInputs() {
   return { meta: {}, files: {} };
 }
 
-const sceneMoves = () => Object.keys(sceneInputs().meta).length > 0;
+export const sceneMoves = () => Object.keys(sceneInputs().meta).length > 0;
 
-function sceneWords() {
+export function sceneWords() {
   const { camera, driving } = sceneInputs().meta;
   if (driving) return "video";
   if (!camera) return "";
@@ -48,7 +61,7 @@ function sceneWords() {
 }
 
 // the scene of a drawing that the server sent
-function sceneOf({ meta, files = {} }) {
+export function sceneOf({ meta, files = {} }) {
   const scene = stillScene();
   const file = (name) => ({ name, data: files[name] });
   if (meta.driving) Object.assign(scene, { kind: "driving", files: { driving: file(meta.driving) } });
@@ -69,7 +82,7 @@ function runs(brush) {
   return found;
 }
 
-function fromRuns(found, length) {
+export function fromRuns(found, length) {
   const brush = new Uint8Array(length);
   let at = 0;
   for (let i = 0; i < found.length; i += 2) {
@@ -92,39 +105,39 @@ function restore(kept) {
 }
 
 // before every change
-function remember() {
+export function remember() {
   model.past.push(snapshot());
   if (model.past.length > MOST_STEPS) model.past.shift();
   model.future = [];
 }
 
-function travel(from, to) {
+export function travel(from, to) {
   if (!from.length) return false;
   to.push(snapshot());
   restore(from.pop());
   return true;
 }
 
-function freeColour() {
+export function freeColour() {
   const used = new Set(model.tracks.map((track) => track.colour));
   for (let colour = 1; colour < PALETTE.length; colour++) if (!used.has(colour)) return colour;
   return 1 + (model.tracks.length % (PALETTE.length - 1));
 }
 
-function addTrack(points, drawn) {
+export function addTrack(points, drawn) {
   const times = drawn && points.length > 1 ? drawn : null;
   model.tracks.push({ points, times, drawn: times, colour: freeColour(), speed: times ? "drawn" : "even" });
   model.selected = model.tracks.length - 1;
 }
 
-function removeTrack(index) {
+export function removeTrack(index) {
   model.tracks.splice(index, 1);
   if (model.selected >= index) model.selected = Math.min(model.selected - (model.selected > index), model.tracks.length - 1);
   model.open = false;
 }
 
 // a point less is another track: its own times go on without the point's
-function removePoint(index, point) {
+export function removePoint(index, point) {
   const track = model.tracks[index];
   track.points.splice(point, 1);
   if (track.times) track.times.splice(point, 1);
@@ -133,13 +146,13 @@ function removePoint(index, point) {
   else if (track.points.length === 1) Object.assign(track, { times: null, drawn: null, speed: "even" });
 }
 
-function appendPoint(track, at) {
+export function appendPoint(track, at) {
   track.points.push(at);
   Object.assign(track, { times: null, drawn: null, speed: "even" });
 }
 
 // Ramer, Douglas and Peucker: the indices of the few points within `tolerance` of whose polyline all others are
-function simplified(points, tolerance) {
+export function simplified(points, tolerance) {
   const keep = new Set([0, points.length - 1]);
   const pending = [[0, points.length - 1]];
   while (pending.length) {
@@ -156,7 +169,7 @@ function simplified(points, tolerance) {
   return [...keep].sort((a, b) => a - b);
 }
 
-function toSegment([x, y], [ax, ay], [bx, by]) {
+export function toSegment([x, y], [ax, ay], [bx, by]) {
   const [dx, dy] = [bx - ax, by - ay];
   const length = dx * dx + dy * dy;
   const t = length ? Math.max(0, Math.min(1, ((x - ax) * dx + (y - ay) * dy) / length)) : 0;
@@ -164,7 +177,7 @@ function toSegment([x, y], [ax, ay], [bx, by]) {
 }
 
 // what part of the way along the track each key point is at, in 0..1
-function fractions(points) {
+export function fractions(points) {
   const along = [0];
   for (let i = 1; i < points.length; i++) {
     along.push(along[i - 1] + Math.hypot(points[i][0] - points[i - 1][0], points[i][1] - points[i - 1][1]));
@@ -180,15 +193,15 @@ const EASES = {
   "ease in and out": (way) => Math.acos(1 - 2 * way) / Math.PI,
 };
 // what is written of an ease: its name, and not the times of key points, of which two are enough
-const easeOf = (track) => (track.speed.startsWith("ease ") ? track.speed.slice("ease ".length) : null);
+export const easeOf = (track) => (track.speed.startsWith("ease ") ? track.speed.slice("ease ".length) : null);
 
 // when a track is at each of its points
-function timesOf(track) {
+export function timesOf(track) {
   if (easeOf(track)) return growing(fractions(track.points).map(EASES[track.speed]));
   return track.times ? [...track.times] : evenTimes(track.points.length);
 }
 
-function setSpeed(track, speed) {
+export function setSpeed(track, speed) {
   if (track.points.length < 2) return;
   track.speed = speed;
   if (speed === "even" || easeOf(track)) track.times = null;
@@ -197,7 +210,7 @@ function setSpeed(track, speed) {
 }
 
 // times have to grow: points on one spot are given a moment each
-function growing(times) {
+export function growing(times) {
   const gap = 1e-3;
   const found = times.map((time) => Math.max(0, Math.min(1, time)));
   for (let i = 1; i < found.length; i++) found[i] = Math.max(found[i], found[i - 1] + gap);
@@ -212,7 +225,7 @@ function evenTimes(count) {
 }
 
 // a disc of `value` at every pixel's distance from a stroke, in image pixels
-function paint(from, to, radius, value) {
+export function paint(from, to, radius, value) {
   const { width, height } = model.image;
   const reach = Math.max(radius, 0.5);
   const [left, right] = [Math.min(from[0], to[0]) - reach, Math.max(from[0], to[0]) + reach];
@@ -225,7 +238,7 @@ function paint(from, to, radius, value) {
 }
 
 // the drawing as the server reads it; see exchange.py
-function drawing() {
+export function drawing() {
   if (!model.image) return null;
   const { tracks, image, brush, own } = model;
   const values = new Set(brush);

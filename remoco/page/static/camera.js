@@ -1,5 +1,11 @@
 // The camera's tab: what moves the scene behind the tracks, its files, and how points of the scene will move.
 
+import { hint, say } from "./hint.js";
+import { changed, drawing, model, onChange, remember, sceneMoves, sceneWords, version } from "./model.js";
+import { $, facts, ask, base64, clamp, copyOf, sometimes } from "./server.js";
+import { previewed } from "./settings.js";
+import { FINE, canvas, draw, shown, view } from "./stage.js";
+
 // `to` and `from`: the slider's value of an amount and back; the number takes all that the command takes
 const PRESETS = {
   pan: { rest: 0, slider: 0.6, most: 1, least: -1, says: "right, part of the width" },
@@ -16,7 +22,7 @@ const ENDINGS = { txt: "poses", npy: "depth", mp4: "driving", mov: "driving", m4
 const attaching = $(".rm-attach");
 let sliding = false; // one step of the history for each stroke of a slider
 
-const kindOf = (name) => ENDINGS[name.toLowerCase().split(".").pop()];
+export const kindOf = (name) => ENDINGS[name.toLowerCase().split(".").pop()];
 
 function setKind(kind) {
   remember();
@@ -24,12 +30,12 @@ function setKind(kind) {
   changed();
 }
 
-async function attach(kind, chosen) {
+export async function attach(kind, chosen) {
   say(null);
   hint.replaceChildren(`Reading ${chosen.name}…`);
   try {
     if (!model.image) throw new Error("open an image first");
-    if (chosen.size > LIMIT) throw new Error(`${chosen.name}: ${(chosen.size / 2 ** 20).toFixed(0)} MB is too large`);
+    if (chosen.size > facts.upload) throw new Error(`${chosen.name}: ${(chosen.size / 2 ** 20).toFixed(0)} MB is too large`);
     const { width, height } = model.image;
     const sent = { kind, name: chosen.name, data: await base64(chosen), width, height };
     const { name, data, about } = await (await ask("attach", sent)).json();
@@ -48,11 +54,10 @@ function setAmount(name, value) {
   sliding = true;
   model.scene.amounts[name] = value;
   changed({ quietly: true });
-  refreshCamera();
 }
 
 const askMoving = sometimes(120, async () => {
-  if (!model.image || dead()) return;
+  if (!model.image) return;
   if (!sceneMoves()) {
     if (shown.points.length) {
       Object.assign(shown, { points: [], seen: null });
@@ -62,7 +67,7 @@ const askMoving = sometimes(120, async () => {
   }
   const asked = version;
   try {
-    const found = await (await ask("moving", { drawing: drawing(), ...settings, fine: FINE })).json();
+    const found = await (await ask("moving", { drawing: drawing(), ...previewed(), fine: FINE })).json();
     if (asked !== version) return askMoving();
     Object.assign(shown, { points: found.points, seen: found.tracks });
     draw();
@@ -75,11 +80,11 @@ const askMoving = sometimes(120, async () => {
 
 function refreshCamera() {
   const { kind, amounts, files } = model.scene;
-  for (const button of element.querySelectorAll("[data-kind]")) {
+  for (const button of document.querySelectorAll("[data-kind]")) {
     button.setAttribute("aria-pressed", String(button.dataset.kind === kind));
     button.disabled = !model.image;
   }
-  for (const part of element.querySelectorAll("[data-of]")) part.hidden = part.dataset.of !== kind;
+  for (const part of document.querySelectorAll("[data-of]")) part.hidden = part.dataset.of !== kind;
   $("[data-do=rest]").hidden = kind !== "presets";
   for (const [name, { slider, to }] of Object.entries(PRESETS)) {
     const row = $(`[data-preset=${name}]`);
@@ -95,7 +100,7 @@ function refreshCamera() {
   $(".rm-badge").textContent = sceneWords();
 }
 
-function sceneHint() {
+export function sceneHint() {
   const { kind, files } = model.scene;
   if (kind === "still") return "The scene stands still; only what is drawn moves.";
   if (kind === "presets") {
@@ -114,54 +119,18 @@ function setTab(tab) {
   view.tab = tab;
   model.open = false;
   if (tab === "camera") canvas.style.cursor = "default";
-  refresh();
-  draw();
-}
-
-// how points of the scene move: the whole way while nothing is played, else as far as they are
-function drawScene(ctx) {
-  const still = !shown.playing && shown.frame === 0;
-  if (still && view.tab !== "camera") return;
-  const [x, y] = toScreen([-0.5, -0.5]);
-  ctx.save();
-  ctx.beginPath();
-  ctx.rect(x, y, model.image.width * view.scale, model.image.height * view.scale);
-  ctx.clip();
-  for (const path of shown.points) {
-    const until = still ? path.length - 1 : clamp(Math.round(shown.frame * FINE), 0, path.length - 1);
-    const way = path.slice(0, until + 1).filter(Boolean).map(toScreen);
-    ctx.globalAlpha = 0.75;
-    polyline(ctx, way, "white", 1.25);
-    ctx.globalAlpha = 1;
-    if (!way.length || !path[until]) continue;
-    ctx.beginPath();
-    ctx.arc(...way[way.length - 1], 2.5, 0, 7);
-    stroke(ctx, "white", 1);
-    ctx.fillStyle = "white";
-    ctx.fill();
-  }
-  ctx.restore();
-  if (still) drawSeen(ctx);
-}
-
-// the tracks as the moving camera sees them
-function drawSeen(ctx) {
-  ctx.setLineDash([2, 7]);
-  (shown.seen || []).forEach((path, index) => {
-    if (model.tracks[index]) polyline(ctx, path.filter(Boolean).map(toScreen), colourOf(model.tracks[index].colour), 3);
-  });
-  ctx.setLineDash([]);
+  changed();
 }
 
 for (const [name, { rest, slider, least, most, step = 0.01, says, from }] of Object.entries(PRESETS)) {
-  const row = document.createElement("div");
-  row.className = "rm-preset-row";
+  const row = copyOf("#rm-amount");
   row.dataset.preset = name;
   const title = name[0].toUpperCase() + name.slice(1);
-  row.innerHTML = `<span><b>${title}</b> ${says}</span>
-    <input type="range" min="${-slider}" max="${slider}" step="${step}" aria-label="${title}">
-    <input type="number" min="${least}" max="${most}" step="${step}" aria-label="${title}, number">`;
+  row.querySelector("b").textContent = title;
+  row.querySelector("i").textContent = says;
   const [range, number] = row.querySelectorAll("input");
+  Object.assign(range, { min: -slider, max: slider, step, ariaLabel: title });
+  Object.assign(number, { min: least, max: most, step, ariaLabel: `${title}, number` });
   const rounded = (value) => Math.round(value * 100) / 100;
   range.oninput = () => setAmount(name, rounded(from ? from(Number(range.value)) : Number(range.value)));
   number.oninput = () => number.value !== "" && setAmount(name, clamp(Number(number.value), least, most));
@@ -169,13 +138,22 @@ for (const [name, { rest, slider, least, most, step = 0.01, says, from }] of Obj
     sliding = false;
     if (number.value === "") setAmount(name, rest);
     number.blur();
-    refresh();
+    changed();
   };
   $(".rm-presets").append(row);
 }
-for (const button of element.querySelectorAll("[data-kind]")) button.onclick = () => setKind(button.dataset.kind);
-for (const button of element.querySelectorAll("[data-tab]")) button.onclick = () => setTab(button.dataset.tab);
-for (const button of element.querySelectorAll("[data-attach]")) {
+for (const button of document.querySelectorAll("[data-kind]")) button.onclick = () => setKind(button.dataset.kind);
+const tabs = [...document.querySelectorAll("[data-tab]")];
+for (const tab of tabs) {
+  tab.onclick = () => setTab(tab.dataset.tab);
+  tab.onkeydown = (event) => {
+    if (!["ArrowLeft", "ArrowRight"].includes(event.key)) return;
+    const other = tabs[(tabs.indexOf(tab) + 1) % tabs.length]; // of two
+    other.focus();
+    setTab(other.dataset.tab);
+  };
+}
+for (const button of document.querySelectorAll("[data-attach]")) {
   button.onclick = () => {
     attaching.dataset.of = button.dataset.attach;
     attaching.accept = { poses: ".txt,text/plain", depth: ".npy,image/png", driving: "video/*,.mkv" }[button.dataset.attach];
@@ -186,3 +164,8 @@ attaching.onchange = () => {
   if (attaching.files.length) attach(attaching.dataset.of, attaching.files[0]);
   attaching.value = "";
 };
+onChange(() => {
+  refreshCamera();
+  askMoving();
+});
+refreshCamera();

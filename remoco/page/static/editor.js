@@ -1,57 +1,44 @@
 // The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
 
-const settings = { frames: 8, fps: 8, size: "64 x 64", seed: 0 };
-const sampling = {}; // settings that no preview depends on
-const hint = $(".rm-hint");
+import { attach, kindOf, sceneHint } from "./camera.js";
+import { hint, hintIs, say } from "./hint.js";
+import { AT_REST, PALETTE, addTrack, changed, drawing, easeOf, fromRuns, model, onChange, remember, removePoint, removeTrack, sceneMoves, sceneOf, setSpeed, travel, version } from "./model.js";
+import { play, seek } from "./playback.js";
+import { $, facts, ask, base64, copyOf, download, loadPicture, sometimes } from "./server.js";
+import { onSetting, previewed, settings } from "./settings.js";
+import { drawPlot } from "./speed.js";
+import { FINE, brushValue, canvas, colourOf, draw, endTrack, layout, repaintBrush, shown, view } from "./stage.js";
+
+const editor = $(".rm-editor");
 const file = $(".rm-file");
-let message = null; // an error stays until the next action
-let version = 0; // of the drawing: late answers to older ones are dropped
-let clock = null;
 
-function say(error) {
-  message = error ? String(error.message || error) : null;
-  refreshHint();
-}
-
-function refreshHint() {
-  hint.classList.toggle("rm-error", Boolean(message));
-  hint.replaceChildren();
-  if (message) return hint.append(message);
-  if (!model.image) return hint.append("An image, what may move, and where to.");
-  if (view.tab === "camera") return hint.append(sceneHint());
-  if (view.tool === "brush") return hint.append("Paint what may move. Without a brush only the squares around the starts of the tracks do.");
-  if (view.tool === "erase") return hint.append("Take back what is brushed.");
-  if (!model.open) return hint.append("Drag to draw a track, or click to set its points one by one. Points can be dragged.");
+hintIs(() => {
+  if (!model.image) return ["An image, what may move, and where to."];
+  if (view.tab === "camera") return [sceneHint()];
+  if (view.tool === "brush") return ["Paint what may move. Without a brush only the squares around the starts of the tracks do."];
+  if (view.tool === "erase") return ["Take back what is brushed."];
+  if (!model.open) return ["Drag to draw a track, or click to set its points one by one. Points can be dragged."];
   const done = document.createElement("button");
-  done.type = "button";
-  done.className = "rm-button rm-done";
-  done.textContent = "Finish track";
-  done.onclick = endTrack;
-  hint.append(`Track ${model.selected + 1}: click for the next point; Enter or a double click ends it. `, done);
-}
+  Object.assign(done, { type: "button", className: "rm-button rm-done", textContent: "Finish track", onclick: endTrack });
+  return [`Track ${model.selected + 1}: click for the next point; Enter or a double click ends it. `, done];
+});
 
-// after every change of the drawing; `quietly` while something is being dragged
-function changed({ quietly = false } = {}) {
-  version++;
-  if (!quietly) {
-    message = null;
-    refresh();
-  }
+onChange((quietly) => {
+  if (!quietly) refresh();
   draw();
   drawPlot();
   askPaths();
-  askMoving();
-}
+});
 
 const askPaths = sometimes(40, async () => {
-  if (!model.image || dead()) return;
+  if (!model.image) return;
   const asked = version;
   const tracks = model.tracks.map((track) => track.points);
   try {
     const { width, height } = model.image;
     const times = model.tracks.map((track) => track.times);
     const eases = model.tracks.map(easeOf);
-    const answer = await ask("paths", { width, height, tracks, times, eases, ...settings, fine: FINE });
+    const answer = await ask("paths", { width, height, tracks, times, eases, ...previewed(), fine: FINE });
     const found = await answer.json();
     if (asked !== version) return askPaths();
     shown.paths = found.paths;
@@ -64,11 +51,11 @@ const askPaths = sometimes(40, async () => {
 });
 
 const askControl = sometimes(250, async () => {
-  if (!shown.wantsControl || !model.image || dead()) return;
+  if (!shown.wantsControl || !model.image) return;
   const asked = version;
-  element.firstElementChild.classList.add("rm-busy");
+  editor.classList.add("rm-busy");
   try {
-    const found = await (await ask("control", { drawing: drawing(), ...settings })).json();
+    const found = await (await ask("control", { drawing: drawing(), ...previewed() })).json();
     const pictures = await Promise.all(found.pictures.map(loadPicture));
     if (asked !== version) return askControl();
     shown.control = { pictures };
@@ -77,7 +64,7 @@ const askControl = sometimes(250, async () => {
   } catch (error) {
     say(error);
   } finally {
-    element.firstElementChild.classList.remove("rm-busy");
+    editor.classList.remove("rm-busy");
   }
 });
 
@@ -122,7 +109,7 @@ async function openFiles(chosen) {
   hint.replaceChildren("Reading…");
   try {
     const total = files.reduce((sum, each) => sum + each.size, 0);
-    if (total > LIMIT) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${LIMIT / 2 ** 20} MB`);
+    if (total > facts.upload) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${facts.upload / 2 ** 20} MB`);
     const sent = await Promise.all(files.map(async (each) => ({ name: each.name, data: await base64(each) })));
     await setDrawing(await (await ask("open", { files: sent })).json());
   } catch (error) {
@@ -165,7 +152,7 @@ const actions = {
     removePoint(model.selected, track.points.length - 1);
     changed();
   },
-  play: () => (shown.playing ? stopPlaying() : startPlaying()),
+  play,
 };
 
 function afterTravel() {
@@ -177,52 +164,22 @@ function setTool(tool) {
   Object.assign(view, { tool, tab: "draw" });
   model.open = false;
   canvas.style.cursor = tool === "track" ? "crosshair" : "none";
-  refresh();
-  draw();
-}
-
-function seek(frame) {
-  shown.frame = clamp(frame, 0, settings.frames - 1);
-  $(".rm-time").value = shown.frame;
-  $(".rm-frame").textContent = `frame ${Math.round(shown.frame) + 1} of ${settings.frames}`;
-}
-
-function startPlaying() {
-  shown.playing = true;
-  $("[data-do=play]").textContent = "Pause";
-  const began = performance.now() - (shown.frame < settings.frames - 1 ? shown.frame : 0) / settings.fps * 1000;
-  const tick = (now) => {
-    if (dead() || !shown.playing) return;
-    const length = settings.frames - 1;
-    const rest = Math.max(4, settings.fps * 0.5); // the last frame is held for half a second
-    seek(Math.min(length, (((now - began) / 1000) * settings.fps) % (length + rest)));
-    draw();
-    drawPlot();
-    clock = requestAnimationFrame(tick);
-  };
-  clock = requestAnimationFrame(tick);
-}
-
-function stopPlaying() {
-  shown.playing = false;
-  cancelAnimationFrame(clock);
-  $("[data-do=play]").textContent = "Play";
+  changed();
 }
 
 // what the controls show of the drawing
 function refresh() {
-  const root = element.firstElementChild;
-  root.dataset.tool = view.tool;
-  root.dataset.tab = view.tab;
-  for (const button of element.querySelectorAll("[role=tab]")) {
+  editor.dataset.tool = view.tool;
+  editor.dataset.tab = view.tab;
+  for (const button of editor.querySelectorAll("[role=tab]")) {
     button.setAttribute("aria-selected", String(button.dataset.tab === view.tab));
+    button.tabIndex = button.dataset.tab === view.tab ? 0 : -1;
   }
-  refreshCamera();
-  root.classList.toggle("rm-has-image", Boolean(model.image));
+  editor.classList.toggle("rm-has-image", Boolean(model.image));
   const brushing = view.tool !== "track";
-  for (const each of element.querySelectorAll(".rm-brush-only")) each.hidden = !brushing;
+  for (const each of editor.querySelectorAll(".rm-brush-only")) each.hidden = !brushing;
   $(".rm-own-only").hidden = !brushing || !model.own;
-  for (const button of element.querySelectorAll("[data-tool][aria-pressed]")) {
+  for (const button of editor.querySelectorAll("[data-tool][aria-pressed]")) {
     button.setAttribute("aria-pressed", String(button.dataset.tool === view.tool));
     button.disabled = !model.image;
   }
@@ -237,54 +194,41 @@ function refresh() {
   seek(shown.frame);
   $(".rm-tracks").replaceChildren(...model.tracks.map(trackRow));
   const track = model.tracks[model.selected];
-  root.classList.toggle("rm-has-speed", Boolean(track && track.points.length > 1));
-  root.classList.toggle("rm-has-track", Boolean(track));
+  editor.classList.toggle("rm-has-speed", Boolean(track && track.points.length > 1));
+  editor.classList.toggle("rm-has-track", Boolean(track));
   if (track) {
     const preset = $(".rm-preset");
     preset.value = track.speed;
     preset.querySelector("[value=drawn]").disabled = !track.drawn;
     preset.querySelector("[value=own]").disabled = track.speed !== "own";
   }
-  refreshHint();
+  say(null);
 }
 
 function trackRow(track, index) {
-  const row = document.createElement("li");
+  const row = copyOf("#rm-track");
   row.className = index === model.selected ? "rm-chosen" : "";
-  const chip = document.createElement("button");
-  chip.type = "button";
-  chip.className = "rm-chip";
+  const [chip, name, remove] = row.children;
   chip.style.background = colourOf(track.colour);
-  chip.title = "Another colour";
-  chip.setAttribute("aria-label", `Colour of track ${index + 1}`);
-  chip.onclick = (event) => {
-    event.stopPropagation();
+  chip.ariaLabel = `Colour of track ${index + 1}`;
+  chip.onclick = () => {
     remember();
     track.colour = 1 + (track.colour % (PALETTE.length - 1));
     model.selected = index;
     changed();
   };
-  const name = document.createElement("button");
-  name.type = "button";
-  name.className = "rm-name";
   const count = track.points.length;
   name.textContent = `Track ${index + 1}: ${count === 1 ? "1 point, stays" : `${count} points`}`;
   name.onclick = () => {
     Object.assign(model, { selected: index, open: false });
     changed();
   };
-  const remove = document.createElement("button");
-  remove.type = "button";
-  remove.className = "rm-remove";
-  remove.textContent = "✕";
-  remove.title = "Take this track away";
-  remove.setAttribute("aria-label", `Take away track ${index + 1}`);
+  remove.ariaLabel = `Take away track ${index + 1}`;
   remove.onclick = () => {
     remember();
     removeTrack(index);
     changed();
   };
-  row.append(chip, name, remove);
   return row;
 }
 
@@ -311,8 +255,8 @@ async function showExamples() {
   }
 }
 
-for (const button of element.querySelectorAll("[data-do]")) button.onclick = () => actions[button.dataset.do]();
-for (const button of element.querySelectorAll("button[data-tool]")) button.onclick = () => setTool(button.dataset.tool);
+for (const button of editor.querySelectorAll("[data-do]")) button.onclick = () => actions[button.dataset.do]();
+for (const button of editor.querySelectorAll("button[data-tool]")) button.onclick = () => setTool(button.dataset.tool);
 file.onchange = () => {
   openFiles(file.files);
   file.value = "";
@@ -324,12 +268,6 @@ $(".rm-own").onchange = (event) => {
   afterTravel();
 };
 $(".rm-stays").onchange = (event) => (view.stays = event.target.checked);
-$(".rm-time").oninput = (event) => {
-  stopPlaying();
-  seek(Number(event.target.value));
-  draw();
-  drawPlot();
-};
 $(".rm-control").onchange = (event) => {
   Object.assign(shown, { wantsControl: event.target.checked, control: null });
   draw();
@@ -341,8 +279,8 @@ $(".rm-preset").onchange = (event) => {
   changed();
 };
 
-element.addEventListener("keydown", (event) => {
-  if (["INPUT", "SELECT", "TEXTAREA"].includes(event.target.tagName) && event.target.type !== "checkbox") return;
+editor.addEventListener("keydown", (event) => {
+  if (["INPUT", "SELECT"].includes(event.target.tagName) && event.target.type !== "checkbox") return;
   const key = event.key.toLowerCase();
   const named = { t: "track", b: "brush", e: "erase" }[key];
   if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
@@ -364,22 +302,17 @@ for (const type of ["dragover", "dragleave", "drop"]) {
     if (type === "drop") openFiles(event.dataTransfer.files);
   });
 }
-element.addEventListener("paste", (event) => openFiles(event.clipboardData?.files || []));
+document.addEventListener("paste", (event) => openFiles(event.clipboardData?.files || []));
 new ResizeObserver(() => {
   layout();
   drawPlot();
 }).observe(stage);
 
-window.remoco = {
-  drawing,
-  asked: () => model.image && { drawing: drawing(), settings: { ...settings, ...sampling } },
-  set(name, value) {
-    if (value === null || settings[name] === value) return; // a number that is being typed
-    if (!(name in settings)) return void (sampling[name] = value);
-    settings[name] = value;
-    if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, value - 1) });
-    changed();
-  },
-};
+onSetting((name) => {
+  if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, settings.frames - 1) });
+  changed();
+});
+
+window.remoco = { drawing }; // for the browser's console, and for tests
 refresh();
 showExamples();
