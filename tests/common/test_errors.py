@@ -29,6 +29,8 @@ PRIVATE = {
     "Stopped": "callbacks/stopping.py",  # SystemExit of a signal, with its exit code
     "EndsTooEarly": "datamodules/prepare/clips.py",  # BadClips that have other clips of the same video looked for
     "Damaged": "datamodules/prepare/clips.py",
+    "_Reached": "metrics/correspondence.py",  # ends a forward pass once the features are there
+    "_Seen": "lightning_modules/systems/sgi2v.py",  # as that one
     "Unparsed": "remoco/flags.py",  # a ValueError would be taken for "not this type" by jsonargparse
     "_Refused": "remoco/page/guard.py",  # an answer of HTTP with its status
     "_Cancelled": "remoco/page/jobs.py",  # ends a generation that nobody waits for

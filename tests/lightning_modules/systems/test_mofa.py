@@ -38,6 +38,18 @@ def test_recorded_outputs_of_the_original(shared, name):
     assert sum(each.difference is not None for each in found) >= 4
 
 
+def test_the_full_sizes_are_the_released_files():
+    """683 tensors and 694.3 M parameters; CMP 455 and 28.6 M."""
+    with torch.device("meta"):
+        copy, sparse = FlowControlledEncoder(Sprites("full", latents="vae").layout().unet.config), CMP()
+    counts = [
+        (len(state), sum(t.numel() for t in state.values())) for state in (copy.state_dict(), sparse.state_dict())
+    ]
+    assert [count for count, _ in counts] == [683, 455]
+    assert [round(values / 1e5) for _, values in counts] == [6943, 286]
+    assert copy.state_dict()["flow_encoder.zeroconvs.2.weight"].shape == (1280, 1280, 1, 1)
+
+
 @torch.no_grad()
 def test_each_quirk_of_the_network_moves_the_prediction_as_recorded(shared):
     recorded = recorded_set(shared / "systems" / "mofa" / "net_wide.json")
