@@ -16,11 +16,11 @@ from callbacks.other_control import OneStroke, evaluated, with_condition, with_o
 from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
-from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
+from remoco.common.whole_files import write_json
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {

@@ -97,18 +97,18 @@ class VideoMetric(torchmetrics.Metric):
         """The number, a float64 scalar; also fills `protocol` and `summary`.
 
         Raises:
-            RuntimeError: too few clips.
+            UserError: too few clips.
         """
         begin = time.perf_counter()
         n = int(self.clips)
         if n == 0:
-            raise RuntimeError(f"{self.name} needs at least one clip")
+            raise UserError(f"{self.name} needs at least one clip")
         value = self.value()
         self.protocol = f"{self.describe()}; n = {n} clips"
         seconds = float(self.seconds) + time.perf_counter() - begin
         number = float(value)
         if not math.isfinite(number):
-            raise RuntimeError(f"{self.name} is {number} over {n} clips")
+            raise UserError(f"{self.name} is {number} over {n} clips")
         self.summary = {
             "value": number,
             "protocol": self.protocol,

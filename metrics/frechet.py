@@ -135,7 +135,7 @@ class FrechetDistance(VideoMetric):
         """The number, from the sums."""
         n_real, n_fake = int(self.real_n), int(self.fake_n)
         if min(n_real, n_fake) < 2:
-            raise RuntimeError(
+            raise UserError(
                 f"{self.label} needs at least 2 {self.unit} on each side, got {n_real} real and {n_fake} generated"
             )
         if self.unit == "clips" and self.clips < PUBLISHED_CLIPS:
@@ -162,7 +162,7 @@ class FrechetDistance(VideoMetric):
     def compute(self) -> Tensor:
         """The number, a float64 scalar."""
         if "real_n" not in self._defaults:
-            raise RuntimeError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
+            raise UserError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
         if self.clips == 0:
             self.value()  # says how many of each
         return super().compute()

@@ -16,11 +16,11 @@ from datamodules.bench import STEP
 from datamodules.drawings.drawing import Drawing, write_drawing
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
-from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
+from remoco.common.whole_files import check_writable, write_atomic
 
 MAX_SIZE = 1024  # pixels of a side; the model knows 64
 

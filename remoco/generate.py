@@ -20,14 +20,14 @@ from conditions import control_video
 from datamodules.bench import STEP, fitting_size
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
-from datamodules.files import MAX_SIDE
-from datamodules.pictures import WHITE, colour_of
-from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
+from remoco.common.picture_files import MAX_SIDE
+from remoco.common.pictures import WHITE, colour_of
+from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
 from remoco.devices import usable_device
 from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 

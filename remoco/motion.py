@@ -18,11 +18,11 @@ from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings.backdrop import PRESETS, Backdrop, label
 from datamodules.drawings.drawing import Drawing
 from datamodules.drawings.poses import read_poses
-from datamodules.files import Source, read_depth
-from datamodules.pictures import WHITE
 from datamodules.prepare.clips import read_clip
 from datamodules.trackers import Tracker
 from remoco.common.errors import BadClip, UserError
+from remoco.common.picture_files import Source, read_depth
+from remoco.common.pictures import WHITE
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ BELOW = {  # room -> those that it may import, beside itself and remoco/common
     "callbacks": {"conditions", "metrics", "datamodules", "lightning_modules"},
 }
 ROOMS = (*BELOW, "remoco")
-# entry points of their own: a module that is run, and what a Ray worker calls before anything else
-DOORS = {"datamodules/prepare/__main__.py", "datamodules/prepare/cluster.py", "lightning_modules/released/__main__.py"}
+# entry points of their own: modules that are run
+DOORS = {"datamodules/prepare/__main__.py", "lightning_modules/released/__main__.py"}
 
 
 def imported(path):

@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from datamodules import forking
 from datamodules.drawings.drawing import Drawing, read_drawing
-from datamodules.files import MAX_SIDE
 from datamodules.order import EachOnce
 from remoco.common.errors import BadClip, UserError
+from remoco.common.picture_files import MAX_SIDE
 
 log = logging.getLogger(__name__)
 

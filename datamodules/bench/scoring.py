@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 
 from datamodules.bench.pairs import LEVELS, Pair, read_pair, usable_samples
-from datamodules.videos import read_frames, video_files
 from remoco.common.errors import BadClip, UserError, one_line
+from remoco.common.videos.files import read_frames, video_files
 
 if TYPE_CHECKING:
     from metrics import Clip, VideoMetric

@@ -102,7 +102,7 @@ class Framing:
 
 
 def read_image(image: Picture, background: Any = "white") -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `datamodules.pictures`.
+    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `remoco.common.pictures`.
 
     Args:
         image: a PIL image of 8 or 16 bits; an array, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 or floats in
@@ -112,11 +112,11 @@ def read_image(image: Picture, background: Any = "white") -> np.ndarray:
     Raises:
         UserError: it is none; the message is one line.
     """
-    from datamodules import files, pictures
+    from remoco.common import picture_files, pictures
 
     colour = pictures.colour_of(background)
     if isinstance(image, (str, Path)):
-        return files.read_image(image, background=colour)
+        return picture_files.read_image(image, background=colour)
     if isinstance(image, Image.Image):
         return pictures.shown(image, "image", colour)
     return pictures.shown_array(np.asarray(image), "image", colour)
@@ -136,12 +136,12 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
     Raises:
         UserError: it is none, or not of the picture's size.
     """
-    from datamodules import files, pictures
+    from remoco.common import picture_files, pictures
 
     if brush is None:
         return None
     if isinstance(brush, (str, Path)):
-        opened = files.read_mask(brush)
+        opened = picture_files.read_mask(brush)
     elif isinstance(brush, Image.Image):
         opened = pictures.brushed(ImageOps.exif_transpose(brush))
     else:

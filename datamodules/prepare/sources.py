@@ -309,7 +309,7 @@ class _Headers:
         """As a file's."""
         self._left -= 1
         if not 0 <= size <= 1 << 20 or self._left < 0:
-            raise tarfile.ReadError(f"a header of {size} bytes" if self._left >= 0 else "headers without end")
+            raise UserError(f"a header of {size} bytes" if self._left >= 0 else "headers without end")
         return self._file.read(size)
 
 

@@ -16,11 +16,11 @@ from datamodules.bench import fitting_size
 from datamodules.drawings.backdrop import Backdrop, video_kind
 from datamodules.drawings.drawing import Drawing
 from datamodules.drawings.poses import read_poses
-from datamodules.files import FORMATS, Source, read_depth
-from datamodules.pictures import WHITE
-from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.common.errors import BadClip, UserError
+from remoco.common.picture_files import FORMATS, Source, read_depth
+from remoco.common.pictures import WHITE
+from remoco.common.videos.decode import video_seconds
 from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from datamodules.drawings.drawing import IMAGE, MASK, META, Drawing, drawing_from_json, drawing_json, write_drawing
-from datamodules.files import check_size, data_of, read_image, read_mask
-from datamodules.pictures import WHITE
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
 from remoco.common.errors import UserError
+from remoco.common.picture_files import check_size, data_of, read_image, read_mask
+from remoco.common.pictures import WHITE
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
 

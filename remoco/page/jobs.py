@@ -19,9 +19,9 @@ from PIL import Image
 
 from callbacks.strips import strip, write_mp4
 from datamodules.drawings.drawing import Drawing
-from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
+from remoco.common.pictures import WHITE
 from remoco.generate import clip, enlarged_control
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of

@@ -17,11 +17,11 @@ from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.drawing import Drawing, write_drawing
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
-from datamodules.videos import read_video
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.common.errors import UserError
+from remoco.common.videos.files import read_video
 from remoco.generate import generate
 from remoco.motion import SceneMotion, first_frames, scene_motion
 
