@@ -64,7 +64,6 @@ class ControlErrors(EveryNthValidation):
             self._begin(trainer, pl_module, trainer.val_dataloaders if self.is_due(trainer) else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
         self._begin(trainer, pl_module, trainer.test_dataloaders)
 
     def on_validation_batch_end(
@@ -86,12 +85,10 @@ class ControlErrors(EveryNthValidation):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, print and write."""
         if not trainer.sanity_checking:
             self._report(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, print and write."""
         self._report(trainer, pl_module, "test")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:

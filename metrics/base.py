@@ -125,7 +125,7 @@ class VideoMetric(torchmetrics.Metric):
 
 
 def check_video(video: Tensor, name: str = "videos") -> None:
-    """Raise ValueError unless uint8 (L, 3, H, W)."""
+    """Raise UserError unless uint8 (L, 3, H, W)."""
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3 or video.numel() == 0:
         raise UserError(f"{name} must be uint8 (L, 3, H, W), got {video.dtype} {tuple(video.shape)}")
 

@@ -69,7 +69,7 @@ def demo(
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
     made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)

@@ -183,7 +183,7 @@ def generate(
                 fingerprint = inputs.fingerprint()
                 inputs = inputs.resized(*fitting_size(inputs.size, *size))
                 panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -331,7 +331,7 @@ def load_pipeline(
             pipe = MotionControlPipeline.from_pretrained(checkpoint, svd, dtype=kind)
         else:
             pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), svd, dtype=kind)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"checkpoint: {error}") from None
     try:
         pipe.enable_model_cpu_offload(place) if offload else pipe.to(place)

@@ -9,7 +9,8 @@ import numpy as np
 import safetensors.numpy
 
 from datamodules.shards import flow_codec, mask_codec
-from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
+from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, Shards
+from datamodules.shards.index import ClipShape
 from remoco.common.errors import BadClip, one_line
 from remoco.common.json_files import parse_json
 from remoco.common.videos import mp4

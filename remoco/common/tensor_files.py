@@ -224,7 +224,7 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """A small JSON file; a ValueError begins with its name. OSError: it does not read."""
+    """A small JSON file; a UserError begins with its name. OSError: it does not read."""
     try:
         return json_files.read_json(path, MAX_TEXT)
     except ValueError as error:

@@ -156,10 +156,9 @@ class Studio:
         except _Cancelled:
             raise
         except Exception as error:
-            if not isinstance(error, (UserError, ValueError)):
+            if not isinstance(error, UserError):
                 log.exception("a generation failed")
-            text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
-            tell({"state": "error", "message": text})
+            tell({"state": "error", "message": one_line(error)})
 
     def _generated(self, given: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
