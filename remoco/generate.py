@@ -17,7 +17,7 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.bench import STEP, fitting_size
+from datamodules.bench import fitting_size
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
 from datamodules.trackers import Tracker, make_tracker
@@ -145,10 +145,10 @@ def generate(
     size = trained_size(pipe, height, width)
     options = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
-        "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
-        "min_guidance_scale": pipe.module.guidance[0] if min_guidance_scale is None else min_guidance_scale,
-        "max_guidance_scale": pipe.module.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id,
+        "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
+        "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
+        "max_guidance_scale": pipe.module.sampling.guidance[1] if max_guidance_scale is None else max_guidance_scale,
+        "motion_bucket_id": pipe.usual_inputs()["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
     _check_numbers(options)
@@ -223,7 +223,7 @@ def clip(
         inputs: of the frame's size.
         motion: of the camera or a driving video.
         seed: of the noise.
-        options: of the pipeline's call.
+        options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
         told: called after each step with its number from 0; what it raises ends the generation.
     """
 
@@ -232,8 +232,11 @@ def clip(
         return {}
 
     control, drawn = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
-    if options["motion_bucket_id"] == "drawing":
+    usual = options["sampling"].inputs if "sampling" in options else {}
+    if (usual | options).get("motion_bucket_id") == "drawing":
         options = options | {"motion_bucket_id": drawn()}
+    if "fps" not in pipe.module.base.inputs():
+        options = {name: value for name, value in options.items() if name != "fps"}
     output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     return {
         "first frame": inputs.image,
@@ -342,17 +345,18 @@ def load_pipeline(
 
 def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: int | None = None) -> tuple[int, int]:
     """(height, width) that images are fitted to: as asked, as the checkpoint was trained, or the paper's."""
-    own = (64, 64) if pipe.module.random_init else (320, 512)
+    own = pipe.module.base.usual()[1:]
     trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
     for name, value in (("--height", height), ("--width", width)):
-        if value is not None and (value % STEP or not STEP <= value <= MAX_SIDE):
-            raise UserError(f"{name} is {value}, expected a multiple of {STEP} up to {MAX_SIDE}")
+        step = pipe.module.base.grid.step
+        if value is not None and (value % step or not step <= value <= MAX_SIDE):
+            raise UserError(f"{name} is {value}, expected a multiple of {step} up to {MAX_SIDE}")
     return height or trained[0], width or trained[1]
 
 
 def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
     """Note what makes the clips of a folder; refuse to mix them with those that something else made."""
-    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.svd.identity}
+    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():
