@@ -40,7 +40,7 @@ class Plan:
         test: Configuration files over the run's own for its test.
         seeds: Every trial runs with the seeds 0, 1, ... of the module, a random base's and of the data's order.
         metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
-        search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
+        search: `grid` tries every combination, `random` and `tpe` (of Optuna) draw `trials` points.
         trials: Points of a search.
         label: What the figure calls the first of the values' keys.
         cpus: CPUs of a trial.
@@ -158,6 +158,8 @@ def _check(plan: Plan) -> None:
     ):  # fmt: skip
         if (value := getattr(plan, name)) is not None and not least <= value <= most:
             raise UserError(f"{name}: {value:g}, expected {least} to {most}")
+    if plan.gpus and plan.gpus > 1 and plan.gpus % 1:
+        raise UserError(f"gpus: {plan.gpus:g}, expected a part of one or a whole number")
     count = plan.trials if plan.search != "grid" else math.prod(len(values) for values in plan.values.values())
     if count * plan.seeds > MAX_TRIALS:
         raise UserError(f"values: {count} points with {plan.seeds} seeds each, expected at most {MAX_TRIALS} trials")
