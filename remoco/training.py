@@ -77,7 +77,7 @@ class Parser(Raising, LightningArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """With what to give."""
-        super().error(_with_config(message) + moved(message), ex)
+        raise Unparsed(self.hinted(cause(_with_config(message))) + moved(message))
 
 
 class CLI(LightningCLI):

@@ -31,6 +31,7 @@ PRIVATE = {
     "Damaged": "datamodules/prepare/clips.py",
     "_Reached": "metrics/correspondence.py",  # ends a forward pass once the features are there
     "_Seen": "lightning_modules/systems/sgi2v.py",  # as that one
+    "_Reached": "metrics/correspondence.py",  # ends a forward pass once the features are there
     "Unparsed": "remoco/flags.py",  # a ValueError would be taken for "not this type" by jsonargparse
     "_Refused": "remoco/page/guard.py",  # an answer of HTTP with its status
     "_Cancelled": "remoco/page/jobs.py",  # ends a generation that nobody waits for
@@ -38,9 +39,6 @@ PRIVATE = {
     "Killed": "remoco/sweep/trial.py",  # has Ray Tune try again
 }
 """Error of one file, for its control flow -> that file."""
-
-REACHED = {"metrics/correspondence.py", "lightning_modules/systems/sgi2v.py"}
-"""Files with an error `_Reached`, which ends a forward pass once the features are there."""
 
 
 def modules():
@@ -77,8 +75,7 @@ def raised(tree):
 
 
 def allowed(name, path):
-    reached = name == "_Reached" and path in REACHED
-    return name in TOLD or path in ALLOWED.get(name, ()) or path == PRIVATE.get(name) or reached
+    return name in TOLD or path in ALLOWED.get(name, ()) or path == PRIVATE.get(name)
 
 
 def test_what_is_raised_is_a_user_error_or_has_a_reason():
@@ -102,8 +99,7 @@ def is_error(base):
 def test_there_are_no_other_families_of_errors():
     classes = ((path, node) for path, tree in modules() for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
     found = {(node.name, path) for path, node in classes if any(is_error(ast.unparse(base)) for base in node.bases)}
-    told, reached = ({(name, "remoco/common/errors.py") for name in TOLD}, {("_Reached", path) for path in REACHED})
-    assert found == told | reached | set(PRIVATE.items())
+    assert found == {(name, "remoco/common/errors.py") for name in TOLD} | set(PRIVATE.items())
 
 
 def test_no_error_is_told_by_its_text():
