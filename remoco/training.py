@@ -76,8 +76,12 @@ class Parser(Raising, LightningArgumentParser):
     """LightningCLI's, with errors of ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """With what to give."""
-        raise Unparsed(self.hinted(cause(_with_config(message))) + moved(message))
+        """With what to give, and where a key of before went."""
+        try:
+            super().error(_with_config(message), ex)
+        except Unparsed as error:
+            error.args = (f"{error}{moved(message)}",)
+            raise
 
 
 class CLI(LightningCLI):

@@ -31,7 +31,6 @@ PRIVATE = {
     "Damaged": "datamodules/prepare/clips.py",
     "_Reached": "metrics/correspondence.py",  # ends a forward pass once the features are there
     "_Seen": "lightning_modules/systems/sgi2v.py",  # as that one
-    "_Reached": "metrics/correspondence.py",  # ends a forward pass once the features are there
     "Unparsed": "remoco/flags.py",  # a ValueError would be taken for "not this type" by jsonargparse
     "_Refused": "remoco/page/guard.py",  # an answer of HTTP with its status
     "_Cancelled": "remoco/page/jobs.py",  # ends a generation that nobody waits for
