@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -88,6 +87,8 @@ class Noise:
     """Probability with which each of the base's conditionings is dropped, independently."""
 
     def __post_init__(self) -> None:
+        if self.process is not None and not hasattr(self.process, "asked"):
+            raise UserError(f"noise.process is a {type(self.process).__name__}, expected a NoiseProcess")
         within("noise.mean", self.mean, -20, 20)
         within("noise.std", self.std, 0, 20)
         within("noise.dropout", self.dropout, 0, 1)
@@ -170,9 +171,3 @@ def within(name: str, value: Any, least: float, most: float, whole: bool = False
         kind = "whole number" if whole else "number"
         raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
 
-
-def of(kind: type, given: Any) -> Any:
-    """A dataclass of settings from itself, from its fields by name, or from None, which is its defaults."""
-    if isinstance(given, kind):
-        return given
-    return kind(**(given if isinstance(given, Mapping) else {}))

@@ -60,9 +60,9 @@ class VideoModule(LightningModule):
         self,
         base: VideoBase,
         condition: Condition,
-        noise: Noise | None,
-        sampling: Sampling | None,
-        speed: Speed | None,
+        noise: Noise,
+        sampling: Sampling,
+        speed: Speed,
         start: Start | None,
         learning_rate: float,
         weight_decay: float,
@@ -71,8 +71,7 @@ class VideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.condition, self.seed, self.start = base, condition, seed, start
-        self.noise, self.sampling = config.of(Noise, noise), config.of(Sampling, sampling)
-        self.speed: Speed = config.of(Speed, speed)
+        self.noise, self.sampling, self.speed = noise, sampling, speed
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.process = self.noise.process or base.process()
         self.denoiser = Denoiser(base, self.process)
