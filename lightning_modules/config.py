@@ -10,7 +10,7 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 
@@ -26,8 +26,15 @@ MOST_SIGMA = 1e6
 MOST_RANK = 4096
 
 if TYPE_CHECKING:
-    Rank = Steps = Count = int
-    Sigma = Factor = Mean = Deviation = Share = Scale = float
+    Rank: TypeAlias = int
+    Steps: TypeAlias = int
+    Count: TypeAlias = int
+    Sigma: TypeAlias = float
+    Factor: TypeAlias = float
+    Mean: TypeAlias = float
+    Deviation: TypeAlias = float
+    Share: TypeAlias = float
+    Scale: TypeAlias = float
 else:
     Rank = restricted_number_type("Rank", int, [(">=", 1), ("<=", MOST_RANK)])
     Steps = restricted_number_type("Steps", int, [(">=", 1), ("<=", MOST_STEPS)])
@@ -170,4 +177,3 @@ def within(name: str, value: Any, least: float, most: float, whole: bool = False
     if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
         kind = "whole number" if whole else "number"
         raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
-

@@ -354,13 +354,13 @@ class VideoModule(LightningModule):
             resumed.use_rates(self)
         self.differs = None
 
-    def on_save_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # `checkpoint` is what reads one
+    def on_save_checkpoint(self, saved: dict) -> None:
         """Keep what was trained and fitted, and add the record."""
         stored = self.stored()
         saved["state_dict"] = {k: v for k, v in saved["state_dict"].items() if k in stored}
         saved[checkpoint.KEY] = self.own_record()
 
-    def on_load_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # likewise
+    def on_load_checkpoint(self, saved: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""
         self.loaded = True
         found = checkpoint.of(saved, "the checkpoint")
