@@ -69,7 +69,7 @@ FIELDS: dict = {
     "architecture__lora_rank": [(2048, "misshapen"), (10**9, "lora_rank is 1000"), ("4", "lora_rank"), (True, "lora")],
     "architecture__lora": [("linear", "misshapen"), ("all", "lora is 'all'"), (None, "unknown")],
     "architecture__injection": [
-        (["concat"], "missing"), (["os.system"], "not imported|injection is"), (5, "injection"), ("concat", "injection"),
+        (["concat"], "missing"), (["os.system"], "not imported|injection"), (5, "injection"), ("concat", "injection"),
         ([["add"]], "injection"), (["add"] * 9, "injection"), (["add", "add"], "injection"),
     ],
     "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "compo"), (True, "components")],
