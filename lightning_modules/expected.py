@@ -44,7 +44,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
         if "path" not in kind.located_by:
             return base_at(path, **arguments), None
         kept = {name: value for name, value in named.items() if name not in kind.located_by}
-        return kind(path=path, **kept, **arguments), None  # type: ignore[call-arg]  # of those that have one
+        return kind(path=path, **kept, **arguments), None
     released = record.get("released")
     # a revision is a hub id's, which is not read
     places = [released, *(named.get(name) for name in kind.located_by if name != "revision")]

@@ -60,9 +60,9 @@ class VideoModule(LightningModule):
         self,
         base: VideoBase,
         condition: Condition,
-        noise: Noise | None,
-        sampling: Sampling | None,
-        speed: Speed | None,
+        noise: Noise,
+        sampling: Sampling,
+        speed: Speed,
         start: Start | None,
         learning_rate: float,
         weight_decay: float,
@@ -71,8 +71,7 @@ class VideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.condition, self.seed, self.start = base, condition, seed, start
-        self.noise, self.sampling = config.of(Noise, noise), config.of(Sampling, sampling)
-        self.speed: Speed = config.of(Speed, speed)
+        self.noise, self.sampling, self.speed = noise, sampling, speed
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.process = self.noise.process or base.process()
         self.denoiser = Denoiser(base, self.process)
@@ -355,13 +354,13 @@ class VideoModule(LightningModule):
             resumed.use_rates(self)
         self.differs = None
 
-    def on_save_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # `checkpoint` is what reads one
+    def on_save_checkpoint(self, saved: dict) -> None:
         """Keep what was trained and fitted, and add the record."""
         stored = self.stored()
         saved["state_dict"] = {k: v for k, v in saved["state_dict"].items() if k in stored}
         saved[checkpoint.KEY] = self.own_record()
 
-    def on_load_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # likewise
+    def on_load_checkpoint(self, saved: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""
         self.loaded = True
         found = checkpoint.of(saved, "the checkpoint")

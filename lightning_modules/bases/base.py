@@ -166,7 +166,7 @@ class VideoBase(nn.Module, ABC):
             given = {name: value for name, value in bound.arguments.items() if name != "self"}
             self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
 
-        cls.__init__ = keeping  # type: ignore[method-assign]
+        cls.__init__ = keeping  # type: ignore[method-assign, assignment]
 
     # Weights
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -60,9 +60,13 @@ class SVD(VideoBase):
     grid = Grid(space=8, step=64)
     conditionings = CONDITIONINGS
     unconditional = UNCONDITIONAL
-    named_by = ("path", "revision")
-    located_by = ("path", "revision")
+    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     frame_noise = (-3.0, 0.5)
+    unet: Any
+    image_encoder: Any
+    vae: Any
+    pca: PatchPCA | None
 
     def __init__(
         self,
