@@ -46,8 +46,8 @@ class Control:
     """How motion enters the base."""
 
     injection: list[str] = field(default_factory=lambda: ["modulation"])
-    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places of
-    the base, or the class path of your own."""
+    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places
+    of the base, or the class path of your own."""
     lora: Literal["attention", "linear"] | None = "attention"
     """LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null."""
     rank: Rank = 32

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -131,7 +131,7 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
-        self.compute_dtype = compute_dtype or dtype_of(self._trainer)
+        self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         self.build()
         self.base.decode_chunk = self.speed.decode_chunk
         self.idle = self.base.freeze_idle()
@@ -392,9 +392,3 @@ class VideoModule(LightningModule):
             rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
 
     on_test_start = on_predict_start = on_validation_start
-
-
-def dtype_of(trainer: Trainer | None) -> torch.dtype:
-    """The compute dtype of a trainer's precision; float32 without one."""
-    precision = trainer.precision.split("-")[0] if trainer is not None else "32"
-    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)

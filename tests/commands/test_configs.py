@@ -77,7 +77,7 @@ def test_what_yaml_has_is_taken(tmp_path):
         ("trainer: {callbacks: [{class_path: callbacks.SampleLogger, init_args: {clips: x}}]}",
          'Parser key "trainer.callbacks": Parser key "clips": Expected a whole number. Got value: x'),
         ("model: {init_args: {noise: {std: -1}}}", "noise.std is -1"),
-        ("model: {init_args: {p_std: -1}}", "Option 'p_std' is not accepted; it is model.init_args.noise.std now"),
+        ("model: {init_args: {p_std: -1}}", "it is model.init_args.noise.std now"),
         ("model: {init_args: {sampling: {sigma_max: .inf}}}", "sampling.sigma_max is inf"),
         ("model: {init_args: {sampling: {guidance: [1, .nan]}}}", "sampling.guidance is nan"),
         ("model: {init_args: {base: {init_args: {components: 0}}}}", "components is 0, expected a whole number of 1 to 192"),

@@ -7,18 +7,11 @@ from conditions import GaussianFiltered, RegionWise
 from lightning_modules.bases import SVD
 from lightning_modules.released import load_released, read_tensors
 from remoco.common.errors import UserError
-from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
 from tests.support.commands import remoco
 from tests.support.modules import data, trainer
 from tests.support.nets import motion_control
-from tests.support.parity import ParitySet, load_set
 
 BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", rank=4)
-
-
-@pytest.fixture(scope="module")
-def parity() -> ParitySet:
-    return load_set("wide")
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ FIELDS: dict = {
         (["concat"], "missing"), (["os.system"], "not imported|injection is"), (5, "injection"), ("concat", "injection"),
         ([["add"]], "injection"), (["add"] * 9, "injection"), (["add", "add"], "injection"),
     ],
-    "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "components"), (True, "components")],
+    "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "compo"), (True, "components")],
     "base__init_args__latents": [("vae", "unknown"), ("space_to_depth", "unknown"), (["pca"], "latents")],
     "base__init_args__trained": [(True, "trained")],
     "base__init_args": [({"path": "owner/name"}, "path"), ([], "init_args"), (5, "init_args")],
@@ -94,7 +94,7 @@ FIELDS: dict = {
     "sampling__sigma_max": [(float("nan"), "sigma_max")],
     "sampling__guidance": [([1], "guidance"), (["a", "b"], "guidance")],
     "sampling__inputs": [
-        ({"fps": 1e9}, "fps"), ({"motion_bucket_id": "pan"}, "motion_bucket_id"), ({"prompt": "x"}, "inputs"), (5, "inputs"),
+        ({"fps": 1e9}, "fps"), ({"motion_bucket_id": "pan"}, "motion_b"), ({"prompt": "x"}, "inputs"), (5, "inputs"),
     ],
     "whole": [(True, "missing"), ("yes", "whole")],
 }  # fmt: skip
