@@ -49,6 +49,19 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     assert found[0].test == [f"--config={CONFIGS / 'eval' / 'bench.yaml'}", "--trainer.precision=32"]
 
 
+def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep, tmp_path):
+    """Whether the configuration names their seed or not; by point, where the base is swept."""
+    base, seed = "model.init_args.base", "--model.init_args.base.init_args.init_seed=1"
+    drawn, loaded = ({"class_path": f"lightning_modules.bases.{name}"} for name in ("Sprites", "SVD"))
+    found = {}
+    for name, changes in {
+        "set": {"set": {base: loaded}}, "swept": {"values": {base: {"drawn": drawn, "loaded": loaded, "odd": {}}}}
+    }.items():  # fmt: skip
+        plan = read_plan(str(sweep(**changes)), [], 2)
+        found[name] = [seed in trials_of(plan, point, tmp_path)[1].fit for point in points(plan)]
+    assert found == {"set": [False, False], "swept": [True, False, False]}
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [

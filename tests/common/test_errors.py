@@ -35,7 +35,7 @@ PRIVATE = {
     "_Refused": "remoco/page/guard.py",  # an answer of HTTP with its status
     "_Cancelled": "remoco/page/jobs.py",  # ends a generation that nobody waits for
     "_Busy": "remoco/page/routes.py",  # an answer of HTTP
-    "Killed": "remoco/sweep/trial.py",  # has Ray Tune try again
+    "Killed": "remoco/sweep/trial.py",  # has the sweep try again
 }
 """Error of one file, for its control flow -> that file."""
 
