@@ -84,13 +84,14 @@ def test_a_drawing_has_its_own_motion_bucket_where_that_is_asked_for(exact, monk
         own = dict(image=IMAGES[index], tracks=TRACKS[index], brush=drawn["brush"][index], seed=index)
         return exact(**own, output_type="latent", motion_bucket_id=bucket, **SHORT).frames[0]
 
-    by_default, told = exact(**drawn).frames, exact(**drawn, inputs={"motion_bucket_id": "drawing"}).frames
+    by_default, told = exact(**drawn).frames, exact(**drawn, motion_bucket_id="drawing").frames
     torch.testing.assert_close(by_default[0], one(0, 17), rtol=0, atol=1e-9)
     assert not torch.allclose(told[0], by_default[0], rtol=0, atol=1e-5)
     for index, bucket in enumerate(buckets):
         torch.testing.assert_close(told[index], one(index, bucket), rtol=0, atol=1e-6)  # the bucket is float32
         torch.testing.assert_close(told[index], one(index, "drawing"), rtol=0, atol=1e-9)
-    monkeypatch.setattr(exact.module, "motion_bucket_id", "drawing")
+    said = exact.module.sampling.but(inputs={"motion_bucket_id": "drawing"})
+    monkeypatch.setattr(exact.module, "sampling", said)
     torch.testing.assert_close(exact(**drawn).frames, told, rtol=0, atol=1e-9)
     torch.testing.assert_close(exact(**drawn, motion_bucket_id=17).frames, by_default, rtol=0, atol=1e-9)
 
