@@ -93,6 +93,7 @@ class Benchmark(Callback):
                 "motion_bucket_id": self._bucket(pl_module),
                 "height": data.height,
                 "width": data.width,
+                "fit": data.fit,
             }
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / "generated.json"
@@ -138,9 +139,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 made = MotionControlPipeline(pl_module)(
-                    pair.drawing.image,
-                    pair.drawing.strokes(self.frames),
-                    pair.drawing.masks(),
+                    pair.drawing,
+                    height=pair.drawing.size[0],
+                    width=pair.drawing.size[1],
                     num_frames=self.frames,
                     fps=self.fps,
                     motion_bucket_id=self._bucket(pl_module),
@@ -157,7 +158,7 @@ class Benchmark(Callback):
         """Score the files, log the numbers, print the tables."""
         trainer.strategy.barrier()
         data = trainer.datamodule
-        videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
+        videos = scoring.for_bench(self.folder / "videos", data.root, self.frames, fit=data.fit)
         results = scoring.score_folder(
             videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
         )

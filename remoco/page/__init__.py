@@ -8,6 +8,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+from datamodules.drawings import Fit
 from datamodules.pictures import colour_of
 from lightning_modules import embedded
 from remoco.common.errors import UserError
@@ -23,6 +24,7 @@ def page(
     svd: str | None = None,
     device: str | None = None,
     background: str = "white",
+    fit: Fit = "crop",
 ) -> None:
     """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
 
@@ -32,6 +34,7 @@ def page(
         svd: where the base is now, if not where the checkpoint says.
         device: of torch; the GPU if there is one.
         background: colour behind transparent parts of images and driving videos, as `black` or `#00ff00`.
+        fit: how an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as of `remoco generate`.
     """
     behind = colour_of(background, "--background")
     if find_spec("gradio") is None:
@@ -44,7 +47,7 @@ def page(
         from remoco.page.server import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
-        app = application(Studio(pipeline, behind), name)
+        app = application(Studio(pipeline, behind, fit), name)
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
         server(app).run(sockets=[listening])

@@ -15,16 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from datamodules.drawings.drawing import Drawing
+from conditions import control_video
+from datamodules.drawings import Drawing, Fit
+from datamodules.drawings.motion import SceneMotion, scene_motion
+from datamodules.drawings.panels import enlarged
 from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
-from remoco.generate import clip, enlarged_control
+from remoco.generate import clip
 from remoco.page import backdrops
-from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
+from remoco.page.exchange import Settings, drawing_in, field, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +48,23 @@ class Studio:
     Args:
         pipeline: of a checkpoint.
         background: R, G, B of what transparent parts of images and driving videos show.
+        fit: how an image is brought to the frame's shape, where the page's setting is not changed.
     """
 
-    def __init__(self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE) -> None:
-        self.pipeline, self.background = pipeline, background
+    def __init__(
+        self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
+    ) -> None:
+        self.pipeline, self.background, self.fit = pipeline, background, fit
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, inputs: Drawing, settings: Settings, job: str | None = None
+        self, drawing: Drawing, settings: Settings, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
-            inputs: of a drawing.
+            drawing: as it was sent.
             settings: what is generated of it.
             job: a secret that nobody but who asks is told; it is what `cancel` takes.
 
@@ -80,7 +87,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(inputs, settings, tell)
+                self._work(drawing, settings, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -142,17 +149,23 @@ class Studio:
             UserError: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size], self.background)
-        control, _ = motion.control(
-            self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
-        )
-        factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
-        return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
+        drawing, motion = self._framed(drawing_in(body), settings)
+        condition = self.pipeline.module.condition
+        control, _ = motion.control(condition, drawing, settings.frames, settings.fps, settings.seed)
+        factor = max(1, round(PREVIEW_SIDE / max(drawing.size)))
+        pictures = control_video(*enlarged(control, torch.from_numpy(drawing.image).permute(2, 0, 1), factor))
+        return {"pictures": [_jpeg(picture) for picture in pictures]}
 
-    def _work(self, inputs: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
+    def _framed(self, drawing: Drawing, settings: Settings) -> tuple[Drawing, SceneMotion]:
+        """A drawing in its frame, and how the scene moves there."""
+        framing = settings.framing(drawing)
+        motion = scene_motion(drawing.backdrop, backdrops.follow, drawing.size, self.background)
+        return drawing.framed(framing, self.background), motion.framed(framing)
+
+    def _work(self, drawing: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            tell(self._generated(inputs, settings, tell))
+            tell(self._generated(drawing, settings, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -161,9 +174,9 @@ class Studio:
             text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
             tell({"state": "error", "message": text})
 
-    def _generated(self, given: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
-        height, width = inputs.size
+    def _generated(self, sent: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        drawing, motion = self._framed(sent, settings)
+        height, width = drawing.size
         start = time.perf_counter()
 
         def told(step: int) -> None:
@@ -177,7 +190,7 @@ class Studio:
         options = settings.options()
         if drawn := not settings.bucket and self.pipeline.module.motion_bucket_id == "drawing":
             options["motion_bucket_id"] = "drawing"
-        panels = clip(self.pipeline, inputs, motion, settings.seed, options, told)
+        panels = clip(self.pipeline, drawing, motion, settings.seed, options, told)
         told_motion = "as drawn" if drawn else f"{settings.bucket:g}"
         title = f"seed {settings.seed}, {settings.steps} steps"
         return {

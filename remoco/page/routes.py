@@ -61,8 +61,8 @@ class Routes:
             return await answer_json(send, {"error": one_line(error)}, 500)
         if route == GENERATE:
             job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
-            inputs, settings = found
-            return await _told(self.studio.generate(inputs, settings, job), {"job": job}, receive, send)
+            drawing, settings = found
+            return await _told(self.studio.generate(drawing, settings, job), {"job": job}, receive, send)
         if isinstance(found, bytes):
             return await answer(send, found, "application/zip")
         await answer_json(send, found)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import gradio as gr
 from fastapi import FastAPI
 
-from datamodules.drawings.drawing import PALETTE
-from remoco.generate import trained_size
+from datamodules.drawings import Fit
+from datamodules.drawings.files import PALETTE
 from remoco.page import exchange
 from remoco.page.guard import Guard
 from remoco.page.jobs import Studio
@@ -44,7 +44,7 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
     low, high = pipeline.module.guidance
     as_drawn = pipeline.module.motion_bucket_id == "drawing"
     told = 0.0 if as_drawn else pipeline.module.motion_bucket_id
-    trained = trained_size(pipeline)
+    trained = pipeline.trained_size
     own = min(exchange.SIZES, key=lambda name: abs(math.prod(exchange.SIZES[name]) - math.prod(trained)))
     editor_js = "\n".join(
         [
@@ -90,12 +90,16 @@ def _blocks(studio: Studio, name: str) -> gr.Blocks:
                             0, max(trained[1] / 4, told), told, step=0.1,
                             label="Motion, px (0: as drawn)" if as_drawn else "Motion, px",
                         )  # fmt: skip
-                    size = gr.Dropdown(
-                        list(exchange.SIZES), value=own,
-                        label="Frame size, about", elem_id="rm-size",
-                    )  # fmt: skip
+                    with gr.Row():
+                        size = gr.Dropdown(
+                            list(exchange.SIZES), value=own, label="Frame size, about", elem_id="rm-size",
+                            min_width=140,
+                        )  # fmt: skip
+                        fit = gr.Dropdown(
+                            list(get_args(Fit)), value=studio.fit, label="Fit", elem_id="rm-fit", min_width=100,
+                        )  # fmt: skip
         for setting, key in (
-            (frames, "frames"), (fps, "fps"), (size, "size"), (seed, "seed"), (steps, "steps"),
+            (frames, "frames"), (fps, "fps"), (size, "size"), (fit, "fit"), (seed, "seed"), (steps, "steps"),
             (first, "first_guidance"), (last, "last_guidance"), (bucket, "bucket"),
         ):  # fmt: skip
             shown = f"(value) => window.remoco.set('{key}', value)"

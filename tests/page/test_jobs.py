@@ -64,7 +64,7 @@ def test_every_step_is_told_and_last_the_videos(pipeline):
     assert done["state"] == "done" and (done["width"], done["height"]) == (64, 64)
     clip, strip = decoded(done["clip"]), decoded(done["strip"])
     assert clip.shape == (8, 64, 64, 3) and len(strip) == 8 and strip.shape[2] > 3 * 192
-    inputs = exchange.inputs_of(drawing())
+    inputs = exchange.parsed(drawing())
     own = pipeline(inputs.image, inputs.strokes(8), inputs.masks(), 8, 8, 1.0, num_inference_steps=3, seed=3,
                    min_guidance_scale=1.0, max_guidance_scale=1.0, output_type="pil")  # fmt: skip
     frames = np.stack([np.asarray(frame) for frame in own.frames[0]])
@@ -76,7 +76,7 @@ def test_a_motion_of_zero_is_the_drawings_where_the_model_takes_that(pipeline, m
     def generated(bucket):
         return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"bucket": bucket}))[-1]
 
-    inputs = exchange.inputs_of(drawing())
+    inputs = exchange.parsed(drawing())
     flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
     drawn, told = generated(0.0), generated(float(motion_bucket(flow[None])))
     assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))

@@ -1,6 +1,6 @@
 // The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
 
-const settings = { frames: 8, fps: 8, size: "64 x 64", seed: 0 };
+const settings = { frames: 8, fps: 8, size: "64 x 64", fit: "crop", seed: 0 };
 const sampling = {}; // settings that no preview depends on
 const hint = $(".rm-hint");
 const file = $(".rm-file");
