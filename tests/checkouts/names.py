@@ -1,0 +1,61 @@
+"""What is called otherwise in another checkout: whoever renames something adds a line here.
+
+Nothing has been renamed so far. For instance, once the frozen network moves from `svd.unet` to `base.unet`, PREFIXES
+gets `"svd.unet.": "base.unet."`, and a function that moves gets its new place at the end of its list in NAMES.
+"""
+
+PREFIXES: dict[str, str] = {}
+"""Old -> new beginning of a parameter's name, a key of a checkpoint, a tag of the log or a metric's name."""
+
+KEYS: dict[str, str] = {}
+"""Old -> new key of a configuration, as a command line sets it: `model.init_args.sample_steps`."""
+
+CONFIGS: dict[str, list[tuple[str, ...]]] = {
+    "quickstart": [("configs/quickstart.yaml",)],
+    "sprites_lora": [("configs/sprites_lora.yaml",)],
+}
+"""Run -> its configuration files, oldest first; the last list whose files are all in a checkout is used there."""
+
+NAMES: dict[str, list[str]] = {
+    "opened": ["remoco.page.exchange.opened"],
+    "inputs_of": ["remoco.page.exchange.inputs_of"],
+    "moving": ["remoco.page.exchange.moving"],
+    "SIZES": ["remoco.page.exchange.SIZES"],
+    "fitted": ["remoco.page.backdrops.fitted"],
+    "RegionWise": ["conditions.RegionWise"],
+    "Drawing.image": ["image"],
+    "Drawing.paths": ["paths"],
+    "Drawing.masks": ["masks"],
+    "SceneMotion.control": ["control"],
+}
+"""What `probe` calls -> where it is, or the attribute that it is, oldest first; the last that is there is called."""
+
+INTENDED: dict[str, str] = {}
+"""What is compared (first column of the table) -> why it differs on purpose. It is shown and not counted."""
+
+
+def renamed(path: tuple[str, ...]) -> tuple[str, ...]:
+    """The newest names of the parts of a path; those that are new already stay."""
+    parts = []
+    for part in path:
+        for old, new in PREFIXES.items():
+            if part.startswith(old) and not part.startswith(new):
+                part = new + part.removeprefix(old)
+        parts.append(part)
+    return tuple(parts)
+
+
+def spelled(key: str, configs: list[dict]) -> str:
+    """A key as a checkout spells it: the newest of its names that one of its configurations has."""
+    names = [key]
+    while names[-1] in KEYS:
+        names.append(KEYS[names[-1]])
+    return next((name for name in reversed(names) if any(_has(config, name) for config in configs)), key)
+
+
+def _has(config: dict, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return False
+        config = config[part]
+    return True
