@@ -44,10 +44,11 @@ class Grid:
             if not whole or side % self.multiple or not self.multiple <= side <= MAX_SIDE:
                 raise UserError(f"{name} is {side}, expected a multiple of {self.multiple} up to {MAX_SIDE}")
 
-    def frames(self, size: Size) -> list[Size]:
-        """All frames of at most the area, the best for a picture of this size first.
+    def frame(self, size: Size) -> Size:
+        """The frame of a picture of this size.
 
-        A frame costs |ln| of its aspect over the picture's, and half of ln of the area over its own.
+        Of all of at most the area, the one with the least |ln| of its aspect over the picture's plus half of ln of the
+        area over its own.
         """
         cells = max(1, self.area // self.multiple**2)
         most = MAX_SIDE // self.multiple
@@ -57,12 +58,10 @@ class Grid:
             height, width = frame
             return abs(math.log(width / height) - aspect) + 0.5 * math.log(cells / (height * width))
 
-        found = [
-            (height, width)
-            for height in range(1, min(most, cells) + 1)
-            for width in range(1, min(most, cells // height) + 1)
-        ]
-        return [(height * self.multiple, width * self.multiple) for height, width in sorted(found, key=cost)]
+        heights = range(1, min(most, cells) + 1)
+        found = ((height, width) for height in heights for width in range(1, min(most, cells // height) + 1))
+        height, width = min(found, key=cost)
+        return height * self.multiple, width * self.multiple
 
 
 @dataclass(frozen=True)
@@ -89,20 +88,25 @@ class Framing:
             frame: of the frame.
             fit: `crop` scales the picture to cover the frame and cuts off the rest on both sides alike; `pad` scales it
                 to fit into the frame; `stretch` squeezes it into the frame's shape.
-            starts: (N, 2) x, y in the picture. A crop moves off the middle where that keeps them in the frame.
+            starts: (N, 2) x, y in the picture. A crop keeps them in the frame: it moves off the middle, and where that
+                is not enough it is smaller, and the frame shows what is around the picture.
         """
         if fit not in ("crop", "pad", "stretch"):
             raise UserError(f"fit is {str(fit)[:40]!r}, expected crop, pad or stretch")
         scales = [new / old for new, old in zip(frame, size, strict=True)]
-        if fit != "stretch":
-            scales = [max(scales) if fit == "crop" else min(scales)] * 2
+        drawn = fit == "crop" and starts is not None and len(starts)
+        along = [starts[:, 1 - axis].clip(0, size[axis] - 1) + 0.5 for axis in (0, 1)] if drawn else []
+        if fit == "crop":
+            wide = [(new - 1) / np.ptp(at) for new, at in zip(frame, along) if np.ptp(at)]
+            scales = [max(min(scales), min(max(scales), *wide))] * 2 if wide else [max(scales)] * 2
+        elif fit == "pad":
+            scales = [min(scales)] * 2
         spans = []  # of y, then of x
         for axis, (old, new, scale) in enumerate(zip(size, frame, scales, strict=True)):
             length = float(old) if new / old == scale else new / scale
             begin = (old - length) / 2
-            if fit == "crop" and starts is not None and len(starts):
-                along = starts[:, 1 - axis].clip(0, old - 1) + 0.5
-                least, most = along.max() - (new - 0.5) / scale, along.min() - 0.5 / scale
+            if along and length < old:
+                least, most = along[axis].max() - (new - 0.5) / scale, along[axis].min() - 0.5 / scale
                 begin = min(max(begin, least), most) if least <= most else (least + most) / 2
                 begin = min(max(begin, 0.0), old - length)
             spans.append((begin, begin + length))
@@ -167,11 +171,6 @@ class Framing:
         """(..., 2) x, y in the frame -> in the picture."""
         return points if self.same else (points + 0.5) / self.scale + self.box[:2] - 0.5
 
-    def holds(self, starts: np.ndarray) -> bool:
-        """Whether all starts (N, 2) x, y in the picture lie in the frame."""
-        framed = self.points(starts.clip(0, np.array(self.size[::-1]) - 1))
-        return bool(((framed >= -0.5) & (framed <= np.array(self.frame[::-1]) - 0.5)).all())
-
     def tracks(self, tracks: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Tracks (n, 2) x, y in the picture -> in the frame.
 
@@ -213,7 +212,7 @@ def framing_of(
     fit: Fit = "crop",
     height: int | None = None,
     width: int | None = None,
-    starts: Sequence[np.ndarray] = (),
+    starts: np.ndarray | None = None,
 ) -> Framing:
     """The framing of a picture by the rule of size.
 
@@ -221,26 +220,20 @@ def framing_of(
         size: of the picture.
         grid: of the base, with the area that it was trained at.
         fit: how the picture is brought to the frame's shape, see `Framing.of`.
-        height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is the
-            best of `Grid.frames`: for a crop the best that can show all starts, if there is one.
+        height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is
+            `Grid.frame`.
         width: of the frame.
-        starts: where tracks start, (2,) x, y in the picture.
+        starts: where tracks start, see `Framing.of`.
 
     Raises:
         UserError: a side is none of the grid.
     """
     grid.check(height=height, width=width)
-    drawn = np.array(starts, dtype=np.float64).reshape(-1, 2)
-    corners = np.stack([drawn.min(axis=0), drawn.max(axis=0)]) if len(drawn) else None
     if height is None and width is None:
-        frames = grid.frames(size)
-        each = (Framing.of(size, frame, fit, corners) for frame in frames)
-        if fit != "crop" or corners is None:
-            return next(each)
-        return next((one for one in each if one.holds(corners)), Framing.of(size, frames[0], fit, corners))
+        return Framing.of(size, grid.frame(size), fit, starts)
     if height is None or width is None:
         shape = size[1] / size[0]
         wanted = height * shape if height is not None else (width or 0) / shape
         other = max(1, min(round(wanted / grid.multiple), MAX_SIDE // grid.multiple)) * grid.multiple
         height, width = height or other, width or other
-    return Framing.of(size, (height, width), fit, corners)
+    return Framing.of(size, (height, width), fit, starts)

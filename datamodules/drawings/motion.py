@@ -55,7 +55,7 @@ class SceneMotion:
         (height, width), (left, top, right, bottom) = framing.size, framing.box
         lens = self.poses[0] * (width, height, width, height)  # fx, fy, cx, cy in pixels of the image
         lens = (lens - (0, 0, left, top)) / ((right - left, bottom - top) * 2)
-        return replace(self, poses=(lens, self.poses[1]), depth=framing.surface(self.depth))
+        return replace(self, poses=(lens, self.poses[1]), depth=framing.surface(self.depth), framing=framing)
 
     def camera(self, frames: int, height: int, width: int) -> Camera | None:
         """The camera of each frame, for a frame of this size; None where nothing says one."""

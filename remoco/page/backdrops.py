@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -12,9 +13,9 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.drawings import Backdrop, Drawing, Framing
+from datamodules.drawings import Backdrop, Drawing, Fit, Framing, Grid
 from datamodules.drawings.backdrop import video_kind
-from datamodules.drawings.motion import first_frames, scene_motion
+from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
 from datamodules.files import FORMATS, Source, read_depth
 from datamodules.pictures import WHITE
@@ -119,30 +120,47 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
     return next(iter(Backdrop(**own).files())), data, about
 
 
+def fitted(
+    drawing: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
+) -> tuple[Drawing, SceneMotion]:
+    """A drawing in its frame, and how its scene moves there.
+
+    Args:
+        drawing: as it is on the page.
+        size: height and width whose pixels the frame has.
+        background: R, G, B around a padded image, and of what transparent parts of a driving video show.
+        fit: how the image is brought to the frame's shape.
+    """
+    framing = drawing.framing(Grid(math.prod(size)), fit)
+    motion = scene_motion(drawing.backdrop, follow, drawing.size, background)
+    return drawing.framed(framing, background), motion.framed(framing)
+
+
 def moving(
     drawing: Drawing,
-    framing: Framing,
+    size: tuple[int, int],
     frames: int,
     fps: float,
     fine: int,
     background: tuple[int, int, int] = WHITE,
+    fit: Fit = "crop",
 ) -> dict[str, Any]:
     """Where points of the scene and the tracks are over the clip, in pixels of the image.
 
     Args:
         drawing: as it is on the page.
-        framing: to the clip's frame.
+        size: see `fitted`.
         frames: length of the clip.
         fps: frames per second.
         fine: moments for each frame.
-        background: R, G, B of what transparent parts of a driving video show.
+        background: see `fitted`.
+        fit: see `fitted`.
 
     Returns:
         `points`: for each [x, y] at (frames - 1) * fine + 1 moments, null where it is not seen; `tracks`: the same as
         the moving camera sees them, null where the picture's points are the camera's.
     """
-    framed = drawing.framed(framing, background)
-    motion = scene_motion(drawing.backdrop, follow, drawing.size, background).framed(framing)
+    framed, motion = fitted(drawing, size, background, fit)
     height, width = framed.size
     moments = (frames - 1) * fine + 1
     starts = _grid(height, width)
@@ -158,10 +176,12 @@ def moving(
         points = [_interpolated(followed, start, moments) for start in starts]
     else:
         points = []
-    return {
-        "points": [_listed(framing.back(path)) for path in points],
-        "tracks": None if tracks is None else [_listed(framing.back(path)) for path in tracks],
-    }
+
+    def listed(path: np.ndarray) -> list[list[float] | None]:
+        placed = path if motion.framing is None else motion.framing.back(path)
+        return [None if np.isnan(x) else [x, y] for x, y in placed.round(2).tolist()]
+
+    return {"points": [listed(path) for path in points], "tracks": tracks and [listed(path) for path in tracks]}
 
 
 def _interpolated(followed: Any, start: np.ndarray, moments: int) -> np.ndarray:
@@ -180,10 +200,6 @@ def _grid(height: int, width: int) -> list[np.ndarray]:
         for j in range(rows)
         for i in range(columns)
     ]
-
-
-def _listed(path: np.ndarray) -> list[list[float] | None]:
-    return [None if np.isnan(x) else [x, y] for x, y in path.round(2).tolist()]
 
 
 def _about_video(data: bytes, name: str) -> str:

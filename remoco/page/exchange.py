@@ -10,7 +10,6 @@ import base64
 import functools
 import io
 import json
-import math
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.drawings import Drawing, Fit, Framing, Grid, drawing_from_json, write_drawing
+from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, write_drawing
 from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
 from datamodules.files import check_size, data_of, read_image
 from datamodules.pictures import WHITE
@@ -92,10 +91,6 @@ class Settings:
         for name in RANGES:
             whole = name in ("frames", "steps", "seed")
             object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
-
-    def framing(self, drawing: Drawing) -> Framing:
-        """Of a drawing to its frame."""
-        return drawing.framing(Grid(math.prod(SIZES[self.size])), self.fit)
 
     def options(self) -> dict[str, Any]:
         """Of the pipeline's call."""
@@ -262,7 +257,8 @@ def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
     drawing = drawing_in(body)
-    return backdrops.moving(drawing, settings.framing(drawing), settings.frames, settings.fps, fine, background)
+    size = SIZES[settings.size]
+    return backdrops.moving(drawing, size, settings.frames, settings.fps, fine, background, settings.fit)
 
 
 def paths(body: Any) -> dict[str, Any]:

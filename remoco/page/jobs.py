@@ -21,14 +21,14 @@ from PIL import Image
 from callbacks.strips import strip, write_mp4
 from conditions import control_video
 from datamodules.drawings import Drawing, Fit
-from datamodules.drawings.motion import SceneMotion, scene_motion
+from datamodules.drawings.motion import SceneMotion
 from datamodules.drawings.panels import enlarged
 from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.generate import clip
 from remoco.page import backdrops
-from remoco.page.exchange import Settings, drawing_in, field, settings_of
+from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
 
 log = logging.getLogger(__name__)
 
@@ -157,10 +157,7 @@ class Studio:
         return {"pictures": [_jpeg(picture) for picture in pictures]}
 
     def _framed(self, drawing: Drawing, settings: Settings) -> tuple[Drawing, SceneMotion]:
-        """A drawing in its frame, and how the scene moves there."""
-        framing = settings.framing(drawing)
-        motion = scene_motion(drawing.backdrop, backdrops.follow, drawing.size, self.background)
-        return drawing.framed(framing, self.background), motion.framed(framing)
+        return backdrops.fitted(drawing, SIZES[settings.size], self.background, settings.fit)
 
     def _work(self, drawing: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
         try:

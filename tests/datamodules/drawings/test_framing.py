@@ -125,7 +125,7 @@ def test_a_track_may_start_on_any_pixel_that_the_frame_shows(size):
 
 
 def test_a_crop_keeps_the_starts_where_one_can():
-    """It moves off the middle, or the frame is the next best; what no crop can show is a line with its track."""
+    """It moves off the middle, and shows the background where that is not enough; no start is lost."""
     size, edge = (1080, 1920), np.array([[1900.0, 500.0], [900.0, 500.0]])
     middle, moved = framing_of(size, PAPER), framing_of(size, PAPER, starts=edge[:1])
     assert moved.frame == middle.frame == (320, 512) and moved.box[0] > middle.box[0]
@@ -133,14 +133,17 @@ def test_a_crop_keeps_the_starts_where_one_can():
     assert np.allclose(at, (edge + 0.5 - moved.box[:2]) * moved.scale - 0.5) and 0 <= at[0, 0] <= 511
     both = np.array([[10.0, 500.0], [1900.0, 500.0]])
     wide = framing_of(size, PAPER, starts=both)
-    assert wide.frame[0] * wide.frame[1] <= PAPER.area and wide.holds(both) and not middle.holds(both)
-    assert all(0 <= track[0, 0] <= wide.frame[1] - 1 for track in wide.tracks([both[:1], both[1:]]))
+    assert wide.frame == middle.frame and wide.scale[0] == wide.scale[1] < middle.scale[0]
+    assert (wide.box[0] > 0 or wide.box[2] < 1920) and wide.box[1] < 0 and wide.box[3] > 1080
+    found = wide.tracks([both[:1], both[1:]])
+    assert np.allclose([track[0, 0] for track in found], [0, 511]) and np.allclose(wide.back(found[1]), both[1:])
     corners = [np.array([[x, y]]) for x in (1.0, 1918.0) for y in (1.0, 1078.0)]
     drawing = Drawing(np.zeros((*size, 3), np.uint8), corners)
-    with pytest.raises(UserError, match="track 0: .*expected x in .* or fit `pad`"):
-        drawing.framed(drawing.framing(Grid(64 * 64)))
-    framed = drawing.framed(drawing.framing(Grid(64 * 64), "pad"))
-    assert all(0 <= track[0, 0] < 64 and 0 <= track[0, 1] < 64 for track in framed.tracks)
+    framing = drawing.framing(Grid(64 * 64))
+    framed = drawing.framed(framing)
+    assert np.allclose([track[0] for track in framed.tracks], framing.points(drawing.starts), atol=0.5)
+    with pytest.raises(UserError, match="track 0: starts at .*expected x in .*fit `pad`"):
+        drawing.framed(Framing.of(size, (64, 64)))
 
 
 def test_sides_that_are_given():
