@@ -24,11 +24,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datamodules.prepare import clips, decode
+from datamodules.prepare import clips
 from datamodules.scenes.scene import Motion, Scene, random_scene, render, tracks
 from datamodules.shards import samples
 from datamodules.trackers import DIS
 from remoco.common.errors import BadClip
+from remoco.common.videos import decode
 
 FRAMES, HEIGHT, WIDTH, FPS = 16, 320, 512, 8.0
 GENERATED = 8

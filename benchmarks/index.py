@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 from datamodules import WebVidDataModule  # noqa: E402
 from datamodules.shards import FORMAT, MEMBERS, ClipShape, write_index  # noqa: E402
-from datamodules.storage import json_bytes  # noqa: E402
+from remoco.common.whole_files import json_bytes  # noqa: E402
 
 SHAPE = ClipShape(16, 320, 512, 8.0)
 

@@ -23,11 +23,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
 
-from datamodules.prepare import clips, decode  # noqa: E402
+from datamodules.prepare import clips
 from datamodules.scenes.scene import random_scene, render, tracks  # noqa: E402
 from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks  # noqa: E402
 from datamodules.trackers.dis import _at  # noqa: E402
 from remoco.common.errors import BadClip  # noqa: E402
+from remoco.common.videos import decode  # noqa: E402
 
 SEED = 4  # of the scenes; the training set of the quick start has other ones
 

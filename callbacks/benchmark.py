@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
-from datamodules.bench import LEVELS, BenchmarkDataModule, scoring
-from datamodules.storage import clear_leftovers, read_object, write_json
-from datamodules.videos import write_video
+from datamodules.bench import LEVELS, scoring
+from datamodules.bench.datamodule import BenchmarkDataModule
 from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco.common.errors import UserError
+from remoco.common.videos.files import write_video
+from remoco.common.whole_files import clear_leftovers, read_object, write_json
 
 PUBLISHED_SEED = 2025
 

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.run_folder import run_folder
-from datamodules.storage import atomic_file
 from lightning_modules.record import read_checkpoint
 from remoco.common.errors import UserError
+from remoco.common.whole_files import atomic_file
 
 
 class AtomicCheckpointIO(CheckpointIO):

@@ -16,11 +16,11 @@ from callbacks.other_control import OneStroke, evaluated, with_condition, with_o
 from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
-from datamodules.storage import write_json
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
+from remoco.common.whole_files import write_json
 
 # how the clips that are scored come about -> what a person reads; in the order in which they are printed
 KINDS = {
@@ -64,7 +64,6 @@ class ControlErrors(EveryNthValidation):
             self._begin(trainer, pl_module, trainer.val_dataloaders if self.is_due(trainer) else None)
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew."""
         self._begin(trainer, pl_module, trainer.test_dataloaders)
 
     def on_validation_batch_end(
@@ -86,12 +85,10 @@ class ControlErrors(EveryNthValidation):
     on_test_batch_end = on_validation_batch_end
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, print and write."""
         if not trainer.sanity_checking:
             self._report(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log, print and write."""
         self._report(trainer, pl_module, "test")
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:

@@ -31,7 +31,6 @@ class EveryNthValidation(Callback):
         return {"validations": self._validations}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As saved."""
         self._validations = int(state_dict["validations"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

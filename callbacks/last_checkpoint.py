@@ -44,7 +44,6 @@ class LastCheckpoint(ModelCheckpoint):
         return {"validation_pending": self._pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As saved."""
         self._pending = bool(state_dict.get("validation_pending", False))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -57,7 +57,6 @@ class OneStroke(Condition):
         self.strokes = torch.minimum((middles[:, None] + tracks).clamp(min=0), ends)
 
     def check(self, height: int, width: int) -> None:
-        """As the condition."""
         self.condition.check(height, width)
 
     def clips(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -80,5 +79,4 @@ class OneStroke(Condition):
     def draw(
         self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
     ) -> Tensor:
-        """As the condition."""
         return self.condition.draw(tracks, brush, frames, height, width)

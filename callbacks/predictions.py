@@ -7,7 +7,7 @@ from lightning.pytorch.callbacks import BasePredictionWriter
 
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.strips import write_mp4
-from datamodules.storage import inside
+from remoco.common.whole_files import inside
 
 
 class PredictionWriter(BasePredictionWriter):

@@ -15,8 +15,8 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 
 from callbacks.loggers import log_hyperparameters
-from datamodules.storage import write_atomic
 from remoco.common.errors import UserError
+from remoco.common.whole_files import write_atomic
 
 LOCK = ".lock"
 MARKER = ".run"  # of a folder that this program made for one run

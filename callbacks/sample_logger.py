@@ -20,9 +20,9 @@ from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
 from datamodules.drawings.panels import enlarged
-from datamodules.storage import clear_leftovers
 from lightning_modules.conditioning import to_uint8
 from remoco.common.errors import UserError
+from remoco.common.whole_files import clear_leftovers
 
 
 class SampleLogger(Callback):

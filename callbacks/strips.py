@@ -8,9 +8,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from datamodules.storage import atomic_path
-from datamodules.videos import write_video
 from lightning_modules.conditioning import to_uint8
+from remoco.common.errors import UserError
+from remoco.common.videos.files import write_video
+from remoco.common.whole_files import atomic_path
 
 MIN_PANEL = 192  # pixels of a panel's width: smaller frames are enlarged by a whole factor, so that labels fit
 GIF_WIDTH = 1280
@@ -110,7 +111,7 @@ def write_png(path: Path, picture: np.ndarray) -> None:
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
-        raise RuntimeError("Pillow was built without FreeType, which the labels of the strips need")
+        raise UserError("Pillow was built without FreeType, which the labels of the strips need")
     return font
 
 

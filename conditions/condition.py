@@ -100,7 +100,7 @@ class Condition(ABC):
         """
 
     def check(self, height: int, width: int) -> None:  # noqa: B027 (a condition may fit every frame)
-        """Raise ValueError where a frame of this size cannot be controlled with these arguments."""
+        """Raise UserError where a frame of this size cannot be controlled with these arguments."""
 
     def with_mask_ratio(self, mask_ratio: float) -> "Condition":
         """The same condition with one r_m for all clips, for an evaluation (the paper's has 0.85); its record is equal.

@@ -52,5 +52,5 @@ class DenseFlow(Condition):
         return torch.cat([strokes.flow, known], dim=1)
 
     def check(self, height: int, width: int) -> None:
-        """Raise ValueError where the regions of a drawing do not fit a frame of this size."""
+        """Raise UserError where the regions of a drawing do not fit a frame of this size."""
         check_fits(self.region_size, height, width)

@@ -106,19 +106,19 @@ def region_pixels(regions: Tensor, visible: Tensor, region_size: int, visibility
 
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ValueError unless an argument is one of its choices."""
+    """Raise UserError unless an argument is one of its choices."""
     if value not in choices:
         raise UserError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def check_region_size(region_size: int) -> None:
-    """Raise ValueError unless it is an integer of at least 1."""
+    """Raise UserError unless it is an integer of at least 1."""
     if isinstance(region_size, bool) or not isinstance(region_size, int) or region_size < 1:
         raise UserError(f"region_size: expected an integer of at least 1, got {region_size!r}")
 
 
 def check_fits(region_size: int, height: int, width: int) -> None:
-    """Raise ValueError where a region is larger than the frame."""
+    """Raise UserError where a region is larger than the frame."""
     if region_size > min(height, width):
         raise UserError(f"region_size: expected at most the frame's {height} x {width} pixels, got {region_size}")
 
@@ -169,7 +169,7 @@ class SparseCondition(Condition):
         return None if motion is None else motion.masks.get(self.motion_norm)
 
     def check(self, height: int, width: int) -> None:
-        """Raise ValueError where a region is larger than the frame."""
+        """Raise UserError where a region is larger than the frame."""
         check_fits(self.region_size, height, width)
 
 

@@ -38,7 +38,7 @@ class Strokes:
 
 
 def plain_numbers(values: ArrayLike) -> np.ndarray:
-    """Numbers as float64; TypeError or ValueError for texts and truth values, which numpy would turn into numbers."""
+    """Numbers as float64; UserError for texts and truth values, which numpy would turn into numbers."""
     found = np.asarray(values)
     if found.dtype.kind not in "iuf":
         raise UserError("not numbers")
@@ -51,7 +51,7 @@ def plain_numbers(values: ArrayLike) -> np.ndarray:
 
 
 def track_points(track: ArrayLike, name: str) -> np.ndarray:
-    """A track as (n, 2) float64; ValueError with its name where it is none."""
+    """A track as (n, 2) float64; UserError with its name where it is none."""
     try:
         points = np.empty(0) if np.size(track) == 0 else plain_numbers(track)
     except (TypeError, ValueError, OverflowError):
@@ -70,7 +70,7 @@ def track_points(track: ArrayLike, name: str) -> np.ndarray:
 
 
 def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
-    """When a track is at each of its points, (n,) float64; ValueError with its name where it is none."""
+    """When a track is at each of its points, (n,) float64; UserError with its name where it is none."""
     try:
         found = plain_numbers(times)
     except (TypeError, ValueError, OverflowError):

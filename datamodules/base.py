@@ -208,11 +208,9 @@ class ClipDataModule(LightningDataModule):
         return self._loader(self.val_set, self.val_batch_size, EachOnce(len(self.val_set), rank, world_size))
 
     def test_dataloader(self) -> ClipLoader | list:
-        """As validation."""
         return self.val_dataloader()
 
     def predict_dataloader(self) -> ClipLoader | list:
-        """As validation."""
         return self.val_dataloader()
 
     def _loader(self, dataset: ClipDataset, batch_size: int, sampler: torch.utils.data.Sampler) -> ClipLoader:

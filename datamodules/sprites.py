@@ -15,8 +15,8 @@ from datamodules.scenes.scene import Scene, random_scene, render, tracks
 from datamodules.scenes.varied import varied_scene
 from datamodules.shards import ClipShape, samples, write_index
 from datamodules.shards.writer import ShardWriter
-from datamodules.storage import json_bytes, sync_folder, write_atomic
 from remoco.common.errors import UserError
+from remoco.common.whole_files import json_bytes, sync_folder, write_atomic
 
 VERSION = 4
 CLIPS_PER_SHARD = 64

@@ -12,10 +12,10 @@ from pathlib import Path
 def main(args=None):
     """Run the command line; `args` defaults to `sys.argv[1:]`."""
     path, found = list(sys.path), find_spec("remoco")
-    if not (found and found.origin and Path(found.origin).with_name("rooms.py").is_file()):
+    if not (found and found.origin and Path(found.origin).with_name("common").joinpath("rooms.py").is_file()):
         # a file or folder of the user's hides it: the folder that a checkout lies in, for one
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "remoco" / "first"))
-    from remoco import rooms
+    from remoco.common import rooms
 
     sys.path[:] = path
     rooms.keep("python -m lightning")

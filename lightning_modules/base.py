@@ -23,7 +23,7 @@ class BaseModule(MotionControlModule):
     """
 
     def check_arguments(self) -> None:
-        """Also raise ValueError where the arguments are not a base's."""
+        """Also raise UserError where the arguments are not a base's."""
         super().check_arguments()
         if self.random_init is None or not self.train_base:
             raise UserError("model: a base is trained from random weights: random_init, train_base: true, lora: null")

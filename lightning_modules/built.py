@@ -49,7 +49,7 @@ def built(
 
 @contextlib.contextmanager
 def value_errors() -> Iterator[None]:
-    """What is wrong with a file or argument as a ValueError of one line."""
+    """What is wrong with a file or argument as a UserError of one line."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:

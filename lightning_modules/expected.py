@@ -124,7 +124,7 @@ def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tenso
 
 
 def check_drawn(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor], size: str) -> None:
-    """Raise ValueError where a base of random weights, which a file asks for, is larger than what a file may take."""
+    """Raise UserError where a base of random weights, which a file asks for, is larger than what a file may take."""
     drawn = sum(4 * parameter.numel() for name, parameter in parameters.items() if name not in state)
     held = sum(tensor.nbytes for tensor in state.values())
     if drawn > BUDGET + 2 * held:

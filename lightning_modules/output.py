@@ -28,7 +28,7 @@ class MotionControlOutput(BaseOutput):
 
 
 def check_output(output_type: str) -> None:
-    """Raise ValueError unless it is one of OUTPUT_TYPES."""
+    """Raise UserError unless it is one of OUTPUT_TYPES."""
     if output_type not in OUTPUT_TYPES:
         raise UserError(f"output_type is {output_type!r}, expected one of {', '.join(OUTPUT_TYPES)}")
 

@@ -18,7 +18,6 @@ from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings import Drawing, Fit, Grid, Picture, drawings_of
 from datamodules.drawings.arguments import each_of
-from datamodules.pictures import colour_of
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
 from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
@@ -28,6 +27,7 @@ from lightning_modules.output import MotionControlOutput, check_output, converte
 from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped
 from lightning_modules.restorable import average_of
 from remoco.common.errors import UserError
+from remoco.common.pictures import colour_of
 from remoco.common.tensor_files import read_json, read_safetensors
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"

@@ -41,13 +41,13 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]
 
 
 def check_finite(video: torch.Tensor) -> None:
-    """Raise ValueError where a video holds what is no number."""
+    """Raise UserError where a video holds what is no number."""
     if not video.isfinite().all():
         raise UserError("the generated video holds NaN or infinite values")
 
 
 def check_least(**numbers: tuple[float, float]) -> None:
-    """Raise ValueError unless each number is finite and at least the second of its pair."""
+    """Raise UserError unless each number is finite and at least the second of its pair."""
     for name, (value, least) in numbers.items():
         if not value >= least or value == float("inf"):
             raise UserError(f"{name} is {value}, expected a number of at least {least:g}")

@@ -76,7 +76,7 @@ class RecordedModule(LightningModule):
         return {"released": self.released} if self.released else {"svd": self.svd_path, "revision": self.revision}
 
     def check_arguments(self) -> None:
-        """Raise ValueError where arguments exclude each other, a number is out of its range or a file is not there."""
+        """Raise UserError where arguments exclude each other, a number is out of its range or a file is not there."""
         if self.released is None and (self.svd_path is None) == (self.random_init is None):
             raise UserError("model: give exactly one of svd (a folder, hub id or `embedded`) and random_init (a size)")
         if self.released is not None and self.random_init is not None:

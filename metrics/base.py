@@ -97,18 +97,18 @@ class VideoMetric(torchmetrics.Metric):
         """The number, a float64 scalar; also fills `protocol` and `summary`.
 
         Raises:
-            RuntimeError: too few clips.
+            UserError: too few clips.
         """
         begin = time.perf_counter()
         n = int(self.clips)
         if n == 0:
-            raise RuntimeError(f"{self.name} needs at least one clip")
+            raise UserError(f"{self.name} needs at least one clip")
         value = self.value()
         self.protocol = f"{self.describe()}; n = {n} clips"
         seconds = float(self.seconds) + time.perf_counter() - begin
         number = float(value)
         if not math.isfinite(number):
-            raise RuntimeError(f"{self.name} is {number} over {n} clips")
+            raise UserError(f"{self.name} is {number} over {n} clips")
         self.summary = {
             "value": number,
             "protocol": self.protocol,
@@ -125,7 +125,7 @@ class VideoMetric(torchmetrics.Metric):
 
 
 def check_video(video: Tensor, name: str = "videos") -> None:
-    """Raise ValueError unless uint8 (L, 3, H, W)."""
+    """Raise UserError unless uint8 (L, 3, H, W)."""
     if video.dtype != torch.uint8 or video.ndim != 4 or video.shape[1] != 3 or video.numel() == 0:
         raise UserError(f"{name} must be uint8 (L, 3, H, W), got {video.dtype} {tuple(video.shape)}")
 

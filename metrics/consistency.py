@@ -38,11 +38,9 @@ class _MeanOverClips(VideoMetric):
         self.clips += 1
 
     def add(self, clip: Clip) -> None:
-        """Judge one clip."""
         self.update(clip.video)
 
     def value(self) -> Tensor:
-        """The number, from the sums."""
         return self.total / self.clips
 
 
@@ -64,7 +62,6 @@ class FrameConsistency(_MeanOverClips):
         self.name = "frame_consistency" if self.feature.name == "clip" else f"frame_consistency_{self.feature.name}"
 
     def load(self) -> None:
-        """Read the networks, once."""
         self.feature.load()
 
     def of(self, video: Tensor) -> Tensor:
@@ -75,7 +72,6 @@ class FrameConsistency(_MeanOverClips):
         return (embeddings[1:] * embeddings[:-1]).sum(-1).mean()
 
     def describe(self) -> str:
-        """The protocol, without n."""
         return f"{self.feature.protocol}; L2-normalised, cosine of consecutive frames, mean per clip, then over clips"
 
 
@@ -119,7 +115,6 @@ class MeanFlowMagnitude(_MeanOverClips):
         return torch.linalg.vector_norm(flow[1:].double(), dim=1).mean()
 
     def describe(self) -> str:
-        """The protocol, without n."""
         low, high = int(self.narrowest), int(self.widest)
         width = f"{low} wide" if low == high else f"{low} to {high} wide"
         tracker = f"tracker {self.tracker.name} {self.tracker.version}"

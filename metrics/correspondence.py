@@ -138,7 +138,6 @@ class DIFTFeatures(PointFeatures):
         self.unet: Any = None
 
     def load(self) -> None:
-        """Read the networks, once."""
         if self.unet is not None:
             return
         from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -200,7 +199,7 @@ class DIFTFeatures(PointFeatures):
 
 
 def _check_folder(folder: Path, kind: Any) -> None:
-    """Raise ValueError where a local folder's config asks for more than its files hold."""
+    """Raise UserError where a local folder's config asks for more than its files hold."""
     if (folder / "config.json").is_file():
         from_config = getattr(kind, "from_config", None) or (lambda config: kind(kind.config_class.from_dict(config)))
         check_model(folder, from_config)

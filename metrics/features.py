@@ -148,11 +148,9 @@ class I3DFeatures(FileFeatures):
     name = "i3d_styleganv"
 
     def example(self) -> Tensor:
-        """An input of the smallest size that the network takes."""
         return torch.zeros(1, 16, 3, 64, 64, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
-        """Name and protocol of how this file is called."""
         return "i3d-styleganv", "rescale and resize to 224 inside the network"
 
     def forward(self, videos: Tensor) -> Tensor:
@@ -175,7 +173,6 @@ class I3DLogits(FileFeatures):
     name = "i3d_disco"
 
     def read(self) -> nn.Module:
-        """The network, from its file."""
         try:
             state = read_saved(self.path)
         except (OSError, UserError) as error:
@@ -192,11 +189,9 @@ class I3DLogits(FileFeatures):
         return network
 
     def example(self) -> Tensor:
-        """An input of the smallest size that the network takes."""
         return torch.zeros(1, 8, 3, I3D_SIZE, I3D_SIZE, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
-        """Name and protocol of how this file is called."""
         resize = f"{I3D_SIZE} x {I3D_SIZE} PIL bicubic, each channel in float, neither rounded nor clipped"
         return "i3d-disco", f"logits, mean over time; {resize}; x / 127.5 - 1"
 
@@ -235,11 +230,9 @@ class InceptionFeatures(FileFeatures):
     name = "inception"
 
     def example(self) -> Tensor:
-        """An input of the smallest size that the network takes."""
         return torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
 
     def convention(self) -> tuple[str, str]:
-        """Name and protocol of how this file is called."""
         resizes = "resized inside the network" if self._resizes() else "299 x 299 bilinear without antialias"
         return "Inception V3", resizes
 
@@ -283,7 +276,6 @@ class CLIPFeatures(FeatureNetwork):
         self.network: Any = None
 
     def load(self) -> None:
-        """Read the networks, once."""
         if self.network is not None:
             return
         from transformers import CLIPVisionModelWithProjection

@@ -124,7 +124,6 @@ class FrechetDistance(VideoMetric):
             self.clips += videos.shape[0]
 
     def add(self, clip: Clip) -> None:
-        """Judge one clip."""
         check_video(clip.video)
         check_video(clip.reference, "references")
         self.update(clip.video[None], real=False)
@@ -132,10 +131,9 @@ class FrechetDistance(VideoMetric):
             self.update(clip.reference[None], real=True)
 
     def value(self) -> Tensor:
-        """The number, from the sums."""
         n_real, n_fake = int(self.real_n), int(self.fake_n)
         if min(n_real, n_fake) < 2:
-            raise RuntimeError(
+            raise UserError(
                 f"{self.label} needs at least 2 {self.unit} on each side, got {n_real} real and {n_fake} generated"
             )
         if self.unit == "clips" and self.clips < PUBLISHED_CLIPS:
@@ -148,7 +146,6 @@ class FrechetDistance(VideoMetric):
         return frechet_distance(*self._gaussian("real"), *self._gaussian("fake"))
 
     def describe(self) -> str:
-        """The protocol, without n."""
         return (
             f"{self.feature.protocol}; {self.frames} frames; n = {int(self.real_n)} reference, {int(self.fake_n)} "
             f"generated {self.unit}; reference: {self.reference}; Frechet distance in float64, np.cov convention"
@@ -160,9 +157,8 @@ class FrechetDistance(VideoMetric):
         return mean, (getattr(self, f"{side}_outer") - n * torch.outer(mean, mean)) / (n - 1)
 
     def compute(self) -> Tensor:
-        """The number, a float64 scalar."""
         if "real_n" not in self._defaults:
-            raise RuntimeError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
+            raise UserError(f"{self.label} needs at least 2 {self.unit} on each side, got none")
         if self.clips == 0:
             self.value()  # says how many of each
         return super().compute()
@@ -191,7 +187,6 @@ class FrechetVideoDistance(FrechetDistance):
         super().__init__(RandomVideoFeatures() if feature is None else feature, reference, **kwargs)
 
     def features(self, videos: Tensor) -> Tensor:
-        """Features (N, D) of videos (B, L, 3, H, W)."""
         return self.feature(videos)
 
 
@@ -210,6 +205,5 @@ class FrechetImageDistance(FrechetDistance):
         super().__init__(RandomFrameFeatures() if feature is None else feature, reference, **kwargs)
 
     def features(self, videos: Tensor) -> Tensor:
-        """Features (N, D) of videos (B, L, 3, H, W)."""
         # clip by clip: the frames of a whole batch may not fit beside a model
         return torch.cat([self.feature(frames) for frames in videos])

@@ -52,7 +52,6 @@ class Unit(nn.Module):
         self.bn = nn.BatchNorm3d(outputs, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch."""
         return F.relu(self.bn(self.conv3d(pad_same(x, self.conv3d.kernel_size, self.conv3d.stride))))
 
 
@@ -68,7 +67,6 @@ class Mixed(nn.Module):
         self.b3b = Unit(inputs, four)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch."""
         pooled = max_pool(x, (3, 3, 3), (1, 1, 1))
         return torch.cat([self.b0(x), self.b1b(self.b1a(x)), self.b2b(self.b2a(x)), self.b3b(pooled)], dim=1)
 
@@ -94,7 +92,6 @@ class InceptionI3d(nn.Module):
         self.logits.conv3d = nn.Conv3d(channels, 400, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of a batch."""
         x = self.Conv3d_1a_7x7(x)
         for name in ("Conv3d_2b_1x1", "Conv3d_2c_3x3", *MIXED):
             if name in POOLS:

@@ -19,7 +19,6 @@ class PointTracker(Protocol):
     version: str
 
     def __call__(self, video: Any, queries: Any) -> Any:  # Any: a config's class is compared annotation by annotation
-        """See the class."""
         ...
 
 
@@ -121,7 +120,6 @@ class MeanTrackDistance(VideoMetric):
         raise NotImplementedError
 
     def add(self, clip: Clip) -> None:
-        """Judge one clip."""
         check_video(clip.video)
         if clip.tracks.shape[1] != len(clip.video):
             raise UserError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
@@ -130,18 +128,15 @@ class MeanTrackDistance(VideoMetric):
         self.update(found.to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
 
     def value(self) -> Tensor:
-        """The number, from the sums."""
         return self.total / self.clips
 
     def describe(self) -> str:
-        """The protocol, without n."""
         return (
             "distance in pixels, starts with their fractions, frames 1 to L-1, mean per video, then over videos "
             "(micro: over points)"
         )
 
     def extra(self) -> dict[str, float]:
-        """Further numbers of the result."""
         return {"micro": float(self.point_total / self.points)}
 
 
@@ -160,13 +155,11 @@ class MDVid(MeanTrackDistance):
         self.name = "md_vid" if tracker.name == "cotracker3" else f"md_vid_{tracker.name}"
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
-        """Where the starts are in the frames after the first, (N, L-1, 2)."""
         queries, centres = track_queries(starts, *video.shape[-2:])
         tracks, _ = self.tracker(video.to(self.total.device), queries.to(self.total.device))
         return tracks[1:, centres.to(tracks.device)].transpose(0, 1)
 
     def describe(self) -> str:
-        """The protocol, without n."""
         return (
             f"tracker {self.tracker.name} {self.tracker.version}, 8 x 8 queries around each start; {super().describe()}"
         )
@@ -190,11 +183,9 @@ class MDImg(MeanTrackDistance):
         self.name = "md_img" if self.feature.name == "dift" else f"md_img_{self.feature.name}"
 
     def load(self) -> None:
-        """Read the networks, once."""
         self.feature.load()
 
     def find(self, video: Tensor, starts: Tensor) -> Tensor:
-        """Where the starts are in the frames after the first, (N, L-1, 2)."""
         pixels = start_pixels(starts, *video.shape[-2:])
         video = video.to(self.total.device)
         first = self.feature(video[0])
@@ -202,5 +193,4 @@ class MDImg(MeanTrackDistance):
         return torch.stack(found, dim=1) + (starts - pixels).to(self.total.device)[:, None]
 
     def describe(self) -> str:
-        """The protocol, without n."""
         return f"{self.feature.protocol}; cosine argmax over the frame; {super().describe()}"

@@ -2,7 +2,7 @@
 
 import sys
 
-from remoco import rooms
+from remoco.common import rooms
 
 
 def main() -> int:

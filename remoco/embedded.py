@@ -16,11 +16,11 @@ from datamodules.drawings import Drawing, Grid, write_drawing
 from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
-from datamodules.storage import check_writable, write_atomic
 from lightning_modules import embedded, record
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
+from remoco.common.whole_files import check_writable, write_atomic
 
 STEP, MAX_SIZE = Grid.multiple, 1024  # pixels of a side; the model knows 64
 
@@ -69,7 +69,7 @@ def demo(
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
     made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)

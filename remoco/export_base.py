@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.storage import new_folder
 from lightning_modules import record
 from lightning_modules.expected import check_base
 from lightning_modules.restorable import average_of
 from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
+from remoco.common.whole_files import new_folder
 
 
 def export_base(checkpoint: str, folder: str) -> None:

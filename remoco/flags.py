@@ -45,7 +45,6 @@ class Raising(Hinting):
     """A parser that raises Unparsed instead of leaving the program."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """As Unparsed."""
         raise Unparsed(self.hinted(cause(message)))
 
 

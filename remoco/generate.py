@@ -20,13 +20,13 @@ from conditions import control_video
 from datamodules.drawings import Backdrop, Drawing, Fit, Grid, backdrop_from_flags, find_drawings, read_drawing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
-from datamodules.pictures import WHITE, colour_of
-from datamodules.storage import check_writable, clear_leftovers, read_object, write_json
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
+from remoco.common.pictures import WHITE, colour_of
+from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
 from remoco.devices import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -188,7 +188,7 @@ def generate(
                 framing = drawing.framing(pipe.grid, fit, height, width)
                 drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
                 panels = clip(pipe, drawing, motion, own, options, lambda step: bar.update())
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -329,7 +329,7 @@ def load_pipeline(
             pipe = MotionControlPipeline.from_pretrained(checkpoint, svd, dtype=kind)
         else:
             pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), svd, dtype=kind)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"checkpoint: {error}") from None
     try:
         pipe.enable_model_cpu_offload(place) if offload else pipe.to(place)

@@ -13,12 +13,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules import mp4
 from datamodules.prepare import folder
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
 from datamodules.shards.writer import ShardWriter
-from datamodules.storage import json_bytes, write_atomic
 from remoco.common.errors import BadClip, UserError
+from remoco.common.videos import mp4
+from remoco.common.whole_files import json_bytes, write_atomic
 
 PLAN = "latents.json"
 AHEAD = 8  # clips decoded ahead of the network

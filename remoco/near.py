@@ -43,7 +43,6 @@ class Hinting(ArgumentParser):
     """A parser whose errors about keys, flags and commands that it does not know offer a near one."""
 
     def validate(self, *args: Any, **kwargs: Any) -> None:
-        """As jsonargparse's."""
         try:
             super().validate(*args, **kwargs)
         except KeyError as error:

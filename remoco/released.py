@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from datamodules.storage import atomic_file, write_atomic
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
 from lightning_modules.released.encoders import (
@@ -27,6 +26,7 @@ from lightning_modules.weights import layout_of
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json, read_safetensors
+from remoco.common.whole_files import atomic_file, write_atomic
 
 EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
 WEIGHTS = {

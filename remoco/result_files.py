@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from datamodules.storage import read_object
 from remoco.common.errors import UserError, readable
+from remoco.common.whole_files import read_object
 
 LARGEST = 1e30  # no metric's; sums and squares of smaller ones are finite
 LONGEST = 10_000  # characters of a protocol; of a name a fiftieth

@@ -8,11 +8,11 @@ from jsonargparse import ArgumentParser
 
 from datamodules.bench import scoring
 from datamodules.drawings import Fit
-from datamodules.storage import check_writable, write_json
 from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco import configs
 from remoco.common.errors import UserError
+from remoco.common.whole_files import check_writable, write_json
 from remoco.devices import usable_device
 from remoco.flags import cause
 

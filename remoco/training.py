@@ -67,7 +67,6 @@ class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether to show it."""
         return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
 
 
@@ -75,7 +74,6 @@ class Parser(Raising, LightningArgumentParser):
     """LightningCLI's, with errors of ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """With what to give."""
         super().error(_with_config(message), ex)
 
 

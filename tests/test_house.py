@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+from importlib import import_module
 
 import pytest
 
@@ -15,8 +16,8 @@ BELOW = {  # room -> those that it may import, beside itself and remoco/common
     "callbacks": {"conditions", "metrics", "datamodules", "lightning_modules"},
 }
 ROOMS = (*BELOW, "remoco")
-# entry points of their own: a module that is run, and what a Ray worker calls before anything else
-DOORS = {"datamodules/prepare/__main__.py", "datamodules/prepare/cluster.py", "lightning_modules/released/__main__.py"}
+# entry points of their own: modules that are run
+DOORS = {"datamodules/prepare/__main__.py", "lightning_modules/released/__main__.py"}
 
 
 def imported(path):
@@ -53,3 +54,24 @@ def test_no_test_imports_another_test():
             parts = name.split(".")
             shared = parts[0] != "tests" or not any(part.startswith(("test_", "conftest")) for part in parts)
             assert shared, f"{path.relative_to(REPO)} imports {name}; tests/support is for what tests share"
+
+
+def test_the_ground_floor_imports_nothing_of_ours_but_itself():
+    for path in (REPO / "remoco" / "common").rglob("*.py"):
+        for name in imported(path):
+            allowed = name.split(".")[0] not in ROOMS or name.startswith("remoco.common.")
+            assert allowed, f"{path.relative_to(REPO)} imports {name}"
+
+
+def test_a_public_method_has_a_docstring_unless_it_overrides_another():
+    for path in (path for room in ROOMS for path in (REPO / room).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                continue
+            methods = [
+                each for each in node.body if isinstance(each, ast.FunctionDef) and not each.name.startswith("_")
+            ]
+            for name in (each.name for each in methods if not ast.get_docstring(each)):
+                module = ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
+                above = getattr(import_module(module), node.name).__mro__[1:]
+                assert any(name in vars(base) for base in above), f"{module}: {node.name}.{name} has no docstring"

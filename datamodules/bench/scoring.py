@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from datamodules.bench.pairs import LEVELS, Pair, read_pair, usable_samples
 from datamodules.drawings import Fit, Framing
-from datamodules.videos import read_frames, video_files
-from remoco.common.errors import BadClip, UserError, one_line
+from remoco.common.errors import BadClip, UserError
+from remoco.common.videos.files import read_frames, video_files
 
 if TYPE_CHECKING:
     from metrics import Clip, VideoMetric
@@ -168,7 +168,7 @@ def score_folder(
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError) as error:
-        raise UserError(one_line(error).removeprefix(f"{type(error).__name__}: ")) from error
+        raise UserError(" ".join(str(error).split())) from error
     return results
 
 

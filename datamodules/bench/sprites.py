@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from datamodules.bench.pairs import LEVELS
 from datamodules.scenes.scene import Layer, Motion, Scene, random_scene, render, tracks
-from datamodules.storage import naming, new_folder, write_atomic
-from datamodules.videos import write_video
 from remoco.common.errors import UserError
+from remoco.common.videos.files import write_video
+from remoco.common.whole_files import naming, new_folder, write_atomic
 
 TRUE_CLIPS = "true_clips"
 EDGE = 8  # pixels between a track's start and the outline: a patch around it lies on the object

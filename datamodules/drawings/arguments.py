@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules import files, pictures
 from datamodules.drawings.drawing import Drawing
+from remoco.common import picture_files, pictures
 from remoco.common.errors import UserError
 
 Picture = Image.Image | np.ndarray | str | Path
@@ -64,7 +64,7 @@ def _drawing(image: Picture | Drawing, tracks: Sequence[Any], brush: Any, backgr
 
 
 def read_image(image: Picture, background: pictures.Background = "white") -> np.ndarray:
-    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `datamodules.pictures`.
+    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `remoco.common.pictures`.
 
     Args:
         image: a PIL image of 8 or 16 bits; an array, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 or floats in
@@ -76,7 +76,7 @@ def read_image(image: Picture, background: pictures.Background = "white") -> np.
     """
     colour = pictures.colour_of(background)
     if isinstance(image, (str, Path)):
-        return files.read_image(image, background=colour)
+        return picture_files.read_image(image, background=colour)
     if isinstance(image, Image.Image):
         return pictures.shown(image, "image", colour)
     return pictures.shown_array(np.asarray(image), "image", colour)
@@ -92,7 +92,7 @@ def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> 
     if brush is None:
         return None
     if isinstance(brush, (str, Path)):
-        opened = files.read_mask(brush)
+        opened = picture_files.read_mask(brush)
     elif isinstance(brush, Image.Image):
         opened = pictures.brushed(ImageOps.exif_transpose(brush))
     else:

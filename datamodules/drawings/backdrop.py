@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from datamodules.files import NPY, Source
 from remoco.common.errors import UserError
+from remoco.common.picture_files import NPY, Source
 
 PRESETS = ("pan", "tilt", "zoom", "roll")
 VIDEOS = {"mp4": (4, b"ftyp"), "webm": (0, b"\x1a\x45\xdf\xa3"), "avi": (8, b"AVI ")}
@@ -126,7 +126,7 @@ def backdrop_from_flags(
     try:
         return Backdrop(_presets(camera) if camera else None, *files)
     except UserError as error:
-        raise UserError(f"--camera {camera}: {str(error).removeprefix('camera: ')}") from None
+        raise UserError(f"--camera {camera}: {error}") from None
 
 
 def _presets(text: str) -> dict[str, float]:

@@ -14,9 +14,9 @@ import numpy as np
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.checked import checked_eases, checked_ids, checked_tracks
 from datamodules.drawings.framing import Fit, Framing, Grid, framing_of
-from datamodules.files import check_size
-from datamodules.pictures import WHITE
 from remoco.common.errors import UserError
+from remoco.common.picture_files import check_size
+from remoco.common.pictures import WHITE
 
 
 @dataclass  # not frozen: Lightning copies batches field by field

@@ -17,11 +17,11 @@ from PIL import Image
 from datamodules.drawings.backdrop import backdrop_from_json
 from datamodules.drawings.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
 from datamodules.drawings.drawing import Drawing
-from datamodules.files import Source, data_of, name_of, read_array, read_bytes, read_image, read_mask
-from datamodules.pictures import WHITE
-from datamodules.storage import write_atomic
 from remoco.common.errors import UserError, brief, one_line
 from remoco.common.json_files import parse_json
+from remoco.common.picture_files import Source, data_of, name_of, read_array, read_bytes, read_image, read_mask
+from remoco.common.pictures import WHITE
+from remoco.common.whole_files import write_atomic
 
 MAX_TEXT = 16 * 2**20  # bytes of a meta_data.json
 META = ("meta_data.json", "meta_data_new.json")  # some copies of the benchmark have the second name

@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from datamodules.files import MAX_SIDE
-from datamodules.pictures import WHITE
 from remoco.common.errors import UserError
+from remoco.common.picture_files import MAX_SIDE
+from remoco.common.pictures import WHITE
 
 Fit = Literal["crop", "pad", "stretch"]
 Size = tuple[int, int]

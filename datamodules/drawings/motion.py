@@ -17,11 +17,11 @@ from datamodules.drawings.backdrop import Backdrop, label
 from datamodules.drawings.drawing import Drawing
 from datamodules.drawings.framing import Framing
 from datamodules.drawings.poses import read_poses
-from datamodules.files import MAX_SIDE, Source, read_depth
-from datamodules.pictures import WHITE
 from datamodules.prepare.clips import read_clip
 from datamodules.trackers import Tracker, Tracks
 from remoco.common.errors import BadClip, UserError
+from remoco.common.picture_files import MAX_SIDE, Source, read_depth
+from remoco.common.pictures import WHITE
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from datamodules.files import Source, data_of, name_of
 from remoco.common.errors import UserError
+from remoco.common.picture_files import Source, data_of, name_of
 
 MAX_BYTES = 2**20  # of a file
 LARGEST = 1e9  # of a number in it

@@ -2,7 +2,7 @@
 
 import sys
 
-from remoco import rooms
+from remoco.common import rooms
 
 if __name__ == "__main__":
     rooms.keep("python -m datamodules.prepare")

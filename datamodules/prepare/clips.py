@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from datamodules.colour import notes_of
-from datamodules.pictures import WHITE
-from datamodules.prepare.decode import Source, pictures_from, reason
-from datamodules.prepare.picture import Picture, upright
 from remoco.common.errors import BadClip
+from remoco.common.pictures import WHITE
+from remoco.common.videos.colour import notes_of
+from remoco.common.videos.decode import Source, pictures_from, reason
+from remoco.common.videos.picture import Picture, upright
 
 # which pictures make a clip, and how they are turned and scaled: part of a set's record
 RULE = "nearest-1"
@@ -94,7 +94,7 @@ def read_clip(
 ) -> Clip:
     """Decode `frames` frames at `fps` from second `start`, upright, resized so that the crop just fits, centre-cropped.
 
-    Colours are BT.709's, see `datamodules.colour`; `background`, R, G, B, is behind transparent parts.
+    Colours are BT.709's, see `remoco.common.videos.colour`; `background`, R, G, B, is behind transparent parts.
 
     Raises:
         EndsTooEarly: no pictures up to the clip's last frame.

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from datamodules.pictures import colour_of
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
@@ -16,6 +15,7 @@ from datamodules.shards import flow_codec
 from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
 from remoco.common.errors import UserError
+from remoco.common.pictures import colour_of
 
 _DOT = DotOptions()
 SIZE_FACTOR = 64  # of the networks: 8 by the VAE, and three halvings in the UNet; training refuses other sizes

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.shards import ClipShape, write_index
-from datamodules.storage import atomic_file, clear_leftovers, held, json_bytes, write_atomic
 from remoco.common.errors import UserError, escaped
 from remoco.common.json_files import parse_json, read_regular
+from remoco.common.whole_files import atomic_file, clear_leftovers, held, json_bytes, write_atomic
 
 REPORT = "report.jsonl"
 LOCK = ".lock"

@@ -18,7 +18,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.pictures import WHITE
 from datamodules.prepare import clips, folder, pool
 from datamodules.prepare.sources import Video
 from datamodules.prepare.video import (
@@ -34,8 +33,9 @@ from datamodules.prepare.video import (
 from datamodules.shards import INDEX, read_index, sidecar, unpack
 from datamodules.shards.remote import Remote
 from datamodules.shards.writer import ShardWriter
-from datamodules.storage import json_bytes, write_atomic
 from remoco.common.errors import BadClip, UserError
+from remoco.common.pictures import WHITE
+from remoco.common.whole_files import json_bytes, write_atomic
 
 PLAN = "prepare.json"
 _AGAIN = "delete the folder and prepare again"

@@ -95,11 +95,9 @@ class Slice(io.RawIOBase):
         self._file, self._offset, self._size, self._place = open(path, "rb", buffering=0), offset, size, 0
 
     def readable(self) -> bool:
-        """Always."""
         return True
 
     def seekable(self) -> bool:
-        """Always."""
         return True
 
     def tell(self) -> int:
@@ -107,7 +105,6 @@ class Slice(io.RawIOBase):
         return self._place
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        """Move to a place in the part; returns it."""
         self._place = max(0, place + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
         return self._place
 
@@ -306,10 +303,9 @@ class _Headers:
         self._left = os.fstat(file.fileno()).st_size // 128 + 64  # tarfile takes two reads for a block of 512 bytes
 
     def read(self, size: int) -> bytes:
-        """As a file's."""
         self._left -= 1
         if not 0 <= size <= 1 << 20 or self._left < 0:
-            raise tarfile.ReadError(f"a header of {size} bytes" if self._left >= 0 else "headers without end")
+            raise UserError(f"a header of {size} bytes" if self._left >= 0 else "headers without end")
         return self._file.read(size)
 
 

@@ -8,9 +8,10 @@ import av
 import cv2
 import numpy as np
 
-from datamodules.mp4 import pixels_of
-from datamodules.prepare import clips, decode
+from datamodules.prepare import clips
 from remoco.common.errors import BadClip, UserError
+from remoco.common.videos import decode
+from remoco.common.videos.mp4 import pixels_of
 
 THRESHOLD = 27.0  # PySceneDetect's own
 WIDTH = 256  # pictures are looked at in about this width

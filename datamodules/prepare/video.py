@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.pictures import WHITE
-from datamodules.prepare import clips, decode, starts
+from datamodules.prepare import clips, starts
 from datamodules.prepare.sources import Video
 from datamodules.shards import META, ClipShape, samples
-from datamodules.storage import atomic_file, inside, json_bytes, write_atomic
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, one_line
+from remoco.common.pictures import WHITE
+from remoco.common.videos import decode
+from remoco.common.whole_files import atomic_file, inside, json_bytes, write_atomic
 
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0

@@ -25,9 +25,9 @@ import numpy as np
 from datamodules.shards.index import FORMAT, INDEX, ClipShape, read_index, read_sidecar, shape_of
 from datamodules.shards.patterns import expand
 from datamodules.shards.remote import Fetch, RangeCache, Remote
-from datamodules.storage import json_bytes, write_atomic
 from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import open_regular, parse_json, read_regular
+from remoco.common.whole_files import json_bytes, write_atomic
 
 VIDEO, FLOW, MASKS, CAPTION, META, LATENT = (
     "mp4", "flow.z", "masks.tif", "txt", "json", "latent.safetensors",

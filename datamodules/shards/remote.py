@@ -12,9 +12,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from datamodules.storage import atomic_file, write_atomic
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import open_regular, read_regular
+from remoco.common.whole_files import atomic_file, write_atomic
 
 TRIES = 9  # over 23 s
 WAIT = 0.1  # seconds after the first failure, doubled after each
@@ -121,8 +121,9 @@ class Remote:
         return [Remote(url) for url in sorted(found)]
 
     def _again(self, call: Callable[[Any, str], Any]) -> Any:
-        wait = WAIT
-        for left in reversed(range(TRIES)):
+        wait, left = WAIT, TRIES
+        while True:
+            left -= 1
             try:
                 system, path = _system(self.url)
                 return call(system, path)
@@ -137,7 +138,6 @@ class Remote:
                     raise UserError(f"{self.url} does not read after {TRIES} tries: {one_line(error)}") from None
                 time.sleep(wait * (1 + _jitter.random()) / 2)
                 wait = min(2 * wait, LONGEST_WAIT)
-        raise AssertionError
 
 
 def _system(url: str) -> tuple[object, str]:

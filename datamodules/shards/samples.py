@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from datamodules import mp4
 from datamodules.shards import flow_codec, mask_codec
-from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, ClipShape, Shards
-from datamodules.storage import json_bytes
+from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, Shards
+from datamodules.shards.index import ClipShape
 from remoco.common.errors import BadClip, one_line
 from remoco.common.json_files import parse_json
+from remoco.common.videos import mp4
+from remoco.common.whole_files import json_bytes
 
 VAE_FACTOR = 8  # pixels per latent along a side
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from datamodules.shards.format import MEMBERS, sidecar
 from datamodules.shards.index import FORMAT, check_key
-from datamodules.storage import atomic_file, json_bytes, write_atomic
 from remoco.common.errors import UserError
+from remoco.common.whole_files import atomic_file, json_bytes, write_atomic
 
 
 class ShardWriter:

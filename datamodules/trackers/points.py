@@ -79,7 +79,6 @@ class LucasKanade:
         self.version = f"1-opencv-{cv2.__version__}-{window}-{tolerance:g}-{fallback or 'none'}"
 
     def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
-        """Follow the queries."""
         asked = queries.detach().cpu().numpy().astype(np.float32)
         threads = cv2.getNumThreads()
         cv2.setNumThreads(1)  # the bits must not depend on the machine's cores
@@ -151,7 +150,6 @@ class _Network(ABC):
         self._model: Any = None
 
     def __call__(self, video: Tensor, queries: Tensor) -> PointTracks:
-        """Follow the queries."""
         if self._model is None:
             self.load()
         self._model.to(video.device)

@@ -24,7 +24,7 @@ BUNDLE = {"injection": "modulation", "lora": "linear", "train_base": False, "lat
 
 
 def check_bundle(architecture: dict[str, Any]) -> None:
-    """Raise ValueError unless a module's architecture is the one the released weights belong to.
+    """Raise UserError unless a module's architecture is the one the released weights belong to.
 
     Args:
         architecture: `MotionControlModule.architecture()`.

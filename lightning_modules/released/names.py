@@ -232,7 +232,7 @@ def _injection_name(ours: str, architecture: Architecture) -> str:
 
 
 def matched(pattern: str, name: str) -> re.Match[str]:
-    """The match of a whole name that the pattern was made for; ValueError for any other."""
+    """The match of a whole name that the pattern was made for; UserError for any other."""
     match = re.fullmatch(pattern, name)
     if match is None:
         raise UserError(f"released: {name} is no name of these networks, expected {pattern}")

@@ -29,7 +29,7 @@ SLACK = 1 << 20  # values that a network may have beyond its file's, such as pos
 
 
 def check_model(folder: Path, layout: Callable[[dict[str, Any]], nn.Module]) -> None:
-    """Raise ValueError, in one line, unless a folder's weights are as many as its config.json asks for.
+    """Raise UserError, in one line, unless a folder's weights are as many as its config.json asks for.
 
     Args:
         folder: Of one network: config.json and `*.safetensors` or `*.bin`.
@@ -51,7 +51,7 @@ def check_model(folder: Path, layout: Callable[[dict[str, Any]], nn.Module]) -> 
 
 
 def check_config(path: Path, largest: int = MAX_INT) -> dict[str, Any]:
-    """A JSON object of a model's folder whose numbers are sane and whose keys lead nowhere; ValueError otherwise."""
+    """A JSON object of a model's folder whose numbers are sane and whose keys lead nowhere; UserError otherwise."""
     try:
         config = read_json(path)
     except OSError as error:
@@ -80,7 +80,7 @@ def _check_values(config: dict[str, Any], path: Path, largest: int) -> None:
 
 
 def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Shapes of all tensors in a folder's weights, none of them read; ValueError where a file is none."""
+    """Shapes of all tensors in a folder's weights, none of them read; UserError where a file is none."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     for file in files:
         try:

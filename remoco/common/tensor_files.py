@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from remoco.common import json_files
+from remoco.common.errors import UserError
 from remoco.common.pickles import MAX_BYTES, Storage, Stored, read_pickle, with_tensors
 
 MAX_HEADER = 16 << 20  # bytes; SVD's UNet has 0.2 MB
@@ -28,10 +29,6 @@ END = 22  # bytes of a zip's end record, which torch.save writes without a comme
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of torch.save before zip files (torch 1.5)
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 NUMBERS = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}  # what is plain of safetensors'
-
-
-class UserError(ValueError):
-    """A file of tensors that is damaged or not what it says; one line without the file's name."""
 
 
 class Header(NamedTuple):
@@ -227,7 +224,7 @@ def read_weights(path: str | os.PathLike) -> Any:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """A small JSON file; a ValueError begins with its name. OSError: it does not read."""
+    """A small JSON file; a UserError begins with its name. OSError: it does not read."""
     try:
         return json_files.read_json(path, MAX_TEXT)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Our `datamodules`, where a file of that name in the working folder would be found: `remoco/rooms.py`."""
+"""Our `datamodules`, where a file of that name in the working folder would be found: `remoco/common/rooms.py`."""
 
 from remoco_first import load
 

@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from datamodules.drawings import Fit
-from datamodules.pictures import colour_of
 from lightning_modules import embedded
 from remoco.common.errors import UserError
+from remoco.common.pictures import colour_of
 from remoco.generate import load_pipeline
 
 HOST = "127.0.0.1"

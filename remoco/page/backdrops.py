@@ -17,11 +17,11 @@ from datamodules.drawings import Backdrop, Drawing, Fit, Framing, Grid
 from datamodules.drawings.backdrop import video_kind
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
-from datamodules.files import FORMATS, Source, read_depth
-from datamodules.pictures import WHITE
-from datamodules.prepare.decode import video_seconds
 from datamodules.trackers import make_tracker
 from remoco.common.errors import BadClip, UserError
+from remoco.common.picture_files import FORMATS, Source, read_depth
+from remoco.common.pictures import WHITE
+from remoco.common.videos.decode import video_seconds
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
 MAX_POSES = 2**20  # bytes of a text of poses

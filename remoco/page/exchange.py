@@ -24,12 +24,12 @@ from PIL import Image
 
 from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, write_drawing
 from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
-from datamodules.files import check_size, data_of, read_image
-from datamodules.pictures import WHITE
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
 from remoco.common.errors import UserError
+from remoco.common.picture_files import check_size, data_of, read_image
+from remoco.common.pictures import WHITE
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
 

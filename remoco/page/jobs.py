@@ -23,9 +23,9 @@ from conditions import control_video
 from datamodules.drawings import Drawing, Fit
 from datamodules.drawings.motion import SceneMotion
 from datamodules.drawings.panels import enlarged
-from datamodules.pictures import WHITE
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
+from remoco.common.pictures import WHITE
 from remoco.generate import clip
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
@@ -166,10 +166,9 @@ class Studio:
         except _Cancelled:
             raise
         except Exception as error:
-            if not isinstance(error, (UserError, ValueError)):
+            if not isinstance(error, UserError):
                 log.exception("a generation failed")
-            text = " ".join(str(error).split()) if isinstance(error, ValueError) else one_line(error)
-            tell({"state": "error", "message": text})
+            tell({"state": "error", "message": one_line(error)})
 
     def _generated(self, sent: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
         drawing, motion = self._framed(sent, settings)

@@ -12,9 +12,9 @@ from typing import Any
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from datamodules.videos import video_files
 from remoco.common.errors import BadClip, UserError, one_line, readable
 from remoco.common.json_files import open_regular
+from remoco.common.videos.files import video_files
 from remoco.result_files import read_part, read_results
 
 CURVES = ("train/loss", "val/loss", "val/control_error", "val/fvd_", "val/fid_", "throughput/clips_per_s")

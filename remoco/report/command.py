@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
 from datamodules.drawings.drawing import Drawing
-from datamodules.storage import naming, new_folder, write_atomic
-from datamodules.videos import read_video, write_video
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
+from remoco.common.videos.files import read_video, write_video
+from remoco.common.whole_files import naming, new_folder, write_atomic
 from remoco.report.collect import System, read_system
 from remoco.report.page import page
 from remoco.study.pages import draw_tracks

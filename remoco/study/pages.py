@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
 from datamodules.drawings.drawing import Drawing
-from datamodules.storage import naming, new_folder, write_atomic
-from datamodules.videos import read_video, video_files, write_video
 from remoco.common.errors import BadClip, UserError
+from remoco.common.videos.files import read_video, video_files, write_video
+from remoco.common.whole_files import naming, new_folder, write_atomic
 
 # the questions of table 4
 QUESTIONS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 from scipy.stats import binomtest
 
-from datamodules.storage import write_json
 from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json, read_json, read_regular
+from remoco.common.whole_files import write_json
 from remoco.result_files import is_name
 from remoco.study.pages import QUESTIONS, study_id
 

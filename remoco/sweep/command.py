@@ -8,8 +8,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datamodules.storage import held, write_atomic, write_json
 from remoco.common.errors import UserError, readable
+from remoco.common.whole_files import held, write_atomic, write_json
 from remoco.sweep import results
 from remoco.sweep.engine import load_tune, run_trials
 from remoco.sweep.figure import draw

@@ -12,9 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.prepare.cluster import connected, set_up
 from datamodules.prepare.video import cores
 from remoco.common.errors import UserError
+from remoco.common.ray_connection import connected, set_up
 from remoco.sweep.plan import Plan, Trial
 from remoco.sweep.trial import last_line, log_file, perform, read_record
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.storage import naming
 from remoco.common.errors import UserError
+from remoco.common.whole_files import naming
 from remoco.sweep.results import Row, chosen
 
 UNITS = {"control_error": "px", "md_img": "px", "md_vid": "px", "flow_magnitude": "px"}

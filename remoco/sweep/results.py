@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.storage import read_object
 from remoco import result_files
 from remoco.common.errors import UserError, readable
+from remoco.common.whole_files import read_object
 from remoco.result_files import is_name
 from remoco.sweep.plan import named
 from remoco.sweep.trial import read_record, record_file

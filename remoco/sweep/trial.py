@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from datamodules.storage import naming, read_object, write_json
 from remoco.common.errors import UserError
+from remoco.common.whole_files import naming, read_object, write_json
 from remoco.result_files import is_label, is_number
 from remoco.sweep.plan import Trial
 

@@ -28,7 +28,7 @@ import torch
 import yaml
 from PIL import Image, ImageSequence
 
-from datamodules.videos import read_video
+from remoco.common.videos.files import read_video
 from tests.checkouts.compare import MOST, Row, compare, table
 from tests.checkouts.drawings import drawings, write_stroke
 from tests.checkouts.names import CONFIGS, NAMES, spelled

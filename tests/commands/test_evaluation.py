@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from datamodules.bench.sprites import write_sprite_bench
-from datamodules.mp4 import encode_mp4
 from datamodules.scenes.scene import random_scene, render
 from metrics import shown
+from remoco.common.videos.mp4 import encode_mp4
 from tests.support.commands import CONFIGS, command
 
 pytestmark = pytest.mark.slow

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from datamodules.videos import write_video
 from remoco.common.errors import readable
+from remoco.common.videos.files import write_video
 from remoco.study.pages import QUESTIONS
 from remoco.study.ratios import read_study
 from remoco.sweep import results

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from datamodules.storage import atomic_file, atomic_path, naming, new_folder
+from remoco.common.whole_files import atomic_file, atomic_path, naming, new_folder
 from tests.support.commands import remoco
 from tests.support.disk import full
 

@@ -18,11 +18,11 @@ from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
-from datamodules.videos import read_video
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.common.errors import UserError
+from remoco.common.videos.files import read_video
 from remoco.generate import generate
 
 FEW = ("--steps", "2", "--num-frames", "3")

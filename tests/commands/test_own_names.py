@@ -29,7 +29,7 @@ CHILDREN = """
 import multiprocessing, os, sys
 import mine
 from datamodules import forking
-from remoco import rooms
+from remoco.common import rooms
 if __name__ == "__main__":
     theirs, contexts = rooms.hidden(), [multiprocessing.get_context(kind) for kind in ("fork", "spawn")]
     rooms.keep("test")
@@ -75,7 +75,7 @@ def test_ours_are_imported_and_so_is_a_module_of_the_users_with_another_name(fol
 
 
 def test_a_folder_without_such_names_is_as_it_was(tmp_path):
-    code = "import os, sys; from remoco import rooms; path = list(sys.path); rooms.keep('test'); "
+    code = "import os, sys; from remoco.common import rooms; path = list(sys.path); rooms.keep('test'); "
     done = call(tmp_path, "-c", code + "assert sys.path == path and rooms.Ours not in sys.meta_path")
     assert not done.stderr
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from remoco import configs, rooms
+from remoco import configs
+from remoco.common import rooms
 from remoco.common.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]

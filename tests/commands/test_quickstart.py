@@ -96,8 +96,8 @@ def readme_commands(section: str) -> list[list[str]]:
 @pytest.mark.slow
 def test_your_own_videos(tmp_path):
     """The README's lines, from a folder of videos to a checkpoint that resumes."""
-    from datamodules.mp4 import encode_mp4
     from datamodules.scenes.scene import random_scene, render
+    from remoco.common.videos.mp4 import encode_mp4
 
     videos = tmp_path / "videos"
     videos.mkdir()

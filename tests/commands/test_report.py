@@ -9,7 +9,7 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from datamodules.bench.sprites import write_sprite_bench
-from datamodules.videos import read_frames, write_video
+from remoco.common.videos.files import read_frames, write_video
 from remoco.report.charts import chart, nice_ticks, thinned
 from tests.support.commands import remoco
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from datamodules.bench.sprites import write_sprite_bench
-from datamodules.videos import read_frames, read_video, write_video
 from metrics import RandomFrameFeatures, RandomVideoFeatures
 from remoco.common.errors import BadClip
+from remoco.common.videos.files import read_frames, read_video, write_video
 from remoco.study.ratios import preference_ratios
 from tests.support.commands import remoco
 
@@ -177,7 +177,7 @@ def test_a_study_that_cannot_be_made_leaves_nothing_behind(videos, bench, tmp_pa
 
 
 def test_a_film_is_no_clip(videos, monkeypatch):
-    monkeypatch.setattr("datamodules.videos.MAX_BYTES", 64 * 96 * 3 * 4)
+    monkeypatch.setattr("remoco.common.videos.files.MAX_BYTES", 64 * 96 * 3 * 4)
     with pytest.raises(BadClip, match="when it is decoded, expected a short clip"):
         read_video(videos / "object_control" / "sprite-000.mp4")
     assert len(read_frames(videos / "object_control" / "sprite-000.mp4", 5)) == 5

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
-from datamodules.videos import write_video
+from remoco.common.videos.files import write_video
 from remoco.study.ratios import read_answers
 from tests.support.commands import remoco
 

@@ -53,7 +53,7 @@ def test_a_ray_that_is_started_here_listens_on_this_machine_alone():
     code = """
 from contextlib import suppress
 from remoco.common.errors import UserError
-from datamodules.prepare.cluster import connected
+from remoco.common.ray_connection import connected
 from remoco.sweep.engine import load_tune
 with suppress(UserError):  # without Ray Tune
     load_tune("local")

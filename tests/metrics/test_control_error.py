@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from metrics import Clip, ControlError, match_template, moving_object
+from remoco.common.errors import UserError
 
 
 def disc(centre: tuple[float, float], size: int = 48, radius: float = 7.0) -> torch.Tensor:
@@ -72,7 +73,7 @@ def test_wrong_shapes_and_empty_masks_are_named():
         ControlError().update(video, video[:, 0], mask_at()[None], torch.zeros(1, 3, 2))
     with pytest.raises(ValueError, match="mask is empty"):
         ControlError().update(video, video[:, 0], torch.zeros(1, 48, 48, dtype=torch.bool), torch.zeros(1, 4, 2))
-    with pytest.raises(RuntimeError, match="at least one clip"):
+    with pytest.raises(UserError, match="at least one clip"):
         ControlError().compute()
 
 

@@ -15,6 +15,7 @@ from metrics import (
     RandomVideoFeatures,
     frechet_distance,
 )
+from remoco.common.errors import UserError
 from tests.support.feature_networks import FakeI3D, FakeInception, save_script
 
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")
@@ -123,7 +124,7 @@ def test_one_clip_has_no_covariance():
     metric = FrechetVideoDistance(RandomVideoFeatures())
     metric.update(clips(2, 0), real=True)
     metric.update(clips(1, 0), real=False)
-    with pytest.raises(RuntimeError, match="2 real and 1 generated"):
+    with pytest.raises(UserError, match="2 real and 1 generated"):
         metric.compute()
 
 

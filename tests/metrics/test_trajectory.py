@@ -10,6 +10,7 @@ from datamodules.bench.scoring import drawn_tracks
 from datamodules.drawings import Drawing
 from datamodules.trackers.points import PointTracks
 from metrics import Clip, MDImg, MDVid, MeanTrackDistance, PointFeatures, add_clip, track_queries
+from remoco.common.errors import UserError
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def test_mean_per_video_then_over_videos():
 def test_wrong_shapes(tracks, target):
     with pytest.raises(ValueError, match="expected the same"):
         MeanTrackDistance().update(torch.zeros(tracks), torch.zeros(target))
-    with pytest.raises(RuntimeError, match="at least one clip"):
+    with pytest.raises(UserError, match="at least one clip"):
         MeanTrackDistance().compute()
     with pytest.raises(ValueError, match="outside the frame"):
         track_queries(torch.tensor([[96, 3]]), 64, 96)

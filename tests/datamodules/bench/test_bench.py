@@ -10,8 +10,8 @@ from datamodules import BenchmarkDataModule
 from datamodules.bench import read_pair, usable_samples
 from datamodules.bench.sprites import ALIKE, _likeness, _marked_points, write_sprite_bench
 from datamodules.drawings import Framing
-from datamodules.videos import read_frames, write_video
 from remoco.common.errors import BadClip, UserError
+from remoco.common.videos.files import read_frames, write_video
 
 FINE, OBJECT = "Fine_grained_control", "object_control"
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from datamodules.drawings import Drawing, Framing, drawing_from_json, find_drawings, read_drawing, write_drawing
 from datamodules.drawings.files import colour
-from datamodules.files import read_image, read_mask
 from remoco.common.errors import UserError
+from remoco.common.picture_files import read_image, read_mask
 from tests.support.drawings import npy
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from datamodules.drawings import Drawing, drawing_from_json, read_drawing
 from datamodules.drawings.poses import read_poses
-from datamodules.files import read_array, read_depth
 from remoco.common.errors import UserError
+from remoco.common.picture_files import read_array, read_depth
 from tests.support.drawings import npy
 
 IMAGE = np.zeros((40, 60, 3), np.uint8)

@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.prepare import clips, decode, job
+from datamodules.prepare import clips, job
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in
 from datamodules.shards import Shards
-from datamodules.videos import read_frames, read_video
 from remoco.common.errors import BadClip
+from remoco.common.videos import decode
+from remoco.common.videos.files import read_frames, read_video
 from tests.support.commands import prepare as run
 from tests.support.prepared import metas, report
 from tests.support.videos import FIELDS, damage, woven, write_pictures

@@ -13,11 +13,12 @@ import cv2
 import numpy as np
 import pytest
 
-from datamodules.prepare import clips, decode
+from datamodules.prepare import clips
 from datamodules.prepare.sources import videos_in
 from datamodules.scenes.scene import random_scene, render
-from datamodules.videos import read_frames, read_video
 from remoco.common.errors import BadClip
+from remoco.common.videos import decode
+from remoco.common.videos.files import read_frames, read_video
 from tests.support.commands import prepare as run
 from tests.support.prepared import metas, report
 from tests.support.videos import FIELDS, number_of, numbered, set_display_matrix, woven, write_pictures

@@ -14,11 +14,12 @@ import av
 import numpy as np
 import pytest
 
-from datamodules.prepare import clips, decode, folder, job, sources
+from datamodules.prepare import clips, folder, job, sources
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in
-from datamodules.storage import held
 from lightning_modules.record import check_size
+from remoco.common.videos import decode
+from remoco.common.whole_files import held
 from tests.support.commands import prepare as run
 from tests.support.videos import number_of, numbered, write_pictures, write_video
 
@@ -208,7 +209,7 @@ def test_a_bad_member_costs_itself(tmp_path, kind):
 def test_a_second_job_in_a_folder_is_refused(tmp_path, capsys):
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v/a.mp4", frames=12)
-    code = "import sys, time; from pathlib import Path; from datamodules.storage import held\n"
+    code = "import sys, time; from pathlib import Path; from remoco.common.whole_files import held\n"
     code += "with held(Path(sys.argv[1])):\n print(1, flush=True); time.sleep(60)"
     lock = str(tmp_path / "o" / folder.LOCK)
     other = subprocess.Popen([sys.executable, "-c", code, lock], stdout=subprocess.PIPE)

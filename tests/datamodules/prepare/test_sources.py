@@ -10,10 +10,11 @@ import av
 import numpy as np
 import pytest
 
-from datamodules.prepare import decode, starts
+from datamodules.prepare import starts
 from datamodules.prepare.sources import Slice, videos_in
 from datamodules.shards import Shards
 from remoco.common.errors import BadClip, UserError
+from remoco.common.videos import decode
 from tests.support.commands import remoco
 from tests.support.videos import write_video
 

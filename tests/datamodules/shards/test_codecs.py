@@ -13,11 +13,11 @@ import torch
 
 import conditions
 from conditions import MOTION_NORMS, GaussianFiltered, RegionWise, motion_bucket
-from datamodules import mp4
 from datamodules.scenes.scene import random_scene, render, tracks
 from datamodules.shards import MEMBERS, ClipShape, flow_codec, mask_codec, samples
 from datamodules.sprites import sprite
 from remoco.common.errors import BadClip
+from remoco.common.videos import mp4
 
 SHAPE = ClipShape(frames=3, height=16, width=24, fps=8.0)
 

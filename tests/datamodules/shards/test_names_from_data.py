@@ -11,8 +11,8 @@ from datamodules.prepare.video import part_path
 from datamodules.shards import INDEX, Shards, sidecar, unpack, write_index
 from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
-from datamodules.storage import inside
 from remoco.common.errors import BadClip, UserError
+from remoco.common.whole_files import inside
 from tests.support.broken_shards import SHAPE
 from tests.support.callbacks_stand_in import Module, trainer
 

@@ -11,7 +11,7 @@ from typing import Any
 import av
 from av.filter import Graph
 
-from datamodules.prepare.picture import Picture
+from remoco.common.videos.picture import Picture
 
 NOTE = "deinterlaced"
 # one picture out for each one in; those that are not interlaced pass; one thread, as decoding takes

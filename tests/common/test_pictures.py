@@ -13,9 +13,9 @@ from PIL import Image, ImageCms, features
 from datamodules.drawings import read_drawing
 from datamodules.drawings.arguments import read_brush
 from datamodules.drawings.arguments import read_image as handed_in
-from datamodules.files import FORMATS, read_depth, read_image, read_mask
-from datamodules.pictures import colour_of
 from remoco.common.errors import UserError
+from remoco.common.picture_files import FORMATS, read_depth, read_image, read_mask
+from remoco.common.pictures import colour_of
 
 COLOURS = [(230, 40, 40), (40, 200, 60), (50, 70, 220), (240, 220, 60)]
 HEIGHT, WIDTH = 24, 40

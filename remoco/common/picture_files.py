@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
-from datamodules.pictures import WHITE, brushed, shown
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_regular
+from remoco.common.pictures import WHITE, brushed, shown
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
@@ -42,7 +42,7 @@ Source = str | Path | bytes
 
 
 def read_image(source: Source, name: str | None = None, background: tuple[int, int, int] = WHITE) -> np.ndarray:
-    """(H, W, 3) uint8 of a picture as a viewer shows it, see `datamodules.pictures`; of an animation the first one.
+    """(H, W, 3) uint8 of a picture as a viewer shows it, see `remoco.common.pictures`; of an animation the first one.
 
     Args:
         source: a file or its bytes.
@@ -146,7 +146,8 @@ def _opened(source: Source, name: str) -> Image.Image:
         with warnings.catch_warnings(action="ignore"):
             picture = Image.open(io.BytesIO(data), formats=FORMATS)
             if isinstance(picture, TiffImageFile) and (_DNG in picture.tag_v2 or picture.tag_v2.get(_SUBFILE, 0) & 1):
-                raise UnidentifiedImageError  # Pillow would show the small preview that comes first
+                # Pillow would show the small preview that comes first
+                raise UserError(f"{name}: not a readable picture: {_foreign(data)}")
             check_size(picture.size[::-1], name)
             picture.load()
             picture.getexif()  # reads what follows the pixels

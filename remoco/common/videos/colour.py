@@ -4,7 +4,7 @@ libswscale's defaults change from one version to the next, and its fast paths ar
 read as they are, and the matrix that the stream names (ITU-T H.273) is applied here, in closed form. What is not tagged
 is read as mpv does: BT.709 where the picture is at least 1280 wide or more than 576 high, else BT.601; limited range,
 but RGB, grey and the `yuvj` formats are full. Colour primaries of SDR video are left as they are, as ffmpeg does. PQ
-and HLG (ITU-R BT.2100) become SDR with BT.709 primaries; see `datamodules.tone`.
+and HLG (ITU-R BT.2100) become SDR with BT.709 primaries; see `remoco.common.videos.tone`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from av.codec import CodecContext
 
-from datamodules.pictures import WHITE, over
-from datamodules.tone import HDR, sdr
 from remoco.common.errors import BadClip
+from remoco.common.pictures import WHITE, over
+from remoco.common.videos.tone import HDR, sdr
 
 ROWS = 64  # converted at once: float pictures of a whole frame would not fit the caches, nor for 8K the memory
 

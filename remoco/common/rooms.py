@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 ROOMS = ("callbacks", "conditions", "datamodules", "lightning_modules", "metrics", "remoco")
-HOME = Path(__file__).resolve().parent.parent
+HOME = Path(__file__).resolve().parents[2]
 FIRST = str(HOME / "remoco" / "first")
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")  # one process of a run says it
 

@@ -9,13 +9,13 @@ import av
 import numpy as np
 import pytest
 
-from datamodules import colour, mp4
 from datamodules.prepare.clips import read_clip
 from datamodules.prepare.folder import read_report
-from datamodules.tone import pq_nits, roll_off
-from datamodules.videos import read_frames, write_video
 from remoco.cli import main
 from remoco.common.errors import BadClip
+from remoco.common.videos import colour, mp4
+from remoco.common.videos.files import read_frames, write_video
+from remoco.common.videos.tone import pq_nits, roll_off
 
 PATCHES = [
     (200, 30, 30), (30, 180, 60), (40, 60, 200), (220, 200, 40),

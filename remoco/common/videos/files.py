@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.mp4 import REPEATABLE, picture_of, set_format
-from datamodules.prepare.decode import pictures, reason
-from datamodules.prepare.picture import watched
-from datamodules.storage import atomic_path
 from remoco.common.errors import BadClip
+from remoco.common.videos.decode import pictures, reason
+from remoco.common.videos.mp4 import REPEATABLE, picture_of, set_format
+from remoco.common.videos.picture import watched
+from remoco.common.whole_files import atomic_path
 
 MAX_BYTES = 2 << 30  # of a whole video's pictures: a clip of seconds, not somebody's film
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")

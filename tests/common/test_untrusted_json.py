@@ -7,10 +7,10 @@ import socket
 
 import pytest
 
-from datamodules.storage import read_object
 from remoco.common import json_files
 from remoco.common.errors import UserError
 from remoco.common.json_files import JsonShape, parse_json, read_json
+from remoco.common.whole_files import read_object
 
 
 @pytest.mark.parametrize(

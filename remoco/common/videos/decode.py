@@ -16,10 +16,10 @@ from typing import Any, BinaryIO
 import av
 from av.video.frame import PictureType
 
-from datamodules.colour import decoder_of, remember
-from datamodules.prepare.fields import deinterlaced
-from datamodules.prepare.picture import MAX_PIXELS, Picture
 from remoco.common.errors import BadClip, one_line
+from remoco.common.videos.colour import decoder_of, remember
+from remoco.common.videos.fields import deinterlaced
+from remoco.common.videos.picture import MAX_PIXELS, Picture
 
 Source = str | os.PathLike | BinaryIO | io.RawIOBase
 Stamped = tuple[int, av.VideoFrame | None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -108,9 +107,9 @@ def check_writable(path: str | Path, name: str) -> None:
     For before the work: the disk may still fill up.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{name} {path}: cannot be written (it is a folder, expected the name of a file)")
     try:
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, "it is a folder, expected the name of a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass

@@ -10,9 +10,9 @@ import av
 import cv2
 import numpy as np
 
-from datamodules.colour import rgb_of
-from datamodules.pictures import WHITE
 from remoco.common.errors import BadClip
+from remoco.common.pictures import WHITE
+from remoco.common.videos.colour import rgb_of
 
 MAX_PIXELS = 8192 * 4352  # of a picture; 8K is 33 million, and what pretends to be more would take the memory
 MAX_ASPECT = 16  # of a pixel; anamorphic film has 2, and what pretends to be more would take the memory
