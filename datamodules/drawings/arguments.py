@@ -38,11 +38,9 @@ def drawings_of(
         return [_drawing(image, tracks, brush, background)]
     if not image:
         raise UserError("image: expected at least one, got an empty list")
-    each = [
-        each_of("tracks", None if isinstance(tracks, tuple) and not tracks else tracks, len(image), ()),
-        each_of("brush", brush, len(image)),
-    ]
-    return [_drawing(one, *own, background) for one, *own in zip(image, *each, strict=True)]
+    strokes = each_of("tracks", None if isinstance(tracks, tuple) and not tracks else tracks, len(image), ())
+    brushes = each_of("brush", brush, len(image))
+    return [_drawing(*each, background) for each in zip(image, strokes, brushes, strict=True)]
 
 
 def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence[Any]:

@@ -102,7 +102,8 @@ class Drawing:
         """(H, W) bool, what any brush covers; None where none does."""
         if self.brush is None or not self.brush.any():
             return None
-        return self.brush.any(axis=0) if self.brush.ndim == 3 else self.brush > 0
+        brushed: np.ndarray = np.any(self.brush, axis=0) if self.brush.ndim == 3 else self.brush > 0
+        return brushed
 
     def framing(self, grid: Grid, fit: Fit = "crop", height: int | None = None, width: int | None = None) -> Framing:
         """The frame that this drawing gets, by the rule of size: see `framing_of`, whose arguments these are."""

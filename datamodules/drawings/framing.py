@@ -94,8 +94,9 @@ class Framing:
         if fit not in ("crop", "pad", "stretch"):
             raise UserError(f"fit is {str(fit)[:40]!r}, expected crop, pad or stretch")
         scales = [new / old for new, old in zip(frame, size, strict=True)]
-        drawn = fit == "crop" and starts is not None and len(starts)
-        along = [starts[:, 1 - axis].clip(0, size[axis] - 1) + 0.5 for axis in (0, 1)] if drawn else []
+        along = []  # y, then x, of the starts
+        if fit == "crop" and starts is not None and len(starts):
+            along = [starts[:, 1 - axis].clip(0, size[axis] - 1) + 0.5 for axis in (0, 1)]
         if fit == "crop":
             wide = [(new - 1) / np.ptp(at) for new, at in zip(frame, along) if np.ptp(at)]
             scales = [max(min(scales), min(max(scales), *wide))] * 2 if wide else [max(scales)] * 2

@@ -181,7 +181,8 @@ def moving(
         placed = path if motion.framing is None else motion.framing.back(path)
         return [None if np.isnan(x) else [x, y] for x, y in placed.round(2).tolist()]
 
-    return {"points": [listed(path) for path in points], "tracks": tracks and [listed(path) for path in tracks]}
+    seen = None if tracks is None else [listed(path) for path in tracks]
+    return {"points": [listed(path) for path in points], "tracks": seen}
 
 
 def _interpolated(followed: Any, start: np.ndarray, moments: int) -> np.ndarray:
