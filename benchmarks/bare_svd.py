@@ -19,8 +19,8 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from lightning_modules.bare import DIFFUSERS, OURS, sample_bare  # noqa: E402
-from lightning_modules.svd import SVD  # noqa: E402
+from lightning_modules.bases import SVD, Sprites  # noqa: E402
+from lightning_modules.bases.svd.bare import DIFFUSERS, OURS, sample_bare  # noqa: E402
 
 
 def main() -> None:
@@ -33,13 +33,12 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     options = parser.parse_args()
-    svd = SVD.load(options.svd, dtype=torch.float64) if options.svd else SVD.random("tiny")
-    svd.freeze(torch.float64)
+    svd = SVD(options.svd).build(torch.float64) if options.svd else Sprites("tiny", latents="vae").build(torch.float64)
     image = options.image or _noise()
     size = {"height": options.height, "width": options.width}
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(1, 3, *size.values(), generator=generator, dtype=torch.float64)
-    shape = (1, options.frames, svd.latent_channels, options.height // 8, options.width // 8)
+    shape = (1, options.frames, svd.channels, options.height // 8, options.width // 8)
     latents = torch.randn(shape, generator=generator, dtype=torch.float64)
     base = replace(DIFFUSERS, num_frames=options.frames, steps=options.steps)
 

@@ -151,7 +151,7 @@ def prepared(changes: dict[str, Any], size: str, shape: Shape) -> tuple[Count, A
     module = module_on("meta", size, **changes)
     batch = batch_on("meta", module, shape, cached)
     draws = mock.patch(
-        "lightning_modules.motion_control.randn", lambda seeds, s, device: torch.empty((len(seeds), *s), device="meta")
+        "lightning_modules.video_module.randn", lambda seeds, s, device: torch.empty((len(seeds), *s), device="meta")
     )
     no_autocast = mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta knows none
     with draws, no_autocast, torch.no_grad(), Count("meta") as count:
@@ -173,7 +173,7 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
     count = Count("cpu")
     with fake, count, as_on_cuda():
         empty = lambda t: torch.empty(t.shape, dtype=t.dtype)  # noqa: E731
-        cond = type(cond)(empty(cond.image_latent), empty(cond.image_embedding), empty(cond.ids), empty(cond.control))
+        cond = type(cond)({name: empty(value) for name, value in cond.parts.items()}, empty(cond.control))
         clean = empty(clean)
         module.conditioning = lambda batch, sigma_aug: cond
         module.clean_latents = lambda batch: clean
@@ -212,7 +212,7 @@ def _without_generators(module: Any, clips: int) -> Iterator[None]:
     }
     with contextlib.ExitStack() as stack:
         for name, value in draws.items():
-            stack.enter_context(mock.patch(f"lightning_modules.motion_control.{name}", value))
+            stack.enter_context(mock.patch(f"lightning_modules.video_module.{name}", value))
         stack.enter_context(mock.patch.object(module, "seeds", lambda batch, stream: seeds))
         yield
 
@@ -223,8 +223,8 @@ def _nbytes(tensors: Any) -> int:
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "default_training_step": {},
-    "all levels recomputed": {"gradient_checkpointing": "all"},
-    "nothing recomputed": {"gradient_checkpointing": "none"},
+    "all levels recomputed": {"recompute": "all"},
+    "nothing recomputed": {"recompute": "none"},
     "LoRA on every linear layer": {"lora": "linear"},
     "without LoRA": {"lora": None},
     "encoding the videos": {"cached": False},

@@ -22,10 +22,11 @@ sys.path[:] = [str(REPO), *(path for path in sys.path if Path(path or ".").resol
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
+from lightning_modules.bases import Sprites
+from lightning_modules.config import Control, Speed
 
 CONFIG = REPO / "configs/remoco_svd.yaml"
-# of configs/remoco_svd.yaml -> what the benchmarks give themselves
-OWN = ("svd", "condition", "learning_rate")
+BASE, SPEED = ("recompute", "vae_precision"), ("compile", "sample_graph")
 
 
 class Shape(NamedTuple):
@@ -38,10 +39,11 @@ class Shape(NamedTuple):
 
 
 def recipe() -> tuple[dict[str, Any], Shape]:
-    """Arguments of the module in `configs/remoco_svd.yaml`, without base and condition; and the shape of its batch."""
+    """What `configs/remoco_svd.yaml` says of control and base, by its own names; and the shape of its batch."""
     config = yaml.safe_load(CONFIG.read_text())
     data = config["data"]["init_args"]
-    arguments = {name: value for name, value in config["model"]["init_args"].items() if name not in OWN}
+    model = config["model"]["init_args"]
+    arguments = {**model["control"], **{name: v for name, v in model["base"]["init_args"].items() if name in BASE}}
     return arguments, Shape(data["batch_size"], data["frames"], data["height"], data["width"])
 
 
@@ -55,9 +57,12 @@ def module_on(
         size: `tiny`, `small` or `full`.
         dtype: Compute dtype.
         seed: Of the weights.
-        changes: Arguments of the module in place of the recipe's.
+        changes: Of control, base and speed, by their own names, in place of the recipe's.
     """
-    module = MotionControlModule(RegionWise(), random_init=size, **{**recipe()[0], **changes})  # its metrics are real
+    given = {**recipe()[0], **changes}
+    base, speed = ({name: given.pop(name) for name in names if name in given} for names in (BASE, SPEED))
+    base = Sprites(size, latents="vae", **base)
+    module = MotionControlModule(base, RegionWise(), Control(**given), speed=Speed(**speed))  # its metrics are real
     with torch.device("meta"):
         module.configure_model(dtype)
     module.log = lambda *args, **kwargs: None  # there is no trainer
@@ -105,7 +110,7 @@ def use_channels_last(network: nn.Module) -> None:
 def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: bool = True) -> dict[str, Any]:
     """A batch of random clips, as the data module would bring it: from cached latents, or with its video."""
     b, frames, height, width = shape
-    latent = (b, frames, module.svd.latent_channels, height // 8, width // 8)
+    latent = (b, frames, module.base.channels, height // 8, width // 8)
     batch: dict[str, Any] = {
         "flow": torch.randint(30000, 35000, (b, frames, 2, height, width), dtype=torch.int32, device=device).to(
             torch.uint16
@@ -120,7 +125,7 @@ def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: boo
     if not cached:
         video = torch.randint(0, 256, (b, frames, 3, height, width), dtype=torch.uint8, device=device)
         return {**batch, "video": video}
-    embedding = (b, 1, module.svd.unet.config.cross_attention_dim)
+    embedding = (b, 1, module.base.unet.config.cross_attention_dim)
     return {
         **batch,
         "latent_mean": torch.randn(latent, device=device).half(),

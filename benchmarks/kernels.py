@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lightning_modules.blocks import attention
+from lightning_modules.bases.svd.blocks import attention
+from lightning_modules.control.lora import add_lora, lora_layers, project
 from lightning_modules.layers import TemporalConv3d
-from lightning_modules.lora import add_lora, lora_layers, project
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,

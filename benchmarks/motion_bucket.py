@@ -57,7 +57,9 @@ def main() -> None:
         flow = flow_to_pixels(batch["flow"], batch["flow_step"])
         share = (flow.norm(dim=2) > 0.5).double().mean((1, 2, 3))  # of pixels that move
         groups |= {"camera moves": share > 0.6, "camera at rest": share <= 0.6}
-    print(f"{arguments.checkpoint}, {arguments.scene} sprites, one stroke, {pipe.module.sample_steps} sampler steps\n")
+    print(
+        f"{arguments.checkpoint}, {arguments.scene} sprites, one stroke, {pipe.module.sampling.steps} sampler steps\n"
+    )
     names = [f"{name}, {int(group.sum())} clips" for name, group in groups.items()]
     print("| motion bucket | mean of it | " + " | ".join(names) + " |")
     print("| --- " * (2 + len(groups)) + "|")

@@ -28,8 +28,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import SpritesDataModule
-from lightning_modules.record import read_checkpoint
-from lightning_modules.svd import SVD
+from lightning_modules.bases import Sprites
+from lightning_modules.checkpoint import read_checkpoint
 
 CLIPS, VAL_CLIPS = 16, 4
 SMALL = {"size": "tiny", "frames": 2, "height": 64, "width": 64, "batch": 2, "sample_steps": 2, "workers": 0}
@@ -68,7 +68,7 @@ def write_base(folder: Path, size: str) -> None:
     if (folder / "complete").exists():
         return
     with torch.device("meta"):
-        svd = SVD.random(size)
+        svd = Sprites(size, latents="vae").build()
     for name, network in list(svd.named_children()):
         torch.nn.Module.half(network)
         materialise(network, "cpu")
@@ -104,7 +104,10 @@ def fit(work: Path, shards: Path, precision: str, steps: int, args: argparse.Nam
         trainer["limit_val_batches"] = 0
     options = [f"--data.init_args.{name}={value}" for name, value in data.items()]
     options += [f"--trainer.{name}={value}" for name, value in trainer.items()]
-    options += [f"--model.init_args.svd={work / args.size}", f"--model.init_args.sample_steps={args.sample_steps or 1}"]
+    options += [
+        f"--model.init_args.base.init_args.path={work / args.size}",
+        f"--model.init_args.sampling.steps={args.sample_steps or 1}",
+    ]
     log = work / f"fit-{precision}-{steps}.log"
     return run(["-m", "lightning", "fit", "--config", str(CONFIG), *options, *more], log)
 

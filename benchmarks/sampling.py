@@ -13,28 +13,30 @@ import argparse
 import contextlib
 import gc
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
 from full_size import Shape, ceilings, measure, module_on, recipe, table
 from torch import Tensor, nn
 
+from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import euler_sample
-from lightning_modules.graphs import Recorded
-from lightning_modules.lora import lora_layers, merge_lora, merged_lora, without_lora
+from lightning_modules.control.lora import lora_layers, merge_lora, merged_lora, without_lora
+from lightning_modules.process.graphs import Recorded
+from lightning_modules.process.sampler import euler_sample
 
 
 def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, Tensor]:
     """A random conditioning of one clip, and the noise it starts from."""
-    frames, (height, width), channels = shape.frames, (shape.height // 8, shape.width // 8), module.svd.latent_channels
-    dim = module.svd.unet.config.cross_attention_dim
-    cond = Conditioning(
-        image_latent=torch.randn(1, channels, height, width, device=device),
-        image_embedding=torch.randn(1, 1, dim, device=device),
-        ids=torch.tensor([[8.0, 17.0, 0.02]], device=device),
-        control=10 * torch.randn(1, frames, 3, shape.height, shape.width, device=device),
+    frames, (height, width), channels = shape.frames, (shape.height // 8, shape.width // 8), module.base.channels
+    dim = module.base.unet.config.cross_attention_dim
+    cond = conditioning(
+        torch.randn(1, channels, height, width, device=device),
+        torch.randn(1, 1, dim, device=device),
+        torch.tensor([[8.0, 17.0, 0.02]], device=device),
     )
+    cond = replace(cond, control=10 * torch.randn(1, frames, 3, shape.height, shape.width, device=device))
     return cond, torch.randn(1, frames, channels, height, width, device=device)
 
 
@@ -42,12 +44,12 @@ def conditioned(module: Any, shape: Shape, device: str) -> tuple[Conditioning, T
 def sample(module: Any, cond: Conditioning, noise: Tensor, steps: int, kind: str, decode: bool = True) -> Tensor:
     """One clip: `merged` as users get it, `apart` with LoRA computed beside, `bare` without LoRA and motion."""
     with module.autocast():
-        module.injection.set(None if kind == "bare" else module.motion_encoder(cond.control))
+        module.injections[0].set(None if kind == "bare" else module.motion_encoder(cond.control))
         context = {"merged": merged_lora, "bare": without_lora}.get(kind, lambda unet: contextlib.nullcontext())
-        recorded = Recorded if module.sample_graph else None
-        with context(module.svd.unet):
+        recorded = Recorded if module.speed.sample_graph else None
+        with context(module.base.unet):
             latents = euler_sample(module.denoiser, noise, cond, steps=steps, recorded=recorded)
-        return module.svd.decode(latents) if decode else latents
+        return module.base.decode(latents) if decode else latents
 
 
 @torch.no_grad()
@@ -57,19 +59,19 @@ def merging_error(device: str, size: str, shape: Shape, dtype: torch.dtype) -> d
     exactly = torch.float32
     for name, compute in (("float32", exactly), ("apart", dtype), ("merged", dtype), ("merged in float32", exactly)):
         module = module_on(device, size, compute)
-        for layer in lora_layers(module.svd.unet).values():
+        for layer in lora_layers(module.base.unet).values():
             layer.lora_B["default"].weight.data.mul_(0.02)  # a few per cent of the base weights, as after training
         torch.manual_seed(0)
         cond, noise = conditioned(module, shape, device)
         sigma = torch.full((1,), 2.0, device=device)
-        module.injection.set(module.motion_encoder(cond.control))
+        module.injections[0].set(module.motion_encoder(cond.control))
         if name == "merged in float32":
-            merge_lora(module.svd.unet)
-            nn.Module.to(module.svd.unet, dtype)
+            merge_lora(module.base.unet)
+            nn.Module.to(module.base.unet, dtype)
             module.compute_dtype = dtype
         with module.autocast():
             if name == "merged":
-                with merged_lora(module.svd.unet):
+                with merged_lora(module.base.unet):
                     found[name] = module.denoiser(noise, sigma, cond)
             else:
                 found[name] = module.denoiser(noise, sigma, cond)
@@ -99,8 +101,8 @@ def main() -> None:
     ways = ("", *graph) if args.no_compile else ("", *graph, "compiled")
     for way in ways:
         module = module_on(
-            args.device, args.size, compile_unet=way == "compiled", sample_graph=way == "graph",
-            gradient_checkpointing="none",
+            args.device, args.size, compile=way == "compiled", sample_graph=way == "graph",
+            recompute="none",
         )  # fmt: skip
         cond, noise = conditioned(module, shape, args.device)
         for kind in ("bare", "apart", "merged"):

@@ -21,11 +21,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "all levels recomputed": {"gradient_checkpointing": "all"},
-    "nothing recomputed": {"gradient_checkpointing": "none"},
+    "all levels recomputed": {"recompute": "all"},
+    "nothing recomputed": {"recompute": "none"},
     "LoRA on every linear layer": {"lora": "linear"},
     "bare UNet, forward and gradient": {"bare": True},
-    "compiled": {"compile_unet": True},
+    "compiled": {"compile": True},
     "channels_last": {"channels_last": True},
     "VAE in bfloat16": {"vae_precision": "bfloat16"},
     "encoding the videos": {"cached": False},
@@ -38,7 +38,7 @@ def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any]) -> An
     cached, last, bare = (changes.pop(k, v) for k, v in (("cached", True), ("channels_last", False), ("bare", False)))
     module = module_on(device, size, lora=None, **changes) if bare else module_on(device, size, **changes)
     if last:
-        use_channels_last(module.svd.unet)
+        use_channels_last(module.base.unet)
     batch = batch_on(device, module, shape, cached)
     if bare:
         return bare_step(module, shape, device)
@@ -58,8 +58,8 @@ def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any]) -> An
 
 def bare_step(module: Any, shape: Shape, device: str) -> Any:
     """The UNet alone with everything frozen: forward, and the gradient by its input."""
-    unet, b, latent = module.svd.unet, shape.batch, (shape.height // 8, shape.width // 8)
-    x = torch.randn(b, shape.frames, 2 * module.svd.latent_channels, *latent, device=device, dtype=unet.dtype)
+    unet, b, latent = module.base.unet, shape.batch, (shape.height // 8, shape.width // 8)
+    x = torch.randn(b, shape.frames, 2 * module.base.channels, *latent, device=device, dtype=unet.dtype)
     token = torch.randn(b, 1, unet.config.cross_attention_dim, device=device, dtype=unet.dtype)
     x.requires_grad_(True)
 
@@ -73,7 +73,7 @@ def bare_step(module: Any, shape: Shape, device: str) -> Any:
 
 def useful_tflop(size: str, shape: Shape) -> float:
     """TFLOP of the bare UNet's forward for a clip, doubled for its gradient; counted without memory."""
-    module = module_on("meta", size, lora=None, gradient_checkpointing="none")
+    module = module_on("meta", size, lora=None, recompute="none")
     one = shape._replace(batch=1)
     with torch.device("meta"), FlopCounterMode(display=False) as flops:
         bare_step(module, one, "meta")()

@@ -57,11 +57,14 @@ def main() -> None:
         args.device
     )  # smooth as pictures are
     exact = module_on(args.device, args.size).svd
+    exact.vae_precision = "float32"
     exact.freeze(torch.float32)
     nn.Module.double(exact.vae) if cpu else None
     with torch.no_grad():
         reference = (
-            exact.vae.encode(frames.double()).latent_dist.mean if cpu else exact.encode(frames, chunk=args.frames)[0]
+            exact.vae.encode(frames.double()).latent_dist.mean
+            if cpu
+            else exact.encode(frames[None], args.frames).mean[0]
         ).float()
         whole = reference[None] * exact.latent_scale
         decoded = (
@@ -74,15 +77,18 @@ def main() -> None:
     for precision in PRECISIONS:
         for last in (False, True):
             svd = module_on(args.device, args.size).svd
-            svd.freeze(torch.bfloat16, vae_precision=precision)
+            svd.vae_precision = precision
+            svd.freeze(torch.bfloat16)
             if last:
                 use_channels_last(svd.vae)
             if cpu and precision == "tf32":
                 emulate_tf32(svd.vae)
             for chunk in args.chunks:
-                mean = svd.encode(frames, chunk)[0]
+                mean = svd.encode(frames[None], chunk).mean[0]
                 error = relative(mean, reference)
-                found = measure(lambda svd=svd, chunk=chunk: svd.encode(frames, chunk), args.device, 1, args.steps)
+                found = measure(
+                    lambda svd=svd, chunk=chunk: svd.encode(frames[None], chunk), args.device, 1, args.steps
+                )
                 rows.append([
                     precision, "channels_last" if last else "", chunk, f"{found.ms:.1f}",
                     f"{found.ms / args.frames:.2f}", f"{found.peak_gib:.1f}", f"{error:.1e}",

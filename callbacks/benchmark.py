@@ -4,7 +4,7 @@ import hashlib
 import json
 import zlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from callbacks.sample_logger import sampling
 from conditions import mix
 from datamodules.bench import LEVELS, scoring
 from datamodules.bench.datamodule import BenchmarkDataModule
+from lightning_modules.config import Sampling
 from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco.common.errors import UserError
@@ -39,8 +40,8 @@ class Benchmark(Callback):
         seed: of the noise.
         frames: frames of a video.
         fps: frames per second, told to the network and of the files.
-        motion_bucket_id: mean displacement in pixels that the network is told, or `drawing` for that of each drawing;
-            by default the model's, which is 17 where its configuration says nothing.
+        inputs: what else the base is told, by its own names, as `motion_bucket_id` of SVD; what is not said is the
+            model's own.
     """
 
     def __init__(
@@ -49,17 +50,16 @@ class Benchmark(Callback):
         seed: int = PUBLISHED_SEED,
         frames: int = 16,
         fps: int = 8,
-        motion_bucket_id: float | Literal["drawing"] | None = None,
+        inputs: dict[str, float | str] | None = None,
     ) -> None:
-        bucket = motion_bucket_id if isinstance(motion_bucket_id, (int, float)) else 0
         for name, value, least, most in (
-            ("frames", frames, 2, 1024), ("fps", fps, 1, 1000), ("motion_bucket_id", bucket, 0, 10_000),
+            ("frames", frames, 2, 1024), ("fps", fps, 1, 1000),
             ("seed", seed, -(2**63), 2**63 - 1),
         ):  # fmt: skip
             if not least <= value <= most:
                 raise UserError(f"Benchmark.{name} is {value}, expected at least {least}, at most {most}")
         self.metrics, self.seed, self.frames, self.fps = metrics, seed, frames, fps
-        self.motion_bucket_id = motion_bucket_id
+        self.inputs = dict(inputs or {})
         self.folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -83,15 +83,12 @@ class Benchmark(Callback):
             made_by = {
                 "root": str(data.root.resolve()),  # for `remoco report`; the benchmark may move
                 "trained": trained_hash(pl_module),
-                "base": pl_module.svd.identity,
+                "base": pl_module.base.identity,
                 "condition": pl_module.condition.record(),
-                "steps": pl_module.sample_steps,
-                "guidance": list(pl_module.guidance),
-                "sigma_max": pl_module.sample_sigma_max,
+                "sampling": self._sampling(pl_module).record(),
                 "seed": self.seed,
                 "frames": self.frames,
                 "fps": self.fps,
-                "motion_bucket_id": self._bucket(pl_module),
                 "height": data.height,
                 "width": data.width,
                 "fit": data.fit,
@@ -117,8 +114,8 @@ class Benchmark(Callback):
             write_json(record, made_by | {"inputs": known | data.samples})
         trainer.strategy.barrier()
 
-    def _bucket(self, pl_module: LightningModule) -> float | Literal["drawing"]:
-        return pl_module.motion_bucket_id if self.motion_bucket_id is None else self.motion_bucket_id
+    def _sampling(self, pl_module: LightningModule) -> Sampling:
+        return pl_module.sampling.but(inputs=self.inputs | {"fps": self.fps})
 
     def on_test_batch_end(
         self,
@@ -144,11 +141,7 @@ class Benchmark(Callback):
                     height=pair.drawing.size[0],
                     width=pair.drawing.size[1],
                     num_frames=self.frames,
-                    fps=self.fps,
-                    motion_bucket_id=self._bucket(pl_module),
-                    num_inference_steps=pl_module.sample_steps,
-                    min_guidance_scale=pl_module.guidance[0],
-                    max_guidance_scale=pl_module.guidance[1],
+                    sampling=self._sampling(pl_module),
                     seed=pair_seed(self.seed, pair.key),
                 )
             except ValueError as error:
@@ -164,7 +157,7 @@ class Benchmark(Callback):
             videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
         )
         for name, result in results.items():
-            result["protocol"] += f"; seed {self.seed}; {pl_module.sample_steps} steps"
+            result["protocol"] += f"; seed {self.seed}; {pl_module.sampling.steps} steps"
             value = torch.tensor(result["value"], dtype=torch.float32, device=pl_module.device)
             pl_module.log(f"test/{name}", value, sync_dist=True)
             rank_zero_print(f"test/{name} = {shown(result['value'], 4)}   [{result['protocol']}]")

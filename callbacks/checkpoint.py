@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.run_folder import run_folder
-from lightning_modules.record import read_checkpoint
+from lightning_modules.checkpoint import read_checkpoint
 from remoco.common.errors import UserError
 from remoco.common.whole_files import atomic_file
 

@@ -137,7 +137,7 @@ class ControlErrors(EveryNthValidation):
         values: dict[str, float] = {}
         results: dict[str, dict[str, Any]] = {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
-        sampler = f"{pl_module.sample_steps} sampler steps from sigma {pl_module.sample_sigma_max:g}; "
+        sampler = f"{pl_module.sampling.steps} sampler steps from sigma {pl_module.sampling.sigma_max:g}; "
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest

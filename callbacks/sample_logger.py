@@ -114,7 +114,7 @@ class SampleLogger(Callback):
     def _panels(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> dict[str, np.ndarray]:
         batch = pl_module.transfer_batch_to_device(batch, pl_module.device, 0)
         with sampling(trainer, pl_module):
-            control = pl_module.control(batch)[0]
+            control = pl_module.draw_control(batch)[0]
             denoised = pl_module.denoise_once(batch, self.sigma)[0]
             generated = pl_module.sample(batch)[0]
         first = batch["first_frame"][0]

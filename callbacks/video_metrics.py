@@ -16,7 +16,7 @@ from callbacks.other_control import with_condition, with_other_control
 from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
-from lightning_modules.conditioning import to_float, to_uint8
+from lightning_modules.conditioning import to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip, shown
 from metrics.frechet import FrechetDistance
 from metrics.published import table
@@ -210,6 +210,4 @@ class VideoMetrics(EveryNthValidation):
 @torch.no_grad()
 def vae_reconstruction(pl_module: LightningModule, videos: Tensor) -> Tensor:
     """(B, L, 3, H, W) real clips -> what the VAE makes of them (the mode of its posterior), uint8."""
-    svd = pl_module.svd
-    latents = svd.encode(to_float(videos.flatten(0, 1)))[0].unflatten(0, videos.shape[:2])
-    return to_uint8(svd.decode(latents * svd.latent_scale).clamp(-1, 1))
+    return to_uint8(pl_module.base.reconstructed(videos))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from conditions.condition import Condition
 from conditions.dense import DenseFlow
+from conditions.dragnuwa import DragNUWA
 from conditions.flow import (
     MOTION_NORMS,
     Motion,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Condition",
     "DenseFlow",
+    "DragNUWA",
     "GaussianFiltered",
     "MOTION_NORMS",
     "Motion",

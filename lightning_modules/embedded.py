@@ -1,7 +1,7 @@
 """A whole small model in one half-precision file: networks, fitted latents, record, and the commands that made it.
 
 The package ships one, `embedded`: what demo, page and evaluation use where nothing has been trained yet. It also ships
-a base without a controller, in diffusers' folders, which `model.init_args.svd: embedded` names.
+a base without a controller, in diffusers' folders, which `bases.SVD` with `path: embedded` is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def located(path: str | Path) -> Path:
 
 def tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """What goes into the file: float16, but the fitted latents as they are, since pictures are made with them."""
-    halves = {name: value if name.startswith("svd.pca.") else value.half() for name, value in state.items()}
+    halves = {name: value if name.startswith("base.pca.") else value.half() for name, value in state.items()}
     return {name: value.detach().cpu().contiguous() for name, value in halves.items()}
 
 
@@ -72,13 +72,10 @@ def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
     """
     try:
         about, dtypes, _ = read_header(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"checkpoint {path}: not a readable checkpoint ({error})") from error
-    if KEY not in about:
-        raise UserError(
-            f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.adapter"
-        )
-    try:
+        if KEY not in about:
+            raise UserError(
+                f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.start"
+            )
         if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
             raise UserError(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
         record, step = _record(about[KEY]), about.get("global_step", "")

@@ -1,151 +1,133 @@
-"""The networks of a module: the frozen base, LoRA in its UNet, the motion encoder and the injection."""
+"""What is put around a base: LoRA, the motion encoder and the injections; and a sample of it all."""
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_modules import blocks, graphs
-from lightning_modules.blocks import freeze_idle
+from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import Denoiser, OnStep, euler_sample, karras_sigmas
-from lightning_modules.injection import Injection, attach
-from lightning_modules.lora import add_lora, merged_lora
-from lightning_modules.motion_encoder import MotionEncoder
-from lightning_modules.released.base import read_released, released_svd
-from lightning_modules.released.files import load_adapter
-from lightning_modules.svd import SVD
+from lightning_modules.config import Control, Sampling
+from lightning_modules.control.injection import Injection, attach, injection_class
+from lightning_modules.control.lora import add_lora, merged_lora
+from lightning_modules.control.motion_encoder import MotionEncoder
+from lightning_modules.process.base import Denoiser
+from lightning_modules.process.graphs import Recorded
+from lightning_modules.process.sampler import OnStep, euler_sample
 from remoco.common.errors import UserError
 
 
-class Networks(NamedTuple):
-    """The networks, and what they do together; `idle` is what would train but has no effect with one image token."""
-
-    svd: SVD
-    motion_encoder: MotionEncoder
-    injection: Injection
-    denoiser: Denoiser
-    idle: dict[str, nn.Parameter]
-    sample_graph: bool = False
-
-    @torch.no_grad()
-    def sample(
-        self,
-        cond: Conditioning,
-        noise: Tensor,
-        steps: int,
-        guidance: tuple[float, float],
-        on_step: OnStep | None = None,
-        sigma_max: float = 700.0,
-    ) -> Tensor:
-        """Scaled latents (B, L, C, H/8, W/8) from standard normal noise of this shape.
-
-        Args:
-            cond: Conditioning of the clips; without a control the UNet runs bare.
-            noise: What the sampler starts from.
-            steps: Euler steps.
-            guidance: Guidance scale of the first and the last frame.
-            on_step: Called after each step; see `diffusion.euler`.
-            sigma_max: Noise level that the sampler starts from.
-        """
-        # the motion depends on the clip alone, so its features are computed once, not per step
-        if cond.control is None:
-            self.injection.set(None)
-        else:
-            self.injection.set(self.motion_encoder(cond.control))
-        sigmas = karras_sigmas(steps, sigma_max=sigma_max, dtype=noise.dtype, device=noise.device)
-        recorded = graphs.Recorded if self.sample_graph else None
-        with merged_lora(self.svd.unet):  # its float32 sums then differ in their last bits
-            return euler_sample(
-                self.denoiser, noise, cond, guidance=guidance, sigmas=sigmas, on_step=on_step, recorded=recorded
-            )
-
-
-def build_networks(
-    compute_dtype: torch.dtype,
-    svd: str | None,
-    revision: str | None,
-    random_init: Literal["micro", "tiny", "small", "full"] | None,
-    init_seed: int,
-    latents: Literal["vae", "space_to_depth", "pca"],
-    released: str | None,
-    adapter: str | None,
-    train_base: bool,
-    injection: str,
-    lora: Literal["attention", "linear"] | None,
-    lora_rank: int,
-    gradient_checkpointing: bool | Literal["none", "top", "all"],
-    vae_precision: Literal["float32", "tf32", "bfloat16"],
-    compile_unet: bool,
-    pca_channels: int = 8,
-    flow_scale: float = 1.0,
-    decode_chunk: int | None = None,
-    sample_graph: bool = False,
-) -> Networks:
-    """Build or load the networks; the arguments are those of `MotionControlModule`.
-
-    Raises:
-        UserError: a folder, a file or a weight is missing or does not fit.
-    """
-    start = read_released(released, lora_rank) if released else None
-    if released and start is not None:
-        base = released_svd(start, released, svd, revision)
-    elif random_init:
-        base = SVD.random(random_init, init_seed, latents, pca_channels)
-    elif svd:
-        base = SVD.load(svd, revision, torch.float32 if train_base else compute_dtype)
-    else:
-        raise UserError("svd, random_init and released are all missing, one of them is the base")
-    encoder, places = assemble(
-        base, compute_dtype, train_base, injection, lora, lora_rank, init_seed, vae_precision, flow_scale
-    )
-    if released and start is not None:
-        base.unet.load_state_dict(start.lora, strict=False)
-        encoder.load_state_dict(start.motion_encoder)
-        places.load_state_dict(start.injection)
-    if adapter:
-        load_adapter(adapter, base.unet, encoder, places, base.pca, whole=train_base)
-    levels: Literal["none", "top", "all"] = (
-        "all" if gradient_checkpointing is True else gradient_checkpointing or "none"
-    )
-    base.enable_gradient_checkpointing(levels)
-    base.decode_chunk = decode_chunk
-    networks = Networks(base, encoder, places, Denoiser(base.unet), freeze_idle(base.unet), sample_graph)
-    if compile_unet:
-        blocks.compile_unet(base.unet)
-    return networks
-
-
-def assemble(
-    base: SVD,
-    compute_dtype: torch.dtype,
-    train_base: bool,
-    injection: str,
-    lora: Literal["attention", "linear"] | None,
-    lora_rank: int,
-    seed: int = 0,
-    vae_precision: Literal["float32", "tf32", "bfloat16"] = "float32",
-    flow_scale: float = 1.0,
-) -> tuple[MotionEncoder, Injection]:
-    """Freeze a base and put LoRA and an injection into it, at their start; on the meta device nothing is taken.
+class Controller:
+    """Motion encoder and injections of a base, and what they do together; a module registers the two.
 
     Args:
-        base: The networks, in place.
-        compute_dtype: As in `build_networks`, as are the others.
-        train_base: Whether the UNet stays trainable.
-        injection: How motion enters the UNet.
-        lora: Where LoRA goes.
-        lora_rank: Its rank.
+        base: Built; hooks go into its networks.
+        control: Which.
         seed: Of all first weights.
-        vae_precision: Of the VAE.
-        flow_scale: On the encoder's first weights of dx and dy.
+
+    Attributes:
+        motion_encoder: None where no injection is at the base's places.
+        injections: In their order.
     """
-    base.freeze(compute_dtype, train_unet=train_base, vae_precision=vae_precision)
-    if lora:
-        add_lora(base.unet, lora, lora_rank, seed=seed)
-    encoder = MotionEncoder(base.unet.config.block_out_channels, seed=seed)
-    with torch.no_grad():
-        next(encoder.stem.parameters())[:, :2] *= flow_scale  # the first convolution's weight
-    return encoder, attach(base.unet, injection, seed=seed)
+
+    def __init__(self, base: VideoBase, control: Control, seed: int = 0):
+        kinds = [injection_class(kind) for kind in control.injection]
+        placed = any(hasattr(kind, "coefficients") for kind in kinds)
+        levels, places = base.levels(), base.places()
+        if placed and not (levels and places):
+            raise UserError(f"control.injection: {type(base).__name__} has no places for {control.injection}")
+        widths = [level.channels for level in levels]
+        self.motion_encoder: MotionEncoder | None = None
+        if placed:
+            check_levels(base)
+            self.motion_encoder = MotionEncoder(widths, seed=seed)
+            with torch.no_grad():  # the first convolution's weight
+                next(self.motion_encoder.stem.parameters())[:, :2] *= control.flow_scale
+        self.injections = nn.ModuleList(
+            attach(places, widths, name, seed) if hasattr(kind, "coefficients") else kind()
+            for name, kind in zip(control.injection, kinds, strict=True)
+        )
+
+    def steer(self, cond: Conditioning, base: VideoBase) -> Conditioning:
+        """Give the injections the clips' motion, for the passes that follow; without a control the base runs bare.
+
+        Args:
+            cond: With the control.
+            base: As it was built with.
+
+        Returns:
+            The conditioning, as the injections edited it.
+        """
+        features = None
+        if cond.control is not None and self.motion_encoder is not None:
+            features = self.motion_encoder(cond.control)
+        for injection in self.injections:
+            if isinstance(injection, Injection):
+                injection.set(features)
+            elif cond.control is not None:
+                steered: Any = injection
+                cond = steered.steer(cond.control, cond, base)
+        return cond
+
+    def release(self) -> None:
+        """Remove the motion: its maps are as large as activations."""
+        for injection in self.injections:
+            if isinstance(injection, Injection):
+                injection.set(None)
+
+
+def check_levels(base: VideoBase) -> None:
+    """Raise ValueError unless the motion encoder makes features of the base's levels."""
+    wanted = [(8 * 2**index, 1) for index in range(len(base.levels()))]
+    if [(level.space, level.time) for level in base.levels()] != wanted:
+        raise UserError(
+            f"control: {type(base).__name__} wants features of another grid than the motion encoder's, which are one "
+            "for each frame and every 8, 16, ... pixels"
+        )
+
+
+def add_control(base: VideoBase, control: Control, seed: int = 0) -> Controller:
+    """Put LoRA, encoder and injections into a base, at their start; on the meta device nothing is taken."""
+    if control.lora:
+        for name, layers in base.lora_targets(control.lora).items():
+            add_lora(base.denoisers()[name], layers, control.rank, seed=seed)
+    return Controller(base, control, seed)
+
+
+@torch.no_grad()
+def sample(
+    denoiser: Denoiser,
+    base: VideoBase,
+    cond: Conditioning,
+    noise: Tensor,
+    sampling: Sampling,
+    on_step: OnStep | None = None,
+    graph: bool = False,
+) -> Tensor:
+    """Latents (B, F, C, h, w) from standard normal noise of this shape.
+
+    Args:
+        denoiser: The base's network; its motion is set.
+        base: Whose LoRA is merged meanwhile; its float32 sums then differ in their last bits.
+        cond: Conditioning of the clips.
+        noise: What the sampler starts from.
+        sampling: Steps, guidance and first noise level.
+        on_step: Called after each step; see `sampler.euler`.
+        graph: Record the first step as a CUDA graph.
+    """
+    with ExitStack() as stack:
+        for network in base.denoisers().values():
+            stack.enter_context(merged_lora(network))
+        return euler_sample(
+            denoiser,
+            noise,
+            cond,
+            sampling.steps,
+            sampling.guidance,
+            sampling.sigma_max,
+            on_step=on_step,
+            recorded=Recorded if graph else None,
+        )

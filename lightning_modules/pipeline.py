@@ -7,6 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,14 +19,16 @@ from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings import Drawing, Fit, Grid, Picture, drawings_of
 from datamodules.drawings.arguments import each_of
+from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
-from lightning_modules.conditioning import INFERENCE_SIGMA_AUG, from_first_frame
-from lightning_modules.diffusion import karras_sigmas, precondition, randn
-from lightning_modules.motion_control import AUG_NOISE, INITIAL, MotionControlModule
+from lightning_modules.config import Control, Sampling, Start
+from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped
+from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped, told
+from lightning_modules.process.base import randn
 from lightning_modules.restorable import average_of
+from lightning_modules.video_module import AUG_NOISE, INITIAL
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
 from remoco.common.tensor_files import read_json, read_safetensors
@@ -91,8 +94,8 @@ class MotionControlPipeline:
             UserError: not a checkpoint of ours, or over another base; one line.
         """
         with value_errors():
-            checkpoint = record.read_checkpoint(path)
-            found = record.of(checkpoint, str(path))
+            checkpoint = checkpoints.read_checkpoint(path)
+            found = checkpoints.of(checkpoint, str(path))
             state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
             return cls(*built(found, state, svd, dtype)).to(device)
 
@@ -114,7 +117,9 @@ class MotionControlPipeline:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            return cls(*built(record.of({record.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(device)
+            return cls(*built(checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(
+                device
+            )
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
@@ -158,15 +163,21 @@ class MotionControlPipeline:
     def _of_adapter(
         cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
     ) -> MotionControlPipeline:
+        from lightning_modules.bases import base_at
         from lightning_modules.expected import check_adapter
         from lightning_modules.released.files import read_adapter
 
         parts = read_adapter(path)
         rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
-        module = MotionControlModule(condition, svd=svd, adapter=str(path), lora=lora, lora_rank=rank)
+        control = Control(lora=lora, rank=rank)
+        module = MotionControlModule(base_at(svd), condition, control, start=Start("adapter", str(path)))
         check_adapter(module, parts)
         module.configure_model(dtype)
         return cls(module)
+
+    def usual_inputs(self) -> dict[str, Any]:
+        """What the base is told where a call does not say, by its own names."""
+        return told(self.module.base.inputs(), self.module.sampling.inputs, {})
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
         """Keep the image encoder and the VAE in the host's memory but while they are used; the rest goes to the device.
@@ -184,9 +195,9 @@ class MotionControlPipeline:
         tracks: Sequence[Any] = (),
         brush: Picture | None | list[Picture | None] = None,
         num_frames: int | None = None,
-        fps: float = 8,
+        fps: float | None = None,
         motion_bucket_id: float | Literal["drawing"] | None = None,
-        noise_aug_strength: float = INFERENCE_SIGMA_AUG,
+        noise_aug_strength: float | None = None,
         num_inference_steps: int | None = None,
         min_guidance_scale: float | None = None,
         max_guidance_scale: float | None = None,
@@ -201,6 +212,7 @@ class MotionControlPipeline:
         decode_chunk_size: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        sampling: Sampling | None = None,
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
@@ -216,11 +228,13 @@ class MotionControlPipeline:
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
-            fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1).
+            fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1); by
+                default what the training configuration says, mostly 8.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
                 describe (`conditions.strokes.drawn_motion`); by default what the training configuration says, mostly
                 17, as on WebVid (SVD's own default 127 is another scale).
-            noise_aug_strength: Standard deviation of the noise on the first frame.
+            noise_aug_strength: Standard deviation of the noise on the first frame; 0.02 where the training configuration
+                says nothing.
             num_inference_steps: Euler steps; the training configuration's by default.
             min_guidance_scale: Guidance of the first frame; the training configuration's by default.
             max_guidance_scale: Guidance of the last frame; the training configuration's by default.
@@ -244,24 +258,27 @@ class MotionControlPipeline:
                 convention: the latents in the dict that it returns are gone on with. What it raises ends the call.
             callback_on_step_end_tensor_inputs: What `tensors` holds: `latents`, and `denoised`, the step's estimate of
                 the result, for previews.
+            sampling: Steps, guidance and what the base is told where the arguments above do not say; the training
+                configuration's by default.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
         """
         module = self.module
+        sampling = sampling or module.sampling
         num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
-        bucket = module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id
-        steps = module.sample_steps if num_inference_steps is None else num_inference_steps
+        said = {"fps": fps, "motion_bucket_id": motion_bucket_id, "noise_aug_strength": noise_aug_strength}
         low, high = (
             own if given is None else given
-            for given, own in zip((min_guidance_scale, max_guidance_scale), module.guidance, strict=True)
+            for given, own in zip((min_guidance_scale, max_guidance_scale), sampling.guidance, strict=True)
         )
-        if isinstance(bucket, str) and bucket != "drawing":
-            raise UserError(f"motion_bucket_id is {bucket!r}, expected a number or 'drawing'")
-        check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2), fps=(fps, 1e-3),
-               noise_aug_strength=(noise_aug_strength, 0), motion_bucket_id=(0 if bucket == "drawing" else bucket, 0),
+        steps = sampling.steps if num_inference_steps is None else num_inference_steps
+        check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
+        inputs = told(module.base.inputs(), sampling.inputs, said)
+        sampling = sampling.but(steps=steps, guidance=(low, high))
+        bucket = inputs.get("motion_bucket_id", 0.0)
         check_output(output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
             raise UserError(
@@ -272,49 +289,53 @@ class MotionControlPipeline:
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
         drawn = self._batch(drawings, controls, bucket, num_frames, fit, colour_of(background), height, width)
-        frames, controls, buckets = zip(*drawn, strict=True)
+        frames, controls, found = zip(*drawn, strict=True)
         seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        same = {"fps": fps, "sigma_aug": noise_aug_strength}
-        told = {"motion_bucket_id": buckets, **{name: [value] * len(frames) for name, value in same.items()}}
-        exact = torch.promote_types(module.svd.unet.dtype, torch.float32)
-        ids = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in told.items()}
-        sigma_max = module.sample_sigma_max
+        buckets = {"motion_bucket_id": list(found)} if "motion_bucket_id" in inputs else {}
+        numbers = {name: [value] * len(frames) for name, value in inputs.items()} | buckets
+        base, exact = module.base, module.base.arithmetic()
+        given = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in numbers.items()}
         on_step = None
         if callback_on_step_end is not None:
-            times = precondition(karras_sigmas(steps, sigma_max=sigma_max)[:-1])[3]
-            on_step = stepped(self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), times)
+            sigmas = module.process.levels(steps, sampling.sigma_max)[:-1].float()
+            on_step = stepped(
+                self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), module.process.times(sigmas)
+            )
         with module.autocast():
-            noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
+            noise = None
+            if base.frame_noise is not None:
+                noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                cond = from_first_frame(module.svd, first, torch.stack(controls).to(module.device), ids, noise)
-            shape = (num_frames, module.svd.latent_channels, *cond.image_latent.shape[2:])
+                cond = base.condition({"first_frame": first}, given, noise)
+            cond = replace(cond, control=torch.stack(controls).to(module.device))
+            shape = (base.grid.latents(num_frames), base.channels, *base.grid.size(*first.shape[2:]))
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(exact)
             try:
-                latents = module.networks.sample(cond, noise, steps, (low, high), on_step, sigma_max)
+                latents = module.sampled(cond, noise, sampling, on_step)
             finally:
-                module.injection.set(None)  # its maps are as large as the activations
+                module.release()
             check_finite(latents)
             if output_type == "latent":
                 return MotionControlOutput(latents)
             with self._in_use():
-                video = module.svd.decode(latents, decode_chunk_size).clamp(-1, 1)
+                video = module.base.decode(latents, decode_chunk_size).clamp(-1, 1)
             check_finite(video)
         return MotionControlOutput(converted(video, output_type))
 
     @property
     def trained_size(self) -> tuple[int, int]:
-        """(height, width) of the clips that the model was trained on; where its record does not say, the paper's."""
-        own = (64, 64) if self.module.random_init else (320, 512)
+        """(height, width) of the clips that the model was trained on; where its record does not say, the base's own."""
+        own = self.module.base.usual()[1:]
         return self.sampling.get("height", own[0]), self.sampling.get("width", own[1])
 
     @property
     def grid(self) -> Grid:
         """The frames that images get by default, of as many pixels as the model was trained at."""
-        return Grid(math.prod(self.trained_size))
+        return Grid(math.prod(self.trained_size), self.module.base.grid.step)
 
     def _batch(
         self,
@@ -334,7 +355,7 @@ class MotionControlPipeline:
                 height, width = control.shape[-2:]
             framing = drawing.framing(self.grid, fit, height, width)
             with value_errors():
-                record.check_size(self.module.condition, *framing.frame)
+                record.check_size(self.module.base.grid, self.module.condition, *framing.frame, frames)
             if not framing.same and not self._said:
                 self._said = True
                 (h, w), (rows, columns) = framing.size, framing.frame
@@ -382,6 +403,5 @@ class MotionControlPipeline:
             self._move("cpu")
 
     def _move(self, device: torch.device | str) -> None:
-        for part in (self.module.svd.image_encoder, self.module.svd.vae):
-            if part is not None:
-                torch.nn.Module.to(part, device)
+        for part in self.module.base.beside():
+            torch.nn.Module.to(part, device)

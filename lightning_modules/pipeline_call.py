@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lightning_modules.diffusion import OnStep
+from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
+    from lightning_modules.bases.base import Input
     from lightning_modules.pipeline import MotionControlPipeline
+
+
+def told(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """What a base is told: what a call says, else what the configuration says, else the base's default.
+
+    Args:
+        known: The base's `inputs`.
+        usual: Of the configuration, by name.
+        said: In the call, by name; None where nothing is.
+
+    Raises:
+        UserError: the base does not know it, or it is out of its range.
+    """
+    said = {name: value for name, value in said.items() if value is not None}
+    for name, value in said.items():
+        if name not in known:
+            raise UserError(f"{name}: this base is told {', '.join(known) or 'nothing'}")
+        known[name].check(name, value)
+    return {name: said.get(name, usual.get(name, each.default)) for name, each in known.items()}
 
 
 def stepped(

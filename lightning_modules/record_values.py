@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from remoco.common.errors import UserError
 
-SIZES = ("micro", "tiny", "small", "full")  # of random_init
-LATENTS = ("vae", "space_to_depth", "pca")
+if TYPE_CHECKING:
+    from lightning_modules.bases.base import VideoBase
+
 MAX_RANK = 4096
 MAX_LENGTH = 8192  # of a condition's numbers: pixels of a side
 MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e5
 # frames x height x width that a sample is made of unless its caller says so; 81 x 480 x 832 are half of it
 MAX_PIXELS = 1 << 26
-MAX_PIXELS_SMALL = 1 << 23  # over a base of random_init, but `full`: 32 frames of 512 x 512
+MAX_PIXELS_SMALL = 1 << 23  # over a small base: 32 frames of 512 x 512
 
 Check = Callable[[Any], bool]
 
@@ -46,20 +47,18 @@ def _or_none(check: Check) -> Check:
 
 ARCHITECTURE: dict[str, tuple[Check, str]] = {
     "condition": (lambda value: isinstance(value, dict), "a class path with arguments"),
-    "injection": (_or_none(text()), "a name or class path"),
+    "injection": (
+        _or_none(lambda value: isinstance(value, list) and len(value) <= 8 and all(map(text(), value))),
+        "a list of names or class paths",
+    ),
     "lora": (one_of(None, "attention", "linear"), "attention, linear or null"),
     "lora_rank": (_or_none(whole(1, MAX_RANK)), f"a whole number from 1 to {MAX_RANK}"),
     "train_base": (one_of(True, False), "true or false"),
-    "latents": (one_of(*LATENTS), f"one of {', '.join(LATENTS)}"),
-    "pca_channels": (whole(1, 192), "a whole number from 1 to 192"),
 }
 BASE: dict[str, tuple[Check, str]] = {
-    "svd": (_or_none(text(4096)), "a path or hub id"),
-    "revision": (_or_none(text()), "a revision"),
+    "class_path": (text(), "a class path"),
+    "init_args": (lambda value: isinstance(value, dict) and len(value) <= 64, "arguments by name"),
     "released": (_or_none(text(4096)), "a path"),
-    "random_init": (_or_none(one_of(*SIZES)), f"one of {', '.join(SIZES)}"),
-    "init_seed": (whole(-(2**63), 2**63 - 1), "a whole number of 64 bits"),
-    "latents": (one_of(*LATENTS), f"one of {', '.join(LATENTS)}"),
     "hash": (text(), "a hash"),
 }
 SAMPLING: dict[str, tuple[Check, str]] = {
@@ -69,12 +68,10 @@ SAMPLING: dict[str, tuple[Check, str]] = {
         lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number(0, 1000), value)),
         "two numbers from 0 to 1000",
     ),
-    "motion_bucket_id": (
-        lambda value: value == "drawing" or number(0, 10_000)(value), "`drawing` or a number from 0 to 10000"
-    ),
+    "inputs": (lambda value: isinstance(value, dict) and len(value) <= 64, "values by name"),
     "num_frames": (whole(2, MAX_FRAMES), f"a whole number from 2 to {MAX_FRAMES}"),
-    "height": (lambda value: whole(64, 8192)(value) and value % 64 == 0, "a multiple of 64 up to 8192"),
-    "width": (lambda value: whole(64, 8192)(value) and value % 64 == 0, "a multiple of 64 up to 8192"),
+    "height": (whole(1, 8192), "a whole number up to 8192"),
+    "width": (whole(1, 8192), "a whole number up to 8192"),
 }  # fmt: skip
 
 
@@ -95,15 +92,32 @@ def check_record(found: Mapping[str, Any], name: str) -> None:
         raise _wrong(name, "whole", found["whole"], "true or false")
 
 
-def check_sampling(found: Mapping[str, Any], name: str) -> None:
-    """Raise UserError where a record's way of sampling takes more than a sane clip does."""
-    sampling, small = found.get("sampling") or {}, found["base"].get("random_init") not in (None, "full")
+def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None:
+    """Raise UserError where a record's way of sampling takes more than a sane clip does.
+
+    Args:
+        found: The record.
+        base: The base it names, not built.
+        name: Of its file, for the error.
+    """
+    sampling = found.get("sampling") or {}
     _check_part(sampling, "sampling", SAMPLING, name)
-    height, width = (64, 64) if found["base"].get("random_init") else (320, 512)
+    own, known = base.usual(), base.inputs()
+    for field, value in sampling.get("inputs", {}).items():
+        if field not in known:
+            raise _wrong(name, "sampling.inputs", field, f"some of {', '.join(known)}")
+        try:
+            known[field].check(f"sampling.inputs.{field}", value)
+        except ValueError as error:
+            raise UserError(f"ckpt_path: {name}: {error}") from error
     frames, height, width = (
-        sampling.get(field, other) for field, other in (("num_frames", 16), ("height", height), ("width", width))
+        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), own, strict=True)
     )
-    most = MAX_PIXELS_SMALL if small else MAX_PIXELS
+    try:
+        base.grid.check(frames, height, width)
+    except ValueError as error:
+        raise UserError(f"ckpt_path: {name}: sampling: {error}") from error
+    most = MAX_PIXELS_SMALL if base.small() else MAX_PIXELS
     if frames * height * width > most:
         raise _wrong(name, "sampling", f"{frames} frames of {height} x {width}", f"at most {most} pixels in all")
 

@@ -34,7 +34,7 @@ def check_resume(
     if data is not None:
         others = [name for name in checkpoint if name.endswith("DataModule")]
         hint = (
-            f", there is one of {others[0]}: start anew from its weights with model.init_args.adapter" if others else ""
+            f", there is one of {others[0]}: start anew from its weights with model.init_args.start" if others else ""
         )
         _require(isinstance(checkpoint.get(data), dict), data, checkpoint.get(data), f"the position in the data{hint}")
     states: Any = checkpoint.get("optimizer_states")

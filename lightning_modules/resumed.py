@@ -17,11 +17,11 @@ from lightning_modules.optimizer import Plan, rates_now
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_modules.record import RecordedModule
+    from lightning_modules.video_module import VideoModule
 
 KEY = "run"
 Plain = bool | int | float | str | None
-OF_MODULE = ("seed", "p_mean", "p_std", "spread_sigmas", "dropout", "vae_precision")
+OF_NOISE = ("mean", "std", "spread", "dropout")
 OF_TRAINER = (
     "precision", "world_size", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
 )  # fmt: skip
@@ -29,10 +29,13 @@ RATES = ("model.learning_rate", "optimizer.lr")
 MOST, LONGEST = 256, 200  # entries, and characters of one
 
 
-def settings(module: RecordedModule) -> dict[str, Plain]:
+def settings(module: VideoModule) -> dict[str, Plain]:
     """What the steps of a run depend on, beside architecture, base and position, by names of the configuration."""
     trainer, schedule, schedule_of = module.trainer, module.schedule, module.plan.lr_scheduler or {}
-    found: dict[str, Any] = {f"model.{name}": getattr(module, name) for name in OF_MODULE}
+    found: dict[str, Any] = {"model.seed": module.seed} | {
+        f"model.noise.{name}": getattr(module.noise, name) for name in OF_NOISE
+    }
+    found |= {f"model.base.{name}": value for name, value in module.base.settings().items()}
     found |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
     data = getattr(trainer.datamodule, "settings", None)
     found |= {f"data.{name}": value for name, value in (data() if callable(data) else {}).items()}
@@ -44,7 +47,7 @@ def settings(module: RecordedModule) -> dict[str, Plain]:
     return {name: _plain(value) for name, value in found.items()}
 
 
-def _arguments(module: RecordedModule) -> dict[str, tuple[str, Any]]:
+def _arguments(module: VideoModule) -> dict[str, tuple[str, Any]]:
     """Name in the configuration -> argument of the optimizer and its value."""
     if module.plan.optimizer is not None:
         return {f"optimizer.{name}": (name, value) for name, value in module.plan.optimizer["init_args"].items()}
@@ -112,7 +115,7 @@ def _numbers(value: Plain) -> bool:
 def _no_effect(name: str, what: str, why: str) -> UserError:
     return UserError(
         f"{name}: {what} would have no effect, for {why}; leave it as it was, or start anew from the weights with "
-        "model.init_args.adapter"
+        "model.init_args.start"
     )
 
 
@@ -130,7 +133,7 @@ def tell(differences: Mapping[str, str], path: str) -> None:
         rank_zero_warn(f"ckpt_path: {path} is of a run with other settings, and goes on with these: {listed}")
 
 
-def use_rates(module: RecordedModule) -> None:
+def use_rates(module: VideoModule) -> None:
     """Give the restored optimizer and schedule the configured values; those that are the same keep their bits.
 
     A checkpoint restores the learning rate, betas and so on of its own run over the configured ones.

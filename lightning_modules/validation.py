@@ -8,30 +8,36 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 
 from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import Denoiser, edm_loss
+from lightning_modules.process.base import Denoiser, NoiseProcess
 
 # the 10, 30, 50, 70 and 90 % quantiles of the training distribution N(0.7, 1.6) of log sigma
 SIGMAS = (0.26, 0.87, 2.01, 4.66, 15.7)
 
 
 class FixedSigmaLoss(nn.ModuleList):
-    """Mean EDM loss at each of `SIGMAS`, over the clips of all ranks."""
+    """Mean loss at each of `SIGMAS`, over the clips of all ranks.
 
-    def __init__(self) -> None:
+    Args:
+        process: Whose loss.
+    """
+
+    def __init__(self, process: NoiseProcess) -> None:
         super().__init__(MeanMetric() for _ in SIGMAS)
+        self.process = process
 
     def update(self, denoiser: Denoiser, clean: Tensor, cond: Conditioning, noise: Tensor) -> None:
         """Add a batch.
 
         Args:
             denoiser: The network; the injection has the clips' motion.
-            clean: (B, L, C, h, w) scaled latents.
+            clean: (B, F, C, h, w) latents.
             cond: Conditioning of the clips.
             noise: As clean, standard normal; the same at every validation.
         """
         for value, metric in zip(SIGMAS, self._means(), strict=True):
             sigma = clean.new_full((len(clean),), value)
-            metric.update(edm_loss(denoiser(clean + value * noise, sigma, cond), clean, sigma))
+            noisy = self.process.mix(clean, noise, value)
+            metric.update(self.process.loss(denoiser(noisy, sigma, cond), clean, sigma))
 
     def compute(self) -> dict[str, Tensor]:
         """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""

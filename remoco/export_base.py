@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_modules import record
+from lightning_modules import checkpoint as checkpoints
+from lightning_modules.bases.base import VideoBase
 from lightning_modules.expected import check_base
 from lightning_modules.restorable import average_of
-from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
 from remoco.common.whole_files import new_folder
 
 
 def export_base(checkpoint: str, folder: str) -> None:
-    """Write a trained base, its averaged weights, as the diffusers folders that model.init_args.svd loads.
+    """Write a trained base, its averaged weights, as the diffusers folders that a base's `path` names.
 
     Args:
         checkpoint: of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml.
@@ -22,18 +22,19 @@ def export_base(checkpoint: str, folder: str) -> None:
     target = Path(folder)
     if target.exists():
         raise UserError(f"{folder}: exists already, expected a new folder")
-    loaded = record.read_checkpoint(checkpoint)
-    found = record.of(loaded, checkpoint)
-    architecture, base = found["architecture"], found["base"]
-    if architecture.get("injection") is not None or "random_init" not in base:
+    loaded = checkpoints.read_checkpoint(checkpoint)
+    found = checkpoints.of(loaded, checkpoint)
+    if found["architecture"].get("injection") is not None:
         raise UserError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
     stored = loaded["state_dict"] | average_of(loaded)
-    check_base(found, stored)
-    latents = {"latents": architecture["latents"], "pca_channels": architecture.get("pca_channels", 8)}
-    svd = SVD.random(base["random_init"], base["init_seed"], **latents)
-    state = {name.removeprefix("svd."): tensor for name, tensor in stored.items()}
-    if unknown := svd.load_state_dict(state, strict=False).unexpected_keys:
-        raise UserError(f"{checkpoint}: {unknown[0]} is no weight of a {base['random_init']} base")
+    try:
+        base = VideoBase.from_record(found["base"])
+    except (UserError, TypeError) as error:
+        raise UserError(f"{checkpoint}: {error}") from None
+    check_base(base, stored)
+    state = {name.removeprefix("base."): tensor for name, tensor in stored.items()}
+    if unknown := base.build().load_state_dict(state, strict=False).unexpected_keys:
+        raise UserError(f"{checkpoint}: {unknown[0]} is no weight of its base")
     with new_folder(target) as written:
-        svd.export(written)
-    print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.svd {target}")
+        base.export(written)
+    print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.base.init_args.path {target}")

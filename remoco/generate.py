@@ -148,10 +148,10 @@ def generate(
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
     options = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
-        "num_inference_steps": pipe.module.sample_steps if steps is None else steps,
-        "min_guidance_scale": pipe.module.guidance[0] if min_guidance_scale is None else min_guidance_scale,
-        "max_guidance_scale": pipe.module.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.module.motion_bucket_id if motion_bucket_id is None else motion_bucket_id,
+        "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
+        "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
+        "max_guidance_scale": pipe.module.sampling.guidance[1] if max_guidance_scale is None else max_guidance_scale,
+        "motion_bucket_id": pipe.usual_inputs()["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
     _check_numbers(options)
@@ -228,7 +228,7 @@ def clip(
         drawing: in its frame.
         motion: of the camera or a driving video.
         seed: of the noise.
-        options: of the pipeline's call.
+        options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
         told: called after each step with its number from 0; what it raises ends the generation.
     """
 
@@ -237,8 +237,11 @@ def clip(
         return {}
 
     control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
-    if options["motion_bucket_id"] == "drawing":
+    usual = options["sampling"].inputs if "sampling" in options else {}
+    if (usual | options).get("motion_bucket_id") == "drawing":
         options = options | {"motion_bucket_id": drawn()}
+    if "fps" not in pipe.module.base.inputs():
+        options = {name: value for name, value in options.items() if name != "fps"}
     output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {
@@ -340,7 +343,7 @@ def load_pipeline(
 
 def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
     """Note what makes the clips of a folder; refuse to mix them with those that something else made."""
-    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.svd.identity}
+    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():

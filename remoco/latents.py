@@ -138,9 +138,9 @@ class Encoder:
     def __init__(self, svd: str, revision: str | None) -> None:
         import torch
 
-        from lightning_modules.svd import SVD
+        from lightning_modules.bases import SVD
 
-        networks = SVD.load(svd, revision, torch.bfloat16)  # the VAE stays as stored
+        networks = SVD(svd, revision, vae_precision="float32").build(torch.bfloat16)
         self.hashes = {name: networks.hashes[name] for name in ("vae", "image_encoder")}
         del networks.unet
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -161,7 +161,7 @@ class Encoder:
 
         with exact(torch):
             frames = to_float(torch.from_numpy(video).to(self.device))
-            mean, std = self.networks.encode(frames)
+            mean, std = (part[0] for part in self.networks.encode(frames[None]))
             embedding = self.networks.embed_image(frames[:1])[0]
             found = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
         tensors = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}

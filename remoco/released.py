@@ -13,8 +13,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from lightning_modules.bases.svd.weights import layout_of
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
+from lightning_modules.released.base import check_control
 from lightning_modules.released.encoders import (
     image_encoder_from_released,
     image_encoder_to_released,
@@ -22,7 +24,6 @@ from lightning_modules.released.encoders import (
     vae_to_released,
 )
 from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
-from lightning_modules.weights import layout_of
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import read_json, read_safetensors
@@ -42,10 +43,11 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
     Args:
         source: released .pt or .safetensors file; nothing in it is executed.
         folder: gets adapter.safetensors.
-        base: also write unet/, and vae/ and image_encoder/ where the file has them, for model.init_args.svd.
+        base: also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
         head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
     """
     released = load_released(source, head_channels)
+    check_control(released, source)
     files: dict[str, Mapping[str, Tensor]] = {ADAPTER: adapter_of(released)}
     if base:
         files |= _base_files(released, Path(folder))

@@ -12,8 +12,8 @@ import yaml
 NAME = "trainer.logger.init_args.name"
 LONGEST = 100
 # what changes where or how fast, not what comes out; paths are left out by their slashes
-SILENT = ("num_workers", "val_batch_size", "decoder", "root", "shards", "val_shards", "svd", "revision", "released",
-          "adapter", "gradient_checkpointing")  # fmt: skip
+SILENT = ("num_workers", "val_batch_size", "decoder", "root", "shards", "val_shards", "path", "revision", "file",
+          "recompute")  # fmt: skip
 SPEAKING = ("model", "data", "optimizer", "lr_scheduler", "seed_everything")
 
 

@@ -24,10 +24,12 @@ from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan, conflict
-from lightning_modules.record import RecordedModule, check_size
+from lightning_modules.record import check_size
+from lightning_modules.video_module import VideoModule
 from remoco import configs
 from remoco.common.errors import DISK_ERRORS, UserError, one_line
 from remoco.flags import Raising, Unparsed, cause
+from remoco.moved import moved
 from remoco.run_name import NAME, base_name, run_name
 from remoco.slurm import slurm_without_srun
 
@@ -74,7 +76,8 @@ class Parser(Raising, LightningArgumentParser):
     """LightningCLI's, with errors of ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        super().error(_with_config(message), ex)
+        """With what to give."""
+        super().error(_with_config(message) + moved(message), ex)
 
 
 class CLI(LightningCLI):
@@ -148,7 +151,7 @@ class CLI(LightningCLI):
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
         """Lightning's would train the frozen parameters too, before there are any; the module's own does it later."""
         plan = Plan.of(self._get(self.config, "optimizer"), self._get(self.config, "lr_scheduler"))
-        if isinstance(self.model, RecordedModule):
+        if isinstance(self.model, VideoModule):
             if subcommand == "fit" and (problem := conflict(plan, self.words)):
                 raise UserError(problem)
             self.model.plan = plan
@@ -211,8 +214,8 @@ def refused(args: list[str]) -> str | None:
             warnings.simplefilter("ignore")  # the run shows them
             built = Unstarted(configs.resolved(args))
         shape = getattr(built.datamodule, "shape", None)
-        if shape is not None and isinstance(built.model, RecordedModule):
-            check_size(built.model.condition, shape.height, shape.width)
+        if shape is not None and isinstance(built.model, VideoModule):
+            check_size(built.model.base.grid, built.model.condition, shape.height, shape.width, shape.frames)
     except (UserError, OSError) as error:
         return cause(error)
     return None

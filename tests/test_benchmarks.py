@@ -109,3 +109,10 @@ def test_bare_svd_tells_each_difference(repo):
     changes = {row.split("|")[1].strip(): float(row.split("|")[4]) for row in out.splitlines()[2:]}
     names = {"max_guidance_scale", "fps", "fps_offset", "motion_bucket_id", "stock_eps", "squash", "embed_picture"}
     assert set(changes) == names and all(change > 0 for change in changes.values())
+
+
+@pytest.mark.slow
+def test_sgi2v_memory(repo):
+    rows = script(repo, "sgi2v_memory.py").splitlines()
+    whole, recomputed, block = (float(row.split("GiB")[0].split()[-1]) for row in rows[:3])
+    assert whole > recomputed + block

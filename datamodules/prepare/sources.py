@@ -133,8 +133,7 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         The videos sorted by name. Of those that are there more than once, all but the first have a fault.
 
     Raises:
-        UserError: nothing there.
-        UserError: a CSV without WebVid's columns.
+        UserError: nothing there, or a CSV without WebVid's columns.
     """
     path = Path(os.path.abspath(source))
     if path.suffix.lower() == ".csv":

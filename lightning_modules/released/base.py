@@ -1,40 +1,48 @@
-"""`model.init_args.released`: a released file as the base of the LightningModule and the start of what it trains."""
+"""`model.init_args.start`: adapters, checkpoints, and a released file, which brings the base too."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 from torch import nn
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.bases.svd.base import SVD
+from lightning_modules.bases.svd.weight_files import located
+from lightning_modules.bases.svd.weights import load_component
 from lightning_modules.layers import seeded
 from lightning_modules.released.encoders import image_encoder_from_released, vae_from_released
-from lightning_modules.released.files import load_released
+from lightning_modules.released.files import load_released, load_weights
 from lightning_modules.released.network import Released, use_portable_timesteps
-from lightning_modules.svd import SVD
-from lightning_modules.weight_files import located
-from lightning_modules.weights import load_component
 from remoco.common.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning_modules.motion_control import MotionControlModule
 
 # what the released weights were trained with (docs/fidelity.md)
 CONDITION = {"class_path": "conditions.RegionWise", "visibility_rule": "block", "motion_norm": "squared"}
-BUNDLE = {"injection": "modulation", "lora": "linear", "train_base": False, "latents": "vae"}
+CONTROL_CHANNELS = 3
+BUNDLE = {"injection": ["modulation"], "lora": "linear", "train_base": False}
 
 
-def check_bundle(architecture: dict[str, Any]) -> None:
-    """Raise UserError unless a module's architecture is the one the released weights belong to.
+def check_bundle(base: VideoBase, architecture: dict[str, Any]) -> None:
+    """Raise UserError unless a module's base and architecture are the ones the released weights belong to.
 
     Args:
+        base: Not built; with a `path`, its VAE and image encoder come from there.
         architecture: `MotionControlModule.architecture()`.
     """
+    if type(base) is not SVD:
+        raise UserError(f"model.start: motionpro brings its own base, expected SVD for it, not {type(base).__name__}")
     condition = architecture["condition"]
     found = {"class_path": condition["class_path"], **condition["init_args"]}
     wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
     wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
     if wrong:
-        raise UserError(f"model.released: the released weights belong to another bundle: {'; '.join(wrong)}")
+        raise UserError(f"model.start: the released weights belong to another bundle: {'; '.join(wrong)}")
 
 
 def read_released(path: str, lora_rank: int) -> Released:
@@ -45,35 +53,84 @@ def read_released(path: str, lora_rank: int) -> Released:
     """
     released = load_released(path)
     if released.architecture.lora_rank != lora_rank:
-        raise UserError(f"model.lora_rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}")
+        raise UserError(f"model.control.rank is {lora_rank}, {path} has rank {released.architecture.lora_rank}")
+    check_control(released, path)
     return released
 
 
-def released_svd(released: Released, path: str, svd: str | None = None, revision: str | None = None) -> SVD:
-    """The frozen networks of a released file.
+def check_control(released: Released, path: str) -> None:
+    """Raise UserError unless a released file's control is ours: dx, dy and mask."""
+    if (channels := released.architecture.control_channels) != CONTROL_CHANNELS:
+        raise UserError(
+            f"released: {path} takes a control of {channels} channels, expected {CONTROL_CHANNELS} (dx, dy, mask); "
+            "2 are DragNUWA's, which lightning_modules.systems samples"
+        )
+
+
+def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtype) -> Released:
+    """Build a base from the frozen networks of a released file.
 
     Args:
-        released: The file, taken apart.
-        path: Its path, for the identity and errors.
-        svd: diffusers' folder or hub id for the VAE and the image encoder, in place of the file's own.
-        revision: Revision of the hub id.
+        base: SVD; its `path`, if it has one, is where VAE and image encoder come from in place of the file's own.
+        path: The file.
+        lora_rank: Of the module.
+        dtype: Of the frozen networks.
 
     Raises:
-        UserError: neither the file nor `svd` has a VAE or an image encoder.
+        UserError: it is no such file, has another rank, or neither has a VAE or an image encoder.
     """
+    assert isinstance(base, SVD)
+    released = read_released(path, lora_rank)
     with torch.device("meta"):  # nothing is drawn or allocated for weights that are about to be replaced
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
     unet.load_state_dict(released.unet, assign=True)
     use_portable_timesteps(unet)
-    vae, encoder = (_component(name, released, path, svd, revision) for name in ("vae", "image_encoder"))
-    return SVD(unet, encoder, vae, {"released": path})
+    vae, encoder = (
+        released_component(name, released, path, base.path, base.revision) for name in ("vae", "image_encoder")
+    )
+    base.hold(unet, encoder, vae, released=path).freeze(dtype)
+    return released
 
 
-def _component(name: str, released: Released, path: str, svd: str | None, revision: str | None) -> nn.Module:
-    if svd is not None:
-        return load_component(located(svd, [name], revision), name, svd)
+def layout_of_released(base: VideoBase, path: str) -> VideoBase:
+    """As `VideoBase.layout`, of a released file."""
+    assert isinstance(base, SVD)
+    return type(base)(**base.arguments).outline(load_released(path).architecture.unet_config())
+
+
+def load_start(module: MotionControlModule, released: Released | None) -> None:
+    """Load what a module starts from into its networks, which are built.
+
+    Args:
+        module: With `start`.
+        released: The released file, where it is one.
+
+    Raises:
+        UserError: the file's tensors are not those of the module.
+    """
+    assert module.start is not None
+    if released is not None:
+        module.base.get_submodule("unet").load_state_dict(released.lora, strict=False)
+        module.get_submodule("motion_encoder").load_state_dict(released.motion_encoder)
+        module.injections[0].load_state_dict(released.injection)
+        return
+    load_weights(module, module.start)
+
+
+def released_component(
+    name: str, released: Released, path: str, folder: str | None = None, revision: str | None = None
+) -> nn.Module:
+    """The VAE or the image encoder (`vae`, `image_encoder`) of a released file, or of a diffusers SVD in its place.
+
+    Raises:
+        UserError: it is in neither.
+    """
+    if folder is not None:
+        return load_component(located(folder, [name], revision), name, folder)
     if name not in released.others:
-        raise UserError(f"released: {path} holds no {name}; give model.init_args.svd, a diffusers SVD to take it from")
+        raise UserError(
+            f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, a diffusers SVD to take it from"
+        )
     if name == "vae":
         config, state = vae_from_released(released.others[name])
         with torch.device("meta"):

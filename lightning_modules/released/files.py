@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,17 @@ from lightning_modules.released.network import Released, names
 from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight, read_json, read_weights
 
+if TYPE_CHECKING:
+    from lightning_modules.config import Start
+    from lightning_modules.motion_control import MotionControlModule
+
 # what a released file holds -> how its tensors' names begin
 PREFIXES = {
     "network": "model.diffusion_model.",
     "vae": "first_stage_model.",
     "image_encoder": "conditioner.embedders.0.",
     "conditioning_vae": "conditioner.embedders.3.",
+    "drag_filter": "guassian_filter.",  # of DragNUWA, spelled so
 }
 ADAPTER = "adapter.safetensors"
 MAX_HEAD_CHANNELS = 4096
@@ -83,7 +89,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def split_groups(state: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Sort a file's tensors into network, vae, image_encoder, conditioning_vae and cut their prefixes.
+    """Sort a file's tensors into network, vae, image_encoder, conditioning_vae, drag_filter and cut their prefixes.
 
     Names without a known prefix belong to the network, where they are checked.
     """
@@ -147,16 +153,37 @@ def read_adapter(path: str | Path) -> dict[str, dict[str, Tensor]]:
     state = read_tensors(path)
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in ADAPTER_PARTS.values()}
     for name, tensor in state.items():
-        prefix, _, ours = name.removeprefix("svd.").partition(".")
+        # `svd.` and `injection.` in checkpoints of earlier versions; the latter in adapter files too
+        short = name.removeprefix("svd.").removeprefix("base.").replace("injections.0.", "injection.", 1)
+        prefix, _, ours = short.partition(".")
         if prefix == "pca":
             parts.setdefault("pca", {})[ours] = tensor
             continue
         if prefix not in ADAPTER_PARTS:
-            raise UserError(f"adapter: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
+            raise UserError(f"start.file: {path} holds {name}, expected unet.*.lora_*, motion_encoder.*, injection.*")
         for side in ("lora_A", "lora_B"):
             ours = ours.replace(f".{side}.weight", f".{side}.default.weight")
         parts[ADAPTER_PARTS[prefix]][ours] = tensor
     return parts
+
+
+def load_weights(module: MotionControlModule, start: Start) -> None:
+    """Load an adapter file or a checkpoint into a module, whose networks are built.
+
+    Raises:
+        UserError: its tensors are not exactly those of the module, or the file is of the other kind.
+    """
+    if (Path(start.file).suffix == ".safetensors") != (start.kind == "adapter"):
+        kind = "checkpoint" if start.kind == "adapter" else "adapter"
+        raise UserError(f"start.kind: {start.file} is no {start.kind}, expected `kind: {kind}` for it")
+    base, parts = (
+        module.base,
+        {"motion_encoder": module.motion_encoder, "injection": next(iter(module.injections), None)},
+    )
+    network, others = next(iter(base.denoisers().values())), [m for m in parts.values() if m is not None]
+    if len(others) < len(parts) or len(module.injections) > 1:
+        raise UserError("start: expected control.injection with one entry that has places, as a file has")
+    load_adapter(start.file, network, *others, base.fitted(), whole=base.trained)
 
 
 def load_adapter(
@@ -201,7 +228,7 @@ def load_adapter(
     check_tensors(found, expected, "adapter")
     for state in parts.values():
         if odd := odd_weight(state):
-            raise UserError(f"adapter: {path}: {odd}")
+            raise UserError(f"start.file: {path}: {odd}")
     with torch.no_grad():
         for part, state in parts.items():
             for name, tensor in state.items():

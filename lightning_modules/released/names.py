@@ -46,6 +46,7 @@ class Architecture:
     head_channels: int
     lora: Literal["linear", "attention"] | None
     lora_rank: int | None
+    control_channels: int = 3  # dx, dy, mask; DragNUWA has no mask
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], head_channels: int = HEAD_CHANNELS) -> Architecture:
@@ -99,6 +100,7 @@ class Architecture:
             # the time embedding is no attention projection: LoRA on it means LoRA on every linear layer
             lora=None if not ranks else "linear" if "time_embed.0.lora_down.weight" in shapes else "attention",
             lora_rank=ranks.pop() if ranks else None,
+            control_channels=plain["flow_blocks.0.0.weight"][1],
         )
 
     @classmethod

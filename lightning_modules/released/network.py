@@ -12,13 +12,16 @@ from diffusers import UNetSpatioTemporalConditionModel
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
-from lightning_modules.blocks import use_our_blocks
-from lightning_modules.diffusion import Denoiser
-from lightning_modules.injection import Injection, attach
-from lightning_modules.lora import add_lora, lora_layers
-from lightning_modules.motion_encoder import MotionEncoder
+from lightning_modules.bases.svd.blocks import use_our_blocks
+from lightning_modules.bases.svd.network import Network as Predictor
+from lightning_modules.bases.svd.network import lora_targets, places
+from lightning_modules.bases.svd.norms import set_res_block_eps
+from lightning_modules.control.injection import Injection, attach
+from lightning_modules.control.lora import add_lora, lora_layers
+from lightning_modules.control.motion_encoder import MotionEncoder
+from lightning_modules.process.base import Denoiser
+from lightning_modules.process.edm import EDM
 from lightning_modules.released.names import Architecture, released_name
-from lightning_modules.svd import set_res_block_eps
 
 
 @dataclass
@@ -81,10 +84,10 @@ def empty(architecture: Architecture) -> Network:
         set_res_block_eps(unet)
         use_our_blocks(unet)
         if architecture.lora and architecture.lora_rank:
-            add_lora(unet, architecture.lora, architecture.lora_rank)
-        encoder = MotionEncoder(architecture.block_out_channels)
-        injection = attach(unet, "modulation")
-    return Network(unet, encoder, injection, Denoiser(unet))
+            add_lora(unet, lora_targets(unet, architecture.lora), architecture.lora_rank)
+        encoder = MotionEncoder(architecture.block_out_channels, architecture.control_channels)
+        injection = attach(places(unet), architecture.block_out_channels, "modulation")
+    return Network(unet, encoder, injection, Denoiser(Predictor(unet), EDM()))
 
 
 def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:

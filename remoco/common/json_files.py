@@ -114,6 +114,8 @@ def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
     JsonShape(values).feed(data)
     try:
         found = _DECODER.decode(text)
+    except json.JSONDecodeError as error:
+        raise UserError(str(error)) from None
     except RecursionError:  # who calls is deep already
         raise UserError("is nested too deeply") from None
     if _SURROGATE.search(data):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,14 +36,13 @@ def page(
         fit: how an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as of `remoco generate`.
     """
     behind = colour_of(background, "--background")
-    if find_spec("gradio") is None:
-        raise UserError("the page needs gradio: pip install -e '.[page]' -c constraints.txt")
+    if find_spec("fastapi") is None or find_spec("uvicorn") is None:
+        raise UserError("the page needs fastapi and uvicorn: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
         pipeline = load_pipeline(checkpoint, svd, device)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # nothing is asked of gradio's site or told to it
         from remoco.page.connections import server
         from remoco.page.jobs import Studio
-        from remoco.page.server import application
+        from remoco.page.routes import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
         app = application(Studio(pipeline, behind, fit), name)

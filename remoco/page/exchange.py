@@ -45,10 +45,6 @@ SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (32
 RANGES = {
     "frames": (2, 64),
     "fps": (1, 60),
-    "steps": (1, 100),
-    "first_guidance": (0, 20),
-    "last_guidance": (0, 20),
-    "bucket": (0, 500),
     "seed": (0, 2**53),
 }
 """Least and most of each number; the most of the seed is what a browser can count to."""
@@ -56,7 +52,7 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated from a drawing: the arguments of the pipeline.
+    """The clip that is made of a drawing: what previews depend on too.
 
     Attributes:
         frames: length of the clip.
@@ -64,10 +60,6 @@ class Settings:
         size: a key of SIZES.
         fit: how the image is brought to the frame's shape.
         seed: of the noise.
-        steps: of the sampler.
-        first_guidance: of the first frame.
-        last_guidance: of the last frame.
-        bucket: motion_bucket_id.
 
     Raises:
         UserError: one that is no number, or outside RANGES.
@@ -77,10 +69,6 @@ class Settings:
     fps: float
     size: str
     seed: int = 0
-    steps: int = 1
-    first_guidance: float = 1.0
-    last_guidance: float = 1.0
-    bucket: float = 0.0
     fit: Fit = "crop"
 
     def __post_init__(self) -> None:
@@ -89,19 +77,8 @@ class Settings:
         if not isinstance(self.size, str) or self.size not in SIZES:
             raise UserError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
         for name in RANGES:
-            whole = name in ("frames", "steps", "seed")
+            whole = name in ("frames", "seed")
             object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
-
-    def options(self) -> dict[str, Any]:
-        """Of the pipeline's call."""
-        return {
-            "num_frames": self.frames,
-            "fps": self.fps,
-            "num_inference_steps": self.steps,
-            "min_guidance_scale": self.first_guidance,
-            "max_guidance_scale": self.last_guidance,
-            "motion_bucket_id": self.bucket,
-        }
 
 
 def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
@@ -149,23 +126,6 @@ def parsed(sent: Any) -> Drawing:
 def drawing_in(body: Any) -> Drawing:
     """The drawing of a request; UserError as in `parsed`."""
     return parsed(field(body, "drawing", dict))
-
-
-def generation(body: Any) -> tuple[Drawing, Settings]:
-    """What a generation is asked for with.
-
-    Args:
-        body: `drawing`, and `settings`, the fields of `Settings`.
-
-    Raises:
-        UserError: one line that names what does not fit.
-    """
-    asked = field(body, "settings", dict)
-    if unknown := [name for name in asked if name not in Settings.__dataclass_fields__]:
-        raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(Settings.__dataclass_fields__)}")
-    if missing := [name for name in ("frames", "fps", "size") if name not in asked]:
-        raise UserError(f"settings: {missing[0]} is missing")
-    return drawing_in(body), Settings(**asked)
 
 
 def shown(drawing: Drawing) -> dict[str, Any]:

@@ -6,25 +6,36 @@ A request is refused before it costs anything: by its head, then by each piece o
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.responses import JSONResponse
+
 from remoco.common.json_files import JsonShape
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Page = Callable[[str, bytes, Receive, Send], Awaitable[None]]
 
-# Gradio's other routes proxy, upload, queue, serve files of its cache or write code: the page needs none of them
-READ = re.compile(
-    r"/|/(assets|static|svelte)/[\w./@-]+|/(config|theme\.css|favicon\.ico|robots\.txt|manifest\.json)/?"
-    r"|/gradio_api/(startup-events|heartbeat/\w+|theme\.css|info)/?"
+READ = re.compile(r"/|/static/\w[\w.-]*")
+CONTENT = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types 'none'"
 )
+# of every answer: the browser runs and loads this server's files alone, in no other site's frame, and keeps nothing
+HEADERS = [
+    (b"content-security-policy", CONTENT.encode()),
+    (b"x-frame-options", b"DENY"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+]
 HOSTS = ("127.0.0.1", "localhost", "[::1]")
 DEPTH = 16  # lists and objects within each other in a body; a drawing's points lie at the sixth
 PATIENCE, SLOWEST = 20.0, 2**19  # seconds that a body may take, and bytes a second at which more than that may come
@@ -55,13 +66,12 @@ class Guard:
     Another site's page in the same browser is told apart by its Host (a name that it points at this machine) or Origin.
 
     Args:
-        app: what is read: the application of files.
-        page: what is asked: gets a route, its whole body, `receive` and `send`.
-        limits: the routes of `page`.
+        app: the application; it gets whole bodies, and no request that was refused.
+        limits: of the routes that take a body.
     """
 
-    def __init__(self, app: Any, page: Page, limits: Mapping[str, Limit]) -> None:
-        self.app, self.page, self.limits = app, page, limits
+    def __init__(self, app: Any, limits: Mapping[str, Limit]) -> None:
+        self.app, self.limits = app, limits
         self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,17 +82,22 @@ class Guard:
             return await send({"type": "websocket.close"})
 
         async def patient(message: MutableMapping[str, Any]) -> None:
+            if message["type"] == "http.response.start":
+                own = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
+                message = {**message, "headers": [*own, *HEADERS]}
             async with asyncio.timeout(STALLED):
                 await send(message)
 
         try:
             limit = self._limit(scope)
             if limit is None:
-                return await self.app(scope, _nothing(receive), patient)
+                return await self.app(scope, _replayed(b"", receive), patient)
             async with self._body(receive, limit) as body:
-                return await self.page(scope["path"].rstrip("/"), body, receive, patient)
-        except _Refused as error:
-            await answer_json(send, {"error": error.text}, error.status, close=True)
+                route = {**scope, "path": scope["path"].rstrip("/")}
+                return await self.app(route, _replayed(body, receive), patient)
+        except _Refused as error:  # the connection ends: the request was not read to its end
+            answer = JSONResponse({"error": error.text}, error.status, {"connection": "close"})
+            await answer(scope, receive, patient)
         except TimeoutError:  # who does not take its answer does not get it
             return
 
@@ -97,7 +112,7 @@ class Guard:
         method, path = scope["method"], scope["path"]
         limit = self.limits.get(path.rstrip("/")) if method == "POST" else None
         if limit is None:
-            if method in ("GET", "HEAD") and READ.fullmatch(path) and ".." not in path:
+            if method in ("GET", "HEAD") and READ.fullmatch(path):
                 return None
             raise _Refused(404, "no such page")
         length = headers.get(b"content-length", "0")
@@ -148,9 +163,9 @@ def _name(host: str) -> str:
     return re.sub(r":\d*$", "", host)
 
 
-def _nothing(receive: Receive) -> Receive:
-    """An empty body, then what comes: that the client left."""
-    rest = [{"type": "http.request", "body": b"", "more_body": False}]
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """A body as a whole, then what comes: that the client left."""
+    rest = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def replay() -> MutableMapping[str, Any]:
         while not rest:
@@ -160,17 +175,3 @@ def _nothing(receive: Receive) -> Receive:
         return rest.pop()
 
     return replay
-
-
-async def answer_json(send: Send, found: Any, status: int = 200, close: bool = False) -> None:
-    """Answer a request with JSON; `close` ends the connection, for whose request was not read to its end."""
-    body = json.dumps(found, allow_nan=False).encode()
-    await answer(send, body, "application/json", status, close)
-
-
-async def answer(send: Send, body: bytes, kind: str, status: int = 200, close: bool = False) -> None:
-    """Answer a request with bytes of a media type."""
-    headers = [(b"content-type", kind.encode()), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")] if close else []
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

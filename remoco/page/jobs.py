@@ -23,6 +23,7 @@ from conditions import control_video
 from datamodules.drawings import Drawing, Fit
 from datamodules.drawings.motion import SceneMotion
 from datamodules.drawings.panels import enlarged
+from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
@@ -59,13 +60,14 @@ class Studio:
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, drawing: Drawing, settings: Settings, job: str | None = None
+        self, drawing: Drawing, settings: Settings, sampling: Sampling, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
             drawing: as it was sent.
-            settings: what is generated of it.
+            settings: the clip that is made of it.
+            sampling: how.
             job: a secret that nobody but who asks is told; it is what `cancel` takes.
 
         Yields:
@@ -87,7 +89,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(drawing, settings, tell)
+                self._work(drawing, settings, sampling, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -159,10 +161,12 @@ class Studio:
     def _framed(self, drawing: Drawing, settings: Settings) -> tuple[Drawing, SceneMotion]:
         return backdrops.fitted(drawing, SIZES[settings.size], self.background, settings.fit)
 
-    def _work(self, drawing: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> None:
+    def _work(
+        self, drawing: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
+    ) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            tell(self._generated(drawing, settings, tell))
+            tell(self._generated(drawing, settings, sampling, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -170,25 +174,25 @@ class Studio:
                 log.exception("a generation failed")
             tell({"state": "error", "message": one_line(error)})
 
-    def _generated(self, sent: Drawing, settings: Settings, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def _generated(
+        self, sent: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
         drawing, motion = self._framed(sent, settings)
         height, width = drawing.size
-        start = time.perf_counter()
+        start, steps = time.perf_counter(), sampling.steps
 
         def told(step: int) -> None:
             seconds = time.perf_counter() - start
-            rest = seconds / (step + 1) * (settings.steps - step - 1)
-            text = f"step {step + 1} of {settings.steps}, {seconds:.0f} s"
+            rest = seconds / (step + 1) * (steps - step - 1)
+            text = f"step {step + 1} of {steps}, {seconds:.0f} s"
             text += f", {rest:.0f} s left" if rest >= 1 else ""
-            tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": text})
+            tell({"state": "running", "step": step + 1, "steps": steps, "message": text})
 
-        tell({"state": "running", "step": 0, "steps": settings.steps, "message": f"step 1 of {settings.steps}"})
-        options = settings.options()
-        if drawn := not settings.bucket and self.pipeline.module.motion_bucket_id == "drawing":
-            options["motion_bucket_id"] = "drawing"
+        tell({"state": "running", "step": 0, "steps": steps, "message": f"step 1 of {steps}"})
+        options = {"num_frames": settings.frames, "fps": settings.fps, "sampling": sampling}
         panels = clip(self.pipeline, drawing, motion, settings.seed, options, told)
-        told_motion = "as drawn" if drawn else f"{settings.bucket:g}"
-        title = f"seed {settings.seed}, {settings.steps} steps"
+        title = f"seed {settings.seed}, {steps} steps"
+        low, high = sampling.guidance
         return {
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
@@ -196,9 +200,15 @@ class Studio:
             "strip": _mp4(strip(panels, title), settings.fps),
             "width": width,
             "height": height,
-            "about": f"seed {settings.seed}, {settings.steps} steps, guidance {settings.first_guidance:g} to "
-            f"{settings.last_guidance:g}, motion {told_motion}, {settings.frames} frames of {width} x {height}",
+            "about": f"{title}, guidance {low:g} to {high:g}, {_motion(sampling)}{settings.frames} frames of "
+            f"{width} x {height}",
         }
+
+
+def _motion(sampling: Sampling) -> str:
+    """A few words on the motion that a base is told; none where it is told none."""
+    told = sampling.inputs.get("motion_bucket_id")
+    return "" if told is None else f"motion {'as drawn' if isinstance(told, str) else f'{told:g}'}, "
 
 
 def _mp4(video: np.ndarray, fps: float) -> str:

@@ -1,86 +1,30 @@
-"""What the editor asks of the server: JSON in; JSON, a zip, or a generation's events as lines of JSON out."""
-
-from __future__ import annotations
+"""What the page asks of the server: JSON in; JSON, a zip, or a generation's progress as server-sent events out."""
 
 import asyncio
 import json
-import logging
 import secrets
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.sse import EventSourceResponse, format_sse_event
+from fastapi.staticfiles import StaticFiles
 
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import parse_json
-from remoco.page import exchange
-from remoco.page.guard import Limit, Receive, Send, answer, answer_json
+from remoco.page import exchange, form
+from remoco.page.guard import Guard, Limit
 from remoco.page.jobs import Studio
 
-log = logging.getLogger(__name__)
-
+STATIC = Path(__file__).parent / "static"
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and asked for
 SMALL = Limit(2**20, 2**16)
 LARGE = Limit(exchange.MAX_UPLOAD * 3 // 2, 2**20)  # what holds a picture or a file, in base64
 GENERATE = "/page/generate"
-
-
-class Routes:
-    """Answers the editor's routes, each off the event loop; a generation for as long as who asked for it listens.
-
-    Args:
-        studio: of the pipeline.
-    """
-
-    def __init__(self, studio: Studio) -> None:
-        self.studio = studio
-        self._routes: dict[str, tuple[Callable[[Any], Any], Limit]] = {
-            "/page/open": (partial(exchange.opened, background=studio.background), LARGE),
-            "/page/paths": (exchange.paths, SMALL),
-            "/page/control": (studio.control, LARGE),
-            "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
-            "/page/attach": (exchange.attached, LARGE),
-            "/page/moving": (partial(exchange.moving, background=studio.background), LARGE),
-            "/page/cancel": (studio.cancel, SMALL),
-            "/page/examples": (lambda body: exchange.examples(), SMALL),
-            GENERATE: (exchange.generation, LARGE),
-        }
-        self.limits = {route: limit for route, (_, limit) in self._routes.items()}
-        self._slots = {route: _Slots(1 if route == GENERATE else AT_ONCE, WAITING) for route in (GENERATE, "")}
-
-    async def __call__(self, route: str, body: bytes, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        try:
-            found = await self._found(route, body)
-        except _Busy:
-            return await answer_json(send, {"error": "the server is busy; try again in a moment"}, 503)
-        except ValueError as error:
-            return await answer_json(send, {"error": " ".join(str(error).split())}, 400)
-        except Exception as error:
-            log.exception("a request failed")
-            return await answer_json(send, {"error": one_line(error)}, 500)
-        if route == GENERATE:
-            job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
-            drawing, settings = found
-            return await _told(self.studio.generate(drawing, settings, job), {"job": job}, receive, send)
-        if isinstance(found, bytes):
-            return await answer(send, found, "application/zip")
-        await answer_json(send, found)
-
-    async def _found(self, route: str, body: bytes) -> Any:
-        function, limit = self._routes[route]
-
-        def work() -> Any:
-            try:
-                asked = parse_json(body, limit.values)
-            except ValueError as error:
-                raise UserError(f"expected a JSON object in the request, which {error}") from None
-            return function(asked)
-
-        if limit is SMALL:  # nothing that takes long: not behind what does
-            return await asyncio.to_thread(work)
-        async with self._slots[route if route == GENERATE else ""]:
-            return await asyncio.to_thread(work)
 
 
 class _Busy(Exception):
@@ -108,34 +52,91 @@ class _Slots:
         self._asked -= 1
 
 
-async def _told(
-    events: AsyncGenerator[dict[str, Any], None], first: dict[str, Any], receive: Receive, send: Send
-) -> None:
-    """Tell events, a line of JSON each, until they end or the client leaves; then they are closed."""
-    headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
+def application(studio: Studio, name: str) -> Guard:
+    """The ASGI application behind its guard.
 
-    async def tell() -> None:
-        async with aclosing(events):
-            await send({"type": "http.response.body", "body": _line(first), "more_body": True})
-            async for event in events:
-                await send({"type": "http.response.body", "body": _line(event), "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+    Args:
+        studio: of the pipeline.
+        name: of the checkpoint, as the page shows it.
+    """
+    app = FastAPI(
+        docs_url=None, redoc_url=None, openapi_url=None,
+        exception_handlers={ValueError: _refused, _Busy: _busy, Exception: _failed},
+    )  # fmt: skip
+    works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
+        "/page/about": (lambda body: form.about(studio.pipeline, name, studio.fit), SMALL),
+        "/page/examples": (lambda body: exchange.examples(), SMALL),
+        "/page/paths": (exchange.paths, SMALL),
+        "/page/cancel": (studio.cancel, SMALL),
+        "/page/open": (partial(exchange.opened, background=studio.background), LARGE),
+        "/page/control": (studio.control, LARGE),
+        "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
+        "/page/attach": (exchange.attached, LARGE),
+        "/page/moving": (partial(exchange.moving, background=studio.background), LARGE),
+    }
+    slots = _Slots(AT_ONCE, WAITING)
+    for path, (work, limit) in works.items():
+        app.add_api_route(path, _endpoint(work, limit, slots), methods=["POST"])
+    app.add_api_route(GENERATE, _generation(studio), methods=["POST"])
+    app.add_api_route("/", lambda: FileResponse(STATIC / "index.html"), response_class=FileResponse)
+    app.mount("/static", StaticFiles(directory=STATIC))
+    return Guard(app, {path: limit for path, (_, limit) in works.items()} | {GENERATE: LARGE})
 
-    async def left() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
 
-    tasks = asyncio.create_task(tell()), asyncio.create_task(left())
+def _endpoint(work: Callable[[Any], Any], limit: Limit, slots: _Slots) -> Callable[..., Any]:
+    def answer(body: bytes) -> Response:
+        found = work(_parsed(body, limit))
+        return Response(found, media_type="application/zip") if isinstance(found, bytes) else JSONResponse(found)
+
+    async def answered(request: Request) -> Response:
+        body = await request.body()
+        if limit is SMALL:  # nothing that takes long: not behind what does
+            return await asyncio.to_thread(answer, body)
+        async with slots:
+            return await asyncio.to_thread(answer, body)
+
+    return answered
+
+
+def _generation(studio: Studio) -> Callable[..., Any]:
+    """An endpoint whose answer is a generation's events, for as long as who asked listens."""
+    slots = _Slots(1, WAITING)
+
+    async def events(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
+        body = await request.body()
+        async with slots:
+            asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline, studio.fit))
+        job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
+        async with aclosing(studio.generate(*asked, job)) as told:  # closed when the answer ends, however it does
+            yield _lines({"job": job}, told)
+
+    async def generate(told: Annotated[AsyncIterator[bytes], Depends(events)]) -> Response:
+        return EventSourceResponse(told)
+
+    return generate
+
+
+async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], None]) -> AsyncIterator[bytes]:
+    yield format_sse_event(data_str=json.dumps(first))
+    async for event in events:
+        yield format_sse_event(data_str=json.dumps(event))
+
+
+def _parsed(body: bytes, limit: Limit) -> Any:
     try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        return parse_json(body, limit.values)
+    except ValueError as error:
+        raise UserError(f"expected a JSON object in the request, which {error}") from None
 
 
-def _line(event: dict[str, Any]) -> bytes:
-    return json.dumps(event).encode() + b"\n"
+async def _refused(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": " ".join(str(error).split())}, 400)
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "the server is busy; try again in a moment"}, 503)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """A fault of ours; the server's log has where."""
+    return JSONResponse({"error": one_line(error)}, 500)

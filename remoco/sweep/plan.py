@@ -20,7 +20,8 @@ from remoco.near import hint
 from remoco.run_name import NAME, shortened
 
 SAVE_DIR = "trainer.logger.init_args.save_dir"
-SEEDS = ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")
+SEEDS = ("model.init_args.seed", "data.init_args.seed")
+BASE_SEED = "model.init_args.base.init_args.init_seed"  # where the configuration has it, as bases of random weights do
 RANGES = ("uniform", "log_uniform", "integers")
 TEST = "test."
 MAX_TRIALS = 10_000
@@ -37,7 +38,7 @@ class Plan:
             {uniform: [low, high]}, {log_uniform: [low, high]} and {integers: [low, high]}.
         set: Key -> value for every trial; a key that begins with `test.` is for the test alone.
         test: Configuration files over the run's own for its test.
-        seeds: Every trial runs with the seeds 0, 1, ... of the module, of its first weights and of the data's order.
+        seeds: Every trial runs with the seeds 0, 1, ... of the module, a random base's and of the data's order.
         metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
         search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
         trials: Points of a search.
@@ -229,14 +230,25 @@ def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
     swept = [option(key, named(plan.values[key]).get(name, name)) for key, name in point.items()]
     common = [option(key, value) for key, value in plan.set.items() if not key.startswith(TEST)]
     test = [option(key.removeprefix(TEST), value) for key, value in plan.set.items() if key.startswith(TEST)]
+    keys = (*SEEDS, BASE_SEED) if any(_has(config, BASE_SEED) for config in plan.configs) else SEEDS
     found = []
     for seed in range(plan.seeds):
         name = f"{base}-seed_{seed}"
-        seeds = [option(key, seed) for key in SEEDS if key not in point and key not in plan.set]
+        seeds = [option(key, seed) for key in keys if key not in point and key not in plan.set]
         place = [option(SAVE_DIR, str(out)), option(NAME, name)]
         fit = [*(f"--config={config}" for config in plan.configs), *common, *swept, *seeds, *place]
         found.append(Trial(name, point, seed, fit, [*(f"--config={config}" for config in plan.test), *test]))
     return found
+
+
+def _has(config: str, key: str) -> bool:
+    """Whether a configuration file has a value at a dotted key."""
+    found = configs.load(Path(config), "configs")
+    for part in key.split("."):
+        if not isinstance(found, dict) or part not in found:
+            return False
+        found = found[part]
+    return True
 
 
 def _tail(key: str) -> str:

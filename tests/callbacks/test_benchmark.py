@@ -69,23 +69,24 @@ def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, c
     now = json.loads((folder / "generated.json").read_text())["inputs"]
     assert [name for name in inputs if now[name] != inputs[name]] == ["Fine_grained_control/sprite-000"]
     # other settings are not mixed with these
-    code, said = cli(*command, "--model.init_args.sample_steps", 3)
-    assert code == 2 and "made with other steps" in said
-    assert json.loads((folder / "generated.json").read_text())["motion_bucket_id"] == "drawing"  # the quick start's
-    code, said = cli(*command, "--model.init_args.motion_bucket_id", 17)
-    assert code == 2 and "made with other motion_bucket_id" in said
+    code, said = cli(*command, "--model.init_args.sampling.steps", 3)
+    assert code == 2 and "made with other sampling" in said
+    sampling = json.loads((folder / "generated.json").read_text())["sampling"]
+    assert sampling["inputs"] == {"motion_bucket_id": "drawing", "fps": 8}  # the quick start's and its own
+    code, said = cli(*command, "--model.init_args.sampling.inputs.motion_bucket_id", 17)
+    assert code == 2 and "made with other sampling" in said
     shutil.rmtree(folder / "videos")
 
 
 def test_a_video_with_nan_is_named_and_not_written(cli, bench, tmp_path, monkeypatch):
-    from lightning_modules.networks import Networks
+    from lightning_modules import networks
 
-    own = Networks.sample
-    monkeypatch.setattr(Networks, "sample", lambda *args, **options: own(*args, **options) * float("nan"))
+    own = networks.sample
+    monkeypatch.setattr(networks, "sample", lambda *args, **options: own(*args, **options) * float("nan"))
     code, said = cli(
         "test", f"--config={CONFIGS / 'sprites_lora.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
         f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--ckpt_path=embedded",
-        "--model.init_args.sample_steps=2", "--trainer.accelerator=cpu",
+        "--model.init_args.sampling.steps=2", "--trainer.accelerator=cpu",
     )  # fmt: skip
     assert code == 2 and "Fine_grained_control/sprite-000: the generated video holds NaN" in said
     assert not list(tmp_path.rglob("*.mp4"))

@@ -19,7 +19,7 @@ from datamodules import SpritesDataModule  # noqa: F401
 from datamodules.prepare import command, pool, verify  # noqa: F401
 from datamodules.shards import Shards, samples, unpack
 from lightning_modules import MotionControlModule  # noqa: F401
-from lightning_modules.record import read_checkpoint
+from lightning_modules.checkpoint import read_checkpoint
 from remoco import training
 from remoco.cli import main as remoco
 from remoco.common.errors import BadClip, UserError

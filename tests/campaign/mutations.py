@@ -193,7 +193,7 @@ class Mutations:
                 # the user's own YAML may write anywhere
                 text = yaml.safe_dump(changed(yaml.safe_load(path.read_text()), rng, paths=False))
                 path.write_text(text.replace(DEEP, "[" * 5000 + "]" * 5000, 1))
-            self._fit(attempt, path, "--trainer.fast_dev_run", "1", "--model.init_args.random_init", "micro")
+            self._fit(attempt, path, "--trainer.fast_dev_run", "1", "--model.init_args.base.init_args.size", "micro")
         return attempt
 
     def _periods(self, rng: random.Random) -> Attempt:

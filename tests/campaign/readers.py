@@ -16,6 +16,8 @@ from conditions import RegionWise, control_video
 from datamodules.drawings import Grid
 from datamodules.drawings.panels import enlarged
 from lightning_modules import MotionControlModule, networks  # noqa: F401
+from lightning_modules.bases import Sprites
+from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate, report, score, study, sweep, training  # noqa: F401
 from remoco.cli import main as remoco
@@ -57,13 +59,13 @@ def stub() -> Any:
     """What stands for a pipeline where only its settings are asked."""
     module = SimpleNamespace(
         condition=RegionWise(8, 0.0),
-        sample_steps=1,
-        guidance=(1.0, 1.0),
-        motion_bucket_id="drawing",
-        random_init="micro",
+        sampling=Sampling(1, 80.0, (1.0, 1.0)),
+        base=Sprites("micro"),
     )
+    usual = {"fps": 8.0, "motion_bucket_id": "drawing", "noise_aug_strength": 0.02}
     sampling = {"num_frames": 4, "height": 64, "width": 64}
-    return SimpleNamespace(module=module, sampling=sampling, grid=Grid(64 * 64))
+    sizes = {"trained_size": (64, 64), "grid": Grid(64 * 64)}
+    return SimpleNamespace(module=module, sampling=sampling, usual_inputs=lambda: usual, **sizes)
 
 
 def drawn(words: list[str]) -> None:
@@ -91,7 +93,7 @@ def asked(route: str, body: str) -> None:
     }  # fmt: skip
     try:
         found = json.dumps(routes[route](parse_json(Path(body).read_bytes())), allow_nan=False)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     assert len(found) < 2**28
@@ -101,7 +103,7 @@ def loaded(path: str) -> None:
     """`from_checkpoint` of a file."""
     try:
         MotionControlPipeline.from_checkpoint(path)
-    except ValueError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
@@ -109,9 +111,8 @@ def loaded(path: str) -> None:
 def save_sound(path: str) -> None:
     """A checkpoint of the smallest model."""
     torch.set_num_threads(1)
-    module = MotionControlModule(
-        RegionWise(8, 0.0), random_init="micro", latents="space_to_depth", train_base=True, lora=None
-    )
+    base = Sprites("micro", latents="space_to_depth", trained=True)
+    module = MotionControlModule(base, RegionWise(8, 0.0), Control(lora=None))
     module.configure_model()
     state = {name: value.detach() for name, value in module.stored().items()}
     kept = {"state_dict": state, "remoco": module.own_record(), "callbacks": {}, "epoch": 0, "global_step": 1}

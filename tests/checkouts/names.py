@@ -1,13 +1,15 @@
 """What is called otherwise in another checkout: whoever renames something adds a line here.
 
-Nothing has been renamed so far. For instance, once the frozen network moves from `svd.unet` to `base.unet`, PREFIXES
-gets `"svd.unet.": "base.unet."`, and a function that moves gets its new place at the end of its list in NAMES.
+A function that moves gets its new place at the end of its list in NAMES.
 """
 
-PREFIXES: dict[str, str] = {}
+PREFIXES: dict[str, str] = {"svd.": "base.", "injection.": "injections.0."}
 """Old -> new beginning of a parameter's name, a key of a checkpoint, a tag of the log or a metric's name."""
 
-KEYS: dict[str, str] = {}
+KEYS: dict[str, str] = {
+    "model.init_args.sample_steps": "model.init_args.sampling.steps",
+    "model.init_args.init_seed": "model.init_args.base.init_args.init_seed",
+}
 """Old -> new key of a configuration, as a command line sets it: `model.init_args.sample_steps`."""
 
 CONFIGS: dict[str, list[tuple[str, ...]]] = {

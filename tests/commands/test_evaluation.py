@@ -79,7 +79,7 @@ def test_table_1_on_shards(checkout):
         "config": ["configs/quickstart.yaml", "configs/own_videos.yaml"],
         "data.init_args.shards": ["data/mine"], "data.init_args.val_shards": ["data/mine"],
         "data.init_args.frames": [8], "data.init_args.height": [64], "data.init_args.width": [64],
-        "trainer.max_steps": [2], "trainer.val_check_interval": [2], "model.init_args.sample_steps": [2],
+        "trainer.max_steps": [2], "trainer.val_check_interval": [2], "model.init_args.sampling.steps": [2],
         "trainer.logger.init_args.name": ["mine"],
     }  # fmt: skip
     call(["python", "-m", "lightning", "fit", *(f"--{k}={v}" for k, vs in options.items() for v in vs)], checkout)

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch import Callback
 from PIL import Image
 
-from lightning_modules.record import read_checkpoint
+from lightning_modules.checkpoint import read_checkpoint
 from tests.support.commands import BASE, train
 from tests.support.forks import Forks
 

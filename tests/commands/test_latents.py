@@ -11,15 +11,16 @@ from safetensors.torch import load
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
-from lightning_modules.svd import SVD, weights_hash
+from lightning_modules.bases.svd.weights import weights_hash
 from remoco import latents
 from tests.support.commands import prepare as run
+from tests.support.nets import random_svd
 
 
 @pytest.fixture(scope="module")
 def svd(tmp_path_factory):
     """Folder of a tiny SVD in diffusers' layout, and the networks."""
-    folder, networks = tmp_path_factory.mktemp("svd"), SVD.random("tiny", seed=1)
+    folder, networks = tmp_path_factory.mktemp("svd"), random_svd("tiny", seed=1)
     for name in ("unet", "vae", "image_encoder"):
         getattr(networks, name).save_pretrained(folder / name)
     return folder, networks.eval()
@@ -62,7 +63,7 @@ def test_latents_are_the_networks_of_the_shards_pixels(svd, shards, cached):
             }  # fmt: skip
             assert {tensor.dtype for tensor in found.values()} == {torch.float16}
             video = torch.from_numpy(samples.decode(before.read(shard, clip, MEMBERS), before.shape)["video"])
-            mean, std = networks.encode(video / 127.5 - 1)
+            mean, std = (part[0] for part in networks.encode(video[None] / 127.5 - 1))
             embedding = networks.embed_image(video[:1] / 127.5 - 1)[0]
             for name, expected in (("latent_mean", mean), ("latent_std", std)):
                 assert torch.allclose(found[name].float(), expected, rtol=2e-3, atol=1e-4)
@@ -114,7 +115,7 @@ def test_an_interrupted_run_goes_on_and_changes_no_byte(svd, shards, cached, tmp
 def test_other_weights_or_another_folder_are_refused(svd, shards, cached, tmp_path, capsys):
     other = tmp_path / "svd"
     shutil.copytree(svd[0], other)
-    SVD.random("tiny", seed=2).vae.save_pretrained(other / "vae")
+    random_svd("tiny", seed=2).vae.save_pretrained(other / "vae")
     for arguments, message in [
         ((shards, cached, "--svd", other), "begun otherwise: vae is another; give another folder"),
         ((shards, svd[0], "--svd", svd[0]), "is not empty and holds no latents.json"),

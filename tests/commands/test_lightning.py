@@ -41,8 +41,8 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--model.init_args.learning_rate=-1"], "learning_rate"),
-        (["--model.init_args.sample_steps=0"], "sample_steps"),
-        (["--model.init_args.motion_bucket_id=-1"], "motion_bucket_id is -1"),
+        (["--model.init_args.sampling.steps=0"], "steps"),
+        (["--model.init_args.sampling.inputs.motion_bucket_id=-1"], "motion_bucket_id is -1"),
         (["--data.init_args.root=/dev/null"], "/dev/null"),
         (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
         (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
@@ -51,14 +51,14 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--model.class_path=lightning_modules.Nope"], "lightning_modules.Nope"),
         (["--config=no-such.yaml"], "no-such.yaml"),
         (["--model.init_args.no_such_option=3"], "no_such_option"),
-        (["--model.init_args.train_base=null"], '"train_base": Expected true or false. Got value: None'),
+        (["--model.init_args.noise.spread=null"], "spread"),
         (["--data.init_args.frames=null"], '"frames": Expected a whole number. Got value: None'),
         (["--model.init_args.condition.init_args.region_size=null"], "region_size"),
         (
             [
-                "--model.init_args.svd=no/such/folder",
-                "--model.init_args.random_init=null",
-                "--model.init_args.latents=vae",
+                "--model.init_args.base=lightning_modules.bases.SVD",
+                "--model.init_args.base.init_args.path=no/such/folder",
+                "--model.init_args.base.init_args.trained=true",
             ],
             "no/such/folder",
         ),
@@ -66,9 +66,9 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_mistake_is_one_line_that_names_it(cli, sprites, tmp_path, monkeypatch, changes, named):
-    from lightning_modules.svd import SVD
+    from lightning_modules.bases import Sprites
 
-    monkeypatch.setattr(SVD, "random", lambda *a, **k: pytest.fail("weights before the check"))
+    monkeypatch.setattr(Sprites, "build", lambda *a, **k: pytest.fail("weights before the check"))
     code, line = cli("fit", *quick(sprites, tmp_path / "runs" / "one"), *changes)
     assert code not in (0, None)
     assert line.startswith("python -m lightning: error: ") and named in line, line
@@ -117,10 +117,10 @@ def test_every_shipped_yaml_builds(configs, shards, monkeypatch):
     args = ["fit"] + [f"--config={path}" for path in configs]
     if "remoco_svd" in configs[0].stem:
         # the weights are the user's; their shapes are the full size
-        args += ["--model.init_args.svd=null", "--model.init_args.random_init=full"]
-        args += ["--model.init_args.released=null"]
+        args += ["--model.init_args.base=lightning_modules.bases.Sprites", "--model.init_args.base.init_args.size=full"]
+        args += ["--model.init_args.base.init_args.latents=vae", "--model.init_args.start=null"]
     if configs[0].stem == "sprites_lora":  # its base's weights are not for the meta device
-        args += ["--model.init_args.svd=null", "--model.init_args.random_init=micro"]
+        args += ["--model.init_args.base=lightning_modules.bases.Sprites"]
     for name, folder in shards.items():
         if name in {path.stem for path in configs}:
             args += [f"--data.init_args.shards={folder}"]

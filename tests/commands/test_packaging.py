@@ -163,7 +163,7 @@ def test_every_extra_that_a_document_or_an_error_names_exists():
 def test_an_installed_package_finds_its_configs_in_any_folder(installed, tmp_path):
     arguments = ["fit", "--config", "configs/quickstart.yaml", "--print_config"]
     done = run(installed, tmp_path, *arguments)
-    assert done.returncode == 0 and "random_init: micro" in done.stdout, done.stderr[-2000:]
+    assert done.returncode == 0 and "size: micro" in done.stdout, done.stderr[-2000:]
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.yaml").write_text("seed_everything: 12345\n")  # the user's own comes first
     assert "seed_everything: 12345" in run(installed, tmp_path, *arguments).stdout

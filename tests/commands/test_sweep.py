@@ -35,16 +35,17 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         set={"trainer.max_steps": 3, "test.trainer.precision": "32"},
         test=["configs/eval/bench.yaml"],
     )
-    plan = read_plan(str(file), ["model.init_args.dropout=0.5"], 2)
+    plan = read_plan(str(file), ["model.init_args.noise.dropout=0.5"], 2)
     found = [t for point in points(plan) for t in trials_of(plan, point, tmp_path)]
     expected = ["plain-seed_0", "plain-seed_1", "b-seed_0"]
     assert [t.name for t in found][:3] == [f"region_size_4-optimizer_{end}" for end in expected]
     assert len({t.name for t in found}) == len(found) == 8
     assert f"--{SIZE}=4" in found[0].fit and '--optimizer={"class_path": "torch.optim.SGD"}' in found[0].fit
-    assert {"--trainer.max_steps=3", "--model.init_args.dropout=0.5"} < set(found[0].fit)
-    assert {f"--{key}=1" for key in ("model.init_args.seed", "model.init_args.init_seed", "data.init_args.seed")} < set(
-        found[1].fit
-    )
+    assert {"--trainer.max_steps=3", "--model.init_args.noise.dropout=0.5"} < set(found[0].fit)
+    assert {
+        f"--{key}=1"
+        for key in ("model.init_args.seed", "model.init_args.base.init_args.init_seed", "data.init_args.seed")
+    } < set(found[1].fit)
     assert found[0].test == [f"--config={CONFIGS / 'eval' / 'bench.yaml'}", "--trainer.precision=32"]
 
 
@@ -78,7 +79,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         # what the parser and the modules of a fit refuse
         ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
         ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
-        ({}, ["--set", "model.init_args.lora_rank=0"], "region_size_4: model: lora_rank is 0"),
+        ({}, ["--set", "model.init_args.control.rank=0"], "region_size_4: control.rank is 0"),
         ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
         ({}, ["--set", "test.trainer.precison=32"], "region_size_4: test: "),
         ({"test": ["configs/eval/webvid.yaml"]}, ["--set", "test.data.init_args.frames=none"], "region_size_4: test: "),
@@ -132,7 +133,8 @@ def test_another_sweep_does_not_mix_in(sweep, tmp_path):
     assert unlike(one, record(read_plan(str(sweep(values={SIZE: [4, 8, 16]})), [], 5))) is None
     assert unlike(one, record(read_plan(str(sweep()), ["trainer.max_steps=2"], None))) == "set"
     assert (
-        unlike(one, record(read_plan(str(sweep(values={"model.init_args.injection": ["add"]})), [], None))) == "values"
+        unlike(one, record(read_plan(str(sweep(values={"model.init_args.control.lora": ["linear"]})), [], None)))
+        == "values"
     )
 
 

@@ -12,6 +12,7 @@ import conditions
 from conditions import (
     Condition,
     DenseFlow,
+    DragNUWA,
     GaussianFiltered,
     Motion,
     RegionWise,
@@ -29,7 +30,13 @@ from conditions.gaussian import region_points
 from conditions.region import candidate_regions, draw_regions, region_pixels, select_regions, spread_regions
 from tests.support.arithmetic import assert_rounded
 
-ALL = [RegionWise(8), RegionWise(7, 0.8, "block", "squared"), GaussianFiltered(5, 0.8, 21, 3.0), DenseFlow()]
+ALL = [
+    RegionWise(8),
+    RegionWise(7, 0.8, "block", "squared"),
+    GaussianFiltered(5, 0.8, 21, 3.0),
+    DragNUWA(5, 0.8, 21, 3.0),
+    DenseFlow(),
+]
 
 
 def clip(batch=3, frames=4, height=48, width=64, seed=0):
@@ -290,11 +297,13 @@ def test_arguments_are_checked_at_construction():
         for value in values:
             with pytest.raises(ValueError, match=f"^{name}: "):
                 GaussianFiltered(**{name: value})
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                DragNUWA(**{name: value})
     with pytest.raises(ValueError, match="^region_size: "):
         DenseFlow(0)
 
 
-@pytest.mark.parametrize("condition", [RegionWise(49), GaussianFiltered(49), DenseFlow(49)], ids=repr)
+@pytest.mark.parametrize("condition", [RegionWise(49), GaussianFiltered(49), DragNUWA(49), DenseFlow(49)], ids=repr)
 def test_region_larger_than_the_frame(condition):
     condition.check(49, 64)
     with pytest.raises(ValueError, match="^region_size: "):
@@ -338,6 +347,32 @@ def test_gaussian_is_filter2d_with_the_centre_at_one(shape):
                 expected = cv2.filter2D(sparse[b, i, channel], -1, kernel, borderType=cv2.BORDER_CONSTANT)
                 assert_rounded(control[b, i, channel], expected)
     assert torch.equal(control[:, :, 2], RegionWise(5, 0.9)(flow, visibility, seed)[:, :, 2])
+
+
+def test_dragnuwa_filters_the_steps_at_the_moving_points():
+    flow, visibility, seed = clip(height=40, width=56)
+    condition = DragNUWA(5, 0.9, kernel_size=31, sigma=6.0)
+    control = condition(flow, visibility, seed)
+    axis = cv2.getGaussianKernel(31, 6.0, cv2.CV_64F)
+    kernel = axis @ axis.T / axis.max() ** 2
+    visible = global_visibility(visibility)
+    regions = draw_regions(candidate_regions(visible, 5, "pixel"), seed, 0.9)
+    points, moved = region_points(regions, visible, 5), 0
+    for b in range(3):
+        assert not control[b, 0].any()
+        for i in range(1, 4):
+            sparse = np.zeros((40, 56, 2))
+            for y, x in points[b].nonzero().tolist():
+                before, after = (np.array([x, y]) + flow[b, frame, :, y, x].numpy() for frame in (i - 1, i))
+                column, row = np.floor(before).astype(int)
+                if 0 <= column < 56 and 0 <= row < 40:
+                    sparse[row, column] = after - before
+                    moved += (column, row) != (x, y)
+            expected = cv2.filter2D(sparse, -1, kernel, borderType=cv2.BORDER_CONSTANT)
+            np.testing.assert_allclose(control[b, i, :2].permute(1, 2, 0).numpy(), expected, atol=1e-4)
+    assert moved and not control[:, :, 2].any()
+    with_mask = DragNUWA(5, 0.9, kernel_size=31, sigma=6.0, motion_mask=True)(flow, visibility, seed)
+    assert torch.equal(with_mask[:, :, 2], RegionWise(5, 0.9)(flow, visibility, seed)[:, :, 2])
 
 
 def test_gaussian_points_are_the_visible_ones_nearest_to_the_centres_of_the_same_regions():

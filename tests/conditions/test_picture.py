@@ -5,7 +5,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from conditions import Condition, DenseFlow, GaussianFiltered, RegionWise, control_picture, control_video
+from conditions import Condition, DenseFlow, DragNUWA, GaussianFiltered, RegionWise, control_picture, control_video
 from conditions.picture import flow_colours
 
 TRACKS = [[(20, 30), (50, 34)], [(70, 10), (72, 40)]]
@@ -15,7 +15,9 @@ def frame(height=64, width=96):
     return torch.from_numpy(np.random.default_rng(0).integers(60, 200, (3, height, width), dtype=np.uint8))
 
 
-@pytest.mark.parametrize("condition", [RegionWise(), GaussianFiltered(8, 0.95, 31, 4.0), DenseFlow()], ids=repr)
+@pytest.mark.parametrize(
+    "condition", [RegionWise(), GaussianFiltered(8, 0.95, 31, 4.0), DragNUWA(), DenseFlow()], ids=repr
+)
 @pytest.mark.parametrize("size", [(64, 96), (320, 512), (61, 97), (8, 8)])
 def test_any_control_at_any_size(condition, size):
     image = frame(*size)

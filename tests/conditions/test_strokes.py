@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.interpolate import PchipInterpolator
 
-from conditions import Condition, DenseFlow, GaussianFiltered, RegionWise, motion_bucket
+from conditions import Condition, DenseFlow, DragNUWA, GaussianFiltered, RegionWise, motion_bucket
 from conditions.strokes import draw_strokes, drawn_motion, interpolate_track
 from tests.support.arithmetic import assert_rounded
 
@@ -128,14 +128,14 @@ def test_dense_strokes_say_what_is_known():
     assert control[5, 2, :, 30:].all() and control[5, 2, 8:16, 16:24].all() and control[5, 2].sum() == 32 * 18 + 64
 
 
-@pytest.mark.parametrize("condition", [RegionWise(), GaussianFiltered(), DenseFlow()], ids=repr)
+@pytest.mark.parametrize("condition", [RegionWise(), GaussianFiltered(), DragNUWA(), DenseFlow()], ids=repr)
 def test_no_track_and_no_brush(condition):
     control = condition.draw([], None, 3, 32, 48)
     assert control.shape == (3, 3, 32, 48) and not control[:, :2].any()
     assert bool(control[:, 2].any()) == isinstance(condition, DenseFlow)
 
 
-@pytest.mark.parametrize("condition", [RegionWise(), GaussianFiltered(), DenseFlow()], ids=repr)
+@pytest.mark.parametrize("condition", [RegionWise(), GaussianFiltered(), DragNUWA(), DenseFlow()], ids=repr)
 @pytest.mark.parametrize(
     "track, message",
     [

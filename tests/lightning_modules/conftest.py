@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
-from lightning_modules.svd import SVD
+from tests.support.nets import random_svd
 from tests.support.parity import ParitySet, clip_model, identity_quant_conv, load_set
 
 
@@ -22,7 +22,7 @@ def released_file(parity, tmp_path):
 def whole_file(parity, tmp_path_factory):
     """A file with every group: network, VAE, image encoder with text leftovers, conditioning VAE."""
     folder = tmp_path_factory.mktemp("whole")
-    svd = SVD.random("tiny", seed=4)
+    svd = random_svd("tiny", seed=4)
     vae = vae_to_released(identity_quant_conv(svd.vae.state_dict()))
     clip = image_encoder_to_released(clip_model().state_dict())
     clip["open_clip.model.logit_scale"] = torch.tensor(4.6)

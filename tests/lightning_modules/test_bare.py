@@ -18,11 +18,13 @@ from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from conditions import RegionWise
-from lightning_modules.bare import DIFFUSERS, OURS, sample_bare
+from lightning_modules.bases import SVD
+from lightning_modules.bases.sprites.sizes import SIZES
+from lightning_modules.bases.svd.bare import DIFFUSERS, OURS, sample_bare
+from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.layers import seeded
-from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.pipeline import MotionControlPipeline
-from lightning_modules.svd import CLIP_MEAN, CLIP_STD, SIZES, SVD
+from tests.support.nets import motion_control
 
 FRAMES, STEPS, HEIGHT, WIDTH = 3, 2, 64, 128
 SHORT = {"height": HEIGHT, "width": WIDTH}
@@ -99,7 +101,7 @@ def draws():
 
 @pytest.fixture(scope="module")
 def svd(folder):
-    return SVD.load(folder, dtype=torch.float64).freeze(torch.float64)
+    return SVD(folder).build(torch.float64)
 
 
 def run(pipe, picture, **options):
@@ -130,7 +132,7 @@ def test_diffusers_numbers_in_float64(folder, svd, picture, draws, in_double, th
 
 def test_diffusers_numbers_in_float32_from_a_generator(folder, picture):
     """The stock pipeline, nothing replaced: the draws of one generator in its order, and float32's rounding."""
-    svd = SVD.load(folder).freeze(torch.float32)
+    svd = SVD(folder).build(torch.float32)
     expected = run(theirs(folder, torch.float32), picture, generator=torch.Generator().manual_seed(2), output_type="pt")
     settings = replace(DIFFUSERS, num_frames=FRAMES, steps=STEPS)
     generator = torch.Generator().manual_seed(2)
@@ -154,7 +156,7 @@ def test_each_setting_of_ours_changes_the_clip(svd, picture, draws):
 
 def test_the_pipeline_is_the_bare_base_until_it_is_trained(folder, picture, monkeypatch):
     """The same path in float64: an untrained controller changes nothing, a trained one does though nothing is drawn."""
-    module = MotionControlModule(RegionWise(), svd=str(folder), sample_steps=STEPS, lora_rank=2)
+    module = motion_control(RegionWise(), path=str(folder), steps=STEPS, rank=2)
     module.configure_model(torch.float64)
     pipe, drawn = MotionControlPipeline(module), []
     source = "lightning_modules.pipeline.randn"
@@ -164,10 +166,10 @@ def test_the_pipeline_is_the_bare_base_until_it_is_trained(folder, picture, monk
     assert clip.dtype == torch.float64
     settings = replace(OURS, num_frames=FRAMES, steps=STEPS)
     noise, latents = drawn[:2]
-    bare = sample_bare(module.svd, picture, settings, **SHORT, noise=noise, latents=latents, output_type="latent")
+    bare = sample_bare(module.base, picture, settings, **SHORT, noise=noise, latents=latents, output_type="latent")
     assert (clip - bare.frames).abs().max() < 1e-12 * clip.abs().max()
     with torch.no_grad():
-        for parameter in module.injection.parameters():
+        for parameter in module.injections[0].parameters():
             parameter += 0.05
     replayed = iter([noise, latents])
     monkeypatch.setattr(source, lambda seeds, shape, device: next(replayed))

@@ -7,13 +7,14 @@ import torch
 
 from conditions import RegionWise
 from datamodules import SpritesDataModule
-from lightning_modules import MotionControlModule, embedded
+from lightning_modules import embedded
+from lightning_modules.bases import SVD
+from lightning_modules.checkpoint import read_checkpoint
 from lightning_modules.pipeline import MotionControlPipeline
-from lightning_modules.record import read_checkpoint
-from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
+from tests.conftest import REPO
 from tests.support.commands import remoco
-from tests.support.places import REPO
+from tests.support.nets import motion_control, random_svd
 
 TINY = REPO / "tests" / "campaign" / "tiny.yaml"
 
@@ -50,10 +51,10 @@ def exported(trained, tmp_path_factory):
 
 def test_only_the_unet_is_trained_and_no_control_reaches_it(trained):
     found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
-    assert {".".join(name.split(".")[:2]) for name in found["state_dict"]} == {"svd.unet", "svd.pca"}
+    assert {".".join(name.split(".")[:2]) for name in found["state_dict"]} == {"base.unet", "base.pca"}
     assert found["remoco"]["architecture"]["injection"] is None
-    fresh = SVD.random("micro", 0, "pca", 8).unet.state_dict()
-    moved = [name for name in fresh if not torch.equal(fresh[name], found["state_dict"][f"svd.unet.{name}"])]
+    fresh = random_svd("micro", 0, "pca", 8).unet.state_dict()
+    moved = [name for name in fresh if not torch.equal(fresh[name], found["state_dict"][f"base.unet.{name}"])]
     assert len(moved) > len(fresh) / 2
 
 
@@ -78,36 +79,37 @@ def test_a_killed_base_goes_on_with_the_same_bits(trained, fit):
 def test_the_folders_hold_the_averaged_weights_and_the_latents(trained, exported):
     assert json.loads((exported / "vae" / "config.json").read_text()) == {"_class_name": "PatchPCA", "channels": 8}
     found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
-    svd = SVD.load(exported)
+    svd = SVD(exported).build()
     averaged = found["callbacks"]["EMA"]["shadow"]
     assert any(not torch.equal(averaged[name], found["state_dict"][name]) for name in averaged)
     for name, tensor in (found["state_dict"] | averaged).items():
-        assert torch.equal(svd.get_parameter(name[4:]) if ".pca." not in name else svd.get_buffer(name[4:]), tensor)
-    assert svd.latent_channels == 8 and svd.pca.fitted and svd.vae is None
-    assert svd.identity["hash"] == SVD.load(exported).identity["hash"]
+        assert torch.equal(svd.get_parameter(name[5:]) if ".pca." not in name else svd.get_buffer(name[5:]), tensor)
+    assert svd.channels == 8 and svd.pca.fitted and svd.vae is None
+    assert svd.identity["hash"] == SVD(exported).build().identity["hash"]
     assert set(svd.hashes) == {"unet", "image_encoder", "vae"}
 
 
 def test_a_controller_is_trained_on_it(fit, exported, capsys):
     """Along the path of SVD: frozen, with LoRA, and its checkpoint knows the base again."""
-    over = ["--model.init_args.random_init=null", "--model.init_args.latents=vae", f"--model.init_args.svd={exported}"]
-    over += ["--model.init_args.train_base=false", "--model.init_args.lora=attention", "--model.init_args.lora_rank=4"]
+    over = ["--model.init_args.base=lightning_modules.bases.SVD", f"--model.init_args.base.init_args.path={exported}"]
+    over += ["--model.init_args.base.init_args.trained=false"]
+    over += ["--model.init_args.control.lora=attention", "--model.init_args.control.rank=4"]
     run = fit("lora", *over)
     last = run / "checkpoints" / "last.ckpt"
     names = {name.split(".")[0] for name in read_checkpoint(last)["state_dict"] if ".lora_" not in name}
-    assert names - {"svd"} == {"motion_encoder", "injection"}
+    assert names - {"base"} == {"motion_encoder", "injections"}
     pipeline = MotionControlPipeline.from_checkpoint(last)
-    assert all(".lora_" in n for n in pipeline.module.trained() if n.startswith("svd."))
-    bare = SVD.load(exported)
-    kept = {name.replace(".base_layer", ""): t for name, t in pipeline.module.svd.unet.state_dict().items()}
+    assert all(".lora_" in n for n in pipeline.module.trained() if n.startswith("base."))
+    bare = SVD(exported).build()
+    kept = {name.replace(".base_layer", ""): t for name, t in pipeline.module.base.unet.state_dict().items()}
     assert all(torch.equal(kept[name], t) for name, t in bare.unet.state_dict().items())
     image = torch.randint(0, 256, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     clip = pipeline(image, [[[10, 10], [40, 40]]], num_frames=4).frames
     assert len(clip[0]) == 4
 
     # another controller starts from it; one file of it would still need the base
-    more = {"lora": "attention", "lora_rank": 4, "init_seed": 7, "adapter": str(last)}
-    other = MotionControlModule(RegionWise(region_size=8), svd=str(exported), **more)
+    more = {"lora": "attention", "rank": 4, "seed": 7, "start": ("checkpoint", last)}
+    other = motion_control(RegionWise(region_size=8), path=str(exported), **more)
     other.configure_model()
     state = read_checkpoint(last)["state_dict"]
     assert state.keys() == other.stored().keys()
@@ -126,15 +128,15 @@ def test_a_controller_is_trained_on_it(fit, exported, capsys):
 def test_the_base_in_the_package_is_a_trained_one(tmp_path):
     """Small enough to ship, the same by name and by folder; it denoises held-out sprites (untrained: 1)."""
     assert sum(path.stat().st_size for path in embedded.BASE.rglob("*") if path.is_file()) < 8e6
-    by_name, by_folder = (SVD.load(base).identity for base in ("embedded", embedded.BASE))
-    assert by_name == by_folder | {"svd": "embedded"}
+    by_name, by_folder = (SVD(base).build().identity for base in ("embedded", embedded.BASE))
+    assert by_name["hash"] == by_folder["hash"] and by_name["init_args"]["path"] == "embedded"
     data = SpritesDataModule(
         root=str(tmp_path), scene="plain", clips=1, val_clips=8, frames=8, height=64, width=64, num_workers=0,
         val_batch_size=8,
     )  # fmt: skip
     data.prepare_data()
     data.setup()
-    module = MotionControlModule(RegionWise(region_size=8), svd="embedded", p_mean=0.7, p_std=1.2)
+    module = motion_control(RegionWise(region_size=8), path="embedded", mean=0.7, std=1.2)
     module.configure_model()
     with torch.no_grad():
         loss = float(module.training_step(next(iter(data.val_dataloader())), 0))
@@ -150,11 +152,15 @@ def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
     assert remoco("export-base", "embedded", tmp_path / "a") == 2
     assert "holds a controller" in capsys.readouterr().err and not (tmp_path / "a").exists()
     with pytest.raises(SystemExit):
-        fit("lora-base", "--model.class_path=lightning_modules.BaseModule", "--model.init_args.train_base=false")
-    assert "a base is trained from random weights" in capsys.readouterr().err
+        fit(
+            "lora-base",
+            "--model.class_path=lightning_modules.BaseModule",
+            "--model.init_args.base.init_args.trained=false",
+        )
+    assert "expected `trained: true`" in capsys.readouterr().err
     for name, content in (("config.json", '{"_class_name": "PatchPCA", "channels": 9}'), ("config.json", "[")):
-        SVD.load(exported).export(tmp_path / content[:1] / str(len(content)))
+        SVD(exported).build().export(tmp_path / content[:1] / str(len(content)))
         broken = tmp_path / content[:1] / str(len(content))
         (broken / "vae" / name).write_text(content)
         with pytest.raises(UserError, match="vae"):
-            SVD.load(broken)
+            SVD(broken).build()

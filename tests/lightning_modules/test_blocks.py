@@ -10,15 +10,17 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from lightning_modules import blocks
-from lightning_modules.blocks import attention, compile_unet, freeze_idle
-from lightning_modules.diffusion import Denoiser, edm_loss, randn
-from lightning_modules.injection import attach
+from lightning_modules.bases import SVD
+from lightning_modules.bases.svd import blocks
+from lightning_modules.bases.svd.blocks import attention, compile_unet, freeze_idle, set_recomputed
+from lightning_modules.bases.svd.norms import set_res_block_eps
+from lightning_modules.control.lora import LoraLinear, lora_layers, merged_lora, without_lora
 from lightning_modules.layers import seeded
-from lightning_modules.lora import LoraLinear, add_lora, lora_layers, merged_lora, without_lora
+from lightning_modules.process.base import randn
+from lightning_modules.process.edm import edm_loss
 from lightning_modules.released.network import ROUNDED_UP, PortableTimesteps, use_portable_timesteps
-from lightning_modules.svd import SVD, set_res_block_eps
 from tests.support.modules import inputs
+from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 # the full topology, so 464 linear layers and 256 attention projections, at the width of a test
 TOPOLOGY = dict(
@@ -44,7 +46,7 @@ def test_outputs_and_gradients_are_diffusers_and_pefts(targets, layers, tokens):
     set_res_block_eps(theirs)
     ours = copy.deepcopy(theirs)
     blocks.use_our_blocks(ours)
-    add_lora(ours, targets, rank=2)
+    with_lora(ours, targets, rank=2)
     names = list(lora_layers(ours))
     assert len(names) == layers and all(type(layer) is LoraLinear for layer in lora_layers(ours).values())
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, lora_alpha=2, target_modules=names), theirs)
@@ -56,7 +58,7 @@ def test_outputs_and_gradients_are_diffusers_and_pefts(targets, layers, tokens):
         x = [randn([0], shape).double() for shape in ((2, 4, 8, 8), (4, 8, 8), (tokens, 16))]
         ids = torch.tensor([[8.0, 17.0, 0.02]]).double()
         sigma = torch.tensor([2.0]).double()
-        out = Denoiser(unet)(x[0], sigma, x[1], x[2], ids)
+        out = OfTensors(unet)(x[0], sigma, x[1], x[2], ids)
         edm_loss(out, 0.5 * x[0], sigma).mean().backward()
         found.append((out.detach(), {k: p.grad for k, p in unet.named_parameters() if ".lora_" in k}))
     torch.testing.assert_close(found[0][0], found[1][0], atol=1e-9, rtol=1e-9)
@@ -70,8 +72,8 @@ def test_outputs_and_gradients_are_diffusers_and_pefts(targets, layers, tokens):
 
 
 def lora_unet(dtype: torch.dtype = torch.float32) -> SVD:
-    svd = SVD.random("tiny").freeze(dtype)
-    add_lora(svd.unet, "linear", rank=2)
+    svd = random_svd("tiny", dtype=dtype)
+    with_lora(svd.unet, "linear", rank=2)
     wake(svd.unet, 0.05)
     return svd
 
@@ -79,7 +81,7 @@ def lora_unet(dtype: torch.dtype = torch.float32) -> SVD:
 def test_merged_for_a_while_is_the_same_network_and_comes_back_bit_for_bit():
     svd = lora_unet()
     torch.nn.Module.double(svd.unet)
-    denoiser, x = Denoiser(svd.unet), [part.double() for part in inputs(svd)]
+    denoiser, x = OfTensors(svd), [part.double() for part in inputs(svd)]
     before = {name: value.clone() for name, value in svd.unet.state_dict().items()}
     with torch.no_grad():
         apart = denoiser(*x)
@@ -105,7 +107,7 @@ def test_levels_that_are_recomputed_change_no_bit(levels, again):
     svd = lora_unet()
     freeze_idle(svd.unet)
     trained = [p for p in svd.unet.parameters() if p.requires_grad]
-    denoiser, x, calls = Denoiser(svd.unet), inputs(svd), []
+    denoiser, x, calls = OfTensors(svd), inputs(svd), []
     for name, module in svd.unet.named_modules():
         if name.endswith("temporal_transformer_blocks.0"):
             module.attn1.register_forward_hook(lambda *args: calls.append(0))
@@ -116,7 +118,7 @@ def test_levels_that_are_recomputed_change_no_bit(levels, again):
 
     plain = gradients()
     assert len(calls) == 10
-    svd.enable_gradient_checkpointing(levels)
+    set_recomputed(svd.unet, levels)
     chosen = gradients()
     assert len(calls) == 10 + again
     assert all(torch.equal(a, b) for a, b in zip(plain, chosen, strict=True))
@@ -124,7 +126,7 @@ def test_levels_that_are_recomputed_change_no_bit(levels, again):
 
 def test_other_levels_are_refused():
     with pytest.raises(ValueError, match="'some', expected one of none, top, all"):
-        SVD.random("tiny").enable_gradient_checkpointing("some")
+        set_recomputed(random_svd("tiny").unet, "some")
 
 
 def test_more_sequences_than_a_kernel_takes(monkeypatch):
@@ -136,7 +138,7 @@ def test_more_sequences_than_a_kernel_takes(monkeypatch):
 
 def test_a_half_precision_unet_ignores_autocast():
     svd = lora_unet(torch.bfloat16)
-    denoiser, x = Denoiser(svd.unet), inputs(svd)
+    denoiser, x = OfTensors(svd), inputs(svd)
     with torch.no_grad():
         plain = denoiser(*x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -144,7 +146,7 @@ def test_a_half_precision_unet_ignores_autocast():
 
 
 def test_portable_timesteps_keep_their_bits_in_any_dtype():
-    unet = SVD.random("tiny").unet
+    unet = random_svd("tiny").unet
     use_portable_timesteps(unet)
     layer = unet.add_time_proj
     assert type(layer) is PortableTimesteps and "frequency_bits" not in layer.state_dict()
@@ -164,10 +166,10 @@ def test_portable_timesteps_keep_their_bits_in_any_dtype():
 def test_compiled_is_one_graph_and_compiled_once():
     """With the motion's hooks, LoRA, dropout of conditionings and recomputed levels, down to 1 x 1 pixels."""
     svd = lora_unet()
-    injection = attach(svd.unet, "modulation")
+    injection = attached(svd.unet, "modulation")
     freeze_idle(svd.unet)
-    svd.enable_gradient_checkpointing("top")
-    denoiser, counter = Denoiser(svd.unet), CompileCounterWithBackend("aot_eager")
+    set_recomputed(svd.unet, "top")
+    denoiser, counter = OfTensors(svd), CompileCounterWithBackend("aot_eager")
     trained = [p for p in svd.unet.parameters() if p.requires_grad]
     trained += [p for p in injection.parameters() if p.requires_grad]
     for i, p in enumerate(trained):

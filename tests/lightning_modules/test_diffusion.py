@@ -6,27 +6,18 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
 
-from lightning_modules.conditioning import Conditioning
-from lightning_modules.diffusion import (
-    CONDITIONINGS,
-    Denoiser,
-    edm_loss,
-    euler,
-    euler_sample,
-    guided,
-    karras_sigmas,
-    precondition,
-    randn,
-    sample_sigma,
-)
-from lightning_modules.svd import SVD
+from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, conditioning
+from lightning_modules.process.base import Denoiser, randn, sample_sigma
+from lightning_modules.process.edm import EDM, edm_loss, karras_sigmas, precondition
+from lightning_modules.process.sampler import euler, euler_sample, guided
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
 from tests.support.modules import inputs
+from tests.support.nets import OfTensors, random_svd
 
 
 @pytest.fixture(scope="module")
 def svd():
-    return SVD.random("tiny", seed=2).freeze(torch.float32)
+    return random_svd("tiny", seed=2, dtype=torch.float32)
 
 
 def scheduler() -> EulerDiscreteScheduler:
@@ -59,7 +50,7 @@ def test_sigma_is_log_normal():
     log_sigma = sample_sigma(range(4000), 0.7, 1.6).log()
     assert log_sigma.mean().item() == pytest.approx(0.7, abs=0.1)  # 4 standard errors
     assert log_sigma.std().item() == pytest.approx(1.6, abs=0.1)
-    assert sample_sigma([5]).equal(sample_sigma([4, 5])[1:])
+    assert sample_sigma([5], 0.7, 1.6).equal(sample_sigma([4, 5], 0.7, 1.6)[1:])
 
 
 def test_preconditioning_is_svds():
@@ -83,8 +74,8 @@ def test_weighted_loss_is_the_v_loss():
 
 
 def test_denoiser_output_is_finite_over_all_sigmas_and_in_the_input_dtype():
-    svd = SVD.random("tiny").freeze(torch.bfloat16)
-    denoiser, (noisy, _, *rest) = Denoiser(svd.unet), inputs(svd)
+    svd = random_svd("tiny", dtype=torch.bfloat16)
+    denoiser, (noisy, _, *rest) = OfTensors(svd), inputs(svd)
     for value in (0.002, 1.0, 700.0):
         out = denoiser(value * noisy, torch.full((2,), value), *rest)
         assert out.dtype == torch.float32 and out.isfinite().all()
@@ -94,7 +85,7 @@ def test_denoiser_output_is_finite_over_all_sigmas_and_in_the_input_dtype():
 
 @pytest.mark.parametrize("dropped", range(5), ids=CONDITIONINGS)
 def test_dropout_zeroes_one_embedding_of_one_sample(svd, dropped):
-    denoiser = Denoiser(svd.unet)
+    denoiser = OfTensors(svd)
     noisy, sigma, latent, embedding, ids = inputs(svd)
     keep = torch.ones(2, 5, dtype=torch.bool)
     keep[1, dropped] = False
@@ -139,7 +130,7 @@ def test_ids_reach_the_network_in_order(svd):
     hook = svd.unet.add_embedding.register_forward_pre_hook(lambda m, args: seen.append(args[0].clone()))
     noisy, sigma, latent, embedding, ids = inputs(svd)
     with torch.no_grad():
-        Denoiser(svd.unet)(noisy, sigma, latent, embedding, ids)
+        OfTensors(svd)(noisy, sigma, latent, embedding, ids)
     hook.remove()
     cosines = seen[0].view(2, 3, width)[0, :, 0]
     assert_rounded(cosines, torch.tensor([8.0, 17.0, 0.02]).double().cos())
@@ -161,7 +152,8 @@ class SmoothDenoiser(Denoiser):
     """A network that does not blow roundings up, as the tiny UNet with its GroupNorm over few values does."""
 
     def network(self, noisy, c_noise, cond):
-        context = cond.image_latent[:, None] + cond.image_embedding.mean((1, 2)).view(-1, 1, 1, 1, 1)
+        parts = cond.parts
+        context = parts["image_latent"][:, None] + parts["image_embedding"].mean((1, 2)).view(-1, 1, 1, 1, 1)
         return torch.tanh(noisy + context) * (1 + 0.1 * c_noise.view(-1, 1, 1, 1, 1))
 
 
@@ -170,19 +162,19 @@ def test_euler_steps_are_the_svd_schedulers(svd):
 
     diffusers steps in float32: a step is a dozen roundings of values no larger than the step's input.
     """
-    denoiser = SmoothDenoiser(svd.unet)
+    denoiser = SmoothDenoiser(svd, EDM())
     noise, _, latent, embedding, ids = (part.double() for part in inputs(svd))
-    cond, scale = Conditioning(latent, embedding, ids), torch.linspace(1.0, 2.5, 3, dtype=torch.float64)
+    cond, scale = conditioning(latent, embedding, ids), torch.linspace(1.0, 2.5, 3, dtype=torch.float64)
     theirs = scheduler()
     theirs.set_timesteps(6)
     sigmas = theirs.sigmas.double()
     x = noise * (sigmas[0] ** 2 + 1).sqrt()
     for i, t in enumerate(theirs.timesteps):
         scaled, c_noise = theirs.scale_model_input(x.float(), t).double(), t.double().expand(2)
-        u, c = (denoiser.network(scaled, c_noise, branch) for branch in (cond.without_image(), cond))
+        u, c = (denoiser.network(scaled, c_noise, branch) for branch in (cond.unconditional(UNCONDITIONAL), cond))
         prediction = u + scale.view(1, 3, 1, 1, 1) * (c - u)
         expected = theirs.step(prediction.float(), t, x.float()).prev_sample.double()
-        following = euler(guided(denoiser, cond, scale), x, sigmas[i : i + 2])
+        following = euler(EDM(), guided(denoiser, cond, scale), x, sigmas[i : i + 2])
         assert (following - expected).abs().max() < 100 * UNIT_ROUNDOFF * x.abs().max()
         x = following
     assert torch.equal(euler_sample(denoiser, noise, cond, sigmas=sigmas), x) and x.std() > 0.1
@@ -191,20 +183,22 @@ def test_euler_steps_are_the_svd_schedulers(svd):
 def test_euler_solves_a_known_problem():
     """For data at one point D = mu, and one step to sigma 0 lands on it."""
     mu = randn([1], (2, 4, 2, 2)).double()
-    x = euler(lambda x, sigma: mu, 700 * randn([2], (2, 4, 2, 2)).double(), karras_sigmas(4, dtype=torch.float64))
+    x = euler(
+        EDM(), lambda x, sigma: mu, 700 * randn([2], (2, 4, 2, 2)).double(), karras_sigmas(4, dtype=torch.float64)
+    )
     torch.testing.assert_close(x, mu, atol=1e-10, rtol=0)
 
 
 def test_guidance_drops_image_embedding_and_latent_only():
-    svd = SVD.random("tiny", seed=2).freeze(torch.float64)
-    denoiser = Denoiser(svd.unet)
+    svd = random_svd("tiny", seed=2, dtype=torch.float64)
+    denoiser = OfTensors(svd)
     noisy, sigma, latent, embedding, ids = (part.double() for part in inputs(svd))
     scale = torch.tensor([1.0, 1.75, 2.5], dtype=torch.float64)
     with torch.no_grad():
         keep = torch.tensor([[False, True, True, False, True]] * 2)
         u = denoiser(noisy, sigma, latent, embedding, ids, keep)
         c = denoiser(noisy, sigma, latent, embedding, ids)
-        out = guided(denoiser, Conditioning(latent, embedding, ids), scale)(noisy, sigma)
+        out = guided(denoiser.denoiser, conditioning(latent, embedding, ids), scale)(noisy, sigma)
     expected = u + scale.view(1, 3, 1, 1, 1) * (c - u)
     torch.testing.assert_close(out, expected, atol=1e-9, rtol=1e-9)
     torch.testing.assert_close(out[:, 0], c[:, 0], atol=1e-9, rtol=1e-9)
@@ -212,11 +206,11 @@ def test_guidance_drops_image_embedding_and_latent_only():
 
 
 def test_sampling_is_a_function_of_its_inputs(svd):
-    denoiser = Denoiser(svd.unet)
+    denoiser = OfTensors(svd)
     noise, _, latent, embedding, ids = inputs(svd)
     before = torch.get_rng_state()
     with torch.no_grad():
-        first = euler_sample(denoiser, noise, latent, embedding, ids, steps=2)
-        assert torch.equal(euler_sample(denoiser, noise, latent, embedding, ids, steps=2), first)
+        first = denoiser.sample(noise, latent, embedding, ids, steps=2)
+        assert torch.equal(denoiser.sample(noise, latent, embedding, ids, steps=2), first)
     assert torch.equal(torch.get_rng_state(), before)
     assert first.isfinite().all() and first.shape == noise.shape

@@ -9,18 +9,18 @@ from safetensors.torch import load_file, save_file
 from callbacks import EMA
 from conditions import RegionWise
 from datamodules.drawings import read_drawing
-from lightning_modules import embedded, record
-from lightning_modules.diffusion import spread_sigma
+from lightning_modules import checkpoint, embedded
+from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.layers import TemporalConv3d
 from lightning_modules.optimizer import Schedule
-from lightning_modules.pca import PatchPCA
 from lightning_modules.pipeline import MotionControlPipeline
-from lightning_modules.svd import SVD
+from lightning_modules.process.base import spread_sigma
 from remoco.cli import main
 from remoco.common.errors import UserError
 from tests.support.modules import data, module, trainer
+from tests.support.nets import random_svd
 
-MICRO = dict(random_init="micro", latents="pca", train_base=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
+MICRO = dict(size="micro", latents="pca", trained=True, lora=None, guidance=(1.0, 1.0), flow_scale=0.1)
 
 
 def low_rank_clips(seed: int, rank: int, clips: int = 3) -> list[torch.Tensor]:
@@ -39,13 +39,13 @@ def test_a_whole_small_model_is_the_start_of_another(tmp_path, sprites):
     """Its UNet and components too, under another condition; a frozen base keeps its own."""
     trainer(tmp_path, 1).fit(module(**MICRO), data(sprites))
     start = str(tmp_path / "last.ckpt")
-    other = module(**MICRO, adapter=start, init_seed=7, condition=RegionWise(min_mask_ratio=0.9))
+    other = module(**MICRO, start=("checkpoint", start), seed=7, condition=RegionWise(min_mask_ratio=0.9))
     other.configure_model()
-    found = record.read_checkpoint(start)["state_dict"]
-    assert other.svd.pca.fitted and found.keys() == other.stored().keys()
+    found = checkpoint.read_checkpoint(start)["state_dict"]
+    assert other.base.pca.fitted and found.keys() == other.stored().keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in other.stored().items())
     with pytest.raises(UserError, match="adapter"):
-        module(adapter=start).configure_model()
+        module(start=("checkpoint", start)).configure_model()
 
 
 def test_pca_keeps_what_its_components_hold():
@@ -75,7 +75,7 @@ def test_pca_does_not_depend_on_how_the_clips_are_cut():
 
 
 def test_temporal_convolutions_are_the_same_function():
-    unet = SVD.random("micro").unet.double()
+    unet = random_svd("micro").unet.double()
     convs = [m for m in unet.modules() if isinstance(m, TemporalConv3d)]
     assert len(convs) > 10 and not any(type(m) is torch.nn.Conv3d and m.kernel_size[0] == 3 for m in unet.modules())
     x = torch.randn(2, convs[0].in_channels, 5, 3, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -115,7 +115,7 @@ def test_schedule():
 
 def test_micro_run_resumes_to_the_bit_with_the_latents_it_began_with(tmp_path, sprites, monkeypatch):
     """Schedule, spread sigmas, fitted latents, warming average: 4 steps at once, or 2 and 2 with the fit forbidden."""
-    options = dict(MICRO, learning_rate=1e-3, schedule=Schedule(warmup_steps=1, decay=0.5), spread_sigmas=True)
+    options = dict(MICRO, learning_rate=1e-3, schedule=Schedule(warmup_steps=1, decay=0.5), spread=True)
 
     def run(folder, steps, **fit):
         net = module(**options)
@@ -159,7 +159,7 @@ class Stop(EMA):
 @pytest.fixture(scope="module")
 def packed(tmp_path_factory, sprites):
     folder = tmp_path_factory.mktemp("packed")
-    net = module(**MICRO, sample_sigma_max=80.0, motion_bucket_id="drawing")
+    net = module(**MICRO, sigma_max=80.0, inputs={"motion_bucket_id": "drawing"})
     trainer(folder, 2).fit(net, data(sprites))
     file = folder / "model.safetensors"
     assert main(["pack", str(folder / "last.ckpt"), str(file), "--num-frames", "4", "--command", "make fit"]) == 0
@@ -172,11 +172,11 @@ def test_a_packed_model_is_the_checkpoint_in_half_precision(packed):
     for name, value in theirs.module.stored(whole=True).items():
         want = value if name.startswith("svd.pca.") else value.half().float()
         assert torch.equal(want, ours.module.stored(whole=True)[name]), name
-    assert ours.module.sample_sigma_max == 80 and ours.module.guidance == [1.0, 1.0]
-    assert ours.sampling["num_frames"] == 4 and ours.module.motion_bucket_id == "drawing"
+    assert ours.module.sampling.sigma_max == 80 and ours.module.sampling.guidance == [1.0, 1.0]
+    assert ours.sampling["num_frames"] == 4 and ours.module.sampling.inputs == {"motion_bucket_id": "drawing"}
     frame = torch.randint(0, 255, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     assert len(ours(frame, [[[20, 20], [40, 30]]]).frames[0]) == 4
-    assert record.read_checkpoint(file)["global_step"] == 2
+    assert checkpoint.read_checkpoint(file)["global_step"] == 2
 
 
 def test_a_packed_model_is_evaluated_as_a_checkpoint_is(packed, sprites, tmp_path):
@@ -196,7 +196,7 @@ def test_a_packed_model_that_is_damaged_or_none_is_named(packed, tmp_path, capsy
     save_file(load_file(file), tmp_path / "bare.safetensors")
     for name, text in (("bad", "checksum does not match"), ("bare", "weights without a record")):
         with pytest.raises(UserError, match=text):
-            record.read_checkpoint(tmp_path / f"{name}.safetensors")
+            checkpoint.read_checkpoint(tmp_path / f"{name}.safetensors")
     assert main(["demo", "--checkpoint", str(tmp_path / "none.ckpt")]) == 2
     assert "no such file" in capsys.readouterr().err
 

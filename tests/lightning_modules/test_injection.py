@@ -8,20 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.diffusion import Denoiser, euler_sample, randn
-from lightning_modules.injection import Injection, Modulation, attach
+from lightning_modules.bases.base import Place
+from lightning_modules.bases.svd.blocks import set_recomputed
+from lightning_modules.control.injection import Injection, Modulation
+from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.layers import TemporalConv
-from lightning_modules.lora import add_lora
-from lightning_modules.motion_encoder import MotionEncoder
-from lightning_modules.svd import SVD
+from lightning_modules.process.base import randn
 from tests.support.modules import inputs
+from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 KINDS = ("modulation", "concat", "add")
 
 
 @pytest.fixture
 def svd():
-    return SVD.random("tiny", latents="space_to_depth").freeze(torch.float32)
+    return random_svd("tiny", latents="space_to_depth", dtype=torch.float32)
 
 
 @pytest.fixture
@@ -95,19 +96,19 @@ def test_too_narrow_an_encoder_is_refused():
 
 def test_unknown_kind_is_refused(svd):
     with pytest.raises(ValueError, match="'film', expected one of modulation, concat, add"):
-        attach(svd.unet, "film")
+        attached(svd.unet, "film")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mode", ["float32", "bfloat16", "autocast"])
 def test_step_0_is_the_bare_unet_bit_for_bit(kind, mode):
-    svd = SVD.random("tiny").freeze(torch.float32 if mode == "float32" else torch.bfloat16)
-    denoiser, x = Denoiser(svd.unet), inputs(svd)
+    svd = random_svd("tiny", dtype=torch.float32 if mode == "float32" else torch.bfloat16)
+    denoiser, x = OfTensors(svd), inputs(svd)
     encoder = MotionEncoder(svd.unet.config.block_out_channels)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=mode == "autocast")
     with torch.no_grad(), autocast:
         bare = denoiser(*x)
-        injection = attach(svd.unet, kind)
+        injection = attached(svd.unet, kind)
         for give in (injection.set, injection.prepare):
             give(encoder(control()))
             assert torch.equal(denoiser(*x), bare)
@@ -123,7 +124,7 @@ def test_step_0_is_the_bare_unet_bit_for_bit(kind, mode):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_zero_weights_keep_awkward_values(svd, kind, dtype):
     """Zeros, subnormals and the largest numbers pass; a constant h has zero variance and must not make NaN."""
-    injection = Injection(kind, [32], [32])
+    injection = Injection(kind, [Place("down.0", torch.nn.Identity(), 32, 0)], [32])
     awkward = torch.tensor([0.0, -0.0, 1e-40, -1e-40, 3e38, -3e38, 1.0, -1.0]).to(dtype)
     injection.set([randn([0], (2, 32, 4, 4))])
     for h in (awkward[torch.arange(2 * 32 * 16).view(2, 32, 4, 4) % 8], torch.full((2, 32, 4, 4), 5.0, dtype=dtype)):
@@ -153,7 +154,7 @@ def test_modulation_is_equation_8():
 
 @pytest.mark.parametrize("kind", ["concat", "add"])
 def test_variants_are_the_projection_they_claim(kind):
-    injection = Injection(kind, [32], [64]).double()
+    injection = Injection(kind, [Place("down.0", torch.nn.Identity(), 32, 0)], [64]).double()
     wake(injection)
     h, feature = randn([0], (6, 32, 4, 4))[0].double(), randn([0, 1], (3, 64, 4, 4)).double()
     place = injection.down[0]
@@ -171,8 +172,8 @@ def test_places_are_the_first_res_block_of_every_level(svd):
     }
     assert not hooked
     names = set(svd.unet.state_dict())
-    attach(svd.unet, "modulation")
-    hooked = {name for name, module in svd.unet.named_modules() if module._forward_hooks}
+    attached(svd.unet, "modulation")
+    hooked = {name for name, module in svd.unet.named_modules() if module._forward_hooks} - {"add_time_proj"}
     levels = [f"{side}_blocks.{i}.resnets.0.spatial_res_block.conv1" for side in ("down", "up") for i in range(4)]
     assert hooked == set(levels)
     assert set(svd.unet.state_dict()) == names
@@ -181,8 +182,8 @@ def test_places_are_the_first_res_block_of_every_level(svd):
 @pytest.mark.parametrize("kind", KINDS)
 def test_prepared_controls_are_shared_by_the_branches_of_guidance(svd, encoder, kind):
     # float64: a random tiny network amplifies the rounding of a larger batch
-    denoiser, x = Denoiser(svd.unet.double()), tuple(part.double() for part in inputs(svd))
-    injection = attach(svd.unet, kind).double()
+    denoiser, x = OfTensors(torch.nn.Module.double(svd.unet)), tuple(part.double() for part in inputs(svd))
+    injection = attached(svd.unet, kind).double()
     wake(injection)
     with torch.no_grad():
         features = encoder.double()(control().double())
@@ -199,16 +200,16 @@ def test_prepared_controls_are_shared_by_the_branches_of_guidance(svd, encoder, 
             for child in place.children():
                 if kind == "modulation" and hasattr(child, "spatial"):
                     child.register_forward_hook(lambda *args: encoded.append(0))
-        euler_sample(denoiser, x[0], *x[2:], steps=3)
+        denoiser.sample(x[0], *x[2:], steps=3)
         assert len(calls) == 3 and not encoded  # 3 steps of one doubled batch; gamma and beta are not computed again
 
 
 def test_features_swapped_before_backward_change_the_gradient(svd, encoder):
     """What `set` warns of: under checkpointing the hooks run again in the backward pass, with what is set then."""
-    injection = attach(svd.unet, "modulation")
+    injection = attached(svd.unet, "modulation")
     wake(injection)
-    svd.enable_gradient_checkpointing()
-    denoiser, x = Denoiser(svd.unet), inputs(svd)
+    set_recomputed(svd.unet)
+    denoiser, x = OfTensors(svd), inputs(svd)
     weight = injection.down[1].gamma.temporal.weight
 
     def gradient(swap: bool) -> torch.Tensor:
@@ -224,12 +225,12 @@ def test_features_swapped_before_backward_change_the_gradient(svd, encoder):
 
 
 def test_two_backward_passes_accumulate_as_one_batch(svd, encoder):
-    injection = attach(svd.unet, "modulation")
+    injection = attached(svd.unet, "modulation")
     wake(injection)
-    svd.enable_gradient_checkpointing()
+    set_recomputed(svd.unet)
     for module in (svd.unet, encoder, injection):
         torch.nn.Module.double(module)
-    denoiser, x = Denoiser(svd.unet), [part.double() for part in inputs(svd)]
+    denoiser, x = OfTensors(svd), [part.double() for part in inputs(svd)]
 
     def backward(rows: slice) -> None:
         injection.set(encoder(control().double()[rows]))
@@ -248,11 +249,11 @@ def test_two_backward_passes_accumulate_as_one_batch(svd, encoder):
 @pytest.mark.slow
 def test_dynamo_traces_the_controlled_unet_whole_and_once(svd, encoder):
     """No graph break with hooks, LoRA, dropout and checkpointing; other features do not recompile."""
-    add_lora(svd.unet, "attention", rank=2)
-    injection = attach(svd.unet, "modulation")
+    with_lora(svd.unet, "attention", rank=2)
+    injection = attached(svd.unet, "modulation")
     wake(injection)
-    svd.enable_gradient_checkpointing()
-    denoiser, x = Denoiser(svd.unet), inputs(svd)
+    set_recomputed(svd.unet)
+    denoiser, x = OfTensors(svd), inputs(svd)
     keep = torch.tensor([[1, 0, 1, 1, 0], [0, 1, 1, 0, 1]]).bool()
     weight = injection.up[2].gamma.temporal.weight
 
@@ -262,7 +263,7 @@ def test_dynamo_traces_the_controlled_unet_whole_and_once(svd, encoder):
 
     expected = [gradient(scale) for scale in (1.0, 0.5)]
     torch._dynamo.reset()
-    denoiser.unet = torch.compile(svd.unet, backend="eager", fullgraph=True)
+    denoiser.denoiser.base.network.unet = torch.compile(svd.unet, backend="eager", fullgraph=True)
     assert torch.equal(gradient(1.0), expected[0])
     with torch._dynamo.config.patch(error_on_recompile=True):
         assert torch.equal(gradient(0.5), expected[1])

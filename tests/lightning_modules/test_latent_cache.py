@@ -6,11 +6,12 @@ import torch
 from conditions import RegionWise
 from datamodules import WebVidDataModule
 from lightning_modules import MotionControlModule
-from lightning_modules.svd import SVD
+from lightning_modules.bases import SVD
 from remoco.common.errors import UserError
 from remoco.latents import latents
+from tests.conftest import SPRITES
 from tests.support.modules import data, trainer
-from tests.support.sprites import SPRITES
+from tests.support.nets import motion_control, random_svd
 
 
 def folder_of(svd: SVD, folder):
@@ -22,7 +23,7 @@ def folder_of(svd: SVD, folder):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    return folder_of(SVD.random("tiny", seed=1), tmp_path_factory.mktemp("svd"))
+    return folder_of(random_svd("tiny", seed=1), tmp_path_factory.mktemp("svd"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def shards(folder) -> WebVidDataModule:
 
 
 def module(base) -> MotionControlModule:
-    return MotionControlModule(RegionWise(min_mask_ratio=0.5), svd=str(base), sample_steps=2)
+    return motion_control(RegionWise(min_mask_ratio=0.5), path=str(base), steps=2)
 
 
 def test_the_cache_is_what_the_step_would_compute(base, cached):
@@ -63,7 +64,7 @@ def test_trains_from_the_cache(base, cached, tmp_path):
 
 
 def test_a_cache_of_another_vae_is_refused(cached, tmp_path):
-    other = folder_of(SVD.random("tiny", seed=1), tmp_path / "other")
-    SVD.random("tiny", seed=2).vae.save_pretrained(other / "vae")
+    other = folder_of(random_svd("tiny", seed=1), tmp_path / "other")
+    random_svd("tiny", seed=2).vae.save_pretrained(other / "vae")
     with pytest.raises(UserError, match="cached latents were made with another vae"):
         trainer(tmp_path, 1).fit(module(other), shards(cached[1]))

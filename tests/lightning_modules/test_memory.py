@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
 
-from lightning_modules.svd import SIZES
+from lightning_modules.bases.sprites.sizes import SIZES
 
 MIB = 2**20
 # memory of the process's own, without what files map; a thread looks at it, for the kernel keeps no peak of it
@@ -18,8 +18,8 @@ import json, sys, threading, time
 from pathlib import Path
 import torch
 from lightning_modules import MotionControlModule
-from lightning_modules.record import read_checkpoint
-from lightning_modules.weights import load_unet
+from lightning_modules.checkpoint import read_checkpoint
+from lightning_modules.bases.svd.weights import load_unet
 
 def own():
     with open("/proc/self/status") as file:

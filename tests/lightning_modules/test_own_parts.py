@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from conditions import Condition, RegionWise
-from lightning_modules.injection import place_class
+from lightning_modules.control.injection import injection_class
 from lightning_modules.pipeline import MotionControlPipeline
 from tests.support.commands import prepare
 from tests.support.modules import data, module, trainer
@@ -17,17 +17,17 @@ from tests.support.videos import write_video
 
 def test_training_resume_validation_and_pipeline(tmp_path, sprites):
     def own():
-        return module(condition=HalfRegions(min_mask_ratio=0.5), injection="tests.support.own.Gate")
+        return module(condition=HalfRegions(min_mask_ratio=0.5), injection=["tests.support.own.Gate"])
 
     trainer(tmp_path, 1).fit(own(), data(sprites))
     path = tmp_path / "last.ckpt"
     record = torch.load(path, weights_only=True)["remoco"]["architecture"]
     assert record["condition"]["class_path"] == "tests.support.own.HalfRegions"
-    assert record["injection"] == "tests.support.own.Gate"
+    assert record["injection"] == ["tests.support.own.Gate"]
     resumed = own()
     trainer(tmp_path, 2).fit(resumed, data(sprites), ckpt_path=str(path), weights_only=True)
-    assert resumed.global_step == 2 and all(isinstance(place, Gate) for place in resumed.injection.down)
-    other = module(injection="tests.support.own.Gate")
+    assert resumed.global_step == 2 and all(isinstance(place, Gate) for place in resumed.injections[0].down)
+    other = module(injection=["tests.support.own.Gate"])
     trainer(tmp_path, 1, limit_val_batches=1).validate(other, data(sprites), ckpt_path=str(path), verbose=False)
     assert type(other.condition) is HalfRegions
     pipe = MotionControlPipeline.from_checkpoint(path)
@@ -45,9 +45,9 @@ def test_a_record_imports_nothing():
 @pytest.mark.parametrize("name", ["nope", "os.system", "tests.support.own.NotOne", "no_such_module.Place"])
 def test_what_is_no_injection_is_one_line(name):
     with pytest.raises(ValueError, match=name):
-        place_class(name)
+        injection_class(name)
     with pytest.raises(ValueError, match="injection"):
-        module(injection=name)
+        module(injection=[name])
 
 
 def test_a_tracker_of_ones_own(tmp_path, capsys):

@@ -7,8 +7,8 @@ from PIL import Image
 
 from callbacks import EMA
 from datamodules.drawings import Backdrop, Drawing
-from lightning_modules.diffusion import randn
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.process.base import randn
 from tests.support.modules import data, module, perturb, trainer
 
 
@@ -72,7 +72,7 @@ WIDE = np.zeros((100, 200, 3), np.uint8)
     [
         (dict(image=np.zeros((64, 64), np.uint8)), "image"),
         (dict(image="no/such.png"), "no/such.png"),
-        (dict(height=72), "height is 72"),
+        (dict(height=72), "72 x 64.*multiples of 64"),
         (dict(tracks=[np.zeros((0, 2))]), "track 0"),
         (dict(tracks=[[["a", "b"]]]), "track 0"),
         (dict(brush=np.ones((5, 5))), "brush"),
@@ -205,11 +205,13 @@ def test_one_stream_per_purpose(pipe, monkeypatch):
 
 
 def test_saved_and_loaded(pipe, tmp_path, monkeypatch):
-    assert pipe.module.motion_bucket_id == 17
+    assert pipe.usual_inputs()["motion_bucket_id"] == 17
     for number, bucket in enumerate((3.5, "drawing")):
-        monkeypatch.setattr(pipe.module, "motion_bucket_id", bucket)
+        monkeypatch.setattr(pipe.module, "sampling", pipe.module.sampling.but(inputs={"motion_bucket_id": bucket}))
         pipe.save_pretrained(tmp_path / f"{number}")
-        assert MotionControlPipeline.from_pretrained(tmp_path / f"{number}").module.motion_bucket_id == bucket
+        assert (
+            MotionControlPipeline.from_pretrained(tmp_path / f"{number}").usual_inputs()["motion_bucket_id"] == bucket
+        )
     pipe.save_pretrained(tmp_path / "mine")
     again = MotionControlPipeline.from_pretrained(tmp_path / "mine").to("cpu")
     assert np.array_equal(clip(pipe, IMAGE, [TRACK], **SHORT), clip(again, IMAGE, [TRACK], **SHORT))

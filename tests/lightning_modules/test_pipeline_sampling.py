@@ -10,11 +10,12 @@ from PIL import Image
 from conditions import DenseFlow, GaussianFiltered, RegionWise, motion_bucket
 from conditions.strokes import interpolate_track
 from lightning_modules.conditioning import Conditioning, to_uint8
-from lightning_modules.diffusion import euler_sample, karras_sigmas
-from lightning_modules.lora import lora_layers
+from lightning_modules.control.lora import lora_layers
 from lightning_modules.pipeline import MotionControlPipeline
-from lightning_modules.svd import SVD
+from lightning_modules.process.edm import karras_sigmas
+from lightning_modules.process.sampler import euler_sample
 from tests.support.modules import module, perturb
+from tests.support.nets import random_svd
 
 FRAMES = 4
 SHORT = dict(num_frames=FRAMES, num_inference_steps=2)
@@ -55,7 +56,7 @@ def test_equals_the_training_sampler_to_the_bit(count, seed):
     }
     ours = pipe(
         IMAGES[:count],
-        control=list(net.control(batch)),
+        control=list(net.draw_control(batch)),
         seed=[seed] * count,
         motion_bucket_id=float(motion_bucket(flow)[0]),
         num_frames=FRAMES,
@@ -81,7 +82,7 @@ def test_a_drawing_has_its_own_motion_bucket_where_that_is_asked_for(exact, monk
         own = dict(image=IMAGES[index], tracks=TRACKS[index], brush=drawn["brush"][index], seed=index)
         return exact(**own, output_type="latent", motion_bucket_id=bucket, **SHORT).frames[0]
 
-    by_default, told = exact(**drawn).frames, exact(**drawn, motion_bucket_id="drawing").frames
+    by_default, told = exact(**drawn).frames, exact(**drawn, inputs={"motion_bucket_id": "drawing"}).frames
     torch.testing.assert_close(by_default[0], one(0, 17), rtol=0, atol=1e-9)
     assert not torch.allclose(told[0], by_default[0], rtol=0, atol=1e-5)
     for index, bucket in enumerate(buckets):
@@ -98,7 +99,7 @@ def test_merged_and_batched_otherwise_is_the_same_in_float64(exact, monkeypatch)
     def latents(*arguments, **options):
         return exact(*arguments, output_type="latent", **SHORT, **options).frames
 
-    assert len(lora_layers(exact.module.svd.unet)) > 5
+    assert len(lora_layers(exact.module.base.unet)) > 5
     together = latents(IMAGES, TRACKS, seed=5)
     assert together.dtype == torch.float64 and together.shape[:2] == (3, FRAMES)
     alone = torch.cat([latents(*pair, seed=5 + index) for index, pair in enumerate(zip(IMAGES, TRACKS))])
@@ -131,22 +132,22 @@ def test_guidance_in_two_passes_where_memory_is_short(exact):
         ids=torch.tensor([[8.0, 17.0, 0.02]], dtype=torch.float64),
     )
     noise = torch.randn(1, FRAMES, 192, 8, 8, generator=generator, dtype=torch.float64)
-    net.injection.set(net.motion_encoder(torch.randn(1, FRAMES, 3, 64, 64, generator=generator).double()))
+    net.injections[0].set(net.motion_encoder(torch.randn(1, FRAMES, 3, 64, 64, generator=generator).double()))
     with torch.no_grad():
         one, two = (euler_sample(denoiser, noise, cond, steps=3) for denoiser in (net.denoiser, Small()))
-    net.injection.set(None)
+    net.injections[0].set(None)
     assert tried == [2, 1, 1, 1, 1, 1, 1]
     torch.testing.assert_close(two, one, rtol=0, atol=1e-9)
 
 
 def test_motion_is_encoded_once_per_clip(pipe, monkeypatch):
     calls = []
-    places = [*pipe.module.injection.down, *pipe.module.injection.up]
+    places = [*pipe.module.injections[0].down, *pipe.module.injections[0].up]
     for part in (pipe.module.motion_encoder, *(place.gamma for place in places), *(place.beta for place in places)):
         part.register_forward_hook(lambda module, args, out: calls.append(id(module)))
     pipe(IMAGES[0], TRACKS[0], num_frames=FRAMES, num_inference_steps=5)
     assert len(calls) == len(set(calls)) == 1 + 2 * len(places)
-    assert pipe.module.injection.coefficients() is None  # nothing stays behind
+    assert pipe.module.injections[0].coefficients() is None  # nothing stays behind
 
 
 def test_callbacks_see_each_step_and_may_change_it(pipe):
@@ -162,7 +163,7 @@ def test_callbacks_see_each_step_and_may_change_it(pipe):
         IMAGES[0], TRACKS[0], callback_on_step_end=look, callback_on_step_end_tensor_inputs=names, **options
     ).frames
     assert [step for step, *_ in seen] == [0, 1, 2]
-    sigmas = karras_sigmas(3, sigma_max=pipe.module.sample_sigma_max)
+    sigmas = karras_sigmas(3, sigma_max=pipe.module.sampling.sigma_max)
     assert np.allclose([time for _, time, *_ in seen], (0.25 * sigmas[:-1].log()).numpy())
     # the last sigma is 0: what is left is the estimate, x + (0 - s)(x - D)/s
     assert torch.equal(seen[-1][2], whole) and torch.allclose(seen[-1][3], whole, atol=1e-4)
@@ -185,7 +186,7 @@ def test_a_call_that_is_cancelled_leaves_nothing_behind(pipe):
     with pytest.raises(Cancelled):
         pipe(IMAGES[0], TRACKS[0], callback_on_step_end=cancel, **SHORT)
     assert all(torch.equal(before[name], value) for name, value in pipe.module.state_dict().items())
-    assert pipe.module.injection.coefficients() is None
+    assert pipe.module.injections[0].coefficients() is None
     assert torch.equal(pipe(IMAGES[0], TRACKS[0], output_type="latent", **SHORT).frames, expected)
 
 
@@ -197,14 +198,14 @@ def test_output_types_are_diffusers(pipe):
     assert [len(clip) for clip in pictures] == [FRAMES] * 2 and isinstance(pictures[0][0], Image.Image)
     assert array.shape == (2, FRAMES, 64, 64, 3) and array.dtype == np.float32 and 0 <= array.min() < array.max() <= 1
     assert tensor.shape == (2, FRAMES, 3, 64, 64) and np.array_equal(tensor.permute(0, 1, 3, 4, 2).numpy(), array)
-    video = pipe.module.svd.decode(latents).clamp(-1, 1)
+    video = pipe.module.base.decode(latents).clamp(-1, 1)
     assert torch.equal((video + 1) / 2, tensor)
     assert np.array_equal(np.stack([np.stack(clip) for clip in pictures]), to_uint8(video).movedim(2, -1).numpy())
 
 
 def test_networks_of_the_ends_are_off_the_device_while_sampling(monkeypatch):
     pipe = made(latents="vae")
-    svd = pipe.module.svd
+    svd = pipe.module.base
     expected = np.stack(pipe(IMAGES[0], TRACKS[0], **SHORT).frames[0])
     where, moves = {}, []
     names = {id(svd.image_encoder): "image_encoder", id(svd.vae): "vae"}
@@ -242,16 +243,16 @@ def test_offloading_frees_the_device():
 
     def look(*_):
         seen.append(
-            {next(part.parameters()).device.type for part in (pipe.module.svd.vae, pipe.module.svd.image_encoder)}
+            {next(part.parameters()).device.type for part in (pipe.module.base.vae, pipe.module.base.image_encoder)}
         )
 
     pipe(IMAGES[0], TRACKS[0], callback_on_step_end=look, **SHORT)
-    assert seen == [{"cpu"}] * 2 and pipe.module.svd.unet.device.type == "cuda"
+    assert seen == [{"cpu"}] * 2 and pipe.module.base.unet.device.type == "cuda"
 
 
 def test_chunks_of_the_vae_leave_seams_that_are_measured():
     """Whole chunks are the whole to the bit; of smaller ones the frames beside a seam are off most."""
-    svd = SVD.random("tiny", seed=1, latents="vae")
+    svd = random_svd("tiny", seed=1, latents="vae")
     latents = torch.randn(1, 16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     whole = svd.decode(latents)
     assert torch.equal(svd.decode(latents, 16), whole) and torch.equal(svd.decode(latents, 99), whole)

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.diffusion import randn
-from lightning_modules.lora import add_lora
+from lightning_modules.bases import SVD
+from lightning_modules.process.base import randn
 from lightning_modules.released import (
     Architecture,
     build,
@@ -31,11 +31,51 @@ from lightning_modules.released.encoders import (
     vae_from_released,
     vae_to_released,
 )
-from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
 from remoco.released import export
 from tests.support.commands import remoco
-from tests.support.parity import FIXTURES, ParitySet, clip_model, identity_quant_conv
+from tests.support.nets import random_svd, with_lora
+from tests.support.parity import FIXTURES, ParitySet, load_set
+
+
+@pytest.fixture(scope="module")
+def parity() -> ParitySet:
+    return load_set("wide")
+
+
+@pytest.fixture
+def released_file(parity, tmp_path):
+    return parity.write(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def whole_file(parity, tmp_path_factory):
+    """A file with every group: network, VAE, image encoder with text leftovers, conditioning VAE."""
+    folder = tmp_path_factory.mktemp("whole")
+    svd = random_svd("tiny", seed=4)
+    vae = vae_to_released(identity_quant_conv(svd.vae.state_dict()))
+    clip = image_encoder_to_released(clip_model().state_dict())
+    clip["open_clip.model.logit_scale"] = torch.tensor(4.6)
+    groups = {
+        "first_stage_model": vae,
+        "conditioner.embedders.0": clip,
+        "conditioner.embedders.3": {"encoder.x": torch.ones(3)},
+    }
+    state = {f"module.{prefix}.{k}": t for prefix, tensors in groups.items() for k, t in tensors.items()}
+    return ParitySet(parity.config, parity.weights | state, {}).write(folder)
+
+
+def identity_quant_conv(state: dict) -> dict:
+    return state | {"quant_conv.weight": torch.eye(8).view(8, 8, 1, 1), "quant_conv.bias": torch.zeros(8)}
+
+
+def clip_model():
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = {"hidden_size": 160, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config |= {"image_size": 16, "patch_size": 4, "projection_dim": 16, "hidden_act": "gelu"}
+    torch.manual_seed(0)
+    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).eval()
 
 
 def test_full_size_map_is_a_bijection():
@@ -53,7 +93,7 @@ def test_full_size_map_is_a_bijection():
         "injection": 80,
     }
     with torch.device("meta"):
-        stock = SVD.random("full").unet
+        stock = random_svd("full").unet
         state = {ours: shape for part, ours, shape in table.values() if part == "unet"}
         assert state == {name: tuple(t.shape) for name, t in stock.state_dict().items()}
         assert architecture == Architecture.from_unet(stock.config, "linear", 32)
@@ -156,14 +196,14 @@ def test_convert_and_export_are_inverse_bit_for_bit(whole_file, tmp_path, suffix
 
 def test_converted_base_loads_as_svd(whole_file, tmp_path):
     assert remoco("convert", str(whole_file), str(tmp_path / "ours"), "--base") == 0
-    svd = SVD.load(tmp_path / "ours")
+    svd = SVD(tmp_path / "ours").build()
     released = load_released(whole_file)
     assert all(torch.equal(t, released.unet[name]) for name, t in svd.unet.state_dict().items())
     assert svd.unet.config.num_attention_heads == [8, 16, 16, 16]
-    tiny = SVD.random("tiny", seed=4)
+    tiny = random_svd("tiny", seed=4)
     tiny.vae.load_state_dict(identity_quant_conv(tiny.vae.state_dict()))
     frames = randn([0], (2, 3, 32, 32))[0]
-    assert torch.equal(svd.encode(frames)[0], tiny.encode(frames)[0])
+    assert torch.equal(svd.encode(frames[None]).mean, tiny.encode(frames[None]).mean)
     pixels = randn([1], (2, 3, 16, 16))[0]
     with torch.no_grad():
         assert torch.equal(svd.image_encoder(pixels).image_embeds, clip_model()(pixels).image_embeds)
@@ -207,8 +247,8 @@ def test_a_checkpoint_with_attention_lora_is_exported_with_a_start_elsewhere(rel
     """What the paper's recipe trains runs in the released code: same network, LoRA on every linear layer."""
     assert remoco("convert", str(released_file), str(tmp_path), "--base") == 0
     network = build(load_released(released_file))
-    unet = SVD.random("tiny").unet.from_config(json.loads((tmp_path / "unet/config.json").read_text()))
-    add_lora(unet, "attention", rank=4, seed=3)
+    unet = random_svd("tiny").unet.from_config(json.loads((tmp_path / "unet/config.json").read_text()))
+    with_lora(unet, "attention", rank=4, seed=3)
     trained = {f"svd.unet.{n}": p.detach() for n, p in unet.named_parameters() if ".lora_" in n}
     for part in ("motion_encoder", "injection"):
         trained |= {f"{part}.{n}": p.detach() for n, p in network.parts()[part].named_parameters()}
@@ -240,10 +280,10 @@ def test_other_injections_have_no_place_in_the_released_layout(released_file, tm
 
 
 def test_a_folded_quant_conv_encodes_the_same():
-    vae = SVD.random("tiny", seed=1).vae.double()
+    vae = random_svd("tiny", seed=1).vae.double()
     vae.quant_conv.bias.data.fill_(0.3)
     config, state = vae_from_released(vae_to_released(vae.state_dict()))
-    again = SVD.random("tiny", seed=2).vae.double()
+    again = random_svd("tiny", seed=2).vae.double()
     again.load_state_dict(state)
     frames = randn([0], (1, 3, 32, 32))[0].double()
     with torch.no_grad():
@@ -252,7 +292,7 @@ def test_a_folded_quant_conv_encodes_the_same():
 
 def test_full_size_vae_and_image_encoder_have_the_released_counts():
     with torch.device("meta"):
-        svd = SVD.random("full")
+        svd = random_svd("full")
         vae = vae_to_released_names(svd)
         clip = image_encoder_to_released(svd.image_encoder.state_dict())
         assert len(vae) == 372

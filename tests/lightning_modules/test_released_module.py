@@ -4,15 +4,16 @@ import pytest
 import torch
 
 from conditions import GaussianFiltered, RegionWise
-from lightning_modules import MotionControlModule
+from lightning_modules.bases import SVD
 from lightning_modules.released import load_released, read_tensors
-from lightning_modules.svd import SVD
 from remoco.common.errors import UserError
+from tests.lightning_modules.test_released import whole_file  # noqa: F401  (a fixture)
 from tests.support.commands import remoco
 from tests.support.modules import data, trainer
+from tests.support.nets import motion_control
 from tests.support.parity import ParitySet, load_set
 
-BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", lora_rank=4)
+BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", rank=4)
 
 
 @pytest.fixture(scope="module")
@@ -27,35 +28,34 @@ def parity() -> ParitySet:
         (dict(condition=RegionWise(visibility_rule="block")), "motion_norm is l2, expected squared"),
         (dict(condition=GaussianFiltered()), "class_path"),
         (dict(lora="attention"), "lora is attention, expected linear"),
-        (dict(injection="add"), "injection is add, expected modulation"),
-        (dict(random_init="tiny"), "random_init"),
+        (dict(injection=["add"]), "injection is .*add.*, expected .*modulation"),
     ],
 )
 def test_another_bundle_is_refused(changes, named):
     with pytest.raises(ValueError, match=named):
-        MotionControlModule(**{**BUNDLE, "released": "motionpro.pt", **changes})
+        motion_control(**{**BUNDLE, "start": ("motionpro", "motionpro.pt"), **changes})
 
 
 def test_another_rank_is_refused(whole_file):  # noqa: F811
-    with pytest.raises(UserError, match="lora_rank is 8, .* has rank 4"):
-        MotionControlModule(**{**BUNDLE, "lora_rank": 8}, released=str(whole_file)).configure_model()
+    with pytest.raises(UserError, match="control.rank is 8, .* has rank 4"):
+        motion_control(**{**BUNDLE, "rank": 8}, start=("motionpro", whole_file)).configure_model()
 
 
 def test_a_file_without_vae_needs_svd(parity, tmp_path):
     path = parity.write(tmp_path)
-    with pytest.raises(UserError, match="holds no vae; give model.init_args.svd"):
-        MotionControlModule(**BUNDLE, released=str(path)).configure_model()
+    with pytest.raises(UserError, match="holds no vae; give model.init_args.base"):
+        motion_control(**BUNDLE, start=("motionpro", path)).configure_model()
 
 
 def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp_path):  # noqa: F811
     """The whole way: file -> one step of training -> checkpoint -> released layout, frozen tensors bit for bit."""
-    module = MotionControlModule(**BUNDLE, released=str(whole_file), learning_rate=1e-4, sample_steps=2)
+    module = motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4, steps=2)
     module.configure_model()
     released = load_released(whole_file)
     assert all(torch.equal(t, module.motion_encoder.state_dict()[k]) for k, t in released.motion_encoder.items())
     trainer(tmp_path, 1).fit(module, data(sprites))
     assert remoco("convert", str(whole_file), str(tmp_path / "ours"), "--base") == 0
-    assert isinstance(SVD.load(tmp_path / "ours"), SVD)
+    assert isinstance(SVD(tmp_path / "ours").build(), SVD)
     out = tmp_path / "trained.pt"
     assert remoco("export", str(tmp_path / "last.ckpt"), str(out), "--base", str(tmp_path / "ours")) == 0
     before, after = read_tensors(whole_file), read_tensors(out)
@@ -66,7 +66,7 @@ def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp
 
 def test_a_checkpoint_resumes_over_the_file(whole_file, sprites, tmp_path):  # noqa: F811
     def module():
-        return MotionControlModule(**BUNDLE, released=str(whole_file), learning_rate=1e-4)
+        return motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4)
 
     trainer(tmp_path, 1).fit(module(), data(sprites))
     resumed = module()

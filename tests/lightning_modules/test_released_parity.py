@@ -9,11 +9,10 @@ import torch
 from transformers import CLIPVisionModelWithProjection
 
 from conditions import RegionWise
-from lightning_modules import MotionControlModule
-from lightning_modules.diffusion import edm_loss, euler_sample, karras_sigmas
-from lightning_modules.lora import without_lora
+from lightning_modules.control.lora import without_lora
+from lightning_modules.process.edm import edm_loss, karras_sigmas
 from lightning_modules.released import Network, Released, build, load_released
-from lightning_modules.svd import SVD
+from tests.support.nets import OfTensors, motion_control, random_svd
 from tests.support.parity import ParitySet, load_set
 
 # float32: a hundred times what was measured (docs/fidelity.md), for CPUs order sums and fuse products differently
@@ -37,23 +36,23 @@ def released(released_file) -> Released:
 
 
 def through_the_module(path: Path, released: Released) -> Network:
-    """What `model.init_args.released: PATH` builds; the sets hold no VAE and image encoder: tiny ones lie beside."""
+    """What `model.init_args.start: {kind: motionpro, file: PATH}` builds; the sets hold no VAE and image encoder: tiny ones lie beside."""
     sizes = released.architecture
     folder = path.parent / "svd"
-    others = SVD.random("tiny")
+    others = random_svd("tiny")
     others.vae.save_pretrained(folder / "vae")
     config = others.image_encoder.config
     config.projection_dim = sizes.cross_attention_dim
     CLIPVisionModelWithProjection(config).save_pretrained(folder / "image_encoder")
-    module = MotionControlModule(
+    module = motion_control(
         RegionWise(visibility_rule="block", motion_norm="squared"),
-        released=str(path),
-        svd=str(folder),
+        path=folder,
+        start=("motionpro", path),
         lora=sizes.lora,
-        lora_rank=sizes.lora_rank,
+        rank=sizes.lora_rank,
     )
     module.configure_model()
-    return Network(module.svd.unet, module.motion_encoder, module.injection, module.denoiser)
+    return Network(module.base.unet, module.motion_encoder, module.injections[0], module.denoiser)
 
 
 @pytest.fixture(
@@ -88,7 +87,7 @@ class Case:
     def predict(self, context: str = "context", keep: torch.Tensor | None = None) -> torch.Tensor:
         c_noise = 0.25 * self.inp("sigma_unet").log()
         inputs = c_noise, self.inp("concat"), self.inp(context), self.inp("ids")
-        return self.network.denoiser.network(self.inp("x"), *inputs, keep)
+        return OfTensors(self.network.denoiser).network(self.inp("x"), *inputs, keep)
 
     def check(self, ours: torch.Tensor, name: str, tolerance: float | None = None) -> None:
         recorded = self.io[f"out.{name}"]
@@ -164,7 +163,7 @@ def test_denoised_and_loss(case):
     case.check(sigma, "edm.sigma")
     clean = case.inp("z0")
     noisy = clean + sigma.view(-1, 1, 1, 1, 1) * case.inp("noise")
-    denoised = case.network.denoiser(noisy, sigma, case.inp("concat"), case.inp("context"), case.inp("ids"))
+    denoised = OfTensors(case.network.denoiser)(noisy, sigma, case.inp("concat"), case.inp("context"), case.inp("ids"))
     case.check(denoised, "edm.denoised")
     loss = edm_loss(denoised, clean, sigma)
     case.check(loss, "edm.loss_per_frame")
@@ -175,11 +174,11 @@ def test_five_step_sampler(case):
     case.network.injection.prepare(case.network.motion_encoder(case.inp("flow")))
     inputs = case.inp("init_noise"), case.inp("concat"), case.inp("context"), case.inp("ids")
     case.check(karras_sigmas(5, dtype=case.dtype), "sampler.sigmas", 2e-4)  # recorded in float32; 700 has a ulp of 6e-5
-    case.check(euler_sample(case.network.denoiser, *inputs, steps=5), "sampler.final_sigmas64")
+    case.check(OfTensors(case.network.denoiser).sample(*inputs, steps=5), "sampler.final_sigmas64")
     if case.dtype == torch.float64:
         # recorded with sigmas and coefficients in float32
         recorded = case.io["out.sampler.sigmas"].to(case.dtype)
-        case.check(euler_sample(case.network.denoiser, *inputs, sigmas=recorded), "sampler.final", 1e-5)
+        case.check(OfTensors(case.network.denoiser).sample(*inputs, sigmas=recorded), "sampler.final", 1e-5)
 
 
 def test_gradients_against_finite_differences(released, parity):
@@ -191,7 +190,7 @@ def test_gradients_against_finite_differences(released, parity):
 
     def loss() -> torch.Tensor:
         network.injection.set(network.motion_encoder(case.inp("flow")))
-        denoised = network.denoiser(noisy, sigma, case.inp("concat"), case.inp("context2"), case.inp("ids"))
+        denoised = OfTensors(network.denoiser)(noisy, sigma, case.inp("concat"), case.inp("context2"), case.inp("ids"))
         return edm_loss(denoised, clean, sigma).mean()
 
     unet = dict(network.unet.named_parameters())

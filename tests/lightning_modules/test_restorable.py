@@ -10,7 +10,7 @@ from datamodules import WebVidDataModule
 from datamodules.base import ClipDataModule
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from datamodules.shards import ClipShape
-from lightning_modules.record import of, read_checkpoint
+from lightning_modules.checkpoint import of, read_checkpoint
 from lightning_modules.restorable import check_resume, check_tensors
 from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
@@ -83,7 +83,7 @@ def test_an_optimizer_without_moments_needs_none():
 )
 def test_a_position_that_cannot_be_is_one_line(state):
     data = ClipDataModule(ClipShape(4, 64, 64, 8.0), 2, None, 0, 0)
-    with pytest.raises(UserError, match="ClipDataModule.position"):
+    with pytest.raises(UserError, match="ClipDataModule.position is"):
         data.load_state_dict(state)
     data.load_state_dict({"position": 8})
     assert data.position == 8

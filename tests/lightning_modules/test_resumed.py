@@ -10,8 +10,8 @@ from lightning.pytorch import Callback
 
 from callbacks import AtomicCheckpointIO, LastCheckpoint
 from lightning_modules import resumed
+from lightning_modules.checkpoint import KEY
 from lightning_modules.optimizer import Plan, Schedule, WarmupCosine
-from lightning_modules.record import KEY
 from remoco.common.errors import UserError
 from tests.support.modules import data, module, trainer
 from tests.support.same import same
@@ -47,7 +47,7 @@ def fit(sprites, folder, ckpt_path=None, steps=3, plan=None, of_data=None, of_tr
     last, watch = Kept(every_n_train_steps=1), Watch()
     last.dirpath = str(folder)
     torch.manual_seed(0)
-    net = module(random_init="micro", **changes)
+    net = module(size="micro", **changes)
     net.plan = plan or Plan()
     options = {"callbacks": [last, watch], "plugins": [AtomicCheckpointIO()], **(of_trainer or {})}
     run = trainer(folder, steps, **options)
@@ -107,7 +107,7 @@ def test_all_that_differs_is_one_line(sprites, scheduled, tmp_path, tmp_path_fac
         sprites, tmp_path, copied(scheduled[0], tmp_path), steps=3, root=tmp_path_factory.mktemp("other"),
         of_data={"seed": 7, "frames": 3, "fps": 6.0, "batch_size": 1, "clips": 3},
         of_trainer={"precision": "bf16-mixed", "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
-        seed=5, p_mean=1.0, p_std=0.5, spread_sigmas=True, dropout=0.2, learning_rate=3e-3, weight_decay=0.1,
+        seed=5, mean=1.0, std=0.5, spread=True, dropout=0.2, learning_rate=3e-3, weight_decay=0.1,
         schedule=Schedule((0.8, 0.99), 1, 0.7),
     )  # fmt: skip
     assert len(said) == 1 and "\n" not in said[0], said
@@ -115,8 +115,8 @@ def test_all_that_differs_is_one_line(sprites, scheduled, tmp_path, tmp_path_fac
         "data.seed: 0 -> 7", "data.frames: 4 -> 3", "data.fps: 8.0 -> 6.0", "data.batch_size: 2 -> 1",
         "data.clips: 6 -> 3", "data.shards: ", "trainer.precision: 32-true -> bf16-mixed",
         "trainer.accumulate_grad_batches: 1 -> 2", "trainer.gradient_clip_val: none -> 0.5", "model.seed: 0 -> 5",
-        "model.p_mean: 0.7 -> 1.0", "model.p_std: 1.6 -> 0.5", "model.spread_sigmas: False -> True",
-        "model.dropout: 0.1 -> 0.2", "model.learning_rate: 0.001 -> 0.003", "model.weight_decay: 0.01 -> 0.1",
+        "model.noise.mean: 0.7 -> 1.0", "model.noise.std: 1.6 -> 0.5", "model.noise.spread: False -> True",
+        "model.noise.dropout: 0.1 -> 0.2", "model.learning_rate: 0.001 -> 0.003", "model.weight_decay: 0.01 -> 0.1",
         "model.schedule.betas: 0.9, 0.999 -> 0.8, 0.99",
     ):  # fmt: skip
         assert part in said[0], part

@@ -8,15 +8,17 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from lightning_modules.bases import SVD
+from lightning_modules.bases.svd.weight_files import weight_files
+from lightning_modules.bases.svd.weights import load_unet, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
-from lightning_modules.diffusion import euler_sample, randn
-from lightning_modules.graphs import Recorded
 from lightning_modules.host import EarlierValue
+from lightning_modules.process.base import randn
+from lightning_modules.process.graphs import Recorded
+from lightning_modules.process.sampler import euler_sample
 from lightning_modules.restorable import drop_idle
-from lightning_modules.svd import SVD
-from lightning_modules.weight_files import weight_files
-from lightning_modules.weights import load_unet, weights_hash
 from tests.support.modules import data, module, perturb, trainer
+from tests.support.nets import random_svd
 from tests.support.recorder import read
 
 
@@ -67,7 +69,7 @@ def test_the_progress_bars_loss_is_on_the_host():
 @pytest.mark.gpu
 def test_a_step_never_waits_for_the_device(tmp_path, sprites):
     """Copies from the host, the draws, the forward and backward pass, the optimizer: nothing synchronises."""
-    net = module(gradient_checkpointing=True)
+    net = module(recompute="all")
     net.configure_model(torch.bfloat16)
     net.cuda()
     net.log = lambda *args, **kwargs: None
@@ -141,13 +143,13 @@ def test_two_ranks_train_without_unused_parameters(tmp_path, sprites):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("svd")
-    for name, part in SVD.random("tiny", seed=5).named_children():
+    for name, part in random_svd("tiny", seed=5).named_children():
         part.save_pretrained(path / name)
     return path
 
 
 def test_a_base_in_its_compute_dtype_has_the_identity_of_its_files(folder):
-    full, half = SVD.load(folder), SVD.load(folder, dtype=torch.bfloat16)
+    full, half = SVD(folder).build(), SVD(folder).build(torch.bfloat16)
     assert full.identity == half.identity and full.hashes["unet"] == weights_hash(full.unet)
     assert (
         {p.dtype for p in half.unet.parameters()}
@@ -162,9 +164,9 @@ def test_half_precision_files_are_taken_where_there_are_no_others(folder, tmp_pa
     copy = shutil.copytree(folder, tmp_path / "svd")
     for name in ("unet", "vae", "image_encoder"):
         shutil.rmtree(copy / name)
-        getattr(SVD.random("tiny", seed=5), name).half().save_pretrained(copy / name, variant="fp16")
+        getattr(random_svd("tiny", seed=5), name).half().save_pretrained(copy / name, variant="fp16")
         assert [file.name.split(".")[1] for file in weight_files(copy / name, name)] == ["fp16"]
-    loaded, made = SVD.load(copy), SVD.random("tiny", seed=5)
+    loaded, made = SVD(copy).build(), random_svd("tiny", seed=5)
     for name, value in made.unet.state_dict().items():
         assert torch.equal(loaded.unet.state_dict()[name], value.half().float())
     unet, found = load_unet(copy, torch.float16, "it")
@@ -172,20 +174,20 @@ def test_half_precision_files_are_taken_where_there_are_no_others(folder, tmp_pa
 
 
 def test_the_vaes_precision_is_its_own(folder):
-    svd = SVD.load(folder).freeze(torch.bfloat16, vae_precision="bfloat16")
+    svd = SVD(folder, vae_precision="bfloat16").build(torch.bfloat16)
     frames = to_float((127 * randn([0], (2, 3, 32, 64))[0]).clamp(0, 255).byte())
-    mean, std = svd.encode(frames)
+    mean, std = (part[0] for part in svd.encode(frames[None]))
     assert mean.dtype == std.dtype == torch.float32 and svd.decode(mean[None]).dtype == torch.float32
-    full = SVD.load(folder).freeze(torch.bfloat16, vae_precision="tf32")
+    full = SVD(folder, vae_precision="tf32").build(torch.bfloat16)
     before = torch.backends.cuda.matmul.allow_tf32
-    error = (mean - full.encode(frames)[0]).abs().max() / mean.std()
+    error = (mean - full.encode(frames[None]).mean[0]).abs().max() / mean.std()
     assert 0 < error < 0.1 and torch.backends.cuda.matmul.allow_tf32 == before
     with pytest.raises(ValueError, match="'float8', expected one of float32, tf32, bfloat16"):
-        full.freeze(torch.bfloat16, vae_precision="float8")
+        SVD(folder, vae_precision="float8")
 
 
 def test_clips_are_decoded_in_parts_where_that_is_asked(folder):
-    svd = SVD.load(folder).freeze(torch.float32)
+    svd = SVD(folder).build(torch.float32)
     latents = randn([0, 1], (5, 4, 4, 8))
     whole, parts = svd.decode(latents), [svd.decode(part) for part in latents.split(3, 1)]
     svd.decode_chunk = 5
@@ -198,7 +200,7 @@ def test_clips_are_decoded_in_parts_where_that_is_asked(folder):
 
 def clip_of(net, dtype: torch.dtype) -> tuple[torch.Tensor, Conditioning]:
     """Noise and conditioning of one clip, on the network's device."""
-    dim, channels = net.svd.unet.config.cross_attention_dim, net.svd.latent_channels
+    dim, channels = net.base.unet.config.cross_attention_dim, net.base.channels
     parts = [randn([i], shape)[0] for i, shape in enumerate([(1, 3, channels, 8, 8), (1, channels, 8, 8), (1, 1, dim)])]
     noise, latent, token = (part.to(net.device, dtype) for part in parts)
     return noise, Conditioning(latent, token, torch.tensor([[8.0, 17.0, 0.02]], device=net.device))
@@ -216,7 +218,7 @@ def test_without_a_gpu_nothing_is_recorded(built):
 def test_a_recorded_step_is_the_step():
     net = module()
     net.configure_model()
-    torch.nn.Module.double(net.svd.unet)
+    torch.nn.Module.double(net.base.unet)
     net.cuda()
     noise, cond = clip_of(net, torch.float64)
     with torch.no_grad():

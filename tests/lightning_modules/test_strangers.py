@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from lightning_modules import embedded
+from lightning_modules.bases import Sprites
 from lightning_modules.pipeline import RECORD, WEIGHTS
 from remoco.common.tensor_files import read_saved
 from tests.support import strangers
@@ -67,21 +68,34 @@ def test_a_sound_one_is_taken(forks, checkpoint, tmp_path):
 FIELDS: dict = {
     "architecture__lora_rank": [(2048, "misshapen"), (10**9, "lora_rank is 1000"), ("4", "lora_rank"), (True, "lora")],
     "architecture__lora": [("linear", "misshapen"), ("all", "lora is 'all'"), (None, "unknown")],
-    "architecture__injection": [("concat", "missing"), ("os.system", "not imported|injection is"), (5, "injection")],
-    "architecture__pca_channels": [(192, "misshapen"), (10**12, "pca_channels")],
-    "architecture__latents": [("vae", "unknown"), ("space_to_depth", "unknown"), (["pca"], "latents")],
+    "architecture__injection": [
+        (["concat"], "missing"), (["os.system"], "not imported|injection is"), (5, "injection"), ("concat", "injection"),
+        ([["add"]], "injection"), (["add"] * 9, "injection"), (["add", "add"], "injection"),
+    ],
+    "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "components"), (True, "components")],
+    "base__init_args__latents": [("vae", "unknown"), ("space_to_depth", "unknown"), (["pca"], "latents")],
+    "base__init_args__trained": [(True, "trained")],
+    "base__init_args": [({"path": "owner/name"}, "path"), ([], "init_args"), (5, "init_args")],
+    "base__class_path": [
+        ("os.system", "class_path"), ("antigravity.Base", "not imported"), (5, "class_path"), ("x" * 300, "class_path"),
+        ("lightning_modules.bases.SVD", "size|missing|none"), ("lightning_modules.bases.Nope", "class_path"),
+    ],
     "architecture__train_base": [(1, "train_base")],
     "architecture__svd": [("owner/name", "svd")],
     "architecture__adapter": [("/etc/passwd", "adapter")],
     "architecture__condition__init_args__region_size": [(10**9, "region"), ("8", "region"), ([8], "region")],
-    "base__random_init": [("full", "misshapen"), ("small", "misshapen"), ("huge", "random_"), (["micro"], "random_")],
-    "base__init_seed": [(2**80, "init_seed"), ("0", "init_seed")],
+    "base__init_args__size": [("full", "misshapen"), ("small", "misshapen"), ("huge", "size"), (["micro"], "size")],
+    "base__init_args__init_seed": [(2**80, "init_seed"), ("0", "init_seed")],
     "base__revision": [("x" * 10_000, "revision")],
+    "base__random_init": [("micro", "base is random_init")],
     "sampling__num_frames": [(10**9, "num_frames"), (1000, "pixels in all|sampling"), (2.5, "num_frames")],
     "sampling__height": [(8192, "sampling"), (100, "height")],
     "sampling__steps": [(10**9, "steps")],
     "sampling__sigma_max": [(float("nan"), "sigma_max")],
     "sampling__guidance": [([1], "guidance"), (["a", "b"], "guidance")],
+    "sampling__inputs": [
+        ({"fps": 1e9}, "fps"), ({"motion_bucket_id": "pan"}, "motion_bucket_id"), ({"prompt": "x"}, "inputs"), (5, "inputs"),
+    ],
     "whole": [(True, "missing"), ("yes", "whole")],
 }  # fmt: skip
 
@@ -98,22 +112,21 @@ def test_what_a_record_asks_for_is_compared_with_its_tensors(refused, checkpoint
 @pytest.fixture(scope="module")
 def repeated():
     """A record of a base of SVD's size, and one number for each of its tensors."""
-    return strangers.large("full", lora="attention", lora_rank=32)
+    return strangers.large("full", lora="attention", rank=32)
 
 
 def test_tensors_of_one_number_are_refused_before_anything_is_built(refused, repeated, checkpoint, tmp_path):
     module, state = repeated
     record = json.loads(json.dumps(checkpoint["remoco"]))
-    record["architecture"] |= {"lora_rank": 32, "latents": "vae"}
-    record["architecture"].pop("pca_channels")
-    record["base"] |= {"random_init": "full", "latents": "vae"}
+    record["architecture"] |= {"lora_rank": 32}
+    record["base"]["init_args"] |= {"size": "full", "latents": "vae"}
     torch.save(checkpoint | {"remoco": record, "state_dict": state}, tmp_path / "a.ckpt")
     refused("checkpoint", tmp_path / "a.ckpt", "beyond its storage|not dense")
     small = {name: torch.zeros(1) for name in state}
     torch.save(checkpoint | {"remoco": record, "state_dict": small}, tmp_path / "a.ckpt")
     for door in ("checkpoint", "pack"):
         refused(door, tmp_path / "a.ckpt", "misshapen")
-    small = {name: torch.zeros(1).half() for name in [*state, *(f"svd.unet.{n}" for n in range(9))]}
+    small = {name: torch.zeros(1).half() for name in [*state, *(f"base.unet.{n}" for n in range(9))]}
     strangers.whole_file(tmp_path / "a.safetensors", record, small)
     for door in ("checkpoint", "pack"):
         refused(door, tmp_path / "a.safetensors", "missing, unknown or misshapen")
@@ -123,12 +136,11 @@ def test_random_weights_that_no_file_pays_for_are_not_drawn():
     """All shapes are right, so that the file itself would be some hundred MB; the base it asks for is 9 GB."""
     from lightning_modules.expected import check_drawn
 
-    full = {"svd.unet.a": torch.empty(10**9, device="meta"), "motion_encoder.a": torch.empty(10**7, device="meta")}
-    with pytest.raises(
-        ValueError, match=r"base.random_init is full: 4 GB of random weights beside the file's own 38 MB"
-    ):
-        check_drawn(full, {"motion_encoder.a": torch.zeros(10**7)}, "full")
-    check_drawn(full, full, "full")
+    base = Sprites("full", latents="vae")
+    full = {"base.unet.a": torch.empty(10**9, device="meta"), "motion_encoder.a": torch.empty(10**7, device="meta")}
+    with pytest.raises(ValueError, match=r"base .size full, .*: 4 GB of random weights beside the file's own 38 MB"):
+        check_drawn(full, {"motion_encoder.a": torch.zeros(10**7)}, base)
+    check_drawn(full, full, base)
 
 
 KINDS = {
@@ -219,7 +231,9 @@ def test_a_saved_folder(refused, checkpoint, tmp_path):
 
 def test_adapters_and_exports(refused, checkpoint, tmp_path):
     state = {
-        name.removeprefix("svd."): tensor for name, tensor in checkpoint["state_dict"].items() if "pca" not in name
+        name.removeprefix("base.").replace("injections.0.", "injection."): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if "pca" not in name
     }
     for name in state:
         if ".lora_A." in name:
@@ -228,7 +242,7 @@ def test_adapters_and_exports(refused, checkpoint, tmp_path):
     refused("adapter", tmp_path / "adapter.safetensors", "misshapen|lora_rank")
     torch.save(checkpoint, tmp_path / "a.ckpt")
     refused("export-base", tmp_path / "a.ckpt", "holds a controller")
-    changes = {"architecture__injection": None, "base__random_init": "full"}
+    changes = {"architecture__injection": None, "base__init_args__size": "full"}
     refused("export-base", written(tmp_path / "a.ckpt", checkpoint, **changes), "missing, unknown or misshapen")
 
 

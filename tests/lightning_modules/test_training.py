@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from conditions import GaussianFiltered, RegionWise
 from lightning_modules import MotionControlModule
-from lightning_modules.lora import without_lora
+from lightning_modules.control.lora import without_lora
 from remoco.common.errors import UserError
 from tests.support.modules import data, module, perturb, trainer
 from tests.support.recorder import read
@@ -40,7 +40,7 @@ def test_trained_is_fp32_frozen_is_bf16_and_one_step_changes_all(tmp_path, sprit
     assert len(trained) > 50
     assert {p.dtype for p in trained.values()} == {torch.float32}
     frozen = {k: p for k, p in net.named_parameters() if not p.requires_grad}
-    base = {k: p for k, p in frozen.items() if k.startswith(("svd.unet", "svd.image_encoder")) and ".lora_" not in k}
+    base = {k: p for k, p in frozen.items() if k.startswith(("base.unet", "base.image_encoder")) and ".lora_" not in k}
     assert {p.dtype for p in base.values()} == {torch.bfloat16}
     states = run.optimizers[0].state
     assert {s["exp_avg"].dtype for s in states.values()} == {torch.float32}
@@ -73,11 +73,11 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(sprites, monkeypatch):
     batch = next(iter(dm.val_dataloader()))
     one = {k: v[1:2] for k, v in batch.items()}
     for stream in range(8):
-        assert torch.equal(net.noise(batch, stream, (5,))[1:2], net.noise(one, stream, (5,)))
-    assert torch.equal(net.control(batch)[1:2], net.control(one))
+        assert torch.equal(net.draw_noise(batch, stream, (5,))[1:2], net.draw_noise(one, stream, (5,)))
+    assert torch.equal(net.draw_control(batch)[1:2], net.draw_control(one))
     # in float64: the networks amplify the roundings of a larger batch
     net.double()
-    monkeypatch.setattr(net, "noise", lambda *args: MotionControlModule.noise(net, *args).double())
+    monkeypatch.setattr(net, "draw_noise", lambda *args: MotionControlModule.draw_noise(net, *args).double())
     torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=1e-6, rtol=0)
 
 
@@ -85,12 +85,12 @@ def test_positions_change_the_draws(sprites):
     net = module()
     net.configure_model()
     batch = {"position": torch.arange(3)}
-    noise = net.noise(batch, 0, (4,))
+    noise = net.draw_noise(batch, 0, (4,))
     assert len({tuple(row.tolist()) for row in noise}) == 3
-    assert not torch.equal(noise, net.noise(batch, 1, (4,)))
+    assert not torch.equal(noise, net.draw_noise(batch, 1, (4,)))
     other = module(seed=1)
     other.configure_model()
-    assert not torch.equal(noise, other.noise(batch, 0, (4,)))
+    assert not torch.equal(noise, other.draw_noise(batch, 0, (4,)))
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -133,19 +133,19 @@ def test_a_checkpoint_holds_what_was_trained_and_nothing_else(tmp_path, sprites)
     assert not any("base_layer" in key or "image_encoder" in key for key in checkpoint["state_dict"])
     record = checkpoint["remoco"]
     assert record["architecture"]["condition"]["init_args"]["region_size"] == 8
-    assert record["base"]["random_init"] == "tiny" and len(record["base"]["hash"]) >= 32
+    assert record["base"]["init_args"]["size"] == "tiny" and len(record["base"]["hash"]) >= 32
     assert "hyper_parameters" not in checkpoint
 
 
 @pytest.mark.parametrize(
     "changes, named",
     [
-        (dict(injection="add"), "injection"),
-        (dict(lora_rank=4), "lora_rank"),
+        (dict(injection=["add"]), "injection"),
+        (dict(rank=4), "lora_rank"),
         (dict(condition=RegionWise(region_size=4, min_mask_ratio=0.5)), "condition"),
-        (dict(random_init="small"), "base"),
+        (dict(size="small"), "base"),
         (dict(init_seed=1), "base"),
-        (dict(lora=None, train_base=True), "lora"),
+        (dict(lora=None, trained=True), "lora"),
     ],
 )
 def test_another_architecture_or_base_is_refused_before_weights_load(tmp_path, sprites, monkeypatch, changes, named):
@@ -161,7 +161,7 @@ def test_another_architecture_or_base_is_refused_before_weights_load(tmp_path, s
 def test_another_architecture_is_refused_by_trainer_fit_too(tmp_path, sprites):
     trainer(tmp_path, 1).fit(module(), data(sprites))
     with pytest.raises(UserError, match="injection"):
-        trainer(tmp_path, 2).fit(module(injection="add"), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
+        trainer(tmp_path, 2).fit(module(injection=["add"]), data(sprites), ckpt_path=str(tmp_path / "last.ckpt"))
 
 
 def test_other_weights_under_the_same_name_are_refused(tmp_path, sprites):
@@ -185,13 +185,13 @@ def test_at_test_the_checkpoints_condition_wins_and_is_said(tmp_path, sprites, c
 
 def test_gradient_checkpointing_does_not_change_a_bit(tmp_path, sprites):
     runs = {}
-    for on in (False, True):
-        folder = tmp_path / str(on)
+    for on in ("none", "all"):
+        folder = tmp_path / on
         folder.mkdir()
-        trainer(folder, 2).fit(module(gradient_checkpointing=on), data(sprites))
+        trainer(folder, 2).fit(module(recompute=on), data(sprites))
         runs[on] = read(folder / "steps.jsonl"), torch.load(folder / "last.ckpt", weights_only=True)["state_dict"]
-    assert runs[False][0] == runs[True][0]
-    assert all(torch.equal(p, runs[True][1][name]) for name, p in runs[False][1].items())
+    assert runs["none"][0] == runs["all"][0]
+    assert all(torch.equal(p, runs["all"][1][name]) for name, p in runs["none"][1].items())
 
 
 def test_the_uncontrolled_start_is_the_bare_unet(sprites):
@@ -205,11 +205,11 @@ def test_the_uncontrolled_start_is_the_bare_unet(sprites):
         clean = net.clean_latents(batch)
         cond = net.conditioning(batch, torch.full((1,), 0.02))
         sigma = torch.full((1,), 2.0)
-        inputs = clean, sigma, cond.image_latent, cond.image_embedding, cond.ids
-        net.injection.set(net.motion_encoder(cond.control))
+        inputs = clean, sigma, cond
+        net.injections[0].set(net.motion_encoder(cond.control))
         controlled = net.denoiser(*inputs)
-        net.injection.set(None)
-        with without_lora(net.svd.unet):
+        net.injections[0].set(None)
+        with without_lora(net.base.unet):
             bare = net.denoiser(*inputs)
     assert torch.equal(controlled, bare)
 
@@ -219,8 +219,7 @@ def test_space_to_depth_samples_are_pictures(sprites):
     net = module()
     net.configure_model()
     video = torch.rand(2, 4, 3, 64, 64) * 2 - 1
-    latents = net.svd.encode(video.flatten(0, 1))[0].unflatten(0, (2, 4)) * net.svd.latent_scale
-    assert torch.equal(net.svd.decode(latents), video)
+    assert torch.equal(net.base.decode(net.base.normalise(net.base.encode(video).mean)), video)
 
 
 def test_sampling_is_deterministic_and_changes_nothing(sprites):
@@ -239,7 +238,7 @@ def test_sampling_is_deterministic_and_changes_nothing(sprites):
 
 @pytest.mark.gpu
 def test_trains_in_bf16_on_a_gpu(tmp_path, sprites):
-    net = module(gradient_checkpointing=True)
+    net = module(recompute="all")
     trainer(tmp_path, 2, accelerator="gpu", precision="bf16-mixed").fit(net, data(sprites))
     assert all(np.isfinite(float.fromhex(line["loss"])) for line in read(tmp_path / "steps.jsonl"))
 
@@ -247,12 +246,12 @@ def test_trains_in_bf16_on_a_gpu(tmp_path, sprites):
 @pytest.mark.parametrize(
     "changes, named",
     [
-        (dict(random_init=None), "svd"),
-        (dict(train_base=True), "lora"),
-        (dict(lora_rank=0), "lora_rank"),
+        (dict(trained=True), "lora"),
+        (dict(rank=0), "rank"),
         (dict(dropout=1.5), "dropout"),
-        (dict(p_std=-1), "p_std"),
-        (dict(svd="somewhere"), "svd"),
+        (dict(std=-1), "std"),
+        (dict(latents="pixels"), "latents"),
+        (dict(inputs={"prompt": "a cat"}), "prompt"),
     ],
 )
 def test_contradicting_arguments_are_named(changes, named):

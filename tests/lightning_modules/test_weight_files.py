@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lightning_modules.svd import SVD
-from lightning_modules.weight_files import STEMS, located, weight_files
+from lightning_modules.bases import SVD
+from lightning_modules.bases.svd.weight_files import STEMS, located, weight_files
 from remoco.common.errors import UserError
 from tests.support.forks import Forks
+from tests.support.nets import random_svd
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 BIN = {
@@ -74,7 +75,7 @@ LAYOUTS = {
 def bases(tmp_path_factory):
     """Folder of bases, one for each layout, and `bin` of pickles alone."""
     root = tmp_path_factory.mktemp("bases")
-    SVD.random("tiny", seed=3).export(root / "source")
+    random_svd("tiny", seed=3).export(root / "source")
     for layout, write in {**LAYOUTS, "bin": pickled}.items():
         for name, stem in STEMS.items():
             (root / layout / name).mkdir(parents=True)
@@ -150,7 +151,7 @@ def load(base, revision=None, offline=False):
     constants.HF_HUB_OFFLINE = offline
     torch.set_num_threads(1)
     try:
-        print("found", json.dumps(SVD.load(base, revision).identity["hash"]))
+        print("found", json.dumps(SVD(base, revision).build().identity["hash"]))
     except UserError as error:
         print("error", error)
 
@@ -194,7 +195,7 @@ def test_every_layout_by_path_and_by_hub_id(bases, hub, layout):
 
 
 def test_the_parts_of_a_hub_id_are_the_whole(bases, hub):
-    full, halved = (SVD.load(bases / layout).identity["hash"] for layout in ("full", "fp16_only"))
+    full, halved = (SVD(bases / layout).build().identity["hash"] for layout in ("full", "fp16_only"))
     assert hub("field/sharded", function="load") == full != halved
     assert hub("field/sharded_fp16", function="load", offline=True) == halved
     assert hub("field/both", function="load", offline=True) == full
@@ -213,7 +214,7 @@ def test_revisions(bases, hub):
 
 def test_pickles_are_refused_with_the_reason(bases, hub):
     with pytest.raises(UserError) as error:
-        SVD.load(bases / "bin")
+        SVD(bases / "bin").build()
     for said, where in ((str(error.value), str(bases / "bin")), (hub("field/bin"), "field/bin")):
         assert ".bin alone, a pickle, which could run code and is never opened" in said and where in said
         assert "expected model.safetensors" in said or "expected diffusion_pytorch_model.safetensors" in said
@@ -237,7 +238,7 @@ def test_a_bad_index_is_one_line(bases, tmp_path, index):
     copy = shutil.copytree(bases / "sharded", tmp_path / "svd")
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(index)
     with pytest.raises(UserError, match="cannot load unet .*lists no .safetensors files") as error:
-        SVD.load(copy)
+        SVD(copy).build()
     assert "\n" not in str(error.value)
 
 
@@ -248,15 +249,15 @@ def test_an_index_decides_which_parts_count(bases, tmp_path):
         copy / "image_encoder" / "model-00001-of-00002.safetensors",
         copy / "unet" / "diffusion_pytorch_model-00001-of-00003.safetensors",
     )
-    assert SVD.load(copy).identity["hash"] == SVD.load(bases / "source").identity["hash"]
+    assert SVD(copy).build().identity["hash"] == SVD(bases / "source").build().identity["hash"]
     (copy / "unet" / "diffusion_pytorch_model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match="diffusion_pytorch_model-00002-of-00002.safetensors"):
-        SVD.load(copy)
+        SVD(copy).build()
 
 
 def test_one_file_is_told_from_a_folder(bases):
     with pytest.raises(UserError, match=r"svd.safetensors is one file, expected a folder with unet/"):
-        SVD.load(bases / "full" / "svd.safetensors")
+        SVD(bases / "full" / "svd.safetensors").build()
 
 
 @pytest.mark.slow

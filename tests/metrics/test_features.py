@@ -20,6 +20,7 @@ from transformers import (
 
 from metrics import CLIPFeatures, DIFTFeatures, FrameConsistency, I3DLogits, InceptionFeatures, MDImg
 from metrics.i3d import InceptionI3d, max_pool, pad_same
+from remoco.common.errors import UserError
 from tests.support.feature_networks import save_script
 
 
@@ -274,6 +275,18 @@ def test_dift_is_the_second_up_block_and_the_same_every_time(sd_folder):
         unet(noisy, torch.tensor(261), features.prompt.expand(8, -1, -1))
     assert torch.allclose(got, seen[0].mean(0), atol=1e-5)
     assert "t = 261, up block 1, ensemble of 8, seed 42" in features.protocol and MDImg(features).name == "md_img"
+
+
+def test_dift_takes_another_up_block(sd_folder):
+    features = DIFTFeatures(str(sd_folder), block=0)
+    features.load()
+    unet, seen = features.unet, []
+    unet.up_blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output), prepend=True)
+    with torch.no_grad():
+        assert torch.equal(features(video(1, 64, 64)[0]), seen[0].mean(0))
+    assert "up block 0" in features.protocol
+    with pytest.raises(UserError, match="its UNet has no up block 7"):
+        DIFTFeatures(str(sd_folder), block=7).load()
 
 
 def test_bfloat16_is_float32s_value_within_its_rounding(clip_folder, sd_folder):

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,7 +15,7 @@ FLAGS = (
 )  # fmt: skip
 PIXELS = """[...document.querySelector('.rm-canvas').getContext('2d').getImageData(0, 0, 400, 400).data]
     .reduce((sum, value) => (sum * 31 + value) % 1000003, 7)"""
-missing = [name for name in ("gradio", "playwright") if find_spec(name) is None]
+missing = [name for name in ("fastapi", "uvicorn", "playwright") if find_spec(name) is None]
 missing += [] if shutil.which(CHROMIUM) else [f"{CHROMIUM} (Debian's package chromium; $CHROMIUM says where else)"]
 IN_A_BROWSER = [
     pytest.mark.slow,
@@ -22,9 +23,17 @@ IN_A_BROWSER = [
 ]
 
 
+def until(page, expression, arg=None, seconds=120):
+    """Wait until it is true; Playwright's own `wait_for_function` evaluates in the page, whose policy refuses that."""
+    end = time.monotonic() + seconds
+    while not page.evaluate(expression, arg):
+        assert time.monotonic() < end, f"waited {seconds} s for {expression}"
+        page.wait_for_timeout(30)
+
+
 def example(page, index=0):
     page.click(f".rm-example >> nth={index}")
-    page.wait_for_function("remoco.drawing()?.meta.traj_key_points.length === 1")
+    until(page, "remoco.drawing()?.meta.traj_key_points.length === 1")
     page.wait_for_timeout(300)  # the stage is laid out again
 
 

@@ -21,6 +21,7 @@ from tests.page.browser import (
     screen,
     set_number,
     tracks,
+    until,
 )
 from tests.support.page import bomb
 
@@ -169,8 +170,8 @@ def test_a_video_is_generated_with_progress_and_the_seed_decides(opened):
         set_number(page, "seed", seed)
         generate(page, "running")
         page.wait_for_selector(".rm-result[data-state=done]")
-        page.wait_for_function("document.querySelector('.rm-clip').videoWidth === 64")
-        page.wait_for_function("document.querySelector('.rm-strip').videoWidth > 500")
+        until(page, "document.querySelector('.rm-clip').videoWidth === 64")
+        until(page, "document.querySelector('.rm-strip').videoWidth > 500")
         assert f"seed {seed}" in page.locator(".rm-about").inner_text()
         with page.expect_download() as got:
             page.click("figure:has(.rm-clip) a")
@@ -186,7 +187,7 @@ def test_a_generation_is_cancelled_and_another_follows(opened):
     example(page)
     set_number(page, "steps", 100)
     generate(page, "running")
-    page.wait_for_function("document.querySelector('.rm-said').textContent.startsWith('step ')")
+    until(page, "document.querySelector('.rm-said').textContent.startsWith('step ')")
     page.click("#rm-cancel")
     page.wait_for_selector(".rm-result[data-state=cancelled]")
     assert page.locator("#rm-cancel").is_disabled()
@@ -219,7 +220,7 @@ def test_the_strip_is_beside_the_video_where_there_is_room(opened):
         example(page)
         set_number(page, "steps", 2)
         generate(page)
-        page.wait_for_function("document.querySelector('.rm-strip').videoWidth > 500")
+        until(page, "document.querySelector('.rm-strip').videoWidth > 500")
         clip, strip = (page.locator(name).bounding_box() for name in (".rm-clip", ".rm-strip"))
         assert (strip["x"] >= clip["x"] + clip["width"]) == beside
         assert (strip["y"] >= clip["y"] + clip["height"]) != beside
@@ -253,13 +254,13 @@ def test_inputs_are_downloaded_and_open_again_after_a_reload(opened, tmp_path):
     page.wait_for_selector(".rm-example")
     assert page.evaluate("remoco.drawing()") is None
     page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    page.wait_for_function("remoco.drawing() !== null")
+    until(page, "remoco.drawing() !== null")
     after = page.evaluate("remoco.drawing()")
     assert after["meta"] == before["meta"] and after["runs"] == before["runs"]
     page.reload()
     page.wait_for_selector(".rm-example")
     page.set_input_files(".rm-file", sorted((tmp_path / "sample").iterdir()))
-    page.wait_for_function("remoco.drawing() !== null")
+    until(page, "remoco.drawing() !== null")
     assert page.evaluate("remoco.drawing()")["meta"] == before["meta"]
 
 
@@ -268,7 +269,7 @@ def test_a_picture_of_ones_own_is_opened_and_bad_files_are_a_message(opened, tmp
     ramp = np.linspace(0, 255, 300 * 200 * 3).reshape(200, 300, 3).astype(np.uint8)
     Image.fromarray(ramp).save(tmp_path / "photo.jpg")
     page.set_input_files(".rm-file", tmp_path / "photo.jpg")
-    page.wait_for_function("remoco.drawing() !== null")
+    until(page, "remoco.drawing() !== null")
     kept = page.evaluate("remoco.drawing().image")
     for name, data, message in [
         ("wide.png", bomb(20_000, 100), "100 x 20000 pixels"),
@@ -279,7 +280,7 @@ def test_a_picture_of_ones_own_is_opened_and_bad_files_are_a_message(opened, tmp
     ]:
         (tmp_path / name).write_bytes(data)
         page.set_input_files(".rm-file", tmp_path / name)
-        page.wait_for_function("text => document.querySelector('.rm-error')?.textContent.includes(text)", arg=message)
+        until(page, "text => document.querySelector('.rm-error')?.textContent.includes(text)", arg=message)
         assert page.evaluate("remoco.drawing().image") == kept
     page.click("#rm-generate")
     page.wait_for_selector(".rm-result[data-state=error]")

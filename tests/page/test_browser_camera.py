@@ -6,7 +6,7 @@ import numpy as np
 
 from callbacks.strips import write_mp4
 from datamodules.drawings import read_drawing
-from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks
+from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks, until
 
 pytestmark = IN_A_BROWSER
 
@@ -15,7 +15,7 @@ def attach(page, kind, path):
     with page.expect_file_chooser() as chooser:
         page.click(f"[data-attach={kind}]")
     chooser.value.set_files(path)
-    page.wait_for_function("kind => document.querySelector(`[data-about=${kind}].rm-there`)", arg=kind)
+    page.wait_for_selector(f"[data-about={kind}].rm-there")
 
 
 def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
@@ -53,7 +53,7 @@ def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
     page.uncheck(".rm-control")
 
     generate(page)
-    page.wait_for_function("document.querySelector('.rm-clip').videoWidth === 64")
+    until(page, "document.querySelector('.rm-clip').videoWidth === 64")
     with page.expect_download() as got:
         page.click("[data-do=save]")
     got.value.save_as(tmp_path / "inputs.zip")
@@ -63,7 +63,7 @@ def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
     page.reload()
     page.wait_for_selector(".rm-example")
     page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    page.wait_for_function("remoco.drawing() !== null")
+    until(page, "remoco.drawing() !== null")
     assert meta(page)["camera"] == moves
     page.click("[data-tab=camera]")
     assert page.locator("[data-preset=pan] input[type=range]").input_value() == "0.3"
@@ -93,9 +93,7 @@ def test_poses_over_a_depth_and_a_driving_video_are_attached(opened, tmp_path):
     with page.expect_file_chooser() as chooser:
         page.click("[data-attach=depth]")
     chooser.value.set_files(tmp_path / "other.npy")
-    page.wait_for_function(
-        "document.querySelector('.rm-error')?.textContent.includes('expected the size of the image')"
-    )
+    until(page, "document.querySelector('.rm-error')?.textContent.includes('expected the size of the image')")
     with page.expect_response("**/page/moving") as answer:
         attach(page, "depth", tmp_path / "far.npy")
     ends = [path[-1][0] - path[0][0] for path in answer.value.json()["points"]]
@@ -118,7 +116,7 @@ def test_poses_over_a_depth_and_a_driving_video_are_attached(opened, tmp_path):
     page.click("[data-kind=poses]")
     assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}  # still there
     page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    page.wait_for_function("remoco.drawing().meta.driving === 'driving.mp4'")
+    until(page, "remoco.drawing().meta.driving === 'driving.mp4'")
     assert page.evaluate("remoco.drawing().files") == kept
     page.set_input_files(".rm-file", tmp_path / "way.txt")  # as if it were dropped on the image
-    page.wait_for_function("document.querySelector('[data-kind=poses]').ariaPressed === 'true'")
+    until(page, "document.querySelector('[data-kind=poses]').ariaPressed === 'true'")

@@ -1,4 +1,4 @@
-"""The page's server with real connections: hundreds of hostile ones while people generate. No browser, no gradio."""
+"""The page's server with real connections: hundreds of hostile ones while people generate. No browser."""
 
 import base64
 import http.client
@@ -10,37 +10,26 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-pytest.importorskip("uvicorn", reason="comes with gradio: make test-slow installs it")
+pytest.importorskip("uvicorn", reason="make install installs it")
 
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.page import connections, exchange, guard
-from remoco.page.guard import Guard
 from remoco.page.jobs import Studio
-from remoco.page.routes import Routes
-from tests.support.page import bomb, sent
+from remoco.page.routes import application
+from tests.support.page import bomb, sent, told
 from tests.support.zips import BAD
 
 HEAD = "{} {} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
-SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "bucket": 1.0}
+SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "motion_bucket_id": 1.0}
 
 
 @contextmanager
 def serving(studio):
-    """The page's server in a thread of this process, without gradio's files: its port."""
-
-    async def files(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"a page"})
-
-    async def no_lifespan(scope, receive, send):
-        if scope["type"] == "http":
-            await files(scope, receive, send)
-
-    routes = Routes(studio)
+    """The page's server in a thread of this process: its port."""
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # who asks before the thread is ready waits
-    server = connections.server(Guard(no_lifespan, routes, routes.limits))
+    server = connections.server(application(studio, "embedded"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -57,8 +46,7 @@ def generate(port, steps, seen=None):
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
     connection.request("POST", "/page/generate", json.dumps(body), {"Content-Type": "application/json"})
     event = {}
-    for line in connection.getresponse():
-        event = json.loads(line)
+    for event in told(connection.getresponse()):
         if seen is not None:
             seen(event)
     connection.close()
@@ -108,8 +96,8 @@ def hostile():
         "/../etc/passwd",
         "//",
         "/%00",
-        "/gradio_api/file=/etc/passwd",
-        "/gradio_api/queue/join",
+        "/static/../../../etc/passwd",
+        "/static/%2e%2e/guard.py",
         "/page/open",
     ):
         yield (HEAD.format("GET", path) + "\r\n").encode(), "read"

@@ -1,4 +1,4 @@
-"""A generation by the embedded model: its progress, its end, and previews; without a browser and without gradio."""
+"""A generation by the embedded model: its progress, its end, and previews; without a browser."""
 
 import asyncio
 import base64
@@ -13,10 +13,10 @@ from conditions import motion_bucket
 from conditions.strokes import drawn_motion
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
-from remoco.page import exchange, jobs
+from remoco.page import exchange, form, jobs
 from remoco.page.jobs import Studio
 
-SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "bucket": 1.0}
+SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "motion_bucket_id": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,7 @@ class Counted:
 
     def __init__(self, pipeline):
         self.pipeline, self.module, self.steps = pipeline, pipeline.module, 0
+        self.sampling, self.usual_inputs = pipeline.sampling, pipeline.usual_inputs
 
     def __call__(self, *args, callback_on_step_end, **kwargs):
         def counted(*told):
@@ -42,13 +43,13 @@ def drawing(index=0):
     return exchange.examples()[index]["drawing"]
 
 
-def generation(drawing, settings):
+def generation(pipeline, drawing, settings):
     """What a studio generates of a browser's drawing."""
-    return exchange.generation({"drawing": drawing, "settings": settings})
+    return form.generation({"drawing": drawing, "settings": settings}, pipeline)
 
 
 async def events(studio, *asked):
-    return [event async for event in studio.generate(*generation(*asked))]
+    return [event async for event in studio.generate(*generation(studio.pipeline, *asked))]
 
 
 def decoded(data):
@@ -72,15 +73,14 @@ def test_every_step_is_told_and_last_the_videos(pipeline):
     assert np.abs(frames.astype(int) - clip[::-1]).mean() > 6
 
 
-def test_a_motion_of_zero_is_the_drawings_where_the_model_takes_that(pipeline, monkeypatch):
+def test_a_motion_as_drawn_is_the_drawings_and_zero_is_none(pipeline):
     def generated(bucket):
-        return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"bucket": bucket}))[-1]
+        return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"motion_bucket_id": bucket}))[-1]
 
     inputs = exchange.parsed(drawing())
     flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
-    drawn, told = generated(0.0), generated(float(motion_bucket(flow[None])))
+    drawn, told = generated("drawing"), generated(float(motion_bucket(flow[None])))
     assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))
-    monkeypatch.setattr(pipeline.module, "motion_bucket_id", 17.0)
     zero = generated(0.0)
     assert "motion 0, " in zero["about"] and not np.array_equal(decoded(zero["clip"]), decoded(told["clip"]))
 
@@ -90,7 +90,7 @@ def test_closing_stops_the_work_after_its_step(pipeline):
     studio = Studio(counted)
 
     async def some():
-        found = studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}))
+        found = studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}))
         async for event in found:
             if event.get("step") == 2:
                 break
@@ -108,7 +108,9 @@ def test_who_knows_the_job_cancels_it(pipeline):
 
     async def some():
         found = []
-        async for event in studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}), "secret"):
+        async for event in studio.generate(
+            *generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}), "secret"
+        ):
             found.append(event)
             if event.get("step") == 2:
                 assert studio.cancel({"job": "another"}) == {"found": False}
@@ -126,7 +128,7 @@ def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
     told = {name: [] for name in "abc"}
 
     async def one(name, steps):
-        async for event in studio.generate(*generation(drawing(), SETTINGS | {"steps": steps}), name):
+        async for event in studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": steps}), name):
             told[name].append(event)
 
     def places(name):
@@ -161,9 +163,9 @@ def test_the_line_has_an_end(pipeline):
     studio = Studio(Counted(pipeline))
 
     async def some():
-        first = studio.generate(*generation(drawing(), SETTINGS | {"steps": 100}))
+        first = studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}))
         await anext(first)
-        waiting = [studio.generate(*generation(drawing(), SETTINGS)) for _ in range(jobs.QUEUE)]
+        waiting = [studio.generate(*generation(studio.pipeline, drawing(), SETTINGS)) for _ in range(jobs.QUEUE)]
         assert [(await anext(each))["place"] for each in waiting] == list(range(1, jobs.QUEUE + 1))
         refused = await events(studio, drawing(), SETTINGS)
         assert [event["state"] for event in refused] == ["error"] and "8 generations are waiting" in refused[0][
@@ -216,9 +218,9 @@ def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):
         ({}, {"a\nb": 1}, "settings: "),
     ],
 )
-def test_what_cannot_be_generated_is_one_message(change, settings, message):
+def test_what_cannot_be_generated_is_one_message(pipeline, change, settings, message):
     with pytest.raises(UserError, match=message) as caught:
-        generation(drawing() | change, SETTINGS | settings)
+        generation(pipeline, drawing() | change, SETTINGS | settings)
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,6 @@
 """The page's routes behind their guard, as ASGI: what is at work does not hold up others, and ends with who asked.
 
-Without network and without gradio; the order of things is told by events, never by the time they take.
+Without network; the order of things is told by events, never by the time they take.
 """
 
 import asyncio
@@ -10,9 +10,9 @@ import threading
 import pytest
 
 from remoco.page import exchange, routes
-from remoco.page.guard import Guard
 from remoco.page.jobs import QUEUE, Studio
-from remoco.page.routes import Routes
+from remoco.page.routes import STATIC, application
+from tests.support.page import told, unloaded
 
 HEADERS = [(b"host", b"127.0.0.1:7860"), (b"content-type", b"application/json")]
 SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": 100}
@@ -22,14 +22,14 @@ class Steps(Studio):
     """A studio whose clips are steps that a test lets go on one by one: `let` is released for each."""
 
     def __init__(self):
-        super().__init__(None)
+        super().__init__(unloaded())
         self.let, self.made = threading.Semaphore(0), []
 
-    def _generated(self, drawing, settings, tell):
-        for step in range(settings.steps):
+    def _generated(self, drawing, settings, sampling, tell):
+        for step in range(sampling.steps):
             self.let.acquire()
             self.made.append(settings.seed)
-            tell({"state": "running", "step": step + 1, "steps": settings.steps, "message": "a step"})
+            tell({"state": "running", "step": step + 1, "steps": sampling.steps, "message": "a step"})
         return {"state": "done", "message": f"clip of {settings.seed}"}
 
 
@@ -39,7 +39,7 @@ class Client:
     def __init__(self, own, path, body=b"", method="POST"):
         self.status, self.data, self.some = None, b"", asyncio.Event()
         self._left, self._parts = asyncio.Event(), [body] if isinstance(body, bytes) else list(body)
-        scope = {"type": "http", "method": method, "path": path, "headers": HEADERS}
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": HEADERS}
         self.task = asyncio.create_task(own(scope, self._receive, self._send))
 
     async def _receive(self):
@@ -71,16 +71,11 @@ class Client:
             await self.some.wait()
 
     def events(self):
-        return [json.loads(line) for line in self.data.splitlines()]
+        return list(told(self.data.splitlines(keepends=True)))
 
 
 def served(studio):
-    async def files(scope, receive, send):
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"a page"})
-
-    page = Routes(studio)
-    return Guard(files, page, page.limits)
+    return application(studio, "a checkpoint")
 
 
 def generate(own, seed=0, **settings):
@@ -118,7 +113,7 @@ def test_a_small_get_is_answered_while_a_large_body_is_parsed(monkeypatch):
             )
             while not began.is_set():
                 await asyncio.sleep(0.001)
-            assert await Client(own, "/", method="GET").answer() == (200, b"a page")
+            assert await Client(own, "/", method="GET").answer() == (200, (STATIC / "index.html").read_bytes())
             assert large.status is None
             answered.set()
             assert (await large.answer())[0] == 400

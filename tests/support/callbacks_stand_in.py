@@ -6,6 +6,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from lightning_modules.config import Sampling
+
 FRAMES, HEIGHT, WIDTH = 6, 24, 32
 
 
@@ -70,7 +72,7 @@ class Module(LightningModule):
         nn.init.eye_(self.trained.weight.data.view(3, 3))
         nn.init.zeros_(self.trained.bias)
         self.sampled: list[str] = []
-        self.sample_steps, self.sample_sigma_max = 25, 700.0
+        self.sampling = Sampling()
 
     def forward(self, frames):
         return self.trained(frames.float() / 127.5 - 1)

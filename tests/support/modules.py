@@ -7,16 +7,17 @@ from callbacks import AtomicCheckpointIO, LastCheckpoint
 from conditions import RegionWise
 from datamodules import SpritesDataModule
 from lightning_modules import MotionControlModule
-from lightning_modules.diffusion import randn
-from lightning_modules.svd import SVD
+from lightning_modules.bases import SVD
+from lightning_modules.process.base import randn
+from tests.support.nets import motion_control
 from tests.support.recorder import Recorder
 from tests.support.sprites import SPRITES
 
-TINY = dict(random_init="tiny", latents="space_to_depth", sample_steps=2)
+TINY = dict(size="tiny", latents="space_to_depth", steps=2)
 
 
 def module(**changes) -> MotionControlModule:
-    return MotionControlModule(**{**TINY, "condition": RegionWise(min_mask_ratio=0.5), **changes})
+    return motion_control(**{**TINY, "condition": RegionWise(min_mask_ratio=0.5), **changes})
 
 
 def data(root, **changes) -> SpritesDataModule:
@@ -52,7 +53,7 @@ def perturb(net: MotionControlModule) -> MotionControlModule:
 
 def inputs(svd: SVD, batch: int = 2, frames: int = 3, side: int = 8) -> tuple[torch.Tensor, ...]:
     """noisy, sigma, image latent, image embedding, ids for a latent of side x side."""
-    channels, seeds = svd.latent_channels, list(range(batch))
+    channels, seeds = svd.channels, list(range(batch))
     return (
         randn(seeds, (frames, channels, side, side)),
         torch.linspace(0.5, 5, batch),

@@ -9,9 +9,13 @@ import subprocess
 import sys
 import zlib
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
+
+from lightning_modules.bases import Sprites
+from lightning_modules.config import Sampling
 
 
 def png(picture):
@@ -35,6 +39,28 @@ def bomb(width, height):
     return (
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 999)) + chunk(b"IEND", b"")
     )
+
+
+def told(lines):
+    """The data of server-sent events, as HTML's standard reads a stream of lines."""
+    data = []
+    for line in lines:
+        line = line.rstrip(b"\r\n")
+        name, _, value = line.partition(b":")
+        if name == b"data":
+            data.append(value.removeprefix(b" "))
+        elif not line and data:
+            yield json.loads(b"\n".join(data))
+            data = []
+
+
+def unloaded(sampling=None, base=None):
+    """What stands for a pipeline where no more than its settings is asked."""
+    sampling = sampling or Sampling(4, 80.0, (1.0, 2.5), {"motion_bucket_id": "drawing"})
+    module = SimpleNamespace(sampling=sampling, base=base or Sprites("micro"))
+    trained = {"num_frames": 8, "height": 64, "width": 64}
+    usual = {name: sampling.inputs.get(name, each.default) for name, each in module.base.inputs().items()}
+    return SimpleNamespace(module=module, sampling=trained, usual_inputs=lambda: usual)
 
 
 IMAGE = png(np.zeros((8, 9, 3), np.uint8))

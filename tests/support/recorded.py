@@ -22,7 +22,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_modules import MotionControlModule, motion_control
+from lightning_modules import MotionControlModule, video_module
+from lightning_modules.bases import Sprites
 from lightning_modules.conditioning import to_float
 from remoco import configs
 from remoco.training import Unstarted
@@ -35,15 +36,16 @@ ZERO = 1e-12  # of the largest gradient: those below are zero but for rounding, 
 SIGMA, SIGMA_AUG = (0.7, 9.0), (0.04, 0.07)  # noise levels of the two clips
 SEED = 5
 
-TINY = ["--model.init_args.svd=null", "--model.init_args.random_init=tiny", "--data=datamodules.SpritesDataModule"]
-TINY += ["--model.init_args.sample_steps=4"]  # a random network makes more of its rounding at every step
+TINY = ["--model.init_args.base=lightning_modules.bases.Sprites", "--model.init_args.base.init_args.size=tiny"]
+TINY += ["--model.init_args.base.init_args.latents=vae", "--data=datamodules.SpritesDataModule"]
+TINY += ["--model.init_args.sampling.steps=4"]  # a random network makes more of its rounding at every step
 CASES = {
     "quickstart": ["quickstart.yaml"],
     "sprites": ["sprites.yaml"],
     "sprites_base": ["sprites_base.yaml"],
     "sprites_lora": ["sprites_lora.yaml"],
     "remoco_svd": ["remoco_svd.yaml", *TINY],
-    "motionpro_bundle": ["remoco_svd.yaml", "motionpro_released.yaml", *TINY, "--model.init_args.released=null"],
+    "motionpro_bundle": ["remoco_svd.yaml", "motionpro_released.yaml", *TINY, "--model.init_args.start=null"],
     "no_mask": ["remoco_svd.yaml", "experiment/condition_no_mask.yaml", *TINY],
     "concat": ["quickstart.yaml", "experiment/injection_concat.yaml"],
     "add": ["quickstart.yaml", "experiment/injection_add.yaml"],
@@ -77,7 +79,7 @@ def build(case: str) -> MotionControlModule:
     module.double()
     trained = module.trained()
     for name, tensor in module.state_dict(keep_vars=True).items():
-        if tensor.is_floating_point() and (name in trained or module.random_init):
+        if tensor.is_floating_point() and (name in trained or isinstance(module.base, Sprites)):
             with torch.no_grad():
                 tensor.copy_(_weight(name, tensor))
     for parent in list(module.modules()):
@@ -102,7 +104,7 @@ def canonical(name: str) -> str:
     """A weight's name without what the module calls its parts: `unet.conv_in.weight`, `injection...`."""
     parts = name.split(".")
     place = next((i for i, part in enumerate(parts) if part in COMPONENTS), 0)
-    return ".".join(parts[place:])
+    return ".".join(parts[place:]).replace("injections.0.", "injection.")
 
 
 def _uniform(name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -146,9 +148,9 @@ def inputs(module: MotionControlModule) -> Iterator[None]:
 
     with ExitStack() as stack:
         for change in (
-            patch.object(module, "noise", lambda batch, stream, shape: normal(f"noise {stream}", (CLIPS, *shape))),
-            patch.object(motion_control, "sample_sigma", lambda seeds, mean, std, device: levels(mean)),
-            patch.object(motion_control, "spread_sigma", lambda positions, offset, mean, std, device: levels(mean)),
+            patch.object(module, "draw_noise", lambda batch, stream, shape: normal(f"noise {stream}", (CLIPS, *shape))),
+            patch.object(video_module, "sample_sigma", lambda seeds, mean, std, device: levels(mean)),
+            patch.object(video_module, "spread_sigma", lambda positions, offset, mean, std, device: levels(mean)),
         ):
             stack.enter_context(change)
         yield
@@ -158,7 +160,7 @@ def outputs(case: str) -> dict[str, Tensor]:
     """What is recorded of a configuration: control, loss, gradients, a denoised clip and a sample."""
     module, clips = build(case), batch()
     with inputs(module), patch.object(module, "log", lambda *args, **options: None):
-        out = {"control": module.control(clips).double()[..., ::STRIDE, ::STRIDE]}
+        out = {"control": module.draw_control(clips).double()[..., ::STRIDE, ::STRIDE]}
         loss = module.training_step(clips, 0)
         loss.backward()
         out["loss"] = loss.detach()

@@ -15,11 +15,13 @@ from safetensors.torch import save_file
 from conditions import RegionWise
 from datamodules.trackers.weights import read_weights
 from lightning_modules import MotionControlModule, embedded, networks
+from lightning_modules.bases import SVD
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.released import load_released
-from lightning_modules.svd import SVD
 from metrics import features
 from remoco.cli import main as remoco
+from remoco.common.errors import UserError
+from tests.support.nets import motion_control
 
 LIMIT = 16 << 30  # bytes of address space beyond the start, and seconds: the machine is not ours alone
 SECONDS = 150
@@ -27,9 +29,9 @@ SECONDS = 150
 
 def sound(**changes):
     """A checkpoint over a `micro` base, of an untrained module, with fields of its record changed."""
-    module = MotionControlModule(RegionWise(), random_init="micro", lora="attention", lora_rank=4, latents="pca")
+    module = motion_control(size="micro", lora="attention", rank=4, latents="pca")
     module.configure_model()
-    module.svd.pca.scale.fill_(1.0)
+    module.base.pca.scale.fill_(1.0)
     state = {name: tensor.detach().clone() for name, tensor in module.stored().items()}
     record = json.loads(json.dumps(module.own_record()))
     for path, value in changes.items():
@@ -45,16 +47,16 @@ def sound(**changes):
 def large(size, **arguments):
     """Shapes of what a module over a base of `full` size stores, each tensor one number repeated."""
     with torch.device("meta"):
-        module = MotionControlModule(RegionWise(), random_init=size, **arguments)
+        module = motion_control(size=size, **arguments)
         module.configure_model()
-    shapes = {name: tensor.shape for name, tensor in module.stored(arguments.get("train_base", False)).items()}
+    shapes = {name: tensor.shape for name, tensor in module.stored(arguments.get("trained", False)).items()}
     return module, {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
 
 
 def measured(out, door, *arguments):
     """Go through a door; writes the error, how much memory it took beyond the start, and whether a module was built."""
     built = []
-    for owner, name in ((networks, "build_networks"), (MotionControlModule, "configure_model")):
+    for owner, name in ((networks, "add_control"), (MotionControlModule, "configure_model")):
         setattr(owner, name, _noted(getattr(owner, name), built))
     resource.setrlimit(resource.RLIMIT_AS, (_pages() + LIMIT,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -63,7 +65,7 @@ def measured(out, door, *arguments):
     before, error = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, None
     try:
         code = DOORS[door](*arguments)
-    except ValueError as refused:
+    except (ValueError, UserError) as refused:
         error, code = str(refused), 2
     taken = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * (1 if sys.platform == "darwin" else 1024)
     Path(out).write_text(json.dumps({"error": error, "code": code, "taken": taken, "built": bool(built)}))
@@ -93,7 +95,7 @@ DOORS = {
     "folder": lambda path: MotionControlPipeline.from_pretrained(path) and 0,
     "adapter": lambda path: MotionControlPipeline.from_adapter(path, "embedded", RegionWise()) and 0,
     "released": lambda path: load_released(path) and 0,
-    "base": lambda path: SVD.load(path) and 0,
+    "base": lambda path: SVD(path).build() and 0,
     "tracker": lambda path: read_weights(Path(path), "--tracker-path") and 0,
     "i3d": lambda path: features.I3DLogits(path).load() or 0,
     "pack": lambda path: _command("pack", path, f"{path}.safetensors"),

@@ -1,0 +1,131 @@
+"""DragNUWA's condition: the drag from each frame to the next, at the moving point, spread by a Gaussian.
+
+Formulas of DragNUWA 1.5 (ProjectNUWA/DragNUWA, MIT), written anew. Displacements here are from step to step; those of
+the other conditions are from frame 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from conditions.gaussian import MAX_KERNEL, region_points
+from conditions.region import SparseCondition, candidate_regions, draw_regions
+from conditions.strokes import draw_strokes, interpolate_track, track_points
+from remoco.common.errors import UserError
+
+KERNEL, SIGMA = 199, 20.0  # of the release, in pixels of 320 x 576
+
+
+class Drags(NamedTuple):
+    """Steps of N points over L frames. A step that another one covers, or whose point is outside, counts as zero.
+
+    at: (L - 1, N, 2) int64 x, y of the pixel that a point is in before the step, 0 outside of the frame.
+    step: (L - 1, N, 2) dx, dy in pixels.
+    """
+
+    at: Tensor
+    step: Tensor
+
+
+def drags(paths: Tensor, height: int, width: int) -> Drags:
+    """Steps of paths.
+
+    Args:
+        paths: (N, L, 2) x, y in pixels, in the order in which they are written: of two in one pixel, the later counts.
+        height: of the frame.
+        width: of the frame.
+    """
+    step = (paths[:, 1:] - paths[:, :-1]).transpose(0, 1)
+    at = paths[:, :-1].floor().long().transpose(0, 1)
+    inside = ((at >= 0) & (at < at.new_tensor([width, height]))).all(-1)
+    pixel = torch.where(inside, at[..., 1] * width + at[..., 0], height * width)
+    order = torch.arange(at.shape[1], device=at.device).expand_as(pixel)
+    last = order.new_full((len(pixel), height * width + 1), -1)
+    last.scatter_reduce_(1, pixel, order, "amax")
+    counts = inside & (last.gather(1, pixel) == order)
+    return Drags(at * inside[..., None], step * counts[..., None])
+
+
+def spread(found: Drags, height: int, width: int, kernel_size: int = KERNEL, sigma: float = SIGMA) -> Tensor:
+    """Drags, each spread by `exp(-d^2 / (2 sigma^2))` within the kernel's square; what overlaps adds up.
+
+    The kernel is separable: per frame one product of (H, N) and (N, W).
+
+    Returns:
+        (L, 2, H, W) in the dtype of the steps, frame 0 zero.
+    """
+    dtype = found.step.dtype
+    rows, columns = (
+        _profile(found.at[..., axis], size, kernel_size, sigma).to(dtype) for axis, size in ((1, height), (0, width))
+    )
+    weighted = rows.mT[:, None] * found.step.permute(0, 2, 1)[:, :, None]
+    filtered = weighted @ columns[:, None]
+    return torch.cat([filtered.new_zeros(1, 2, height, width), filtered])
+
+
+def _profile(at: Tensor, size: int, kernel_size: int, sigma: float) -> Tensor:
+    """(..., N) places on an axis -> (..., N, size) float64 Gaussian around each."""
+    distance = torch.arange(size, device=at.device, dtype=torch.float64) - at[..., None]
+    weight = torch.exp(-distance.square() / (2 * sigma**2))
+    return weight.masked_fill_(distance.abs() > kernel_size // 2, 0.0)
+
+
+class DragNUWA(SparseCondition):
+    """Step-to-step drags at the moving points, filtered, as DragNUWA 1.5 conditions on them.
+
+    One point stands for each selected region, as in `GaussianFiltered`: its visible pixel nearest to the centre, whose
+    track it follows. Frame i holds the step from frame i - 1 at the pixel where the point was then; frame 1 is zero.
+    Points that have left the frame drag nothing (the release raises there, or wraps to the other side).
+
+    Args:
+        region_size: k, pixels per side of a region, of which one pixel gives the point.
+        min_mask_ratio: r_min in [0, 1]: a clip drops each region with a probability r_m ~ U[r_min, 1].
+        kernel_size: pixels per side of the filter, odd.
+        sigma: standard deviation of the Gaussian in pixels.
+        motion_mask: whether the third channel holds ReMoCo's motion mask; zeros otherwise, as the release has none.
+    """
+
+    def __init__(
+        self,
+        region_size: int = 8,
+        min_mask_ratio: float = 0.95,
+        kernel_size: int = KERNEL,
+        sigma: float = SIGMA,
+        motion_mask: bool = False,
+    ):
+        super().__init__(region_size, min_mask_ratio, "l2", motion_mask)
+        whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
+        if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
+            raise UserError(f"kernel_size: expected an odd integer from 1 to {MAX_KERNEL}, got {kernel_size!r}")
+        if not 0 < sigma < float("inf"):
+            raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
+        self.kernel_size = kernel_size
+        self.sigma = float(sigma)
+
+    def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
+        """Write the filtered drags of the chosen points; see `SparseCondition.write_trajectory`."""
+        regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, *self.mask_ratios)
+        height, width = flow.shape[-2:]
+        for target, clip, points in zip(out, flow, region_points(regions, visible, self.region_size)):
+            y, x = points.nonzero(as_tuple=True)
+            paths = (torch.stack([x, y]) + clip[:, :, y, x].float()).permute(2, 0, 1)
+            target.copy_(spread(drags(paths, height, width), height, width, self.kernel_size, self.sigma))
+
+    def draw(
+        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
+    ) -> Tensor:
+        """Control from strokes; mask as RegionWise's, brush OR regions, where `motion_mask` is set."""
+        self.check(height, width)
+        regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
+        points = [track_points(track, f"track {index}") for index, track in enumerate(tracks)]
+        paths = np.stack([interpolate_track(each, frames) for each in points]) if points else np.zeros((0, frames, 2))
+        found = drags(torch.from_numpy(paths), height, width)
+        flow = spread(found, height, width, self.kernel_size, self.sigma).float()
+        mask = (regions.filled | regions.brush) & ~regions.held & self.motion_mask
+        return torch.cat([flow, mask.float().expand(frames, 1, -1, -1)], dim=1)

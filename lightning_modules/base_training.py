@@ -1,0 +1,61 @@
+"""BaseModule: trains what the method takes as given, an image-to-video base without motion control."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from conditions import Condition
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.config import Noise, Sampling, Speed
+from lightning_modules.optimizer import Schedule
+from lightning_modules.video_module import VideoModule
+from remoco.common.errors import UserError
+
+if TYPE_CHECKING:
+    from datamodules.batch import Batch
+
+
+class BaseModule(VideoModule):
+    """Trains the network of a base; first frame, fps and motion bucket condition it, no motion does.
+
+    `remoco export-base` writes what comes out as the folders that a base of that kind loads.
+
+    Args:
+        base: The image-to-video model, by class path, with `trained: true`.
+        condition: Of the pictures beside samples alone: no control reaches the network.
+        noise: Noise of training.
+        sampling: How samples are made.
+        speed: What changes time and memory alone.
+        learning_rate: Learning rate of AdamW, the default optimizer.
+        weight_decay: Weight decay of AdamW, the default optimizer.
+        schedule: AdamW's moments, warm-up and decay.
+        seed: Seed of everything random in a step.
+    """
+
+    def __init__(
+        self,
+        base: VideoBase,
+        condition: Condition,
+        noise: Noise | None = None,
+        sampling: Sampling | None = None,
+        speed: Speed | None = None,
+        learning_rate: float = 1e-5,
+        weight_decay: float = 0.01,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(base, condition, noise, sampling, speed, None, learning_rate, weight_decay, schedule, seed)
+        if not base.trained:
+            raise UserError("model.base: expected `trained: true`, for nothing else is trained here")
+
+    def architecture(self) -> dict[str, Any]:
+        """Without an injection, by which its checkpoints are told from a controller's."""
+        return super().architecture() | {"injection": None}
+
+    @torch.no_grad()
+    def sample(self, batch: Batch, controlled: bool = False) -> Tensor:
+        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames, never controlled."""
+        return super().sample(batch, controlled=False)

@@ -1,0 +1,33 @@
+"""The image-to-video models that control is trained on, each behind the contract of `bases.base`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_modules.bases.base import VideoBase
+    from lightning_modules.bases.sprites.base import Sprites
+    from lightning_modules.bases.svd.base import SVD
+
+__all__ = ["SVD", "Sprites", "VideoBase"]
+PLACES = {"SVD": "svd.base", "Sprites": "sprites.base", "VideoBase": "base"}
+
+
+def __getattr__(name: str) -> Any:
+    """On demand, since importing a settings module must not import torch."""
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def base_at(path: str, **arguments: Any) -> VideoBase:
+    """The base of a folder or hub id, not built.
+
+    Args:
+        path: Of Stable Video Diffusion, the one kind so far that has folders.
+        **arguments: Of the base.
+    """
+    from lightning_modules.bases.svd.base import SVD
+
+    return SVD(path, **arguments)

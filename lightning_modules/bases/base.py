@@ -1,0 +1,419 @@
+"""VideoBase: what training, sampling and control ask of an image-to-video model. A base is one class of this kind.
+
+Everything that is known of one model only lies in its class: its latents, its network, what that is conditioned on, and
+where control may enter. Nothing here imports diffusers.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.process.base import NoiseProcess
+from remoco.common.errors import UserError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Which clips a base takes, and how many latents they become.
+
+    Attributes:
+        space: Pixels per latent along a side.
+        step: Height and width are multiples of it, in pixels.
+        time: Frames per latent: with 1 any length, with n > 1 a multiple of n and one more (a causal autoencoder, whose
+            first latent is the first frame's own).
+    """
+
+    space: int = 8
+    step: int = 64
+    time: int = 1
+
+    def latents(self, frames: int) -> int:
+        """Latents F of a clip of so many frames."""
+        return (frames - 1) // self.time + 1
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the latents of frames of this size."""
+        return height // self.space, width // self.space
+
+    def fitting(self, pixels: int) -> int:
+        """The largest side on the grid of at most so many pixels, at least one step."""
+        return max(self.step, pixels // self.step * self.step)
+
+    def check(self, frames: int | None, height: int, width: int) -> None:
+        """Raise ValueError in one line unless clips of this length (None: any) and size are on the grid."""
+        if height < self.step or width < self.step or height % self.step or width % self.step:
+            raise UserError(
+                f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
+                f"{self._nearest(height)} x {self._nearest(width)}"
+            )
+        if frames is not None and (frames - 1) % self.time:
+            below = self.latents(frames) * self.time - self.time + 1
+            raise UserError(
+                f"frames is {frames}, expected a multiple of {self.time} and one more, the nearest {below} and "
+                f"{below + self.time}"
+            )
+
+    def _nearest(self, pixels: int) -> int:
+        return max(self.step, (pixels + self.step // 2) // self.step * self.step)
+
+
+@dataclass(frozen=True)
+class Level:
+    """Features of the control that a base's places take.
+
+    Attributes:
+        channels: Of a feature.
+        space: Pixels per feature along a side.
+        time: Frames per feature.
+    """
+
+    channels: int
+    space: int
+    time: int = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where features of the control enter a network.
+
+    Attributes:
+        name: `GROUP.INDEX`, under which the place's weights are stored.
+        module: Its output (n*B*F, C, h, w) is what the control is added to; n branches of guidance share a clip's.
+        channels: C.
+        level: Index in the base's `levels()`.
+    """
+
+    name: str
+    module: nn.Module
+    channels: int
+    level: int
+
+
+class Posterior(NamedTuple):
+    """Latents of clips as the autoencoder gives them, which is how they are cached: `VideoBase.normalise` comes after.
+
+    Attributes:
+        mean: (B, F, C, h, w), the mode.
+        std: As mean; 0 where nothing is drawn.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a person may say to a base beside image and control.
+
+    Attributes:
+        default: Taken where nothing is said.
+        least: The least it may be.
+        most: The most.
+        words: Words that may stand in place of a number, as `drawing`.
+    """
+
+    default: float | str
+    least: float
+    most: float
+    words: tuple[str, ...] = ()
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ValueError in one line unless it may be said."""
+        sound = value in self.words if isinstance(value, str) else _is_number(value) and value >= self.least
+        if not sound or (not isinstance(value, str) and value > self.most):
+            said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
+            words = "".join(f" or '{word}'" for word in self.words)
+            raise UserError(f"{name} is {said}, expected a number of {self.least:g} to {self.most:g}{words}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+class VideoBase(nn.Module, ABC):
+    """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
+
+    Class attributes:
+        grid: Lengths and sizes.
+        conditionings: Names of what the network is conditioned on, in the order of the dropout's draws.
+        unconditional: Name of a conditioning -> `zero` or `keep`: what guidance's other branch has of it.
+        named_by: Arguments of the constructor that say which weights these are; they are recorded in checkpoints.
+        located_by: Those of them that only say where the weights lie: another value is no other base if the hash is
+            the same.
+        frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
+
+    Attributes:
+        arguments: Of the constructor, by name.
+        trained: Whether the network is trained too.
+        channels: Of a latent; known once it is built.
+        hashes: Name of a network -> SHA-256 of its weights as they were loaded.
+        decode_chunk: Frames that `decode` takes at once where its caller does not say; None is all.
+        identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
+    """
+
+    grid: ClassVar[Grid] = Grid()
+    conditionings: ClassVar[tuple[str, ...]] = ()
+    unconditional: ClassVar[Mapping[str, str]] = {}
+    named_by: ClassVar[tuple[str, ...]] = ()
+    located_by: ClassVar[tuple[str, ...]] = ()
+    frame_noise: ClassVar[tuple[float, float] | None] = None
+
+    arguments: dict[str, Any]
+    trained: bool = False
+    decode_chunk: int | None = None
+    channels: int
+    hashes: dict[str, str]
+    identity: dict[str, Any]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "__init__" not in vars(cls):
+            return
+        init, signature = cls.__init__, inspect.signature(cls.__init__)
+
+        @functools.wraps(init)
+        def keeping(self: VideoBase, *args: Any, **kwargs: Any) -> None:
+            if "_modules" not in vars(self):
+                nn.Module.__init__(self)
+            bound = signature.bind(self, *args, **kwargs)
+            bound.apply_defaults()
+            init(self, *args, **kwargs)
+            # of the outermost class, whose arguments a record has to give again
+            given = {name: value for name, value in bound.arguments.items() if name != "self"}
+            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+
+        cls.__init__ = keeping  # type: ignore[method-assign]
+
+    # Weights
+
+    @abstractmethod
+    def build(self, dtype: torch.dtype = torch.float32) -> VideoBase:
+        """Load or draw the weights, in place, and freeze them; on the meta device nothing is drawn or allocated.
+
+        Args:
+            dtype: Of the frozen networks. What is `trained` is float32.
+
+        Raises:
+            UserError: a file or a weight is missing.
+        """
+
+    def layout(self) -> VideoBase:
+        """The same base without its weights, on the meta device: names and shapes of what `build` makes."""
+        with torch.device("meta"):
+            return type(self)(**self.arguments).build()
+
+    def export(self, folder: Path) -> None:
+        """Write the networks where a base of this kind loads them from."""
+        raise UserError(f"base: {type(self).__name__} has no folder of its own")
+
+    @abstractmethod
+    def denoisers(self) -> dict[str, nn.Module]:
+        """Attribute -> network that predicts: where LoRA goes, and what is trained or compiled."""
+
+    @abstractmethod
+    def process(self) -> NoiseProcess:
+        """The noise process that the network was trained with."""
+
+    def arithmetic(self) -> torch.dtype:
+        """Dtype of latents, noise and numbers: float32, or float64 where the networks are."""
+        weight = next(next(iter(self.denoisers().values())).parameters())
+        return torch.promote_types(weight.dtype, torch.float32)
+
+    # Latents
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Posterior:
+        """(B, L, 3, H, W) in [-1, 1] -> latents, in at least float32, without gradients."""
+
+    @abstractmethod
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents of `encode` -> those of the network, of a standard deviation of about 1; (..., C, h, w)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """Latents (B, F, C, h, w) of the network -> (B, L, 3, H, W), about in [-1, 1].
+
+        Args:
+            latents: As the sampler gives them.
+            chunk: Frames at once, for less memory; None is what the base was told, all by default.
+        """
+
+    def reconstructed(self, video: Tensor) -> Tensor:
+        """(B, L, 3, H, W), uint8 or in [-1, 1], encoded and decoded: the best that a sample can be."""
+        return self.decode(self.normalise(self.encode(to_float(video)).mean)).clamp(-1, 1)
+
+    def fitted(self) -> nn.Module | None:
+        """The part whose buffers are fitted to a training set and kept in checkpoints, where there is one."""
+        return None
+
+    def to_fit(self) -> bool:
+        """Whether it still has to be."""
+        return False
+
+    def fit(self, videos: Iterable[Tensor]) -> None:
+        """Fit it to clips, each (L, 3, H, W) in [-1, 1]."""
+
+    def usual(self) -> tuple[int, int, int]:
+        """Frames, height and width of a clip where nobody says; of the data that the base knows."""
+        return 16, 320, 512
+
+    def small(self) -> bool:
+        """Whether it is a small network, whose samples are small."""
+        return False
+
+    # Conditioning and prediction
+
+    def inputs(self) -> dict[str, Input]:
+        """What a person may say beside image and control."""
+        return {}
+
+    def given(self, batch: Mapping[str, Any], bucket: Tensor) -> dict[str, Tensor]:
+        """What is said of clips of a data set: (B,) for each of `inputs` but the noise on the first frame.
+
+        Args:
+            batch: The clips.
+            bucket: (B,) mean displacement of their pixels.
+        """
+        return {}
+
+    @abstractmethod
+    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+        """What the network is conditioned on, nothing dropped, without control.
+
+        Args:
+            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what of a clip is cached.
+            given: (B,) for each of `inputs`.
+            noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
+        """
+
+    @abstractmethod
+    def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """The network's output (B, F, C, h, w).
+
+        Args:
+            noisy: (B, F, C, h, w), scaled as the noise process says.
+            time: (B,), the noise level as the process tells networks.
+            cond: With dropout.
+        """
+
+    # Control
+
+    def levels(self) -> list[Level]:
+        """Features of the control that the places take, finest first."""
+        return []
+
+    def places(self) -> list[Place]:
+        """Where features of the control enter, in the order in which their weights are drawn."""
+        return []
+
+    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
+        """Name of a denoiser -> its linear layers that LoRA goes around: every one by default."""
+        return {
+            name: [layer for layer, module in network.named_modules() if type(module) is nn.Linear]
+            for name, network in self.denoisers().items()
+        }
+
+    def beside(self) -> list[nn.Module]:
+        """Networks that a sampler's steps do not use, which may be kept off the device meanwhile."""
+        return []
+
+    def freeze_idle(self) -> dict[str, nn.Parameter]:
+        """Freeze what would train but has no effect; returns it by name."""
+        return {}
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Compile the networks that predict, at their first call."""
+        for network in self.denoisers().values():
+            network.compile(*args, **options)
+
+    # Record
+
+    def settings(self) -> dict[str, Any]:
+        """Plain values of what a step depends on beside the weights, by name; a resume says where they differ."""
+        return {}
+
+    def record(self) -> dict[str, Any]:
+        """Class path and the arguments that name the weights, as plain values."""
+        return {
+            "class_path": class_path(type(self)),
+            "init_args": {name: self.arguments[name] for name in self.named_by},
+        }
+
+    def same_name(self, record: Mapping[str, Any]) -> bool:
+        """Whether another base's record may be of the same weights; their hashes decide once they are loaded."""
+        own = self.record()
+        return own["class_path"] == record.get("class_path") and all(
+            name in self.located_by or record.get("init_args", {}).get(name) == value
+            for name, value in own["init_args"].items()
+        )
+
+    @classmethod
+    def check_named(cls, arguments: Mapping[str, Any]) -> None:
+        """Raise ValueError in one line unless a stranger's file may give these arguments.
+
+        Args:
+            arguments: By the names in `named_by`, of any values.
+        """
+        for name, value in arguments.items():
+            plain = value is None or type(value) in (bool, int, float) or (isinstance(value, str) and len(value) < 4097)
+            if name not in cls.named_by or not plain or (type(value) is int and abs(value) >= 1 << 63):
+                raise UserError(f"{name[:80]} is {value!r:.60}, expected a plain value of {', '.join(cls.named_by)}")
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any], **arguments: Any) -> VideoBase:
+        """The base of a record, not built. Nothing is imported because a record says so.
+
+        Args:
+            record: As `record` returns it, possibly of a stranger.
+            arguments: In place of recorded ones.
+
+        Raises:
+            UserError: its class is not one of ours and was not imported before, or an argument does not fit.
+        """
+        kind = class_of(record)
+        kind.check_named(record.get("init_args", {}))
+        return kind(**{**record.get("init_args", {}), **arguments})
+
+
+def class_path(kind: type) -> str:
+    """Where a class is found: `lightning_modules.bases.SVD` for ours."""
+    ours = kind.__module__.startswith("lightning_modules.bases.")
+    return f"lightning_modules.bases.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
+    """The class that a record names: one of ours, or one whose module is imported already.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = record.get("class_path")
+    if not isinstance(path, str) or len(path) > 200 or not path.isprintable():
+        raise UserError(f"base.class_path is {path!r:.60}, expected the class path of a base")
+    module, _, name = path.rpartition(".")
+    if module == "lightning_modules.bases":
+        import_module(module)
+    found = getattr(sys.modules.get(module), name, None)
+    if found is None:
+        raise UserError(f"base.class_path is {path}, which is not imported; import its module before, if you trust it")
+    if not (isinstance(found, type) and issubclass(found, VideoBase)):
+        raise UserError(f"base.class_path is {path}, expected the class path of a base")
+    return found
+
+
+def whole_hash(hashes: Mapping[str, str]) -> str:
+    """One hash for all networks of a base."""
+    return "meta" if "meta" in hashes.values() else hashlib.sha256(repr(dict(hashes)).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Small bases of the kind of Stable Video Diffusion, from random weights."""

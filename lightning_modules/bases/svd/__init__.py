@@ -1,0 +1,1 @@
+"""Stable Video Diffusion: everything that is known of this base alone."""

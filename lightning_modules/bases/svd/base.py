@@ -1,0 +1,365 @@
+"""SVD as a base: load it from diffusers' folders, encode and decode, condition and predict, and where control enters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
+from torch import Tensor, nn
+from transformers import CLIPVisionModelWithProjection
+
+from lightning_modules import embedded
+from lightning_modules.bases.base import Grid, Input, Level, Place, Posterior, VideoBase, whole_hash
+from lightning_modules.bases.sprites.pca import PatchPCA
+from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks
+from lightning_modules.bases.svd.clip import clip_input
+from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, lora_targets, places
+from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
+from lightning_modules.bases.svd.weight_files import config_file, is_hub_id, located
+from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
+from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.process.edm import EDM
+from remoco.common.errors import UserError
+from remoco.common.model_folders import check_model
+from remoco.common.tensor_files import read_json
+
+VAE_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+SPACE_TO_DEPTH_SCALE = 2.0  # frames in [-1, 1] have a standard deviation of about 0.5
+INFERENCE_STRENGTH = 0.02  # noise on the first frame at inference (released configuration)
+ENCODED = 16  # frames per pass of the VAE's encoder
+
+
+class SVD(VideoBase):
+    """Stable Video Diffusion, image to video: UNet, VAE and CLIP image encoder.
+
+    Args:
+        path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites in
+            the package.
+        revision: Revision of the hub id.
+        trained: Train the UNet too, in float32.
+        vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
+        recompute: What of the UNet is computed again in the backward pass: `none`, the `top` level, which holds most
+            activations, or `all` levels.
+
+    Attributes:
+        unet: Denoising UNet.
+        image_encoder: CLIP vision model with projection.
+        vae: Autoencoder, or None for latents that are made of patches of the frames.
+        pca: Principal components of those patches; None with a VAE, or to keep all pixels.
+        stock_eps: Name of each res block's norm in the UNet -> the eps it had when it was given, diffusers' own.
+        latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
+    """
+
+    # 8 by the VAE, then three halvings in the UNet whose skip connections must meet again
+    grid = Grid(space=8, step=64)
+    conditionings = CONDITIONINGS
+    unconditional = UNCONDITIONAL
+    named_by = ("path", "revision")
+    located_by = ("path", "revision")
+    frame_noise = (-3.0, 0.5)
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        revision: str | None = None,
+        trained: bool = False,
+        vae_precision: Literal["float32", "tf32", "bfloat16"] = "tf32",
+        recompute: Literal["none", "top", "all"] = "none",
+    ):
+        _check(vae_precision, recompute)
+        self.path, self.revision = None if path is None else str(path), revision
+        self.trained, self.vae_precision, self.recompute = trained, vae_precision, recompute
+
+    def build(self, dtype: torch.dtype = torch.float32) -> SVD:
+        """Load diffusers' folders unet/, vae/ and image_encoder/: safetensors alone, whole or in parts, else fp16's.
+
+        In a local folder `vae/` may also hold the components of patches, as `export` writes them.
+        """
+        if self.path is None:
+            raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
+        folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
+        base = located(folder, COMPONENTS, self.revision)  # all of them before the first is read
+        parts, hashes = {}, {}
+        for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
+            parts[name] = load_component(base, name, folder)
+            hashes[name] = weights_hash(parts[name])
+        parts["image_encoder"].to(dtype)
+        parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder)
+        vae = parts.pop("vae")
+        channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
+        found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
+        if found != (2 * channels, channels):
+            raise UserError(
+                f"base: {self.path}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
+                f"and {channels} as in image-to-video SVD"
+            )
+        pca, vae = (vae, None) if isinstance(vae, PatchPCA) else (None, vae)
+        return self.hold(parts["unet"], parts["image_encoder"], vae, pca, hashes).freeze(dtype)
+
+    def layout(self) -> SVD:
+        """From the configurations alone; nothing is read of the weights but for the small base in the package."""
+        fresh = type(self)(**self.arguments)
+        if self.path == embedded.NAME:
+            return fresh.build()
+        path = str(self.path)
+        patches = read_json(config_file(path, "vae", self.revision))
+        channels = None
+        if isinstance(patches, dict) and patches.get("_class_name") == PatchPCA.__name__:
+            channels = int(patches["channels"])
+        folder, cls = config_file(path, "unet", self.revision).parent, COMPONENTS["unet"]
+        if not is_hub_id(path):
+            check_model(folder, cls.from_config)
+        return fresh.outline(cls.load_config(str(folder), local_files_only=True), channels)
+
+    def outline(self, unet_config: Mapping[str, Any], components: int | None = None) -> SVD:
+        """On the meta device: the UNet of a configuration, and components of patches where there are any."""
+        with torch.device("meta"):
+            unet = COMPONENTS["unet"].from_config(unet_config)
+            pca = PatchPCA(components) if components else None
+        return self.hold(unet, nn.Identity(), None, pca).freeze(torch.float32)
+
+    def hold(
+        self,
+        unet: UNetSpatioTemporalConditionModel,
+        image_encoder: CLIPVisionModelWithProjection | nn.Module,
+        vae: AutoencoderKLTemporalDecoder | None,
+        pca: PatchPCA | None = None,
+        hashes: dict[str, str] | None = None,
+        **named: Any,
+    ) -> SVD:
+        """Take these networks as the base's own.
+
+        Args:
+            unet: Of diffusers; it gets our blocks, eps and convolutions.
+            image_encoder: Of transformers.
+            vae: Or None.
+            pca: In the VAE's place.
+            hashes: `weights_hash` of the networks whose stored weights were rounded since; of others it is taken here.
+            **named: What else the identity says.
+        """
+        self.stock_eps = {name: norm.eps for name, norm in res_block_norms(unet).items()}
+        set_res_block_eps(unet)
+        use_our_blocks(unet)
+        use_fast_temporal_convs(unet)
+        self.unet, self.image_encoder, self.vae, self.pca = unet, image_encoder, vae, pca
+        self.network = Network(unet)
+        self.channels = unet.config.out_channels
+        self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
+        networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
+        given = hashes or {}
+        self.hashes = {part: given.get(part) or weights_hash(net) for part, net in networks.items()}
+        if pca is not None and "vae" in given:  # loaded in the VAE's place, not to be fitted
+            self.hashes["vae"] = given["vae"]
+        self.identity = {**self.record(), **named, "hash": whole_hash(self.hashes)}
+        set_recomputed(unet, self.recompute)
+        return self
+
+    def export(self, folder: Path) -> None:
+        """Write diffusers' folders unet/, vae/ and image_encoder/ in float32, as `SVD` loads them.
+
+        Args:
+            folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
+        """
+        if self.vae is None and self.pca is None:
+            raise UserError("latents: space_to_depth has no folder of its own; expected vae or pca")
+        self.unet.save_pretrained(folder / "unet")
+        self.image_encoder.save_pretrained(folder / "image_encoder")
+        if self.vae is not None:
+            self.vae.save_pretrained(folder / "vae")
+        elif self.pca is not None:
+            save_pca(self.pca, folder / "vae")
+
+    def freeze(self, dtype: torch.dtype) -> SVD:
+        """Take all gradients away; UNet and image encoder in this dtype, the VAE in a precision of its own.
+
+        Args:
+            dtype: Of the frozen UNet and image encoder; float64 is the VAE's too, but for bfloat16.
+        """
+        self.requires_grad_(False).eval()
+        exact = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
+        dtypes = {
+            "image_encoder": dtype,
+            "unet": torch.float32 if self.trained else dtype,
+            "vae": VAE_DTYPES[self.vae_precision] if self.vae_precision == "bfloat16" else exact,
+            "pca": exact,
+        }
+        for name, part in self.named_children():
+            # diffusers' own `to` warns about modules to keep in float32, of which there are none
+            nn.Module.to(part, dtypes[name])
+        self.unet.requires_grad_(self.trained)
+        return self
+
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The UNet."""
+        return {"unet": self.unet}
+
+    def process(self) -> EDM:
+        """EDM with SVD's levels."""
+        return EDM()
+
+    @torch.no_grad()
+    def encode(self, video: Tensor, chunk: int = ENCODED) -> Posterior:
+        """Posterior of the latents, computed in the VAE's precision also inside autocast, without gradients.
+
+        The latents without a VAE have a standard deviation of 0.
+
+        Args:
+            video: (B, L, 3, H, W) in [-1, 1].
+            chunk: Frames per pass.
+        """
+        frames = video.flatten(0, 1)
+        if self.vae is None:
+            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(_exact(frames), self.grid.space)
+            std = torch.zeros_like(mean)
+        else:
+            with self._vae_arithmetic(frames.device):
+                parts = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(chunk)]
+            mean, std = (_exact(torch.cat(part)) for part in ([p.mean for p in parts], [p.std for p in parts]))
+        return Posterior(*(part.unflatten(0, video.shape[:2]) for part in (mean, std)))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """By one factor for all channels."""
+        return latents * self.latent_scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """As `VideoBase.decode`, clip by clip; float32, or float64 where the VAE computes in it.
+
+        Args:
+            latents: (B, L, C, H/8, W/8).
+            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
+                a seam between passes. None: `decode_chunk`.
+        """
+        latents = _exact(latents) / self.latent_scale
+        if self.vae is None:
+            return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, self.grid.space)
+        with self._vae_arithmetic(latents.device):
+            clips = latents.to(self.vae.dtype)
+            return torch.stack([_decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
+
+    def fitted(self) -> nn.Module | None:
+        """The components of patches."""
+        return self.pca
+
+    def to_fit(self) -> bool:
+        """Where no checkpoint brought them."""
+        return self.pca is not None and not self.pca.fitted
+
+    def fit(self, videos: Iterable[Tensor]) -> None:
+        """As `VideoBase.fit`."""
+        if self.pca is not None:
+            self.pca.fit(videos)
+
+    @contextmanager
+    def _vae_arithmetic(self, device: torch.device) -> Iterator[None]:
+        """No autocast, and TF32 where it is the VAE's precision, not where something else left it on."""
+        matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, self.vae_precision == "tf32"
+        before, matmul.allow_tf32 = matmul.allow_tf32, tf32
+        flags = cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, tf32)
+        try:
+            with flags, torch.autocast(device.type, enabled=False):
+                yield
+        finally:
+            matmul.allow_tf32 = before
+
+    @torch.no_grad()
+    def embed_image(self, first_frame: Tensor) -> Tensor:
+        """CLIP embedding (B, 1, D) of frames (B, 3, H, W) in [-1, 1], in the image encoder's dtype."""
+        encoder = self.image_encoder
+        # the weights are in the compute dtype: autocast could only run the norms in float32, unlike the latent cache
+        with torch.autocast(first_frame.device.type, enabled=False):
+            pixels = clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)
+            return encoder(pixels).image_embeds[:, None]
+
+    def settings(self) -> dict[str, Any]:
+        """The VAE's precision."""
+        return {"vae_precision": self.vae_precision}
+
+    def inputs(self) -> dict[str, Input]:
+        """Frames per second, mean displacement in pixels, and the noise on the first frame in units of [-1, 1]."""
+        return {
+            "fps": Input(8.0, 1e-3, 1e4),
+            "motion_bucket_id": Input(17.0, 0, 1e4, ("drawing",)),
+            "noise_aug_strength": Input(INFERENCE_STRENGTH, 0, 100),
+        }
+
+    def given(self, batch: Mapping[str, Any], bucket: Tensor) -> dict[str, Tensor]:
+        """The clips' frame rate and how far their pixels move."""
+        return {"fps": batch["fps"].float(), "motion_bucket_id": bucket}
+
+    @torch.no_grad()
+    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+        """As `VideoBase.condition`; the image encoder sees the frame without noise, the VAE with it.
+
+        Args:
+            batch: Also `image_embedding` (B, 1, D), where it is cached.
+            given: As there.
+            noise: As there, scaled by `noise_aug_strength` and added.
+        """
+        dtype = self.arithmetic()
+        first = to_float(batch["first_frame"], dtype)
+        said = {name: value.to(dtype) for name, value in given.items()}
+        strength = said["noise_aug_strength"]
+        noised = first if noise is None else first + strength[:, None, None, None] * noise
+        embedding = batch.get("image_embedding")
+        return Conditioning(
+            {
+                "image_embedding": self.embed_image(first) if embedding is None else embedding,
+                "fps": said["fps"],
+                "motion_bucket_id": said["motion_bucket_id"],
+                "image_latent": self.encode(noised[:, None]).mean[:, 0],
+                "sigma_aug": strength,
+            }
+        )
+
+    def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """As `VideoBase.predict`, in the UNet's dtype."""
+        return self.network.predict(noisy, time, cond)
+
+    def levels(self) -> list[Level]:
+        """Of the UNet: from the latents' size, each half the one before."""
+        widths = self.unet.config.block_out_channels
+        return [Level(width, self.grid.space * 2**index) for index, width in enumerate(widths)]
+
+    def places(self) -> list[Place]:
+        """In the UNet, see `network.places`."""
+        return places(self.unet)
+
+    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
+        """In the UNet, see `network.lora_targets`."""
+        return {"unet": lora_targets(self.unet, kind)}
+
+    def beside(self) -> list[nn.Module]:
+        """Image encoder and VAE."""
+        return [part for part in (self.image_encoder, self.vae) if part is not None]
+
+    def freeze_idle(self) -> dict[str, nn.Parameter]:
+        """What cross-attention to the one image token does not depend on."""
+        return freeze_idle(self.unet)
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """As one graph, see `blocks.compile_unet`."""
+        compile_unet(self.unet, *args, **options)
+
+
+def _check(vae_precision: str, recompute: str) -> None:
+    if vae_precision not in VAE_DTYPES:
+        raise UserError(f"base: vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
+    if recompute not in RECOMPUTED:
+        raise UserError(f"base: recompute is {recompute!r}, expected one of {', '.join(RECOMPUTED)}")
+
+
+def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
+    """(L, 3, H, W) of a clip's latents, so many frames at a time."""
+    parts = [_exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _exact(x: Tensor) -> Tensor:
+    """Float32, or float64 where it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,178 @@
+"""The settings of a module, one dataclass for each concern. A YAML has them as mappings below `model.init_args`.
+
+Ranges stand in the types, for the parser, and are checked again where a value is made, for records and Python bypass
+the parser. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
+
+from remoco.common.errors import UserError
+
+if TYPE_CHECKING:  # what `noise.process` is an instance of; nothing of torch is imported for settings
+    from lightning_modules.process.base import NoiseProcess
+else:
+    NoiseProcess = object
+
+MOST_STEPS = 10_000
+MOST_SIGMA = 1e6
+MOST_RANK = 4096
+
+if TYPE_CHECKING:
+    Rank = Steps = Count = int
+    Sigma = Factor = Mean = Deviation = Share = Scale = float
+else:
+    Rank = restricted_number_type("Rank", int, [(">=", 1), ("<=", MOST_RANK)])
+    Steps = restricted_number_type("Steps", int, [(">=", 1), ("<=", MOST_STEPS)])
+    Count = restricted_number_type("Count", int, [(">=", 1), ("<", 2**31)])
+    Sigma = restricted_number_type("Sigma", float, [(">=", 0.01), ("<=", MOST_SIGMA)])
+    Factor = restricted_number_type("Factor", float, [(">=", 0), ("<=", MOST_SIGMA)])
+    Mean = restricted_number_type("Mean", float, [(">=", -20), ("<=", 20)])
+    Deviation = restricted_number_type("Deviation", float, [(">=", 0), ("<=", 20)])
+    Share = ClosedUnitInterval
+    Scale = restricted_number_type("Scale", float, [(">=", 0), ("<=", 1000)])
+
+
+@dataclass(frozen=True)
+class Control:
+    """How motion enters the base."""
+
+    injection: list[str] = field(default_factory=lambda: ["modulation"])
+    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places of
+    the base, or the class path of your own."""
+    lora: Literal["attention", "linear"] | None = "attention"
+    """LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null."""
+    rank: Rank = 32
+    """Rank of LoRA; its alpha is the same, so its scale is 1."""
+    flow_scale: Factor = 1.0
+    """Factor on the motion encoder's first weights of dx and dy; below 1 pixels do not drown the mask."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.injection, list) or not all(isinstance(kind, str) for kind in self.injection):
+            raise UserError(f"control.injection is {self.injection!r:.60}, expected a list, as [modulation]")
+        if len(set(self.injection)) < len(self.injection) or len(self.injection) > 8:
+            raise UserError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
+        if self.lora not in ("attention", "linear", None):
+            raise UserError(f"control.lora is {self.lora!r:.60}, expected attention, linear or null")
+        within("control.rank", self.rank, 1, MOST_RANK, whole=True)
+        within("control.flow_scale", self.flow_scale, 0, MOST_SIGMA)
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint must agree on."""
+        return {
+            "injection": list(self.injection), "lora": self.lora, "lora_rank": self.rank if self.lora else None,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of training."""
+
+    process: NoiseProcess | None = None
+    """The noise process, by class path; by default the base's own."""
+    mean: Mean = 0.7
+    """Mean of log sigma."""
+    std: Deviation = 1.6
+    """Standard deviation of log sigma."""
+    spread: bool = False
+    """Spread sigma evenly over neighbouring samples, in place of independent draws."""
+    dropout: Share = 0.1
+    """Probability with which each of the base's conditionings is dropped, independently."""
+
+    def __post_init__(self) -> None:
+        within("noise.mean", self.mean, -20, 20)
+        within("noise.std", self.std, 0, 20)
+        within("noise.dropout", self.dropout, 0, 1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a clip is sampled where a caller does not say otherwise."""
+
+    steps: Steps = 25
+    """Steps of the sampler."""
+    sigma_max: Sigma = 700.0
+    """Noise level that a sample starts from."""
+    guidance: tuple[Scale, Scale] = (1.0, 2.5)
+    """Guidance scale of the first and the last frame; linear in between."""
+    inputs: dict[str, float | str] = field(default_factory=dict)
+    """What the base is told beside image and control, by its own names, where that is not its default: of SVD `fps`,
+    `motion_bucket_id` (a mean displacement in pixels, or `drawing` for a drawing's own) and `noise_aug_strength`."""
+
+    def __post_init__(self) -> None:
+        within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
+        within("sampling.sigma_max", self.sigma_max, 0.01, MOST_SIGMA)
+        if not isinstance(self.guidance, (list, tuple)) or len(self.guidance) != 2:
+            raise UserError(f"sampling.guidance is {self.guidance!r:.60}, expected two numbers")
+        for scale in self.guidance:
+            within("sampling.guidance", scale, 0, 1000)
+        object.__setattr__(self, "guidance", tuple(self.guidance))
+        if not isinstance(self.inputs, dict) or len(self.inputs) > 64:
+            raise UserError(f"sampling.inputs is {self.inputs!r:.60}, expected values by name")
+
+    def record(self) -> dict[str, Any]:
+        """As plain values."""
+        return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
+
+    def but(self, **changes: Any) -> Sampling:
+        """The same with what is not None changed; `inputs` are added to these."""
+        said = {name: value for name, value in changes.items() if value is not None}
+        if "inputs" in said:
+            said["inputs"] = {**self.inputs, **{k: v for k, v in said["inputs"].items() if v is not None}}
+        return dataclasses.replace(self, **said)
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What changes time and memory, and not what is computed."""
+
+    compile: bool = False
+    """Compile the base's network at the first step, which takes minutes."""
+    decode_chunk: Count | None = None
+    """Frames that are decoded at once, all by default; parts take less memory and differ at borders."""
+    sample_graph: bool = False
+    """Record a sampler's step as a CUDA graph, and replay it for the others."""
+
+    def __post_init__(self) -> None:
+        if self.decode_chunk is not None:
+            within("speed.decode_chunk", self.decode_chunk, 1, 2**31 - 1, whole=True)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that training starts from."""
+
+    kind: Literal["adapter", "checkpoint", "motionpro"]
+    """`adapter`: an `adapter.safetensors`, as `remoco convert` writes it. `checkpoint`: of an earlier run, its weights
+    alone. `motionpro`: a released MotionPro file, which brings the base too."""
+    file: str
+    """The file."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("adapter", "checkpoint", "motionpro"):
+            raise UserError(f"start.kind is {self.kind!r:.60}, expected adapter, checkpoint or motionpro")
+        if self.kind != "motionpro" and not Path(self.file).is_file():
+            raise UserError(f"start.file: no file {self.file}, expected adapter.safetensors or a checkpoint")
+
+
+def within(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
+    """Raise ValueError in one line unless a value is a finite number in a range, or a whole one."""
+    kinds = (int,) if whole else (int, float)
+    if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
+        kind = "whole number" if whole else "number"
+        raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
+
+
+def of(kind: type, given: Any) -> Any:
+    """A dataclass of settings from itself, from its fields by name, or from None, which is its defaults."""
+    if isinstance(given, kind):
+        return given
+    return kind(**(given if isinstance(given, Mapping) else {}))

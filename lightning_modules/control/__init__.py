@@ -1,0 +1,1 @@
+"""How motion enters a base: motion encoder, injections, LoRA."""

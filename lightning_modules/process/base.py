@@ -1,0 +1,133 @@
+"""NoiseProcess: what training and sampling ask of a way to noise clips; and the random numbers of both.
+
+A noise level is one number for all processes: sigma = b / a of x = a clean + b noise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_modules.conditioning import Conditioning
+
+Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
+
+
+class NoiseProcess(ABC):
+    """How latents are noised, what the network is given and predicts, and how a sampler steps."""
+
+    @abstractmethod
+    def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+        """Noised latents (B, F, C, h, w).
+
+        Args:
+            clean: Latents of standard deviation about 1.
+            noise: As clean, standard normal.
+            sigma: (B,), or one number.
+        """
+
+    @abstractmethod
+    def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given of noised latents: the latents, scaled, and (B,) its time."""
+
+    @abstractmethod
+    def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """The estimate of the clean latents from the network's output, in the dtype of `noisy`."""
+
+    @abstractmethod
+    def loss(self, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        """(B, F), its mean is what training minimises."""
+
+    @abstractmethod
+    def levels(self, steps: int, highest: float) -> Tensor:
+        """(steps + 1,) float64 decreasing noise levels of a sampler, the last 0."""
+
+    @abstractmethod
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """What a sampler begins from at a noise level, of standard normal noise."""
+
+    @abstractmethod
+    def step(self, x: Tensor, denoised: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
+        """Latents at the following noise level."""
+
+    @abstractmethod
+    def times(self, sigmas: Tensor) -> Tensor:
+        """The noise levels as networks are told them, as `asked` does."""
+
+
+class Predictor(Protocol):
+    """What a `Denoiser` asks of a base, or of a network alone."""
+
+    unconditional: dict[str, str]
+
+    def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """As `VideoBase.predict`."""
+
+
+class Denoiser:
+    """A base's network as a denoiser.
+
+    Args:
+        base: Its network predicts.
+        process: The noise process.
+    """
+
+    def __init__(self, base: Predictor, process: NoiseProcess) -> None:
+        self.base, self.process = base, process
+
+    def network(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """The bare prediction (B, F, C, h, w); latents and time are as the process asks for them."""
+        return self.base.predict(noisy, time, cond)
+
+    def __call__(self, noisy: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """Denoised latents (B, F, C, h, w), in the dtype of `noisy`.
+
+        Args:
+            noisy: (B, F, C, h, w) noised latents, float32 or float64.
+            sigma: (B,) noise level of each clip, shared by its frames.
+            cond: What the network is conditioned on; motion is what its injections were given before.
+        """
+        x, time = self.process.asked(noisy, sigma)
+        return self.process.denoised(noisy, self.network(x, time, cond), sigma)
+
+
+def randn(seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """Standard normal noise (len(seeds), *shape) float32, one generator per sample.
+
+    A sample's bits depend on its seed, the shape and the kind of device, not on the batch it is in. No global
+    generator moves.
+    """
+    return torch.stack([torch.randn(shape, generator=_generator(seed, device), device=device) for seed in seeds])
+
+
+def _generator(seed: int, device: torch.device | str) -> torch.Generator:
+    return torch.Generator(device).manual_seed(int(seed) % 2**63)
+
+
+def sample_sigma(seeds: Sequence[int], mean: float, std: float, device: torch.device | str = "cpu") -> Tensor:
+    """Noise levels (B,) with log sigma ~ N(mean, std), drawn on the CPU so that every device sees the same."""
+    return torch.exp(mean + std * randn(seeds, ())).to(device, non_blocking=True)
+
+
+def spread_sigma(
+    positions: Tensor, offset: Tensor, mean: float, std: float, device: torch.device | str = "cpu"
+) -> Tensor:
+    """As `sample_sigma`, but neighbouring samples divide the distribution evenly among them, which steadies the loss.
+
+    The quantile of the sample at a position is `frac(offset + position * golden ratio)` (Weyl's sequence), in exact
+    integer arithmetic, so still a function of seed and position alone.
+
+    Args:
+        positions: (B,) int64.
+        offset: int64, a hash of the seed.
+        mean: Mean of log sigma.
+        std: Standard deviation of log sigma.
+        device: Where the result is wanted.
+    """
+    word = offset + positions * (0x9E3779B97F4A7C15 - 2**64)  # int64 products wrap modulo 2^64
+    quantile = (((word >> 12) & (2**52 - 1)).double() + 0.5) / 2**52
+    return torch.exp(mean + std * torch.special.ndtri(quantile)).float().to(device, non_blocking=True)

@@ -1,0 +1,88 @@
+"""What every system is: a drawing in, the frames of one video out, sampled as its authors sample it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightning_modules.process.sampler import OnStep
+from remoco.common.errors import UserError
+
+MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
+
+
+class Drawn(Protocol):
+    """A first frame and what was drawn on it; `datamodules.drawings.Drawing` is one.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        brush: (H, W), 0 where nothing is brushed; None for no brush.
+        brush_ids: For each track the value of `brush` that moves with it, or None. None: one brush for all tracks.
+    """
+
+    image: np.ndarray
+    brush: np.ndarray | None
+    brush_ids: list[int | None] | None
+
+    def resized(self, height: int, width: int) -> Drawn:
+        """The same at another size."""
+
+    def strokes(self, frames: int) -> list[np.ndarray]:
+        """Key points (n, 2) x, y of each track, in pixels, evenly spread over the clip."""
+
+
+class System(Protocol):
+    """A system under test.
+
+    Attributes:
+        name: What tables call it.
+        protocol: Size, frames, steps, guidance and quirks, printed with every number.
+        size: (height, width) of its frames.
+        frames: L.
+        fps: Frames per second at which its authors play it.
+    """
+
+    name: str
+    protocol: str
+    size: tuple[int, int]
+    frames: int
+    fps: float
+
+    def control(self, drawing: Drawn) -> Any:
+        """What the network is controlled by, made from the drawing alone.
+
+        Raises:
+            UserError: the drawing is not one for this system; one line.
+        """
+
+    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+        """(L, 3, H, W) float32 in [-1, 1].
+
+        Args:
+            drawing: Of any size; it is resized to the system's, whatever its shape, so crop it before.
+            seed: The same video for the same seed; no global generator moves.
+            on_step: Called after each step, see `process.sampler.euler`.
+        """
+
+
+def check_size(name: str, size: Sequence[int]) -> None:
+    """Raise UserError unless a frame's sides are multiples of 64."""
+    for side, value in zip(("height", "width"), size, strict=True):
+        if value < MULTIPLE or value % MULTIPLE:
+            raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+
+
+def check_tracks(name: str, tracks: Sequence[np.ndarray]) -> None:
+    """Raise UserError where nothing was drawn."""
+    if not tracks:
+        raise UserError(f"{name}: expected at least one track, got none")
+
+
+def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:
+    """Standard normal float32 tensors on the CPU, drawn one after the other from one generator of their own."""
+    generator = torch.Generator().manual_seed(int(seed) % 2**63)
+    return [torch.randn(tuple(shape), generator=generator) for shape in shapes]

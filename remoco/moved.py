@@ -1,0 +1,26 @@
+"""Keys of earlier configurations, and where each is now: an old YAML or option is one line that says so."""
+
+from __future__ import annotations
+
+import re
+
+BASE = "base.init_args"
+MOVED = {
+    "svd": f"{BASE}.path of lightning_modules.bases.SVD", "revision": f"{BASE}.revision",
+    "random_init": f"{BASE}.size of lightning_modules.bases.Sprites", "init_seed": f"{BASE}.init_seed",
+    "latents": f"{BASE}.latents", "pca_channels": f"{BASE}.components", "train_base": f"{BASE}.trained",
+    "gradient_checkpointing": f"{BASE}.recompute", "vae_precision": f"{BASE}.vae_precision",
+    "injection": "control.injection, a list", "lora": "control.lora", "lora_rank": "control.rank",
+    "flow_scale": "control.flow_scale", "p_mean": "noise.mean", "p_std": "noise.std", "spread_sigmas": "noise.spread",
+    "dropout": "noise.dropout", "compile_unet": "speed.compile", "decode_chunk": "speed.decode_chunk",
+    "sample_graph": "speed.sample_graph", "sample_steps": "sampling.steps", "sample_sigma_max": "sampling.sigma_max",
+    "guidance": "sampling.guidance", "motion_bucket_id": "sampling.inputs.motion_bucket_id",
+    "released": "start: {kind: motionpro, file: FILE}", "adapter": "start: {kind: adapter or checkpoint, file: FILE}",
+}  # fmt: skip
+"""Argument of `model` before -> where it is below `model.init_args`."""
+
+
+def moved(message: str) -> str:
+    """What a parser's error about an option that it does not know gains: nothing, or where the option went."""
+    found = re.search(r"Parser key \"model\":.*[Oo]ption '(\w+)' is not accepted", " ".join(message.split()))
+    return f"; it is model.init_args.{MOVED[found[1]]} now" if found and found[1] in MOVED else ""

@@ -1,0 +1,169 @@
+"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and what its base is told."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from typing import Any, get_args
+
+from datamodules.drawings import Drawing, Fit
+from datamodules.drawings.files import PALETTE
+from lightning_modules.config import Sampling
+from lightning_modules.pipeline import MotionControlPipeline
+from remoco.common.errors import UserError
+from remoco.page.exchange import MAX_UPLOAD, RANGES, SIZES, Settings, drawing_in, field, number
+
+INPUTS = "inputs"  # of Sampling: the base's own, by name
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One field of the form, and what may be asked for in it.
+
+    Attributes:
+        name: in a request.
+        label: what the page calls it.
+        value: at first, the checkpoint's own: a number, one of `words`, or one of `choices`.
+        least: the least number.
+        most: the most.
+        slider: ends of its slider; None for a field of a number alone.
+        step: of slider and field.
+        whole: whole numbers alone.
+        words: what may be said in place of a number.
+        choices: what is chosen from, in place of a number.
+    """
+
+    name: str
+    label: str
+    value: float | str = 0.0
+    least: float = -1e9
+    most: float = 1e9
+    slider: tuple[float, float] | None = None
+    step: float = 0.01
+    whole: bool = False
+    words: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    def read(self, asked: Any) -> Any:
+        """What a request has in it.
+
+        Raises:
+            UserError: a number out of its range, or a word that is none of its words.
+        """
+        if isinstance(asked, str) and asked in (*self.words, *self.choices):
+            return asked
+        if self.choices:
+            raise UserError(f"{self.name}: expected one of {', '.join(self.choices)}, got {str(asked)[:40]!r}")
+        return number(asked, self.name, self.least, self.most, self.whole)
+
+
+# label, bounds and slider of the settings that the page knows; any other one has its name and its own bounds
+KNOWN = {
+    known.name: known
+    for known in (
+        Setting("seed", "Seed", 0, *RANGES["seed"], step=1, whole=True),
+        Setting("frames", "Frames", 0, *RANGES["frames"], RANGES["frames"], 1, True),
+        Setting("fps", "Frames/s", 8.0, *RANGES["fps"], (1, 30), 1),
+        Setting("steps", "Steps", 0, 1, 100, (1, 100), 1, True),
+        Setting("sigma_max", "Noise at the start", 0, 0.01, 1e6),
+        Setting("first_guidance", "Guidance, start", 0, 0, 20, (0, 10), 0.1),
+        Setting("last_guidance", "Guidance, end", 0, 0, 20, (0, 10), 0.1),
+        Setting("motion_bucket_id", "Motion, px", 0, 0, 500, (0, 100), 0.1),
+        Setting("noise_aug_strength", "Noise on the image", 0, 0, 1),
+    )
+}
+
+
+def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting]:
+    """The fields for a checkpoint, in the order of the page.
+
+    Args:
+        pipeline: of the checkpoint.
+        fit: the first value of that field.
+    """
+    trained = pipeline.trained_size
+    size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
+    usual = pipeline.usual_inputs()
+    told = {
+        name: _setting(name, usual[name], each.least, each.most, each.words)
+        for name, each in pipeline.module.base.inputs().items()
+    }
+    fps = told.pop("fps", KNOWN["fps"])  # of the video, where the base is told none
+    if motion := told.get("motion_bucket_id"):
+        farthest = max(trained[1] / 4, 0 if isinstance(motion.value, str) else motion.value)
+        told[motion.name] = replace(motion, slider=(0, farthest))
+    return [
+        KNOWN["seed"],
+        *(_setting(name, value) for name, value in _sampling(pipeline.module.sampling)),
+        _setting("frames", int(pipeline.sampling["num_frames"])),
+        fps,
+        *told.values(),
+        Setting("size", "Frame size, about", size, choices=tuple(SIZES)),
+        Setting("fit", "Fit", fit, choices=get_args(Fit)),
+    ]
+
+
+def _sampling(sampling: Sampling) -> Iterator[tuple[str, float]]:
+    """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
+    for each in dataclasses.fields(sampling):
+        value = getattr(sampling, each.name)
+        if isinstance(value, tuple):
+            yield from zip((f"first_{each.name}", f"last_{each.name}"), value, strict=True)
+        elif each.name != INPUTS:
+            yield each.name, value
+
+
+def _setting(
+    name: str, value: float | str, least: float = -1e9, most: float = 1e9, words: tuple[str, ...] = ()
+) -> Setting:
+    """A field whose bounds the checkpoint's own value is within."""
+    known = KNOWN.get(name) or Setting(name, name.replace("_", " ").capitalize(), whole=isinstance(value, int))
+    least, most = max(least, known.least), min(most, known.most)
+    if not isinstance(value, str):
+        least, most = min(least, value), max(most, value)
+    return replace(known, value=value, least=least, most=most, words=words)
+
+
+def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") -> tuple[Drawing, Settings, Sampling]:
+    """What a generation is asked for with.
+
+    Args:
+        body: `drawing`, and `settings`, a value for each field of the form by its name; the checkpoint's own where
+            there is none.
+        pipeline: of the checkpoint.
+        fit: the page's own.
+
+    Raises:
+        UserError: one line that names what does not fit.
+    """
+    asked, known = field(body, "settings", dict), settings(pipeline, fit)
+    if unknown := [name for name in asked if name not in {each.name for each in known}]:
+        raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(each.name for each in known)}")
+    told = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
+    clip = Settings(told["frames"], told["fps"], told["size"], told["seed"], told["fit"])
+    own = pipeline.module.sampling
+    said: dict[str, Any] = {INPUTS: {name: told[name] for name in pipeline.module.base.inputs()}}
+    for each in dataclasses.fields(own):
+        if isinstance(getattr(own, each.name), tuple):
+            said[each.name] = (told[f"first_{each.name}"], told[f"last_{each.name}"])
+        elif each.name != INPUTS:
+            said[each.name] = told[each.name]
+    return drawing_in(body), clip, own.but(**said)
+
+
+def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict[str, Any]:
+    """What the page needs to know before anything is drawn.
+
+    Args:
+        pipeline: of the checkpoint.
+        name: of the checkpoint.
+        fit: how images are brought to the frame's shape at first.
+    """
+    return {
+        "checkpoint": name,
+        "palette": PALETTE,
+        "upload": MAX_UPLOAD,
+        "settings": [asdict(setting) for setting in settings(pipeline, fit)],
+    }

@@ -1,0 +1,89 @@
+// The settings: a field for each that the server names (see form.py), and what they are now.
+
+import { $, clamp, copyOf, facts } from "./server.js";
+
+export const settings = Object.fromEntries(facts.settings.map(({ name, value }) => [name, value]));
+const PREVIEWED = ["frames", "fps", "size", "fit", "seed"]; // a preview depends on these
+const WORDS = { drawing: "as drawn" };
+const watchers = [];
+
+export const previewed = () => Object.fromEntries(PREVIEWED.map((name) => [name, settings[name]]));
+export const onSetting = (call) => watchers.push(call);
+
+function set(name, value) {
+  if (settings[name] === value) return;
+  settings[name] = value;
+  if (PREVIEWED.includes(name)) watchers.forEach((call) => call(name));
+}
+
+function numberField({ name, label, value, least, most, slider, step, whole, words }) {
+  const field = copyOf("#rm-number");
+  const [number, range] = [field.querySelector("[type=number]"), field.querySelector("[type=range]")];
+  const reset = field.querySelector(".rm-reset");
+  const boxes = words.map((word) => wordBox(field, word));
+  Object.assign(number, { min: least, max: most, step });
+  const [from, to] = slider || [least, most];
+  Object.assign(range, { min: from, max: to, step, hidden: !slider });
+  range.ariaLabel = `${label}, slider`;
+  reset.ariaLabel = `${label}: back to ${WORDS[value] || value}`;
+  const show = (now) => {
+    const word = words.includes(now);
+    number.disabled = range.disabled = word;
+    boxes.forEach((box, i) => (box.checked = words[i] === now));
+    if (word) number.value = "";
+    else range.value = now;
+    reset.classList.toggle("rm-changed", now !== value);
+    set(name, now);
+  };
+  const fitting = (now) => clamp(whole ? Math.round(now) : now, least, most);
+  number.oninput = () => {
+    const now = Number(number.value);
+    if (number.value !== "" && now === fitting(now)) show(now); // what is half typed is no value yet
+  };
+  number.onchange = () => {
+    if (number.value !== "") show(fitting(Number(number.value)));
+    number.value = settings[name];
+  };
+  range.oninput = () => show(Number((number.value = range.value)));
+  reset.onclick = () => show((number.value = value));
+  boxes.forEach((box, i) => {
+    box.onchange = () => show(box.checked ? words[i] : (number.value = fitting(slider ? Number(range.value) : 0)));
+  });
+  number.value = value;
+  show(value);
+  if (name === "seed") field.append(otherSeed(number, show, most));
+  return field;
+}
+
+function wordBox(field, word) {
+  const label = copyOf("#rm-word");
+  label.querySelector("span").textContent = WORDS[word] || word;
+  field.querySelector(".rm-words").append(label);
+  return label.querySelector("input");
+}
+
+function otherSeed(number, show, most) {
+  const button = document.createElement("button");
+  Object.assign(button, { type: "button", className: "rm-button", id: "rm-again", textContent: "Other seed" });
+  button.onclick = () => show((number.value = Math.floor(Math.random() * Math.min(2 ** 31, most))));
+  return button;
+}
+
+function choiceField({ name, value, choices }) {
+  const field = copyOf("#rm-choice");
+  const select = field.querySelector("select");
+  select.append(...choices.map((choice) => new Option(choice)));
+  select.value = value;
+  select.onchange = () => set(name, select.value);
+  return field;
+}
+
+$("#rm-checkpoint").textContent = facts.checkpoint;
+for (const setting of facts.settings) {
+  const field = setting.choices.length ? choiceField(setting) : numberField(setting);
+  field.id = `rm-${setting.name}`;
+  const label = field.querySelector("label");
+  label.textContent = setting.label;
+  label.htmlFor = field.querySelector("[type=number], select").id = `rm-${setting.name}-value`;
+  $(".rm-settings").append(field);
+}
