@@ -12,9 +12,9 @@ from lightning_modules.bases import SVD
 from lightning_modules.checkpoint import read_checkpoint
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
-from tests.conftest import REPO
 from tests.support.commands import remoco
 from tests.support.nets import motion_control, random_svd
+from tests.support.places import REPO
 
 TINY = REPO / "tests" / "campaign" / "tiny.yaml"
 

@@ -9,9 +9,9 @@ from lightning_modules import MotionControlModule
 from lightning_modules.bases import SVD
 from remoco.common.errors import UserError
 from remoco.latents import latents
-from tests.conftest import SPRITES
 from tests.support.modules import data, trainer
 from tests.support.nets import motion_control, random_svd
+from tests.support.sprites import SPRITES
 
 
 def folder_of(svd: SVD, folder):

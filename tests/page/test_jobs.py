@@ -30,6 +30,7 @@ class Counted:
     def __init__(self, pipeline):
         self.pipeline, self.module, self.steps = pipeline, pipeline.module, 0
         self.sampling, self.usual_inputs = pipeline.sampling, pipeline.usual_inputs
+        self.trained_size, self.grid = pipeline.trained_size, pipeline.grid
 
     def __call__(self, *args, callback_on_step_end, **kwargs):
         def counted(*told):
