@@ -35,47 +35,7 @@ from remoco.common.errors import UserError
 from remoco.released import export
 from tests.support.commands import remoco
 from tests.support.nets import random_svd, with_lora
-from tests.support.parity import FIXTURES, ParitySet, load_set
-
-
-@pytest.fixture(scope="module")
-def parity() -> ParitySet:
-    return load_set("wide")
-
-
-@pytest.fixture
-def released_file(parity, tmp_path):
-    return parity.write(tmp_path)
-
-
-@pytest.fixture(scope="module")
-def whole_file(parity, tmp_path_factory):
-    """A file with every group: network, VAE, image encoder with text leftovers, conditioning VAE."""
-    folder = tmp_path_factory.mktemp("whole")
-    svd = random_svd("tiny", seed=4)
-    vae = vae_to_released(identity_quant_conv(svd.vae.state_dict()))
-    clip = image_encoder_to_released(clip_model().state_dict())
-    clip["open_clip.model.logit_scale"] = torch.tensor(4.6)
-    groups = {
-        "first_stage_model": vae,
-        "conditioner.embedders.0": clip,
-        "conditioner.embedders.3": {"encoder.x": torch.ones(3)},
-    }
-    state = {f"module.{prefix}.{k}": t for prefix, tensors in groups.items() for k, t in tensors.items()}
-    return ParitySet(parity.config, parity.weights | state, {}).write(folder)
-
-
-def identity_quant_conv(state: dict) -> dict:
-    return state | {"quant_conv.weight": torch.eye(8).view(8, 8, 1, 1), "quant_conv.bias": torch.zeros(8)}
-
-
-def clip_model():
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
-
-    config = {"hidden_size": 160, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    config |= {"image_size": 16, "patch_size": 4, "projection_dim": 16, "hidden_act": "gelu"}
-    torch.manual_seed(0)
-    return CLIPVisionModelWithProjection(CLIPVisionConfig(**config)).eval()
+from tests.support.parity import FIXTURES, ParitySet, clip_model, identity_quant_conv
 
 
 def test_full_size_map_is_a_bijection():
