@@ -27,7 +27,6 @@ from datamodules import SpritesDataModule  # noqa: E402
 from lightning_modules.conditioning import to_uint8  # noqa: E402
 from lightning_modules.pipeline import MotionControlPipeline  # noqa: E402
 from metrics import ControlError  # noqa: E402
-from remoco.generate import trained_size  # noqa: E402
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     arguments = parser.parse_args()
     pipe = MotionControlPipeline.from_checkpoint(arguments.checkpoint)
     frames = int(pipe.sampling["num_frames"])
-    size = dict(zip(("height", "width"), trained_size(pipe), strict=True), frames=frames)
+    size = dict(zip(("height", "width"), pipe.trained_size, strict=True), frames=frames)
     with tempfile.TemporaryDirectory() as root:
         counts = {"clips": 1, "val_clips": arguments.clips, "val_batch_size": arguments.clips, "num_workers": 0}
         data = SpritesDataModule(root=root, scene=arguments.scene, **counts, **size)

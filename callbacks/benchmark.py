@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.sample_logger import sampling
 from conditions import mix
-from datamodules.bench import LEVELS, BenchmarkDataModule, scoring
+from datamodules.bench import LEVELS, scoring
+from datamodules.bench.datamodule import BenchmarkDataModule
 from lightning_modules.config import Sampling
 from metrics import VideoMetric, shown
 from metrics.published import tables
@@ -90,6 +91,7 @@ class Benchmark(Callback):
                 "fps": self.fps,
                 "height": data.height,
                 "width": data.width,
+                "fit": data.fit,
             }
         made_by = json.loads(json.dumps(made_by, default=str))
         record = self.folder / "generated.json"
@@ -135,9 +137,9 @@ class Benchmark(Callback):
         with sampling(trainer, pl_module):
             try:
                 made = MotionControlPipeline(pl_module)(
-                    pair.drawing.image,
-                    pair.drawing.strokes(self.frames),
-                    pair.drawing.masks(),
+                    pair.drawing,
+                    height=pair.drawing.size[0],
+                    width=pair.drawing.size[1],
                     num_frames=self.frames,
                     sampling=self._sampling(pl_module),
                     seed=pair_seed(self.seed, pair.key),
@@ -150,7 +152,7 @@ class Benchmark(Callback):
         """Score the files, log the numbers, print the tables."""
         trainer.strategy.barrier()
         data = trainer.datamodule
-        videos = scoring.for_bench(self.folder / "videos", data.root, self.frames)
+        videos = scoring.for_bench(self.folder / "videos", data.root, self.frames, fit=data.fit)
         results = scoring.score_folder(
             videos, self.metrics or [], pl_module.device, trainer.global_rank, trainer.world_size
         )

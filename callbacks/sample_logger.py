@@ -19,6 +19,7 @@ from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.stopping import leaving_at_once
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
+from datamodules.drawings.panels import enlarged
 from lightning_modules.conditioning import to_uint8
 from remoco.common.errors import UserError
 from remoco.common.whole_files import clear_leftovers
@@ -119,7 +120,7 @@ class SampleLogger(Callback):
         first = batch["first_frame"][0]
         panels = {
             "first frame": to_pictures(first),
-            "control": _control_panel(control, first),
+            "control": control_picture(*enlarged(control, first, panel_factor(first.shape[-1]))),
             f"denoised, sigma {self.sigma:g}": to_pictures(denoised),
             "generated": to_pictures(generated),
         }
@@ -137,14 +138,6 @@ class SampleLogger(Callback):
             value = Summary.Value(tag=f"samples/clip-{index:02d}", image=image)
             writer._get_file_writer().add_summary(Summary(value=[value]), step)
         writer.add_image("samples/sheet", sheet(strips), step, dataformats="HWC")
-
-
-def _control_panel(control: Tensor, first: Tensor) -> np.ndarray:
-    """The control drawn at the size of the panel: arrows drawn on a tiny frame and enlarged would be blocks."""
-    factor = panel_factor(first.shape[-1])
-    control = control.float().cpu() * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1)
-    control, first = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first.cpu()))
-    return control_picture(control, first)
 
 
 @contextmanager

@@ -6,8 +6,9 @@ from typing import Any
 _HOME = {
     "WebVidDataModule": "datamodules.webvid",
     "SpritesDataModule": "datamodules.sprites",
-    "BenchmarkDataModule": "datamodules.bench",
+    "BenchmarkDataModule": "datamodules.bench.datamodule",
     "BadClip": "remoco.common.errors",
+    "UserError": "remoco.common.errors",
 }
 __all__ = list(_HOME)
 

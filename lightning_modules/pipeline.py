@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,8 @@ import torch
 
 from conditions import Condition, mix
 from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.drawings.framing import Framing, Picture, read_brush, read_images
+from datamodules.drawings import Drawing, Fit, Grid, Picture, drawings_of
+from datamodules.drawings.arguments import each_of
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
 from lightning_modules.built import built, value_errors
@@ -28,6 +30,7 @@ from lightning_modules.process.base import randn
 from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
 from remoco.common.errors import UserError
+from remoco.common.pictures import colour_of
 from remoco.common.tensor_files import read_json, read_safetensors
 
 WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
@@ -187,7 +190,7 @@ class MotionControlPipeline:
     @torch.no_grad()
     def __call__(
         self,
-        image: Picture | list[Picture],
+        image: Picture | Drawing | list[Picture | Drawing],
         tracks: Sequence[Any] = (),
         brush: Picture | None | list[Picture | None] = None,
         num_frames: int | None = None,
@@ -203,6 +206,7 @@ class MotionControlPipeline:
         width: int | None = None,
         control: torch.Tensor | Sequence[torch.Tensor] | None = None,
         background: str | Sequence[int] = "white",
+        fit: Fit = "crop",
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         decode_chunk_size: int | None = None,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
@@ -211,11 +215,13 @@ class MotionControlPipeline:
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
-        An image of another size than the frame's is scaled to cover it and cropped in the middle, as clips are for
-        training, and tracks and brush with it; a warning says so once.
+        The frame has the pixels that the model was trained at and the shape nearest to the image's, in multiples of 64
+        (`datamodules.drawings.framing_of`). The image is scaled to cover it, the rest is cropped, and tracks and brush
+        go with it; a warning says so once.
 
         Args:
-            image: First frame: a PIL image, an array or a file, as `framing.read_image` takes them: upright, in sRGB.
+            image: First frame: a PIL image, an array or a file, as `datamodules.drawings.read_image` takes them:
+                upright, in sRGB. Or a `datamodules.drawings.Drawing`, which has tracks and brush of its own.
             tracks: Drawn tracks, each (n, 2) points x, y in pixels of `image`, the first where the motion starts.
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
@@ -233,12 +239,16 @@ class MotionControlPipeline:
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
                 images or for each.
-            height: Of the frame, a multiple of 64; the first image's, rounded down, by default.
-            width: Of the frame, a multiple of 64; the first image's, rounded down, by default.
+            height: Of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's shape.
+                By default the frame is as said above, for all images that of the first.
+            width: Of the frame, a multiple of 64.
             control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
-                where the configuration says `drawing`.
-            background: Colour behind transparent parts of an image: a name, `#rrggbb`, or R, G, B in 0..255.
+                where the configuration says `drawing`. The frame is by default the control's.
+            background: Colour behind transparent parts of an image, and around a padded one: a name, `#rrggbb`, or
+                R, G, B in 0..255.
+            fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
+                `background` around it, `stretch` squeezes it.
             output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
             decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
@@ -273,7 +283,9 @@ class MotionControlPipeline:
             )
         if control is not None and bucket == "drawing":
             raise UserError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
-        drawn = self._batch(read_images(image, background), tracks, brush, control, bucket, num_frames, height, width)
+        drawings = drawings_of(image, tracks, brush, background)
+        controls = control if isinstance(image, list) else [control]
+        drawn = self._batch(drawings, controls, bucket, num_frames, fit, colour_of(background), height, width)
         frames, controls, found = zip(*drawn, strict=True)
         seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
@@ -311,77 +323,69 @@ class MotionControlPipeline:
             check_finite(video)
         return MotionControlOutput(converted(video, output_type))
 
+    @property
+    def trained_size(self) -> tuple[int, int]:
+        """(height, width) of the clips that the model was trained on; where its record does not say, the base's own."""
+        own = self.module.base.usual()[1:]
+        return self.sampling.get("height", own[0]), self.sampling.get("width", own[1])
+
+    @property
+    def grid(self) -> Grid:
+        """The frames that images get by default, of as many pixels as the model was trained at."""
+        return Grid(math.prod(self.trained_size), self.module.base.grid.step)
+
     def _batch(
         self,
-        image: np.ndarray | list[np.ndarray],
-        tracks: Sequence[Any],
-        brush: Any,
-        control: Any,
+        drawings: list[Drawing],
+        controls: Any,
         bucket: float | Literal["drawing"],
         frames: int,
+        fit: Fit,
+        background: tuple[int, int, int],
         height: int | None,
         width: int | None,
     ) -> list[tuple[np.ndarray, torch.Tensor, float]]:
-        """Of each image the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and the motion bucket."""
-        if not isinstance(image, list):
-            image, tracks, brush, control = [image], [tracks], [brush], None if control is None else [control]
-        if not image:
-            raise UserError("image: expected at least one, got an empty list")
-        given: dict[str, Any] = {"tracks": [()] * len(image) if isinstance(tracks, tuple) and not tracks else tracks}
-        for name, value in (("brush", brush), ("control", control)):
-            given[name] = [None] * len(image) if value is None else value
-        for name, value in given.items():
-            if not isinstance(value, (list, tuple)) or len(value) != len(image):
-                raise UserError(f"{name}: expected a list with an entry for each of {len(image)} images")
+        """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and the motion bucket."""
         drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
-        for index, picture in enumerate(image):
-            strokes, painted, ready = (given[name][index] for name in ("tracks", "brush", "control"))
-            drawn.append(self._drawn(picture, strokes, painted, ready, bucket, frames, height, width))
-            height, width = drawn[0][0].shape[:2]
+        for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
+            if control is not None and height is None and width is None:
+                height, width = control.shape[-2:]
+            framing = drawing.framing(self.grid, fit, height, width)
+            with value_errors():
+                record.check_size(self.module.base.grid, self.module.condition, *framing.frame, frames)
+            if not framing.same and not self._said:
+                self._said = True
+                (h, w), (rows, columns) = framing.size, framing.frame
+                warnings.warn(
+                    f"the image is {w} x {h}, the clip {columns} x {rows}: scaled, with fit {fit!r}, tracks and brush "
+                    "with it",
+                    stacklevel=4,
+                )
+            drawn.append(self._drawn(drawing.framed(framing, background), control, bucket, frames))
+            height, width = framing.frame
         return drawn
 
     def _drawn(
-        self,
-        picture: np.ndarray,
-        tracks: Sequence[Any],
-        brush: Picture | None,
-        control: torch.Tensor | None,
-        bucket: float | Literal["drawing"],
-        frames: int,
-        height: int | None,
-        width: int | None,
+        self, drawing: Drawing, control: torch.Tensor | None, bucket: float | Literal["drawing"], frames: int
     ) -> tuple[np.ndarray, torch.Tensor, float]:
-        grid = self.module.base.grid
-        rows, columns = picture.shape[:2]
-        frame = (height or grid.fitting(rows), width or grid.fitting(columns))
-        with value_errors():
-            record.check_size(grid, self.module.condition, *frame, frames)
-        framing = Framing((rows, columns), frame)
-        if framing.frame != framing.size and not self._said:
-            self._said = True
-            (h, w), (rows, columns) = framing.size, framing.frame
-            warnings.warn(
-                f"the image is {w} x {h}, the clip {columns} x {rows}: scaled and cropped as in training, "
-                "tracks and brush with it",
-                stacklevel=4,
-            )
+        height, width = drawing.size
         if control is not None:
-            if len(tracks) or brush is not None:
+            if drawing.tracks or drawing.brush is not None:
                 raise UserError("control: expected no tracks and no brush beside it")
-            if control.shape != (frames, 3, *framing.frame) or not control.isfinite().all():
+            if control.shape != (frames, 3, height, width) or not control.isfinite().all():
                 raise UserError(
-                    f"control: expected finite ({frames}, 3, {framing.frame[0]}, {framing.frame[1]}) as the frames, "
-                    f"got {tuple(control.shape)}"
+                    f"control: expected finite ({frames}, 3, {height}, {width}) as the frames, got "
+                    f"{tuple(control.shape)}"
                 )
-            return framing.image(picture), control.to(torch.float32), float(bucket)
-        painted = read_brush(brush, framing.size)
-        painted = None if painted is None else framing.brush(painted)
-        strokes = [framing.track(track, index) for index, track in enumerate(tracks)], painted, frames, *framing.frame
+            return drawing.image, control.to(torch.float32), float(bucket)
+        if drawing.backdrop is not None:
+            raise UserError("image: a drawing whose scene moves, expected `control` of SceneMotion.control beside it")
+        strokes = drawing.strokes(frames), drawing.masks(), frames, height, width
         condition = self.module.condition
         drawn = condition.draw(*strokes)
         if bucket == "drawing":
             bucket = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow)
-        return framing.image(picture), drawn, float(bucket)
+        return drawing.image, drawn, float(bucket)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

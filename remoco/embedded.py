@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
-from datamodules.bench import STEP
-from datamodules.drawings.drawing import Drawing, write_drawing
+from datamodules.drawings import Drawing, Grid, write_drawing
+from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from lightning_modules import checkpoint as checkpoints
@@ -23,7 +23,7 @@ from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_atomic
 
-MAX_SIZE = 1024  # pixels of a side; the model knows 64
+STEP, MAX_SIZE = Grid.multiple, 1024  # pixels of a side; the model knows 64
 
 
 def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = ()) -> None:
@@ -80,15 +80,14 @@ def demo(
     brush, path = masks[0].numpy(), paths[0].numpy()
     centre = np.argwhere(brush).mean(0)[::-1]
     stroke = np.clip(centre + path, 0, size - 1)
-    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id="drawing", seed=seed)
+    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id="drawing", seed=seed,
+                      height=size, width=size)  # fmt: skip
     clip = np.stack(output.frames[0])
     control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
     first = torch.from_numpy(real[0])
-    factor = panel_factor(size)  # arrows drawn on a tiny frame and enlarged would be blocks
-    big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, first))
     panels = {
         "first frame": real[0].transpose(1, 2, 0),
-        "one stroke": control_picture(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame),
+        "one stroke": control_picture(*enlarged(control, first, panel_factor(size))),
         "generated": clip,
         "true clip": real.transpose(0, 2, 3, 1),
     }

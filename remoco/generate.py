@@ -17,19 +17,17 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.bench import fitting_size
-from datamodules.drawings.backdrop import Backdrop
-from datamodules.drawings.drawing import Drawing, find_drawings, read_drawing
+from datamodules.drawings import Backdrop, Drawing, Fit, Grid, backdrop_from_flags, find_drawings, read_drawing
+from datamodules.drawings.motion import SceneMotion, scene_motion
+from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
-from remoco.common.picture_files import MAX_SIDE
 from remoco.common.pictures import WHITE, colour_of
 from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
 from remoco.devices import usable_device
-from remoco.motion import SceneMotion, flags_backdrop, scene_motion
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,6 +93,7 @@ def generate(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    fit: Fit = "crop",
     svd: str | None = None,
     device: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -124,8 +123,12 @@ def generate(
             the checkpoint's by default.
         fps: frames per second, told to the network and of the files.
         seed: of the noise; in a folder every name has its own.
-        height: with width, about how many pixels an image is resized to, in multiples of 64; the checkpoint's.
-        width: see height.
+        height: of the clip in pixels, a multiple of 64. With height or width alone the other follows the image's shape;
+            with neither, the clip has as many pixels as the checkpoint was trained at, in the shape nearest to the
+            image's.
+        width: of the clip in pixels, a multiple of 64.
+        fit: how an image is brought to the clip's shape. `crop` scales it to cover the clip and cuts off the rest,
+            `pad` puts the background around it, `stretch` squeezes it.
         svd: where the base is now, when not where the checkpoint says.
         device: of torch; the GPU if there is one.
         dtype: of the frozen networks; bfloat16 on a GPU, else float32.
@@ -134,7 +137,8 @@ def generate(
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
-    backdrop, follow = flags_backdrop(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
+    Grid().check(**{"--height": height, "--width": width})
+    backdrop, follow = backdrop_from_flags(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
     behind = colour_of(background, "--background")
     scene_motion(backdrop, follow, background=behind)  # what is wrong with its files is said once
     if Path(image).is_dir() and tracker != "dis":
@@ -142,7 +146,6 @@ def generate(
     read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
-    size = trained_size(pipe, height, width)
     options = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
         "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
@@ -163,7 +166,8 @@ def generate(
             "driving": driving,
             "tracker": tracker,
         }
-        _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, "size": size, **options, **flags}, pipe)
+        size = {"area": pipe.grid.area, "height": height, "width": width, "fit": fit}
+        _keep(folder, {"inputs": str(Path(image).resolve()), "seed": seed, **size, **options, **flags}, pipe)
         states = [job.state() for job in jobs]
         if there := states.count("done"):
             print(f"{there} of {len(jobs)} are there already")
@@ -179,10 +183,11 @@ def generate(
             bar.set_postfix_str(job.name)
             own = seed if folder is None else pair_seed(seed, job.name)
             try:
-                inputs, motion = job.read()
-                fingerprint = inputs.fingerprint()
-                inputs = inputs.resized(*fitting_size(inputs.size, *size))
-                panels = clip(pipe, inputs, motion, own, options, lambda step: bar.update())
+                drawing, motion = job.read()
+                fingerprint = drawing.fingerprint()
+                framing = drawing.framing(pipe.grid, fit, height, width)
+                drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
+                panels = clip(pipe, drawing, motion, own, options, lambda step: bar.update())
             except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
@@ -210,7 +215,7 @@ def _check_numbers(options: dict[str, Any]) -> None:
 
 def clip(
     pipe: MotionControlPipeline,
-    inputs: Drawing,
+    drawing: Drawing,
     motion: SceneMotion,
     seed: int,
     options: dict[str, Any],
@@ -220,7 +225,7 @@ def clip(
 
     Args:
         pipe: what generates.
-        inputs: of the frame's size.
+        drawing: in its frame.
         motion: of the camera or a driving video.
         seed: of the noise.
         options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
@@ -231,26 +236,19 @@ def clip(
         told(step)
         return {}
 
-    control, drawn = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
+    control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
     usual = options["sampling"].inputs if "sampling" in options else {}
     if (usual | options).get("motion_bucket_id") == "drawing":
         options = options | {"motion_bucket_id": drawn()}
     if "fps" not in pipe.module.base.inputs():
         options = {name: value for name, value in options.items() if name != "fps"}
-    output = pipe(inputs.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
+    output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
+    frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {
-        "first frame": inputs.image,
-        "control": enlarged_control(control, inputs.image),
+        "first frame": drawing.image,
+        "control": control_video(*enlarged(control, frame, panel_factor(frame.shape[2]))),
         "generated": np.stack(output.frames[0]),
     }
-
-
-def enlarged_control(control: torch.Tensor, image: np.ndarray, factor: int | None = None) -> np.ndarray:
-    """(L, H', W', 3) uint8: a control (L, 3, H, W) on its frame (H, W, 3), by a whole factor, a strip's by default."""
-    factor = factor or panel_factor(image.shape[1])  # arrows drawn on a tiny frame and enlarged would be blocks
-    frame = torch.from_numpy(image).permute(2, 0, 1)
-    big, frame = (x.repeat_interleave(factor, -2).repeat_interleave(factor, -1) for x in (control, frame))
-    return control_video(big * torch.tensor([factor, factor, 1.0]).view(1, 3, 1, 1), frame)
 
 
 def _read(
@@ -341,17 +339,6 @@ def load_pipeline(
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {device}: {one_line(error)}") from None
     return pipe
-
-
-def trained_size(pipe: MotionControlPipeline, height: int | None = None, width: int | None = None) -> tuple[int, int]:
-    """(height, width) that images are fitted to: as asked, as the checkpoint was trained, or the paper's."""
-    own = pipe.module.base.usual()[1:]
-    trained = pipe.sampling.get("height", own[0]), pipe.sampling.get("width", own[1])
-    for name, value in (("--height", height), ("--width", width)):
-        step = pipe.module.base.grid.step
-        if value is not None and (value % step or not step <= value <= MAX_SIDE):
-            raise UserError(f"{name} is {value}, expected a multiple of {step} up to {MAX_SIDE}")
-    return height or trained[0], width or trained[1]
 
 
 def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentParser
 
 from datamodules.bench import scoring
+from datamodules.drawings import Fit
 from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco import configs
@@ -24,6 +25,7 @@ def score(
     json: str | None = None,
     frames: int = 16,
     skip_unreadable: bool = False,
+    fit: Fit = "crop",
     device: str | None = None,
 ) -> None:
     """Score a folder of videos of any system, against a benchmark's tracks or against reference videos.
@@ -37,6 +39,8 @@ def score(
         json: file to write the results to.
         frames: how many of each video's first frames are judged.
         skip_unreadable: leave out, and count, what is missing, too short or not readable.
+        fit: how the system brought the benchmark's images to its videos' shapes. The default is what `remoco generate`
+            does, `crop`; `stretch` for a system that squeezes them.
         device: where the networks run; the GPU when there is one.
     """
     if (bench is None) == (reference is None):
@@ -48,7 +52,7 @@ def score(
         check_writable(json, "--json")
     judges = scoring.offline_metrics() if metrics is None else read_metrics(metrics)
     if bench is not None:
-        folder = scoring.for_bench(videos, bench, frames, skip_unreadable)
+        folder = scoring.for_bench(videos, bench, frames, skip_unreadable, fit)
     else:
         folder = scoring.for_reference(videos, str(reference), frames, skip_unreadable)
     for line in folder.left_out:

@@ -1,23 +1,8 @@
-"""Benchmarks: their layout, a small one with known answers, and folders of videos to score against them."""
+"""Benchmarks: their layout, a small one with known answers, and folders of videos to score against them.
 
-from datamodules.bench.pairs import (
-    LEVELS,
-    STEP,
-    BenchmarkDataModule,
-    Pair,
-    find_pairs,
-    fitting_size,
-    read_pair,
-    usable_samples,
-)
+`datamodules.BenchmarkDataModule` is theirs too; it needs lightning, which scoring does without.
+"""
 
-__all__ = [
-    "LEVELS",
-    "STEP",
-    "BenchmarkDataModule",
-    "Pair",
-    "find_pairs",
-    "fitting_size",
-    "read_pair",
-    "usable_samples",
-]
+from datamodules.bench.pairs import LEVELS, Pair, find_pairs, read_pair, usable_samples
+
+__all__ = ["LEVELS", "Pair", "find_pairs", "read_pair", "usable_samples"]

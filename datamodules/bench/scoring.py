@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from datamodules.bench.pairs import LEVELS, Pair, read_pair, usable_samples
+from datamodules.drawings import Fit, Framing
 from remoco.common.errors import BadClip, UserError
 from remoco.common.videos.files import read_frames, video_files
 
@@ -32,6 +33,7 @@ class VideoFolder:
         bench: root of the benchmark, or None.
         references: key -> reference video, or empty.
         left_out: a line for each that cannot be scored.
+        fit: how the benchmark's images were brought to the videos' shapes.
     """
 
     videos: dict[str, Path]
@@ -39,6 +41,7 @@ class VideoFolder:
     bench: Path | None = None
     references: dict[str, Path] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    fit: Fit = "crop"
 
     def keys(self, level: str | None = None) -> list[str]:
         """Keys in order; of one level of the benchmark."""
@@ -55,7 +58,7 @@ class VideoFolder:
         for key in keys:
             video = read_frames(self.videos[key], self.frames).to(device)
             if self.bench is not None:
-                yield Clip(key, video, tracks=drawn_tracks(read_pair(self.bench, key), video).to(device))
+                yield Clip(key, video, tracks=drawn_tracks(read_pair(self.bench, key), video, self.fit).to(device))
             else:
                 yield Clip(key, video, reference=read_frames(self.references[key], self.frames).to(device))
 
@@ -63,25 +66,45 @@ class VideoFolder:
         """What the protocol says about the videos."""
         note = f"the first {self.frames} frames of each video file at its own size"
         if self.bench is not None:
-            note += ", tracks rescaled to it"
+            note += f", tracks rescaled to it (fit: {self.fit})"
         return note + (f"; {len(self.left_out)} videos left out" if self.left_out else "")
 
 
-def drawn_tracks(pair: Pair, video: torch.Tensor) -> torch.Tensor:
-    """(N, L, 2) float64: the drawn tracks in each frame of a video (L, 3, H, W), in its pixels."""
-    height, width = video.shape[-2:]
-    return torch.from_numpy(np.stack(pair.drawing.scaled_paths(len(video), height, width)))
-
-
-def for_bench(videos: str | Path, bench: str | Path, frames: int = 16, skip_unreadable: bool = False) -> VideoFolder:
-    """The videos `<level>/<sample>.mp4` of a benchmark's samples.
+def drawn_tracks(pair: Pair, video: torch.Tensor, fit: Fit = "crop") -> torch.Tensor:
+    """(N, L, 2) float64: the drawn tracks in each frame of a video (L, 3, H, W), in its pixels.
 
     Raises:
-        UserError: no benchmark there; or a video missing, too short or not readable, unless those are skipped.
+        BadClip: a track starts where the video does not show the image.
+    """
+    height, width = video.shape[-2:]
+    drawing = pair.drawing
+    try:
+        paths = drawing.paths(len(video), Framing.of(drawing.size, (height, width), fit, drawing.starts))
+    except UserError as error:
+        raise BadClip(f"{pair.key}: {error}") from error
+    return torch.from_numpy(np.stack(paths))
+
+
+def for_bench(
+    videos: str | Path, bench: str | Path, frames: int = 16, skip_unreadable: bool = False, fit: Fit = "crop"
+) -> VideoFolder:
+    """The videos `<level>/<sample>.mp4` of a benchmark's samples.
+
+    Args:
+        videos: their folder.
+        bench: root of the benchmark.
+        frames: how many of each video's first frames are judged.
+        skip_unreadable: leave out what cannot be scored.
+        fit: how the benchmark's images were brought to the videos' shapes.
+
+    Raises:
+        UserError: no benchmark there; or a video missing, too short or not readable, or without a place where a track
+            starts, unless those are skipped.
     """
     samples, broken = usable_samples(bench)
     found = _files(videos)
-    folder = VideoFolder({}, frames, bench=Path(bench), left_out=[f"benchmark sample: {line}" for line in broken])
+    left_out = [f"benchmark sample: {line}" for line in broken]
+    folder = VideoFolder({}, frames, bench=Path(bench), left_out=left_out, fit=fit)
     wanted = {key: found.get(key) for key in samples}
     _check(folder, wanted, str(videos), f"the benchmark {bench}", skip_unreadable)
     return folder
@@ -185,7 +208,9 @@ def _check(
     problems = []
     for key, path in tqdm([entry for entry in wanted.items() if entry[1]], desc="reading", unit="video"):
         try:
-            read_frames(path, folder.frames)
+            video = read_frames(path, folder.frames)
+            if folder.bench is not None:
+                drawn_tracks(read_pair(folder.bench, key), video, folder.fit)
             if key in folder.references:
                 read_frames(folder.references[key], folder.frames)
             folder.videos[key] = path

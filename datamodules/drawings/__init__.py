@@ -1,13 +1,24 @@
-"""What a person gives to generate from: an image, tracks, a brush, a camera or a driving video."""
+"""What a person gives to generate from: an image, tracks, brushes, a camera or a driving video; and its frame."""
 
-from datamodules.drawings.backdrop import Backdrop
-from datamodules.drawings.drawing import (
-    Drawing,
-    drawing_from_json,
-    drawing_json,
-    find_drawings,
-    read_drawing,
-    write_drawing,
-)
+from datamodules.drawings.arguments import Picture, drawings_of, read_image
+from datamodules.drawings.backdrop import Backdrop, backdrop_from_flags
+from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.files import drawing_from_json, find_drawings, read_drawing, write_drawing
+from datamodules.drawings.framing import Fit, Framing, Grid, framing_of
 
-__all__ = ["Backdrop", "Drawing", "find_drawings", "drawing_from_json", "drawing_json", "read_drawing", "write_drawing"]
+__all__ = [
+    "Backdrop",
+    "Drawing",
+    "Fit",
+    "Framing",
+    "Grid",
+    "Picture",
+    "backdrop_from_flags",
+    "drawing_from_json",
+    "drawings_of",
+    "find_drawings",
+    "framing_of",
+    "read_drawing",
+    "read_image",
+    "write_drawing",
+]

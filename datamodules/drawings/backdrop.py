@@ -104,6 +104,47 @@ def backdrop_from_json(
     return Backdrop(**files)
 
 
+def backdrop_from_flags(
+    camera: str | None, poses: str | None, depth: str | None, driving: str | None
+) -> Backdrop | None:
+    """What a command's flags ask for; None where they ask for nothing.
+
+    Raises:
+        UserError: flags that exclude each other, or a preset that is none.
+    """
+    given = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
+    if len(given) > 1:
+        raise UserError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
+    if (poses is None) != (depth is None):
+        raise UserError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
+    for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
+        if value is not None and not Path(value).is_file():
+            raise UserError(f"{name} {value}: no such file")
+    if not given:
+        return None
+    files = [None if value is None else Path(value) for value in (poses, depth, driving)]
+    try:
+        return Backdrop(_presets(camera) if camera else None, *files)
+    except UserError as error:
+        raise UserError(f"--camera {camera}: {error}") from None
+
+
+def _presets(text: str) -> dict[str, float]:
+    """`pan:0.2,zoom:1.5` -> numbers, in their ranges."""
+    found = {}
+    for part in text.split(","):
+        name, colon, value = part.strip().partition(":")
+        if name not in PRESETS or not colon or name in found:
+            raise UserError(
+                f"--camera {text}: {part!r}: expected {', '.join(f'{p}:NUMBER' for p in PRESETS)}, each once"
+            )
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"--camera {text}: {name}: expected a number, got {value!r}") from None
+    return found
+
+
 def file_names(found: Any) -> list[str]:
     """Names of the files that a parsed `meta_data.json` asks for, whether they are there or not."""
     camera = found.get("camera") if isinstance(found, Mapping) else None

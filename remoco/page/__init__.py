@@ -7,6 +7,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
+from datamodules.drawings import Fit
 from lightning_modules import embedded
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
@@ -22,6 +23,7 @@ def page(
     svd: str | None = None,
     device: str | None = None,
     background: str = "white",
+    fit: Fit = "crop",
 ) -> None:
     """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
 
@@ -31,6 +33,7 @@ def page(
         svd: where the base is now, if not where the checkpoint says.
         device: of torch; the GPU if there is one.
         background: colour behind transparent parts of images and driving videos, as `black` or `#00ff00`.
+        fit: how an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as of `remoco generate`.
     """
     behind = colour_of(background, "--background")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
@@ -42,7 +45,7 @@ def page(
         from remoco.page.routes import application
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
-        app = application(Studio(pipeline, behind), name)
+        app = application(Studio(pipeline, behind, fit), name)
         listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 
 from datamodules.drawings.backdrop import file_names
-from datamodules.drawings.drawing import IMAGE, MASK, META
+from datamodules.drawings.files import IMAGE, MASK, META
 from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -12,16 +13,15 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.bench import fitting_size
-from datamodules.drawings.backdrop import Backdrop, video_kind
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings import Backdrop, Drawing, Fit, Framing, Grid
+from datamodules.drawings.backdrop import video_kind
+from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
 from datamodules.trackers import make_tracker
 from remoco.common.errors import BadClip, UserError
 from remoco.common.picture_files import FORMATS, Source, read_depth
 from remoco.common.pictures import WHITE
 from remoco.common.videos.decode import video_seconds
-from remoco.motion import SceneMotion, first_frames, scaled_depth, scene_motion
 
 MAX_BYTES = 17 * 2**20  # of a backdrop's files; a depth of 2048 x 2048 float32 has 16 MiB
 MAX_POSES = 2**20  # bytes of a text of poses
@@ -67,7 +67,8 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
         if abs(width * size[0] / height - size[1]) > 1 + size[0] / height:
             raise UserError(f"{name}: {height} x {width}, expected the size of the image, {size[0]} x {size[1]}")
     file = io.BytesIO()
-    np.save(file, scaled_depth(depth, size).astype(np.float32))
+    height, width = depth.shape
+    np.save(file, Framing.of((height, width), size).surface(depth).astype(np.float32))
     return file.getvalue()
 
 
@@ -120,64 +121,68 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
 
 
 def fitted(
-    inputs: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE
+    drawing: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
 ) -> tuple[Drawing, SceneMotion]:
-    """A drawing at the clip's size, and how its scene moves.
+    """A drawing in its frame, and how its scene moves there.
 
     Args:
-        inputs: of a drawing.
-        size: about the height and width of the clip.
-        background: R, G, B of what transparent parts of a driving video show.
+        drawing: as it is on the page.
+        size: height and width whose pixels the frame has.
+        background: R, G, B around a padded image, and of what transparent parts of a driving video show.
+        fit: how the image is brought to the frame's shape.
     """
-    motion = scene_motion(inputs.backdrop, follow, inputs.size, background)
-    return inputs.resized(*fitting_size(inputs.size, *size)), motion
+    framing = drawing.framing(Grid(math.prod(size)), fit)
+    motion = scene_motion(drawing.backdrop, follow, drawing.size, background)
+    return drawing.framed(framing, background), motion.framed(framing)
 
 
 def moving(
-    inputs: Drawing,
+    drawing: Drawing,
     size: tuple[int, int],
     frames: int,
     fps: float,
     fine: int,
     background: tuple[int, int, int] = WHITE,
+    fit: Fit = "crop",
 ) -> dict[str, Any]:
     """Where points of the scene and the tracks are over the clip, in pixels of the image.
 
     Args:
-        inputs: of a drawing.
-        size: about the height and width of the clip.
+        drawing: as it is on the page.
+        size: see `fitted`.
         frames: length of the clip.
         fps: frames per second.
         fine: moments for each frame.
-        background: R, G, B of what transparent parts of a driving video show.
+        background: see `fitted`.
+        fit: see `fitted`.
 
     Returns:
         `points`: for each [x, y] at (frames - 1) * fine + 1 moments, null where it is not seen; `tracks`: the same as
         the moving camera sees them, null where the picture's points are the camera's.
     """
-    found, motion = fitted(inputs, size, background)
-    height, width = found.size
-    scale = np.array(inputs.size[::-1]) / (width, height)
+    framed, motion = fitted(drawing, size, background, fit)
+    height, width = framed.size
     moments = (frames - 1) * fine + 1
     starts = _grid(height, width)
     camera = motion.camera(moments, height, width)
     tracks = None
     if camera is not None:
-        depth = motion.depth_of(found.size)
-        points = camera_paths(camera, [np.tile(start, (moments, 1)) for start in starts], depth)
-        tracks = camera_paths(camera, found.paths(moments), depth)
-    elif motion.driving is not None and motion.tracker is not None:
-        followed = motion.tracker(first_frames(motion.driving, frames, fps, height, width, background))
-        where = found.brushed()
-        if where is not None and not found.tracks:  # a brush alone says where
+        points = camera_paths(camera, [np.tile(start, (moments, 1)) for start in starts], motion.depth)
+        tracks = camera_paths(camera, framed.paths(moments), motion.depth)
+    elif (followed := motion.followed(frames, fps, height, width)) is not None:
+        where = framed.brushed()
+        if where is not None and not framed.tracks:  # a brush alone says where
             starts = [start for start in starts if where[tuple(start[::-1].astype(int))]]
         points = [_interpolated(followed, start, moments) for start in starts]
     else:
         points = []
-    return {
-        "points": [_listed(path, scale) for path in points],
-        "tracks": None if tracks is None else [_listed(path, scale) for path in tracks],
-    }
+
+    def listed(path: np.ndarray) -> list[list[float] | None]:
+        placed = path if motion.framing is None else motion.framing.back(path)
+        return [None if np.isnan(x) else [x, y] for x, y in placed.round(2).tolist()]
+
+    seen = None if tracks is None else [listed(path) for path in tracks]
+    return {"points": [listed(path) for path in points], "tracks": seen}
 
 
 def _interpolated(followed: Any, start: np.ndarray, moments: int) -> np.ndarray:
@@ -196,11 +201,6 @@ def _grid(height: int, width: int) -> list[np.ndarray]:
         for j in range(rows)
         for i in range(columns)
     ]
-
-
-def _listed(path: np.ndarray, scale: np.ndarray) -> list[list[float] | None]:
-    placed = ((path + 0.5) * scale - 0.5).round(2)
-    return [None if np.isnan(x) else [x, y] for x, y in placed.tolist()]
 
 
 def _about_video(data: bytes, name: str) -> str:

@@ -16,18 +16,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.drawings.drawing import IMAGE, MASK, META, Drawing, drawing_from_json, drawing_json, write_drawing
+from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, write_drawing
+from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
 from remoco.common.errors import UserError
-from remoco.common.picture_files import check_size, data_of, read_image, read_mask
+from remoco.common.picture_files import check_size, data_of, read_image
 from remoco.common.pictures import WHITE
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
@@ -39,7 +40,7 @@ MAX_RUNS = 2**18  # of a brush: two numbers each of the 2**20 that a request may
 PNG = "data:image/png;base64,"
 
 SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
-"""Height and width of the clip, about: its aspect ratio is the image's, to a multiple of 64."""
+"""Height and width whose pixels the clip has; its shape is the nearest to the image's."""
 
 RANGES = {
     "frames": (2, 64),
@@ -57,6 +58,7 @@ class Settings:
         frames: length of the clip.
         fps: frames per second.
         size: a key of SIZES.
+        fit: how the image is brought to the frame's shape.
         seed: of the noise.
 
     Raises:
@@ -67,8 +69,11 @@ class Settings:
     fps: float
     size: str
     seed: int = 0
+    fit: Fit = "crop"
 
     def __post_init__(self) -> None:
+        if self.fit not in get_args(Fit):
+            raise UserError(f"fit: expected one of {', '.join(get_args(Fit))}, got {self.fit!r:.40}")
         if not isinstance(self.size, str) or self.size not in SIZES:
             raise UserError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
         for name in RANGES:
@@ -92,47 +97,47 @@ def field(body: Any, name: str, kind: type) -> Any:
     return body[name]
 
 
-def inputs_of(drawing: Any) -> Drawing:
-    """The inputs of a drawing.
+def parsed(sent: Any) -> Drawing:
+    """The drawing that the browser sent.
 
     Raises:
         UserError: one line that names what does not fit.
     """
-    text = field(drawing, "image", str)
+    text = field(sent, "image", str)
     if not text.startswith(PNG):
         raise UserError(f"image: expected {PNG}...")
     data = _decoded(text.removeprefix(PNG), "image")
     backdrops.check_side(data, "image", MAX_SIDE)
     image = read_image(data, "image")
-    meta = field(drawing, "meta", dict)
+    meta = field(sent, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
         raise UserError("draw at least one track, or let the camera move; a single point asks its place to stay")
     _check_count(meta.get("traj_key_points"))
-    brush = _brush(field(drawing, "runs", list), image.shape[0], image.shape[1])
-    files = drawing.get("files") or {}
+    brush = _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
+    files = sent.get("files") or {}
     if not isinstance(files, dict) or len(files) > 2:
         raise UserError("files: expected a dict of at most 2 files")
     beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
-    inputs = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
-    inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
-    return inputs
+    drawing = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
+    drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
+    return drawing
 
 
 def drawing_in(body: Any) -> Drawing:
-    """The inputs of a request's drawing; UserError as in `inputs_of`."""
-    return inputs_of(field(body, "drawing", dict))
+    """The drawing of a request; UserError as in `parsed`."""
+    return parsed(field(body, "drawing", dict))
 
 
-def drawing_of(inputs: Drawing) -> dict[str, Any]:
-    """The drawing of inputs."""
-    brush = np.zeros(inputs.size, np.uint8) if inputs.brush is None else inputs.brush
+def shown(drawing: Drawing) -> dict[str, Any]:
+    """A drawing as the browser gets it."""
+    brush = np.zeros(drawing.size, np.uint8) if drawing.brush is None else drawing.brush
     file = io.BytesIO()
-    Image.fromarray(inputs.image).save(file, "PNG", compress_level=1)
-    files = inputs.backdrop.files() if inputs.backdrop else {}
+    Image.fromarray(drawing.image).save(file, "PNG", compress_level=1)
+    files = drawing.backdrop.files() if drawing.backdrop else {}
     return {
         "image": PNG + _text(file.getvalue()),
-        "runs": _runs(brush if inputs.brush_ids is not None else (brush > 0).astype(np.uint8)),
-        "meta": drawing_json(inputs),
+        "runs": _runs(brush if drawing.brush_ids is not None else (brush > 0).astype(np.uint8)),
+        "meta": drawing.json(),
         "files": {name: _text(data_of(source)) for name, source in files.items()},
     }
 
@@ -164,14 +169,14 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         files.update(found)
         if count > 1:
             notes.append(f"{name} holds {count} images with tracks; this is the first.")
-    inputs = _assembled(files, background)
-    if max(inputs.size) > MAX_SIDE:
-        height, width = (max(1, round(side * MAX_SIDE / max(inputs.size))) for side in inputs.size)
-        notes.append(f"The image was {inputs.size[1]} x {inputs.size[0]}; here it is {width} x {height}.")
-        inputs = inputs.resized(height, width)
-    inputs.backdrop = backdrops.checked(inputs.backdrop, inputs.size)
-    _check_count(inputs.tracks)
-    return drawing_of(inputs) | ({"note": " ".join(notes)} if notes else {})
+    drawing = _assembled(files, background)
+    if max(drawing.size) > MAX_SIDE:
+        height, width = (max(1, side * MAX_SIDE // max(drawing.size)) for side in drawing.size)
+        notes.append(f"The image was {drawing.size[1]} x {drawing.size[0]}; here it is {width} x {height}.")
+        drawing = drawing.framed(Framing.of(drawing.size, (height, width), starts=drawing.starts))
+    drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
+    _check_count(drawing.tracks)
+    return shown(drawing) | ({"note": " ".join(notes)} if notes else {})
 
 
 def attached(body: Any) -> dict[str, str]:
@@ -201,7 +206,7 @@ def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
     """Where points of the scene and the tracks are over the clip, under a camera or a driving video.
 
     Args:
-        body: `drawing`, `frames`, `fps`, `size`, and `fine`, the samples for each frame.
+        body: `drawing`, `frames`, `fps`, `size`, perhaps `fit`, and `fine`, the samples for each frame.
         background: R, G, B of what transparent parts of a driving video show.
 
     Returns:
@@ -211,8 +216,9 @@ def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         UserError: one line that names what does not fit.
     """
     settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
-    inputs = drawing_in(body)
-    return backdrops.moving(inputs, SIZES[settings.size], settings.frames, settings.fps, fine, background)
+    drawing = drawing_in(body)
+    size = SIZES[settings.size]
+    return backdrops.moving(drawing, size, settings.frames, settings.fps, fine, background, settings.fit)
 
 
 def paths(body: Any) -> dict[str, Any]:
@@ -237,22 +243,22 @@ def paths(body: Any) -> dict[str, Any]:
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
     times = field(body, "times", list) if drawn else None
     eases = field(body, "eases", list) if drawn and "eases" in body else None
-    inputs = Drawing(blank, drawn, times=times, eases=eases)
+    drawing = Drawing(blank, drawn, times=times, eases=eases)
     moments = (settings.frames - 1) * min(fine, 8) + 1
-    return {"paths": [path.round(3).tolist() for path in inputs.paths(moments)]}
+    return {"paths": [path.round(3).tolist() for path in drawing.paths(moments)]}
 
 
 def settings_of(body: Any) -> Settings:
     """The settings that a preview depends on."""
     size = field(body, "size", str)
-    return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0))
+    return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0), fit=body.get("fit", "crop"))
 
 
-def zipped(inputs: Drawing) -> bytes:
-    """A zip of inputs in the benchmark's layout."""
+def zipped(drawing: Drawing) -> bytes:
+    """A zip of a drawing in the benchmark's layout."""
     file = io.BytesIO()
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        write_drawing(folder, inputs)
+        write_drawing(folder, drawing)
         for path in sorted(Path(folder).iterdir()):
             archive.write(path, path.name)
     return file.getvalue()
@@ -270,8 +276,8 @@ def examples() -> list[dict[str, Any]]:
         centre = np.argwhere(brush).mean(0)[::-1]
         times = np.array([0, 2, 5, 7]) / 7
         track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
-        inputs = Drawing(np.ascontiguousarray(image), [track], brush, [times])
-        found.append({"name": made.caption, "drawing": drawing_of(inputs)})
+        drawing = Drawing(np.ascontiguousarray(image), [track], brush, [times])
+        found.append({"name": made.caption, "drawing": shown(drawing)})
     return found
 
 
@@ -290,11 +296,7 @@ def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Dra
         )
     image = read_image(files[images[0]], images[0], background)
     ids = bool(texts) and b'"brush"' in files[texts[0]]
-    brush = read_mask(files[masks[0]], masks[0], labelled=ids) if masks else None
-    if brush is not None and brush.shape != image.shape[:2]:
-        raise UserError(
-            f"{masks[0]}: {brush.shape[0]} x {brush.shape[1]}, expected the image's {image.shape[0]} x {image.shape[1]}"
-        )
+    brush = fitting_brush(files[masks[0]], image, ids, masks[0]) if masks else None
     if not texts:
         return Drawing(image, [], brush)
     beside = {name: files[name] for name in named if name in files}

@@ -6,13 +6,13 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
-from datamodules.drawings.drawing import PALETTE, Drawing
+from datamodules.drawings import Drawing, Fit
+from datamodules.drawings.files import PALETTE
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
-from remoco.generate import trained_size
 from remoco.page.exchange import MAX_UPLOAD, RANGES, SIZES, Settings, drawing_in, field, number
 
 INPUTS = "inputs"  # of Sampling: the base's own, by name
@@ -79,9 +79,14 @@ KNOWN = {
 }
 
 
-def settings(pipeline: MotionControlPipeline) -> list[Setting]:
-    """The fields for a checkpoint, in the order of the page."""
-    trained = trained_size(pipeline)
+def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting]:
+    """The fields for a checkpoint, in the order of the page.
+
+    Args:
+        pipeline: of the checkpoint.
+        fit: the first value of that field.
+    """
+    trained = pipeline.trained_size
     size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
     usual = pipeline.usual_inputs()
     told = {
@@ -99,6 +104,7 @@ def settings(pipeline: MotionControlPipeline) -> list[Setting]:
         fps,
         *told.values(),
         Setting("size", "Frame size, about", size, choices=tuple(SIZES)),
+        Setting("fit", "Fit", fit, choices=get_args(Fit)),
     ]
 
 
@@ -123,22 +129,23 @@ def _setting(
     return replace(known, value=value, least=least, most=most, words=words)
 
 
-def generation(body: Any, pipeline: MotionControlPipeline) -> tuple[Drawing, Settings, Sampling]:
+def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") -> tuple[Drawing, Settings, Sampling]:
     """What a generation is asked for with.
 
     Args:
         body: `drawing`, and `settings`, a value for each field of the form by its name; the checkpoint's own where
             there is none.
         pipeline: of the checkpoint.
+        fit: the page's own.
 
     Raises:
         UserError: one line that names what does not fit.
     """
-    asked, known = field(body, "settings", dict), settings(pipeline)
+    asked, known = field(body, "settings", dict), settings(pipeline, fit)
     if unknown := [name for name in asked if name not in {each.name for each in known}]:
         raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(each.name for each in known)}")
     told = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
-    clip = Settings(told["frames"], told["fps"], told["size"], told["seed"])
+    clip = Settings(told["frames"], told["fps"], told["size"], told["seed"], told["fit"])
     own = pipeline.module.sampling
     said: dict[str, Any] = {INPUTS: {name: told[name] for name in pipeline.module.base.inputs()}}
     for each in dataclasses.fields(own):
@@ -149,16 +156,17 @@ def generation(body: Any, pipeline: MotionControlPipeline) -> tuple[Drawing, Set
     return drawing_in(body), clip, own.but(**said)
 
 
-def about(pipeline: MotionControlPipeline, name: str) -> dict[str, Any]:
+def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict[str, Any]:
     """What the page needs to know before anything is drawn.
 
     Args:
         pipeline: of the checkpoint.
         name: of the checkpoint.
+        fit: how images are brought to the frame's shape at first.
     """
     return {
         "checkpoint": name,
         "palette": PALETTE,
         "upload": MAX_UPLOAD,
-        "settings": [asdict(setting) for setting in settings(pipeline)],
+        "settings": [asdict(setting) for setting in settings(pipeline, fit)],
     }

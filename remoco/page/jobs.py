@@ -15,15 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from datamodules.drawings.drawing import Drawing
+from conditions import control_video
+from datamodules.drawings import Drawing, Fit
+from datamodules.drawings.motion import SceneMotion
+from datamodules.drawings.panels import enlarged
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
-from remoco.generate import clip, enlarged_control
+from remoco.generate import clip
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
 
@@ -45,20 +49,23 @@ class Studio:
     Args:
         pipeline: of a checkpoint.
         background: R, G, B of what transparent parts of images and driving videos show.
+        fit: how an image is brought to the frame's shape, where the page's setting is not changed.
     """
 
-    def __init__(self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE) -> None:
-        self.pipeline, self.background = pipeline, background
+    def __init__(
+        self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
+    ) -> None:
+        self.pipeline, self.background, self.fit = pipeline, background, fit
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, inputs: Drawing, settings: Settings, sampling: Sampling, job: str | None = None
+        self, drawing: Drawing, settings: Settings, sampling: Sampling, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
-            inputs: of a drawing.
+            drawing: as it was sent.
             settings: the clip that is made of it.
             sampling: how.
             job: a secret that nobody but who asks is told; it is what `cancel` takes.
@@ -82,7 +89,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(inputs, settings, sampling, tell)
+                self._work(drawing, settings, sampling, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -144,19 +151,22 @@ class Studio:
             UserError: one line that names what does not fit.
         """
         settings = settings_of(body)
-        inputs, motion = backdrops.fitted(drawing_in(body), SIZES[settings.size], self.background)
-        control, _ = motion.control(
-            self.pipeline.module.condition, inputs, settings.frames, settings.fps, settings.seed
-        )
-        factor = max(1, round(PREVIEW_SIDE / max(inputs.size)))
-        return {"pictures": [_jpeg(picture) for picture in enlarged_control(control, inputs.image, factor)]}
+        drawing, motion = self._framed(drawing_in(body), settings)
+        condition = self.pipeline.module.condition
+        control, _ = motion.control(condition, drawing, settings.frames, settings.fps, settings.seed)
+        factor = max(1, round(PREVIEW_SIDE / max(drawing.size)))
+        pictures = control_video(*enlarged(control, torch.from_numpy(drawing.image).permute(2, 0, 1), factor))
+        return {"pictures": [_jpeg(picture) for picture in pictures]}
+
+    def _framed(self, drawing: Drawing, settings: Settings) -> tuple[Drawing, SceneMotion]:
+        return backdrops.fitted(drawing, SIZES[settings.size], self.background, settings.fit)
 
     def _work(
-        self, inputs: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
+        self, drawing: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
     ) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            tell(self._generated(inputs, settings, sampling, tell))
+            tell(self._generated(drawing, settings, sampling, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -165,10 +175,10 @@ class Studio:
             tell({"state": "error", "message": one_line(error)})
 
     def _generated(
-        self, given: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
+        self, sent: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        inputs, motion = backdrops.fitted(given, SIZES[settings.size], self.background)
-        height, width = inputs.size
+        drawing, motion = self._framed(sent, settings)
+        height, width = drawing.size
         start, steps = time.perf_counter(), sampling.steps
 
         def told(step: int) -> None:
@@ -180,7 +190,7 @@ class Studio:
 
         tell({"state": "running", "step": 0, "steps": steps, "message": f"step 1 of {steps}"})
         options = {"num_frames": settings.frames, "fps": settings.fps, "sampling": sampling}
-        panels = clip(self.pipeline, inputs, motion, settings.seed, options, told)
+        panels = clip(self.pipeline, drawing, motion, settings.seed, options, told)
         title = f"seed {settings.seed}, {steps} steps"
         low, high = sampling.guidance
         return {

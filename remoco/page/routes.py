@@ -64,7 +64,7 @@ def application(studio: Studio, name: str) -> Guard:
         exception_handlers={ValueError: _refused, _Busy: _busy, Exception: _failed},
     )  # fmt: skip
     works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
-        "/page/about": (lambda body: form.about(studio.pipeline, name), SMALL),
+        "/page/about": (lambda body: form.about(studio.pipeline, name, studio.fit), SMALL),
         "/page/examples": (lambda body: exchange.examples(), SMALL),
         "/page/paths": (exchange.paths, SMALL),
         "/page/cancel": (studio.cancel, SMALL),
@@ -105,7 +105,7 @@ def _generation(studio: Studio) -> Callable[..., Any]:
     async def events(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
         body = await request.body()
         async with slots:
-            asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline))
+            asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline, studio.fit))
         job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
         async with aclosing(studio.generate(*asked, job)) as told:  # closed when the answer ends, however it does
             yield _lines({"job": job}, told)

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings import Drawing
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
 from remoco.common.videos.files import read_video, write_video
 from remoco.common.whole_files import naming, new_folder, write_atomic

@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings import Drawing
 from remoco.common.errors import BadClip, UserError
 from remoco.common.videos.files import read_video, video_files, write_video
 from remoco.common.whole_files import naming, new_folder, write_atomic

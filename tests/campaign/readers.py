@@ -11,7 +11,10 @@ import numpy as np
 import torch
 
 import metrics  # noqa: F401
-from conditions import RegionWise
+from callbacks.strips import panel_factor
+from conditions import RegionWise, control_video
+from datamodules.drawings import Grid
+from datamodules.drawings.panels import enlarged
 from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Control, Sampling
@@ -61,7 +64,8 @@ def stub() -> Any:
     )
     usual = {"fps": 8.0, "motion_bucket_id": "drawing", "noise_aug_strength": 0.02}
     sampling = {"num_frames": 4, "height": 64, "width": 64}
-    return SimpleNamespace(module=module, sampling=sampling, usual_inputs=lambda: usual)
+    sizes = {"trained_size": (64, 64), "grid": Grid(64 * 64)}
+    return SimpleNamespace(module=module, sampling=sampling, usual_inputs=lambda: usual, **sizes)
 
 
 def drawn(words: list[str]) -> None:
@@ -72,7 +76,8 @@ def drawn(words: list[str]) -> None:
     ) -> dict[str, np.ndarray]:
         control, bucket = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
         assert torch.isfinite(control).all() and np.isfinite(bucket())
-        shown = generate.enlarged_control(control, inputs.image)
+        frame = torch.from_numpy(inputs.image).permute(2, 0, 1)
+        shown = control_video(*enlarged(control, frame, panel_factor(frame.shape[2])))
         return {"first frame": inputs.image, "control": shown, "generated": np.stack([inputs.image] * len(control))}
 
     generate.load_pipeline, generate.clip = (lambda *args: stub()), clip

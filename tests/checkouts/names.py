@@ -20,7 +20,7 @@ CONFIGS: dict[str, list[tuple[str, ...]]] = {
 
 NAMES: dict[str, list[str]] = {
     "opened": ["remoco.page.exchange.opened"],
-    "inputs_of": ["remoco.page.exchange.inputs_of"],
+    "inputs_of": ["remoco.page.exchange.inputs_of", "remoco.page.exchange.parsed"],
     "moving": ["remoco.page.exchange.moving"],
     "SIZES": ["remoco.page.exchange.SIZES"],
     "fitted": ["remoco.page.backdrops.fitted"],
@@ -32,7 +32,14 @@ NAMES: dict[str, list[str]] = {
 }
 """What `probe` calls -> where it is, or the attribute that it is, oldest first; the last that is there is called."""
 
-INTENDED: dict[str, str] = {}
+INTENDED: dict[str, str] = {
+    f"drawing, {name}: {stage}": "a picture is cropped to the frame's shape, and no longer squeezed"
+    for name in ("odd size", "camera, odd size")
+    for stage in ("framed", "control tensor", "motion bucket", "shown motion")
+} | {
+    f"drawing, {name}: parsed": "a track that starts in the last half pixel stays where it was drawn"
+    for name in ("odd size", "camera, odd size")
+}
 """What is compared (first column of the table) -> why it differs on purpose. It is shown and not counted."""
 
 

@@ -13,8 +13,9 @@ from callbacks.strips import write_mp4
 from conditions import RegionWise, motion_bucket
 from conditions.camera import camera_tracks, preset_camera
 from conditions.strokes import drawn_bucket
+from datamodules.drawings import Drawing, write_drawing
 from datamodules.drawings.backdrop import Backdrop
-from datamodules.drawings.drawing import Drawing, write_drawing
+from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
 from lightning_modules.pipeline import MotionControlPipeline
@@ -23,7 +24,6 @@ from remoco.cli import main
 from remoco.common.errors import UserError
 from remoco.common.videos.files import read_video
 from remoco.generate import generate
-from remoco.motion import SceneMotion, first_frames, scene_motion
 
 FEW = ("--steps", "2", "--num-frames", "3")
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, features
 
-from datamodules.drawings.drawing import read_drawing
-from datamodules.drawings.framing import read_brush
-from datamodules.drawings.framing import read_image as handed_in
+from datamodules.drawings import read_drawing
+from datamodules.drawings.arguments import read_brush
+from datamodules.drawings.arguments import read_image as handed_in
 from remoco.common.errors import UserError
 from remoco.common.picture_files import FORMATS, read_depth, read_image, read_mask
 from remoco.common.pictures import colour_of

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
 from conditions import RegionWise
-from datamodules.drawings.drawing import read_drawing
+from datamodules.drawings import read_drawing
 from lightning_modules import checkpoint, embedded
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.layers import TemporalConv3d

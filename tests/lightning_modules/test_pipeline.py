@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from callbacks import EMA
-from datamodules.drawings.framing import Framing
+from datamodules.drawings import Backdrop, Drawing
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.base import randn
 from tests.support.modules import data, module, perturb, trainer
@@ -64,6 +64,7 @@ def pipe(checkpoint):
 IMAGE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
 TRACK = [(20, 20), (30, 24), (40, 20)]
 SHORT = dict(num_frames=3, num_inference_steps=1)
+WIDE = np.zeros((100, 200, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,10 @@ SHORT = dict(num_frames=3, num_inference_steps=1)
         (dict(control=torch.zeros(3, 3, 64, 64)), "control: expected no tracks"),
         (dict(tracks=[], control=torch.zeros(2, 3, 64, 64)), r"control: expected finite \(3, 3, 64, 64\)"),
         (dict(callback_on_step_end_tensor_inputs=["prompt"]), "callback_on_step_end_tensor_inputs: 'prompt'"),
-        (dict(image=np.zeros((100, 200, 3), np.uint8), tracks=[[(5, 3)]]), "track 0: starts at .*expected x in 0..199"),
+        (dict(image=WIDE, tracks=[[(5, 100)]]), "track 0 starts at"),
+        (dict(fit="fill"), "fit is 'fill'"),
+        (dict(image=Drawing(IMAGE, []), tracks=[TRACK]), "image: a drawing has tracks"),
+        (dict(image=Drawing(IMAGE, [], backdrop=Backdrop({"pan": 0.1})), tracks=()), "image: a drawing whose scene"),
     ],
 )
 def test_what_does_not_fit_is_named(pipe, changes, named):
@@ -154,26 +158,28 @@ def test_any_size_is_framed_with_tracks_and_brush_and_said_once(checkpoint, recw
         )
     assert video.shape == (3, 64, 64, 3)
     assert np.allclose(seen["t"][0], [[20, 20]]) and seen["b"].shape == (64, 64) and seen["b"].all()
-    assert sum("scaled and cropped" in str(w.message) for w in recwarn.list) == 1
-    assert np.array_equal(Framing.of(wide.shape[:2], 64, 64).image(wide), IMAGE)
-    assert Framing.of((100, 200), None, None).frame == (64, 192)
+    assert sum("the image is 148 x 128, the clip 64 x 64" in str(w.message) for w in recwarn.list) == 1
 
 
-@pytest.mark.parametrize("size", [(128, 128), (40, 60), (256, 300), (100, 90)])
-def test_a_track_may_start_on_any_pixel_that_the_frame_shows(size):
-    """The frame scales and crops: a start on its first or last pixel is held, with the displacements as they were."""
-    framing = Framing.of(size, 64, 64)
-    scale = framing.scaled[1] / size[1]
-    first = np.ceil(np.array(framing.corner[::-1]) / scale)
-    last = np.floor((np.array(framing.corner[::-1]) + 63) / scale)
-    for start in (first, last, [first[0], last[1]], last + 0.95):
-        track = np.array([start, np.add(start, [5, -3])])
-        framed = framing.track(track, 0)
-        assert ((framed[0] >= 0) & (framed[0] < 64)).all(), (start, framed)
-        np.testing.assert_allclose(framed[1] - framed[0], np.array([5, -3]) * scale, rtol=0.02)
-    if framing.corner != (0, 0):
-        with pytest.raises(ValueError, match="cuts off"):
-            framing.track([np.subtract(first, 2) * (np.array(framing.corner[::-1]) > 0)], 0)
+def test_a_drawing_is_its_parts(pipe):
+    """With times and brushes of its own, which the parts give as a point for each frame and a mask for each track."""
+    brush = np.zeros((64, 64), np.uint8)
+    brush[10:30, 10:30], brush[40:, 40:] = 1, 2
+    drawing = Drawing(IMAGE, [np.array(TRACK, float)] * 2, brush, [np.array([0, 0.2, 1]), None], [1, None])
+    parts = clip(pipe, IMAGE, drawing.strokes(3), drawing.masks(), **SHORT)
+    assert np.array_equal(clip(pipe, drawing, **SHORT), parts)
+    assert not np.array_equal(clip(pipe, IMAGE, drawing.tracks, brush, **SHORT), parts)
+    both = np.stack(pipe([drawing, IMAGE], [(), [TRACK]], [None, None], seed=[0, 0], **SHORT).frames[0])
+    assert np.abs(both.astype(int) - parts).max() <= 1
+
+
+def test_a_control_says_the_frame(pipe):
+    """The picture is brought to it; of another size than the trained one too."""
+    control = torch.zeros(3, 3, 64, 128)
+    control[1:, 0, 20:40, 20:40], control[:, 2, 20:40, 20:40] = 5, 1
+    assert clip(pipe, WIDE, control=control, **SHORT).shape == (3, 64, 128, 3)
+    assert clip(pipe, WIDE, **SHORT).shape == (3, 64, 64, 3)
+    assert clip(pipe, WIDE, height=64, **SHORT).shape == (3, 64, 128, 3)
 
 
 def test_seeds_and_generators(pipe):

@@ -29,7 +29,7 @@ def test_another_bundle_is_refused(changes, named):
         motion_control(**{**BUNDLE, "start": ("motionpro", "motionpro.pt"), **changes})
 
 
-def test_another_rank_is_refused(whole_file):  # noqa: F811
+def test_another_rank_is_refused(whole_file):
     with pytest.raises(UserError, match="control.rank is 8, .* has rank 4"):
         motion_control(**{**BUNDLE, "rank": 8}, start=("motionpro", whole_file)).configure_model()
 
@@ -40,7 +40,7 @@ def test_a_file_without_vae_needs_svd(parity, tmp_path):
         motion_control(**BUNDLE, start=("motionpro", path)).configure_model()
 
 
-def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp_path):  # noqa: F811
+def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp_path):
     """The whole way: file -> one step of training -> checkpoint -> released layout, frozen tensors bit for bit."""
     module = motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4, steps=2)
     module.configure_model()
@@ -57,7 +57,7 @@ def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp
     assert changed and all(".lora_" in name or ".flow_" in name or "flow_blocks" in name for name in changed)
 
 
-def test_a_checkpoint_resumes_over_the_file(whole_file, sprites, tmp_path):  # noqa: F811
+def test_a_checkpoint_resumes_over_the_file(whole_file, sprites, tmp_path):
     def module():
         return motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4)
 

@@ -7,7 +7,7 @@ import torch
 from conditions.strokes import draw_strokes, interpolate_track
 from datamodules.bench import Pair
 from datamodules.bench.scoring import drawn_tracks
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings import Drawing
 from datamodules.trackers.points import PointTracks
 from metrics import Clip, MDImg, MDVid, MeanTrackDistance, PointFeatures, add_clip, track_queries
 from remoco.common.errors import UserError
@@ -104,7 +104,7 @@ def test_a_perfect_video_of_a_rescaled_benchmark_scores_zero(height, width, star
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     frames = [torch.stack([x - dx, y - dy, 0 * x]) + 50 for dx, dy in moved.long().tolist()]
     video = torch.stack(frames).to(torch.uint8)
-    tracks = drawn_tracks(pair, video)
+    tracks = drawn_tracks(pair, video, "stretch")
     np.testing.assert_allclose(tracks[0] - tracks[0, :1], moved, atol=1e-12)
     metrics = [MDVid(Perfect(moved)), MDImg(Places())]
     add_clip(metrics, Clip("a", video, tracks=tracks))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.drawings.drawing import read_drawing
+from datamodules.drawings import read_drawing
 from tests.page.browser import (
     IN_A_BROWSER,
     PIXELS,

@@ -5,7 +5,7 @@ import zipfile
 import numpy as np
 
 from callbacks.strips import write_mp4
-from datamodules.drawings.drawing import read_drawing
+from datamodules.drawings import read_drawing
 from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks, until
 
 pytestmark = IN_A_BROWSER

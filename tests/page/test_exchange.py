@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from datamodules.bench import find_pairs, read_pair
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings import Drawing
 from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.exchange import Settings
@@ -41,18 +41,18 @@ def same(a, b):
 @pytest.mark.parametrize("ids", [True, False])
 def test_a_drawing_comes_back_as_the_inputs_it_was_made_of(ids):
     inputs = drawn(ids=ids)
-    through_json = json.loads(json.dumps(exchange.drawing_of(inputs)))
-    same(inputs, exchange.inputs_of(through_json))
+    through_json = json.loads(json.dumps(exchange.shown(inputs)))
+    same(inputs, exchange.parsed(through_json))
 
 
 @pytest.mark.parametrize("ids", [True, False])
 def test_a_zip_opens_again_and_its_files_do_one_by_one(ids):
     inputs = drawn(ids=ids)
     data = exchange.zipped(inputs)
-    same(inputs, exchange.inputs_of(exchange.opened(sent(inputs__zip=data))))
+    same(inputs, exchange.parsed(exchange.opened(sent(inputs__zip=data))))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = {name.replace(".", "__"): archive.read(name) for name in archive.namelist()}
-    same(inputs, exchange.inputs_of(exchange.opened(sent(**files))))
+    same(inputs, exchange.parsed(exchange.opened(sent(**files))))
 
 
 def test_the_zip_is_a_sample_of_the_benchmark(tmp_path):
@@ -68,7 +68,7 @@ def test_an_image_alone_is_a_drawing_without_tracks():
     found = exchange.opened(sent(photo__png=png(drawn().image)))
     assert found["meta"]["traj_key_points"] == [] and found["runs"] == [0, 40 * 60] and "note" not in found
     with pytest.raises(UserError, match="at least one track"):
-        exchange.inputs_of(found)
+        exchange.parsed(found)
 
 
 def test_an_image_on_the_page_is_what_a_viewer_shows():
@@ -99,7 +99,7 @@ def test_the_first_sample_of_a_larger_zip_is_opened():
                 archive.writestr(f"bench/object_control/{sample}/{name}", one.read(name))
     found = exchange.opened(sent(bench__zip=file.getvalue()))
     assert "2 images" in found["note"]
-    same(drawn(), exchange.inputs_of(found))
+    same(drawn(), exchange.parsed(found))
 
 
 def zip_of(**files):
@@ -160,13 +160,13 @@ def test_files_that_cannot_be_used_are_one_line(files, message):
 )
 def test_drawings_that_cannot_be_used_are_one_line(change, message):
     with pytest.raises(UserError, match=message) as caught:
-        exchange.inputs_of(exchange.drawing_of(drawn()) | change)
+        exchange.parsed(exchange.shown(drawn()) | change)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"files": 3}, {"files": [None]}, {"files": []}])
 def test_requests_of_other_shapes_are_one_line(body):
-    for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.inputs_of):
+    for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.parsed):
         with pytest.raises(UserError):
             function(body)
 
@@ -201,7 +201,7 @@ def test_settings_out_of_range_name_themselves(field, value):
 
 def test_the_examples_are_drawings():
     for example in exchange.examples():
-        inputs = exchange.inputs_of(example["drawing"])
+        inputs = exchange.parsed(example["drawing"])
         assert inputs.size == (64, 64) and len(inputs.tracks) == 1 and inputs.brush.any()
         x, y = inputs.tracks[0][0].round().astype(int)
         assert inputs.brush[y, x]

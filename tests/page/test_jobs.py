@@ -41,6 +41,7 @@ class Counted:
     def __init__(self, pipeline):
         self.pipeline, self.module, self.steps = pipeline, pipeline.module, 0
         self.sampling, self.usual_inputs = pipeline.sampling, pipeline.usual_inputs
+        self.trained_size, self.grid = pipeline.trained_size, pipeline.grid
 
     def __call__(self, *args, callback_on_step_end, **kwargs):
         def counted(*told):
@@ -76,7 +77,7 @@ def test_every_step_is_told_and_last_the_videos(pipeline):
     assert done["state"] == "done" and (done["width"], done["height"]) == (64, 64)
     clip, strip = decoded(done["clip"]), decoded(done["strip"])
     assert clip.shape == (8, 64, 64, 3) and len(strip) == 8 and strip.shape[2] > 3 * 192
-    inputs = exchange.inputs_of(drawing())
+    inputs = exchange.parsed(drawing())
     own = pipeline(inputs.image, inputs.strokes(8), inputs.masks(), 8, 8, 1.0, num_inference_steps=3, seed=3,
                    min_guidance_scale=1.0, max_guidance_scale=1.0, output_type="pil")  # fmt: skip
     frames = np.stack([np.asarray(frame) for frame in own.frames[0]])
@@ -88,7 +89,7 @@ def test_a_motion_as_drawn_is_the_drawings_and_zero_is_none(pipeline):
     def generated(bucket):
         return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"motion_bucket_id": bucket}))[-1]
 
-    inputs = exchange.inputs_of(drawing())
+    inputs = exchange.parsed(drawing())
     flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
     drawn, told = generated("drawing"), generated(float(motion_bucket(flow[None])))
     assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))

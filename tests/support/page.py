@@ -60,7 +60,7 @@ def unloaded(sampling=None, base=None):
     module = SimpleNamespace(sampling=sampling, base=base or Sprites("micro"))
     trained = {"num_frames": 8, "height": 64, "width": 64}
     usual = {name: sampling.inputs.get(name, each.default) for name, each in module.base.inputs().items()}
-    return SimpleNamespace(module=module, sampling=trained, usual_inputs=lambda: usual)
+    return SimpleNamespace(module=module, sampling=trained, usual_inputs=lambda: usual, trained_size=(64, 64))
 
 
 IMAGE = png(np.zeros((8, 9, 3), np.uint8))

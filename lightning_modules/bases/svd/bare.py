@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from datamodules.drawings.framing import Framing, Picture, read_image
+from datamodules.drawings import Framing, Grid, Picture, read_image
 from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.bases.svd.norms import diffusers_eps
@@ -129,5 +129,6 @@ def sample_bare(
 def _framed(picture: np.ndarray, height: int, width: int, squash: bool) -> np.ndarray:
     """(H, W, 3) uint8 -> (height, width, 3) uint8."""
     if not squash:
-        return Framing.of(picture.shape[:2], height, width).image(picture)
+        Grid().check(height=height, width=width)
+        return Framing.of((picture.shape[0], picture.shape[1]), (height, width)).image(picture)
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))

@@ -3,7 +3,7 @@
 import { $, clamp, copyOf, facts } from "./server.js";
 
 export const settings = Object.fromEntries(facts.settings.map(({ name, value }) => [name, value]));
-const PREVIEWED = ["frames", "fps", "size", "seed"]; // a preview depends on these
+const PREVIEWED = ["frames", "fps", "size", "fit", "seed"]; // a preview depends on these
 const WORDS = { drawing: "as drawn" };
 const watchers = [];
 

@@ -9,8 +9,8 @@ from PIL import Image
 
 from callbacks.strips import write_mp4
 from datamodules.bench import read_pair
+from datamodules.drawings import Drawing, Framing, drawing_from_json, read_drawing, write_drawing
 from datamodules.drawings.backdrop import Backdrop, video_kind
-from datamodules.drawings.drawing import Drawing, drawing_from_json, read_drawing, write_drawing
 from remoco.common.errors import BadClip, UserError
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -57,7 +57,7 @@ def test_what_is_written_is_read(tmp_path):
         assert again.backdrop is not None and again.tracks == []
         files = {key: (tmp_path / name / key).read_bytes() for key in again.backdrop.files()}
         assert files == backdrop.files() and again.backdrop.presets == backdrop.presets
-        assert again.resized(64, 64).backdrop == again.backdrop
+        assert again.framed(Framing.of(again.size, (64, 64))).backdrop == again.backdrop
         again.brush = None  # a written mask is an empty one where there was none
         assert again.fingerprint() == inputs.fingerprint()
         prints.add(inputs.fingerprint())

@@ -9,18 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.drawings.drawing import (
-    Drawing,
-    colour,
-    drawing_from_json,
-    drawing_json,
-    find_drawings,
-    read_drawing,
-    read_image,
-    read_mask,
-    write_drawing,
-)
+from datamodules.drawings import Drawing, Framing, drawing_from_json, find_drawings, read_drawing, write_drawing
+from datamodules.drawings.files import colour
 from remoco.common.errors import UserError
+from remoco.common.picture_files import read_image, read_mask
 from tests.support.drawings import npy
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
@@ -87,7 +79,7 @@ def test_an_ease_is_the_speed_along_the_way_and_adds_no_point(tmp_path):
     assert [len(stroke) for stroke in strokes] == [9, 9, 9, 2, 9, 9] and np.array_equal(strokes[4], paths[4])
     assert np.allclose(paths[4][4], bent[1])  # a quarter of 40 pixels at half of the clip
     assert np.array_equal(paths[5], CURVE[[0] * 9])
-    larger = inputs.resized(80, 120)
+    larger = inputs.framed(Framing.of(inputs.size, (80, 120)))
     assert larger.eases == eases and np.allclose(larger.paths(9)[0] + 0.5, (paths[0] + 0.5) * 2)
     assert inputs.fingerprint() != Drawing(IMAGE, inputs.tracks).fingerprint()
     assert Drawing(IMAGE, [line], eases=[None]).eases is None
@@ -155,7 +147,7 @@ IMAGES = {
     "float": (saved(np.zeros((40, 60), np.float32), "TIFF"), "a picture of mode F, expected RGB, grey"),
 }
 MASKS = {
-    "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60, expected the size of first_frame.png, 40 x 60"),
+    "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60"),
     "no mask": (b"x", "not a readable picture"),
 }
 POINTS = [[[5, 6], [10, 20]]]
@@ -334,7 +326,7 @@ def test_two_hundred_bad_requests(tmp_path):
 
 def test_of_a_page_without_files():
     inputs = drawing_from_json(json.dumps({"traj_key_points": POINTS}), IMAGE, png(np.full((40, 60), 9, np.uint8)))
-    assert inputs.masks().all() and drawing_json(inputs) == {"traj_key_points": [[[5.0, 6.0], [10.0, 20.0]]]}
+    assert inputs.masks().all() and inputs.json() == {"traj_key_points": [[[5.0, 6.0], [10.0, 20.0]]]}
     for wrong, said in (
         (dict(image=IMAGE[..., 0]), "image is"),
         (dict(image=np.zeros((9, 9000, 3), np.uint8)), "image: 9 x 9000 pixels"),

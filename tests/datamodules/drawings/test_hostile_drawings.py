@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.drawings.drawing import Drawing, drawing_from_json, read_drawing
+from datamodules.drawings import Drawing, drawing_from_json, read_drawing
 from datamodules.drawings.poses import read_poses
 from remoco.common.errors import UserError
 from remoco.common.picture_files import read_array, read_depth

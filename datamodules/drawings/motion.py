@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,13 +13,14 @@ from torch import Tensor
 from conditions import Condition
 from conditions.camera import Camera, camera_paths, camera_tracks, dense_control, over, preset_camera
 from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.drawings.backdrop import PRESETS, Backdrop, label
+from datamodules.drawings.backdrop import Backdrop, label
 from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.framing import Framing
 from datamodules.drawings.poses import read_poses
 from datamodules.prepare.clips import read_clip
-from datamodules.trackers import Tracker
+from datamodules.trackers import Tracker, Tracks
 from remoco.common.errors import BadClip, UserError
-from remoco.common.picture_files import Source, read_depth
+from remoco.common.picture_files import MAX_SIDE, Source, read_depth
 from remoco.common.pictures import WHITE
 
 
@@ -36,6 +35,7 @@ class SceneMotion:
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
         background: R, G, B of what transparent parts of the video show.
+        framing: of the image to its frame, which the video goes through too; None where it is the image's own size.
     """
 
     preset: dict[str, float] | None = None
@@ -44,6 +44,18 @@ class SceneMotion:
     driving: Source | None = None
     tracker: Tracker | None = None
     background: tuple[int, int, int] = WHITE
+    framing: Framing | None = None
+
+    def framed(self, framing: Framing) -> SceneMotion:
+        """The same in a frame of the image: the lens of the poses is told in parts of the frame, the depth is its."""
+        if framing.same:
+            return self
+        if self.poses is None or self.depth is None:
+            return replace(self, framing=framing)
+        (height, width), (left, top, right, bottom) = framing.size, framing.box
+        lens = self.poses[0] * (width, height, width, height)  # fx, fy, cx, cy in pixels of the image
+        lens = (lens - (0, 0, left, top)) / ((right - left, bottom - top) * 2)
+        return replace(self, poses=(lens, self.poses[1]), depth=framing.surface(self.depth), framing=framing)
 
     def camera(self, frames: int, height: int, width: int) -> Camera | None:
         """The camera of each frame, for a frame of this size; None where nothing says one."""
@@ -59,14 +71,31 @@ class SceneMotion:
         intrinsics[:, 0, 2], intrinsics[:, 1, 2] = cx * width - 0.5, cy * height - 0.5
         return Camera(intrinsics, self.poses[1][chosen])
 
+    def followed(self, frames: int, fps: float, height: int, width: int) -> Tracks | None:
+        """The tracks of the driving video in a frame of this size; None without one.
+
+        The video takes the place of the image: it is brought to the image's shape, and then framed as the image is.
+        """
+        if self.driving is None or self.tracker is None:
+            return None
+        framing = self.framing
+        if framing is None or framing == Framing.of(framing.size, framing.frame):  # both by one crop in the middle
+            return self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
+        own = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
+        video = first_frames(self.driving, frames, fps, own[0], own[1], self.background)
+        resized = framing.at((own[0], own[1]))
+        framed = [resized.image(frame.transpose(1, 2, 0), self.background).transpose(2, 0, 1) for frame in video]
+        return self.tracker(np.stack(framed))
+
     def control(
-        self, condition: Condition, inputs: Drawing, frames: int, fps: float, seed: int
+        self, condition: Condition, drawing: Drawing, frames: int, fps: float, seed: int
     ) -> tuple[Tensor, Callable[[], float]]:
-        """The control (L, 3, H, W) for inputs of the frame's size, and what gives the motion bucket of what is drawn.
+        """The control (L, 3, H, W) of a drawing in its frame, and what gives the motion bucket of what is drawn.
 
         Args:
             condition: the checkpoint's.
-            inputs: what is drawn. Under a camera, tracks are where objects go in the first camera's picture.
+            drawing: in the frame that this motion is in too. Under a camera, tracks are where objects go in the first
+                camera's picture.
             frames: L.
             fps: frames per second that a driving video is read at.
             seed: draws the regions.
@@ -74,42 +103,31 @@ class SceneMotion:
         Raises:
             UserError: something does not fit; one line.
         """
-        height, width = inputs.size
-        masks = inputs.masks()
+        height, width = drawing.size
+        masks = drawing.masks()
         camera = self.camera(frames, height, width)
         if camera is not None:
-            depth = self.depth_of(inputs.size)
-            flow, visible = camera_tracks(camera, height, width, depth)
+            flow, visible = camera_tracks(camera, height, width, self.depth)
             below = dense_control(condition, flow, visible, seed, np.ones((height, width)))
-            strokes = camera_paths(camera, inputs.paths(frames), depth)
-        elif self.driving is not None and self.tracker is not None:
-            tracks = self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
+            strokes = camera_paths(camera, drawing.paths(frames), self.depth)
+        elif (tracks := self.followed(frames, fps, height, width)) is not None:
             flow, visible = torch.from_numpy(tracks.flow), torch.from_numpy(tracks.visibility)
-            strokes = inputs.strokes(frames)
-            within = None if strokes else inputs.brushed()
+            strokes = drawing.strokes(frames)
+            within = None if strokes else drawing.brushed()
             below = dense_control(condition, flow, visible, seed, within)
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
-            drawing = inputs.strokes(frames), masks, frames, height, width
-            return condition.draw(*drawing), lambda: drawn_bucket(drawn_motion(*drawing, condition.region_size).flow)
+            given = drawing.strokes(frames), masks, frames, height, width
+            return condition.draw(*given), lambda: drawn_bucket(drawn_motion(*given, condition.region_size).flow)
         if not strokes and (camera is None or masks is None):
             return below, lambda: drawn_bucket(flow)
-        drawing = strokes, masks, frames, height, width
+        given = strokes, masks, frames, height, width
 
         def drawn() -> float:
-            moved = drawn_motion(*drawing, condition.region_size)
+            moved = drawn_motion(*given, condition.region_size)
             return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
 
-        return over(condition.draw(*drawing), below, masks), drawn
-
-    def depth_of(self, size: tuple[int, int]) -> np.ndarray | None:
-        """The depth at a frame's size."""
-        return None if self.depth is None else scaled_depth(self.depth, size)
-
-
-def scaled_depth(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A depth (H, W) at another size; nothing in between, for at an edge there is no surface half way."""
-    return depth if depth.shape == size else cv2.resize(depth, size[::-1], interpolation=cv2.INTER_NEAREST)
+        return over(condition.draw(*given), below, masks), drawn
 
 
 def first_frames(
@@ -152,43 +170,3 @@ def scene_motion(
                            f"{size[0]} x {size[1]}")  # fmt: skip
         return SceneMotion(poses=read_poses(backdrop.poses, label(backdrop.poses, "poses")), depth=depth)
     return SceneMotion(backdrop.presets)
-
-
-def flags_backdrop(camera: str | None, poses: str | None, depth: str | None, driving: str | None) -> Backdrop | None:
-    """What a command's flags ask for; None where they ask for nothing.
-
-    Raises:
-        UserError: flags that exclude each other, or a preset that is none.
-    """
-    given = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
-    if len(given) > 1:
-        raise UserError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
-    if (poses is None) != (depth is None):
-        raise UserError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
-    for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
-        if value is not None and not Path(value).is_file():
-            raise UserError(f"{name} {value}: no such file")
-    if not given:
-        return None
-    files = [None if value is None else Path(value) for value in (poses, depth, driving)]
-    return Backdrop(_presets(camera) if camera else None, *files)
-
-
-def _presets(text: str) -> dict[str, float]:
-    """`pan:0.2,zoom:1.5` -> numbers, in their ranges."""
-    found = {}
-    for part in text.split(","):
-        name, colon, value = part.strip().partition(":")
-        if name not in PRESETS or not colon or name in found:
-            raise UserError(
-                f"--camera {text}: {part!r}: expected {', '.join(f'{p}:NUMBER' for p in PRESETS)}, each once"
-            )
-        try:
-            found[name] = float(value)
-        except ValueError:
-            raise UserError(f"--camera {text}: {name}: expected a number, got {value!r}") from None
-    try:
-        preset_camera(2, 64, 64, **found)
-    except ValueError as error:
-        raise UserError(f"--camera {text}: {error}") from None
-    return found

@@ -1,0 +1,100 @@
+"""A drawing given from Python: PIL images, arrays and files, one of them or a list."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from datamodules.drawings.drawing import Drawing
+from remoco.common import picture_files, pictures
+from remoco.common.errors import UserError
+
+Picture = Image.Image | np.ndarray | str | Path
+
+
+def drawings_of(
+    image: Picture | Drawing | list[Picture | Drawing],
+    tracks: Sequence[Any] = (),
+    brush: Picture | None | list[Picture | None] = None,
+    background: pictures.Background = "white",
+) -> list[Drawing]:
+    """The drawings of a call.
+
+    Args:
+        image: as `read_image` takes it; or a drawing, which has tracks and brush of its own; or a list of them, with a
+            list of tracks and one of brushes.
+        tracks: each (n, 2) x, y in pixels of the image.
+        brush: as `read_brush` takes it.
+        background: colour that transparent parts show: a name or `#rrggbb`, or R, G, B in 0..255.
+
+    Raises:
+        ValueError: something does not fit; one line that names it.
+    """
+    if not isinstance(image, list):
+        return [_drawing(image, tracks, brush, background)]
+    if not image:
+        raise UserError("image: expected at least one, got an empty list")
+    strokes = each_of("tracks", None if isinstance(tracks, tuple) and not tracks else tracks, len(image), ())
+    brushes = each_of("brush", brush, len(image))
+    return [_drawing(*each, background) for each in zip(image, strokes, brushes, strict=True)]
+
+
+def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence[Any]:
+    """An entry for each of `count` images; UserError where it is no list of so many."""
+    if values is None:
+        return [default] * count
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        raise UserError(f"{name}: expected a list with an entry for each of {count} images")
+    return values
+
+
+def _drawing(image: Picture | Drawing, tracks: Sequence[Any], brush: Any, background: pictures.Background) -> Drawing:
+    if not isinstance(image, Drawing):
+        picture = read_image(image, background)
+        return Drawing(picture, list(tracks), read_brush(brush, (picture.shape[0], picture.shape[1])))
+    if len(tracks) or brush is not None:
+        raise UserError("image: a drawing has tracks and brush of its own, expected none beside it")
+    return image
+
+
+def read_image(image: Picture, background: pictures.Background = "white") -> np.ndarray:
+    """(H, W, 3) uint8 of a PIL image, an array or a file as a viewer shows it, see `remoco.common.pictures`.
+
+    Args:
+        image: a PIL image of 8 or 16 bits; an array, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 or floats in
+            0..1; or a file.
+        background: colour that transparent parts show.
+
+    Raises:
+        UserError: it is none; the message is one line.
+    """
+    colour = pictures.colour_of(background)
+    if isinstance(image, (str, Path)):
+        return picture_files.read_image(image, background=colour)
+    if isinstance(image, Image.Image):
+        return pictures.shown(image, "image", colour)
+    return pictures.shown_array(np.asarray(image), "image", colour)
+
+
+def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> np.ndarray | None:
+    """(H, W) of a PIL image, an array or a file, non-zero where it is brushed, or an array (M, H, W) of brushes; None
+    stays None.
+
+    Raises:
+        UserError: it is none, or not of the picture's size.
+    """
+    if brush is None:
+        return None
+    if isinstance(brush, (str, Path)):
+        opened = picture_files.read_mask(brush)
+    elif isinstance(brush, Image.Image):
+        opened = pictures.brushed(ImageOps.exif_transpose(brush))
+    else:
+        opened = np.asarray(brush)
+    if opened.shape[-2:] != size or opened.ndim not in (2, 3):
+        raise UserError(f"brush is {opened.shape}, expected the image's {size}")
+    return opened
