@@ -197,7 +197,7 @@ def test_clips_are_decoded_in_parts_where_that_is_asked(folder):
     assert torch.equal(svd.decode(latents), whole)
     svd.decode_chunk = 3
     assert torch.equal(svd.decode(latents), torch.cat(parts, 1))
-    with pytest.raises(ValueError, match="decode_chunk is 0, expected a number in "):
+    with pytest.raises(ValueError, match="decode_chunk is 0, expected a whole number"):
         module(decode_chunk=0)
 
 
