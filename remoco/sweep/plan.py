@@ -252,8 +252,8 @@ def _draws_weights(plan: Plan, point: dict[str, str]) -> bool:
     given = [_base_of(config) for config in plan.configs] + [plan.set.get(BASE)]
     if BASE in point:
         given.append(named(plan.values[BASE]).get(point[BASE]))
-    base = next((each for each in reversed(given) if isinstance(each, dict)), {})
-    return "init_seed" in (base.get("init_args") or {}) or _takes_seed(str(base.get("class_path")))
+    base = next((each for each in reversed(given) if isinstance(each, dict) and "class_path" in each), {})
+    return "init_seed" in (base.get("init_args") or {}) or _takes_seed(str(base.get("class_path", "")))
 
 
 @functools.cache

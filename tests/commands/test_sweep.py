@@ -55,11 +55,13 @@ def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep,
     drawn, loaded = ({"class_path": f"lightning_modules.bases.{name}"} for name in ("Sprites", "SVD"))
     found = {}
     for name, changes in {
-        "set": {"set": {base: loaded}}, "swept": {"values": {base: {"drawn": drawn, "loaded": loaded, "odd": {}}}}
-    }.items():  # fmt: skip
+        "set": {"set": {base: loaded}},
+        "partly": {"set": {base: {"init_args": {"recompute": True}}}},
+        "swept": {"values": {base: {"drawn": drawn, "loaded": loaded, "odd": {"class_path": "no.Such"}}}},
+    }.items():
         plan = read_plan(str(sweep(**changes)), [], 2)
         found[name] = [seed in trials_of(plan, point, tmp_path)[1].fit for point in points(plan)]
-    assert found == {"set": [False, False], "swept": [True, False, False]}
+    assert found == {"set": [False, False], "partly": [True, True], "swept": [True, False, False]}
 
 
 @pytest.mark.parametrize(
