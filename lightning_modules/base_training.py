@@ -39,9 +39,9 @@ class BaseModule(VideoModule):
         self,
         base: VideoBase,
         condition: Condition,
-        noise: Noise | None = None,
-        sampling: Sampling | None = None,
-        speed: Speed | None = None,
+        noise: Noise = Noise(),  # noqa: B008  # frozen
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        speed: Speed = Speed(),  # noqa: B008  # frozen
         learning_rate: float = 1e-5,
         weight_decay: float = 0.01,
         schedule: Schedule | None = None,

@@ -63,7 +63,7 @@ def value_errors() -> Iterator[None]:
     """What is wrong with a file or argument as a UserError of one line."""
     try:
         yield
-    except (UserError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         text = " ".join(str(error).split())
-        named = isinstance(error, (UserError, ValueError))
+        named = isinstance(error, ValueError)
         raise UserError(text if named else f"not a record of ours ({type(error).__name__}: {text})") from error

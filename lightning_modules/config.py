@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
 
@@ -27,8 +26,15 @@ MOST_SIGMA = 1e6
 MOST_RANK = 4096
 
 if TYPE_CHECKING:
-    Rank = Steps = Count = int
-    Sigma = Factor = Mean = Deviation = Share = Scale = float
+    Rank: TypeAlias = int
+    Steps: TypeAlias = int
+    Count: TypeAlias = int
+    Sigma: TypeAlias = float
+    Factor: TypeAlias = float
+    Mean: TypeAlias = float
+    Deviation: TypeAlias = float
+    Share: TypeAlias = float
+    Scale: TypeAlias = float
 else:
     Rank = restricted_number_type("Rank", int, [(">=", 1), ("<=", MOST_RANK)])
     Steps = restricted_number_type("Steps", int, [(">=", 1), ("<=", MOST_STEPS)])
@@ -46,8 +52,8 @@ class Control:
     """How motion enters the base."""
 
     injection: list[str] = field(default_factory=lambda: ["modulation"])
-    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places of
-    the base, or the class path of your own."""
+    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places
+    of the base, or the class path of your own."""
     lora: Literal["attention", "linear"] | None = "attention"
     """LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null."""
     rank: Rank = 32
@@ -88,6 +94,8 @@ class Noise:
     """Probability with which each of the base's conditionings is dropped, independently."""
 
     def __post_init__(self) -> None:
+        if self.process is not None and not hasattr(self.process, "asked"):
+            raise UserError(f"noise.process is a {type(self.process).__name__}, expected a NoiseProcess")
         within("noise.mean", self.mean, -20, 20)
         within("noise.std", self.std, 0, 20)
         within("noise.dropout", self.dropout, 0, 1)
@@ -169,10 +177,3 @@ def within(name: str, value: Any, least: float, most: float, whole: bool = False
     if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
         kind = "whole number" if whole else "number"
         raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")
-
-
-def of(kind: type, given: Any) -> Any:
-    """A dataclass of settings from itself, from its fields by name, or from None, which is its defaults."""
-    if isinstance(given, kind):
-        return given
-    return kind(**(given if isinstance(given, Mapping) else {}))

@@ -72,10 +72,11 @@ def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
     """
     try:
         about, dtypes, _ = read_header(path)
-        if KEY not in about:
-            raise UserError(
-                f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.start"
-            )
+    except (OSError, ValueError) as error:
+        raise UserError(f"checkpoint {path}: not a readable checkpoint ({error})") from error
+    if KEY not in about:
+        raise UserError(f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.start")
+    try:
         if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
             raise UserError(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")
         record, step = _record(about[KEY]), about.get("global_step", "")

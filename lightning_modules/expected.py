@@ -44,7 +44,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
         if "path" not in kind.located_by:
             return base_at(path, **arguments), None
         kept = {name: value for name, value in named.items() if name not in kind.located_by}
-        return kind(path=path, **kept, **arguments), None  # type: ignore[call-arg]  # of those that have one
+        return kind(path=path, **kept, **arguments), None
     released = record.get("released")
     # a revision is a hub id's, which is not read
     places = [released, *(named.get(name) for name in kind.located_by if name != "revision")]
@@ -55,8 +55,8 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
             continue
         if not isinstance(place, str) or not (_is_local(place) and Path(place).expanduser().exists()):
             raise UserError(
-                f"its base is {place!s:.200}, which is not on this disk, and is not fetched because a file says so: name "
-                "it yourself, a folder or a hub id, with --svd (svd= in Python)"
+                f"its base is {place!s:.200}, which is not on this disk, and is not fetched because a file says so: "
+                "name it yourself, a folder or a hub id, with --svd (svd= in Python)"
             )
     unread = {"revision": None} if "revision" in kind.located_by else {}
     return kind.from_record(record, **unread, **arguments), Start("motionpro", released) if released else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from conditions import Condition
-from lightning_modules import config
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.config import Control, Noise, Sampling, Speed, Start
@@ -39,10 +38,10 @@ class MotionControlModule(VideoModule):
         self,
         base: VideoBase,
         condition: Condition,
-        control: Control | None = None,
-        noise: Noise | None = None,
-        sampling: Sampling | None = None,
-        speed: Speed | None = None,
+        control: Control = Control(),  # noqa: B008  # frozen
+        noise: Noise = Noise(),  # noqa: B008  # frozen
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        speed: Speed = Speed(),  # noqa: B008  # frozen
         start: Start | None = None,
         learning_rate: float = 1e-5,
         weight_decay: float = 0.01,
@@ -50,7 +49,7 @@ class MotionControlModule(VideoModule):
         seed: int = 0,
     ):
         super().__init__(base, condition, noise, sampling, speed, start, learning_rate, weight_decay, schedule, seed)
-        self.control: Control = config.of(Control, control)
+        self.control = control
         for kind in self.control.injection:
             injection_class(kind)
         if base.trained and self.control.lora:

@@ -80,7 +80,7 @@ class Controller:
 
 
 def check_levels(base: VideoBase) -> None:
-    """Raise ValueError unless the motion encoder makes features of the base's levels."""
+    """Raise UserError unless the motion encoder makes features of the base's levels."""
     wanted = [(8 * 2**index, 1) for index in range(len(base.levels()))]
     if [(level.space, level.time) for level in base.levels()] != wanted:
         raise UserError(

@@ -117,9 +117,8 @@ class MotionControlPipeline:
                 found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            return cls(*built(checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}"), state, svd, dtype)).to(
-                device
-            )
+            record_of_it = checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}")
+            return cls(*built(record_of_it, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
@@ -176,7 +175,7 @@ class MotionControlPipeline:
         return cls(module)
 
     def usual_inputs(self) -> dict[str, Any]:
-        """What the base is told where a call does not say, by its own names."""
+        """What the base is told where a call does not say."""
         return told(self.module.base.inputs(), self.module.sampling.inputs, {})
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
@@ -228,13 +227,11 @@ class MotionControlPipeline:
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
-            fps: Frames per second, passed as it is (the released code; diffusers' own pipeline passes fps - 1); by
-                default what the training configuration says, mostly 8.
+            fps: Frames per second, told as it is (diffusers' own pipeline tells fps - 1); by default 8.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
                 describe (`conditions.strokes.drawn_motion`); by default what the training configuration says, mostly
                 17, as on WebVid (SVD's own default 127 is another scale).
-            noise_aug_strength: Standard deviation of the noise on the first frame; 0.02 where the training configuration
-                says nothing.
+            noise_aug_strength: Standard deviation of the noise on the first frame; by default 0.02.
             num_inference_steps: Euler steps; the training configuration's by default.
             min_guidance_scale: Guidance of the first frame; the training configuration's by default.
             max_guidance_scale: Guidance of the last frame; the training configuration's by default.

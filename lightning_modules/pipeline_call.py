@@ -11,7 +11,7 @@ from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_modules.bases.base import Input
+    from lightning_modules.bases.said import Input
     from lightning_modules.pipeline import MotionControlPipeline
 
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from conditions import Condition
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
     from lightning_modules.bases.base import Grid, VideoBase
 
 
@@ -104,3 +107,9 @@ def check_precision(precision: str) -> None:
             f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
             "since a step at this learning rate is lost in half precision"
         )
+
+
+def dtype_of(trainer: Trainer | None) -> torch.dtype:
+    """The compute dtype of a trainer's precision; float32 without one."""
+    precision = trainer.precision.split("-")[0] if trainer is not None else "32"
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)

@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -60,9 +60,9 @@ class VideoModule(LightningModule):
         self,
         base: VideoBase,
         condition: Condition,
-        noise: Noise | None,
-        sampling: Sampling | None,
-        speed: Speed | None,
+        noise: Noise,
+        sampling: Sampling,
+        speed: Speed,
         start: Start | None,
         learning_rate: float,
         weight_decay: float,
@@ -71,8 +71,7 @@ class VideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.condition, self.seed, self.start = base, condition, seed, start
-        self.noise, self.sampling = config.of(Noise, noise), config.of(Sampling, sampling)
-        self.speed: Speed = config.of(Speed, speed)
+        self.noise, self.sampling, self.speed = noise, sampling, speed
         self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.process = self.noise.process or base.process()
         self.denoiser = Denoiser(base, self.process)
@@ -131,7 +130,7 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
-        self.compute_dtype = compute_dtype or dtype_of(self._trainer)
+        self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         self.build()
         self.base.decode_chunk = self.speed.decode_chunk
         self.idle = self.base.freeze_idle()
@@ -355,13 +354,13 @@ class VideoModule(LightningModule):
             resumed.use_rates(self)
         self.differs = None
 
-    def on_save_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # `checkpoint` is what reads one
+    def on_save_checkpoint(self, saved: dict) -> None:
         """Keep what was trained and fitted, and add the record."""
         stored = self.stored()
         saved["state_dict"] = {k: v for k, v in saved["state_dict"].items() if k in stored}
         saved[checkpoint.KEY] = self.own_record()
 
-    def on_load_checkpoint(self, saved: dict) -> None:  # type: ignore[override]  # likewise
+    def on_load_checkpoint(self, saved: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""
         self.loaded = True
         found = checkpoint.of(saved, "the checkpoint")
@@ -392,9 +391,3 @@ class VideoModule(LightningModule):
             rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
 
     on_test_start = on_predict_start = on_validation_start
-
-
-def dtype_of(trainer: Trainer | None) -> torch.dtype:
-    """The compute dtype of a trainer's precision; float32 without one."""
-    precision = trainer.precision.split("-")[0] if trainer is not None else "32"
-    return {"bf16": torch.bfloat16, "16": torch.float16}.get(precision, torch.float32)

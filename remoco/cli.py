@@ -38,9 +38,13 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
         "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),
     },
     "sweep": {
-        "run": Command("remoco.sweep:run", "Run a sweep's trials, each a fit and a test in a run folder of its own."),
-        "table": Command("remoco.sweep:table", "Print a sweep's results, with seeds as a spread, and write CSV."),
-        "plot": Command("remoco.sweep:plot", "Draw a sweep's results, with seeds as error bars."),
+        "run": Command(
+            "remoco.sweep.command:run", "Run a sweep's trials, each a fit and a test in a run folder of its own."
+        ),
+        "table": Command(
+            "remoco.sweep.command:table", "Print a sweep's results, with seeds as a spread, and write CSV."
+        ),
+        "plot": Command("remoco.sweep.command:plot", "Draw a sweep's results, with seeds as error bars."),
     },
     "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),

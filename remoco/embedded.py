@@ -39,8 +39,8 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     path = found["base"].get("released") or found["base"].get("init_args", {}).get("path")
     if path not in (None, embedded.NAME):
         raise UserError(
-            f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained its "
-            f"base, or one over `path: {embedded.NAME}`"
+            f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained "
+            f"its base, or one over `path: {embedded.NAME}`"
         )
     step = checkpoints.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module

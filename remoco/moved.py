@@ -22,5 +22,5 @@ MOVED = {
 
 def moved(message: str) -> str:
     """What a parser's error about an option that it does not know gains: nothing, or where the option went."""
-    found = re.search(r"Parser key \"model\":.*[Oo]ption '(\w+)' is not accepted", " ".join(message.split()))
+    found = re.search(r"[Oo]ption '(\w+)' is not accepted(?!;)", message)
     return f"; it is model.init_args.{MOVED[found[1]]} now" if found and found[1] in MOVED else ""

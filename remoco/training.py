@@ -65,6 +65,10 @@ WRONG = (
 """What classes that a configuration names raise where an argument is none of theirs."""
 
 
+# what stands under a field of a dataclass is its help
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
 class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 
@@ -76,8 +80,12 @@ class Parser(Raising, LightningArgumentParser):
     """LightningCLI's, with errors of ours."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """With what to give."""
-        super().error(_with_config(message) + moved(message), ex)
+        """With what to give, and where a key of before went."""
+        try:
+            super().error(_with_config(message), ex)
+        except Unparsed as error:
+            error.args = (f"{error}{moved(message)}",)
+            raise
 
 
 class CLI(LightningCLI):

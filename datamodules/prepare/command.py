@@ -10,11 +10,12 @@ from typing import Any, Literal
 from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.sources import videos_in
-from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, cores, prepare_video
+from datamodules.prepare.video import MAX_CLIPS, VIDEO_TIMEOUT, Settings, prepare_video
 from datamodules.shards import flow_codec
 from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import DotOptions, make_tracker
 from remoco.common.errors import UserError
+from remoco.common.machine import cores
 from remoco.common.pictures import colour_of
 
 _DOT = DotOptions()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 import signal
 import time
 from collections.abc import Iterator
@@ -267,8 +266,3 @@ def read_part(path: Path) -> dict[str, bytes]:
     """The members that `write_part` wrote."""
     with open(path, "rb") as file:
         return {kind: file.read(size) for kind, size in json.loads(file.readline())}
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

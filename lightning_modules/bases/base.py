@@ -7,7 +7,6 @@ where control may enter. Nothing here imports diffusers.
 from __future__ import annotations
 
 import functools
-import hashlib
 import inspect
 import sys
 from abc import ABC, abstractmethod
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.bases.said import Input, class_path
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
@@ -114,35 +114,6 @@ class Posterior(NamedTuple):
     std: Tensor
 
 
-@dataclass(frozen=True)
-class Input:
-    """What a person may say to a base beside image and control.
-
-    Attributes:
-        default: Taken where nothing is said.
-        least: The least it may be.
-        most: The most.
-        words: Words that may stand in place of a number, as `drawing`.
-    """
-
-    default: float | str
-    least: float
-    most: float
-    words: tuple[str, ...] = ()
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ValueError in one line unless it may be said."""
-        sound = value in self.words if isinstance(value, str) else _is_number(value) and value >= self.least
-        if not sound or (not isinstance(value, str) and value > self.most):
-            said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
-            words = "".join(f" or '{word}'" for word in self.words)
-            raise UserError(f"{name} is {said}, expected a number of {self.least:g} to {self.most:g}{words}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
-
-
 class VideoBase(nn.Module, ABC):
     """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
 
@@ -195,7 +166,7 @@ class VideoBase(nn.Module, ABC):
             given = {name: value for name, value in bound.arguments.items() if name != "self"}
             self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
 
-        cls.__init__ = keeping  # type: ignore[method-assign]
+        cls.__init__ = keeping  # type: ignore[method-assign, assignment]
 
     # Weights
 
@@ -388,12 +359,6 @@ class VideoBase(nn.Module, ABC):
         return kind(**{**record.get("init_args", {}), **arguments})
 
 
-def class_path(kind: type) -> str:
-    """Where a class is found: `lightning_modules.bases.SVD` for ours."""
-    ours = kind.__module__.startswith("lightning_modules.bases.")
-    return f"lightning_modules.bases.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
-
-
 def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
     """The class that a record names: one of ours, or one whose module is imported already.
 
@@ -412,8 +377,3 @@ def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
     if not (isinstance(found, type) and issubclass(found, VideoBase)):
         raise UserError(f"base.class_path is {path}, expected the class path of a base")
     return found
-
-
-def whole_hash(hashes: Mapping[str, str]) -> str:
-    """One hash for all networks of a base."""
-    return "meta" if "meta" in hashes.values() else hashlib.sha256(repr(dict(hashes)).encode()).hexdigest()

@@ -6,7 +6,7 @@ A noise level is one number for all processes: sigma = b / a of x = a clean + b 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -62,7 +62,9 @@ class NoiseProcess(ABC):
 class Predictor(Protocol):
     """What a `Denoiser` asks of a base, or of a network alone."""
 
-    unconditional: dict[str, str]
+    @property
+    def unconditional(self) -> Mapping[str, str]:
+        """As `VideoBase.unconditional`."""
 
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """As `VideoBase.predict`."""

@@ -129,7 +129,7 @@ def released_component(
         return load_component(located(folder, [name], revision), name, folder)
     if name not in released.others:
         raise UserError(
-            f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, a diffusers SVD to take it from"
+            f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, an SVD to take it from"
         )
     if name == "vae":
         config, state = vae_from_released(released.others[name])

@@ -183,7 +183,7 @@ def load_weights(module: MotionControlModule, start: Start) -> None:
     network, others = next(iter(base.denoisers().values())), [m for m in parts.values() if m is not None]
     if len(others) < len(parts) or len(module.injections) > 1:
         raise UserError("start: expected control.injection with one entry that has places, as a file has")
-    load_adapter(start.file, network, *others, base.fitted(), whole=base.trained)
+    load_adapter(start.file, network, others[0], others[1], base.fitted(), whole=base.trained)
 
 
 def load_adapter(

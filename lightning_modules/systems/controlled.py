@@ -175,9 +175,10 @@ class SVDSampler:
         return self.unet, self.vae, self.image_encoder
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
-        """Move and convert all networks, without gradients."""
+        """Move and convert all networks, without gradients; the VAE stays in float32 at least, or it overflows."""
         for module in self.networks():
-            nn.Module.to(module, device, dtype).requires_grad_(False).eval()
+            own = torch.promote_types(dtype, torch.float32) if module is self.vae else dtype
+            nn.Module.to(module, device, own).requires_grad_(False).eval()
 
 
 class ControlledSVD(SVDSampler):

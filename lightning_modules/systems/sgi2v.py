@@ -83,7 +83,7 @@ def _qkv(attn: Any) -> tuple[Any, Any, Any]:
     return attn.to_q, attn.to_k, attn.to_v
 
 
-class _Reached(Exception):
+class _Seen(Exception):
     """Leaves the UNet where no later block is needed."""
 
 
@@ -152,7 +152,7 @@ class SGI2VSampler(SVDSampler):
         inputs = torch.cat([latents / (sigma**2 + 1) ** 0.5, given.latents[1:, None].expand_as(latents)], 2)
         try:
             self.unet(inputs, timestep_of(sigma).to(inputs.device), given.tokens[1:], given.ids[1:])
-        except _Reached:
+        except _Seen:
             pass
 
     def features(self, seen: list[list[Tensor]], grid: Any) -> Tensor:
@@ -166,7 +166,7 @@ class SGI2VSampler(SVDSampler):
 
 
 def _leave(*_: Any) -> None:
-    raise _Reached
+    raise _Seen
 
 
 def grid_box(box: np.ndarray) -> tuple[int, int, int, int]:

@@ -6,7 +6,9 @@ Ray is imported when it is asked for: it is an extra.
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +18,7 @@ from remoco.common.errors import UserError, one_line
 
 @contextmanager
 def connected(address: str, workers: int) -> Iterator[Any]:
-    """Ray, connected to a cluster for the block, or one that already is.
+    """Ray, connected to a cluster for the block, or one that already is; SIGTERM raises KeyboardInterrupt there.
 
     Args:
         address: of the cluster: `auto` for the one this machine belongs to, HOST:PORT, or `local` to start one here.
@@ -25,33 +27,42 @@ def connected(address: str, workers: int) -> Iterator[Any]:
     Raises:
         UserError: Ray is not installed, or the cluster is not reached.
     """
-    ray = _ray(address)
-    started = not ray.is_initialized()
-    if started:
-        _connect(ray, address, workers)
+    ray = load(address)
+    if ray.is_initialized():
+        yield ray
+        return
+    handled = threading.current_thread() is threading.main_thread()  # Ray sets no handlers in other threads
+    before = signal.getsignal(signal.SIGTERM)
+    _connect(ray, address, workers)
     try:
+        if handled:  # as Ctrl-C, of which Ray knows; its own handler kills its processes, and aborts
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         yield ray
     finally:
-        if started:
-            ray.shutdown()
+        ray.shutdown()
+        if handled:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
-def set_up(address: str) -> None:
-    """Settings of Ray that count when it is first imported: one that is started here listens on 127.0.0.1 alone.
+def load(address: str) -> Any:
+    """Ray, with the settings that count when it is first imported.
 
-    Ray takes the machine's own address otherwise, and its ports run anybody's code: who reaches one owns the machine.
+    Where it is started here it listens on 127.0.0.1 alone: it takes the machine's own address otherwise, and its ports
+    run anybody's code, so that who reaches one owns the machine.
+
+    Raises:
+        UserError: it is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on every system: no cluster of machines
-
-
-def _ray(address: str) -> Any:
-    set_up(address)
+        os.environ.setdefault(
+            "RAY_worker_niceness", "0"
+        )  # 15 by default, for workers that share a machine with services
     try:
         import ray
     except ImportError:
-        raise UserError("--ray needs Ray: pip install -e '.[ray]' -c constraints.txt") from None
+        raise UserError("Ray is not installed: pip install -e '.[ray]' -c constraints.txt") from None
     return ray
 
 

@@ -46,6 +46,7 @@ def page(
 
         name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
         app = application(Studio(pipeline, behind, fit), name)
+        listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
         server(app).run(sockets=[listening])

@@ -56,6 +56,9 @@ class Setting:
             return asked
         if self.choices:
             raise UserError(f"{self.name}: expected one of {', '.join(self.choices)}, got {str(asked)[:40]!r}")
+        if self.words and isinstance(asked, str):
+            wanted = f"a number from {self.least:g} to {self.most:g}, or {' or '.join(self.words)}"
+            raise UserError(f"{self.name}: expected {wanted}, got {asked[:40]!r}")
         return number(asked, self.name, self.least, self.most, self.whole)
 
 

@@ -1,5 +1,1 @@
 """`remoco sweep`: trials over the keys of a YAML, each a run folder, then a table and figures of what came out."""
-
-from remoco.sweep.command import plot, run, table
-
-__all__ = ["plot", "run", "table"]

@@ -9,9 +9,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from remoco.common.errors import UserError, readable
+from remoco.common.ray_connection import load
 from remoco.common.whole_files import held, write_atomic, write_json
 from remoco.sweep import results
-from remoco.sweep.engine import load_tune, run_trials
+from remoco.sweep.engine import run_trials
 from remoco.sweep.figure import draw
 from remoco.sweep.plan import Plan, Trial, as_range, points, read_plan, record, trials_of, unlike
 from remoco.sweep.search import load_optuna, search
@@ -30,8 +31,8 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
     """
     plan = read_plan(sweep, list(set), seeds)
     folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
-    load_tune(ray)
-    if plan.search != "grid":
+    load(ray)
+    if plan.search == "tpe":
         load_optuna()
     wanted = record(plan)
     if (folder / results.PLAN).is_file() and (field := unlike(results.read_plan(folder), wanted)):
@@ -103,8 +104,7 @@ def _evaluate(plan: Plan, folder: Path, ray: str, drawn: list[dict[str, str]]) -
             record_file(folder, trial.name).parent.mkdir(parents=True, exist_ok=True)
             write_json(record_file(folder, trial.name), new_record(trial))
     if left:
-        for error in run_trials(left, plan, folder, ray):
-            print(f"Ray Tune: {error}")
+        run_trials(left, plan, folder, ray)
     return [_value(plan, folder, trials_of(plan, point, folder)) for point in drawn]
 
 

@@ -1,50 +1,25 @@
-"""Trials on one machine or a cluster, by Ray Tune: it places them on CPUs and GPUs and retries what is killed."""
+"""Trials on one machine or a cluster: Ray places them on CPUs and GPUs, and what is killed is started again."""
 
 from __future__ import annotations
 
-import os
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.prepare.video import cores
-from remoco.common.errors import UserError
-from remoco.common.ray_connection import connected, set_up
+from remoco.common.errors import UserError, readable
+from remoco.common.machine import cores
+from remoco.common.ray_connection import connected
 from remoco.sweep.plan import Plan, Trial
-from remoco.sweep.trial import last_line, log_file, perform, read_record
+from remoco.sweep.trial import PATIENCE, Killed, last_line, log_file, perform, read_record
 
 ATTEMPTS = 3  # more, after a kill
 REFRESH = 2.0  # seconds
-SETTINGS = {
-    "RAY_AIR_NEW_OUTPUT": "0",  # a banner that `verbose=0` does not stop
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs have loggers of their own
-    "RAY_worker_niceness": "0",  # Ray's own default, 15, is for workers that must not slow its services
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # an interrupted sweep ends at once; its runs go on from their checkpoints
-}
 
 
-def load_tune(address: str) -> Any:
-    """Ray Tune, for a cluster at this address.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
-    set_up(address)
-    try:
-        from ray import tune
-    except ImportError:
-        raise UserError("a sweep needs Ray Tune: pip install -e '.[sweep]' -c constraints.txt") from None
-    return tune
-
-
-def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> list[str]:
+def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None:
     """Run trials side by side, as many as there is room for; each leaves its record in the folder.
 
     Args:
@@ -53,74 +28,86 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> list
         out: the sweep's folder, which all machines see.
         address: of a Ray cluster: `auto`, HOST:PORT, or `local` to start one here.
 
-    Returns:
-        What Ray Tune itself reports: a lost node, a machine without the package; a line each.
+    Raises:
+        UserError: Ray is not installed, the cluster is not reached, or none of its machines has room for a trial.
     """
-    tune = load_tune(address)
-    with connected(address, workers=cores()) as ray, _progress(trials, out):
+    with connected(address, workers=cores()) as ray:
         gpus = plan.gpus if plan.gpus is not None else float(ray.cluster_resources().get("GPU", 0) > 0)
         if not any(node["Alive"] and _fits(node["Resources"], plan.cpus, gpus) for node in ray.nodes()):
             raise UserError(
                 f"a trial takes {plan.cpus} CPUs and {gpus:g} GPUs, and no machine of --ray {address} has them"
             )
-        work = tune.with_parameters(_work, trials=trials, out=str(out), cwd=os.getcwd())
-        tuner = tune.Tuner(
-            tune.with_resources(work, {"cpu": plan.cpus, "gpu": gpus}),
-            param_space={"index": tune.grid_search(list(range(len(trials))))},
-            run_config=tune.RunConfig(
-                name="tune",
-                storage_path=str(out / ".ray"),
-                failure_config=tune.FailureConfig(max_failures=ATTEMPTS),
-                verbose=0,
-            ),
-        )
-        errors = [str(error).strip().splitlines()[-1] for error in tuner.fit().errors if str(error).strip()]
-    return list(dict.fromkeys(errors))
+        work = ray.remote(num_cpus=plan.cpus, num_gpus=gpus, max_retries=0)(perform)
+        here = Path.cwd()
+        with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
+            _run(ray, lambda trial: work.remote(trial, out, here), trials, _Progress(bar, trials, out))
 
 
 def _fits(resources: dict[str, float], cpus: int, gpus: float) -> bool:
     return resources.get("CPU", 0) >= cpus and resources.get("GPU", 0) >= gpus
 
 
-def _work(config: dict[str, Any], trials: list[Trial], out: str, cwd: str) -> dict[str, Any]:
-    """What Tune calls, on the node that it chose."""
-    found = perform(trials[config["index"]], Path(out), Path(cwd))
-    return {"finished": int(found["state"] == "finished")}
+def _run(ray: Any, start: Callable[[Trial], Any], trials: list[Trial], progress: _Progress) -> None:
+    """Wait for all; one that was killed, with its process or its node, is started again.
+
+    Ray's own retries would not do: those of what it kills for want of memory have no end.
+    """
+    left = {start(trial): (trial, ATTEMPTS) for trial in trials}
+    try:
+        while left:
+            for reference in ray.wait(list(left), num_returns=len(left), timeout=REFRESH)[0]:
+                trial, more = left.pop(reference)
+                try:
+                    ray.get(reference)
+                except (Killed, ray.exceptions.RayError) as error:
+                    if not isinstance(error, Killed):  # which its record says
+                        progress.say(_reason(ray, error))
+                    if more:
+                        left[start(trial)] = trial, more - 1
+            progress.look()
+    except KeyboardInterrupt:
+        progress.say("stopping: what runs saves first; again to end at once")
+        for reference in reversed(left):  # so that none begins where another ended
+            ray.cancel(reference)
+        if left:
+            ray.wait(list(left), num_returns=len(left), timeout=PATIENCE)
+        raise
 
 
-@contextmanager
-def _progress(trials: list[Trial], out: Path) -> Iterator[None]:
+def _reason(ray: Any, error: Exception) -> str:
+    """In a line: a lost node, a machine without the package."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "Ray: " + readable(lines[-1 if isinstance(error, ray.exceptions.RayTaskError) else 0])
+
+
+class _Progress:
     """A bar over the trials: a line for each that finished or failed, and how far the running ones are."""
-    over = threading.Event()
-    left = {trial.name: log_file(out, trial.name) for trial in trials}
-    said = {name: (read_record(out, name) or {}).get("attempts", 0) for name in left}  # attempts that were reported on
-    with tqdm(total=len(trials), desc="trials", unit="trial") as bar:
 
-        def look() -> None:
-            running = []
-            for name in list(left):
-                found = read_record(out, name) or {"state": "waiting"}
-                if found["state"] == "finished":
-                    bar.update()
-                    bar.write(f"{name}: finished in {found['seconds']:.0f} s")
-                    del left[name]
-                elif found["state"] == "failed" and found["attempts"] > said[name]:
-                    said[name] = found["attempts"]
-                    bar.write(f"{name}: {found['error']}")
-                elif found["state"] == "started":
-                    steps = re.findall(r"\b\d+/\d+\b", last_line(left[name]))
-                    running.append(f"{name} {steps[-1] if steps else 'starts'}")
-            bar.set_postfix_str(" | ".join(running)[:100])
+    def __init__(self, bar: tqdm, trials: list[Trial], out: Path) -> None:
+        self._bar, self._out = bar, out
+        # name -> attempts of which the failure was reported
+        self._left = {trial.name: (read_record(out, trial.name) or {}).get("attempts", 0) for trial in trials}
+        self._said: set[str] = set()
 
-        def watch() -> None:
-            while not over.wait(REFRESH):
-                look()
+    def look(self) -> None:
+        """Read the records of what has not finished."""
+        running = []
+        for name, reported in list(self._left.items()):
+            record = read_record(self._out, name) or {"state": "waiting"}
+            if record["state"] == "finished":
+                self._bar.update()
+                self._bar.write(f"{name}: finished in {record['seconds']:.0f} s")
+                del self._left[name]
+            elif record["state"] == "failed" and record["attempts"] > reported:
+                self._left[name] = record["attempts"]
+                self._bar.write(f"{name}: {record['error']}")
+            elif record["state"] == "started":
+                steps = re.findall(r"\b\d+/\d+\b", last_line(log_file(self._out, name)))
+                running.append(f"{name} {steps[-1] if steps else 'starts'}")
+        self._bar.set_postfix_str(" | ".join(running)[:100])
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            over.set()
-            thread.join()
-            look()
+    def say(self, line: str) -> None:
+        """Write a line above the bar, once."""
+        if line not in self._said:
+            self._said.add(line)
+            self._bar.write(line)

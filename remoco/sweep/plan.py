@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import inspect
 import itertools
 import json
 import math
 import re
 from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +24,8 @@ from remoco.run_name import NAME, shortened
 
 SAVE_DIR = "trainer.logger.init_args.save_dir"
 SEEDS = ("model.init_args.seed", "data.init_args.seed")
-BASE_SEED = "model.init_args.base.init_args.init_seed"  # where the configuration has it, as bases of random weights do
+BASE = "model.init_args.base"
+BASE_SEED = f"{BASE}.init_args.init_seed"  # of bases that draw their first weights
 RANGES = ("uniform", "log_uniform", "integers")
 TEST = "test."
 MAX_TRIALS = 10_000
@@ -40,7 +44,7 @@ class Plan:
         test: Configuration files over the run's own for its test.
         seeds: Every trial runs with the seeds 0, 1, ... of the module, a random base's and of the data's order.
         metrics: What table and figure show: names of results, or how they begin; the first is what a search minimises.
-        search: `grid` tries every combination, `random` and `tpe` draw `trials` points (Optuna).
+        search: `grid` tries every combination, `random` and `tpe` (of Optuna) draw `trials` points.
         trials: Points of a search.
         label: What the figure calls the first of the values' keys.
         cpus: CPUs of a trial.
@@ -158,6 +162,8 @@ def _check(plan: Plan) -> None:
     ):  # fmt: skip
         if (value := getattr(plan, name)) is not None and not least <= value <= most:
             raise UserError(f"{name}: {value:g}, expected {least} to {most}")
+    if plan.gpus and plan.gpus > 1 and plan.gpus % 1:
+        raise UserError(f"gpus: {plan.gpus:g}, expected a part of one or a whole number")
     count = plan.trials if plan.search != "grid" else math.prod(len(values) for values in plan.values.values())
     if count * plan.seeds > MAX_TRIALS:
         raise UserError(f"values: {count} points with {plan.seeds} seeds each, expected at most {MAX_TRIALS} trials")
@@ -230,7 +236,7 @@ def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
     swept = [option(key, named(plan.values[key]).get(name, name)) for key, name in point.items()]
     common = [option(key, value) for key, value in plan.set.items() if not key.startswith(TEST)]
     test = [option(key.removeprefix(TEST), value) for key, value in plan.set.items() if key.startswith(TEST)]
-    keys = (*SEEDS, BASE_SEED) if any(_has(config, BASE_SEED) for config in plan.configs) else SEEDS
+    keys = (*SEEDS, BASE_SEED) if _draws_weights(plan, point) else SEEDS
     found = []
     for seed in range(plan.seeds):
         name = f"{base}-seed_{seed}"
@@ -241,14 +247,31 @@ def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
     return found
 
 
-def _has(config: str, key: str) -> bool:
-    """Whether a configuration file has a value at a dotted key."""
+def _draws_weights(plan: Plan, point: dict[str, str]) -> bool:
+    """Whether the base of a point takes a seed of its first weights: its configuration has one, or its class."""
+    given = [_base_of(config) for config in plan.configs] + [plan.set.get(BASE)]
+    if BASE in point:
+        given.append(named(plan.values[BASE]).get(point[BASE]))
+    base = next((each for each in reversed(given) if isinstance(each, dict)), {})
+    return "init_seed" in (base.get("init_args") or {}) or _takes_seed(str(base.get("class_path")))
+
+
+@functools.cache
+def _base_of(config: str) -> Any:
+    """What a configuration file has at `BASE`, if anything."""
     found = configs.load(Path(config), "configs")
-    for part in key.split("."):
-        if not isinstance(found, dict) or part not in found:
-            return False
-        found = found[part]
-    return True
+    for part in BASE.split("."):
+        found = found.get(part) if isinstance(found, dict) else None
+    return found
+
+
+@functools.cache
+def _takes_seed(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    try:
+        return "init_seed" in inspect.signature(getattr(import_module(module), name)).parameters
+    except Exception:  # what cannot be imported is what the parser of a fit refuses, and says why
+        return False
 
 
 def _tail(key: str) -> str:

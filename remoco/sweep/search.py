@@ -6,7 +6,9 @@ had drawn, and its folder of trials is all that it has to remember.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 from remoco.common.errors import UserError
@@ -24,7 +26,7 @@ def load_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise UserError("search: random and tpe need Optuna: pip install -e '.[sweep]' -c constraints.txt") from None
+        raise UserError("search: tpe needs Optuna: pip install -e '.[tpe]' -c constraints.txt") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
 
@@ -36,22 +38,47 @@ def search(plan: Plan, evaluate: Callable[[list[dict[str, str]]], list[float | N
         plan: with `search` random or tpe.
         evaluate: runs the trials of some points; the value of each, to be small, None where no trial finished.
     """
+    if plan.search == "random":
+        evaluate([{key: drawn(key, values, n) for key, values in plan.values.items()} for n in range(plan.trials)])
+    else:
+        _search_tpe(plan, evaluate)
+
+
+def drawn(key: str, values: Any, number: int) -> str:
+    """Value of a key at the point of this number, as text; it depends on nothing else.
+
+    Args:
+        key: of the plan's values.
+        values: of that key: a range, or names and listed values.
+        number: of the point, from 0.
+    """
+    share = Random(f"{number} {key}").random()  # of [0, 1): the same on every machine and for every Python
+    if not (ranged := as_range(values)):
+        names = list(named(values))
+        return names[int(share * len(names))]
+    kind, low, high = ranged
+    if kind == "integers":
+        return str(int(low) + int(share * (int(high) - int(low) + 1)))
+    if kind == "log_uniform":
+        return _text(math.exp(math.log(low) + share * (math.log(high) - math.log(low))))
+    return _text(low + share * (high - low))
+
+
+def _search_tpe(plan: Plan, evaluate: Callable[[list[dict[str, str]]], list[float | None]]) -> None:
     optuna = load_optuna()
-    sampler = {"random": optuna.samplers.RandomSampler, "tpe": optuna.samplers.TPESampler}[plan.search](seed=0)
-    study = optuna.create_study(sampler=sampler)
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
     space = {key: _distribution(optuna, values) for key, values in plan.values.items()}
-    size = plan.trials if plan.search == "random" else BATCH
-    for begin in range(0, plan.trials, size):
-        asked = [study.ask(space) for _ in range(min(size, plan.trials - begin))]
+    for begin in range(0, plan.trials, BATCH):
+        asked = [study.ask(space) for _ in range(min(BATCH, plan.trials - begin))]
         values = evaluate([{key: _text(trial.params[key]) for key in space} for trial in asked])
         for trial, value in zip(asked, values, strict=True):
             study.tell(trial, value, state=None if value is not None else optuna.trial.TrialState.FAIL)
 
 
 def _distribution(optuna: Any, values: Any) -> Any:
-    if not (drawn := as_range(values)):
+    if not (ranged := as_range(values)):
         return optuna.distributions.CategoricalDistribution(list(named(values)))
-    kind, low, high = drawn
+    kind, low, high = ranged
     if kind == "integers":
         return optuna.distributions.IntDistribution(int(low), int(high))
     return optuna.distributions.FloatDistribution(low, high, log=kind == "log_uniform")

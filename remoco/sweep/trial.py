@@ -37,7 +37,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (is_number, "a number"),
 }
 """Field of a trial's record -> whether a value can be, and what it should be."""
-PATIENCE = 120  # seconds that a killed driver's last run in the folder may take to end
+PATIENCE = 120  # seconds that a run may take to end, whose driver was killed or which was told to stop
+POLL = 0.1  # seconds
 
 
 class Killed(Exception):
@@ -54,6 +55,7 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
 
     Raises:
         Killed: another attempt goes on from here.
+        KeyboardInterrupt: the sweep was told to stop; the run has saved.
     """
     found = read_record(out, trial.name) or new_record(trial)
     if found["state"] == "finished":
@@ -76,7 +78,11 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
         options = trial.fit if stage == "fit" else [f"--config={folder / 'config.yaml'}", *trial.test]
         if stage == "test" or (folder / "checkpoints" / "last.ckpt").is_file():
             options = [*options, "--ckpt_path=last"]
-        code, error = _run([sys.executable, "-m", "lightning", stage, *options], log_file(out, trial.name), cwd)
+        try:
+            code, error = _run([sys.executable, "-m", "lightning", stage, *options], log_file(out, trial.name), cwd)
+        except KeyboardInterrupt:
+            note("waiting")
+            raise
         if code < 0 or code in STOPPED:
             note("failed", f"{stage} was killed by signal {-code}" if code < 0 else f"{stage} was told to stop")
             raise Killed(found["error"])
@@ -141,7 +147,13 @@ def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
             command, cwd=cwd, stdout=file, stderr=file, start_new_session=True, preexec_fn=_die_with_parent()
         )
         try:
-            code = process.wait()
+            while (code := process.poll()) is None:
+                time.sleep(POLL)
+        except KeyboardInterrupt:  # the sweep is told to stop: Ray raises it between two lines, not in a system call
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+            raise
         finally:  # ranks that outlive the first would keep their GPUs
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -74,6 +74,7 @@ def test_the_wheel_holds_the_rooms_the_configs_and_one_file_for_lightning(instal
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == ROOMS | {"lightning"}
     for room in ROOMS:
         assert {path.relative_to(REPO).as_posix() for path in (REPO / room).rglob("*.py")} <= set(names)
+    assert {path.relative_to(REPO).as_posix() for path in (REPO / "remoco/page/static").iterdir()} <= set(names)
     found = {path.relative_to(REPO / "configs").as_posix() for path in (REPO / "configs").rglob("*.yaml")}
     assert found == {name.removeprefix("remoco/packaged/") for name in names if name.endswith(".yaml")}
 

@@ -49,6 +49,19 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     assert found[0].test == [f"--config={CONFIGS / 'eval' / 'bench.yaml'}", "--trainer.precision=32"]
 
 
+def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep, tmp_path):
+    """Whether the configuration names their seed or not; by point, where the base is swept."""
+    base, seed = "model.init_args.base", "--model.init_args.base.init_args.init_seed=1"
+    drawn, loaded = ({"class_path": f"lightning_modules.bases.{name}"} for name in ("Sprites", "SVD"))
+    found = {}
+    for name, changes in {
+        "set": {"set": {base: loaded}}, "swept": {"values": {base: {"drawn": drawn, "loaded": loaded, "odd": {}}}}
+    }.items():  # fmt: skip
+        plan = read_plan(str(sweep(**changes)), [], 2)
+        found[name] = [seed in trials_of(plan, point, tmp_path)[1].fit for point in points(plan)]
+    assert found == {"set": [False, False], "swept": [True, False, False]}
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [
@@ -63,6 +76,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
         ({"values": {"data.init_args.root": ["a b", "a_b"]}}, [], "have the same folder, root_a_b-seed_0"),
         ({"seeds": "many"}, [], "seeds"),
         ({"search": "bayes"}, [], "search"),
+        ({"gpus": 1.5}, [], "gpus: 1.5, expected a part of one or a whole number"),
         ({"values": {SIZE: {"integers": [1, 8]}}}, [], "a range needs `search: random`"),
         ({"values": {SIZE: {"integers": [8, 1]}}, "search": "tpe"}, [], "expected integers: [low, high]"),
         ({"configs": ["no-such.yaml"]}, [], "configs: no file no-such.yaml"),
@@ -86,7 +100,7 @@ def test_trials_are_every_combination_and_seed(sweep, tmp_path):
     ],
 )
 def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, capsys, changes, arguments, said):
-    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda address: None)
+    monkeypatch.setattr("remoco.sweep.command.load", lambda address: None)
     monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: pytest.fail("a trial was started"))
     out = tmp_path / "out"
     assert remoco("sweep", "run", sweep(**changes), "--out", out, *arguments) == 2
@@ -122,10 +136,14 @@ def test_both_sizes_are_shipped():
         assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
 
 
-def test_without_ray_tune_it_says_what_to_install(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "ray.tune", None)
-    assert remoco("sweep", "run", sweep(), "--out", tmp_path / "out") == 2
-    assert "pip install -e '.[sweep]' -c constraints.txt" in capsys.readouterr().err
+@pytest.mark.parametrize(("package", "extra"), [("ray", "ray"), ("optuna", "tpe")])
+def test_without_a_package_it_says_what_to_install(sweep, tmp_path, monkeypatch, capsys, package, extra):
+    monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: pytest.fail("a trial was started"))
+    if package == "optuna":
+        monkeypatch.setattr("remoco.sweep.command.load", lambda address: None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert remoco("sweep", "run", sweep(search="tpe"), "--out", tmp_path / "out") == 2
+    assert f"pip install -e '.[{extra}]' -c constraints.txt" in capsys.readouterr().err
 
 
 def test_another_sweep_does_not_mix_in(sweep, tmp_path):
@@ -205,31 +223,52 @@ def test_a_trial_goes_on_from_its_last_checkpoint(monkeypatch, tmp_path):
     assert trial.perform(trial.Trial("two", {}, 0, [], []), tmp_path, tmp_path)["error"] == "fit: the last line"
 
 
+VALUES = {"a": {"log_uniform": [0.001, 1]}, "b": {"integers": [1, 9]}, "c": {"uniform": [-2, 2]}, SIZE: [4, 8]}
+
+
+def drawn(plan, value=lambda point: float(point["a"])) -> list[dict[str, str]]:
+    """The points of a search, whose trials have these values."""
+    found = []
+
+    def evaluate(points):
+        found.extend(points)
+        return [value(point) for point in points]
+
+    search(plan, evaluate)
+    assert len(found) == plan.trials
+    assert all(0.001 <= float(p["a"]) <= 1 and -2 <= float(p["c"]) <= 2 for p in found)
+    assert all(p["b"] in "123456789" and p[SIZE] in "48" for p in found)
+    return found
+
+
+def test_random_points_are_drawn_by_number_and_key(sweep, monkeypatch):
+    """So what is finished is skipped, more trials and more keys are added to it, and the results change nothing."""
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    plan = read_plan(str(sweep(values=VALUES, search="random", trials=400)), [], None)
+    first = drawn(plan)
+    few = {key: VALUES[key] for key in ("c", "a")}
+    fewer = read_plan(str(sweep(values=few, search="random", trials=24)), [], None)
+    asked = []
+    search(fewer, lambda points: asked.extend(points) or [None] * len(points))
+    assert asked == [{key: point[key] for key in few} for point in first[:24]]
+    # each a fair share of its range, on its own scale: five deviations of a count of 400
+    counts = [sum(float(p["a"]) < 0.001**0.5 for p in first), sum(float(p["c"]) < 0 for p in first)]
+    counts.append(sum(p[SIZE] == "4" for p in first))
+    assert all(150 < count < 250 for count in counts)
+    assert [sum(p["b"] == str(b) for p in first) > 10 for b in range(1, 10)] == [True] * 9
+    assert abs(np.corrcoef([float(p["c"]) for p in first], [np.log(float(p["a"])) for p in first])[0, 1]) < 0.25
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["random", "tpe"])
-def test_a_search_draws_the_same_points_again(sweep, kind):
-    """So what is finished is skipped; with other results TPE goes elsewhere, random does not."""
-    pytest.importorskip("optuna", reason="needs the extra `sweep`")
-    values = {"a": {"log_uniform": [0.001, 1]}, "b": {"integers": [1, 9]}, SIZE: [4, 8]}
-    plan = read_plan(str(sweep(values=values, search=kind, trials=24)), [], None)
-
-    def drawn(value) -> list[dict[str, str]]:
-        found = []
-
-        def evaluate(points):
-            found.extend(points)
-            return [value(point) for point in points]
-
-        search(plan, evaluate)
-        return found
-
-    first = drawn(lambda point: float(point["a"]))
-    assert len(first) == 24 and first == drawn(lambda point: float(point["a"]))
-    assert all(0.001 <= float(p["a"]) <= 1 and p["b"] in "123456789" and p[SIZE] in "48" for p in first)
-    other = drawn(lambda point: None if point == first[0] else -float(point["a"]))  # None: none of its trials finished
-    assert (first == other) == (kind == "random")
-    if kind == "tpe":
-        assert np.median([float(p["a"]) for p in first[-8:]]) < np.median([float(p["a"]) for p in first[:8]])
+def test_tpe_draws_the_same_points_again(sweep):
+    """So what is finished is skipped; with other results it goes elsewhere."""
+    pytest.importorskip("optuna", reason="needs the extra `tpe`")
+    plan = read_plan(str(sweep(values=VALUES, search="tpe", trials=24)), [], None)
+    first = drawn(plan)
+    assert first == drawn(plan)
+    other = drawn(plan, lambda point: None if point == first[0] else -float(point["a"]))  # None: no trial finished
+    assert first != other
+    assert np.median([float(p["a"]) for p in first[-8:]]) < np.median([float(p["a"]) for p in first[:8]])
 
 
 def test_a_plan_is_a_mapping(tmp_path):

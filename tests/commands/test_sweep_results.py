@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tqdm import tqdm
 
 from remoco.sweep import engine, results, trial
 from tests.support.commands import remoco
@@ -83,17 +84,22 @@ def test_a_damaged_plan_of_a_sweep_is_one_line(finished, capsys, text):
 
 def test_what_fails_is_said_while_the_others_run(finished, capsys):
     trials = [trial.Trial(f"region_size_8-seed_{seed}", {}, seed, [], []) for seed in (1, 2)]
-    with engine._progress(trials, finished):
-        path = trial.record_file(finished, trials[1].name)
-        assert "no space left" not in capsys.readouterr().out  # of an attempt before this one
+    path = trial.record_file(finished, trials[1].name)
+    with tqdm(total=2) as bar:
+        progress = engine._Progress(bar, trials, finished)
+        progress.look()
+        said = capsys.readouterr().out
+        assert "region_size_8-seed_1: finished" in said and "no space left" not in said  # of an attempt before this one
         path.write_text(json.dumps(json.loads(path.read_text()) | {"attempts": 1}))
-    assert "region_size_8-seed_2: fit: no space left" in capsys.readouterr().out
+        for _ in range(2):
+            progress.look()
+            progress.say("Ray: the node is dead")
+    assert capsys.readouterr().out.splitlines() == ["region_size_8-seed_2: fit: no space left", "Ray: the node is dead"]
 
 
-def test_what_ray_reports_is_shown_and_a_trial_that_never_ran_is_no_success(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("remoco.sweep.command.load_tune", lambda address: None)
-    monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: ["the node is dead"])
+def test_a_trial_that_never_ran_is_no_success(sweep, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("remoco.sweep.command.load", lambda address: None)
+    monkeypatch.setattr("remoco.sweep.command.run_trials", lambda *arguments: None)
     assert remoco("sweep", "run", sweep(seeds=1), "--out", tmp_path / "out") == 1
-    said = capsys.readouterr().out
-    assert "Ray Tune: the node is dead" in said and "2 of 2 trials are not finished" in said
+    assert "2 of 2 trials are not finished" in capsys.readouterr().out
     assert remoco("sweep", "table", tmp_path / "out") == 0  # one that is under way is no failure

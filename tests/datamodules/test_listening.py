@@ -48,15 +48,10 @@ def listening():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the kernel's tables")
 @pytest.mark.slow
 def test_a_ray_that_is_started_here_listens_on_this_machine_alone():
-    """Of `prepare --ray local`, and of a sweep where Ray Tune is installed: its scheduler, its store, its workers."""
+    """Of `prepare --ray local`, and of a sweep: its scheduler, its store, its workers."""
     need("ray", "ray")
     code = """
-from contextlib import suppress
-from remoco.common.errors import UserError
 from remoco.common.ray_connection import connected
-from remoco.sweep.engine import load_tune
-with suppress(UserError):  # without Ray Tune
-    load_tune("local")
 with connected("local", 1) as ray:
     assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
     found = listening()

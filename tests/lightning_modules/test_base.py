@@ -53,7 +53,7 @@ def test_only_the_unet_is_trained_and_no_control_reaches_it(trained):
     found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
     assert {".".join(name.split(".")[:2]) for name in found["state_dict"]} == {"base.unet", "base.pca"}
     assert found["remoco"]["architecture"]["injection"] is None
-    fresh = random_svd("micro", 0, "pca", 8).unet.state_dict()
+    fresh = random_svd("micro", 0, "pca").unet.state_dict()
     moved = [name for name in fresh if not torch.equal(fresh[name], found["state_dict"][f"base.unet.{name}"])]
     assert len(moved) > len(fresh) / 2
 

@@ -136,7 +136,7 @@ def test_micro_run_resumes_to_the_bit_with_the_latents_it_began_with(tmp_path, s
         assert torch.equal(value, resumed.stored()[name]), name
     kept = [torch.load(tmp_path / f / "last.ckpt", weights_only=True)["callbacks"]["EMA"] for f in ("whole", "parts")]
     assert all(torch.equal(value, kept[1]["shadow"][name]) for name, value in kept[0]["shadow"].items())
-    assert {name for name in whole.stored() if "pca" in name} == {f"svd.pca.{n}" for n in ("mean", "basis", "scale")}
+    assert {name for name in whole.stored() if "pca" in name} == {f"base.pca.{n}" for n in ("mean", "basis", "scale")}
 
 
 class Stop(EMA):
@@ -167,12 +167,12 @@ def packed(tmp_path_factory, sprites):
 
 
 def test_a_packed_model_is_the_checkpoint_in_half_precision(packed):
-    checkpoint, file = packed
+    _, file = packed
     theirs, ours = (MotionControlPipeline.from_checkpoint(path) for path in packed)
     for name, value in theirs.module.stored(whole=True).items():
-        want = value if name.startswith("svd.pca.") else value.half().float()
+        want = value if name.startswith("base.pca.") else value.half().float()
         assert torch.equal(want, ours.module.stored(whole=True)[name]), name
-    assert ours.module.sampling.sigma_max == 80 and ours.module.sampling.guidance == [1.0, 1.0]
+    assert ours.module.sampling.sigma_max == 80 and ours.module.sampling.guidance == (1.0, 1.0)
     assert ours.sampling["num_frames"] == 4 and ours.module.sampling.inputs == {"motion_bucket_id": "drawing"}
     frame = torch.randint(0, 255, (64, 64, 3), generator=torch.Generator().manual_seed(0)).byte().numpy()
     assert len(ours(frame, [[[20, 20], [40, 30]]]).frames[0]) == 4
@@ -212,7 +212,9 @@ def test_the_embedded_model_is_small_and_says_how_it_was_made():
     assert embedded.PATH.stat().st_size <= 8e6
     with safe_open(embedded.PATH, framework="pt") as file:
         about = file.metadata()
-    assert "lightning fit" in about["commands"] and json.loads(about["remoco"])["base"]["svd"] == "embedded"
+    assert (
+        "lightning fit" in about["commands"] and json.loads(about["remoco"])["base"]["init_args"]["path"] == "embedded"
+    )
     assert int(about["global_step"]) >= 500
 
 

@@ -53,8 +53,10 @@ def test_the_cache_is_what_the_step_would_compute(base, cached):
     sigma_aug = torch.full((2,), 0.02)
     a, b = net.conditioning(plain, sigma_aug), net.conditioning(with_latents, sigma_aug)
     unit = 2**-8  # of bfloat16; the image encoder's batch is another, and may be summed otherwise
-    torch.testing.assert_close(b.image_embedding.float(), a.image_embedding.float(), atol=16 * unit, rtol=16 * unit)
-    assert torch.equal(a.control, b.control) and torch.equal(a.image_latent, b.image_latent)
+    torch.testing.assert_close(
+        b.parts["image_embedding"].float(), a.parts["image_embedding"].float(), atol=16 * unit, rtol=16 * unit
+    )
+    assert torch.equal(a.control, b.control) and torch.equal(a.parts["image_latent"], b.parts["image_latent"])
 
 
 def test_trains_from_the_cache(base, cached, tmp_path):

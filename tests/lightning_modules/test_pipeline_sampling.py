@@ -9,9 +9,11 @@ from PIL import Image
 
 from conditions import DenseFlow, GaussianFiltered, RegionWise, motion_bucket
 from conditions.strokes import interpolate_track
-from lightning_modules.conditioning import Conditioning, to_uint8
+from lightning_modules.bases.svd.network import conditioning
+from lightning_modules.conditioning import to_uint8
 from lightning_modules.control.lora import lora_layers
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.process.base import Denoiser
 from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.process.sampler import euler_sample
 from tests.support.modules import module, perturb
@@ -82,13 +84,14 @@ def test_a_drawing_has_its_own_motion_bucket_where_that_is_asked_for(exact, monk
         own = dict(image=IMAGES[index], tracks=TRACKS[index], brush=drawn["brush"][index], seed=index)
         return exact(**own, output_type="latent", motion_bucket_id=bucket, **SHORT).frames[0]
 
-    by_default, told = exact(**drawn).frames, exact(**drawn, inputs={"motion_bucket_id": "drawing"}).frames
+    by_default, told = exact(**drawn).frames, exact(**drawn, motion_bucket_id="drawing").frames
     torch.testing.assert_close(by_default[0], one(0, 17), rtol=0, atol=1e-9)
     assert not torch.allclose(told[0], by_default[0], rtol=0, atol=1e-5)
     for index, bucket in enumerate(buckets):
         torch.testing.assert_close(told[index], one(index, bucket), rtol=0, atol=1e-6)  # the bucket is float32
         torch.testing.assert_close(told[index], one(index, "drawing"), rtol=0, atol=1e-9)
-    monkeypatch.setattr(exact.module, "motion_bucket_id", "drawing")
+    said = exact.module.sampling.but(inputs={"motion_bucket_id": "drawing"})
+    monkeypatch.setattr(exact.module, "sampling", said)
     torch.testing.assert_close(exact(**drawn).frames, told, rtol=0, atol=1e-9)
     torch.testing.assert_close(exact(**drawn, motion_bucket_id=17).frames, by_default, rtol=0, atol=1e-9)
 
@@ -118,7 +121,7 @@ def test_guidance_in_two_passes_where_memory_is_short(exact):
     """A device that holds one branch: refused once, then one after the other, the same to 1e-9."""
     net, tried = exact.module, []
 
-    class Small:
+    class Small(Denoiser):
         def __call__(self, x, sigma, cond):
             tried.append(len(x))
             if len(x) > 1:
@@ -126,15 +129,17 @@ def test_guidance_in_two_passes_where_memory_is_short(exact):
             return net.denoiser(x, sigma, cond)
 
     generator = torch.Generator().manual_seed(0)
-    cond = Conditioning(
-        image_latent=torch.randn(1, 192, 8, 8, generator=generator, dtype=torch.float64),
-        image_embedding=torch.randn(1, 1, 32, generator=generator, dtype=torch.float64),
-        ids=torch.tensor([[8.0, 17.0, 0.02]], dtype=torch.float64),
+    cond = conditioning(
+        torch.randn(1, 192, 8, 8, generator=generator, dtype=torch.float64),
+        torch.randn(1, 1, 32, generator=generator, dtype=torch.float64),
+        torch.tensor([[8.0, 17.0, 0.02]], dtype=torch.float64),
     )
     noise = torch.randn(1, FRAMES, 192, 8, 8, generator=generator, dtype=torch.float64)
     net.injections[0].set(net.motion_encoder(torch.randn(1, FRAMES, 3, 64, 64, generator=generator).double()))
     with torch.no_grad():
-        one, two = (euler_sample(denoiser, noise, cond, steps=3) for denoiser in (net.denoiser, Small()))
+        one, two = (
+            euler_sample(denoiser, noise, cond, steps=3) for denoiser in (net.denoiser, Small(net.base, net.process))
+        )
     net.injections[0].set(None)
     assert tried == [2, 1, 1, 1, 1, 1, 1]
     torch.testing.assert_close(two, one, rtol=0, atol=1e-9)

@@ -10,14 +10,8 @@ from remoco.common.errors import UserError
 from tests.support.commands import remoco
 from tests.support.modules import data, trainer
 from tests.support.nets import motion_control
-from tests.support.parity import ParitySet, load_set
 
 BUNDLE = dict(condition=RegionWise(visibility_rule="block", motion_norm="squared"), lora="linear", rank=4)
-
-
-@pytest.fixture(scope="module")
-def parity() -> ParitySet:
-    return load_set("wide")
 
 
 @pytest.mark.parametrize(

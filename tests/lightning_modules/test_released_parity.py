@@ -36,7 +36,7 @@ def released(released_file) -> Released:
 
 
 def through_the_module(path: Path, released: Released) -> Network:
-    """What `model.init_args.start: {kind: motionpro, file: PATH}` builds; the sets hold no VAE and image encoder: tiny ones lie beside."""
+    """What `start: {kind: motionpro}` builds; of VAE and image encoder the sets hold none: tiny ones lie beside."""
     sizes = released.architecture
     folder = path.parent / "svd"
     others = random_svd("tiny")

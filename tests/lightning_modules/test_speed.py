@@ -8,10 +8,13 @@ import pytest
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 
+from lightning_modules import networks
 from lightning_modules.bases import SVD
+from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.bases.svd.weight_files import weight_files
 from lightning_modules.bases.svd.weights import load_unet, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.config import Sampling
 from lightning_modules.host import EarlierValue
 from lightning_modules.process.base import randn
 from lightning_modules.process.graphs import Recorded
@@ -203,13 +206,13 @@ def clip_of(net, dtype: torch.dtype) -> tuple[torch.Tensor, Conditioning]:
     dim, channels = net.base.unet.config.cross_attention_dim, net.base.channels
     parts = [randn([i], shape)[0] for i, shape in enumerate([(1, 3, channels, 8, 8), (1, channels, 8, 8), (1, 1, dim)])]
     noise, latent, token = (part.to(net.device, dtype) for part in parts)
-    return noise, Conditioning(latent, token, torch.tensor([[8.0, 17.0, 0.02]], device=net.device))
+    return noise, conditioning(latent, token, torch.tensor([[8.0, 17.0, 0.02]], device=net.device))
 
 
 def test_without_a_gpu_nothing_is_recorded(built):
     noise, cond = clip_of(built, torch.float32)
     plain, recorded = (
-        built.networks._replace(sample_graph=graph).sample(cond, noise, 2, (1.0, 2.5)) for graph in (False, True)
+        networks.sample(built.denoiser, built.base, cond, noise, Sampling(2), graph=graph) for graph in (False, True)
     )
     assert torch.equal(plain, recorded)
 

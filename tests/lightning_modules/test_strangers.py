@@ -69,10 +69,10 @@ FIELDS: dict = {
     "architecture__lora_rank": [(2048, "misshapen"), (10**9, "lora_rank is 1000"), ("4", "lora_rank"), (True, "lora")],
     "architecture__lora": [("linear", "misshapen"), ("all", "lora is 'all'"), (None, "unknown")],
     "architecture__injection": [
-        (["concat"], "missing"), (["os.system"], "not imported|injection is"), (5, "injection"), ("concat", "injection"),
+        (["concat"], "missing"), (["os.system"], "not imported|injection"), (5, "injection"), ("concat", "injection"),
         ([["add"]], "injection"), (["add"] * 9, "injection"), (["add", "add"], "injection"),
     ],
-    "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "components"), (True, "components")],
+    "base__init_args__components": [(192, "misshapen"), (10**12, "components"), ("8", "compo"), (True, "components")],
     "base__init_args__latents": [("vae", "unknown"), ("space_to_depth", "unknown"), (["pca"], "latents")],
     "base__init_args__trained": [(True, "trained")],
     "base__init_args": [({"path": "owner/name"}, "path"), ([], "init_args"), (5, "init_args")],
@@ -87,14 +87,14 @@ FIELDS: dict = {
     "base__init_args__size": [("full", "misshapen"), ("small", "misshapen"), ("huge", "size"), (["micro"], "size")],
     "base__init_args__init_seed": [(2**80, "init_seed"), ("0", "init_seed")],
     "base__revision": [("x" * 10_000, "revision")],
-    "base__random_init": [("micro", "base is random_init")],
+    "base__random_init": [("micro", "base is 'random_init'")],
     "sampling__num_frames": [(10**9, "num_frames"), (1000, "pixels in all|sampling"), (2.5, "num_frames")],
     "sampling__height": [(8192, "sampling"), (100, "height")],
     "sampling__steps": [(10**9, "steps")],
     "sampling__sigma_max": [(float("nan"), "sigma_max")],
     "sampling__guidance": [([1], "guidance"), (["a", "b"], "guidance")],
     "sampling__inputs": [
-        ({"fps": 1e9}, "fps"), ({"motion_bucket_id": "pan"}, "motion_bucket_id"), ({"prompt": "x"}, "inputs"), (5, "inputs"),
+        ({"fps": 1e9}, "fps"), ({"motion_bucket_id": "pan"}, "motion_b"), ({"prompt": "x"}, "inputs"), (5, "inputs"),
     ],
     "whole": [(True, "missing"), ("yes", "whole")],
 }  # fmt: skip
@@ -239,7 +239,7 @@ def test_adapters_and_exports(refused, checkpoint, tmp_path):
         if ".lora_A." in name:
             state[name] = torch.zeros(10**9, 0)  # no bytes, and yet a rank
     save_file(state, tmp_path / "adapter.safetensors")
-    refused("adapter", tmp_path / "adapter.safetensors", "misshapen|lora_rank")
+    refused("adapter", tmp_path / "adapter.safetensors", "misshapen|rank")
     torch.save(checkpoint, tmp_path / "a.ckpt")
     refused("export-base", tmp_path / "a.ckpt", "holds a controller")
     changes = {"architecture__injection": None, "base__init_args__size": "full"}

@@ -1,4 +1,4 @@
-"""A base of one's own is one file and one YAML: it trains, resumes to the bit, samples, and its checkpoints are read."""
+"""A base of one's own is one file and one YAML: it trains, resumes to the bit, and its checkpoints are sampled."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,8 @@ from torch import nn
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
-from lightning_modules.bases.base import Grid, Input
+from lightning_modules.bases.base import Grid
+from lightning_modules.bases.said import Input
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import configs

@@ -80,6 +80,8 @@ def test_a_base_of_ones_own_is_asked_for_what_it_is_told():
     for value in (-5.1, 13, "breeze", None, True, [1]):
         with pytest.raises(UserError, match="wind_speed: expected a number from -5 to 12"):
             asked(unloaded(Sampling(), Other()), wind_speed=value)
+    with pytest.raises(UserError, match="to 12, or calm or storm, got 'breeze'"):
+        asked(unloaded(Sampling(), Other()), wind_speed="breeze")
     assert asked(unloaded(Sampling(), Toy()))[2].inputs == {}
 
 

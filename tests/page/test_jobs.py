@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conditions import motion_bucket
+from conditions import RegionWise, motion_bucket
 from conditions.strokes import drawn_motion
+from lightning_modules import MotionControlModule
+from lightning_modules.bases.base import Input
+from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
 from remoco.page import exchange, form, jobs
 from remoco.page.jobs import Studio
+from tests.support.toy import Toy
 
 SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "motion_bucket_id": 1.0}
 
@@ -22,6 +26,13 @@ SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "mo
 @pytest.fixture(scope="module")
 def pipeline():
     return MotionControlPipeline.from_checkpoint("embedded")
+
+
+class Windy(Toy):
+    """A base that is told something of its own."""
+
+    def inputs(self):
+        return {"wind_speed": Input(3.0, -5, 12)}
 
 
 class Counted:
@@ -84,6 +95,17 @@ def test_a_motion_as_drawn_is_the_drawings_and_zero_is_none(pipeline):
     assert "motion as drawn, " in drawn["about"] and np.array_equal(decoded(drawn["clip"]), decoded(told["clip"]))
     zero = generated(0.0)
     assert "motion 0, " in zero["about"] and not np.array_equal(decoded(zero["clip"]), decoded(told["clip"]))
+
+
+@pytest.mark.parametrize("base", [Toy, Windy])
+def test_a_base_that_is_told_no_rate_and_no_motion_generates(base):
+    module = MotionControlModule(base(3), RegionWise(), Control(["modulation"], "linear", 2), sampling=Sampling(2))
+    module.configure_model()
+    studio = Studio(MotionControlPipeline(module, {"num_frames": 3, "height": 64, "width": 64}))
+    settings = {"steps": 2, "fps": 4} | ({"wind_speed": -2.5} if base is Windy else {})
+    done = asyncio.run(events(studio, drawing(), settings))[-1]
+    assert done["state"] == "done" and "motion" not in done["about"], done
+    assert decoded(done["clip"]).shape == (3, 64, 64, 3)
 
 
 def test_closing_stops_the_work_after_its_step(pipeline):

@@ -9,89 +9,10 @@ import threading
 
 import pytest
 
-from remoco.page import exchange, routes
-from remoco.page.jobs import QUEUE, Studio
-from remoco.page.routes import STATIC, application
-from tests.support.page import told, unloaded
-
-HEADERS = [(b"host", b"127.0.0.1:7860"), (b"content-type", b"application/json")]
-SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 0, "steps": 100}
-
-
-class Steps(Studio):
-    """A studio whose clips are steps that a test lets go on one by one: `let` is released for each."""
-
-    def __init__(self):
-        super().__init__(unloaded())
-        self.let, self.made = threading.Semaphore(0), []
-
-    def _generated(self, drawing, settings, sampling, tell):
-        for step in range(sampling.steps):
-            self.let.acquire()
-            self.made.append(settings.seed)
-            tell({"state": "running", "step": step + 1, "steps": sampling.steps, "message": "a step"})
-        return {"state": "done", "message": f"clip of {settings.seed}"}
-
-
-class Client:
-    """A request to the page, and what comes of it; `leave` closes its connection."""
-
-    def __init__(self, own, path, body=b"", method="POST"):
-        self.status, self.data, self.some = None, b"", asyncio.Event()
-        self._left, self._parts = asyncio.Event(), [body] if isinstance(body, bytes) else list(body)
-        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": HEADERS}
-        self.task = asyncio.create_task(own(scope, self._receive, self._send))
-
-    async def _receive(self):
-        if self._parts:
-            part = self._parts.pop(0)
-            return {"type": "http.request", "body": part, "more_body": bool(self._parts)}
-        await self._left.wait()
-        return {"type": "http.disconnect"}
-
-    async def _send(self, message):
-        self.status = message.get("status", self.status)
-        self.data += message.get("body", b"")
-        self.some.set()
-
-    def leave(self):
-        self._left.set()
-
-    async def answer(self):
-        await self.task
-        return self.status, self.data
-
-    async def event(self, wanted):
-        """The first of its events for which `wanted` is true."""
-        while True:
-            for event in self.events():
-                if wanted(event):
-                    return event
-            self.some.clear()
-            await self.some.wait()
-
-    def events(self):
-        return list(told(self.data.splitlines(keepends=True)))
-
-
-def served(studio):
-    return application(studio, "a checkpoint")
-
-
-def generate(own, seed=0, **settings):
-    drawing = exchange.examples()[0]["drawing"]
-    body = {"drawing": drawing, "settings": SETTINGS | {"seed": seed} | settings}
-    return Client(own, "/page/generate", json.dumps(body).encode())
-
-
-def run(test):
-    """A coroutine to its end; what waits for ever is a failure."""
-
-    async def bounded():
-        async with asyncio.timeout(60):
-            await test
-
-    asyncio.run(bounded())
+from remoco.page import exchange, guard, routes
+from remoco.page.jobs import QUEUE
+from remoco.page.routes import STATIC
+from tests.page.client import SETTINGS, Client, Steps, generate, run, served
 
 
 def test_a_small_get_is_answered_while_a_large_body_is_parsed(monkeypatch):
@@ -162,7 +83,37 @@ def test_a_generation_ends_at_its_next_step_when_its_client_leaves_and_the_next_
         assert (await stays.event(lambda event: event.get("state") == "done"))["message"] == "clip of 2"
         await stays.task
         assert studio.made == [1, 1, 1, 2, 2]  # one more step of who left, and no other
-        assert not studio._line and not studio._jobs
+        while studio._line:  # its thread ends after its last word
+            await asyncio.sleep(0.001)
+        assert not studio._jobs
+
+    run(test())
+
+
+def test_a_generation_ends_when_its_client_takes_no_more_of_it(monkeypatch):
+    """Neither gone nor reading: the connection is given up, and the next one's turn comes."""
+    monkeypatch.setattr(guard, "STALLED", 0.05)
+
+    class Deaf(Client):
+        async def _send(self, message):
+            await super()._send(message)
+            if any("step" in event for event in self.events()):
+                await asyncio.Event().wait()
+
+    async def test():
+        studio = Steps()
+        own = served(studio)
+        deaf, other = generate(own, 1, Deaf), generate(own, 2, steps=1)
+        await other.event(lambda event: event.get("state") == "waiting")
+        studio.let.release()
+        await deaf.answer()
+        for _ in range(2):
+            studio.let.release()
+        await other.answer()
+        assert other.events()[-1]["message"] == "clip of 2" and studio.made == [1, 1, 2]
+        while studio._line:  # its thread ends after its last word
+            await asyncio.sleep(0.001)
+        assert not studio._jobs
 
     run(test())
 

@@ -44,7 +44,7 @@ def quick(root: Path, run: Path, **more) -> list[str]:
         "data.init_args.height": 64,
         "data.init_args.width": 64,
         "data.init_args.num_workers": 0,
-        "model.init_args.sample_steps": 2,
+        "model.init_args.sampling.steps": 2,
     }
     options |= more
     return ["--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]

@@ -1,11 +1,11 @@
-"""SVD as a base: load it from diffusers' folders, encode and decode, condition and predict, and where control enters."""
+"""SVD as a base: loaded from diffusers' folders; its latents, conditioning and prediction, and where control enters."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
-from lightning_modules.bases.base import Grid, Input, Level, Place, Posterior, VideoBase, whole_hash
+from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
+from lightning_modules.bases.said import Input, whole_hash
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks
 from lightning_modules.bases.svd.clip import clip_input
@@ -38,8 +39,8 @@ class SVD(VideoBase):
     """Stable Video Diffusion, image to video: UNet, VAE and CLIP image encoder.
 
     Args:
-        path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites in
-            the package.
+        path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites
+            in the package.
         revision: Revision of the hub id.
         trained: Train the UNet too, in float32.
         vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
@@ -59,9 +60,13 @@ class SVD(VideoBase):
     grid = Grid(space=8, step=64)
     conditionings = CONDITIONINGS
     unconditional = UNCONDITIONAL
-    named_by = ("path", "revision")
-    located_by = ("path", "revision")
+    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     frame_noise = (-3.0, 0.5)
+    unet: Any
+    image_encoder: Any
+    vae: Any
+    pca: PatchPCA | None
 
     def __init__(
         self,

@@ -40,6 +40,7 @@ def diffusers_eps(svd: SVD) -> Iterator[None]:
 
 
 def res_block_norms(unet: nn.Module) -> dict[str, Any]:
+    """Name -> norm of all res blocks, spatial and temporal."""
     blocks = [(n, m) for n, m in unet.named_modules() if isinstance(m, (ResnetBlock2D, TemporalResnetBlock))]
     return {f"{name}.{norm}": getattr(block, norm) for name, block in blocks for norm in ("norm1", "norm2")}
 

@@ -42,7 +42,7 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
     folder = Path(path).expanduser()
     if folder.is_file():
         raise UserError(
-            f"base: {folder} is one file, expected a folder with unet/, vae/ and image_encoder/ as diffusers writes them"
+            f"base: {folder} is one file, expected a folder with unet/, vae/, image_encoder/ as diffusers writes them"
         )
     for name in names:
         if not (folder / name / "config.json").is_file():

@@ -143,7 +143,7 @@ for (const [name, { rest, slider, least, most, step = 0.01, says, from }] of Obj
   $(".rm-presets").append(row);
 }
 for (const button of document.querySelectorAll("[data-kind]")) button.onclick = () => setKind(button.dataset.kind);
-const tabs = [...document.querySelectorAll("[data-tab]")];
+const tabs = [...document.querySelectorAll("[role=tab]")];
 for (const tab of tabs) {
   tab.onclick = () => setTab(tab.dataset.tab);
   tab.onkeydown = (event) => {

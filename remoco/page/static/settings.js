@@ -23,7 +23,7 @@ function numberField({ name, label, value, least, most, slider, step, whole, wor
   const boxes = words.map((word) => wordBox(field, word));
   Object.assign(number, { min: least, max: most, step });
   const [from, to] = slider || [least, most];
-  Object.assign(range, { min: from, max: to, step, hidden: !slider });
+  Object.assign(range, { min: from, max: to, step, value: (from + to) / 2, hidden: !slider });
   range.ariaLabel = `${label}, slider`;
   reset.ariaLabel = `${label}: back to ${WORDS[value] || value}`;
   const show = (now) => {

@@ -250,4 +250,4 @@ def test_a_cluster_that_is_not_there_is_one_line(folder, tmp_path, capsys, monke
         assert f"--ray {address}: no cluster there" in capsys.readouterr().err.strip().splitlines()[-1]
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(folder, tmp_path / "o", *SMALL, "--ray", "auto") == 2
-    assert "--ray needs Ray: pip install -e '.[ray]' -c constraints.txt" in capsys.readouterr().err
+    assert "Ray is not installed: pip install -e '.[ray]' -c constraints.txt" in capsys.readouterr().err

@@ -46,6 +46,16 @@ def test_recorded_outputs_of_the_original(shared, name):
     assert sum(each.difference is not None for each in found) >= 10
 
 
+def test_the_full_size_is_the_released_files():
+    """685 tensors, 685.0 M parameters, and the names that are the control's own."""
+    with torch.device("meta"):
+        copy = ControlledEncoder(Sprites("full", latents="vae").layout().unet.config)
+    state = copy.state_dict()
+    assert len(state) == 685 and round(sum(tensor.numel() for tensor in state.values()) / 1e5) == 6850
+    assert state["controlnet_cond_embedding.blocks_feature.3.weight"].shape == (256, 160, 3, 3)
+    assert state["controlnet_down_blocks.11.weight"].shape == (1280, 1280, 1, 1)
+
+
 class Wide:
     """The wide set's networks and inputs, with one quirk switched."""
 

@@ -12,6 +12,7 @@ from conditions.dragnuwa import drags, spread
 from lightning_modules.released.base import read_released
 from lightning_modules.systems.dragnuwa import DragNUWA, Quirks, Settings, released_drags
 from remoco.common.errors import UserError
+from remoco.released import convert
 from tests.support.systems import compared, dragnuwa, recorded_set
 from tests.support.systems.files import DRAGNUWA, dragnuwa_state, drawing, write_dragnuwa
 
@@ -76,6 +77,9 @@ def test_files_of_the_two_systems_are_told_apart(tmp_path, file):
         DragNUWA.load(str(path))
     with pytest.raises(UserError, match="2 channels, expected 3"):
         read_released(str(file), DRAGNUWA.lora_rank)
+    with pytest.raises(UserError, match="2 channels, expected 3"):
+        convert(str(file), str(tmp_path / "converted"), head_channels=DRAGNUWA.head_channels)
+    assert not (tmp_path / "converted").exists()
 
 
 def test_frames_must_be_multiples_of_64(system):

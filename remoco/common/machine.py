@@ -1,0 +1,8 @@
+"""What this machine gives to a process."""
+
+import os
+
+
+def cores() -> int:
+    """Number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
