@@ -72,7 +72,7 @@ WIDE = np.zeros((100, 200, 3), np.uint8)
     [
         (dict(image=np.zeros((64, 64), np.uint8)), "image"),
         (dict(image="no/such.png"), "no/such.png"),
-        (dict(height=72), "72 x 64.*multiples of 64"),
+        (dict(height=72), "height is 72.*multiple of 64"),
         (dict(tracks=[np.zeros((0, 2))]), "track 0"),
         (dict(tracks=[[["a", "b"]]]), "track 0"),
         (dict(brush=np.ones((5, 5))), "brush"),
