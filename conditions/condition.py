@@ -147,16 +147,16 @@ class Condition(ABC):
 
 def class_path(cls: type) -> str:
     """Where a class is found: `conditions.NAME` for this package's, module and name for others."""
-    own = cls.__module__.startswith("conditions.")
-    return f"conditions.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
+    of_package = cls.__module__.startswith("conditions.")
+    return f"conditions.{cls.__name__}" if of_package else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _concrete(cls: type) -> list[type]:
     """Subclasses of `cls` that can be made."""
-    found: list[type] = []
+    classes: list[type] = []
     below: list[type] = cls.__subclasses__()
     for sub in below:
-        found += _concrete(sub)
+        classes += _concrete(sub)
         if not inspect.isabstract(sub):
-            found.append(sub)
-    return found
+            classes.append(sub)
+    return classes

@@ -151,5 +151,5 @@ def scene_of(shape: ClipShape, seed: list[int], kind: SceneKind) -> Scene:
     size = shape.frames, shape.height, shape.width
     if kind == "textured":
         return random_scene(seed, *size)
-    made = plain_scene if kind == "plain" else varied_scene
-    return made([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)
+    draw_scene = plain_scene if kind == "plain" else varied_scene
+    return draw_scene([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)

@@ -180,11 +180,11 @@ class Plan:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _plain(given: Any) -> dict[str, Any] | None:
-    if not given:
+def _plain(settings: Any) -> dict[str, Any] | None:
+    if not settings:
         return None
-    given = given if isinstance(given, Mapping) else given.as_dict()
-    return {"class_path": given["class_path"], "init_args": dict(given.get("init_args") or {})}
+    settings = settings if isinstance(settings, Mapping) else settings.as_dict()
+    return {"class_path": settings["class_path"], "init_args": dict(settings.get("init_args") or {})}
 
 
 def _made(name: str, what: dict[str, Any], first: Any) -> Any:
@@ -211,11 +211,11 @@ def conflict(plan: Plan, words: list[str]) -> str | None:
     return None
 
 
-def check_plan(found: Mapping[str, Any], wanted: Plan, path: str) -> None:
+def check_plan(record: Mapping[str, Any], wanted: Plan, path: str) -> None:
     """Raise unless a checkpoint's optimizer and schedule are the configured ones; their states would not fit."""
     for name, value in wanted.record().items():
-        if name in found and found[name] != value:
+        if name in record and record[name] != value:
             default = "the default"
             raise UserError(
-                f"{name}: {path} was trained with {found[name] or default}, the configuration has {value or default}"
+                f"{name}: {path} was trained with {record[name] or default}, the configuration has {value or default}"
             )

@@ -75,34 +75,34 @@ SAMPLING: dict[str, tuple[Check, str]] = {
 }  # fmt: skip
 
 
-def check_record(found: Mapping[str, Any], name: str) -> None:
+def check_record(record: Mapping[str, Any], name: str) -> None:
     """Raise UserError unless architecture and base have our fields, of the right kind and range.
 
     Args:
-        found: The record, with both parts there.
+        record: The record, with both parts there.
         name: Of its file, for the error.
     """
-    _check_part(found["architecture"], "architecture", ARCHITECTURE, name)
-    _check_part(found["base"], "base", BASE, name)
-    _check_condition(found["architecture"]["condition"], name)
+    _check_part(record["architecture"], "architecture", ARCHITECTURE, name)
+    _check_part(record["base"], "base", BASE, name)
+    _check_condition(record["architecture"]["condition"], name)
     for part in ("sampling", "optimization"):
-        if not isinstance(found.get(part, {}), dict):
-            raise _wrong(name, part, found[part], "a mapping")
-    if not one_of(True, False)(found.get("whole", False)):
-        raise _wrong(name, "whole", found["whole"], "true or false")
+        if not isinstance(record.get(part, {}), dict):
+            raise _wrong(name, part, record[part], "a mapping")
+    if not one_of(True, False)(record.get("whole", False)):
+        raise _wrong(name, "whole", record["whole"], "true or false")
 
 
-def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None:
+def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> None:
     """Raise UserError where a record's way of sampling takes more than a sane clip does.
 
     Args:
-        found: The record.
+        record: The record.
         base: The base it names, not built.
         name: Of its file, for the error.
     """
-    sampling = found.get("sampling") or {}
+    sampling = record.get("sampling") or {}
     _check_part(sampling, "sampling", SAMPLING, name)
-    own, known = base.usual(), base.inputs()
+    usual, known = base.usual(), base.inputs()
     for field, value in sampling.get("inputs", {}).items():
         if field not in known:
             raise _wrong(name, "sampling.inputs", field, f"some of {', '.join(known)}")
@@ -111,7 +111,7 @@ def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None
         except ValueError as error:
             raise UserError(f"ckpt_path: {name}: {error}") from error
     frames, height, width = (
-        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), own, strict=True)
+        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), usual, strict=True)
     )
     try:
         base.grid.check(frames, height, width)

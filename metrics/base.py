@@ -143,9 +143,9 @@ def evaluate(metrics: list[VideoMetric], clips: Iterable[Clip], note: str = "") 
     return results
 
 
-def applicable(metrics: Iterable[VideoMetric], given: set[str]) -> list[VideoMetric]:
+def applicable(metrics: Iterable[VideoMetric], available: set[str]) -> list[VideoMetric]:
     """Those of `metrics` that need nothing but these fields of a clip."""
-    return [metric for metric in metrics if set(metric.needs) <= given]
+    return [metric for metric in metrics if set(metric.needs) <= available]
 
 
 def add_clip(metrics: Iterable[VideoMetric], clip: Clip) -> None:

@@ -70,7 +70,7 @@ def match_turned(video: Tensor, template: Tensor, mask: Tensor, turns: Tensor) -
     """
     straight, miss = _match(video, template, mask)
     each = [_match(frame[None], *_turned(template, mask, turn)) for frame, turn in zip(video, turns, strict=True)]
-    turned, turned_miss = (torch.cat(found) for found in zip(*each))
+    turned, turned_miss = (torch.cat(parts) for parts in zip(*each))
     return torch.where((turned_miss < miss)[:, None], turned, straight)
 
 
@@ -198,18 +198,18 @@ class ControlError(VideoMetric):
             "masks": (batch, height, width),
             "tracks": (batch, frames, 2),
         }
-        given = {"first_frames": first_frames, "masks": masks, "tracks": tracks}
+        tensors = {"first_frames": first_frames, "masks": masks, "tracks": tracks}
         if turns is not None:
-            expected["turns"], given["turns"] = (batch, frames, 2, 2), turns
+            expected["turns"], tensors["turns"] = (batch, frames, 2, 2), turns
         for name, shape in expected.items():
-            if tuple(given[name].shape) != shape:
+            if tuple(tensors[name].shape) != shape:
                 raise UserError(
-                    f"{name} is {tuple(given[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
+                    f"{name} is {tuple(tensors[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
                 )
         turned = [None] * batch if turns is None else turns
         for video, first, mask, track, turn in zip(videos, first_frames, masks, tracks, turned, strict=True):
-            found = match_template(video, first, mask) if turn is None else match_turned(video, first, mask, turn)
-            self.total += _distance(found, track)
+            positions = match_template(video, first, mask) if turn is None else match_turned(video, first, mask, turn)
+            self.total += _distance(positions, track)
             self.clips += 1
 
     def add(self, clip: Clip) -> None:
@@ -264,6 +264,6 @@ class ControlError(VideoMetric):
         return {name: float(getattr(self, f"{name}_total") / n) for name, n in counted.items() if n}
 
 
-def _distance(found: Tensor, target: Tensor) -> Tensor:
+def _distance(positions: Tensor, target: Tensor) -> Tensor:
     """Mean distance over frames 2 to L (and points) of displacements (L, ..., 2)."""
-    return torch.linalg.vector_norm(found[1:].double() - target[1:].double(), dim=-1).mean()
+    return torch.linalg.vector_norm(positions[1:].double() - target[1:].double(), dim=-1).mean()

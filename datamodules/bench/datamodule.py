@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import forking
 from datamodules.bench.pairs import read_pair, usable_samples
-from datamodules.drawings import Drawing, Fit, Grid
+from datamodules.drawings import Drawing, Fit, FrameArea
 from datamodules.order import EachOnce
 from remoco.common.errors import UserError
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class _Pairs(Dataset):
     """Pairs of a benchmark in their frames, as batches of one."""
 
-    def __init__(self, root: Path, keys: Sequence[str], grid: Grid, fit: Fit) -> None:
+    def __init__(self, root: Path, keys: Sequence[str], grid: FrameArea, fit: Fit) -> None:
         self.root, self.keys, self.grid, self.fit = root, keys, grid, fit
 
     def __len__(self) -> int:
@@ -66,7 +66,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
     def __init__(self, root: str, height: int = 320, width: int = 512, num_workers: int = 2, fit: Fit = "crop") -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.grid = Grid(height * width)
+        self.grid = FrameArea(height * width)
         try:
             self.grid.check(height=height, width=width)
         except UserError as error:

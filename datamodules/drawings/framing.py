@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Grid:
+class FrameArea:
     """The frames that a base takes; the defaults are Stable Video Diffusion's at the paper's size.
 
     Attributes:
@@ -59,8 +59,8 @@ class Grid:
             return abs(math.log(width / height) - aspect) + 0.5 * math.log(cells / (height * width))
 
         heights = range(1, min(most, cells) + 1)
-        found = ((height, width) for height in heights for width in range(1, min(most, cells // height) + 1))
-        height, width = min(found, key=cost)
+        frames = ((height, width) for height in heights for width in range(1, min(most, cells // height) + 1))
+        height, width = min(frames, key=cost)
         return height * self.multiple, width * self.multiple
 
 
@@ -183,7 +183,7 @@ class Framing:
         if self.same:
             return list(tracks)
         last = np.array(self.frame[::-1]) - 1.0
-        found = []
+        framed_tracks = []
         for index, track in enumerate(tracks):
             framed = self.points(track)
             pixel = np.floor(track[0])
@@ -194,8 +194,8 @@ class Framing:
                     f"{self.frame[1]} cuts off, expected x in {math.floor(left)}..{math.ceil(right) - 1} and y in "
                     f"{math.floor(top)}..{math.ceil(bottom) - 1}; or fit `pad`, or another height or width"
                 )
-            found.append(framed + (framed[0].clip(0, last) - framed[0]))
-        return found
+            framed_tracks.append(framed + (framed[0].clip(0, last) - framed[0]))
+        return framed_tracks
 
     def _nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of the picture under the centre of each row and column of the frame."""
@@ -209,7 +209,7 @@ class Framing:
 
 def framing_of(
     size: Size,
-    grid: Grid,
+    grid: FrameArea,
     fit: Fit = "crop",
     height: int | None = None,
     width: int | None = None,
@@ -222,7 +222,7 @@ def framing_of(
         grid: of the base, with the area that it was trained at.
         fit: how the picture is brought to the frame's shape, see `Framing.of`.
         height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is
-            `Grid.frame`.
+            `FrameArea.frame`.
         width: of the frame.
         starts: where tracks start, see `Framing.of`.
 

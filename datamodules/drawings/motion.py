@@ -81,9 +81,9 @@ class SceneMotion:
         framing = self.framing
         if framing is None or framing == Framing.of(framing.size, framing.frame):  # both by one crop in the middle
             return self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
-        own = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
-        video = first_frames(self.driving, frames, fps, own[0], own[1], self.background)
-        resized = framing.at((own[0], own[1]))
+        size = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
+        video = first_frames(self.driving, frames, fps, size[0], size[1], self.background)
+        resized = framing.at((size[0], size[1]))
         framed = [resized.image(frame.transpose(1, 2, 0), self.background).transpose(2, 0, 1) for frame in video]
         return self.tracker(np.stack(framed))
 
@@ -117,17 +117,19 @@ class SceneMotion:
             below = dense_control(condition, flow, visible, seed, within)
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
-            given = drawing.strokes(frames), masks, frames, height, width
-            return condition.draw(*given), lambda: drawn_bucket(drawn_motion(*given, condition.region_size).flow)
+            arguments = drawing.strokes(frames), masks, frames, height, width
+            return condition.draw(*arguments), lambda: drawn_bucket(
+                drawn_motion(*arguments, condition.region_size).flow
+            )
         if not strokes and (camera is None or masks is None):
             return below, lambda: drawn_bucket(flow)
-        given = strokes, masks, frames, height, width
+        arguments = strokes, masks, frames, height, width
 
         def drawn() -> float:
-            moved = drawn_motion(*given, condition.region_size)
+            moved = drawn_motion(*arguments, condition.region_size)
             return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
 
-        return over(condition.draw(*given), below, masks), drawn
+        return over(condition.draw(*arguments), below, masks), drawn
 
 
 def first_frames(

@@ -100,9 +100,9 @@ def prepare(
         raise UserError(f"--work is missing, expected a local folder for the state of the work on {shards}")
     if store is None and work is not None:
         raise UserError(f"--work {work}: only for shards at a URL, {shards} is a folder")
-    found, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
+    sources, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
     with folder.alone(target):
-        job = Job(target, found, settings, version, retry, timeout, video_timeout, store)
+        job = Job(target, sources, settings, version, retry, timeout, video_timeout, store)
         if not job.complete:
             job.run(_runner(ray, workers, gpus))
             job.finish()

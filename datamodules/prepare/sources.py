@@ -137,22 +137,22 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
     """
     path = Path(os.path.abspath(source))
     if path.suffix.lower() == ".csv":
-        found = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
+        sources = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
     elif root is not None:
         raise UserError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
     elif path.suffix.lower() == ".tar" and path.is_file():
-        found = list(_tar(path, path.name))
+        sources = list(_tar(path, path.name))
     elif path.is_dir():
-        found = list(_folder(path))
+        sources = list(_folder(path))
     elif path.is_file() and path.suffix.lower() in SUFFIXES:
-        found = [_video(path, printable(path.name))]
+        sources = [_video(path, printable(path.name))]
     else:
         taken = f"expected a folder, a .tar or .csv file, or a video: {' '.join(sorted(SUFFIXES))}"
         raise UserError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
-    if not found:
+    if not sources:
         expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
         raise UserError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
-    return _once_each(sorted(found, key=lambda video: (video.name, video.path)))
+    return _once_each(sorted(sources, key=lambda video: (video.name, video.path)))
 
 
 def printable(text: str) -> str:
@@ -272,12 +272,12 @@ def _csv_text(raw: FileIO) -> Iterator[tuple[TextIO, str]]:
 
 
 def _webvid_video(row: dict[str, Any], line: int, root: Path, encoding: str) -> Video:
-    found = [(row[column] or "").strip() for column in ("videoid", "page_dir", "name")]
+    cells = [(row[column] or "").strip() for column in ("videoid", "page_dir", "name")]
     guess = encoding
     if encoding == "bytes":
-        (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in found)
+        (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in cells)
     else:
-        identity, page, caption = found
+        identity, page, caption = cells
     note = _guessed(guess)
     name = "/".join(part for part in (page.strip("/"), identity) if part)
     parts = name.split("/")
@@ -376,8 +376,8 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
         note = _guessed(guess)
         if kind == "txt":
             return text, note
-        found = parse_json(text)
+        entries = parse_json(text)
     except (OSError, ValueError) as error:
         return "", f"its caption .{kind} is left out: {one_line(error)}"
-    caption = found.get("caption") if isinstance(found, dict) else None
+    caption = entries.get("caption") if isinstance(entries, dict) else None
     return (printable(caption.strip()), note) if isinstance(caption, str) else ("", "")

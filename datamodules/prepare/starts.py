@@ -101,7 +101,7 @@ def find_parts(
     Raises:
         BadClip: does not open or decode, or has no picture.
     """
-    found: list[tuple[float, float]] = []
+    spans: list[tuple[float, float]] = []
     begin, last, period, number = None, 0.0, 0.0, -1
     try:
         for number, picture in enumerate(decode.pictures(source)):
@@ -109,7 +109,7 @@ def find_parts(
                 progress()
             ends = picture.damaged or picture.frame is None or cut(number, picture.frame)
             if begin is not None and ends:
-                found.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
+                spans.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
                 begin = None
             if begin is None and not picture.damaged:
                 begin = picture.time
@@ -121,7 +121,7 @@ def find_parts(
         raise BadClip(f"does not decode: {decode.reason(error)}") from error
     if number < 0:
         raise BadClip("has no frames")
-    return found if begin is None else [*found, (begin, last + period)]
+    return spans if begin is None else [*spans, (begin, last + period)]
 
 
 def _small(frame: av.VideoFrame) -> np.ndarray:

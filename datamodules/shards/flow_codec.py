@@ -130,7 +130,7 @@ def _residuals(target: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
     """
     step = 2**LEVELS
     first = np.rint(target[:, ::step, ::step] / 2).astype(np.int16)
-    found, known = [first], 2 * first
+    residuals, known = [first], 2 * first
     for level in reversed(range(LEVELS)):
         step = 2**level
         for axis, across in ((1, 2 * step), (2, step)):
@@ -141,9 +141,9 @@ def _residuals(target: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
             k = np.rint((value - prediction) / 2)
             if level < FINE:
                 k *= kept[grid][odd]
-            found.append(k.astype(np.int16))
-            known = _interleave(known, prediction + 2 * found[-1], axis)
-    return found
+            residuals.append(k.astype(np.int16))
+            known = _interleave(known, prediction + 2 * residuals[-1], axis)
+    return residuals
 
 
 def _predict(known: np.ndarray, count: int, axis: int) -> np.ndarray:
@@ -226,10 +226,10 @@ def _smallest(data: bytes, ends: Iterable[int] = ()) -> bytes:
     cuts = [0, *ends, len(data)]
     tried = [[data], [data[begin:end] for begin, end in zip(cuts, cuts[1:])]]
     strategies = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
-    found = min((_deflate(parts, strategy) for parts in tried for strategy in strategies), key=len)
-    if len(_deflate([data], zlib.Z_FILTERED, level=1)) < len(found):
-        return min(found, *(_deflate(parts, zlib.Z_FILTERED) for parts in tried), key=len)
-    return found
+    smallest = min((_deflate(parts, strategy) for parts in tried for strategy in strategies), key=len)
+    if len(_deflate([data], zlib.Z_FILTERED, level=1)) < len(smallest):
+        return min(smallest, *(_deflate(parts, zlib.Z_FILTERED) for parts in tried), key=len)
+    return smallest
 
 
 def _deflate(parts: list[bytes], strategy: int, level: int = 6) -> bytes:
@@ -251,10 +251,10 @@ def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray |
     frames, _, height, width = shape
     out = np.empty(shape, dtype=np.uint16) if out is None else out
     try:
-        magic, *found = _HEADER.unpack_from(data)
-        if magic != _MAGIC or found[:4] != [frames - 1, 2, height, width]:
-            raise BadClip(f"flow is {magic!r} of shape {found[:4]}, expected {[frames - 1, 2, height, width]}")
-        streams = _cut(memoryview(data)[_HEADER.size :], found[4:])
+        magic, *header = _HEADER.unpack_from(data)
+        if magic != _MAGIC or header[:4] != [frames - 1, 2, height, width]:
+            raise BadClip(f"flow is {magic!r} of shape {header[:4]}, expected {[frames - 1, 2, height, width]}")
+        streams = _cut(memoryview(data)[_HEADER.size :], header[4:])
         _grow(streams, out[1:].reshape(-1, height, width))
     except (struct.error, zlib.error, ValueError) as error:
         raise BadClip(f"flow does not decode ({one_line(error)})") from error

@@ -112,8 +112,8 @@ def _check_entry(shard: Mapping[str, Any]) -> None:
         raise UserError("sha256 is no text")
 
 
-def _whole(found: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = found[name]
+def _whole(entry: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = entry[name]
     if type(value) is not int or not least <= value <= most:
         raise UserError(f"{name} is {value!r:.80}, expected a whole number from {least} to {most}")
     return value

@@ -117,8 +117,8 @@ class Remote:
 
     def glob(self) -> list[Remote]:
         """The files that this URL, a pattern, names, in order."""
-        found = self._again(lambda system, path: [system.unstrip_protocol(name) for name in system.glob(path)])
-        return [Remote(url) for url in sorted(found)]
+        urls = self._again(lambda system, path: [system.unstrip_protocol(name) for name in system.glob(path)])
+        return [Remote(url) for url in sorted(urls)]
 
     def _again(self, call: Callable[[Any, str], Any]) -> Any:
         wait, left = WAIT, TRIES

@@ -98,25 +98,25 @@ class LucasKanade:
                 moving = np.flatnonzero((start <= before) if step > 0 else (start >= before))
                 if not len(moving):
                     continue
-                found, held = self._step(grey[before], grey[now], tracks[before, moving])
+                points, held = self._step(grey[before], grey[now], tracks[before, moving])
                 held &= visible[before, moving]
                 for frame in np.unique(start[moving[~held]]):
                     of = np.flatnonzero(~held & (start[moving] == frame))
-                    own = queries[moving[of], 1:]
-                    matched, good = self._match(grey[frame], grey[now], own, found[of], levels=1)
-                    found[of[good]], held[of] = matched[good], good
-                tracks[now, moving], visible[now, moving] = found, held & _inside(found, grey[now].shape)
+                    starts = queries[moving[of], 1:]
+                    matched, good = self._match(grey[frame], grey[now], starts, points[of], levels=1)
+                    points[of[good]], held[of] = matched[good], good
+                tracks[now, moving], visible[now, moving] = points, held & _inside(points, grey[now].shape)
         return tracks, visible
 
     def _step(self, first: np.ndarray, second: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found, held = self._match(first, second, points, points, levels=4)
+        matched, held = self._match(first, second, points, points, levels=4)
         if self.fallback == "dis" and not held.all():
             forth, back = _dis(first, second), _dis(second, first)
             moved = points + _read(forth, points)
             miss = np.linalg.norm(moved + _read(back, moved) - points, axis=-1)
-            found = np.where(held[:, None], found, moved)
+            matched = np.where(held[:, None], matched, moved)
             held |= miss < self.tolerance
-        return found, held
+        return matched, held
 
     def _match(
         self, first: np.ndarray, second: np.ndarray, points: np.ndarray, guess: np.ndarray, levels: int
@@ -129,11 +129,11 @@ class LucasKanade:
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         )
         points = np.ascontiguousarray(points, dtype=np.float32)
-        found, good, _ = cv2.calcOpticalFlowPyrLK(first, second, points, guess.copy(), **options)
+        matched, good, _ = cv2.calcOpticalFlowPyrLK(first, second, points, guess.copy(), **options)
         # from the displacement mirrored, not from the answer: a match that is wrong should not find its own start
-        back, good_back, _ = cv2.calcOpticalFlowPyrLK(second, first, found, found - (guess - points), **options)
+        back, good_back, _ = cv2.calcOpticalFlowPyrLK(second, first, matched, matched - (guess - points), **options)
         miss = np.linalg.norm(back - points, axis=-1)
-        return found, (good[:, 0] > 0) & (good_back[:, 0] > 0) & (miss < self.tolerance)
+        return matched, (good[:, 0] > 0) & (good_back[:, 0] > 0) & (miss < self.tolerance)
 
 
 class _Network(ABC):

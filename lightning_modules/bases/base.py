@@ -163,8 +163,8 @@ class VideoBase(nn.Module, ABC):
             bound.apply_defaults()
             init(self, *args, **kwargs)
             # of the outermost class, whose arguments a record has to give again
-            given = {name: value for name, value in bound.arguments.items() if name != "self"}
-            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+            arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
 
         cls.__init__ = keeping  # type: ignore[method-assign, assignment]
 
@@ -325,10 +325,10 @@ class VideoBase(nn.Module, ABC):
 
     def same_name(self, record: Mapping[str, Any]) -> bool:
         """Whether another base's record may be of the same weights; their hashes decide once they are loaded."""
-        own = self.record()
-        return own["class_path"] == record.get("class_path") and all(
+        identity = self.record()
+        return identity["class_path"] == record.get("class_path") and all(
             name in self.located_by or record.get("init_args", {}).get(name) == value
-            for name, value in own["init_args"].items()
+            for name, value in identity["init_args"].items()
         )
 
     @classmethod
@@ -371,9 +371,9 @@ def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
     module, _, name = path.rpartition(".")
     if module == "lightning_modules.bases":
         import_module(module)
-    found = getattr(sys.modules.get(module), name, None)
-    if found is None:
+    cls = getattr(sys.modules.get(module), name, None)
+    if cls is None:
         raise UserError(f"base.class_path is {path}, which is not imported; import its module before, if you trust it")
-    if not (isinstance(found, type) and issubclass(found, VideoBase)):
+    if not (isinstance(cls, type) and issubclass(cls, VideoBase)):
         raise UserError(f"base.class_path is {path}, expected the class path of a base")
-    return found
+    return cls

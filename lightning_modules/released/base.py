@@ -38,8 +38,8 @@ def check_bundle(base: VideoBase, architecture: dict[str, Any]) -> None:
     if type(base) is not SVD:
         raise UserError(f"model.start: motionpro brings its own base, expected SVD for it, not {type(base).__name__}")
     condition = architecture["condition"]
-    found = {"class_path": condition["class_path"], **condition["init_args"]}
-    wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
+    settings = {"class_path": condition["class_path"], **condition["init_args"]}
+    wrong = [f"condition.{k} is {settings.get(k)}, expected {v}" for k, v in CONDITION.items() if settings.get(k) != v]
     wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
     if wrong:
         raise UserError(f"model.start: the released weights belong to another bundle: {'; '.join(wrong)}")

@@ -178,21 +178,21 @@ class DragAnything:
         Raises:
             UserError: a track has no mask, or one too small to have a feature; one line.
         """
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = drawing.resized(*self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
-        masks = track_masks(own, tracks, self.segment)
-        image = torch.from_numpy(np.ascontiguousarray(own.image)).permute(2, 0, 1)
+        masks = track_masks(resized, tracks, self.segment)
+        image = torch.from_numpy(np.ascontiguousarray(resized.image)).permute(2, 0, 1)
         points = released_paths(tracks, self.size, self.size, self.frames, self.quirks)
         return drawn(points, masks, self.features(image), self.quirks)
 
     @torch.no_grad()
     def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        own = drawing.resized(*self.size)
+        resized = drawing.resized(*self.size)
         copy: Any = self.svd.copy
-        maps = copy.maps(self.control(own))
-        return self.svd.video(own.image, maps, seed, on_step)
+        maps = copy.maps(self.control(resized))
+        return self.svd.video(resized.image, maps, seed, on_step)
 
 
 def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
@@ -202,7 +202,7 @@ def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment |
     Raises:
         UserError: a track has none.
     """
-    found, brushes = [], track_brushes(drawing, tracks)
+    masks, brushes = [], track_brushes(drawing, tracks)
     for index, (track, mask) in enumerate(zip(tracks, brushes, strict=True)):
         if mask is None and segment is not None:
             mask = np.asarray(segment(drawing.image, track[0])) != 0
@@ -211,8 +211,8 @@ def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment |
                 f"DragAnything: track {index} starts at x, y = {[round(float(n), 1) for n in track[0]]} where nothing "
                 f"is brushed, expected a brush under each of the {len(tracks)} tracks, or masks of SAM"
             )
-        found.append(mask.astype(np.uint8) * 255)
-    return found
+        masks.append(mask.astype(np.uint8) * 255)
+    return masks
 
 
 def released_paths(

@@ -46,11 +46,11 @@ class Correlation:
         b, _, h, w = points.shape
         points = points.flatten(2).transpose(1, 2)
         if self._held is not None:
-            found = _windows(self._held, points)
+            windows = _windows(self._held, points)
         else:
             rows = zip(self._source.split(self._rows, 1), points.split(self._rows, 1))
-            found = torch.cat([_windows(self._levels(source), around) for source, around in rows], 1)
-        return found.transpose(1, 2).reshape(b, CHANNELS, h, w)
+            windows = torch.cat([_windows(self._levels(source), around) for source, around in rows], 1)
+        return windows.transpose(1, 2).reshape(b, CHANNELS, h, w)
 
 
 def _windows(levels: list[Tensor], points: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def _windows(levels: list[Tensor], points: Tensor) -> Tensor:
     offset = torch.arange(-RADIUS, RADIUS + 1, dtype=points.dtype, device=points.device)
     window = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1)
     centre = points.reshape(b * n, 1, 1, 2)
-    found = []
+    windows = []
     for level, volume in enumerate(levels):
         size = points.new_tensor([volume.shape[3], volume.shape[2]])
         where = (2 * (centre / 2**level + window) + 1) / size - 1  # pixel centres without align_corners
-        found.append(F.grid_sample(volume, where, align_corners=False).view(b, n, -1))
-    return torch.cat(found, 2)
+        windows.append(F.grid_sample(volume, where, align_corners=False).view(b, n, -1))
+    return torch.cat(windows, 2)

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from datamodules.drawings import Framing, Grid, Picture, read_image
+from datamodules.drawings import FrameArea, Framing, Picture, read_image
 from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.bases.svd.norms import diffusers_eps
@@ -120,15 +120,15 @@ def sample_bare(
     denoiser = Denoiser(svd, EDM())
     guidance = settings.min_guidance_scale, settings.max_guidance_scale
     with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):
-        found = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
+        sampled = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
     if output_type == "latent":
-        return MotionControlOutput(found)
-    return MotionControlOutput(converted(svd.decode(found, decode_chunk_size).clamp(-1, 1), output_type))
+        return MotionControlOutput(sampled)
+    return MotionControlOutput(converted(svd.decode(sampled, decode_chunk_size).clamp(-1, 1), output_type))
 
 
 def _framed(picture: np.ndarray, height: int, width: int, squash: bool) -> np.ndarray:
     """(H, W, 3) uint8 -> (height, width, 3) uint8."""
     if not squash:
-        Grid().check(height=height, width=width)
+        FrameArea().check(height=height, width=width)
         return Framing.of((picture.shape[0], picture.shape[1]), (height, width)).image(picture)
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))

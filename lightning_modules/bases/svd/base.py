@@ -97,10 +97,10 @@ class SVD(VideoBase):
         parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder)
         vae = parts.pop("vae")
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
-        found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
-        if found != (2 * channels, channels):
+        ins, outs = parts["unet"].config.in_channels, parts["unet"].config.out_channels
+        if (ins, outs) != (2 * channels, channels):
             raise UserError(
-                f"base: {self.path}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
+                f"base: {self.path}/unet has {ins} input and {outs} output channels, expected {2 * channels} "
                 f"and {channels} as in image-to-video SVD"
             )
         pca, vae = (vae, None) if isinstance(vae, PatchPCA) else (None, vae)
@@ -156,10 +156,10 @@ class SVD(VideoBase):
         self.channels = unet.config.out_channels
         self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
-        given = hashes or {}
-        self.hashes = {part: given.get(part) or weights_hash(net) for part, net in networks.items()}
-        if pca is not None and "vae" in given:  # loaded in the VAE's place, not to be fitted
-            self.hashes["vae"] = given["vae"]
+        known = hashes or {}
+        self.hashes = {part: known.get(part) or weights_hash(net) for part, net in networks.items()}
+        if pca is not None and "vae" in known:  # loaded in the VAE's place, not to be fitted
+            self.hashes["vae"] = known["vae"]
         self.identity = {**self.record(), **named, "hash": whole_hash(self.hashes)}
         set_recomputed(unet, self.recompute)
         return self

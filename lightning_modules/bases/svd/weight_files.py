@@ -110,13 +110,13 @@ def _numbered(name: str, variant: str | None) -> str:
 def _parts(index: Path) -> list[str]:
     """Names of the files that an index lists, none of which leads out of its folder."""
     try:
-        found = sorted(set(read_json(index)["weight_map"].values()))
-        sound = bool(found) and all(fnmatch(part, "*.safetensors") and os.path.basename(part) == part for part in found)
+        parts = sorted(set(read_json(index)["weight_map"].values()))
+        sound = bool(parts) and all(fnmatch(part, "*.safetensors") and os.path.basename(part) == part for part in parts)
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(f"{index} lists no .safetensors files as its weight_map, or files outside of its folder")
-    return found
+    return parts
 
 
 def _none(names: Iterable[str], name: str, where: str) -> UserError:

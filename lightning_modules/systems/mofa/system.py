@@ -82,23 +82,23 @@ class MOFAVideo:
 
     def sparse(self, drawing: Drawn) -> Sparse:
         """Sparse displacements of a drawing."""
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = drawing.resized(*self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
-        brush = None if own.brush is None else np.where(own.brush > 0, 255, 0)
+        brush = None if resized.brush is None else np.where(resized.brush > 0, 255, 0)
         return sparse_of(tracks, brush, self.size, self.frames, self.quirks.whole_pixels)
 
     @torch.no_grad()
     def control(self, drawing: Drawn) -> Tensor:
         """(L - 1, 2, H, W) flow from the first frame to each later one, in pixels."""
-        own = drawing.resized(*self.size)
+        resized = drawing.resized(*self.size)
         weight: Any = self.cmp.image_encoder.conv5.weight
-        return dense_flow(self.sparse(own), unit_picture(own.image).to(weight), self.cmp.flow)
+        return dense_flow(self.sparse(resized), unit_picture(resized.image).to(weight), self.cmp.flow)
 
     @torch.no_grad()
     def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        own, weight = drawing.resized(*self.size), self.svd.unet.conv_in.weight
+        resized, weight = drawing.resized(*self.size), self.svd.unet.conv_in.weight
         copy: Any = self.svd.copy
-        maps = copy.maps(picture(own.image).to(weight), self.control(own)[None].to(weight))
-        return self.svd.video(own.image, maps, seed, on_step)
+        maps = copy.maps(picture(resized.image).to(weight), self.control(resized)[None].to(weight))
+        return self.svd.video(resized.image, maps, seed, on_step)

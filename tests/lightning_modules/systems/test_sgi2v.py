@@ -34,7 +34,7 @@ def test_recorded_outputs_of_the_original(recorded):
 @torch.no_grad()
 def test_recomputed_activations_give_the_same_latents(recorded):
     svd = sgi2v.sampler(recorded)
-    given = svd.given(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
+    cond = svd.frame_conditioning(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
     x, sigma = recorded.input("in.noise") * 16, torch.tensor(15.0)
     svd.step_number, saved = 0, {}
 
@@ -46,7 +46,7 @@ def test_recomputed_activations_give_the_same_latents(recorded):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            return svd.optimised(x, sigma, given)
+            return svd.optimised(x, sigma, cond)
 
     kept = count("kept")
     svd.unet.enable_gradient_checkpointing()
@@ -54,7 +54,7 @@ def test_recomputed_activations_give_the_same_latents(recorded):
     assert torch.allclose(kept, recomputed, atol=1e-9) and not torch.allclose(kept, x, atol=0.1)
     assert saved["recomputed"] < saved["kept"]
     svd.boxes = svd.boxes[:0]
-    assert torch.equal(svd.before_step(1, x, sigma, given), x)  # nothing to move
+    assert torch.equal(svd.before_step(1, x, sigma, cond), x)  # nothing to move
 
 
 def test_boxes_lie_in_whole_latents():
