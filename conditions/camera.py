@@ -154,7 +154,7 @@ def dense_control(
         flow: (L, 2, H, W) in pixels from frame 1.
         visibility: (L, H, W) bool.
         seed: draws the regions.
-        brush: (H, W), in place of the motion mask: where things may move; all ones is the camera's. None: where they
+        brush: (H, W), instead of the motion mask: where things may move; all ones is the camera's. None: where they
             do.
 
     Returns:

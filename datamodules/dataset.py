@@ -28,7 +28,7 @@ class ClipDataset(Dataset):
     Args:
         shards: the set.
         order: which clip is at which position.
-        use_latents: give the cached latents in place of the video.
+        use_latents: return the cached latents instead of the video.
         decoder: of the video, `pyav` or `decord`.
     """
 
@@ -104,7 +104,7 @@ def collate(rows: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def exit_with(training: int, worker: int) -> None:
-    """End this worker soon after the training process is gone. A killed one cannot tell it, and torch's own watch looks
+    """End this worker soon after the training process is gone. A killed one cannot say so, and torch's own watch looks
     at the worker's parent, which is the server that forked it, and waits for its workers in turn.
 
     Args:

@@ -32,7 +32,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     Args:
         record: Of the base.
         path: Where the caller says that its weights are; None if nothing.
-        **arguments: Of the base, in place of its defaults.
+        **arguments: Arguments of the base, instead of its defaults.
 
     Raises:
         UserError: the record names a base that is not on this machine.

@@ -39,7 +39,7 @@ class Schedule:
             raise UserError(f"model: schedule.decay is {self.decay}, expected 0 to 1")
 
     def factor(self, step: int, steps: int) -> float:
-        """The learning rate at a step of so many, as a part of its full value."""
+        """The learning rate at a step, as a part of its full value."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
         return rise * min(1.0, (steps - step) / (self.decay * steps)) if self.decay else rise
 

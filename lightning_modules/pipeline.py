@@ -41,7 +41,7 @@ class MotionControlPipeline:
 
     Args:
         module: The module, its networks built.
-        sampling: What the model was trained for, taken where a call does not say: `num_frames`.
+        sampling: What the model was trained for, used where a call gives none: `num_frames`, `height`, `width`.
     """
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
@@ -82,8 +82,8 @@ class MotionControlPipeline:
 
         Args:
             path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
-                which it names, has to be imported before: nothing is imported because a file says so.
-            svd: Where the base is now, a folder or hub id, if not in the folder that the checkpoint names. Its weights
+                which it names, must be imported before: nothing is imported because a file names it.
+            svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
@@ -120,7 +120,7 @@ class MotionControlPipeline:
             return cls(*built(record_of_it, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
+        """Write the trained weights and their record, without the frozen base, for `from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
@@ -140,14 +140,14 @@ class MotionControlPipeline:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> MotionControlPipeline:
-        """Build the pipeline of an adapter file; what a checkpoint says of itself, a bare adapter leaves to the caller.
+        """Build the pipeline of an adapter file; the caller gives what a checkpoint would record.
 
         Args:
             path: `adapter.safetensors`, as `remoco convert` writes it.
             svd: diffusers' folder or hub id of the base.
             condition: The condition it was trained with; the released weights' is
                 `RegionWise(visibility_rule="block", motion_norm="squared")`.
-            lora: Where it has LoRA; the released weights have it on every linear layer.
+            lora: Layers with LoRA; the released weights have it on every linear layer.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
 
@@ -178,7 +178,7 @@ class MotionControlPipeline:
         return base_inputs(self.module.base.inputs(), self.module.sampling.inputs, {})
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep the image encoder and the VAE in the host's memory but while they are used; the rest goes to the device.
+        """Keep image encoder and VAE in the host's memory except while they are used; the rest goes to the device.
 
         Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
         """
@@ -226,7 +226,8 @@ class MotionControlPipeline:
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
-            fps: Frames per second, told as it is (diffusers' own pipeline tells fps - 1); by default 8.
+            fps: Frames per second, by default 8. The network gets this number; diffusers' own pipeline gives it
+                fps - 1.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
                 describe (`conditions.strokes.drawn_motion`); by default what the training configuration says, mostly
                 17, as on WebVid (SVD's own default 127 is another scale).
@@ -238,24 +239,25 @@ class MotionControlPipeline:
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
                 images or for each.
-            height: Of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's shape.
-                By default the frame is as said above, for all images that of the first.
-            width: Of the frame, a multiple of 64.
-            control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
+            height: Height of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's
+                shape. By default the frame is as described above; all images have the frame of the first.
+            width: Width of the frame, a multiple of 64.
+            control: (L, 3, H, W) control of the frame instead of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
                 where the configuration says `drawing`. The frame is by default the control's.
             background: Colour behind transparent parts of an image, and around a padded one: a name, `#rrggbb`, or
                 R, G, B in 0..255.
             fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
                 `background` around it, `stretch` squeezes it.
-            output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
+            output_type: Type of the frames: PIL images, an array, a tensor, or the latents, not decoded.
             decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
-                convention: the latents in the dict that it returns are gone on with. What it raises ends the call.
+                convention. Sampling continues with the latents of the dict that it returns. What it raises ends the
+                call.
             callback_on_step_end_tensor_inputs: What `tensors` holds: `latents`, and `denoised`, the step's estimate of
                 the result, for previews.
-            sampling: Steps, guidance and what the base is told where the arguments above do not say; the training
-                configuration's by default.
+            sampling: Steps, guidance and inputs of the base where the arguments above give none; by default the
+                training configuration's.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
@@ -281,7 +283,7 @@ class MotionControlPipeline:
                 f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
             )
         if control is not None and bucket == "drawing":
-            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
+            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` measures tracks and brush")
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
         drawn = self._batch(drawings, controls, bucket, num_frames, fit, colour_of(background), height, width)
@@ -324,7 +326,7 @@ class MotionControlPipeline:
 
     @property
     def trained_size(self) -> tuple[int, int]:
-        """(height, width) of the clips that the model was trained on; where its record does not say, the base's own."""
+        """(height, width) of the training clips; the base's usual size where the record has none."""
         usual = self.module.base.usual()[1:]
         return self.sampling.get("height", usual[0]), self.sampling.get("width", usual[1])
 

@@ -105,7 +105,7 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]
 
 
 def check_finite(video: torch.Tensor) -> None:
-    """Raise UserError where a video holds what is no number."""
+    """Raise UserError where a video holds NaN or infinity."""
     if not video.isfinite().all():
         raise UserError("the generated video holds NaN or infinite values")
 

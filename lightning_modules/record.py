@@ -43,7 +43,7 @@ def check_architecture(record: dict, wanted: dict, path: str | Path) -> None:
 
 
 def check_base(record: dict, base: VideoBase, wanted: dict, path: str | Path) -> None:
-    """Raise where names alone tell that the base differs: another class, or random weights of another size or seed."""
+    """Raise where names alone show that the base differs: another class, or random weights of another size or seed."""
     if not base.same_name(record["base"]):
         was = {k: v for k, v in record["base"].items() if k != "hash"}
         raise UserError(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_RANK = 4096
 MAX_LENGTH = 8192  # of a condition's numbers: pixels of a side
 MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e5
-# frames x height x width that a sample is made of unless its caller says so; 81 x 480 x 832 are half of it
+# most frames x height x width of a sample unless its caller allows more; 81 x 480 x 832 are half of it
 MAX_PIXELS = 1 << 26
 MAX_PIXELS_SMALL = 1 << 23  # over a small base: 32 frames of 512 x 512
 
@@ -32,7 +32,7 @@ def number(least: float, most: float) -> Check:
 
 
 def text(length: int = 200) -> Check:
-    """Whether a value is a text of at most so many characters, none of them a control character."""
+    """Whether a value is a text of at most that many characters, without control characters."""
     return lambda value: isinstance(value, str) and 0 < len(value) <= length and value.isprintable()
 
 

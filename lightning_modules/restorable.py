@@ -1,7 +1,7 @@
 """What a checkpoint must hold for training to go on from it, beyond what Lightning looks at.
 
-Lightning restores what is there: without optimizer state, or with moments of another shape, a run would go on with
-other results. The file may come from a stranger or a damaged disk, so every field is looked at before it is used.
+Lightning restores what is there: without optimizer state, or with moments of another shape, a run would continue with
+other results. The file may be untrusted or damaged, so every field is looked at before it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_resume(
 def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Collection[str]) -> None:
     """Take what has no gradient out of the optimizer's state and the average of an older checkpoint, in place.
 
-    What is malformed stays as it is: `check_resume` names it.
+    Malformed entries stay: `check_resume` names them.
 
     Args:
         checkpoint: As loaded; unchanged where its optimizers know the optimized parameters alone.

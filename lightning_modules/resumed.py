@@ -1,4 +1,4 @@
-"""A run that goes on under other settings: what differs is said in one line, and what is configured is used.
+"""Resuming under other settings: one line lists the differences, and the configured values are used.
 
 A checkpoint's record keeps the settings of its run under `run`: plain values by the names they have in a configuration.
 Architecture and base are compared elsewhere (`lightning_modules.record`): there a difference is an error.
@@ -98,7 +98,7 @@ def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path
     for name, what in changes.items():
         rate = name.startswith("lr_scheduler.") or name in RATES
         if rate and not plan.schedule_is_ours:
-            raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} goes on as {path} has it")
+            raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} resumes as {path} has it")
         if name.startswith("optimizer.") and not _numbers(now[name]):
             raise _no_effect(name, what, f"the optimizer's state in {path} is of the other kind")
     return changes
@@ -130,7 +130,7 @@ def tell(differences: Mapping[str, str], path: str) -> None:
     """One line, on rank 0, where anything differs."""
     if differences:
         listed = "; ".join(f"{name}: {what}" for name, what in differences.items())
-        rank_zero_warn(f"ckpt_path: {path} is of a run with other settings, and goes on with these: {listed}")
+        rank_zero_warn(f"ckpt_path: {path} is from a run with other settings; it resumes with these: {listed}")
 
 
 def use_rates(module: VideoModule) -> None:
@@ -148,7 +148,7 @@ def use_rates(module: VideoModule) -> None:
     optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
     if scheduler is not None and (type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62):
         raise UserError(
-            "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
+            "ckpt_path: lr_schedulers.last_epoch of the checkpoint is not a number of steps, expected at least 0"
         )
     known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")
     changes: dict[str, str] = {}
@@ -158,7 +158,7 @@ def use_rates(module: VideoModule) -> None:
             changes |= _use(optimizer, name, argument, value, scheduler is not None)
     if scheduler is not None and rates_now(scheduler) is None:
         for name in changes.keys() & RATES:
-            raise _no_effect(name, changes[name], f"{type(scheduler).__name__} goes on as the checkpoint has it")
+            raise _no_effect(name, changes[name], f"{type(scheduler).__name__} resumes as the checkpoint has it")
     elif scheduler is not None:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         if not scheduler.last_epoch:  # the run had no schedule before

@@ -334,7 +334,7 @@ class VideoModule(LightningModule):
         kept = saved["architecture"]["condition"]
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if not fitting and kept != self.condition.record():
-            rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
+            rank_zero_info(f"condition: the checkpoint's, {kept}, instead of the configured {self.condition}")
             try:
                 self.condition = Condition.from_record(kept)
             except (ValueError, TypeError) as error:
@@ -368,7 +368,7 @@ class VideoModule(LightningModule):
         self.check_record(saved_record, "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             if "optimizer_states" not in saved:
-                raise UserError("ckpt_path: holds a model, not a run that a fit could go on with")
+                raise UserError("ckpt_path: holds a model, not a run that a fit can resume")
             data = self.trainer.datamodule
             drop_idle(saved, list(self.trained()), self.optimized().keys())
             positioned = type(data).__qualname__ if hasattr(data, "position") else None
@@ -388,6 +388,6 @@ class VideoModule(LightningModule):
         fit_latents(self.base, self.trainer)
         released = self.start is not None and self.start.kind == "motionpro"
         if self.trainer.state.fn != "fit" and not self.loaded and not released:
-            rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
+            rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start

@@ -14,7 +14,7 @@ from remoco.common.errors import UserError
 
 
 def shown(value: float, decimals: int = 0) -> str:
-    """A number for people: six significant digits, and at least so many decimals. What is not 0 never reads as 0.
+    """A number for people: six significant digits, and at least `decimals` decimals. What is not 0 never reads as 0.
 
     Example:
         >>> [shown(0.1234567), shown(2.0, 2), shown(1234567.8), shown(3e-9, 4), shown(0.0, 2)]

@@ -1,4 +1,4 @@
-"""Control error: how far what moves in a generated clip is from the track it was told to follow."""
+"""Control error: how far a moving object of a generated clip is from the track that it should follow."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     """Displacement in whole pixels at which each frame looks most like the masked part of the template.
 
     The least sum of squared differences over the mask, searched over all displacements that keep the middle of the
-    mask's bounding box inside the frame; beyond its border a frame goes on with its border pixels.
+    mask's bounding box inside the frame; beyond its border a frame repeats its border pixels.
 
     Args:
         video: (L, 3, H, W) uint8.
@@ -179,7 +179,7 @@ class ControlError(VideoMetric):
     def update(
         self, videos: Tensor, first_frames: Tensor, masks: Tensor, tracks: Tensor, turns: Tensor | None = None
     ) -> None:
-        """Add clips whose moving thing and its track are given.
+        """Add clips with their moving object and its track.
 
         Args:
             videos: (B, L, 3, H, W) uint8, generated.

@@ -14,7 +14,7 @@ from remoco.common.tensor_files import finite
 
 DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
 CHANNELS_AT_ONCE = 64
-EQUAL = 1e-9  # cosines closer than this are one: float32 features tell no finer differences apart
+EQUAL = 1e-9  # cosines closer than this are one: float32 features show no finer differences
 MAX_TOKENS = 1024
 
 
@@ -36,7 +36,7 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
     """The pixel of the second image whose feature has the largest cosine with that of each point of the first.
 
     Both maps stand for bilinear upsampling to H x W. Done by channels, so that no full-size map of all channels exists,
-    and in float64: features that are equal must not be told apart by how their sums are rounded.
+    and in float64: equal features must not differ by how their sums are rounded.
 
     Args:
         first: (C, h, w) features of the first image.

@@ -282,7 +282,7 @@ class CLIPFeatures(FeatureNetwork):
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
-            if Path(self.path).is_dir():  # a stranger's, whose config must not decide what is taken
+            if Path(self.path).is_dir():  # untrusted: its config must not decide how much memory is taken
                 check_model(Path(self.path), clip_layout)
                 for name in (each for each in PROCESSORS if (Path(self.path) / each).is_file()):
                     check_config(Path(self.path) / name, MAX_SIDE)

@@ -1,4 +1,4 @@
-"""Tables 1 to 3 of the paper: their columns, the published rows, and a row of one's own beside them."""
+"""Tables 1 to 3 of the paper: their columns, the published rows, and your own row beside them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -81,7 +81,7 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
-    """A table of the paper as text: one's own rows, then the published ones, marked as quoted.
+    """A table of the paper as text: your own rows, then the published ones, marked as quoted.
 
     Args:
         rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).

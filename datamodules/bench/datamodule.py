@@ -40,10 +40,10 @@ def _only(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class BenchmarkDataModule(pl.LightningDataModule):
-    """ReMoCo-Bench (MC-Bench), or a folder of one's own in its layout, for `test`.
+    """ReMoCo-Bench (MC-Bench), or your own folder in its layout, for `test`.
 
     `<root>/{Fine_grained_control,object_control}/<sample>/{first_frame.png, first_frame_mask.png, meta_data.json}`;
-    images of any size. Samples are given one at a time; one that is broken is logged on a line and left out.
+    images have any size. A batch is one sample. A broken sample is logged on one line and left out.
 
     Attributes:
         has_clips: whether batches hold real clips; here they do not.
@@ -51,11 +51,12 @@ class BenchmarkDataModule(pl.LightningDataModule):
         broken: a line for each that is not usable.
 
     Args:
-        root: folder of the benchmark.
-        height: times `width`, the pixels of a frame. Its shape is the nearest to the image's in multiples of 64.
-        width: see `height`.
-        num_workers: processes that read.
-        fit: how an image is brought to its frame's shape: `crop`, `pad` or `stretch`.
+        root: Folder of the benchmark.
+        height: Height in pixels, a multiple of 64. `height` times `width` is the area of a frame; its shape is the
+            one nearest to the image's, in multiples of 64.
+        width: Width in pixels, a multiple of 64; see `height`.
+        num_workers: Number of processes that read.
+        fit: How an image is brought to the shape of its frame: `crop`, `pad` or `stretch`.
 
     Raises:
         UserError: no benchmark at `root`, or none of its samples can be used.

@@ -44,7 +44,7 @@ def drawings_of(
 
 
 def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence[Any]:
-    """An entry for each of `count` images; UserError where it is no list of so many."""
+    """An entry for each of `count` images; UserError unless it is a list of that length."""
     if values is None:
         return [default] * count
     if not isinstance(values, (list, tuple)) or len(values) != count:

@@ -1,4 +1,4 @@
-"""Tracks, their times, eases and brushes as a person gives them, checked before anything is made of them."""
+"""Checks of a person's tracks, times, eases and brushes, before anything is computed from them."""
 
 from __future__ import annotations
 

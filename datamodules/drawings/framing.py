@@ -36,7 +36,7 @@ class FrameArea:
     multiple: int = 64
 
     def check(self, **sides: int | None) -> None:
-        """Raise UserError with the name of a side that is given and is no side of a frame."""
+        """Raise UserError with the name of a side that is not None and no side of a frame."""
         for name, side in sides.items():
             if side is None:
                 continue
@@ -219,7 +219,7 @@ def framing_of(
 
     Args:
         size: of the picture.
-        grid: of the base, with the area that it was trained at.
+        grid: frames of the base: their area and the multiple of their sides.
         fit: how the picture is brought to the frame's shape, see `Framing.of`.
         height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is
             `FrameArea.frame`.
@@ -227,7 +227,7 @@ def framing_of(
         starts: where tracks start, see `Framing.of`.
 
     Raises:
-        UserError: a side is none of the grid.
+        UserError: a side is not on the grid.
     """
     grid.check(height=height, width=width)
     if height is None and width is None:

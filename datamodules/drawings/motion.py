@@ -47,7 +47,7 @@ class SceneMotion:
     framing: Framing | None = None
 
     def framed(self, framing: Framing) -> SceneMotion:
-        """The same in a frame of the image: the lens of the poses is told in parts of the frame, the depth is its."""
+        """The same motion in a frame of the image. The poses' lens is in parts of the frame."""
         if framing.same:
             return self
         if self.poses is None or self.depth is None:

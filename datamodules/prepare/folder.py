@@ -34,12 +34,12 @@ def alone(folder: Path) -> Iterator[None]:
 def claim(
     path: Path, plan: Mapping[str, Any], what_differs: Callable[[str, Any], str], may_differ: Iterable[str] = ()
 ) -> None:
-    """Take a folder for the job that `plan` describes, or go on with the one that was begun there.
+    """Take a folder for the job that `plan` describes, or resume the one that was begun there.
 
     Args:
         path: of the plan's file, in the folder.
         plan: everything that the folder's bytes depend on.
-        what_differs: field and its value in the folder -> what to tell the user.
+        what_differs: field and its value in the folder -> what the user reads.
         may_differ: fields that are replaced where they differ.
 
     Raises:

@@ -1,7 +1,7 @@
 """The state of a preparation: which videos are done, the shards of finished blocks, the report.
 
 A block is a fixed number of consecutive videos; its clips become one tar, or several when videos give many clips.
-Each finished clip is kept beside the shards until its block is written, so a killed job goes on without redoing it,
+Each finished clip is kept beside the shards until its block is written, so a killed job resumes without redoing it,
 and the shards' bytes do not depend on how many processes made them.
 """
 
@@ -149,7 +149,7 @@ class Job:
                 if isinstance(result, pool.Died):
                     give_up(task, result.exit_code)
                 elif result is not None:
-                    raise UserError(f"{result}; what is finished stays, the same command goes on from there")
+                    raise UserError(f"{result}; what is finished stays; the same command resumes from there")
                 bar.update()
                 block = task.number // self.settings.clips_per_shard
                 missing[block].discard(task.number)

@@ -35,7 +35,7 @@ _UNFINISHED = re.compile(
     r"\.(?:part(?:-frag\d+)?|partial|filepart|crdownload|opdownload|download|ytdl|aria2|tmp|temp|!qb|!ut)$",
     re.IGNORECASE,
 )
-_HEAD = 512  # bytes that tell a page or a text from a video
+_HEAD = 512  # bytes that distinguish a page or a text from a video
 CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
 
@@ -49,7 +49,7 @@ class Video:
         path: its file, or the tar it lies in.
         caption: its text.
         fault: why it cannot be used, where that is known without opening it.
-        offset: of its bytes in a tar; None for a file of its own.
+        offset: where its bytes begin in a tar; None for a separate file.
         size: of its bytes in a tar.
         note: why its caption is left out, which is empty then, or that its encoding was guessed.
     """
@@ -71,7 +71,7 @@ class Video:
         """What PyAV opens: the path, or a fresh file object over the tar's bytes.
 
         Raises:
-            BadClip: the first bytes tell that it is no video.
+            BadClip: the first bytes are not those of a video.
         """
         if self.offset is not None:
             part = Slice(self.path, self.offset, self.size)
@@ -127,7 +127,7 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
 
     Args:
         source: folder, `.tar`, `.csv` or a video.
-        root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the CSV's own.
+        root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the folder of the CSV.
 
     Returns:
         The videos sorted by name. Of those that are there more than once, all but the first have a fault.

@@ -19,7 +19,7 @@ MARGIN = 1e-3  # seconds; time stamps are read with 1e-6
 
 
 def clip_starts(seconds: float, frames: int, fps: float, every: float | None) -> Iterator[float]:
-    """Starts of the clips of a video without cuts: the middle one, or one every so many seconds.
+    """Starts of the clips of a video without cuts: the middle one, or one every `every` seconds.
 
     They are made one by one: `seconds` may be a damaged container's, and then has no end.
     """
@@ -93,7 +93,7 @@ def find_parts(
     Args:
         source: path, or a binary file.
         progress: called now and then.
-        cut: tells of a picture's number and the picture whether a part is to end before it.
+        cut: whether a part ends before a picture, from the picture's number and the picture.
 
     Returns:
         (first, end) in seconds of each, in order: instants from `first` to `end` take none but pictures of that part.

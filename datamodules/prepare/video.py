@@ -136,7 +136,7 @@ def give_up(task: Task, exit_code: int | None) -> None:
 
 
 def _alarm(seconds: float | None) -> None:
-    """End this process after so many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
+    """End this process after that many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
     signal.setitimer(signal.ITIMER_REAL, seconds or 0)
 
 

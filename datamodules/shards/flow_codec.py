@@ -217,7 +217,7 @@ def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
 
 
 def _smallest(data: bytes, ends: Iterable[int] = ()) -> bytes:
-    """One zlib stream: matches save where much is still and cost where all is noise; a quick try tells which.
+    """One zlib stream: matches save where much is still and cost where all is noise; a quick try shows which.
 
     Args:
         data: what it holds.
@@ -327,7 +327,7 @@ def _cut(body: memoryview, lengths: list[int]) -> list[memoryview]:
 
 
 def _inflate(data: memoryview, dtype: npt.DTypeLike, count: int, exactly: bool = True) -> np.ndarray:
-    """A zlib stream of `count` numbers, or at most so many; never more memory than that, whatever the stream says."""
+    """A zlib stream of `count` numbers, or at most that many; never more memory than that, whatever the stream says."""
     size = count * np.dtype(dtype).itemsize
     stream = zlib.decompressobj()
     content = stream.decompress(data, size + 1)

@@ -1,6 +1,6 @@
 """What a set's JSON files say: read with bounds, and checked before anything trusts a number of theirs.
 
-Shards may be a stranger's, and their checksums a stranger's too: a count decides how much memory is taken, an offset
+Shards and their checksums may be untrusted: a count decides how much memory is taken, an offset
 what is read. So every number has a range here, and what is out of it is one line.
 """
 

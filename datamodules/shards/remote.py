@@ -76,7 +76,7 @@ class Remote:
         return self.parent / name
 
     def is_dir(self) -> bool:
-        """Whether this is a folder of shards: object stores do not tell, the name does."""
+        """Whether this is a folder of shards: object stores do not say, so the name decides."""
         return not self.url.endswith(".tar")
 
     def read_bytes(self) -> bytes:
@@ -188,7 +188,7 @@ class RangeCache:
     Several processes may share it; it may exceed its bound by what they write at the same moment.
 
     Args:
-        folder: made if missing; holds nothing else.
+        folder: created if missing; holds nothing else.
         size: bytes it may hold.
     """
 

@@ -15,7 +15,7 @@ Improve = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 SAME = (1.0, 0.0)  # gain and offset of a frame as bright as frame 1
 SPARSE = 4  # every 4th pixel of a row and a column says how bright a frame is
 ENOUGH = 64  # of them
-FLAT = 25.0  # variance of grey values below which they tell no gain
+FLAT = 25.0  # variance of grey values below which they show no gain
 
 
 class DIS:

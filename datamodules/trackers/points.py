@@ -60,7 +60,7 @@ class LucasKanade:
 
     A step counts where the way back ends within `tolerance` of its start. A point that the steps lose is matched with
     its own query frame from where they led, which finds it again after it was hidden. Where that fails too it is not
-    visible, and goes on with the step that failed, or with `fallback`'s.
+    visible, and continues with the step that failed, or with `fallback`'s.
 
     Args:
         window: side of the matched patch in pixels.
@@ -220,14 +220,14 @@ class CoTracker(_Network):
 class Tapir(_Network):
     """TAPIR or BootsTAPIR (Doersch et al., ICCV 2023 and ACCV 2024), DeepMind's PyTorch release. Apache-2.0.
 
-    The checkpoint tells which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5. Its own
+    The checkpoint shows which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5. Its own
     coordinates count from the frame's corner: a pixel's centre is at + 0.5 (`tapnet/torch/utils.py`).
 
     Args:
         path: `bootstapir_checkpoint_v2.pt` or `tapir_checkpoint_panning.pt`, or those that DOT's README names.
         code: a checkout of https://github.com/google-deepmind/tapnet (needs dm-tree and einshape installed); where
             None, the installed `tapnet`.
-        centres: `half`: pixels are told as it counts them. `whole`: as ours, as DOT's released code tells them, which
+        centres: how it gets pixels. `half`: as it counts them. `whole`: as we and DOT's released code do, which
             follows points half a pixel left of and above those that are meant.
 
     Raises:

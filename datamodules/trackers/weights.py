@@ -19,7 +19,7 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
     """The file that an option names.
 
     Raises:
-        UserError: none was given, or it is no file; the message names the option and what it should be.
+        UserError: the path is missing, or is not a file; the message names the option and what it should be.
     """
     if path is None:
         raise UserError(f"{option} is missing, expected {what}")
@@ -30,7 +30,7 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
 
 
 def digest(path: Path) -> str:
-    """Twelve hex digits that tell one file from another."""
+    """Twelve hex digits that distinguish one file from another."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 

@@ -41,7 +41,7 @@ class Grid:
     time: int = 1
 
     def latents(self, frames: int) -> int:
-        """Latents F of a clip of so many frames."""
+        """Number F of latents of a clip of that many frames."""
         return (frames - 1) // self.time + 1
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class Grid:
         return height // self.space, width // self.space
 
     def fitting(self, pixels: int) -> int:
-        """The largest side on the grid of at most so many pixels, at least one step."""
+        """The largest side on the grid of at most that many pixels, at least one step."""
         return max(self.step, pixels // self.step * self.step)
 
     def check(self, frames: int | None, height: int, width: int) -> None:
@@ -188,7 +188,7 @@ class VideoBase(nn.Module, ABC):
 
     def export(self, folder: Path) -> None:
         """Write the networks where a base of this kind loads them from."""
-        raise UserError(f"base: {type(self).__name__} has no folder of its own")
+        raise UserError(f"base: {type(self).__name__} has no folder")
 
     @abstractmethod
     def denoisers(self) -> dict[str, nn.Module]:
@@ -219,7 +219,7 @@ class VideoBase(nn.Module, ABC):
 
         Args:
             latents: As the sampler gives them.
-            chunk: Frames at once, for less memory; None is what the base was told, all by default.
+            chunk: Number of frames to decode at once, for less memory. None: the base's setting, by default all.
         """
 
     def reconstructed(self, video: Tensor) -> Tensor:
@@ -276,7 +276,7 @@ class VideoBase(nn.Module, ABC):
 
         Args:
             noisy: (B, F, C, h, w), scaled as the noise process says.
-            time: (B,), the noise level as the process tells networks.
+            time: (B,), the noise level in the form that the process gives networks.
             cond: With dropout.
         """
 
@@ -333,7 +333,7 @@ class VideoBase(nn.Module, ABC):
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """Raise ValueError in one line unless a stranger's file may give these arguments.
+        """Raise ValueError in one line unless an untrusted file may give these arguments.
 
         Args:
             arguments: By the names in `named_by`, of any values.
@@ -348,8 +348,8 @@ class VideoBase(nn.Module, ABC):
         """The base of a record, not built. Nothing is imported because a record says so.
 
         Args:
-            record: As `record` returns it, possibly of a stranger.
-            arguments: In place of recorded ones.
+            record: As `record` returns it; it may be untrusted.
+            arguments: Replace recorded ones.
 
         Raises:
             UserError: its class is not one of ours and was not imported before, or an argument does not fit.

@@ -71,7 +71,7 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
     """Build a base from the frozen networks of a released file.
 
     Args:
-        base: SVD; its `path`, if it has one, is where VAE and image encoder come from in place of the file's own.
+        base: SVD; its `path`, if it has one, gives VAE and image encoder instead of the file's.
         path: The file.
         lora_rank: Of the module.
         dtype: Of the frozen networks.

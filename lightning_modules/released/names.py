@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from remoco.common.errors import UserError
 
-HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
+HEAD_CHANNELS = 64  # of the released network; the weights do not show it, a JSON beside them may
 MAX_BLOCKS = 32  # on the way down, and in a transformer; the released network has 12 and 1
 MAX_LISTED = 20
 LORA_SUFFIX = {"lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight"}
@@ -252,7 +252,7 @@ def sizes_of(what: str) -> Iterator[None]:
 
 
 def check_tensors(tensors: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
-    """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they are of is for the error."""
+    """Raise, with lists, unless names and shapes are exactly the expected ones; the error says `what` they are of."""
     wrong = {
         "unknown": sorted(tensors.keys() - expected.keys()),
         "missing": sorted(expected.keys() - tensors.keys()),

@@ -32,7 +32,7 @@ class Settings:
         steps: Euler steps.
         guidance: Of the first and the last frame, linear in between.
         fps: Frames per second.
-        motion_bucket: What the network is told of the motion, where it hears it.
+        motion_bucket: Motion bucket of the network, where it takes one.
         noise: Standard deviation of the noise on the first frame.
         scale: Factor of the residuals.
         decode_chunk: Frames per pass of the VAE, which leaves a seam between passes.
@@ -75,7 +75,7 @@ class SVDSampler:
     """SVD sampled as diffusers does it.
 
     Args:
-        unet: diffusers' UNet, as it is.
+        unet: diffusers' UNet, unchanged.
         vae: Autoencoder with temporal decoder.
         image_encoder: CLIP vision model with projection.
         settings: How it is sampled.
@@ -138,7 +138,7 @@ class SVDSampler:
             cond: What `frame_conditioning` returned.
             maps: Of one clip, see `EncoderCopy.forward`; both branches get them. None of a system without a copy.
             start: (1, L, C, h, w) standard normal.
-            sigmas: (steps + 1,) noise levels, in place of `karras_sigmas(steps)`.
+            sigmas: (steps + 1,) noise levels, instead of `karras_sigmas(steps)`.
             on_step: Called after each step, see `process.sampler.euler`.
         """
         sigmas = karras_sigmas(self.settings.steps) if sigmas is None else sigmas.float().cpu()
@@ -185,7 +185,7 @@ class ControlledSVD(SVDSampler):
     """SVD with a copy of its encoder.
 
     Args:
-        unet: diffusers' UNet, as it is.
+        unet: diffusers' UNet, unchanged.
         copy: Of its encoder, with the system's own branches.
         vae: As of `SVDSampler`, as are the next three.
         image_encoder: See there.
@@ -212,5 +212,5 @@ class ControlledSVD(SVDSampler):
 
 
 def timestep_of(sigma: Tensor) -> Tensor:
-    """(1,) float32 that the network is told of a noise level: 0.25 ln sigma."""
+    """(1,) float32, a noise level in the network's form: 0.25 ln sigma."""
     return (0.25 * sigma.double().log()).float()[None]

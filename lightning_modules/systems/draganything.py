@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, halving, through
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
-from lightning_modules.systems.system import Drawn, check_size, check_tracks
+from lightning_modules.systems.system import check_size, check_tracks, stretched
 from lightning_modules.systems.tracks import paths, scaled_points, track_brushes
 from metrics.correspondence import DIFTFeatures
 from remoco.common.errors import UserError
@@ -172,13 +173,13 @@ class DragAnything:
             features = dift.to(device)
         return cls(controlled, features, segment)
 
-    def control(self, drawing: Drawn) -> Control:
+    def control(self, drawing: Drawing) -> Control:
         """Heat maps and entity maps of a drawing.
 
         Raises:
             UserError: a track has no mask, or one too small to have a feature; one line.
         """
-        resized = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
         masks = track_masks(resized, tracks, self.segment)
@@ -187,15 +188,15 @@ class DragAnything:
         return drawn(points, masks, self.features(image), self.quirks)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        resized = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         copy: Any = self.svd.copy
         maps = copy.maps(self.control(resized))
         return self.svd.video(resized.image, maps, seed, on_step)
 
 
-def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
+def track_masks(drawing: Drawing, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
     """(H, W) uint8, 0 or 255, for each track: its own brush, else the brush's connected part under its start, else what
     `segment` says.
 

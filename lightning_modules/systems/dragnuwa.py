@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from conditions.dragnuwa import KERNEL, SIGMA, Drags, drags, spread
+from datamodules.drawings import Drawing
 from lightning_modules.bases.svd.clip import clip_input
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.process.sampler import OnStep, euler_sample
 from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
-from lightning_modules.systems.system import Drawn, check_size, check_tracks, draws
+from lightning_modules.systems.system import check_size, check_tracks, draws, stretched
 from lightning_modules.systems.tracks import paths, scaled_points
 from remoco.common.errors import UserError
 
@@ -53,8 +54,8 @@ class Settings:
         frames: L.
         steps: Euler steps.
         guidance: Of the first and the last frame, linear in between.
-        fps: Frames per second that the network is told.
-        motion_bucket: What it is told of the motion; the demo's slider has 1 to 100.
+        fps: Frames per second, an input of the network.
+        motion_bucket: Motion bucket, an input of the network; the demo's slider has 1 to 100.
         noise: Standard deviation of the noise on the first frame.
     """
 
@@ -136,22 +137,22 @@ class DragNUWA:
             nn.Module.to(module, device, dtype).requires_grad_(False).eval()
         return cls(network, vae, encoder, quirks, settings)
 
-    def drags(self, drawing: Drawn) -> Drags:
+    def drags(self, drawing: Drawing) -> Drags:
         """The steps of a drawing's tracks, float32 as in the release."""
-        resized = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
         return released_drags(tracks, self.size, self.size, self.frames, self.quirks)
 
-    def control(self, drawing: Drawn) -> Tensor:
+    def control(self, drawing: Drawing) -> Tensor:
         """(L, 2, H, W) dx, dy in pixels, frame 0 zero."""
         steps = self.drags(drawing)
         return spread(steps, *self.size)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) in [-1, 1], decoded frame by frame as in the release; see `System`."""
-        resized, settings, unet = drawing.resized(*self.size), self.settings, self.network.unet
+        resized, settings, unet = stretched(drawing, self.size), self.settings, self.network.unet
         control = self.control(resized).to(unet.device)[None]
         first = picture(resized.image).to(unet.device, unet.dtype)
         grid = (1, self.frames, unet.config.out_channels, self.size[0] // 8, self.size[1] // 8)

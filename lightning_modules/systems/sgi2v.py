@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
 from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
-from lightning_modules.systems.system import Drawn, check_size, check_tracks
+from lightning_modules.systems.system import check_size, check_tracks, stretched
 from lightning_modules.systems.tracks import paths, track_brushes
 from remoco.common.errors import UserError
 
@@ -276,13 +277,13 @@ class SGI2V:
         sampler.to(device, dtype)
         return cls(sampler)
 
-    def control(self, drawing: Drawn) -> np.ndarray:
+    def control(self, drawing: Drawing) -> np.ndarray:
         """(N, L, 4) float32 top, left, bottom, right of each track's box in pixels.
 
         Raises:
             UserError: a box does not begin in the frame.
         """
-        resized = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
         boxes = []
@@ -292,9 +293,9 @@ class SGI2V:
         return np.stack(boxes).astype(np.float32)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        resized = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         self.svd.boxes = self.control(resized)
         return self.svd.video(resized.image, (), seed, on_step)
 

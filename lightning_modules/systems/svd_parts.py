@@ -49,7 +49,7 @@ def embedded(image_encoder: Any, pixels: Tensor) -> Tensor:
 
 
 def decoded(vae: Any, latents: Tensor, chunk: int) -> Tensor:
-    """Frames (B, L, 3, H, W), at most in [-1, 1], of scaled latents (B, L, C, h, w), so many frames at a time."""
+    """Frames (B, L, 3, H, W), at most in [-1, 1], of scaled latents (B, L, C, h, w), a few frames at a time."""
     clips = []
     for clip in (latents / vae.config.scaling_factor).to(vae.dtype):
         parts = [vae.decode(part, num_frames=len(part)).sample for part in clip.split(chunk)]

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from conditions.strokes import interpolate_track, track_points
-from lightning_modules.systems.system import Drawn
+from datamodules.drawings import Drawing
 
 
 def scaled_points(
@@ -46,7 +46,7 @@ def paths(tracks: Sequence[np.ndarray], frames: int, click: bool = True) -> np.n
     return np.stack([interpolate_track(each, frames) for each in moved])
 
 
-def track_brushes(drawing: Drawn, tracks: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+def track_brushes(drawing: Drawing, tracks: Sequence[np.ndarray]) -> list[np.ndarray | None]:
     """(H, W) bool for each track: its own brush, else the brush's connected part under its start; None where it has
     neither.
     """

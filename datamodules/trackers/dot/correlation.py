@@ -14,8 +14,8 @@ LIMIT = 2 << 30  # bytes; 512 x 512 with patches of 4 takes 1.4 GB in float32
 class Correlation:
     """Dot products of every source with every target feature over sqrt(C), and their average over 2, 4 and 8 pixels.
 
-    Held whole while it takes less than `limit` bytes; else made again at every reading, for so many source pixels at
-    once as fit (the same numbers).
+    Held whole while it takes less than `limit` bytes. Else it is computed again at every reading, for as many source
+    pixels at once as fit; the numbers are the same.
 
     Args:
         source: (B, C, h, w).

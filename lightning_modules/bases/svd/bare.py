@@ -34,13 +34,13 @@ class BareSettings:
         min_guidance_scale: Guidance of the first frame.
         max_guidance_scale: Guidance of the last frame, linear in between.
         fps: Frames per second.
-        fps_offset: What is added to it before the UNet is told; Stability's sampling script says fps - 1.
-        motion_bucket_id: What the UNet is told of the motion: SVD's own scale, or mean displacement in pixels.
+        fps_offset: Added to `fps` before the UNet gets it; Stability's sampling script uses fps - 1.
+        motion_bucket_id: The UNet's motion bucket: SVD's own scale, or mean displacement in pixels.
         noise_aug_strength: Standard deviation of the noise on the first frame.
         stock_eps: The res blocks' norms have diffusers' eps, 1e-6 in most of them; else the original SVD's 1e-5.
         squash: The picture is resized to the frame whatever its shape, by PIL's Lanczos; else scaled to cover it and
             cropped in the middle.
-        embed_picture: The image encoder sees the picture as it was given; else the frame.
+        embed_picture: The image encoder sees the original picture; else the frame.
     """
 
     num_frames: int | None = None

@@ -42,17 +42,17 @@ class SVD(VideoBase):
         path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites
             in the package.
         revision: Revision of the hub id.
-        trained: Train the UNet too, in float32.
-        vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
-        recompute: What of the UNet is computed again in the backward pass: `none`, the `top` level, which holds most
-            activations, or `all` levels.
+        trained: Train the UNet too. It is then in float32.
+        vae_precision: Precision of the VAE on a GPU. Products have 10 bits of mantissa in `tf32` and 7 in `bfloat16`.
+        recompute: Parts of the UNet that are computed again in the backward pass, to save memory: `none`, the `top`
+            level, which holds most activations, or `all` levels.
 
     Attributes:
         unet: Denoising UNet.
         image_encoder: CLIP vision model with projection.
         vae: Autoencoder, or None for latents that are made of patches of the frames.
         pca: Principal components of those patches; None with a VAE, or to keep all pixels.
-        stock_eps: Name of each res block's norm in the UNet -> the eps it had when it was given, diffusers' own.
+        stock_eps: Name of each res block's norm in the UNet -> the eps that diffusers gave it.
         latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
     """
 
@@ -107,7 +107,7 @@ class SVD(VideoBase):
         return self.hold(parts["unet"], parts["image_encoder"], vae, pca, hashes).freeze(dtype)
 
     def layout(self) -> SVD:
-        """From the configurations alone; nothing is read of the weights but for the small base in the package."""
+        """Built from the configurations alone. No weights are read, except those of the small base in the package."""
         fresh = type(self)(**self.arguments)
         if self.path == embedded.NAME:
             return fresh.build()
@@ -180,10 +180,10 @@ class SVD(VideoBase):
             save_pca(self.pca, folder / "vae")
 
     def freeze(self, dtype: torch.dtype) -> SVD:
-        """Take all gradients away; UNet and image encoder in this dtype, the VAE in a precision of its own.
+        """Freeze all networks. UNet and image encoder get this dtype; the VAE has its own precision.
 
         Args:
-            dtype: Of the frozen UNet and image encoder; float64 is the VAE's too, but for bfloat16.
+            dtype: Dtype of the frozen UNet and image encoder. float64 also applies to the VAE, unless that is bfloat16.
         """
         self.requires_grad_(False).eval()
         exact = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
@@ -360,7 +360,7 @@ def _check(vae_precision: str, recompute: str) -> None:
 
 
 def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
-    """(L, 3, H, W) of a clip's latents, so many frames at a time."""
+    """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
     parts = [_exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 

@@ -191,7 +191,7 @@ def _listed(repo: str, name: str, commit: str) -> list[str]:
     """Names of the files in one folder of a repository; where the hub is not reached, of those in the cache."""
     try:
         paths = [Path(path) for path in list_repo_files(repo, revision=commit)]
-    except Exception:  # whatever is made of what a hub answers
+    except Exception:  # whatever the libraries raise for a hub's answer
         paths = [path.relative_to(_cached(repo) / commit) for path in (_cached(repo) / commit / name).glob("*")]
     return [path.name for path in paths if path.parent == Path(name)]
 

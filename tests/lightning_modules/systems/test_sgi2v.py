@@ -99,7 +99,8 @@ def wide_base(folder, frames=14):
 def test_a_base_samples_the_drawing(system):
     boxes = system.control(drawing())
     assert boxes.shape == (2, 3, 4)
-    assert boxes[0, 0].tolist() == [16, 14, 36, 54]  # the brush, at 64 x 128
+    # the brush at 64 x 128, rows 16 to 36 and columns 13.3 to 53.3: the pixels whose centres it covers
+    assert boxes[0, 0].tolist() == [16, 13, 36, 53]
     half = 96 * 64 / 576 / 2
     assert (boxes[1, 0][2:] - boxes[1, 0][:2]).tolist() == pytest.approx([2 * half, 2 * half], abs=1e-3)
     moved = boxes[0, 2] - boxes[0, 0]
