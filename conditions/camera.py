@@ -67,8 +67,8 @@ def preset_camera(
 
     Args:
         frames: L; the motion is even over the clip.
-        height: of the frame.
-        width: of the frame.
+        height: height of the frame.
+        width: width of the frame.
         pan: to the right: in the last frame the middle of the picture is this part of the width further left.
         tilt: up: in the last frame the middle of the picture is this part of the height further down.
         zoom: factor of the last frame's focal length; above 1 the picture grows.
@@ -97,9 +97,9 @@ def camera_tracks(camera: Camera, height: int, width: int, depth: np.ndarray | N
     """Dense tracks of a still scene under a moving camera.
 
     Args:
-        camera: of each frame.
-        height: of the frame.
-        width: of the frame.
+        camera: the camera of each frame.
+        height: height of the frame.
+        width: width of the frame.
         depth: (H, W) along z of the first camera, positive, in the unit of the poses; None where the camera only turns.
 
     Returns:

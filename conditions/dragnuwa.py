@@ -38,8 +38,8 @@ def drags(paths: Tensor, height: int, width: int) -> Drags:
 
     Args:
         paths: (N, L, 2) x, y in pixels, in the order in which they are written: of two in one pixel, the later counts.
-        height: of the frame.
-        width: of the frame.
+        height: height of the frame.
+        width: width of the frame.
     """
     step = (paths[:, 1:] - paths[:, :-1]).transpose(0, 1)
     at = paths[:, :-1].floor().long().transpose(0, 1)

@@ -29,7 +29,7 @@ class ClipDataset(Dataset):
         shards: the set.
         order: which clip is at which position.
         use_latents: return the cached latents instead of the video.
-        decoder: of the video, `pyav` or `decord`.
+        decoder: decoder of the video, `pyav` or `decord`.
     """
 
     def __init__(self, shards: Shards, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:

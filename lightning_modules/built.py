@@ -28,13 +28,15 @@ def built(
         record: The record.
         state: The tensors.
         path: Where the base is now, if not where the record says.
-        dtype: Of the frozen networks.
+        dtype: Dtype of the frozen networks.
     """
     from lightning_modules.expected import check_expected, named_base  # diffusers takes seconds, for `--help` too
 
     architecture = dict(record["architecture"])
     if architecture.get("injection", "") is None:
-        raise UserError("the checkpoint is a base without a controller: `remoco export-base` writes it for a base")
+        raise UserError(
+            "the checkpoint is a base without a controller; `remoco export-base` writes it as folders for `base.path`"
+        )
     for kind in architecture.get("injection") or []:
         if "." in kind and kind.rpartition(".")[0] not in sys.modules:
             raise UserError(f"injection: {kind} is not imported; import its module before, if you trust it")

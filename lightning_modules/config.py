@@ -97,7 +97,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.process is not None and not hasattr(self.process, "asked"):
-            raise UserError(f"noise.process is a {type(self.process).__name__}, expected a NoiseProcess")
+            raise UserError("noise.process: expected the class path of a NoiseProcess")
         within("noise.mean", self.mean, -20, 20)
         within("noise.std", self.std, 0, 20)
         within("noise.dropout", self.dropout, 0, 1)

@@ -18,12 +18,12 @@ from remoco.common.errors import UserError
 
 @dataclass
 class Schedule:
-    """AdamW's moments and the learning rate's way over the steps; the default is the paper's constant rate.
+    """AdamW's moments, and warm-up and decay of the learning rate. Default: the paper's constant rate.
 
     Args:
-        betas: Of AdamW.
-        warmup_steps: Steps over which the learning rate rises linearly to its value.
-        decay: Last part of the run, 0 to 1, over which it falls linearly to zero.
+        betas: Decay rates of AdamW's two moments, each in [0, 1).
+        warmup_steps: Number of steps in which the learning rate rises linearly to its value.
+        decay: Last part of the run, 0 to 1, in which the learning rate falls linearly to zero.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -48,12 +48,12 @@ class Schedule:
 
         Args:
             optimizer: any.
-            steps: of the whole run.
+            steps: number of steps of the whole run.
         """
         if not self.warmup_steps and not self.decay:
             return optimizer
         if self.decay and not 0 < steps < float("inf"):
-            raise UserError("model: schedule.decay needs trainer.max_steps, to know where the last part begins")
+            raise UserError("model: schedule.decay needs trainer.max_steps, which says where the last part begins")
         schedule = LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -62,11 +62,12 @@ class WarmupCosine(LRScheduler):
     """The learning rate rises linearly over `warmup_steps`, then follows half a cosine down to `final` of it.
 
     Args:
-        optimizer: whose rate is set.
-        warmup_steps: optimizer steps until the full rate.
-        total_steps: optimizer steps until the end of the cosine; without it the rate stays after the warm-up.
-        final: share of the rate that is left at the end, in [0, 1].
-        last_epoch: steps done.
+        optimizer: optimizer whose learning rate is set.
+        warmup_steps: number of optimizer steps until the full rate.
+        total_steps: number of optimizer steps until the end of the cosine. Without it the rate stays constant after
+            the warm-up.
+        final: share of the rate at the end, in [0, 1].
+        last_epoch: number of steps already done.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class WarmupCosine(LRScheduler):
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; its shape is the configuration's."""
+        """The position in the schedule; its shape comes from the configuration."""
         kept = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
         return {name: value for name, value in super().state_dict().items() if name in kept}
 
@@ -154,8 +155,8 @@ class Plan:
         Args:
             parameters: all that is trained.
             schedule: AdamW's moments, and the rate's way where no scheduler is named.
-            learning_rate: of AdamW.
-            weight_decay: of AdamW.
+            learning_rate: learning rate of AdamW.
+            weight_decay: weight decay of AdamW.
             trainer: knows the steps of the whole run, clipping and precision.
 
         Raises:

@@ -80,7 +80,7 @@ def check_record(record: Mapping[str, Any], name: str) -> None:
 
     Args:
         record: The record, with both parts there.
-        name: Of its file, for the error.
+        name: Name of its file, for the error.
     """
     _check_part(record["architecture"], "architecture", ARCHITECTURE, name)
     _check_part(record["base"], "base", BASE, name)
@@ -98,7 +98,7 @@ def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> Non
     Args:
         record: The record.
         base: The base it names, not built.
-        name: Of its file, for the error.
+        name: Name of its file, for the error.
     """
     sampling = record.get("sampling") or {}
     _check_part(sampling, "sampling", SAMPLING, name)

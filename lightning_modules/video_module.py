@@ -50,10 +50,10 @@ class VideoModule(LightningModule):
         sampling: How samples are made.
         speed: What changes time and memory alone.
         start: Weights to start from.
-        learning_rate: Of AdamW, the default optimizer.
-        weight_decay: Of AdamW, the default optimizer.
+        learning_rate: Learning rate of AdamW, the default optimizer.
+        weight_decay: Weight decay of AdamW, the default optimizer.
         schedule: AdamW's moments, warm-up and decay.
-        seed: Of everything random in a step, and of the first weights of what is put around the base.
+        seed: Seed of everything random in a step, and of the first weights of what is put around the base.
     """
 
     def __init__(

@@ -55,7 +55,7 @@ class VideoMetric(torchmetrics.Metric):
     A subclass adds the states of its sums, counts clips in `clips`, and implements `add`, `value` and `describe`.
 
     Attributes:
-        name: of the number; an offline stand-in has another one than the real thing.
+        name: name of the number; an offline stand-in has another one than the real thing.
         needs: the fields of `Clip` that `add` reads beside the video.
     """
 

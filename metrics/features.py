@@ -264,7 +264,7 @@ class CLIPFeatures(FeatureNetwork):
     Args:
         path: local folder in the transformers layout, or hub id; the published numbers use
             `openai/clip-vit-base-patch32`.
-        revision: of the hub id.
+        revision: revision of the hub id.
         dtype: the network computes in it; the published numbers are float32's.
     """
 

@@ -138,7 +138,7 @@ def score_folder(
         folder: the videos.
         metrics: those that can be computed here are.
         device: where the networks run.
-        rank: of this process; each of several judges its share of the clips, and all get the result.
+        rank: rank of this process; each of several judges its share of the clips, and all get the result.
         world_size: number of processes.
 
     Raises:

@@ -26,7 +26,7 @@ class Backdrop:
     Attributes:
         presets: names of PRESETS -> amount, as `conditions.camera.preset_camera` takes them.
         poses: the camera's path, in RealEstate10K's text format.
-        depth: of the image, `.npy` or a PNG of 16 bits.
+        depth: depth map of the image, `.npy` or a PNG of 16 bits.
         driving: a video.
 
     Raises:
@@ -89,7 +89,7 @@ def backdrop_from_json(
     if camera is None and driving is None:
         return None
     if camera is not None and driving is not None:
-        raise UserError(f"{name}: driving: expected none beside a camera; one of them moves the scene")
+        raise UserError(f"{name}: driving: expected either a camera or a driving video, got both")
     if camera is not None and (not isinstance(camera, Mapping) or not camera):
         raise UserError(f'{name}: camera: expected {{"pan": NUMBER, ...}} or {{"poses": FILE, "depth": FILE}}')
     if camera is not None and not camera.keys() & {"poses", "depth"}:
@@ -114,9 +114,9 @@ def backdrop_from_flags(
     """
     flags = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
     if len(flags) > 1:
-        raise UserError(f"{flags[1]}: expected not together with {flags[0]}; one of them moves the scene")
+        raise UserError(f"{flags[1]}: expected either this or {flags[0]}, got both")
     if (poses is None) != (depth is None):
-        raise UserError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
+        raise UserError("--poses and --depth: expected both; the camera's motion depends on the depth")
     for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
         if value is not None and not Path(value).is_file():
             raise UserError(f"{name} {value}: no such file")

@@ -120,7 +120,7 @@ class Drawing:
         """The drawing in its frame: image, tracks and brush.
 
         Args:
-            framing: of a picture of this size.
+            framing: framing of a picture of this size.
             background: R, G, B around a padded picture.
 
         Raises:

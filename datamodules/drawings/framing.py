@@ -69,8 +69,8 @@ class Framing:
     """From a picture to its frame.
 
     Attributes:
-        size: of the picture.
-        frame: of the frame.
+        size: size of the picture.
+        frame: size of the frame.
         box: left, top, right, bottom of what the frame shows, in pixels of the picture, whose own is 0, 0, width,
             height: within it where the picture is cropped, around it where it is padded.
     """
@@ -84,8 +84,8 @@ class Framing:
         """The framing of a picture in a given frame.
 
         Args:
-            size: of the picture.
-            frame: of the frame.
+            size: size of the picture.
+            frame: size of the frame.
             fit: `crop` scales the picture to cover the frame and cuts off the rest on both sides alike; `pad` scales it
                 to fit into the frame; `stretch` squeezes it into the frame's shape.
             starts: (N, 2) x, y in the picture. A crop keeps them in the frame: it moves off the middle, and where that
@@ -218,12 +218,12 @@ def framing_of(
     """The framing of a picture by the rule of size.
 
     Args:
-        size: of the picture.
+        size: size of the picture.
         grid: frames of the base: their area and the multiple of their sides.
         fit: how the picture is brought to the frame's shape, see `Framing.of`.
-        height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is
+        height: height of the frame. With one side alone the other follows the picture's shape; with none the frame is
             `FrameArea.frame`.
-        width: of the frame.
+        width: width of the frame.
         starts: where tracks start, see `Framing.of`.
 
     Raises:

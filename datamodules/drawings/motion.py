@@ -35,7 +35,7 @@ class SceneMotion:
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
         background: R, G, B of what transparent parts of the video show.
-        framing: of the image to its frame, which the video goes through too; None where it is the image's own size.
+        framing: framing of the image, used for the video too; None where the frame has the image's size.
     """
 
     preset: dict[str, float] | None = None
@@ -152,7 +152,7 @@ def scene_motion(
     """The motion of a backdrop; its files are read, of a video the first frame.
 
     Args:
-        backdrop: of inputs, or of flags.
+        backdrop: backdrop of inputs, or of flags.
         tracker: gives the one that follows a driving video; asked where there is one.
         size: (H, W) of the image, which a depth has to have; None where it is not known.
         background: R, G, B of what transparent parts of a driving video show.

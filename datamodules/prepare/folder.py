@@ -37,7 +37,7 @@ def claim(
     """Take a folder for the job that `plan` describes, or resume the one that was begun there.
 
     Args:
-        path: of the plan's file, in the folder.
+        path: path of the plan's file, in the folder.
         plan: everything that the folder's bytes depend on.
         what_differs: field and its value in the folder -> what the user reads.
         may_differ: fields that are replaced where they differ.
@@ -79,7 +79,7 @@ def write_report(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """One JSON line for each source.
 
     Args:
-        folder: of the shards.
+        folder: folder of the shards.
         lines: the source's name as `video` or `shard`; `clips`, the keys of those it gave; `bad`, what was left out:
             its `reason`, with the `start` in seconds or the `key` of a clip; of a video also `notes`, what was done to
             the pictures of its clips and its caption.

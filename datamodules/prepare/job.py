@@ -48,7 +48,7 @@ class Job:
     Args:
         target: folder of the shards.
         videos: all of them, in order.
-        settings: of the clips.
+        settings: settings of the clips.
         tracker_version: part of what the bytes depend on.
         retry: try the videos that were left out again, also when the set was complete.
         timeout: seconds that a clip may take.

@@ -23,8 +23,8 @@ class Worker:
     """A process that runs `function` on one task after another; a new one takes its place when it dies.
 
     Args:
-        function: of a task and the worker's number; must not raise; it and the tasks must pickle.
-        number: of this worker among its pool's; the process that takes a dead one's place has it too.
+        function: function of a task and the worker's number; must not raise; it and the tasks must pickle.
+        number: number of this worker among its pool's; the process that takes a dead one's place has it too.
     """
 
     def __init__(self, function: Function, number: int = 0) -> None:

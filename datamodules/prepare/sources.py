@@ -50,7 +50,7 @@ class Video:
         caption: its text.
         fault: why it cannot be used, where that is known without opening it.
         offset: where its bytes begin in a tar; None for a separate file.
-        size: of its bytes in a tar.
+        size: size of its bytes in a tar.
         note: why its caption is left out, which is empty then, or that its encoding was guessed.
     """
 

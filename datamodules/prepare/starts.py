@@ -35,8 +35,8 @@ def clip_starts_in_parts(
 
     Args:
         parts: (first, end) seconds of each, as `find_parts` gives them.
-        frames: of a clip.
-        fps: of a clip.
+        frames: number of frames of a clip.
+        fps: frames per second of a clip.
         every: distance of the clips within each part; None: one clip, in the middle of the part that the video's
             middle lies in, or of the one nearest to it that is long enough.
         name: what a part is called.

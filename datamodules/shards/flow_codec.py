@@ -221,7 +221,7 @@ def _smallest(data: bytes, ends: Iterable[int] = ()) -> bytes:
 
     Args:
         data: what it holds.
-        ends: of its parts but the last, in bytes. Blocks may end there, and other Huffman codes begin.
+        ends: ends of its parts but the last, in bytes. Blocks may end there, and other Huffman codes begin.
     """
     cuts = [0, *ends, len(data)]
     tried = [[data], [data[begin:end] for begin, end in zip(cuts, cuts[1:])]]

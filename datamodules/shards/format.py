@@ -86,8 +86,8 @@ def write_index(
     """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
 
     Args:
-        folder: of the shards.
-        shape: of the clips.
+        folder: folder of the shards.
+        shape: shape of the clips.
         entries: one per shard, `ShardWriter.entry`.
         latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
         fill: `smooth` where the flow of hidden pixels was filled in, else `none`.

@@ -138,7 +138,7 @@ def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dic
     """Keys and places of the members of a shard's clips.
 
     Args:
-        path: of the sidecar.
+        path: path of the sidecar.
         clips: that it must have.
         crc: CRC-32 that the file must have; None: any.
 

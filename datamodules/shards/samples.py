@@ -117,11 +117,11 @@ def decode_into(
 
     Args:
         members: by kind.
-        shape: of the clip.
+        shape: shape of the clip.
         out: what `arrays` describes, contiguous; video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16, visibility
             (L, H, W) bool, moving (2, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first
             frame alone. What is in them after an error means nothing.
-        decoder: of the video, see `mp4.decode_mp4`.
+        decoder: decoder of the video, see `mp4.decode_mp4`.
 
     Returns:
         flow_step in pixels, motion_bucket and fps; where latents are among the members, latent_mean, latent_std (L, C,

@@ -140,7 +140,7 @@ class _Network(ABC):
     """A tracker of other people's code, with weights that are read on the first call.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         what: it is, for the error where there is none.
     """
 

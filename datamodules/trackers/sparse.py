@@ -23,7 +23,7 @@ class SparseDIS(DIS):
     an object that the dense flow lost joins the object's own motion, not the background's.
 
     Args:
-        spacing: of the grid in pixels.
+        spacing: spacing of the grid in pixels.
     """
 
     name = "tracks"

@@ -31,9 +31,9 @@ class Grid:
 
     Attributes:
         space: Pixels per latent along a side.
-        step: Height and width are multiples of it, in pixels.
-        time: Frames per latent: with 1 any length, with n > 1 a multiple of n and one more (a causal autoencoder, whose
-            first latent is the first frame's own).
+        step: Height and width in pixels are multiples of this.
+        time: Frames per latent. 1 allows any length; n > 1 allows 1 plus a multiple of n (a causal autoencoder, whose
+            first latent holds the first frame alone).
     """
 
     space: int = 8
@@ -62,7 +62,7 @@ class Grid:
         if frames is not None and (frames - 1) % self.time:
             below = self.latents(frames) * self.time - self.time + 1
             raise UserError(
-                f"frames is {frames}, expected a multiple of {self.time} and one more, the nearest {below} and "
+                f"frames is {frames}, expected 1 plus a multiple of {self.time}, the nearest {below} and "
                 f"{below + self.time}"
             )
 
@@ -75,7 +75,7 @@ class Level:
     """Features of the control that a base's places take.
 
     Attributes:
-        channels: Of a feature.
+        channels: Number of channels of a feature.
         space: Pixels per feature along a side.
         time: Frames per feature.
     """
@@ -107,7 +107,7 @@ class Posterior(NamedTuple):
 
     Attributes:
         mean: (B, F, C, h, w), the mode.
-        std: As mean; 0 where nothing is drawn.
+        std: (B, F, C, h, w), the standard deviation; 0 where nothing is drawn.
     """
 
     mean: Tensor
@@ -118,20 +118,20 @@ class VideoBase(nn.Module, ABC):
     """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
 
     Class attributes:
-        grid: Lengths and sizes.
+        grid: Lengths and sizes that it takes.
         conditionings: Names of what the network is conditioned on, in the order of the dropout's draws.
-        unconditional: Name of a conditioning -> `zero` or `keep`: what guidance's other branch has of it.
+        unconditional: Name of a conditioning -> `zero` or `keep`: its value in guidance's unconditional branch.
         named_by: Arguments of the constructor that say which weights these are; they are recorded in checkpoints.
-        located_by: Those of them that only say where the weights lie: another value is no other base if the hash is
-            the same.
+        located_by: Those of them that only say where the weights are. Another value is the same base where the hash
+            is equal.
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
 
     Attributes:
-        arguments: Of the constructor, by name.
+        arguments: Arguments of the constructor, by name.
         trained: Whether the network is trained too.
-        channels: Of a latent; known once it is built.
+        channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
-        decode_chunk: Frames that `decode` takes at once where its caller does not say; None is all.
+        decode_chunk: Number of frames that `decode` takes at once by default; None is all.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
@@ -175,7 +175,7 @@ class VideoBase(nn.Module, ABC):
         """Load or draw the weights, in place, and freeze them; on the meta device nothing is drawn or allocated.
 
         Args:
-            dtype: Of the frozen networks. What is `trained` is float32.
+            dtype: Dtype of the frozen networks. What is `trained` is float32.
 
         Raises:
             UserError: a file or a weight is missing.
@@ -188,7 +188,7 @@ class VideoBase(nn.Module, ABC):
 
     def export(self, folder: Path) -> None:
         """Write the networks where a base of this kind loads them from."""
-        raise UserError(f"base: {type(self).__name__} has no folder")
+        raise UserError(f"base: {type(self).__name__} cannot be exported as a folder")
 
     @abstractmethod
     def denoisers(self) -> dict[str, nn.Module]:

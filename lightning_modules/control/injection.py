@@ -148,7 +148,7 @@ class Injection(nn.Module):
 
     Args:
         kind: `modulation`, `concat`, `add`, or a class path.
-        places: Of the base; their weights are drawn in this order.
+        places: Places of the base; their weights are drawn in this order.
         feature_channels: Channels of the motion features, level by level.
         seed: Seed of the initial weights.
     """

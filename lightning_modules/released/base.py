@@ -73,8 +73,8 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
     Args:
         base: SVD; its `path`, if it has one, gives VAE and image encoder instead of the file's.
         path: The file.
-        lora_rank: Of the module.
-        dtype: Of the frozen networks.
+        lora_rank: LoRA rank of the module.
+        dtype: Dtype of the frozen networks.
 
     Raises:
         UserError: it is no such file, has another rank, or neither has a VAE or an image encoder.

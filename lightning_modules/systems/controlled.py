@@ -30,7 +30,7 @@ class Settings:
         size: (height, width), multiples of 64.
         frames: L.
         steps: Euler steps.
-        guidance: Of the first and the last frame, linear in between.
+        guidance: Guidance scale of the first and the last frame, linear in between.
         fps: Frames per second.
         motion_bucket: Motion bucket of the network, where it takes one.
         noise: Standard deviation of the noise on the first frame.
@@ -136,7 +136,7 @@ class SVDSampler:
 
         Args:
             cond: What `frame_conditioning` returned.
-            maps: Of one clip, see `EncoderCopy.forward`; both branches get them. None of a system without a copy.
+            maps: Maps of one clip, see `EncoderCopy.forward`; both branches get them. None for a system without a copy.
             start: (1, L, C, h, w) standard normal.
             sigmas: (steps + 1,) noise levels, instead of `karras_sigmas(steps)`.
             on_step: Called after each step, see `process.sampler.euler`.
@@ -186,7 +186,7 @@ class ControlledSVD(SVDSampler):
 
     Args:
         unet: diffusers' UNet, unchanged.
-        copy: Of its encoder, with the system's own branches.
+        copy: Copy of its encoder, with the system's own branches.
         vae: As of `SVDSampler`, as are the next three.
         image_encoder: See there.
         settings: See there.

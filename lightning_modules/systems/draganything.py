@@ -76,7 +76,7 @@ class ControlBranch(PixelBranch):
     """The heat map's convolutions and the entity map's, whose sum joins the copy's first features.
 
     Args:
-        out_channels: Of the UNet's first level.
+        out_channels: Output channels of the UNet's first level.
     """
 
     def __init__(self, out_channels: int):
@@ -93,7 +93,7 @@ class ControlledEncoder(EncoderCopy):
     """The copy with its control branch; names are those of the released file.
 
     Args:
-        config: Of the UNet it is a copy of.
+        config: Configuration of the UNet it is a copy of.
     """
 
     def __init__(self, config: Any):
@@ -153,7 +153,7 @@ class DragAnything:
             segment: As of the class.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of all networks.
+            dtype: Dtype of all networks.
             device: Where they go.
 
         Raises:

@@ -53,7 +53,7 @@ class Settings:
         size: (height, width); drags are drawn in its pixels.
         frames: L.
         steps: Euler steps.
-        guidance: Of the first and the last frame, linear in between.
+        guidance: Guidance scale of the first and the last frame, linear in between.
         fps: Frames per second, an input of the network.
         motion_bucket: Motion bucket, an input of the network; the demo's slider has 1 to 100.
         noise: Standard deviation of the noise on the first frame.
@@ -119,7 +119,7 @@ class DragNUWA:
             svd: diffusers' SVD to take VAE and image encoder from, where the file has none.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of all networks; the release computes in float32.
+            dtype: Dtype of all networks; the release computes in float32.
             device: Where they go.
             head_channels: Channels per attention head, see `load_released`.
 

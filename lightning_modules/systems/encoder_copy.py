@@ -32,7 +32,7 @@ class PixelBranch(nn.Module):
 
     Args:
         channels: Channels of the pixels.
-        out_channels: Of the UNet's first level.
+        out_channels: Output channels of the UNet's first level.
     """
 
     def __init__(self, channels: int, out_channels: int, widths: Sequence[int] = BRANCH_WIDTHS):
@@ -63,7 +63,7 @@ class EncoderCopy(nn.Module):
     """The copy, without what a system puts into it.
 
     Args:
-        config: Of the UNet it is a copy of, `unet.config`.
+        config: Configuration of the UNet it is a copy of, `unet.config`.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -134,7 +134,7 @@ class Joined:
 
     Args:
         unet: diffusers' UNet.
-        copy: Of its encoder.
+        copy: Copy of its encoder.
         quirks: `context_order` and `residual_times` count here.
     """
 

@@ -74,7 +74,7 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
         svd: Folder, or hub id.
         frames: Length that the base was trained for, as its `unet/config.json` says: 14 of SVD, 25 of SVD-XT.
         what: The system that needs it, for errors.
-        revision: Of the hub id.
+        revision: Revision of the hub id.
 
     Raises:
         UserError: a file or a weight is missing.

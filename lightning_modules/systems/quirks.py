@@ -61,7 +61,7 @@ def residual_counts(levels: list[int], times: str) -> torch.Tensor:
 
     Args:
         levels: Skips of each down block, the input convolution's counted to the first.
-        times: Of `Quirks.residual_times`.
+        times: Times of `Quirks.residual_times`.
     """
     if times == "once":
         return torch.ones(sum(levels))

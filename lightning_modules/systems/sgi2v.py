@@ -40,10 +40,10 @@ class Optimisation:
     Attributes:
         first: Steps before which nothing is.
         last: The last step in which it is.
-        iterations: Of AdamW in each step.
+        iterations: Number of iterations of AdamW in each step.
         rate: Its learning rate.
         spread: Standard deviation of a box's Gaussian weight, in halves of its sides.
-        cut: Of the low-pass filter, in halves of the spectrum: lower frequencies are the optimised latent's.
+        cut: Cut-off of the low-pass filter, in halves of the spectrum: lower frequencies are the optimised latent's.
         recompute: Activations are computed again in the backward pass, which takes less memory and more time.
     """
 
@@ -266,7 +266,7 @@ class SGI2V:
             svd: diffusers' SVD of 14 frames, folder or hub id.
             settings: How it is sampled.
             optimisation: How the latent is optimised.
-            dtype: Of all networks.
+            dtype: Dtype of all networks.
             device: Where they go.
 
         Raises:

@@ -44,7 +44,7 @@ class System(Protocol):
         """(L, 3, H, W) float32 in [-1, 1].
 
         Args:
-            drawing: Of any size; it is resized to the system's, whatever its shape, so crop it before.
+            drawing: Drawing of any size. It is stretched to the system's frame, so crop it before.
             seed: The same video for the same seed; no global generator moves.
             on_step: Called after each step, see `process.sampler.euler`.
         """

@@ -36,8 +36,8 @@ class DenseTracker:
         refiner: weights loaded (`raft.refiner`).
         size: height and width in pixels at which the refiner works.
         num_tracks: points to follow.
-        threshold: of the motion boundaries.
-        seeds: of the points drawn, for numpy's and torch's stream; the same for every clip.
+        threshold: threshold of the motion boundaries.
+        seeds: seeds of the points drawn, for numpy's and torch's stream; the same for every clip.
     """
 
     def __init__(

@@ -56,7 +56,7 @@ def sample_queries(frame: int, boundaries: Tensor, count: int, draws: Draws) -> 
     Args:
         frame: number of the frame.
         boundaries: (H, W) bool.
-        count: of the points.
+        count: number of the points.
         draws: moves on.
     """
     height, width = boundaries.shape

@@ -85,7 +85,7 @@ class Sprites(SVD):
     def export(self, folder: Any) -> None:
         """As `SVD.export`."""
         if self.latents == "space_to_depth":
-            raise UserError("base: latents space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("base: latents is space_to_depth, which cannot be exported, expected vae or pca")
         super().export(folder)
 
     @classmethod

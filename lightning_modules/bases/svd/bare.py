@@ -82,8 +82,8 @@ def sample_bare(
         svd: The base; of a trained pipeline `pipe.module.base`, whose LoRA is left out here.
         image: First frame: a PIL image, (H, W, 3) uint8, or a file.
         settings: `DIFFUSERS`, `OURS`, or what lies between.
-        height: Of the frame, a multiple of 8; of 64 unless it is squashed.
-        width: Of the frame, likewise.
+        height: Height of the frame, a multiple of 8; of 64 unless it is squashed.
+        width: Width of the frame, likewise.
         generator: Draws the two noises in diffusers' order and dtypes, where they are not given.
         noise: (1, 3, height, width) standard normal, for the first frame.
         latents: (1, L, C, height / 8, width / 8) standard normal, what the sampler starts from.

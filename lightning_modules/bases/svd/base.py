@@ -140,8 +140,8 @@ class SVD(VideoBase):
         """Take these networks as the base's own.
 
         Args:
-            unet: Of diffusers; it gets our blocks, eps and convolutions.
-            image_encoder: Of transformers.
+            unet: UNet of diffusers; it gets our blocks, eps and convolutions.
+            image_encoder: Image encoder of transformers.
             vae: Or None.
             pca: In the VAE's place.
             hashes: `weights_hash` of the networks whose stored weights were rounded since; of others it is taken here.
@@ -171,7 +171,7 @@ class SVD(VideoBase):
             folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
         """
         if self.vae is None and self.pca is None:
-            raise UserError("latents: space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("base: latents is space_to_depth, which cannot be exported, expected vae or pca")
         self.unet.save_pretrained(folder / "unet")
         self.image_encoder.save_pretrained(folder / "image_encoder")
         if self.vae is not None:

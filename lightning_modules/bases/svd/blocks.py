@@ -39,7 +39,7 @@ def compile_unet(unet: nn.Module, backend: Any = "inductor") -> None:
 
     Args:
         unet: with our blocks, LoRA, hooks and checkpointing, all set.
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
     """
     # training, validation, its last batch, guided and bare samples: beyond the default of 8 one graph is an error
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)

@@ -36,7 +36,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
-        name: Of the network.
+        name: Name of the network.
         called: What the user calls the base, for errors.
 
     Raises:
@@ -106,7 +106,7 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
-        dtype: Of the network.
+        dtype: Dtype of the network.
         called: What the user calls the base, for errors.
 
     Raises:

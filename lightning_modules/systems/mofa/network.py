@@ -51,7 +51,7 @@ class FlowControlledEncoder(EncoderCopy):
     """The copy with its own branches; names are those of the released file.
 
     Args:
-        config: Of the UNet it is a copy of.
+        config: Configuration of the UNet it is a copy of.
     """
 
     def __init__(self, config: Any):

@@ -61,7 +61,7 @@ class MOFAVideo:
             svd: diffusers' SVD-XT 1.1, folder or hub id.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of SVD and the copy; the release has float16. CMP computes in float32.
+            dtype: Dtype of SVD and the copy; the release has float16. CMP computes in float32.
             device: Where they go.
 
         Raises:
