@@ -248,11 +248,11 @@ class VideoBase(nn.Module, ABC):
     # Conditioning and prediction
 
     def inputs(self) -> dict[str, Input]:
-        """What a person may say beside image and control."""
+        """Inputs that a person may set beside image and control, by name."""
         return {}
 
     def given(self, batch: Mapping[str, Any], bucket: Tensor) -> dict[str, Tensor]:
-        """What is said of clips of a data set: (B,) for each of `inputs` but the noise on the first frame.
+        """Inputs of a data set's clips: (B,) values of each of `inputs()` except the noise on the first frame.
 
         Args:
             batch: The clips.
@@ -261,12 +261,12 @@ class VideoBase(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
-        """What the network is conditioned on, nothing dropped, without control.
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+        """The network's conditioning, without control; nothing is dropped.
 
         Args:
-            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what of a clip is cached.
-            given: (B,) for each of `inputs`.
+            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
+            inputs: (B,) values of each of `inputs()`.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
 
@@ -277,7 +277,7 @@ class VideoBase(nn.Module, ABC):
         Args:
             noisy: (B, F, C, h, w), scaled as the noise process says.
             time: (B,), the noise level in the form that the process gives networks.
-            cond: With dropout.
+            cond: The conditioning, with dropout applied.
         """
 
     # Control

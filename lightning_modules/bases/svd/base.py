@@ -298,25 +298,25 @@ class SVD(VideoBase):
         return {"fps": batch["fps"].float(), "motion_bucket_id": bucket}
 
     @torch.no_grad()
-    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
         """As `VideoBase.condition`; the image encoder sees the frame without noise, the VAE with it.
 
         Args:
             batch: Also `image_embedding` (B, 1, D), where it is cached.
-            given: As there.
-            noise: As there, scaled by `noise_aug_strength` and added.
+            inputs: As in `VideoBase.condition`.
+            noise: As in `VideoBase.condition`, scaled by `noise_aug_strength` and added.
         """
         dtype = self.arithmetic()
         first = to_float(batch["first_frame"], dtype)
-        said = {name: value.to(dtype) for name, value in given.items()}
-        strength = said["noise_aug_strength"]
+        values = {name: value.to(dtype) for name, value in inputs.items()}
+        strength = values["noise_aug_strength"]
         noised = first if noise is None else first + strength[:, None, None, None] * noise
         embedding = batch.get("image_embedding")
         return Conditioning(
             {
                 "image_embedding": self.embed_image(first) if embedding is None else embedding,
-                "fps": said["fps"],
-                "motion_bucket_id": said["motion_bucket_id"],
+                "fps": values["fps"],
+                "motion_bucket_id": values["motion_bucket_id"],
                 "image_latent": self.encode(noised[:, None]).mean[:, 0],
                 "sigma_aug": strength,
             }
