@@ -128,7 +128,7 @@ class Plan:
 
     @classmethod
     def of(cls, optimizer: Any, lr_scheduler: Any) -> Plan:
-        """From what the parser made of `optimizer` and `lr_scheduler`."""
+        """The plan of the parsed `optimizer` and `lr_scheduler`."""
         return cls(_plain(optimizer), _plain(lr_scheduler))
 
     def record(self) -> dict[str, str | None]:

@@ -358,8 +358,8 @@ class MotionControlPipeline:
                 self._said = True
                 (h, w), (rows, columns) = framing.size, framing.frame
                 warnings.warn(
-                    f"the image is {w} x {h}, the clip {columns} x {rows}: scaled, with fit {fit!r}, tracks and brush "
-                    "with it",
+                    f"the image is {w} x {h}, the clip {columns} x {rows}: image, tracks and brush are scaled, "
+                    f"with fit {fit!r}",
                     stacklevel=4,
                 )
             framed = drawing.framed(framing, background)

@@ -40,20 +40,20 @@ REGION, POSTERIOR, SIGMA, NOISE, AUG_SIGMA, AUG_NOISE, DROPOUT, INITIAL = range(
 class VideoModule(LightningModule):
     """What trains over a base: a controller, or the base itself.
 
-    A subclass builds its networks in `build`, says in `architecture` what a checkpoint must agree on, and may change in
-    `steer` what the network is given.
+    A subclass builds its networks in `build` and returns in `architecture` what a checkpoint must share. In `steer` it
+    may change the conditioning.
 
     Args:
         base: The image-to-video model.
         condition: How a clip's flow and visibility become the control tensor.
-        noise: Noise of training.
-        sampling: How samples are made.
-        speed: What changes time and memory alone.
+        noise: Training noise: its distribution, and how often conditionings are dropped.
+        sampling: Steps, guidance and inputs of the sampler.
+        speed: Options that change time and memory, not what is computed.
         start: Weights to start from.
         learning_rate: Learning rate of AdamW, the default optimizer.
         weight_decay: Weight decay of AdamW, the default optimizer.
         schedule: AdamW's moments, warm-up and decay.
-        seed: Seed of everything random in a step, and of the first weights of what is put around the base.
+        seed: Seed of everything random in a step, and of the first weights of the networks around the base.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class VideoModule(LightningModule):
         self.base.build(self.compute_dtype)
 
     def steer(self, cond: Conditioning) -> Conditioning:
-        """Give the network what depends on the clips alone, for the passes that follow; returns what it is given."""
+        """Prepare what depends on the clips alone, for the passes that follow; returns the conditioning to use."""
         return cond
 
     def release(self) -> None:

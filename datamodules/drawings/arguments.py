@@ -1,4 +1,4 @@
-"""A drawing given from Python: PIL images, arrays and files, one of them or a list."""
+"""Drawings from Python: PIL images, arrays and files, one of them or a list."""
 
 from __future__ import annotations
 

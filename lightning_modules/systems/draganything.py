@@ -61,7 +61,7 @@ RELEASED = Settings(size=(320, 576), frames=14, motion_bucket=180)
 
 
 class Control(NamedTuple):
-    """What the copy is given of one drawing.
+    """The copy's inputs for one drawing.
 
     heatmap: (L, H, W) uint8, as the network takes it: bytes, not divided. entity: (L, H, W) int64, 0 where no entity
     is, else its number. vectors: (1 + N, 160), of each number, the first zero.
@@ -285,7 +285,7 @@ def entity_vector(inside: np.ndarray, feature: Tensor, index: int, entity: str) 
     small = cv2.resize(inside, (width, height)) > 0
     if not small.any():
         raise UserError(
-            f"DragAnything: the mask of track {index} is gone at {height} x {width}, where features are pooled, "
+            f"DragAnything: the mask of track {index} is empty at {height} x {width}, where features are pooled, "
             "expected a larger brush"
         )
     # pixels before channels: in float32 the order of the sum shows

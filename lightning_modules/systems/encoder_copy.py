@@ -171,7 +171,7 @@ class Joined:
             self._residuals = None
 
     def remove(self) -> None:
-        """Leave both networks as they were given."""
+        """Leave both networks unchanged."""
         for hook in self.hooks:
             hook.remove()
 

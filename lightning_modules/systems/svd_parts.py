@@ -39,7 +39,7 @@ def resized(image: Tensor, size: int) -> Tensor:
 
 
 def first_latent(vae: Any, frame: Tensor) -> Tensor:
-    """Mode (1, C, H/8, W/8) of a first frame's latent, not scaled, as the UNet is given it."""
+    """Mode (1, C, H/8, W/8) of a first frame's latent, not scaled, as the UNet takes it."""
     return vae.encode(frame.to(vae.dtype)).latent_dist.mode()
 
 

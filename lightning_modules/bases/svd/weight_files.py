@@ -204,14 +204,14 @@ def _cached(repo: str) -> Path:
 def _reason(error: BaseException, repo: str, revision: str | None) -> str:
     """One line for what the hub's library says in several."""
     if isinstance(error, GatedRepoError):
-        return "its licence is to be accepted on its page, then `hf auth login`"
+        return "accept its licence on its page, then run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private and needs `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision}"
     if isinstance(error, LocalEntryNotFoundError):
         kept = sorted(path.name for path in _cached(repo).glob("*"))
-        hint = f"; there is {', '.join(kept)}, which can be given as the revision" if kept and revision is None else ""
+        hint = f"; the hub's cache has {', '.join(kept)}, pass it as the revision" if kept and revision is None else ""
         wanted = f"revision {revision or 'main'} is not whole in the cache ({constants.HF_HUB_CACHE})"
         return f"{wanted}, and the hub was not reached{hint}"
     return " ".join(str(error).split())
