@@ -5,9 +5,9 @@ frame 1's pixel is visible in the frame; the reach is 32767 steps (2048 px at th
 not visible, the codec may fill in what costs least: see `fill_hidden`.
 
 The pictures (one component of one frame each) are coded from coarse to fine. Every 32nd pixel of every 32nd row comes
-first; then each level doubles the rows and after them the columns, a new pixel being predicted from the four nearest
-known ones of its column or row with the weights (-1, 9, 9, -1) / 16, in whole numbers modulo 2^16. What is stored is
-k = round((value - prediction) / 2 steps), and both sides go on from prediction + 2 k: so errors do not add up, and
+first; then each level doubles the rows and after them the columns. A new pixel is predicted from the four nearest known
+ones of its column or row, with the weights (-1, 9, 9, -1) / 16, in whole numbers modulo 2^16. What is stored is
+k = round((value - prediction) / 2 steps), and both sides continue from prediction + 2 k. So errors do not add up, and
 where the flow is smooth k is zero. (The scheme of SZ3's interpolation predictor, Zhao et al., ICDE 2021.)
 
 The k of the two finest levels go four to a byte, -1..1 as they are and -2 for "in the third stream"; the others two to
