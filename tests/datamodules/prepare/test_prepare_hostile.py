@@ -265,9 +265,10 @@ def test_damaged_records_are_one_line(tmp_path, capsys, damage, name):
 def test_sizes_that_training_refuses_are_refused():
     from conditions import DenseFlow
     from datamodules.prepare.command import SIZE_FACTOR
+    from lightning_modules.bases import SVD
 
-    check_size(DenseFlow(), SIZE_FACTOR, 3 * SIZE_FACTOR)
+    check_size(SVD.grid, DenseFlow(), SIZE_FACTOR, 3 * SIZE_FACTOR)
     for size in range(8, 2 * SIZE_FACTOR, 8):
         if size % SIZE_FACTOR:
             with pytest.raises(Exception, match="multiples of"):
-                check_size(DenseFlow(), size, SIZE_FACTOR)
+                check_size(SVD.grid, DenseFlow(), size, SIZE_FACTOR)
