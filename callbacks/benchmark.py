@@ -97,9 +97,9 @@ class Benchmark(Callback):
         record = self.folder / "generated.json"
         known: dict[str, str] = {}
         if record.is_file():
-            found = read_object(record)
-            known = found.get("inputs") or {}
-            differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
+            stored = read_object(record)
+            known = stored.get("inputs") or {}
+            differs = [name for name in made_by if stored.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise UserError(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
@@ -136,7 +136,7 @@ class Benchmark(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with sampling(trainer, pl_module):
             try:
-                made = MotionControlPipeline(pl_module)(
+                output = MotionControlPipeline(pl_module)(
                     pair.drawing,
                     height=pair.drawing.size[0],
                     width=pair.drawing.size[1],
@@ -146,7 +146,7 @@ class Benchmark(Callback):
                 )
             except ValueError as error:
                 raise UserError(f"{pair.key}: {error}") from error
-        write_video(path, np.stack(made.frames[0]), self.fps)
+        write_video(path, np.stack(output.frames[0]), self.fps)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the files, log the numbers, print the tables."""

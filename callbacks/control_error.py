@@ -132,8 +132,10 @@ class ControlErrors(EveryNthValidation):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         reduce = trainer.strategy.reduce
-        own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
-        counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
+        local = {
+            kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()
+        }
+        counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in local.items()}
         values: dict[str, float] = {}
         results: dict[str, dict[str, Any]] = {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
@@ -141,12 +143,12 @@ class ControlErrors(EveryNthValidation):
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest
-                made = "" if kind in TRUE_FRAMES else sampler
+                sampling_note = "" if kind in TRUE_FRAMES else sampler
                 values[kind] = value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
-                    "protocol": f"{KINDS[kind]}; {made}{followed}{metric.protocol}",
+                    "protocol": f"{KINDS[kind]}; {sampling_note}{followed}{metric.protocol}",
                     "n": counts[kind],
                     "seconds": float(f"{self.seconds[kind]:.6g}"),
                 }

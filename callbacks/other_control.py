@@ -34,11 +34,11 @@ def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict
 @contextmanager
 def with_condition(pl_module: LightningModule, condition: Condition) -> Iterator[None]:
     """Within it the module's controls are this condition's."""
-    own, pl_module.condition = pl_module.condition, condition
+    original, pl_module.condition = pl_module.condition, condition
     try:
         yield
     finally:
-        pl_module.condition = own
+        pl_module.condition = original
 
 
 class OneStroke(Condition):

@@ -254,10 +254,10 @@ def _holds_a_run(folder: Path) -> bool:
 def _begun(folder: Path) -> bool:
     """What the marker says; the markers of earlier versions do not say."""
     try:
-        found = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return True
-    return found.get("begun") is not False if isinstance(found, dict) else True
+    return marker.get("begun") is not False if isinstance(marker, dict) else True
 
 
 def _clear_attempt(folder: Path) -> None:

@@ -23,12 +23,12 @@ def export_base(checkpoint: str, folder: str) -> None:
     if target.exists():
         raise UserError(f"{folder}: exists already, expected a new folder")
     loaded = checkpoints.read_checkpoint(checkpoint)
-    found = checkpoints.of(loaded, checkpoint)
-    if found["architecture"].get("injection") is not None:
+    record = checkpoints.of(loaded, checkpoint)
+    if record["architecture"].get("injection") is not None:
         raise UserError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
     stored = loaded["state_dict"] | average_of(loaded)
     try:
-        base = VideoBase.from_record(found["base"])
+        base = VideoBase.from_record(record["base"])
     except (UserError, TypeError) as error:
         raise UserError(f"{checkpoint}: {error}") from None
     check_base(base, stored)

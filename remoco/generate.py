@@ -181,13 +181,13 @@ def generate(
     with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            own = seed if folder is None else pair_seed(seed, job.name)
+            clip_seed = seed if folder is None else pair_seed(seed, job.name)
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
                 framing = drawing.framing(pipe.grid, fit, height, width)
                 drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
-                panels = clip(pipe, drawing, motion, own, options, lambda step: bar.update())
+                panels = clip(pipe, drawing, motion, clip_seed, options, lambda step: bar.update())
             except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
@@ -219,7 +219,7 @@ def clip(
     motion: SceneMotion,
     seed: int,
     options: dict[str, Any],
-    told: Callable[[int], object],
+    progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8.
 
@@ -229,11 +229,11 @@ def clip(
         motion: of the camera or a driving video.
         seed: of the noise.
         options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
-        told: called after each step with its number from 0; what it raises ends the generation.
+        progress: called after each step with its number from 0; what it raises ends the generation.
     """
 
     def on_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
-        told(step)
+        progress(step)
         return {}
 
     control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
@@ -286,15 +286,15 @@ def _jobs(
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
             raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
-    found = find_drawings(source)
-    if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
+    drawings = find_drawings(source)
+    if list(drawings.values()) == [source] and out is not None and out.endswith(".mp4"):
         one = partial(read, source)
         return [_single(source.name, one, Path(out), one()[0])], None, 0
     folder = Path(out or "generated")
     if folder.suffix == ".mp4" or folder.is_file():
         raise UserError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
     jobs, left_out = [], 0
-    for name, path in found.items():
+    for name, path in drawings.items():
         try:
             inputs, _ = read(path)
         except UserError as error:
@@ -347,8 +347,8 @@ def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) ->
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():
-        found = {"background": list(WHITE)} | read_object(path)  # older folders do not say it
-        differs = [name for name in made_by if found.get(name) != made_by[name]]
+        stored = {"background": list(WHITE)} | read_object(path)  # older folders do not say it
+        differs = [name for name in made_by if stored.get(name) != made_by[name]]
         if differs:
             raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
     else:

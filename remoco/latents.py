@@ -163,8 +163,8 @@ class Encoder:
             frames = to_float(torch.from_numpy(video).to(self.device))
             mean, std = (part[0] for part in self.networks.encode(frames[None]))
             embedding = self.networks.embed_image(frames[:1])[0]
-            found = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
-        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
+            cached = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in cached.items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise BadClip(f"{name} has values that float16 cannot hold")

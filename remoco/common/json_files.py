@@ -113,26 +113,26 @@ def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
         raise UserError(f"is not UTF-8 (at {getattr(error, 'start', 0)})") from None
     JsonShape(values).feed(data)
     try:
-        found = _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise UserError(str(error)) from None
     except RecursionError:  # who calls is deep already
         raise UserError("is nested too deeply") from None
     if _SURROGATE.search(data):
         try:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeError:
             raise UserError("holds half a character (a lone surrogate)") from None
-    return found
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"has {ascii(twice)[:80]} twice in one object")
-    return found
+    return members
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -92,8 +92,8 @@ def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{file}: does not read as weights: {error}") from error
     for index in folder.glob("*.index.json"):
-        found = read_json(index)
-        parts = found.get("weight_map") if isinstance(found, dict) else None
+        listing = read_json(index)
+        parts = listing.get("weight_map") if isinstance(listing, dict) else None
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise UserError(f"{index}: expected a weight_map to files of this folder")
         if absent := sorted(set(parts.values()) - {file.name for file in files}):

@@ -32,9 +32,9 @@ def colour_of(background: Background, name: str = "background") -> tuple[int, in
         UserError: it is none; one line that begins with `name`.
     """
     try:
-        found = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
-        if len(found) == 3 and all(isinstance(n, (int, np.integer)) and 0 <= n <= 255 for n in found):
-            return int(found[0]), int(found[1]), int(found[2])
+        colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+        if len(colour) == 3 and all(isinstance(n, (int, np.integer)) and 0 <= n <= 255 for n in colour):
+            return int(colour[0]), int(colour[1]), int(colour[2])
     except (ValueError, TypeError):
         pass
     raise UserError(

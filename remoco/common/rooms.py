@@ -54,14 +54,14 @@ def first() -> None:
 
 def hidden() -> dict[str, Path]:
     """Our packages that something else hides, in the working folder as a rule: name -> the file or folder."""
-    found = {}
+    places = {}
     for room in ROOMS:
         spec = next(filter(None, (finder.find_spec(room, None) for finder in sys.meta_path)), None)
         origin = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
         place = Path(origin).resolve() if origin else None
         if place is not None and not (place.is_relative_to(HOME / room) or place.is_relative_to(FIRST)):
-            found[room] = place.parent if place.name == "__init__.py" else place
-    return found
+            places[room] = place.parent if place.name == "__init__.py" else place
+    return places
 
 
 def _put_first() -> None:

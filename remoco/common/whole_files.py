@@ -167,14 +167,14 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
         UserError: it does not read, or holds something else; one line that names the file.
     """
     try:
-        found = read_json(path)
+        value = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: does not read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
-    return found
+    return value
 
 
 def json_bytes(value: Any) -> bytes:

@@ -116,8 +116,8 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
         about = _about_video(data, name)
     else:
         raise UserError(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
-    own: dict[str, Any] = {kind: data}
-    return next(iter(Backdrop(**own).files())), data, about
+    part: dict[str, Any] = {kind: data}
+    return next(iter(Backdrop(**part).files())), data, about
 
 
 def fitted(

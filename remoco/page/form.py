@@ -89,20 +89,20 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     trained = pipeline.trained_size
     size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
     usual = pipeline.usual_inputs()
-    told = {
+    inputs = {
         name: _setting(name, usual[name], each.least, each.most, each.words)
         for name, each in pipeline.module.base.inputs().items()
     }
-    fps = told.pop("fps", KNOWN["fps"])  # of the video, where the base is told none
-    if motion := told.get("motion_bucket_id"):
+    fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base is told none
+    if motion := inputs.get("motion_bucket_id"):
         farthest = max(trained[1] / 4, 0 if isinstance(motion.value, str) else motion.value)
-        told[motion.name] = replace(motion, slider=(0, farthest))
+        inputs[motion.name] = replace(motion, slider=(0, farthest))
     return [
         KNOWN["seed"],
         *(_setting(name, value) for name, value in _sampling(pipeline.module.sampling)),
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
-        *told.values(),
+        *inputs.values(),
         Setting("size", "Frame size, about", size, choices=tuple(SIZES)),
         Setting("fit", "Fit", fit, choices=get_args(Fit)),
     ]
@@ -144,16 +144,16 @@ def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") ->
     asked, known = field(body, "settings", dict), settings(pipeline, fit)
     if unknown := [name for name in asked if name not in {each.name for each in known}]:
         raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(each.name for each in known)}")
-    told = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
-    clip = Settings(told["frames"], told["fps"], told["size"], told["seed"], told["fit"])
-    own = pipeline.module.sampling
-    said: dict[str, Any] = {INPUTS: {name: told[name] for name in pipeline.module.base.inputs()}}
-    for each in dataclasses.fields(own):
-        if isinstance(getattr(own, each.name), tuple):
-            said[each.name] = (told[f"first_{each.name}"], told[f"last_{each.name}"])
+    values = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
+    clip = Settings(values["frames"], values["fps"], values["size"], values["seed"], values["fit"])
+    sampling = pipeline.module.sampling
+    changes: dict[str, Any] = {INPUTS: {name: values[name] for name in pipeline.module.base.inputs()}}
+    for each in dataclasses.fields(sampling):
+        if isinstance(getattr(sampling, each.name), tuple):
+            changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
         elif each.name != INPUTS:
-            said[each.name] = told[each.name]
-    return drawing_in(body), clip, own.but(**said)
+            changes[each.name] = values[each.name]
+    return drawing_in(body), clip, sampling.but(**changes)
 
 
 def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict[str, Any]:

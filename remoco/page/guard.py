@@ -83,8 +83,8 @@ class Guard:
 
         async def patient(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                own = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
-                message = {**message, "headers": [*own, *HEADERS]}
+                kept = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
+                message = {**message, "headers": [*kept, *HEADERS]}
             async with asyncio.timeout(STALLED):
                 await send(message)
 
