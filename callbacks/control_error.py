@@ -35,19 +35,19 @@ TRUE_FRAMES = ("_standing_still", "_real")  # nothing is sampled
 
 
 class ControlErrors(EveryNthValidation):
-    """Mean distance in pixels of the generated object from the track it was given, at validation and test.
+    """Control error: mean distance in pixels between the generated object and its track, at validation and test.
 
-    For data whose tracks are exact: `SpritesDataModule`; on others it measures nothing and says so. In textured scenes,
-    where several things and the camera move, it follows the object that goes farthest and mostly stays in sight
-    (`metrics.farthest_objects`), and clips without one are left out. Logged as `val/control_error` and
+    For data with exact tracks (`SpritesDataModule`); on other data it measures nothing and warns. In textured scenes,
+    where several things and the camera move, it follows the object that moves farthest and mostly stays visible
+    (`metrics.farthest_objects`). Clips without such an object are left out. Logged as `val/control_error` and
     `test/control_error`, with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the
     first is far below the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not
     depend on how a condition draws regions, so it compares conditions. Printed with what each means, and written to
     `metrics.json` in the run's folder, beside what is in it.
 
     Args:
-        clips: of the validation set, the first so many; none = all.
-        every_n_validations: measure at every n-th validation of a fit.
+        clips: Number of clips, from the start of the validation set; null means all.
+        every_n_validations: Measure at every n-th validation of a fit.
     """
 
     headlines = ("val/control_error", "val/control_error_stroke")

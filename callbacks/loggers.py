@@ -41,7 +41,7 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
 
 
 def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
-    """Weights & Biases goes on with the run of the folder whose checkpoint is used, in a test as in a fit.
+    """Weights & Biases resumes the run of the folder whose checkpoint is used, in a test as in a fit.
 
     Args:
         trainer: `ckpt_path` set.

@@ -45,7 +45,7 @@ class OneStroke(Condition):
     """What a condition draws of one stroke on each clip's moving object: its path from its middle, it as brush.
 
     Args:
-        condition: that draws.
+        condition: Condition that draws the strokes.
         masks: (B, H, W) bool, the objects in frame 1.
         tracks: (B, L, 2) displacement x, y of their middles in pixels.
     """
@@ -62,7 +62,7 @@ class OneStroke(Condition):
     def clips(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as clips of which nothing is known but the stroke: all of the object goes along it, the rest stays.
 
-        So the network is told the motion bucket of what is drawn. The true clip's speaks of all that moved there, such
+        So the network gets the motion bucket of the drawing. The true clip's speaks of all that moved there, such
         as the camera, which the stroke leaves at rest.
         """
         path = (self.strokes - self.strokes[:, :1]).to(torch.float32)

@@ -233,7 +233,7 @@ def keeps_files(trainer: Trainer) -> bool:
 
 
 def _continues(ckpt_path: str | Path | None, folder: Path) -> bool:
-    """Whether the run in `folder` goes on: from a checkpoint in it, or from the one a requeued SLURM job left."""
+    """Whether the run in `folder` resumes, from a checkpoint in it or from the one that a requeued SLURM job left."""
     if ckpt_path is None:
         return False
     return Path(ckpt_path).name.startswith("hpc_ckpt_") or Path(ckpt_path).resolve().is_relative_to(folder.resolve())

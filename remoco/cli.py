@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         first = [values.pop(name) for name in flags.positional_only(function)]
         return int(function(*first, **values) or 0)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:  # an OSError: a file that is not there or not writable
         text = one_line(error)

@@ -30,10 +30,10 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: of a run that trained its base too, or one over the package's (`path: embedded`).
-        file: safetensors file to write.
-        num_frames: length that the model was trained for.
-        command: kept in the file: what made the checkpoint; may be repeated.
+        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's (`path: embedded`).
+        file: Safetensors file to write.
+        num_frames: Length in frames that the model was trained for.
+        command: Command that made the checkpoint, to be kept in the file; may be repeated.
     """
     record = checkpoints.read_record(checkpoint)
     path = record["base"].get("released") or record["base"].get("init_args", {}).get("path")
@@ -57,11 +57,11 @@ def demo(
     """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
 
     Args:
-        checkpoint: `embedded`, or one of plain sprites.
-        out: folder.
-        scene: number of the scene; none of them was trained on.
-        size: of the frame in pixels, a multiple of 64.
-        seed: of the sample.
+        checkpoint: `embedded`, or a checkpoint that was trained on plain sprites.
+        out: Folder for the files.
+        scene: Number of the held-out scene.
+        size: Side of the frame in pixels, a multiple of 64.
+        seed: Seed of the noise.
     """
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:

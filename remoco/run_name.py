@@ -37,14 +37,14 @@ def base_name(words: list[str]) -> str:
 
 
 def run_name(words: list[str], configured: str | None) -> str | None:
-    """The name of a fit: as given on the command line, else of the base, the overlays and the options that differ.
+    """The name of a fit: from the command line, else made of base, overlays and the options that differ.
 
     >>> run_name(["fit", "--model.init_args.lora_rank", "8", "--data.init_args.num_workers=2"], "quickstart")
     'quickstart-lora_rank_8'
 
     Args:
         words: the command line.
-        configured: the name that the configuration came to.
+        configured: the name in the parsed configuration.
     """
     pairs = options(words)
     if any(key == NAME or (key.startswith("trainer.logger") and "name" in key + value) for key, value in pairs):

@@ -52,7 +52,7 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
 
 
 class JsonShape:
-    """How deep JSON goes and how many values it has, told before it is parsed, from pieces of any size in its order.
+    """How deep JSON goes and how many values it has, counted before it is parsed, from pieces of any size in its order.
 
     A parser's recursion and its memory follow from the text alone: three characters are an empty list of 64 bytes.
 
@@ -66,7 +66,7 @@ class JsonShape:
         self._count, self._inside, self._in_text, self._kept = 1, 0, False, b""
 
     def feed(self, piece: bytes) -> None:
-        """Go on by a piece of the text, in UTF-8.
+        """Count the next piece of the text, in UTF-8.
 
         Raises:
             UserError: it holds too many values, too deeply nested ones, or a number of too many digits.

@@ -1,4 +1,4 @@
-"""A stranger's files, pictures and arrays: held to bounds before they are decoded, all that is wrong as one line."""
+"""Untrusted pictures and arrays: checked against bounds before they are decoded; each error is one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, which a preparation and a sweep share: reached first, and no open door here.
+"""The connection to a Ray cluster, which a preparation and a sweep share: reached first, and no open port here.
 
 Ray is imported when it is asked for: it is an extra.
 """

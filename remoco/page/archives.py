@@ -90,7 +90,7 @@ class Archive:
 
 
 def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], int]:
-    """The files of the first sample in a zip, of at most so many bytes together, and how many samples it holds.
+    """The files of the first sample in a zip, `most` bytes together at most, and how many samples it holds.
 
     Raises:
         UserError: one line that names the zip and what is wrong with it.
@@ -116,7 +116,7 @@ def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], i
 
 
 def named_in(text: bytes) -> list[str]:
-    """Files that a `meta_data.json` names; what is wrong with the text is said where it is read."""
+    """Files that a `meta_data.json` names; errors in the text are reported where it is read."""
     try:
         return file_names(parse_json(text))
     except ValueError:

@@ -111,7 +111,7 @@ def parsed(sent: Any) -> Drawing:
     image = read_image(data, "image")
     meta = field(sent, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise UserError("draw at least one track, or let the camera move; a single point asks its place to stay")
+        raise UserError("draw at least one track, or let the camera move; a single point keeps its place still")
     _check_count(meta.get("traj_key_points"))
     brush = _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
     files = sent.get("files") or {}

@@ -1,4 +1,4 @@
-"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and what its base is told."""
+"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and its base's inputs."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Setting:
         slider: ends of its slider; None for a field of a number alone.
         step: of slider and field.
         whole: whole numbers alone.
-        words: what may be said in place of a number.
-        choices: what is chosen from, in place of a number.
+        words: words that may be given instead of a number.
+        choices: the values to choose from, instead of a number.
     """
 
     name: str
@@ -93,7 +93,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         name: _setting(name, usual[name], each.least, each.most, each.words)
         for name, each in pipeline.module.base.inputs().items()
     }
-    fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base is told none
+    fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base has no such input
     if motion := inputs.get("motion_bucket_id"):
         farthest = max(trained[1] / 4, 0 if isinstance(motion.value, str) else motion.value)
         inputs[motion.name] = replace(motion, slider=(0, farthest))
@@ -130,13 +130,13 @@ def _setting(
 
 
 def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") -> tuple[Drawing, Settings, Sampling]:
-    """What a generation is asked for with.
+    """The drawing and the settings in a request for a generation.
 
     Args:
         body: `drawing`, and `settings`, a value for each field of the form by its name; the checkpoint's own where
             there is none.
         pipeline: of the checkpoint.
-        fit: the page's own.
+        fit: the page's default.
 
     Raises:
         UserError: one line that names what does not fit.

@@ -61,9 +61,9 @@ class _Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware that answers in place of the application what is none of its business.
+    """ASGI middleware that refuses the requests which the application must not see.
 
-    Another site's page in the same browser is told apart by its Host (a name that it points at this machine) or Origin.
+    Another site's page in the same browser is recognised by its Host (a name that it points at this machine) or Origin.
 
     Args:
         app: the application; it gets whole bodies, and no request that was refused.

@@ -1,4 +1,4 @@
-"""A generation that waits its turn, tells each step and can be stopped at any time; previews of what it is given."""
+"""A generation that waits its turn, reports each step and can be cancelled at any time; previews of its control."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class _Cancelled(Exception):
 
 
 class Studio:
-    """A pipeline that one generation at a time uses, whoever asks for it.
+    """A pipeline that one generation at a time uses; the others wait.
 
     Args:
         pipeline: of a checkpoint.
@@ -68,7 +68,7 @@ class Studio:
             drawing: as it was sent.
             settings: the clip that is made of it.
             sampling: how.
-            job: a secret that nobody but who asks is told; it is what `cancel` takes.
+            job: a secret that only the client that asked gets; `cancel` takes it.
 
         Yields:
             `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
@@ -123,7 +123,7 @@ class Studio:
                 self._jobs.pop(job, None)
 
     async def _waited(self, cancelled: threading.Event) -> AsyncIterator[int]:
-        """How many are before this one, until none is or it is cancelled; again and again, for who left to be known."""
+        """Its place in the queue, until it is first or cancelled; repeated, so that a client that left is noticed."""
         said, when = 0, 0.0
         while self._line.index(cancelled) and not cancelled.is_set():
             await asyncio.sleep(POLL)  # first: one that has just ended is not worth a word
@@ -142,7 +142,7 @@ class Studio:
         return {"found": cancelled is not None}
 
     def control(self, body: Any) -> dict[str, Any]:
-        """What the network is given, drawn over the frame: base64 JPEGs, one for each frame of the clip.
+        """The network's control, drawn over the frame: base64 JPEGs, one for each frame of the clip.
 
         Args:
             body: `drawing`, and what `settings_of` reads.
@@ -206,7 +206,7 @@ class Studio:
 
 
 def _motion(sampling: Sampling) -> str:
-    """A few words on the motion that a base is told; none where it is told none."""
+    """A few words on the base's motion input; none where it has no such input."""
     bucket = sampling.inputs.get("motion_bucket_id")
     return "" if bucket is None else f"motion {'as drawn' if isinstance(bucket, str) else f'{bucket:g}'}, "
 

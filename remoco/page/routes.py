@@ -106,7 +106,7 @@ def _generation(studio: Studio) -> Callable[..., Any]:
         body = await request.body()
         async with slots:
             asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline, studio.fit))
-        job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
+        job = secrets.token_urlsafe(32)  # only the client that asked gets it; it cancels
         async with aclosing(studio.generate(*asked, job)) as stream:  # closed when the answer ends, however it does
             yield _lines({"job": job}, stream)
 

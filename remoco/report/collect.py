@@ -56,8 +56,8 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     They may be anybody's: what of them cannot be used is a line in `problems`, and the rest is read.
 
     Args:
-        folder: it.
-        bench: root of the benchmark that is meant, where the run has videos of several.
+        folder: Folder of the run or of the videos.
+        bench: Root of the benchmark to read, where the run has videos of several.
 
     Raises:
         UserError: neither of the two, or a run with videos of several benchmarks and none of them named.
@@ -79,7 +79,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         benchmarks = [inner for inner in benchmarks if inner.name == Path(bench).resolve().name]
     if len(benchmarks) > 1:
         names = ", ".join(inner.name for inner in benchmarks)
-        raise UserError(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
+        raise UserError(f"{path}: has videos of several benchmarks ({names}); name one with --bench ROOT")
     for inner in benchmarks:
         system.bench = read_results(inner / "scores.json", system.problems)
         system.bench_root = _root(inner / "generated.json", system.problems)

@@ -36,18 +36,18 @@ def pages(
     """Make an offline page of blind side-by-side pairs of two systems' videos.
 
     Args:
-        a: folder of the first system's videos; its name is the system's.
-        b: folder of the second system's, with the same names.
-        out: new folder for the page.
-        bench: root of the benchmark the videos answer to; its drawn tracks are shown, and asked about.
-        pairs: how many pairs, drawn by the seed; all when not given.
-        seed: of the order and of what is left and right.
+        a: Folder of the first system's videos; its name is the system's name.
+        b: Folder of the second system's videos, with the same file names.
+        out: New folder for the page.
+        bench: Root of the benchmark that the videos answer to. The page shows its drawn tracks and asks about them.
+        pairs: Number of pairs, drawn by the seed. Default: all.
+        seed: Seed of the order, and of which system is left and which is right.
     """
     systems = (Path(a).resolve().name, Path(b).resolve().name)
     if systems[0] == systems[1]:
-        raise UserError(f"{a}, {b}: the folders' names are the systems', so they must differ")
+        raise UserError(f"{a}, {b}: the folders must have different names, which are the systems' names")
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"--out {out}: holds files already, expected a new or empty folder")
+        raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
     if seed < 0:
         raise UserError(f"--seed is {seed}, expected at least 0")
     names, videos = _same_names(a, b)

@@ -24,8 +24,8 @@ def ratios(answers: list[str], study: str | None = None, json: str | None = None
 
     Args:
         answers: JSON files that the study's page exported, one per person.
-        study: folder of the study's page; answers must then be to its pairs. By default they must only agree.
-        json: file to write the ratios to.
+        study: Folder of the study's page; answers must then be to its pairs. Default: answers must only agree.
+        json: File to write the ratios to.
     """
     asked = None if study is None else read_study(study)
     people = [read_answers(path) for path in answers]

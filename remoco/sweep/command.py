@@ -20,14 +20,14 @@ from remoco.sweep.trial import new_record, read_record, record_file
 
 
 def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = None, ray: str = "local") -> int:
-    """Run the trials of a sweep's YAML; the same command goes on after a kill, and skips what is finished.
+    """Run the trials of a sweep's YAML. The same command resumes after a kill and skips finished trials.
 
     Args:
-        sweep: YAML with configs and values; configs/sweep/ has some.
-        out: folder of the trials; runs/sweeps/NAME of the YAML by default.
+        sweep: YAML file with configs and values; configs/sweep/ has some.
+        out: Folder of the trials. Default: runs/sweeps/ and the name of the YAML.
         set: KEY=VALUE for every trial, or test.KEY=VALUE for its test; may be repeated.
-        seeds: trials of each point; the YAML's by default.
-        ray: address of a Ray cluster, `auto` for the one this machine belongs to; `local` starts one here.
+        seeds: Number of trials of each point. Default: the YAML's.
+        ray: Address of a Ray cluster; `auto` is the one this machine belongs to, `local` starts one here.
     """
     plan = read_plan(sweep, list(set), seeds)
     folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
@@ -55,16 +55,16 @@ def table(folder: str) -> int:
     """Print the points of a sweep with mean and deviation over the seeds; writes FOLDER/trials.csv and points.csv.
 
     Args:
-        folder: of a `remoco sweep run`.
+        folder: Folder of a `remoco sweep run`.
     """
     return _show(Path(folder))
 
 
 def plot(folder: str) -> int:
-    """Draw what the metrics do over the swept values; writes FOLDER/figure.png and figure.svg.
+    """Draw the metrics over the swept values; writes FOLDER/figure.png and figure.svg.
 
     Args:
-        folder: of a `remoco sweep run`.
+        folder: Folder of a `remoco sweep run`.
     """
     problems: list[str] = []
     trial_results = results.read_results(Path(folder), problems)
@@ -132,7 +132,7 @@ def _show(folder: Path) -> int:
         print(f"no trial has a result named {', '.join(wanted)}")
     failed = [result for result in trial_results if result.state == "failed"]
     for result in failed:
-        print(f"{readable(result.name)} failed: {readable(result.error or 'nobody knows why')}")
+        print(f"{readable(result.name)} failed: {readable(result.error or 'it left no reason')}")
     if unfinished := sum(result.state in ("waiting", "started") for result in trial_results):
         print(f"{unfinished} of {len(trial_results)} trials are not finished")
     _say(problems)

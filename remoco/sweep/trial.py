@@ -25,7 +25,7 @@ from remoco.common.whole_files import naming, read_object, write_json
 from remoco.result_files import is_label, is_number
 from remoco.sweep.plan import Trial
 
-STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
+STOPPED = (130, 143)  # exit codes of a run that a signal stopped and that saved
 STATES = ("waiting", "started", "finished", "failed")
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "point": (lambda value: isinstance(value, dict) and all(map(is_label, (*value, *value.values()))), "texts"),
@@ -37,12 +37,12 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (is_number, "a number"),
 }
 """Field of a trial's record -> whether a value can be, and what it should be."""
-PATIENCE = 120  # seconds that a run may take to end, whose driver was killed or which was told to stop
+PATIENCE = 120  # seconds that a run may take to end after its driver was killed or a signal stopped it
 POLL = 0.1  # seconds
 
 
 class Killed(Exception):
-    """A process of the trial was killed or stopped; it can go on from its last checkpoint."""
+    """A process of the trial was killed or stopped; it can resume from its last checkpoint."""
 
 
 def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
@@ -54,8 +54,8 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
         cwd: where relative paths of the configuration begin.
 
     Raises:
-        Killed: another attempt goes on from here.
-        KeyboardInterrupt: the sweep was told to stop; the run has saved.
+        Killed: another attempt resumes from here.
+        KeyboardInterrupt: a signal stopped the sweep; the run has saved.
     """
     record = read_record(out, trial.name) or new_record(trial)
     if record["state"] == "finished":
@@ -63,7 +63,7 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
     folder = out / trial.name
     _wait_for(folder / ".lock")
     if record["attempts"] and not record["fitted"] and not (folder / "checkpoints" / "last.ckpt").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # nothing to go on from; the run would keep it under another name
+        shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from; the run would keep it under another name
     start, before = time.monotonic(), record["seconds"]
 
     def note(state: str, error: str | None = None, **more: Any) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
         try:
             while (code := process.poll()) is None:
                 time.sleep(POLL)
-        except KeyboardInterrupt:  # the sweep is told to stop: Ray raises it between two lines, not in a system call
+        except KeyboardInterrupt:  # a signal stops the sweep: Ray raises it between two lines, not in a system call
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)

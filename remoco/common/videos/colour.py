@@ -146,7 +146,7 @@ def _has_alpha(picture: av.VideoFrame) -> bool:
 
 @cache
 def _to_rgb(matrix: int, full: bool, bits: int) -> np.ndarray:
-    """(3, 4): Y, Cb, Cr (or R, G, B) as integers of so many bits to R, G, B in 0..255 (H.273, equations 20 to 70)."""
+    """(3, 4): Y, Cb, Cr (or R, G, B) as integers of `bits` bits to R, G, B in 0..255 (H.273, equations 20 to 70)."""
     if matrix == RGB:
         turn = np.eye(3)
     elif matrix == YCGCO:

@@ -222,7 +222,7 @@ def _samples(data: bytes, frames: int | None) -> tuple[bytes, list[tuple[int, in
 
 
 def _table(data: bytes, begin: int, columns: int, most: int) -> list[tuple[int, ...]]:
-    """At most so many rows of a box that holds version, count and then rows of 32-bit integers."""
+    """At most `most` rows of a box that holds version, count and then rows of 32-bit integers."""
     (rows,) = struct.unpack_from(">I", data, begin + 4)
     if rows > most:
         raise BadClip(f"mp4 has a table of {rows} rows")
