@@ -67,7 +67,7 @@ class RunFolder(Callback):
             environment = getattr(trainer.strategy, "cluster_environment", None)
             if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
                 raise
-            self._problem, trainer.loggers = str(error), []  # `setup` tells the others, who wait for this rank there
+            self._problem, trainer.loggers = str(error), []  # `setup` reports it to the other ranks, which wait there
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the folder, before weights load."""
@@ -165,8 +165,8 @@ class RunFolder(Callback):
             return
         if Path.cwd().is_relative_to(folder.resolve()):
             raise UserError(
-                f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own, "
-                "or without a logger trainer.default_root_dir"
+                f"run folder {folder.resolve()}: contains the working directory; set the logger's `name`, "
+                "or trainer.default_root_dir where there is no logger"
             )
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "w")

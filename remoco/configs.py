@@ -84,7 +84,7 @@ def load(path: Path, option: str = "--config") -> Any:
         option: What errors call it.
 
     Raises:
-        UserError: It is none; the line names the file, and the key or the line in it.
+        UserError: It is not such a YAML; the line names the file, and the key or the line in it.
     """
     try:
         node = yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader)

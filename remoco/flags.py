@@ -37,7 +37,8 @@ class Parser(Hinting):
 class Unparsed(Exception):
     """What a parser does not take, in one line. The caller of the parser makes it a UserError.
 
-    It is none itself: among the types that a value may have, jsonargparse takes a ValueError for "not of this type".
+    It is not a UserError itself, since that is a ValueError: among the types that a value may have, jsonargparse takes
+    a ValueError for "not of this type".
     """
 
 

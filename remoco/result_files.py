@@ -1,4 +1,4 @@
-"""Results that a run, `remoco score` or anybody wrote: what can be used, and a line for each part that cannot."""
+"""Results of a run, of `remoco score` or of any program: what can be used, and a line for each part that cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from anybody: regular ones of bounded size, and JSON whose depth and values are counted before it is parsed."""
+"""Untrusted files: regular ones of bounded size, and JSON whose depth and values are counted before it is parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from remoco.common.errors import UserError
 
-MAX_JSON = 1 << 26  # bytes of a JSON file that anybody may have written
+MAX_JSON = 1 << 26  # bytes of an untrusted JSON file
 MAX_VALUES = 1 << 20  # in it: at 250 bytes for the largest, an object of one field, they take a quarter of a GB
 MAX_DEPTH = 64
 MAX_DIGITS = 100  # in a row; so every whole number fits a float
@@ -75,7 +75,7 @@ class JsonShape:
             self._feed(self._kept + piece[begin : begin + _PIECE])
 
     def _feed(self, piece: bytes) -> None:
-        # kept for the next piece: half an escape, the digits of a number that may go on
+        # kept for the next piece: half an escape, the digits of a number that may continue
         digits = len(piece) - len(piece.rstrip(b"0123456789"))
         halves = (len(piece) - len(piece.rstrip(b"\\"))) % 2
         cut = halves if not digits else digits if digits <= MAX_DIGITS else 0
@@ -95,7 +95,7 @@ class JsonShape:
 
 
 def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
-    """JSON from anybody, in UTF-8: the one reader of it. Numbers may be NaN or infinite: who uses one has to look.
+    """Untrusted JSON in UTF-8; its only reader. Numbers may be NaN or infinite: the caller has to check.
 
     Args:
         data: the text.

@@ -1,4 +1,4 @@
-"""Pickles of weights, from anybody: an interpreter of the few opcodes and names that `torch.save` writes.
+"""Untrusted pickles of weights: an interpreter of the few opcodes and names that `torch.save` writes.
 
 `torch.load(weights_only=True)` runs no code, but it calls what a file names with the arguments that the file gives:
 `bytearray(10**10)`, a tensor of 10**10 values on a storage of one. Here nothing is called. A value is plain, or a

@@ -40,7 +40,8 @@ def keep(command: str) -> None:
     if theirs := hidden():
         if all(os.environ.get(name, "0") == "0" for name in RANKS):
             paths = ", ".join(map(str, theirs.values()))
-            print(f"{command}: not imported, for this program has its own: {paths}. Rename to import", file=sys.stderr)
+            reason = "not imported, since this program has packages of these names"
+            print(f"{command}: {reason}: {paths}. Rename them to import them", file=sys.stderr)
         first()
 
 

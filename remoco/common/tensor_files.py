@@ -1,4 +1,4 @@
-"""Files of tensors, from anybody: `.ckpt`, `.pt`, `.pth` and `.safetensors`, mapped into memory, never unpickled.
+"""Untrusted files of tensors: `.ckpt`, `.pt`, `.pth` and `.safetensors`, mapped into memory, never unpickled.
 
 What such a file says of itself is compared with what it holds before anything is taken for it, so that reading costs
 about the file's own size, whatever it says.

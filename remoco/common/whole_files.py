@@ -22,10 +22,10 @@ def inside(folder: Path, name: str) -> Path:
     """`folder / name` for a name that comes from data: the one way by which such a name becomes a path.
 
     Raises:
-        UserError: the name is none, or would lead out of the folder.
+        UserError: not a file name, or it would lead out of the folder.
     """
     if not name or name in (".", "..") or any(character in name for character in ("/", "\\", "\0")):
-        raise UserError(f"{folder}: {name!r} is no file name, it would lead out of the folder")
+        raise UserError(f"{folder}: {name!r} is not a file name inside the folder")
     return folder / name
 
 

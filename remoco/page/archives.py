@@ -1,4 +1,4 @@
-"""Zips from anybody: stored or deflated, each file once and where it says, unpacked in steps up to a bound."""
+"""Untrusted zips: stored or deflated, no file twice or over another, unpacked in steps up to a bound."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Setting:
         """What a request has in it.
 
         Raises:
-            UserError: a number out of its range, or a word that is none of its words.
+            UserError: a number out of its range, or a word that is not among `words`.
         """
         if isinstance(asked, str) and asked in (*self.words, *self.choices):
             return asked
@@ -133,8 +133,8 @@ def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") ->
     """The drawing and the settings in a request for a generation.
 
     Args:
-        body: `drawing`, and `settings`, a value for each field of the form by its name; the checkpoint's own where
-            there is none.
+        body: `drawing`, and `settings`, a value for each field of the form by its name; a missing one is the
+            checkpoint's.
         pipeline: of the checkpoint.
         fit: the page's default.
 

@@ -53,7 +53,7 @@ class Limit:
 
 
 class _Refused(Exception):
-    """A request is none of ours: its HTTP status and a line."""
+    """A request is refused: its HTTP status and a line."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -134,7 +134,7 @@ class Guard:
                     async with asyncio.timeout_at(began + PATIENCE + size / SLOWEST):
                         message = await receive()
                 except TimeoutError:
-                    raise _Refused(408, "the request did not come to its end") from None
+                    raise _Refused(408, "the request took too long and was not read to its end") from None
                 if message["type"] != "http.request":
                     raise _Refused(400, "the request was cut short")
                 part = message.get("body", b"")

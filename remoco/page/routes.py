@@ -138,5 +138,5 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A fault of ours; the server's log has where."""
+    """A defect of this program; the server's log has the traceback."""
     return JSONResponse({"error": one_line(error)}, 500)

@@ -53,7 +53,7 @@ class System:
 def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
 
-    They may be anybody's: what of them cannot be used is a line in `problems`, and the rest is read.
+    They may be untrusted: each part that cannot be used is a line in `problems`, and the rest is read.
 
     Args:
         folder: Folder of the run or of the videos.
@@ -79,7 +79,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         benchmarks = [inner for inner in benchmarks if inner.name == Path(bench).resolve().name]
     if len(benchmarks) > 1:
         names = ", ".join(inner.name for inner in benchmarks)
-        raise UserError(f"{path}: has videos of several benchmarks ({names}); name one with --bench ROOT")
+        raise UserError(f"{path}: has videos of several benchmarks ({names}); --bench ROOT names the one to read")
     for inner in benchmarks:
         system.bench = read_results(inner / "scores.json", system.problems)
         system.bench_root = _root(inner / "generated.json", system.problems)

@@ -112,7 +112,7 @@ def _gallery(
 
 
 def _drawn(bench: Path | None, problems: list[str]) -> set[str]:
-    """Keys of a benchmark's samples; a run may name one that is none any more."""
+    """Keys of a benchmark's samples; a run may name a folder that is no longer a benchmark."""
     try:
         return set() if bench is None else set(find_pairs(bench))
     except UserError as error:

@@ -93,7 +93,7 @@ def read_study(path: str | Path) -> dict[str, Any]:
     try:
         hidden = re.search(r'atob\("([A-Za-z0-9+/=]+)"\)', read_regular(file, MAX_BYTES).decode())
         if hidden is None:
-            raise UserError("it asks nothing")
+            raise UserError("it has no study in it")
         content = parse_json(base64.b64decode(hidden[1]))
         names = [row["name"] for row in content["pairs"]]
         asked = {"systems": set(content["systems"]), "questions": set(content["questions"]), "pairs": set(names)}

@@ -66,7 +66,7 @@ def _run(ray: Any, start: Callable[[Trial], Any], trials: list[Trial], progress:
                         left[start(trial)] = trial, more - 1
             progress.look()
     except KeyboardInterrupt:
-        progress.say("stopping: what runs saves first; again to end at once")
+        progress.say("stopping: running trials save first; press Ctrl-C again to end at once")
         for reference in reversed(left):  # so that none begins where another ended
             ray.cancel(reference)
         if left:

@@ -174,7 +174,7 @@ def _check(plan: Plan) -> None:
 def _value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (ValueError, RecursionError):  # a date or a number that is none; nested too deeply
+    except (ValueError, RecursionError):  # an invalid date or number; nested too deeply
         raise UserError(f"--set {key}: not a value: {text[:40]}") from None
 
 

@@ -1,4 +1,4 @@
-"""What the trials of a sweep came to: read from its folder, by point, with the seeds as a spread."""
+"""Results of a sweep's trials, read from its folder, by point, with the seeds as a spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A decoded picture of anybody's video to 8-bit RGB as a player shows it, the same with every PyAV.
+"""A decoded picture of any video to 8-bit RGB as a player shows it, the same with every PyAV.
 
 libswscale's defaults change from one version to the next, and its fast paths are up to 3 levels off. So the planes are
 read as they are, and the matrix that the stream names (ITU-T H.273) is applied here, in closed form. What is not tagged

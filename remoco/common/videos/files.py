@@ -1,4 +1,4 @@
-"""Video files in and out: the first frames of anybody's, and ours, whole or not at all."""
+"""Video files in and out: the first frames of any video are read; ours are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
         raise BadClip(f"{path}: does not decode: {reason(error)}") from error
     if len(images) < frames:
-        raise BadClip(f"{path}: has {len(images)} frames, expected at least the {frames} that are scored")
+        raise BadClip(f"{path}: has {len(images)} frames, expected at least {frames} to score")
     if len({picture.shape for picture in images}) > 1:
         raise BadClip(f"{path}: changes its size")
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()

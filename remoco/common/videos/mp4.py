@@ -163,7 +163,7 @@ def _write(picture: av.VideoFrame, out: np.ndarray) -> None:
 
 
 def pixels_of(picture: av.VideoFrame, order: str = "rgb24") -> np.ndarray:
-    """(H, W, 3) uint8 by libswscale, as fast as it can: of our own clips; `colour.rgb_of` is exact, of anybody's.
+    """(H, W, 3) uint8 by libswscale, as fast as it can, for our own clips; `colour.rgb_of` is exact, for any video.
 
     On this thread: PyAV 17 and later would ask threads of their own for each picture, which takes half as much CPU time
     again, and on a busy machine three times as long.

@@ -1,4 +1,4 @@
-"""A picture of anybody's video, and how it is watched: turned, mirrored, its pixels square, as ffmpeg shows it."""
+"""A picture of any video, and how it is watched: turned, mirrored, its pixels square, as ffmpeg shows it."""
 
 from __future__ import annotations
 
