@@ -284,7 +284,7 @@ def _jobs(
         one = partial(read, source, tracks, brush)
         inputs = one()[0]
         if not inputs.tracks and inputs.brush is None and inputs.backdrop is None:
-            raise UserError("--tracks: nothing would move; expected tracks, or --brush, --camera, --poses or --driving")
+            raise UserError("--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move")
         return [_single(source.name, one, path, inputs)], None, 0
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
