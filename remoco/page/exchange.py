@@ -59,7 +59,7 @@ class Settings:
         fps: frames per second.
         size: a key of SIZES.
         fit: how the image is brought to the frame's shape.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         UserError: one that is no number, or outside RANGES.

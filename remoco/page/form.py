@@ -23,7 +23,7 @@ class Setting:
     """One field of the form, and what may be asked for in it.
 
     Attributes:
-        name: in a request.
+        name: its key in a request.
         label: what the page calls it.
         value: at first, the checkpoint's own: a number, one of `words`, or one of `choices`.
         least: the least number.
@@ -83,7 +83,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     """The fields for a checkpoint, in the order of the page.
 
     Args:
-        pipeline: of the checkpoint.
+        pipeline: the checkpoint's pipeline.
         fit: the first value of that field.
     """
     trained = pipeline.trained_size
@@ -135,7 +135,7 @@ def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") ->
     Args:
         body: `drawing`, and `settings`, a value for each field of the form by its name; a missing one is the
             checkpoint's.
-        pipeline: of the checkpoint.
+        pipeline: the checkpoint's pipeline.
         fit: the page's default.
 
     Raises:
@@ -160,8 +160,8 @@ def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict
     """What the page needs to know before anything is drawn.
 
     Args:
-        pipeline: of the checkpoint.
-        name: of the checkpoint.
+        pipeline: the checkpoint's pipeline.
+        name: the checkpoint's name.
         fit: how images are brought to the frame's shape at first.
     """
     return {

@@ -47,7 +47,7 @@ class Studio:
     """A pipeline that one generation at a time uses; the others wait.
 
     Args:
-        pipeline: of a checkpoint.
+        pipeline: a checkpoint's pipeline.
         background: R, G, B of what transparent parts of images and driving videos show.
         fit: how an image is brought to the frame's shape, where the page's setting is not changed.
     """

@@ -57,7 +57,7 @@ def application(studio: Studio, name: str) -> Guard:
 
     Args:
         studio: of the pipeline.
-        name: of the checkpoint, as the page shows it.
+        name: the checkpoint's name, as the page shows it.
     """
     app = FastAPI(
         docs_url=None, redoc_url=None, openapi_url=None,

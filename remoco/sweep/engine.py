@@ -24,7 +24,7 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None
 
     Args:
         trials: to run.
-        plan: for what a trial takes.
+        plan: the sweep, which says what CPUs and GPUs a trial takes.
         out: the sweep's folder, which all machines see.
         address: of a Ray cluster: `auto`, HOST:PORT, or `local` to start one here.
 

@@ -28,7 +28,7 @@ class Result:
     """A trial's record and, where it finished, its numbers.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         point: key -> value, as text.
         seed: number of the seed.
         state: waiting, started, finished or failed.
@@ -105,8 +105,8 @@ def read_result(folder: Path, name: str, problems: list[str]) -> Result | None:
     """One trial; None where there is no record of it.
 
     Args:
-        folder: of the sweep.
-        name: of the trial.
+        folder: folder of the sweep.
+        name: name of the trial.
         problems: gets a line for each of its results that cannot be used.
 
     Raises:
