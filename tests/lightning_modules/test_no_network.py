@@ -65,7 +65,9 @@ def outcome(hub, tmp_path):
 def test_a_base_that_a_record_names_is_not_fetched(outcome, tmp_path, base):
     path = tmp_path / "a.ckpt"
     checkpoint = strangers.sound()
-    checkpoint["remoco"]["base"] = {"svd": base, "revision": None, "hash": "0" * 64}
+    checkpoint["remoco"]["base"] = {
+        "class_path": "lightning_modules.bases.SVD", "init_args": {"path": base, "revision": None}, "hash": "0" * 64,
+    }  # fmt: skip
     torch.save(checkpoint, path)
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "image.png")
     for door in ("checkpoint", "generate", "pack"):
@@ -77,9 +79,9 @@ def test_a_base_that_a_record_names_is_not_fetched(outcome, tmp_path, base):
 
 def test_the_same_base_is_looked_for_where_the_user_names_it(outcome, tmp_path):
     checkpoint = strangers.sound()
-    checkpoint["remoco"]["base"] = {"svd": "owner/name", "revision": None, "hash": "0" * 64}
-    checkpoint["remoco"]["architecture"]["latents"] = "vae"
-    checkpoint["remoco"]["architecture"].pop("pca_channels")
+    checkpoint["remoco"]["base"] = {
+        "class_path": "lightning_modules.bases.SVD", "init_args": {"path": "owner/name"}, "hash": "0" * 64,
+    }  # fmt: skip
     torch.save(checkpoint, tmp_path / "a.ckpt")
     _, code, asked = outcome("named", tmp_path / "a.ckpt")
     assert code == 2 and any("owner/name" in path for path in asked)
