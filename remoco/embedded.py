@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
-from datamodules.drawings import Drawing, Grid, write_drawing
+from datamodules.drawings import Drawing, FrameArea, write_drawing
 from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
@@ -23,7 +23,7 @@ from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_atomic
 
-STEP, MAX_SIZE = Grid.multiple, 1024  # pixels of a side; the model knows 64
+STEP, MAX_SIZE = FrameArea.multiple, 1024  # pixels of a side; the model knows 64
 
 
 def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = ()) -> None:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.drawings import Backdrop, Drawing, Fit, Grid, backdrop_from_flags, find_drawings, read_drawing
+from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, backdrop_from_flags, find_drawings, read_drawing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
@@ -140,7 +140,7 @@ def generate(
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
-    Grid().check(**{"--height": height, "--width": width})
+    FrameArea().check(**{"--height": height, "--width": width})
     backdrop, follow = backdrop_from_flags(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
     behind = colour_of(background, "--background")
     scene_motion(backdrop, follow, background=behind)  # its files' errors are reported once, before the work

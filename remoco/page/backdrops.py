@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.drawings import Backdrop, Drawing, Fit, Framing, Grid
+from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, Framing
 from datamodules.drawings.backdrop import video_kind
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
@@ -131,7 +131,7 @@ def fitted(
         background: R, G, B around a padded image, and of what transparent parts of a driving video show.
         fit: how the image is brought to the frame's shape.
     """
-    framing = drawing.framing(Grid(math.prod(size)), fit)
+    framing = drawing.framing(FrameArea(math.prod(size)), fit)
     motion = scene_motion(drawing.backdrop, follow, drawing.size, background)
     return drawing.framed(framing, background), motion.framed(framing)
 
