@@ -18,12 +18,12 @@ from remoco.common.errors import UserError
 
 @dataclass
 class Schedule:
-    """AdamW's moments and the learning rate's way over the steps; the default is the paper's constant rate.
+    """AdamW's moments, and warm-up and decay of the learning rate. Default: the paper's constant rate.
 
     Args:
-        betas: Of AdamW.
-        warmup_steps: Steps over which the learning rate rises linearly to its value.
-        decay: Last part of the run, 0 to 1, over which it falls linearly to zero.
+        betas: Decay rates of AdamW's two moments, each in [0, 1).
+        warmup_steps: Number of steps in which the learning rate rises linearly to its value.
+        decay: Last part of the run, 0 to 1, in which the learning rate falls linearly to zero.
     """
 
     betas: tuple[float, float] = (0.9, 0.999)
@@ -39,7 +39,7 @@ class Schedule:
             raise UserError(f"model: schedule.decay is {self.decay}, expected 0 to 1")
 
     def factor(self, step: int, steps: int) -> float:
-        """The learning rate at a step of so many, as a part of its full value."""
+        """The learning rate at a step, as a part of its full value."""
         rise = min(1.0, (step + 1) / (self.warmup_steps + 1))
         return rise * min(1.0, (steps - step) / (self.decay * steps)) if self.decay else rise
 
@@ -48,12 +48,12 @@ class Schedule:
 
         Args:
             optimizer: any.
-            steps: of the whole run.
+            steps: number of steps of the whole run.
         """
         if not self.warmup_steps and not self.decay:
             return optimizer
         if self.decay and not 0 < steps < float("inf"):
-            raise UserError("model: schedule.decay needs trainer.max_steps, to know where the last part begins")
+            raise UserError("model: schedule.decay needs trainer.max_steps, which says where the last part begins")
         schedule = LambdaLR(optimizer, lambda step: self.factor(min(step, steps), steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -62,11 +62,12 @@ class WarmupCosine(LRScheduler):
     """The learning rate rises linearly over `warmup_steps`, then follows half a cosine down to `final` of it.
 
     Args:
-        optimizer: whose rate is set.
-        warmup_steps: optimizer steps until the full rate.
-        total_steps: optimizer steps until the end of the cosine; without it the rate stays after the warm-up.
-        final: share of the rate that is left at the end, in [0, 1].
-        last_epoch: steps done.
+        optimizer: optimizer whose learning rate is set.
+        warmup_steps: number of optimizer steps until the full rate.
+        total_steps: number of optimizer steps until the end of the cosine. Without it the rate stays constant after
+            the warm-up.
+        final: share of the rate at the end, in [0, 1].
+        last_epoch: number of steps already done.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class WarmupCosine(LRScheduler):
         return [rate * self.factor(self.last_epoch) for rate in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Where it is; its shape is the configuration's."""
+        """The position in the schedule; its shape comes from the configuration."""
         kept = ("base_lrs", "last_epoch", "_step_count", "_last_lr")
         return {name: value for name, value in super().state_dict().items() if name in kept}
 
@@ -127,7 +128,7 @@ class Plan:
 
     @classmethod
     def of(cls, optimizer: Any, lr_scheduler: Any) -> Plan:
-        """From what the parser made of `optimizer` and `lr_scheduler`."""
+        """The plan of the parsed `optimizer` and `lr_scheduler`."""
         return cls(_plain(optimizer), _plain(lr_scheduler))
 
     def record(self) -> dict[str, str | None]:
@@ -154,8 +155,8 @@ class Plan:
         Args:
             parameters: all that is trained.
             schedule: AdamW's moments, and the rate's way where no scheduler is named.
-            learning_rate: of AdamW.
-            weight_decay: of AdamW.
+            learning_rate: learning rate of AdamW.
+            weight_decay: weight decay of AdamW.
             trainer: knows the steps of the whole run, clipping and precision.
 
         Raises:
@@ -180,11 +181,11 @@ class Plan:
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def _plain(given: Any) -> dict[str, Any] | None:
-    if not given:
+def _plain(settings: Any) -> dict[str, Any] | None:
+    if not settings:
         return None
-    given = given if isinstance(given, Mapping) else given.as_dict()
-    return {"class_path": given["class_path"], "init_args": dict(given.get("init_args") or {})}
+    settings = settings if isinstance(settings, Mapping) else settings.as_dict()
+    return {"class_path": settings["class_path"], "init_args": dict(settings.get("init_args") or {})}
 
 
 def _made(name: str, what: dict[str, Any], first: Any) -> Any:
@@ -211,11 +212,11 @@ def conflict(plan: Plan, words: list[str]) -> str | None:
     return None
 
 
-def check_plan(found: Mapping[str, Any], wanted: Plan, path: str) -> None:
+def check_plan(record: Mapping[str, Any], wanted: Plan, path: str) -> None:
     """Raise unless a checkpoint's optimizer and schedule are the configured ones; their states would not fit."""
     for name, value in wanted.record().items():
-        if name in found and found[name] != value:
+        if name in record and record[name] != value:
             default = "the default"
             raise UserError(
-                f"{name}: {path} was trained with {found[name] or default}, the configuration has {value or default}"
+                f"{name}: {path} was trained with {record[name] or default}, the configuration has {value or default}"
             )
