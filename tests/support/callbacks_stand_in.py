@@ -101,7 +101,7 @@ class Module(LightningModule):
     def denoise_once(self, batch, sigma):
         return self.sample(batch) / (1 + sigma)
 
-    def control(self, batch):
+    def draw_control(self, batch):
         return torch.cat([batch["flow"], (batch["flow"][:, -1:, :1] > 1).float().expand(-1, FRAMES, -1, -1, -1)], 2)
 
 
