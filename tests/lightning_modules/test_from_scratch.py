@@ -49,6 +49,27 @@ def test_a_whole_small_model_is_the_start_of_another(tmp_path, sprites):
         module(start=("checkpoint", start)).configure_model()
 
 
+def test_a_checkpoint_of_before_is_a_start_and_no_resume(tmp_path, sprites):
+    """Its tensors were `svd.*` and `injection.*`, and its record named the base by the options of the module."""
+    trainer(tmp_path, 1).fit(module(**MICRO), data(sprites))
+    last, old = tmp_path / "last.ckpt", tmp_path / "old.ckpt"
+    saved = torch.load(last, weights_only=True)
+    before = {"base.": "svd.", "injections.0.": "injection."}
+    found = {}
+    for name, tensor in saved["state_dict"].items():
+        new = next((new for new in before if name.startswith(new)), "")
+        found[before.get(new, "") + name.removeprefix(new)] = tensor
+    assert any(name.startswith("svd.") for name in found) and any(name.startswith("injection.") for name in found)
+    record = saved[checkpoint.KEY]
+    record["base"] = {"svd": None, "random_init": "micro", "hash": record["base"]["hash"]}
+    torch.save({**saved, "state_dict": found}, old)
+    other = module(**MICRO, start=("checkpoint", str(old)), seed=7)
+    other.configure_model()
+    assert all(torch.equal(saved["state_dict"][name], tensor) for name, tensor in other.stored().items())
+    with pytest.raises(UserError, match="old.ckpt is of an earlier version.*model.init_args.start"):
+        checkpoint.read_record(old)
+
+
 def test_pca_keeps_what_its_components_hold():
     """Exact where the data have no more dimensions; deviations are roots of deviations, the mean variance 1."""
     clips = low_rank_clips(0, 3)
