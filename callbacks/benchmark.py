@@ -31,17 +31,17 @@ class Benchmark(Callback):
 
     In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json` (what
     made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are sampled one
-    by one, so number of GPUs and order change no video. Started again after a kill, it samples what is missing, and
-    again what was made from other inputs than are there now; videos that other weights or settings made are not mixed
-    with new ones. Scores are those of `remoco score` on the same files.
+    by one, so number of GPUs and order change no video. Started again after a kill, it samples
+    the missing videos, and again those whose inputs have changed. It refuses a folder with videos of other weights or
+    settings. Scores are those of `remoco score` on the same files.
 
     Args:
-        metrics: what to measure; none = stand-ins that need no weights.
-        seed: of the noise.
-        frames: frames of a video.
-        fps: frames per second, told to the network and of the files.
-        inputs: what else the base is told, by its own names, as `motion_bucket_id` of SVD; what is not said is the
-            model's own.
+        metrics: Metrics to measure; null means stand-ins that need no weights.
+        seed: Seed of the noise.
+        frames: Number of frames of a video.
+        fps: Frames per second, of the files and as the network's input.
+        inputs: Other inputs of the base by name, for example `motion_bucket_id` of SVD. Inputs that are not listed keep
+            the model's values.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Benchmark(Callback):
         self.folder = Path()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Read the metrics' networks: what is wrong with them is known before the first video."""
+        """Read the metrics' networks, so that their errors come before the first video."""
         if stage != "test":
             return
         if not isinstance(trainer.datamodule, BenchmarkDataModule):
@@ -97,9 +97,9 @@ class Benchmark(Callback):
         record = self.folder / "generated.json"
         known: dict[str, str] = {}
         if record.is_file():
-            found = read_object(record)
-            known = found.get("inputs") or {}
-            differs = [name for name in made_by if found.get(name) != made_by[name] and name != "root"]
+            stored = read_object(record)
+            known = stored.get("inputs") or {}
+            differs = [name for name in made_by if stored.get(name) != made_by[name] and name != "root"]
             if differs:
                 raise UserError(
                     f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
@@ -136,7 +136,7 @@ class Benchmark(Callback):
         path.parent.mkdir(parents=True, exist_ok=True)
         with sampling(trainer, pl_module):
             try:
-                made = MotionControlPipeline(pl_module)(
+                output = MotionControlPipeline(pl_module)(
                     pair.drawing,
                     height=pair.drawing.size[0],
                     width=pair.drawing.size[1],
@@ -146,7 +146,7 @@ class Benchmark(Callback):
                 )
             except ValueError as error:
                 raise UserError(f"{pair.key}: {error}") from error
-        write_video(path, np.stack(made.frames[0]), self.fps)
+        write_video(path, np.stack(output.frames[0]), self.fps)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score the files, log the numbers, print the tables."""

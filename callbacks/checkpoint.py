@@ -51,7 +51,7 @@ class AtomicCheckpointIO(CheckpointIO):
         map_location: Callable | None = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read `path` by our own reader on the CPU, whatever the arguments say: files may come from strangers.
+        """Read `path` by our own reader on the CPU, whatever the arguments say: the file may be untrusted.
 
         Raises:
             UserError: no such file, damaged, or holding more than tensors and plain values.
@@ -59,10 +59,10 @@ class AtomicCheckpointIO(CheckpointIO):
         return read_checkpoint(path)
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete the file, if it is there. The path of an old best may come from a stranger's checkpoint."""
+        """Delete the file, if it is there. The path of an old best may come from an untrusted checkpoint."""
         target = _local(path)
         if ".." in target.parts or target.suffix != ".ckpt":
-            raise UserError(f"checkpoint {target}: is no checkpoint of this run, so it is not deleted")
+            raise UserError(f"checkpoint {target}: is not a checkpoint of this run, so it is not deleted")
         target.unlink(missing_ok=True)
 
 
@@ -82,7 +82,7 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the best value so far, also where the run folder was moved or is named otherwise."""
+        """Resume with the best value so far, also where the run folder was moved or renamed."""
         old, new = state_dict.get("dirpath"), str(self.dirpath)
         if old != new and old and (Path(new) / "best.ckpt").is_file():
 

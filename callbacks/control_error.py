@@ -35,19 +35,19 @@ TRUE_FRAMES = ("_standing_still", "_real")  # nothing is sampled
 
 
 class ControlErrors(EveryNthValidation):
-    """Mean distance in pixels of the generated object from the track it was given, at validation and test.
+    """Control error: mean distance in pixels between the generated object and its track, at validation and test.
 
-    For data whose tracks are exact: `SpritesDataModule`; on others it measures nothing and says so. In textured scenes,
-    where several things and the camera move, it follows the object that goes farthest and mostly stays in sight
-    (`metrics.farthest_objects`), and clips without one are left out. Logged as `val/control_error` and
+    For data with exact tracks (`SpritesDataModule`); on other data it measures nothing and warns. In textured scenes,
+    where several things and the camera move, it follows the object that moves farthest and mostly stays visible
+    (`metrics.farthest_objects`). Clips without such an object are left out. Logged as `val/control_error` and
     `test/control_error`, with `_standing_still`, `_real`, `_swapped` and `_off` beside it: control is learned where the
     first is far below the second, and `_swapped` and `_off` are not. `_stroke` is what a person would draw: it does not
     depend on how a condition draws regions, so it compares conditions. Printed with what each means, and written to
     `metrics.json` in the run's folder, beside what is in it.
 
     Args:
-        clips: of the validation set, the first so many; none = all.
-        every_n_validations: measure at every n-th validation of a fit.
+        clips: Number of clips, from the start of the validation set; null means all.
+        every_n_validations: Measure at every n-th validation of a fit.
     """
 
     headlines = ("val/control_error", "val/control_error_stroke")
@@ -132,8 +132,10 @@ class ControlErrors(EveryNthValidation):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         reduce = trainer.strategy.reduce
-        own = {kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()}
-        counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in own.items()}
+        local = {
+            kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()
+        }
+        counts = {kind: int(reduce(count, reduce_op="sum")) for kind, count in local.items()}
         values: dict[str, float] = {}
         results: dict[str, dict[str, Any]] = {}
         farthest = "the object that goes farthest, as it was or turned as its track turns; "
@@ -141,12 +143,12 @@ class ControlErrors(EveryNthValidation):
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest
-                made = "" if kind in TRUE_FRAMES else sampler
+                sampling_note = "" if kind in TRUE_FRAMES else sampler
                 values[kind] = value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
                     "value": value,
-                    "protocol": f"{KINDS[kind]}; {made}{followed}{metric.protocol}",
+                    "protocol": f"{KINDS[kind]}; {sampling_note}{followed}{metric.protocol}",
                     "n": counts[kind],
                     "seconds": float(f"{self.seconds[kind]:.6g}"),
                 }

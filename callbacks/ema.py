@@ -22,8 +22,8 @@ class EMA(Callback):
     copies the frozen weights too and cannot load adapter-only checkpoints. Put it before the callbacks that sample.
 
     Args:
-        decay: weight of the past, in [0, 1).
-        warmup: at step n use (1 + n) / (10 + n) where that is less, so that a short run forgets its first weights.
+        decay: Weight of the past, in [0, 1).
+        warmup: Use (1 + n) / (10 + n) at step n where that is less, so that a short run forgets its first weights.
     """
 
     def __init__(self, decay: float = 0.999, warmup: bool = False) -> None:

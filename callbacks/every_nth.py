@@ -12,8 +12,8 @@ class EveryNthValidation(Callback):
     """Counts a fit's validations over its resumes, and shares the clips out among the ranks.
 
     Args:
-        clips: use only the first clips of the set; none = all.
-        every_n_validations: how often in a fit; `validate` and `test` always.
+        clips: Number of clips, from the start of the set; null means all.
+        every_n_validations: Run at every n-th validation of a fit; `validate` and `test` always run.
     """
 
     def __init__(self, clips: int | None, every_n_validations: int) -> None:

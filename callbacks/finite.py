@@ -32,13 +32,14 @@ class FiniteWatch:
         Raises:
             UserError: one line with the step and the cause.
         """
-        found = "" if self._first is None or int(self._first[0]) < 0 else _of_loss(trainer, self._first)
-        if not found and weights and (name := first_bad(pl_module)):
+        problem = "" if self._first is None or int(self._first[0]) < 0 else _of_loss(trainer, self._first)
+        if not problem and weights and (name := first_bad(pl_module)):
             what = "the checkpoint's" if trainer.ckpt_path and self._first is None else "a"
-            found = f"step {trainer.global_step}: {what} weight is not finite, {name}{_rates(trainer)}"
-        anywhere = trainer.strategy.reduce_boolean_decision(bool(found), all=False)
+            problem = f"step {trainer.global_step}: {what} weight is not finite, {name}{_rates(trainer)}"
+        anywhere = trainer.strategy.reduce_boolean_decision(bool(problem), all=False)
         if anywhere:
-            raise UserError(f"{found or 'a loss or weight of another process is not finite'}; nothing of it was saved")
+            problem = problem or "a loss or weight of another process is not finite"
+            raise UserError(f"{problem}; nothing of it was saved")
 
 
 def _of_loss(trainer: Trainer, first: Tensor) -> str:

@@ -22,7 +22,7 @@ class LastCheckpoint(ModelCheckpoint):
     nothing is saved on that or any other exception: a resume repeats the steps bit for bit.
 
     Args:
-        every_n_train_steps: optimizer steps between two writes.
+        every_n_train_steps: Optimizer steps between two writes.
     """
 
     def __init__(self, every_n_train_steps: int = 500) -> None:
@@ -58,7 +58,7 @@ class LastCheckpoint(ModelCheckpoint):
             internals.begin_also_when_done(trainer)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop when told to."""
+        """Stop after a signal."""
         listen(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,7 +72,7 @@ class LastCheckpoint(ModelCheckpoint):
             self._last_global_step_saved = trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Save the step before, now that all of it is over; stop when told to."""
+        """Save the step before, which is complete now; stop after a signal."""
         internals.count_log_steps(trainer)
         if trainer.global_step % self._every == 0 and not self._should_skip_saving_checkpoint(trainer):
             self._save(trainer, pl_module)
@@ -97,12 +97,12 @@ class LastCheckpoint(ModelCheckpoint):
         self._log_step = internals.count_log_steps(trainer)
 
     def on_validation_batch_start(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Leave when told to."""
+        """Exit after a signal."""
         if trainer.state.fn == "fit":
             stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        """Leave when told to."""
+        """Exit after a signal."""
         if trainer.state.fn == "fit":
             stop_if_asked(trainer)
 
@@ -122,7 +122,7 @@ class LastCheckpoint(ModelCheckpoint):
         stop_if_asked(trainer, together=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Save where a run was told to stop, without the other ranks, who may be elsewhere; nothing else saves."""
+        """Save where a signal stops the run, without the other ranks, which may be elsewhere; nothing else saves."""
         if not isinstance(exception, Stopped):
             return
         saved = self._last_global_step_saved == trainer.global_step and not self._pending

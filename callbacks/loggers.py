@@ -41,7 +41,7 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
 
 
 def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
-    """Weights & Biases goes on with the run of the folder whose checkpoint is used, in a test as in a fit.
+    """Weights & Biases resumes the run of the folder whose checkpoint is used, in a test as in a fit.
 
     Args:
         trainer: `ckpt_path` set.
@@ -57,10 +57,10 @@ def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
 
 def _identities(path: Path) -> dict[str, Any]:
     try:
-        found = read_json(path)["loggers"]
+        identities = read_json(path)["loggers"]
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return identities if isinstance(identities, dict) else {}
 
 
 def _keep_rows(logger: CSVLogger) -> None:
@@ -101,10 +101,10 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     if set(value) <= {"class_path", "init_args", "dict_kwargs"} and "class_path" in value:
         inner = {**(value.get("init_args") or {}), **(value.get("dict_kwargs") or {})}
         return {name: value["class_path"], **_flat(inner, name)} if inner else {name: value["class_path"]}
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for key, item in value.items():
-        found |= _flat(item, f"{name}.{key}" if name else key)
-    return found
+        flat |= _flat(item, f"{name}.{key}" if name else key)
+    return flat
 
 
 def log_video(logger: Any, tag: str, path: Path, step: int) -> None:

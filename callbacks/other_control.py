@@ -34,18 +34,18 @@ def with_other_control(trainer: Trainer, pl_module: LightningModule, batch: dict
 @contextmanager
 def with_condition(pl_module: LightningModule, condition: Condition) -> Iterator[None]:
     """Within it the module's controls are this condition's."""
-    own, pl_module.condition = pl_module.condition, condition
+    original, pl_module.condition = pl_module.condition, condition
     try:
         yield
     finally:
-        pl_module.condition = own
+        pl_module.condition = original
 
 
 class OneStroke(Condition):
     """What a condition draws of one stroke on each clip's moving object: its path from its middle, it as brush.
 
     Args:
-        condition: that draws.
+        condition: Condition that draws the strokes.
         masks: (B, H, W) bool, the objects in frame 1.
         tracks: (B, L, 2) displacement x, y of their middles in pixels.
     """
@@ -62,7 +62,7 @@ class OneStroke(Condition):
     def clips(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch as clips of which nothing is known but the stroke: all of the object goes along it, the rest stays.
 
-        So the network is told the motion bucket of what is drawn. The true clip's speaks of all that moved there, such
+        So the network gets the motion bucket of the drawing. The true clip's speaks of all that moved there, such
         as the camera, which the stroke leaves at rest.
         """
         path = (self.strokes - self.strokes[:, :1]).to(torch.float32)

@@ -67,7 +67,7 @@ class RunFolder(Callback):
             environment = getattr(trainer.strategy, "cluster_environment", None)
             if trainer.world_size == 1 or environment is None or not environment.creates_processes_externally:
                 raise
-            self._problem, trainer.loggers = str(error), []  # `setup` tells the others, who wait for this rank there
+            self._problem, trainer.loggers = str(error), []  # `setup` reports it to the other ranks, which wait there
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Lock the folder, before weights load."""
@@ -165,8 +165,8 @@ class RunFolder(Callback):
             return
         if Path.cwd().is_relative_to(folder.resolve()):
             raise UserError(
-                f"run folder {folder.resolve()}: contains the working directory; give the logger a `name` of its own, "
-                "or without a logger trainer.default_root_dir"
+                f"run folder {folder.resolve()}: contains the working directory; set the logger's `name`, "
+                "or trainer.default_root_dir where there is no logger"
             )
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / LOCK, "w")
@@ -233,7 +233,7 @@ def keeps_files(trainer: Trainer) -> bool:
 
 
 def _continues(ckpt_path: str | Path | None, folder: Path) -> bool:
-    """Whether the run in `folder` goes on: from a checkpoint in it, or from the one a requeued SLURM job left."""
+    """Whether the run in `folder` resumes, from a checkpoint in it or from the one that a requeued SLURM job left."""
     if ckpt_path is None:
         return False
     return Path(ckpt_path).name.startswith("hpc_ckpt_") or Path(ckpt_path).resolve().is_relative_to(folder.resolve())
@@ -254,10 +254,10 @@ def _holds_a_run(folder: Path) -> bool:
 def _begun(folder: Path) -> bool:
     """What the marker says; the markers of earlier versions do not say."""
     try:
-        found = json.loads((folder / MARKER).read_text())
+        marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError):
         return True
-    return found.get("begun") is not False if isinstance(found, dict) else True
+    return marker.get("begun") is not False if isinstance(marker, dict) else True
 
 
 def _clear_attempt(folder: Path) -> None:

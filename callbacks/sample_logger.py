@@ -26,18 +26,18 @@ from remoco.common.whole_files import clear_leftovers
 
 
 class SampleLogger(Callback):
-    """Shows how far the model is: per clip first frame, control, one denoised prediction, generated and reference.
+    """Writes samples: per clip first frame, control, one denoised prediction, generated and reference.
 
     At every validation, and every `every_n_steps` optimizer steps between them, for the first clips of the validation
     set with the same noise each time. Written to `<run folder>/samples/step-000123/` (`clip-00.mp4`, ..., `sheet.png`)
-    and to TensorBoard (a GIF per clip and the sheet). Rank 0 works, the others go on. Averaged weights are used when
-    `EMA` is there.
+    and to TensorBoard (a GIF per clip and the sheet). Rank 0 samples, the others continue. Averaged weights are used
+    when `EMA` is there.
 
     Args:
-        every_n_steps: optimizer steps between two schedules; 0 = at validations only.
-        clips: how many clips.
-        sigma: noise level of the denoised prediction, the latents' standard deviation being about 1.
-        fps: frames per second of the videos.
+        every_n_steps: Optimizer steps between two sets of samples; 0 means at validations only.
+        clips: Number of clips.
+        sigma: Noise level of the denoised prediction; the latents' standard deviation is about 1.
+        fps: Frames per second of the videos.
     """
 
     def __init__(self, every_n_steps: int = 0, clips: int = 4, sigma: float = 2.0, fps: float = 8.0) -> None:

@@ -18,7 +18,7 @@ CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
 class Stopped(SystemExit):
-    """The run was told to stop; its code is the exit code that shells and schedulers expect after that signal."""
+    """A signal stopped the run; `code` is the exit code that shells and schedulers expect after it."""
 
 
 class _Stop:

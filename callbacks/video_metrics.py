@@ -35,13 +35,12 @@ class VideoMetrics(EveryNthValidation):
     not on the module, whose checkpoints their networks would fill.
 
     Args:
-        metrics: what to measure; none = FVD and FID with seeded random features.
-        clips: use only the first clips of the set, since sampling is dear; none = all.
-        every_n_validations: sample at every n-th validation of a fit.
-        mask_ratio: share of the regions that every clip drops, in place of the condition's own draw; the paper's
-            table 1 has 0.85.
-        reference: what the generated clips are compared with: the `raw` ones, or what the VAE makes of them (the
-            released evaluation).
+        metrics: Metrics to measure; null means FVD and FID with seeded random features.
+        clips: Number of clips, from the start of the set, since sampling takes long; null means all.
+        every_n_validations: Sample at every n-th validation of a fit.
+        mask_ratio: Share of the regions that every clip drops, instead of the condition's own draw. The paper's table 1
+            uses 0.85.
+        reference: Clips to compare with: the `raw` ones, or the same through the VAE (`vae`, the released evaluation).
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class VideoMetrics(EveryNthValidation):
 
     @property
     def state_key(self) -> str:
-        """Tells an overlay's `VideoMetrics` from the run's own."""
+        """Key that separates an overlay's `VideoMetrics` from the run's own."""
         names = [metric.name for metric in self.metrics]
         return self._generate_state_key(metrics=names, clips=self.clips, mask_ratio=self.mask_ratio)
 

@@ -67,8 +67,8 @@ def preset_camera(
 
     Args:
         frames: L; the motion is even over the clip.
-        height: of the frame.
-        width: of the frame.
+        height: height of the frame.
+        width: width of the frame.
         pan: to the right: in the last frame the middle of the picture is this part of the width further left.
         tilt: up: in the last frame the middle of the picture is this part of the height further down.
         zoom: factor of the last frame's focal length; above 1 the picture grows.
@@ -97,9 +97,9 @@ def camera_tracks(camera: Camera, height: int, width: int, depth: np.ndarray | N
     """Dense tracks of a still scene under a moving camera.
 
     Args:
-        camera: of each frame.
-        height: of the frame.
-        width: of the frame.
+        camera: the camera of each frame.
+        height: height of the frame.
+        width: width of the frame.
         depth: (H, W) along z of the first camera, positive, in the unit of the poses; None where the camera only turns.
 
     Returns:
@@ -134,11 +134,11 @@ def camera_paths(camera: Camera, paths: Sequence[np.ndarray], depth: np.ndarray 
             raise UserError(f"track {index}: expected ({len(camera.poses)}, 2) points, got {path.shape}")
         x, y = np.floor(path[0]).astype(int)
         away = np.ones(1) if depth is None else depth[y : y + 1, x].astype(np.float64)
-        found = np.concatenate([camera.seen(frame, path[frame : frame + 1], away)[0] for frame in range(len(path))])
-        found[0] = path[0]  # to the bit: its pixel is where the region is
-        for frame in np.flatnonzero(np.isnan(found[:, 0])):
-            found[frame] = found[frame - 1]
-        seen.append(found)
+        points = np.concatenate([camera.seen(frame, path[frame : frame + 1], away)[0] for frame in range(len(path))])
+        points[0] = path[0]  # to the bit: its pixel is where the region is
+        for frame in np.flatnonzero(np.isnan(points[:, 0])):
+            points[frame] = points[frame - 1]
+        seen.append(points)
     return seen
 
 
@@ -154,7 +154,7 @@ def dense_control(
         flow: (L, 2, H, W) in pixels from frame 1.
         visibility: (L, H, W) bool.
         seed: draws the regions.
-        brush: (H, W), in place of the motion mask: where things may move; all ones is the camera's. None: where they
+        brush: (H, W), instead of the motion mask: where things may move; all ones is the camera's. None: where they
             do.
 
     Returns:
@@ -180,11 +180,11 @@ def over(control: Tensor, below: Tensor, brush: np.ndarray | None = None) -> Ten
         below: (L, 3, H, W), for instance of the camera.
         brush: (H, W) or (M, H, W), non-zero where brushed.
     """
-    own = (control[:, :2] != 0).any(dim=0).any(dim=0)
+    moving = (control[:, :2] != 0).any(dim=0).any(dim=0)
     if brush is not None:
         painted = torch.from_numpy(np.asarray(brush) != 0)
-        own |= painted if painted.ndim == 2 else painted.any(dim=0)
-    return torch.where(own, control, below)
+        moving |= painted if painted.ndim == 2 else painted.any(dim=0)
+    return torch.where(moving, control, below)
 
 
 def _hidden(at: np.ndarray, z: np.ndarray, inside: Any) -> np.ndarray:

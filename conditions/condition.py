@@ -41,8 +41,8 @@ class Condition(ABC):
             flow: (B, L, 2, H, W), displacement from frame 1, x before y: float in pixels, or uint16 as it is stored.
             visibility: (B, L, H, W) bool, whether a pixel of frame 1 is visible in frame i.
             seed: (B,) int64, one per sample.
-            motion: of these clips, where the caller has it already; otherwise it is read off the flow.
-            step: of a stored flow, pixels per unit: a number, or (B,); see `flow_to_pixels`.
+            motion: the motion of these clips where the caller has it; else it is read off the flow.
+            step: pixels per unit of a stored flow: a number, or (B,); see `flow_to_pixels`.
 
         Returns:
             (B, L, 3, H, W) float32 on the device of `flow`.
@@ -147,16 +147,16 @@ class Condition(ABC):
 
 def class_path(cls: type) -> str:
     """Where a class is found: `conditions.NAME` for this package's, module and name for others."""
-    own = cls.__module__.startswith("conditions.")
-    return f"conditions.{cls.__name__}" if own else f"{cls.__module__}.{cls.__qualname__}"
+    of_package = cls.__module__.startswith("conditions.")
+    return f"conditions.{cls.__name__}" if of_package else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _concrete(cls: type) -> list[type]:
     """Subclasses of `cls` that can be made."""
-    found: list[type] = []
+    classes: list[type] = []
     below: list[type] = cls.__subclasses__()
     for sub in below:
-        found += _concrete(sub)
+        classes += _concrete(sub)
         if not inspect.isabstract(sub):
-            found.append(sub)
-    return found
+            classes.append(sub)
+    return classes

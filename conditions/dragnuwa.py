@@ -38,8 +38,8 @@ def drags(paths: Tensor, height: int, width: int) -> Drags:
 
     Args:
         paths: (N, L, 2) x, y in pixels, in the order in which they are written: of two in one pixel, the later counts.
-        height: of the frame.
-        width: of the frame.
+        height: height of the frame.
+        width: width of the frame.
     """
     step = (paths[:, 1:] - paths[:, :-1]).transpose(0, 1)
     at = paths[:, :-1].floor().long().transpose(0, 1)
@@ -52,7 +52,7 @@ def drags(paths: Tensor, height: int, width: int) -> Drags:
     return Drags(at * inside[..., None], step * counts[..., None])
 
 
-def spread(found: Drags, height: int, width: int, kernel_size: int = KERNEL, sigma: float = SIGMA) -> Tensor:
+def spread(steps: Drags, height: int, width: int, kernel_size: int = KERNEL, sigma: float = SIGMA) -> Tensor:
     """Drags, each spread by `exp(-d^2 / (2 sigma^2))` within the kernel's square; what overlaps adds up.
 
     The kernel is separable: per frame one product of (H, N) and (N, W).
@@ -60,11 +60,11 @@ def spread(found: Drags, height: int, width: int, kernel_size: int = KERNEL, sig
     Returns:
         (L, 2, H, W) in the dtype of the steps, frame 0 zero.
     """
-    dtype = found.step.dtype
+    dtype = steps.step.dtype
     rows, columns = (
-        _profile(found.at[..., axis], size, kernel_size, sigma).to(dtype) for axis, size in ((1, height), (0, width))
+        _profile(steps.at[..., axis], size, kernel_size, sigma).to(dtype) for axis, size in ((1, height), (0, width))
     )
-    weighted = rows.mT[:, None] * found.step.permute(0, 2, 1)[:, :, None]
+    weighted = rows.mT[:, None] * steps.step.permute(0, 2, 1)[:, :, None]
     filtered = weighted @ columns[:, None]
     return torch.cat([filtered.new_zeros(1, 2, height, width), filtered])
 
@@ -125,7 +125,7 @@ class DragNUWA(SparseCondition):
         regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
         points = [track_points(track, f"track {index}") for index, track in enumerate(tracks)]
         paths = np.stack([interpolate_track(each, frames) for each in points]) if points else np.zeros((0, frames, 2))
-        found = drags(torch.from_numpy(paths), height, width)
-        flow = spread(found, height, width, self.kernel_size, self.sigma).float()
+        steps = drags(torch.from_numpy(paths), height, width)
+        flow = spread(steps, height, width, self.kernel_size, self.sigma).float()
         mask = (regions.filled | regions.brush) & ~regions.held & self.motion_mask
         return torch.cat([flow, mask.float().expand(frames, 1, -1, -1)], dim=1)

@@ -39,15 +39,15 @@ class Strokes:
 
 def plain_numbers(values: ArrayLike) -> np.ndarray:
     """Numbers as float64; UserError for texts and truth values, which numpy would turn into numbers."""
-    found = np.asarray(values)
-    if found.dtype.kind not in "iuf":
+    array = np.asarray(values)
+    if array.dtype.kind not in "iuf":
         raise UserError("not numbers")
     if not isinstance(values, np.ndarray):
         listed: Any = values
-        rows = listed if found.ndim == 1 else (each for row in listed for each in row)
+        rows = listed if array.ndim == 1 else (each for row in listed for each in row)
         if any(isinstance(each, (bool, np.bool_)) for each in rows):  # among numbers they count as 0 and 1
             raise UserError("truth values")
-    return found.astype(np.float64)
+    return array.astype(np.float64)
 
 
 def track_points(track: ArrayLike, name: str) -> np.ndarray:
@@ -72,14 +72,16 @@ def track_points(track: ArrayLike, name: str) -> np.ndarray:
 def track_times(times: ArrayLike, points: int, name: str) -> np.ndarray:
     """When a track is at each of its points, (n,) float64; UserError with its name where it is none."""
     try:
-        found = plain_numbers(times)
+        fractions = plain_numbers(times)
     except (TypeError, ValueError, OverflowError):
         raise UserError(f"{name}: expected numbers, got others") from None
-    if found.shape != (points,):
-        raise UserError(f"{name}: expected one number for each of the {points} points, got shape {found.shape}")
-    if not ((found >= 0) & (found <= 1)).all() or not (np.diff(found) > 0).all():
-        raise UserError(f"{name}: expected growing numbers from 0 to 1, parts of the clip, got {found.tolist()[:8]}")
-    return found
+    if fractions.shape != (points,):
+        raise UserError(f"{name}: expected one number for each of the {points} points, got shape {fractions.shape}")
+    if not ((fractions >= 0) & (fractions <= 1)).all() or not (np.diff(fractions) > 0).all():
+        raise UserError(
+            f"{name}: expected growing numbers from 0 to 1, parts of the clip, got {fractions.tolist()[:8]}"
+        )
+    return fractions
 
 
 def interpolate_track(
@@ -153,12 +155,12 @@ def draw_strokes(
         displacement = torch.from_numpy(interpolate_track(points, frames) - points[0]).to(torch.float32)
         top, left = y - region_size // 2, x - region_size // 2
         rows, columns = slice(max(top, 0), top + region_size), slice(max(left, 0), left + region_size)
-        own = torch.zeros_like(filled)
-        own[rows, columns] = True
+        region = torch.zeros_like(filled)
+        region[rows, columns] = True
         if each:
-            own &= masks[index] | ~painted
-        flow[:, :, own] = displacement[:, :, None]
-        filled |= own
+            region &= masks[index] | ~painted
+        flow[:, :, region] = displacement[:, :, None]
+        filled |= region
         starts.append((x, y))
         moves.append(displacement)
     if not each:

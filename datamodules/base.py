@@ -136,11 +136,11 @@ class ClipDataModule(LightningDataModule):
 
     def settings(self) -> dict[str, Any]:
         """What the samples of a run depend on beside the position, as plain values."""
-        found = {"seed": self.seed, "batch_size": self.batch_size, **vars(self.shape)}
+        values = {"seed": self.seed, "batch_size": self.batch_size, **vars(self.shape)}
         if self.train_set is not None:
             shards = self.train_set.shards
-            found |= {"clips": len(shards), "shards": shards.digest, "latents": self.train_set.use_latents}
-        return found
+            values |= {"clips": len(shards), "shards": shards.digest, "latents": self.train_set.use_latents}
+        return values
 
     # Position
 

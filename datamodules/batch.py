@@ -6,7 +6,7 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
-# the keys that hold a clip's motion, which the control and the motion bucket are made of
+# the keys of a clip's motion, from which control and motion bucket are computed
 MOTION = ("flow", "flow_step", "visibility", "moving", "motion_bucket")
 
 

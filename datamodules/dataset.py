@@ -28,8 +28,8 @@ class ClipDataset(Dataset):
     Args:
         shards: the set.
         order: which clip is at which position.
-        use_latents: give the cached latents in place of the video.
-        decoder: of the video, `pyav` or `decord`.
+        use_latents: return the cached latents instead of the video.
+        decoder: decoder of the video, `pyav` or `decord`.
     """
 
     def __init__(self, shards: Shards, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:
@@ -82,19 +82,19 @@ class ClipDataset(Dataset):
         failures: list[str] = []
         for attempt in range(ATTEMPTS):
             try:
-                found = samples.load_into(self.shards, *self.order.candidate(position, attempt), out, self.decoder)
-                self._require_same_latents(found)
+                clip = samples.load_into(self.shards, *self.order.candidate(position, attempt), out, self.decoder)
+                self._require_same_latents(clip)
             except BadClip as error:
                 failures.append(str(error))
                 continue
             counts = {"position": np.int64(position), "replaced": np.int64(attempt)}
-            return {**found, **counts, "bad": "\n".join(failures)}
+            return {**clip, **counts, "bad": "\n".join(failures)}
         raise UserError(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")
 
-    def _require_same_latents(self, found: dict[str, Any]) -> None:
-        shapes = [found[name].shape for name in _LATENTS if name in found]
+    def _require_same_latents(self, clip: dict[str, Any]) -> None:
+        shapes = [clip[name].shape for name in _LATENTS if name in clip]
         if self._latent_shapes and shapes != self._latent_shapes:
-            raise BadClip(f"{found['key']}: latents have shapes {shapes}, other clips {self._latent_shapes}")
+            raise BadClip(f"{clip['key']}: latents have shapes {shapes}, other clips {self._latent_shapes}")
         self._latent_shapes = shapes
 
 
@@ -104,7 +104,7 @@ def collate(rows: dict[str, Any] | list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def exit_with(training: int, worker: int) -> None:
-    """End this worker soon after the training process is gone. A killed one cannot tell it, and torch's own watch looks
+    """End this worker soon after the training process is gone. A killed one cannot say so, and torch's own watch looks
     at the worker's parent, which is the server that forked it, and waits for its workers in turn.
 
     Args:

@@ -17,8 +17,8 @@ def context(*modules: str) -> ForkServerContext:
     Args:
         modules: Modules that the server imports, once for all of its processes.
     """
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload(list(modules))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(list(modules))
     before = os.environ.get("PYTHONSAFEPATH")
     os.environ["PYTHONSAFEPATH"] = "1"
     try:
@@ -27,4 +27,4 @@ def context(*modules: str) -> ForkServerContext:
         os.environ.pop("PYTHONSAFEPATH")
         if before is not None:
             os.environ["PYTHONSAFEPATH"] = before
-    return found
+    return processes

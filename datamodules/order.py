@@ -44,7 +44,7 @@ class Order:
 
     Args:
         counts: clips per shard.
-        seed: of the permutations.
+        seed: seed of the permutations.
         shuffle: without it, position i is clip i in the order of the index (validation).
         window: shards that are shuffled together.
     """

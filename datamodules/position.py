@@ -6,7 +6,7 @@ from typing import Any
 
 from remoco.common.errors import UserError
 
-VERSION = 1  # of the state: goes up when a (seed, position) comes to mean another sample
+VERSION = 1  # of the state: rises when a (seed, position) means another sample than before
 
 
 class Position:

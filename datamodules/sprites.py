@@ -1,4 +1,4 @@
-"""The embedded synthetic set: sprites with exact tracks, as real shards that the real writer wrote."""
+"""The synthetic set: sprites with exact tracks, written as shards by the same writer as real videos."""
 
 import hashlib
 import os
@@ -28,26 +28,25 @@ SceneKind = Literal["textured", "plain", "varied"]
 class SpritesDataModule(ClipDataModule):
     """Objects that move over a background, with exact flow and visibility.
 
-    The set is written once, in `prepare_data`, under a folder of `root` named after what it depends on, and reused
-    afterwards.
+    `prepare_data` writes the set once, into a folder of `root` that is named after its settings. Later runs reuse it.
 
     Args:
-        root: folder that holds the sets.
-        scene: `textured`, several textured objects over a panning or zooming background; `plain`, one shaded disc or
-            box on a bent path over a still gradient; or `varied`, one to three textured objects of which some move,
-            and the camera in half of the clips. Of plain and varied clips the second, fourth, ... has the first frame
-            of the one before it, and another motion.
-        clips: training clips.
-        val_clips: validation clips, from other seeds.
-        batch_size: clips per batch and rank.
-        val_batch_size: clips per validation batch; as batch_size when not given.
-        num_workers: processes that read and decode, per rank; 0 decodes in the training process.
-        seed: of the sample order.
-        data_seed: of the scenes.
-        frames: frames per clip.
-        height: in pixels, a multiple of 8.
-        width: in pixels, a multiple of 8.
-        fps: frames per second.
+        root: Folder that holds the sets.
+        scene: Kind of scene. `textured` has several textured objects over a panning or zooming background. `plain` has
+            one shaded disc or box on a bent path over a still gradient. `varied` has one to three textured objects, of
+            which some move; the camera moves in half of the clips. In plain and varied sets the second, fourth, ...
+            clip has the first frame of the clip before it and another motion.
+        clips: Number of training clips.
+        val_clips: Number of validation clips, which come from other seeds.
+        batch_size: Clips per batch and rank.
+        val_batch_size: Clips per validation batch. Default: `batch_size`.
+        num_workers: Processes that read and decode, per rank. 0 decodes in the training process.
+        seed: Seed of the sample order.
+        data_seed: Seed of the scenes.
+        frames: Frames per clip.
+        height: Height in pixels, a multiple of 8.
+        width: Width in pixels, a multiple of 8.
+        fps: Frames per second.
 
     Raises:
         UserError: a bad argument.
@@ -151,5 +150,5 @@ def scene_of(shape: ClipShape, seed: list[int], kind: SceneKind) -> Scene:
     size = shape.frames, shape.height, shape.width
     if kind == "textured":
         return random_scene(seed, *size)
-    made = plain_scene if kind == "plain" else varied_scene
-    return made([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)
+    draw_scene = plain_scene if kind == "plain" else varied_scene
+    return draw_scene([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)

@@ -16,26 +16,24 @@ class WebVidDataModule(ClipDataModule):
     that cannot be used are replaced and logged; more than 1 % of them stop the run.
 
     Args:
-        shards: training shards: a folder, a glob or a brace pattern of .tar files, or a list of them.
-        val_shards: validation shards, as above; none: no validation.
-        batch_size: clips per batch and rank.
-        val_batch_size: clips per validation batch; as batch_size when not given.
-        num_workers: processes that read and decode, per rank; 0 decodes in the training process.
-        seed: of the sample order.
-        frames: frames per clip; must be those of the shards, as height, width and fps.
-        height: in pixels, a multiple of 8.
-        width: in pixels, a multiple of 8.
-        fps: frames per second.
-        use_latents: where the shards have cached latents, train on them (`latent_mean`, `latent_std`,
+        shards: Training shards: a folder, a glob or a brace pattern of .tar files, or a list of them.
+        val_shards: Validation shards, as above. Without them there is no validation.
+        batch_size: Clips per batch and rank.
+        val_batch_size: Clips per validation batch. Default: `batch_size`.
+        num_workers: Processes that read and decode, per rank. 0 decodes in the training process.
+        seed: Seed of the sample order.
+        frames: Frames per clip. It must be that of the shards, and so must height, width and fps.
+        height: Height in pixels, a multiple of 8.
+        width: Width in pixels, a multiple of 8.
+        fps: Frames per second.
+        use_latents: Where the shards have cached latents, train on them (`latent_mean`, `latent_std`,
             `image_embedding`; no `video`); validation always decodes its videos.
-        decoder: of the clips' mp4: `pyav`, which measured faster, or `decord`; the pixels are equal.
-
-        cache: local folder that keeps what is read from URLs; none: every epoch reads them again.
-        cache_gb: 10^9 bytes that it may hold; the least recently used make room.
+        decoder: Library that decodes the mp4 files: `pyav`, which measured faster, or `decord`. Their pixels are equal.
+        cache: Local folder that keeps the bytes read from URLs. Without it every epoch reads them again.
+        cache_gb: Size limit of the cache in 10^9 bytes. The least recently used bytes are deleted first.
 
     Raises:
-        UserError: a bad argument, nothing at `shards`, or shards of another shape; before anything is
-        decoded.
+        UserError: a bad argument, nothing at `shards`, or shards of another shape; raised before anything is decoded.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""BaseModule: trains what the method takes as given, an image-to-video base without motion control."""
+"""BaseModule: trains an image-to-video base, without motion control."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class BaseModule(VideoModule):
-    """Trains the network of a base; first frame, fps and motion bucket condition it, no motion does.
+    """Trains the network of a base. First frame, fps and motion bucket condition it; there is no motion control.
 
-    `remoco export-base` writes what comes out as the folders that a base of that kind loads.
+    `remoco export-base` writes the result as folders that a base of the same kind loads.
 
     Args:
         base: The image-to-video model, by class path, with `trained: true`.
-        condition: Of the pictures beside samples alone: no control reaches the network.
-        noise: Noise of training.
-        sampling: How samples are made.
-        speed: What changes time and memory alone.
+        condition: Condition that is drawn beside samples. The network sees no control.
+        noise: Training noise: its distribution, and how often conditionings are dropped.
+        sampling: Steps, guidance and inputs of the sampler.
+        speed: Options that change time and memory, not what is computed.
         seed: Seed of everything random in a step.
     """
 
@@ -42,10 +42,10 @@ class BaseModule(VideoModule):
     ):
         super().__init__(base, condition, noise, sampling, speed, None, seed)
         if not base.trained:
-            raise UserError("model.base: expected `trained: true`, for nothing else is trained here")
+            raise UserError("model.base: expected `trained: true`; BaseModule trains nothing else")
 
     def architecture(self) -> dict[str, Any]:
-        """Without an injection, by which its checkpoints are told from a controller's."""
+        """The architecture without an injection, which distinguishes its checkpoints from those with control."""
         return super().architecture() | {"injection": None}
 
     @torch.no_grad()

@@ -18,29 +18,31 @@ from remoco.common.errors import UserError
 
 
 def built(
-    found: dict[str, Any], state: dict[str, torch.Tensor], path: str | None, dtype: torch.dtype
+    record: dict[str, Any], state: dict[str, torch.Tensor], path: str | None, dtype: torch.dtype
 ) -> tuple[MotionControlModule, dict[str, Any]]:
     """The module of a record and its tensors, and what the record says beyond the module.
 
     What the record asks for is compared with the tensors before a network is built.
 
     Args:
-        found: The record.
+        record: The record.
         state: The tensors.
         path: Where the base is now, if not where the record says.
-        dtype: Of the frozen networks.
+        dtype: Dtype of the frozen networks.
     """
     from lightning_modules.expected import check_expected, named_base  # diffusers takes seconds, for `--help` too
 
-    architecture = dict(found["architecture"])
+    architecture = dict(record["architecture"])
     if architecture.get("injection", "") is None:
-        raise UserError("the checkpoint is a base without a controller: `remoco export-base` writes it for a base")
+        raise UserError(
+            "the checkpoint is a base without a controller; `remoco export-base` writes it as folders for `base.path`"
+        )
     for kind in architecture.get("injection") or []:
         if "." in kind and kind.rpartition(".")[0] not in sys.modules:
             raise UserError(f"injection: {kind} is not imported; import its module before, if you trust it")
-    base, start = named_base(found["base"], path, **({"trained": True} if architecture.get("train_base") else {}))
-    record_values.check_sampling(found, base, "the checkpoint")
-    sampling = dict(found.get("sampling") or {})
+    base, start = named_base(record["base"], path, **({"trained": True} if architecture.get("train_base") else {}))
+    record_values.check_sampling(record, base, "the checkpoint")
+    sampling = dict(record.get("sampling") or {})
     settings = {name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs") if name in sampling}
     rank = {"rank": architecture["lora_rank"]} if architecture.get("lora") else {}
     module = MotionControlModule(
@@ -51,9 +53,9 @@ def built(
         start=start,
     )
     check_tensors(state)
-    check_expected(module, state, found.get("whole", False))
+    check_expected(module, state, record.get("whole", False))
     module.configure_model(dtype)
-    module.on_load_checkpoint({checkpoint.KEY: found, "state_dict": state})
+    module.on_load_checkpoint({checkpoint.KEY: record, "state_dict": state})
     module.load_state_dict(state, strict=False)
     return module, sampling
 

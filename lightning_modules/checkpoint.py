@@ -49,8 +49,8 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
     """The record inside a loaded checkpoint; `name` is for the error."""
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise UserError(f"ckpt_path: {name} was not written by MotionControlModule (no '{KEY}' record)")
-    found = checkpoint[KEY]
-    parts: list[Any] = [found.get(part) for part in ("architecture", "base")] if isinstance(found, dict) else []
+    record = checkpoint[KEY]
+    parts: list[Any] = [record.get(part) for part in ("architecture", "base")] if isinstance(record, dict) else []
     if not parts or not all(isinstance(part, dict) for part in parts) or "condition" not in parts[0]:
         raise UserError(f"ckpt_path: {name} has a damaged '{KEY}' record")
     if "class_path" not in parts[1] and any(name in parts[1] for name in EARLIER):
@@ -60,5 +60,5 @@ def of(checkpoint: dict, name: str) -> dict[str, Any]:
         )
     if not isinstance(parts[1].get("hash"), str):
         raise UserError(f"ckpt_path: {name} has no hash of its base in its '{KEY}' record")
-    record_values.check_record(found, name)
-    return found
+    record_values.check_record(record, name)
+    return record

@@ -46,7 +46,9 @@ def fit_latents(base: Any, trainer: Trainer) -> None:
         return
     dataset = getattr(trainer.datamodule, "train_set", None)
     if dataset is None or "video" not in dataset[0]:
-        raise UserError("model.base: its latents are fitted on the training set's frames: there are none")
+        raise UserError(
+            "model.base: its latents are fitted on the training set's frames, expected `data` with a training set"
+        )
     fitted = base.fitted()
     if trainer.is_global_zero:
         base.fit(to_float(dataset[position]["video"]) for position in range(FITTING_CLIPS))

@@ -1,7 +1,7 @@
 """The settings of a module, one dataclass for each concern. A YAML has them as mappings below `model.init_args`.
 
-Ranges stand in the types, for the parser, and are checked again where a value is made, for records and Python bypass
-the parser. Nothing here imports torch.
+The types hold the ranges, for the parser. `__post_init__` checks them again, because records and Python bypass the
+parser. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -52,18 +52,20 @@ class Control:
     """How motion enters the base."""
 
     injection: list[str] = field(default_factory=lambda: ["modulation"])
-    """What the control does, in order: `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9) at the places
-    of the base, or the class path of your own."""
+    """Injections of the control, in order. Each is `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9), at
+    the places of the base, or the class path of your own."""
     lora: Literal["attention", "linear"] | None = "attention"
-    """LoRA on all `attention` projections (paper), on every `linear` layer (released weights), or null."""
+    """Layers with LoRA: all `attention` projections (paper), every `linear` layer (released weights), or null for
+    none."""
     rank: Rank = 32
     """Rank of LoRA; its alpha is the same, so its scale is 1."""
     flow_scale: Factor = 1.0
-    """Factor on the motion encoder's first weights of dx and dy; below 1 pixels do not drown the mask."""
+    """Factor on the motion encoder's first weights of dx and dy. Below 1 it balances displacements in pixels against
+    the mask, which is 0 or 1."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.injection, list) or not all(isinstance(kind, str) for kind in self.injection):
-            raise UserError(f"control.injection is {self.injection!r:.60}, expected a list, as [modulation]")
+            raise UserError(f"control.injection is {self.injection!r:.60}, expected a list, for example [modulation]")
         if len(set(self.injection)) < len(self.injection) or len(self.injection) > 8:
             raise UserError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
         if self.lora not in ("attention", "linear", None):
@@ -72,7 +74,7 @@ class Control:
         within("control.flow_scale", self.flow_scale, 0, MOST_SIGMA)
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint must agree on."""
+        """The settings that a checkpoint must share."""
         return {
             "injection": list(self.injection), "lora": self.lora, "lora_rank": self.rank if self.lora else None,
         }  # fmt: skip
@@ -83,19 +85,19 @@ class Noise:
     """The noise of training."""
 
     process: NoiseProcess | None = None
-    """The noise process, by class path; by default the base's own."""
+    """Noise process, by class path. Default: the process of the base."""
     mean: Mean = 0.7
-    """Mean of log sigma."""
+    """Mean of ln sigma."""
     std: Deviation = 1.6
-    """Standard deviation of log sigma."""
+    """Standard deviation of ln sigma."""
     spread: bool = False
-    """Spread sigma evenly over neighbouring samples, in place of independent draws."""
+    """Spread sigma evenly over neighbouring samples instead of drawing it independently."""
     dropout: Share = 0.1
     """Probability with which each of the base's conditionings is dropped, independently."""
 
     def __post_init__(self) -> None:
         if self.process is not None and not hasattr(self.process, "asked"):
-            raise UserError(f"noise.process is a {type(self.process).__name__}, expected a NoiseProcess")
+            raise UserError("noise.process: expected the class path of a NoiseProcess")
         within("noise.mean", self.mean, -20, 20)
         within("noise.std", self.std, 0, 20)
         within("noise.dropout", self.dropout, 0, 1)
@@ -103,17 +105,18 @@ class Noise:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a clip is sampled where a caller does not say otherwise."""
+    """How a clip is sampled unless a call gives other values."""
 
     steps: Steps = 25
-    """Steps of the sampler."""
+    """Number of sampler steps."""
     sigma_max: Sigma = 700.0
-    """Noise level that a sample starts from."""
+    """Noise level sigma at which sampling starts."""
     guidance: tuple[Scale, Scale] = (1.0, 2.5)
-    """Guidance scale of the first and the last frame; linear in between."""
+    """Guidance scale of the first and of the last frame; it is linear in between."""
     inputs: dict[str, float | str] = field(default_factory=dict)
-    """What the base is told beside image and control, by its own names, where that is not its default: of SVD `fps`,
-    `motion_bucket_id` (a mean displacement in pixels, or `drawing` for a drawing's own) and `noise_aug_strength`."""
+    """Inputs of the base beside image and control, by name; the others have the base's defaults. SVD has `fps`,
+    `motion_bucket_id` (a mean displacement in pixels, or `drawing` to measure it on the drawing) and
+    `noise_aug_strength`."""
 
     def __post_init__(self) -> None:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
@@ -124,14 +127,16 @@ class Sampling:
             within("sampling.guidance", scale, 0, 1000)
         object.__setattr__(self, "guidance", tuple(self.guidance))
         if not isinstance(self.inputs, dict) or len(self.inputs) > 64:
-            raise UserError(f"sampling.inputs is {self.inputs!r:.60}, expected values by name")
+            raise UserError(
+                f"sampling.inputs is {self.inputs!r:.60}, expected a mapping from input names to values, at most 64"
+            )
 
     def record(self) -> dict[str, Any]:
-        """As plain values."""
+        """The settings as plain values."""
         return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
 
     def but(self, **changes: Any) -> Sampling:
-        """The same with what is not None changed; `inputs` are added to these."""
+        """A copy with the changes that are not None; `inputs` are added to the present ones."""
         said = {name: value for name, value in changes.items() if value is not None}
         if "inputs" in said:
             said["inputs"] = {**self.inputs, **{k: v for k, v in said["inputs"].items() if v is not None}}
@@ -140,14 +145,14 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Speed:
-    """What changes time and memory, and not what is computed."""
+    """Options that change time and memory, not what is computed."""
 
     compile: bool = False
-    """Compile the base's network at the first step, which takes minutes."""
+    """Compile the base's network at the first step. Compiling takes minutes."""
     decode_chunk: Count | None = None
-    """Frames that are decoded at once, all by default; parts take less memory and differ at borders."""
+    """Number of frames to decode at once. Default: all. Fewer take less memory and leave seams between the parts."""
     sample_graph: bool = False
-    """Record a sampler's step as a CUDA graph, and replay it for the others."""
+    """Record the first sampler step as a CUDA graph and replay it for the other steps."""
 
     def __post_init__(self) -> None:
         if self.decode_chunk is not None:
@@ -159,10 +164,10 @@ class Start:
     """Weights that training starts from."""
 
     kind: Literal["adapter", "checkpoint", "motionpro"]
-    """`adapter`: an `adapter.safetensors`, as `remoco convert` writes it. `checkpoint`: of an earlier run, its weights
-    alone. `motionpro`: a released MotionPro file, which brings the base too."""
+    """`adapter`: an `adapter.safetensors`, as `remoco convert` writes it. `checkpoint`: the weights
+    of an earlier run. `motionpro`: a released MotionPro file, which brings the base too."""
     file: str
-    """The file."""
+    """Path of the file."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("adapter", "checkpoint", "motionpro"):

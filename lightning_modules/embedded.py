@@ -30,7 +30,7 @@ def located(path: str | Path) -> Path:
 
 
 def tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What goes into the file: float16, but the fitted latents as they are, since pictures are made with them."""
+    """The tensors of the file: float16, but the fitted latents unchanged, because pictures are decoded with them."""
     halves = {name: value if name.startswith("base.pca.") else value.half() for name, value in state.items()}
     return {name: value.detach().cpu().contiguous() for name, value in halves.items()}
 
@@ -75,7 +75,10 @@ def read(path: Path, with_tensors: bool = True) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"checkpoint {path}: not a readable checkpoint ({error})") from error
     if KEY not in about:
-        raise UserError(f"checkpoint {path}: holds weights without a record; an adapter goes to model.init_args.start")
+        raise UserError(
+            f"checkpoint {path}: holds weights without a record, expected a checkpoint; an adapter goes to "
+            "model.init_args.start"
+        )
     try:
         if odd := [name for name, dtype in dtypes.items() if dtype not in ("F16", "F32")]:
             raise UserError(f"{odd[0][:100]} is {dtypes[odd[0]]}, expected F16 or F32")

@@ -30,9 +30,9 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     refused unless its weights have the record's hash. It cannot make us reach the network.
 
     Args:
-        record: Of the base.
+        record: Record of the base.
         path: Where the caller says that its weights are; None if nothing.
-        **arguments: Of the base, in place of its defaults.
+        **arguments: Arguments of the base, instead of its defaults.
 
     Raises:
         UserError: the record names a base that is not on this machine.
@@ -49,7 +49,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     # a revision is a hub id's, which is not read
     places = [released, *(named.get(name) for name in kind.located_by if name != "revision")]
     if kind.located_by and not any(places):
-        raise UserError("base: its record names none")
+        raise UserError("base: the record names none, expected its class_path")
     for place in places:
         if place is None or place == embedded.NAME:
             continue
@@ -103,7 +103,7 @@ def check_base(base: VideoBase, state: Mapping[str, Tensor]) -> None:
     """Raise UserError unless the tensors are those of a base of random weights that a record names.
 
     Args:
-        base: Of the record, not built.
+        base: The record's base, not built.
         state: The tensors of a run of `BaseModule`.
     """
     networks = nn.ModuleDict({"base": base.layout()})

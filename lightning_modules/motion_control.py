@@ -1,4 +1,4 @@
-"""MotionControlModule: what `python -m lightning fit` trains. It wires the rooms together, without arithmetic."""
+"""MotionControlModule, which `python -m lightning fit` trains. It wires the rooms together, without arithmetic."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from remoco.common.errors import UserError
 class MotionControlModule(VideoModule):
     """Region-wise motion control of an image-to-video base.
 
-    Every random draw of a step is a function of (seed, position of the sample), none touches the global generators:
-    batch split, number of ranks and accumulation see the same samples with the same noise.
+    Every random draw of a step is a function of (seed, position of the sample) and leaves the global generators alone.
+    Samples and noise therefore stay the same with another batch split, number of ranks or accumulation.
 
     Args:
         base: The image-to-video model, by class path: `lightning_modules.bases.SVD`, `.Sprites`, or your own.
         condition: How a clip's flow and visibility become the control tensor.
         control: How the control enters the base.
-        noise: Noise of training.
-        sampling: How samples are made.
-        speed: What changes time and memory alone.
-        start: Weights to start from; a checkpoint of a run that trained its base brings that too.
+        noise: Training noise: its distribution, and how often conditionings are dropped.
+        sampling: Steps, guidance and inputs of the sampler.
+        speed: Options that change time and memory, not what is computed.
+        start: Weights to start from. A checkpoint of a run that trained its base also brings that base.
         seed: Seed of everything random in a step, and of the first weights of LoRA, motion encoder and injections.
     """
 
@@ -46,7 +46,7 @@ class MotionControlModule(VideoModule):
         for kind in self.control.injection:
             injection_class(kind)
         if base.trained and self.control.lora:
-            raise UserError("model: a base that is trained goes with `control.lora: null`")
+            raise UserError("model.control.lora: expected null with a trained base (`base.trained: true`)")
         if start is not None and start.kind == "motionpro":
             from lightning_modules.released.base import check_bundle
 

@@ -26,7 +26,7 @@ class Controller:
     Args:
         base: Built; hooks go into its networks.
         control: Which.
-        seed: Of all first weights.
+        seed: Seed of all first weights.
 
     Attributes:
         motion_encoder: None where no injection is at the base's places.

@@ -16,8 +16,7 @@ import safetensors.torch
 import torch
 
 from conditions import Condition, mix
-from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.drawings import Drawing, Fit, Grid, Picture, drawings_of
+from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
 from datamodules.drawings.arguments import each_of
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
@@ -25,7 +24,7 @@ from lightning_modules.built import built, value_errors
 from lightning_modules.config import Control, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.pipeline_call import check_finite, check_least, seeds_of, stepped, told
+from lightning_modules.pipeline_call import base_inputs, check_finite, check_least, controlled, seeds_of, stepped
 from lightning_modules.process.base import randn
 from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
@@ -42,7 +41,7 @@ class MotionControlPipeline:
 
     Args:
         module: The module, its networks built.
-        sampling: What the model was trained for, taken where a call does not say: `num_frames`.
+        sampling: What the model was trained for, used where a call gives none: `num_frames`, `height`, `width`.
     """
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
@@ -83,8 +82,8 @@ class MotionControlPipeline:
 
         Args:
             path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
-                which it names, has to be imported before: nothing is imported because a file says so.
-            svd: Where the base is now, a folder or hub id, if not in the folder that the checkpoint names. Its weights
+                which it names, must be imported before: nothing is imported because a file names it.
+            svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
@@ -95,9 +94,9 @@ class MotionControlPipeline:
         """
         with value_errors():
             checkpoint = checkpoints.read_checkpoint(path)
-            found = checkpoints.of(checkpoint, str(path))
+            saved = checkpoints.of(checkpoint, str(path))
             state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
-            return cls(*built(found, state, svd, dtype)).to(device)
+            return cls(*built(saved, state, svd, dtype)).to(device)
 
     @classmethod
     def from_pretrained(
@@ -114,22 +113,22 @@ class MotionControlPipeline:
         """
         with value_errors():
             try:
-                found, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
+                saved, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
             except (OSError, ValueError) as error:
                 raise UserError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            record_of_it = checkpoints.of({checkpoints.KEY: found}, f"{folder}/{RECORD}")
+            record_of_it = checkpoints.of({checkpoints.KEY: saved}, f"{folder}/{RECORD}")
             return cls(*built(record_of_it, state, svd, dtype)).to(device)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write what was trained and what it belongs to, without the frozen base, for `from_pretrained`."""
+        """Write the trained weights and their record, without the frozen base, for `from_pretrained`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
         safetensors.torch.save_file(state, folder / WEIGHTS)
-        found = self.module.own_record()
-        found |= {"sampling": {**self.sampling, **found["sampling"]}, "whole": self.module.whole}
-        (folder / RECORD).write_text(json.dumps(found, indent=1) + "\n")
+        saved = self.module.own_record()
+        saved |= {"sampling": {**self.sampling, **saved["sampling"]}, "whole": self.module.whole}
+        (folder / RECORD).write_text(json.dumps(saved, indent=1) + "\n")
 
     @classmethod
     def from_adapter(
@@ -141,14 +140,14 @@ class MotionControlPipeline:
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> MotionControlPipeline:
-        """Build the pipeline of an adapter file; what a checkpoint says of itself, a bare adapter leaves to the caller.
+        """Build the pipeline of an adapter file; the caller gives what a checkpoint would record.
 
         Args:
             path: `adapter.safetensors`, as `remoco convert` writes it.
             svd: diffusers' folder or hub id of the base.
             condition: The condition it was trained with; the released weights' is
                 `RegionWise(visibility_rule="block", motion_norm="squared")`.
-            lora: Where it has LoRA; the released weights have it on every linear layer.
+            lora: Layers with LoRA; the released weights have it on every linear layer.
             device: Device to run on.
             dtype: Compute dtype of the frozen networks.
 
@@ -175,11 +174,11 @@ class MotionControlPipeline:
         return cls(module)
 
     def usual_inputs(self) -> dict[str, Any]:
-        """What the base is told where a call does not say."""
-        return told(self.module.base.inputs(), self.module.sampling.inputs, {})
+        """The base's inputs where a call gives none."""
+        return base_inputs(self.module.base.inputs(), self.module.sampling.inputs, {})
 
     def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep the image encoder and the VAE in the host's memory but while they are used; the rest goes to the device.
+        """Keep image encoder and VAE in the host's memory except while they are used; the rest goes to the device.
 
         Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
         """
@@ -227,7 +226,8 @@ class MotionControlPipeline:
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
             num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
-            fps: Frames per second, told as it is (diffusers' own pipeline tells fps - 1); by default 8.
+            fps: Frames per second, by default 8. The network gets this number; diffusers' own pipeline gives it
+                fps - 1.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
                 describe (`conditions.strokes.drawn_motion`); by default what the training configuration says, mostly
                 17, as on WebVid (SVD's own default 127 is another scale).
@@ -239,24 +239,25 @@ class MotionControlPipeline:
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
                 images or for each.
-            height: Of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's shape.
-                By default the frame is as said above, for all images that of the first.
-            width: Of the frame, a multiple of 64.
-            control: (L, 3, H, W) control of the frame in place of tracks and brush, for each image, as
+            height: Height of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's
+                shape. By default the frame is as described above; all images have the frame of the first.
+            width: Width of the frame, a multiple of 64.
+            control: (L, 3, H, W) control of the frame instead of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
                 where the configuration says `drawing`. The frame is by default the control's.
             background: Colour behind transparent parts of an image, and around a padded one: a name, `#rrggbb`, or
                 R, G, B in 0..255.
             fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
                 `background` around it, `stretch` squeezes it.
-            output_type: Of the frames: PIL images, an array, a tensor, or the latents, not decoded.
+            output_type: Type of the frames: PIL images, an array, a tensor, or the latents, not decoded.
             decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
-                convention: the latents in the dict that it returns are gone on with. What it raises ends the call.
+                convention. Sampling continues with the latents of the dict that it returns. What it raises ends the
+                call.
             callback_on_step_end_tensor_inputs: What `tensors` holds: `latents`, and `denoised`, the step's estimate of
                 the result, for previews.
-            sampling: Steps, guidance and what the base is told where the arguments above do not say; the training
-                configuration's by default.
+            sampling: Steps, guidance and inputs of the base where the arguments above give none; by default the
+                training configuration's.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
@@ -266,14 +267,14 @@ class MotionControlPipeline:
         num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
         said = {"fps": fps, "motion_bucket_id": motion_bucket_id, "noise_aug_strength": noise_aug_strength}
         low, high = (
-            own if given is None else given
-            for given, own in zip((min_guidance_scale, max_guidance_scale), sampling.guidance, strict=True)
+            usual if scale is None else scale
+            for scale, usual in zip((min_guidance_scale, max_guidance_scale), sampling.guidance, strict=True)
         )
         steps = sampling.steps if num_inference_steps is None else num_inference_steps
         check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2),
                min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
-        inputs = told(module.base.inputs(), sampling.inputs, said)
+        inputs = base_inputs(module.base.inputs(), sampling.inputs, said)
         sampling = sampling.but(steps=steps, guidance=(low, high))
         bucket = inputs.get("motion_bucket_id", 0.0)
         check_output(output_type)
@@ -282,19 +283,19 @@ class MotionControlPipeline:
                 f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
             )
         if control is not None and bucket == "drawing":
-            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` is of tracks and brush")
+            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` measures tracks and brush")
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
         drawn = self._batch(drawings, controls, bucket, num_frames, fit, colour_of(background), height, width)
-        frames, controls, found = zip(*drawn, strict=True)
+        frames, controls, drawn_buckets = zip(*drawn, strict=True)
         seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        buckets = {"motion_bucket_id": list(found)} if "motion_bucket_id" in inputs else {}
+        buckets = {"motion_bucket_id": list(drawn_buckets)} if "motion_bucket_id" in inputs else {}
         numbers = {name: [value] * len(frames) for name, value in inputs.items()} | buckets
         base, exact = module.base, module.base.arithmetic()
-        given = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in numbers.items()}
+        tensors = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in numbers.items()}
         on_step = None
         if callback_on_step_end is not None:
             sigmas = module.process.levels(steps, sampling.sigma_max)[:-1].float()
@@ -306,7 +307,7 @@ class MotionControlPipeline:
             if base.frame_noise is not None:
                 noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                cond = base.condition({"first_frame": first}, given, noise)
+                cond = base.condition({"first_frame": first}, tensors, noise)
             cond = replace(cond, control=torch.stack(controls).to(module.device))
             shape = (base.grid.latents(num_frames), base.channels, *base.grid.size(*first.shape[2:]))
             noise = randn(streams[INITIAL], shape, module.device)
@@ -325,14 +326,14 @@ class MotionControlPipeline:
 
     @property
     def trained_size(self) -> tuple[int, int]:
-        """(height, width) of the clips that the model was trained on; where its record does not say, the base's own."""
-        own = self.module.base.usual()[1:]
-        return self.sampling.get("height", own[0]), self.sampling.get("width", own[1])
+        """(height, width) of the training clips; the base's usual size where the record has none."""
+        usual = self.module.base.usual()[1:]
+        return self.sampling.get("height", usual[0]), self.sampling.get("width", usual[1])
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> FrameArea:
         """The frames that images get by default, of as many pixels as the model was trained at."""
-        return Grid(math.prod(self.trained_size), self.module.base.grid.step)
+        return FrameArea(math.prod(self.trained_size), self.module.base.grid.step)
 
     def _batch(
         self,
@@ -357,35 +358,14 @@ class MotionControlPipeline:
                 self._said = True
                 (h, w), (rows, columns) = framing.size, framing.frame
                 warnings.warn(
-                    f"the image is {w} x {h}, the clip {columns} x {rows}: scaled, with fit {fit!r}, tracks and brush "
-                    "with it",
+                    f"the image is {w} x {h}, the clip {columns} x {rows}: image, tracks and brush are scaled, "
+                    f"with fit {fit!r}",
                     stacklevel=4,
                 )
-            drawn.append(self._drawn(drawing.framed(framing, background), control, bucket, frames))
+            framed = drawing.framed(framing, background)
+            drawn.append(controlled(self.module.condition, framed, control, bucket, frames))
             height, width = framing.frame
         return drawn
-
-    def _drawn(
-        self, drawing: Drawing, control: torch.Tensor | None, bucket: float | Literal["drawing"], frames: int
-    ) -> tuple[np.ndarray, torch.Tensor, float]:
-        height, width = drawing.size
-        if control is not None:
-            if drawing.tracks or drawing.brush is not None:
-                raise UserError("control: expected no tracks and no brush beside it")
-            if control.shape != (frames, 3, height, width) or not control.isfinite().all():
-                raise UserError(
-                    f"control: expected finite ({frames}, 3, {height}, {width}) as the frames, got "
-                    f"{tuple(control.shape)}"
-                )
-            return drawing.image, control.to(torch.float32), float(bucket)
-        if drawing.backdrop is not None:
-            raise UserError("image: a drawing whose scene moves, expected `control` of SceneMotion.control beside it")
-        strokes = drawing.strokes(frames), drawing.masks(), frames, height, width
-        condition = self.module.condition
-        drawn = condition.draw(*strokes)
-        if bucket == "drawing":
-            bucket = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow)
-        return drawing.image, drawn, float(bucket)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:

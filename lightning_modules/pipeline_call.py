@@ -1,12 +1,16 @@
-"""What a call of the pipeline is given: numbers and seeds checked, a callback as the sampler calls one."""
+"""The arguments of a pipeline call: checked numbers and seeds, the control of a drawing, the callback per step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
+from conditions import Condition
+from conditions.strokes import drawn_bucket, drawn_motion
+from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
@@ -15,21 +19,21 @@ if TYPE_CHECKING:
     from lightning_modules.pipeline import MotionControlPipeline
 
 
-def told(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
-    """What a base is told: what a call says, else what the configuration says, else the base's default.
+def base_inputs(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs of a base: the call's values, else the configuration's, else the base's defaults.
 
     Args:
         known: The base's `inputs`.
-        usual: Of the configuration, by name.
-        said: In the call, by name; None where nothing is.
+        usual: The configuration's values, by name.
+        said: The call's values, by name; None where the call has none.
 
     Raises:
-        UserError: the base does not know it, or it is out of its range.
+        UserError: the base has no such input, or the value is out of its range.
     """
     said = {name: value for name, value in said.items() if value is not None}
     for name, value in said.items():
         if name not in known:
-            raise UserError(f"{name}: this base is told {', '.join(known) or 'nothing'}")
+            raise UserError(f"{name}: unknown, the inputs of this base are {', '.join(known) or 'none'}")
         known[name].check(name, value)
     return {name: said.get(name, usual.get(name, each.default)) for name, each in known.items()}
 
@@ -47,6 +51,46 @@ def stepped(
     return on_step
 
 
+def controlled(
+    condition: Condition,
+    drawing: Drawing,
+    control: torch.Tensor | None,
+    bucket: float | Literal["drawing"],
+    frames: int,
+) -> tuple[np.ndarray, torch.Tensor, float]:
+    """Frame, control and motion bucket of one drawing.
+
+    Args:
+        condition: Draws the control from tracks and brush.
+        drawing: The drawing, already in its frame of H x W pixels.
+        control: (L, 3, H, W) control to use instead of tracks and brush, or None.
+        bucket: Motion bucket in pixels, or `drawing` for that of the drawn motion.
+        frames: Length L of the clip.
+
+    Returns:
+        The frame, (H, W, 3) uint8, its control, (L, 3, H, W) float32, and its motion bucket.
+
+    Raises:
+        UserError: the control does not fit the drawing, or the drawing's scene moves and there is no control.
+    """
+    height, width = drawing.size
+    if control is not None:
+        if drawing.tracks or drawing.brush is not None:
+            raise UserError("control: expected no tracks and no brush beside it")
+        if control.shape != (frames, 3, height, width) or not control.isfinite().all():
+            raise UserError(
+                f"control: expected finite ({frames}, 3, {height}, {width}) as the frames, got {tuple(control.shape)}"
+            )
+        return drawing.image, control.to(torch.float32), float(bucket)
+    if drawing.backdrop is not None:
+        raise UserError("image: the drawing's scene moves, expected `control` of SceneMotion.control beside it")
+    strokes = drawing.strokes(frames), drawing.masks(), frames, height, width
+    drawn = condition.draw(*strokes)
+    if bucket == "drawing":
+        bucket = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow)
+    return drawing.image, drawn, float(bucket)
+
+
 def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:
     """A seed for each image of a batch."""
     if generator is not None:
@@ -61,7 +105,7 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]
 
 
 def check_finite(video: torch.Tensor) -> None:
-    """Raise UserError where a video holds what is no number."""
+    """Raise UserError where a video holds NaN or infinity."""
     if not video.isfinite().all():
         raise UserError("the generated video holds NaN or infinite values")
 

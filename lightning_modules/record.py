@@ -32,30 +32,30 @@ def stored(networks: nn.Module, trained: Mapping[str, Tensor], whole: bool = Fal
     return parameters | {name: b for name, b in networks.named_buffers() if prefixes and name.startswith(prefixes)}
 
 
-def check_architecture(found: dict, wanted: dict, path: str | Path) -> None:
+def check_architecture(record: dict, wanted: dict, path: str | Path) -> None:
     """Raise unless the checkpoint's architecture is the configured one, with the first field that differs."""
     for field, value in wanted.items():
-        if found["architecture"].get(field) != value:
+        if record["architecture"].get(field) != value:
             raise UserError(
-                f"ckpt_path: {path} has another architecture: {field} is {found['architecture'].get(field)} there, "
+                f"ckpt_path: {path} has another architecture: {field} is {record['architecture'].get(field)} there, "
                 f"{value} in the configuration"
             )
 
 
-def check_base(found: dict, base: VideoBase, wanted: dict, path: str | Path) -> None:
-    """Raise where names alone tell that the base differs: another class, or random weights of another size or seed."""
-    if not base.same_name(found["base"]):
-        was = {k: v for k, v in found["base"].items() if k != "hash"}
+def check_base(record: dict, base: VideoBase, wanted: dict, path: str | Path) -> None:
+    """Raise where names alone show that the base differs: another class, or random weights of another size or seed."""
+    if not base.same_name(record["base"]):
+        was = {k: v for k, v in record["base"].items() if k != "hash"}
         raise UserError(f"ckpt_path: {path} was trained over another base: {was} there, {wanted} here")
 
 
-def check_hash(found: dict, identity: dict) -> None:
+def check_hash(record: dict, identity: dict) -> None:
     """Raise unless the frozen weights are the ones the checkpoint was trained over."""
-    if found["base"]["hash"] != identity["hash"]:
-        was = {k: v for k, v in found["base"].items() if k != "hash"}
+    if record["base"]["hash"] != identity["hash"]:
+        was = {k: v for k, v in record["base"].items() if k != "hash"}
         raise UserError(
-            f"ckpt_path: the checkpoint was trained over other base weights ({was}, hash {found['base']['hash'][:12]}) "
-            f"than the ones loaded (hash {identity['hash'][:12]})"
+            f"ckpt_path: the checkpoint was trained over other base weights ({was}, "
+            f"hash {record['base']['hash'][:12]}) than the ones loaded (hash {identity['hash'][:12]})"
         )
 
 
@@ -71,10 +71,10 @@ def check_names(state: dict[str, Tensor], trained: dict[str, Tensor]) -> None:
 
 def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
     """Raise unless cached latents were made with the networks that were loaded; both are network -> hash."""
-    for name, found in cached.items():
-        if hashes.get(name) != found:
+    for name, digest in cached.items():
+        if hashes.get(name) != digest:
             raise UserError(
-                f"data.shards: the cached latents were made with another {name} (hash {found[:12]}) than this base's "
+                f"data.shards: the cached latents were made with another {name} (hash {digest[:12]}) than this base's "
                 f"({hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
             )
 

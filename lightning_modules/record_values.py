@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 MAX_RANK = 4096
 MAX_LENGTH = 8192  # of a condition's numbers: pixels of a side
 MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e5
-# frames x height x width that a sample is made of unless its caller says so; 81 x 480 x 832 are half of it
+# most frames x height x width of a sample unless its caller allows more; 81 x 480 x 832 are half of it
 MAX_PIXELS = 1 << 26
 MAX_PIXELS_SMALL = 1 << 23  # over a small base: 32 frames of 512 x 512
 
@@ -32,7 +32,7 @@ def number(least: float, most: float) -> Check:
 
 
 def text(length: int = 200) -> Check:
-    """Whether a value is a text of at most so many characters, none of them a control character."""
+    """Whether a value is a text of at most that many characters, without control characters."""
     return lambda value: isinstance(value, str) and 0 < len(value) <= length and value.isprintable()
 
 
@@ -75,34 +75,34 @@ SAMPLING: dict[str, tuple[Check, str]] = {
 }  # fmt: skip
 
 
-def check_record(found: Mapping[str, Any], name: str) -> None:
+def check_record(record: Mapping[str, Any], name: str) -> None:
     """Raise UserError unless architecture and base have our fields, of the right kind and range.
 
     Args:
-        found: The record, with both parts there.
-        name: Of its file, for the error.
+        record: The record, with both parts there.
+        name: Name of its file, for the error.
     """
-    _check_part(found["architecture"], "architecture", ARCHITECTURE, name)
-    _check_part(found["base"], "base", BASE, name)
-    _check_condition(found["architecture"]["condition"], name)
+    _check_part(record["architecture"], "architecture", ARCHITECTURE, name)
+    _check_part(record["base"], "base", BASE, name)
+    _check_condition(record["architecture"]["condition"], name)
     for part in ("sampling", "optimization"):
-        if not isinstance(found.get(part, {}), dict):
-            raise _wrong(name, part, found[part], "a mapping")
-    if not one_of(True, False)(found.get("whole", False)):
-        raise _wrong(name, "whole", found["whole"], "true or false")
+        if not isinstance(record.get(part, {}), dict):
+            raise _wrong(name, part, record[part], "a mapping")
+    if not one_of(True, False)(record.get("whole", False)):
+        raise _wrong(name, "whole", record["whole"], "true or false")
 
 
-def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None:
+def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> None:
     """Raise UserError where a record's way of sampling takes more than a sane clip does.
 
     Args:
-        found: The record.
+        record: The record.
         base: The base it names, not built.
-        name: Of its file, for the error.
+        name: Name of its file, for the error.
     """
-    sampling = found.get("sampling") or {}
+    sampling = record.get("sampling") or {}
     _check_part(sampling, "sampling", SAMPLING, name)
-    own, known = base.usual(), base.inputs()
+    usual, known = base.usual(), base.inputs()
     for field, value in sampling.get("inputs", {}).items():
         if field not in known:
             raise _wrong(name, "sampling.inputs", field, f"some of {', '.join(known)}")
@@ -111,7 +111,7 @@ def check_sampling(found: Mapping[str, Any], base: VideoBase, name: str) -> None
         except ValueError as error:
             raise UserError(f"ckpt_path: {name}: {error}") from error
     frames, height, width = (
-        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), own, strict=True)
+        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), usual, strict=True)
     )
     try:
         base.grid.check(frames, height, width)

@@ -1,7 +1,7 @@
 """What a checkpoint must hold for training to go on from it, beyond what Lightning looks at.
 
-Lightning restores what is there: without optimizer state, or with moments of another shape, a run would go on with
-other results. The file may come from a stranger or a damaged disk, so every field is looked at before it is used.
+Lightning restores what is there: without optimizer state, or with moments of another shape, a run would continue with
+other results. The file may be untrusted or damaged, so every field is looked at before it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def check_resume(
 def drop_idle(checkpoint: dict[str, Any], trained: Sequence[str], optimized: Collection[str]) -> None:
     """Take what has no gradient out of the optimizer's state and the average of an older checkpoint, in place.
 
-    What is malformed stays as it is: `check_resume` names it.
+    Malformed entries stay: `check_resume` names them.
 
     Args:
         checkpoint: As loaded; unchanged where its optimizers know the optimized parameters alone.
@@ -97,8 +97,8 @@ def check_shapes(average: Mapping[str, Tensor], trained: Mapping[str, Tensor]) -
     odd = sorted(average.keys() ^ trained.keys())
     _require(not odd, "average (callbacks.EMA)", f"different in {odd[:1]}", "the trained parameters")
     for name, value in average.items():
-        found, expected = tuple(value.shape), tuple(trained[name].shape)
-        _require(found == expected, f"average (callbacks.EMA) of {name}", f"of shape {found}", f"{expected}")
+        shape, expected = tuple(value.shape), tuple(trained[name].shape)
+        _require(shape == expected, f"average (callbacks.EMA) of {name}", f"of shape {shape}", f"{expected}")
 
 
 def check_tensors(state: Any) -> None:
@@ -119,8 +119,8 @@ def _check_optimizer(state: Any, trained: Mapping[str, Tensor], step: int) -> No
         return
     numbers = [number for group in groups for number in group["params"]]
     for name in ADAM:  # the moments of every trained parameter, in the parameters' order within a group
-        found = [state["state"].get(number) for number in numbers]
-        moments = [each.get(name) if isinstance(each, dict) else None for each in found]
+        states = [state["state"].get(number) for number in numbers]
+        moments = [each.get(name) if isinstance(each, dict) else None for each in states]
         missing = sum(not isinstance(moment, Tensor) for moment in moments)
         _require(not missing, f"optimizer_states.{name}", f"missing for {missing} of {len(numbers)} parameters", "all")
         whole = [moment for moment in moments if isinstance(moment, Tensor)]

@@ -1,4 +1,4 @@
-"""A run that goes on under other settings: what differs is said in one line, and what is configured is used.
+"""Resuming under other settings: one line lists the differences, and the configured values are used.
 
 A checkpoint's record keeps the settings of its run under `run`: plain values by the names they have in a configuration.
 Architecture and base are compared elsewhere (`lightning_modules.record`): there a difference is an error.
@@ -38,20 +38,20 @@ MOST, LONGEST = 256, 200  # entries, and characters of one
 def settings(module: VideoModule) -> dict[str, Plain]:
     """What the steps of a run depend on, beside architecture, base and position, by names of the configuration."""
     trainer, plan = module.trainer, module.plan
-    found: dict[str, Any] = {"model.seed": module.seed} | {
+    values: dict[str, Any] = {"model.seed": module.seed} | {
         f"model.noise.{name}": getattr(module.noise, name) for name in OF_NOISE
     }
-    found |= {f"model.base.{name}": value for name, value in module.base.settings().items()}
-    found |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
+    values |= {f"model.base.{name}": value for name, value in module.base.settings().items()}
+    values |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
     data = getattr(trainer.datamodule, "settings", None)
-    found |= {f"data.{name}": value for name, value in (data() if callable(data) else {}).items()}
-    found |= {name: value for name, (_, value) in _arguments(module).items()}
+    values |= {f"data.{name}": value for name, value in (data() if callable(data) else {}).items()}
+    values |= {name: value for name, (_, value) in _arguments(module).items()}
     schedule = {"warmup_steps": 0, "decay": 0.0} if plan.schedule_is_ours else {}  # none is a constant rate
     schedule |= (plan.lr_scheduler or {}).get("init_args", {})
-    found |= {f"lr_scheduler.{name}": value for name, value in schedule.items()}
+    values |= {f"lr_scheduler.{name}": value for name, value in schedule.items()}
     if plan.schedule_is_ours and schedule["decay"]:
-        found["trainer.max_steps"] = trainer.max_steps
-    return {name: _plain(value) for name, value in found.items()}
+        values["trainer.max_steps"] = trainer.max_steps
+    return {name: _plain(value) for name, value in values.items()}
 
 
 def _arguments(module: VideoModule) -> dict[str, tuple[str, Any]]:
@@ -72,13 +72,13 @@ def read(record: Mapping[str, Any], path: str) -> dict[str, Plain]:
     Raises:
         UserError: something else is in their place.
     """
-    found = record.get(KEY, {})
-    sound = isinstance(found, dict) and len(found) <= MOST
+    recorded = record.get(KEY, {})
+    sound = isinstance(recorded, dict) and len(recorded) <= MOST
     if not sound or not all(
-        isinstance(name, str) and len(name) <= LONGEST and _is_plain(v) for name, v in found.items()
+        isinstance(name, str) and len(name) <= LONGEST and _is_plain(v) for name, v in recorded.items()
     ):
         raise UserError(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
-    return {EARLIER.get(name, name): value for name, value in found.items()}
+    return {EARLIER.get(name, name): value for name, value in recorded.items()}
 
 
 def _is_plain(value: Any) -> bool:
@@ -93,16 +93,16 @@ def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path
     Raises:
         UserError: a difference would have no effect, since a state that is restored decides.
     """
-    found = {
+    changes = {
         name: f"{_said(was[name])} -> {_said(now[name])}" for name in now if name in was and was[name] != now[name]
     }
-    for name, what in found.items():
+    for name, what in changes.items():
         rate = name.startswith("lr_scheduler.") or name == RATE
         if rate and not plan.schedule_is_ours:
-            raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} goes on as {path} has it")
+            raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} resumes as {path} has it")
         if name.startswith("optimizer.") and not _numbers(now[name]):
             raise _no_effect(name, what, f"the optimizer's state in {path} is of the other kind")
-    return found
+    return changes
 
 
 def _numbers(value: Plain) -> bool:
@@ -131,7 +131,7 @@ def tell(differences: Mapping[str, str], path: str) -> None:
     """One line, on rank 0, where anything differs."""
     if differences:
         listed = "; ".join(f"{name}: {what}" for name, what in differences.items())
-        rank_zero_warn(f"ckpt_path: {path} is of a run with other settings, and goes on with these: {listed}")
+        rank_zero_warn(f"ckpt_path: {path} is from a run with other settings; it resumes with these: {listed}")
 
 
 def use_rates(module: VideoModule) -> None:
@@ -149,17 +149,17 @@ def use_rates(module: VideoModule) -> None:
     optimizer, scheduler = trainer.optimizers[0], next((c.scheduler for c in trainer.lr_scheduler_configs), None)
     if scheduler is not None and (type(scheduler.last_epoch) is not int or not 0 <= scheduler.last_epoch < 1 << 62):
         raise UserError(
-            "ckpt_path: the checkpoint's lr_schedulers.last_epoch is no number of steps, expected at least 0"
+            "ckpt_path: lr_schedulers.last_epoch of the checkpoint is not a number of steps, expected at least 0"
         )
     known = plan.optimizer["class_path"].startswith("torch.optim.")
-    found: dict[str, str] = {}
+    changes: dict[str, str] = {}
     for name, (argument, value) in _arguments(module).items():
         # other optimizers may keep what they learn beside their arguments, under any name
         if known or name in (differs or {}):
-            found |= _use(optimizer, name, argument, value, scheduler is not None)
+            changes |= _use(optimizer, name, argument, value, scheduler is not None)
     if scheduler is not None and rates_now(scheduler) is None:
-        if RATE in found:
-            raise _no_effect(RATE, found[RATE], f"{type(scheduler).__name__} goes on as the checkpoint has it")
+        if RATE in changes:
+            raise _no_effect(RATE, changes[RATE], f"{type(scheduler).__name__} resumes as the checkpoint has it")
     elif scheduler is not None:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         if not scheduler.last_epoch:  # the run had no schedule before
@@ -168,12 +168,12 @@ def use_rates(module: VideoModule) -> None:
         for group, rate in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
             group["lr"] = rate
     if differs is None:  # the checkpoint is an earlier version's, which recorded none
-        tell(found, "the checkpoint")
+        tell(changes, "the checkpoint")
 
 
 def _use(optimizer: Optimizer, name: str, argument: str, value: Any, scheduled: bool) -> dict[str, str]:
     """Set an argument in all groups; returns what differed. The rate of a schedule is the one that it begins from."""
-    key, found = "initial_lr" if argument == "lr" and scheduled else argument, {}
+    key, changes = "initial_lr" if argument == "lr" and scheduled else argument, {}
     for group in optimizer.param_groups:
         if key == "initial_lr":
             group.setdefault(key, group.get("lr"))
@@ -181,6 +181,6 @@ def _use(optimizer: Optimizer, name: str, argument: str, value: Any, scheduled: 
             continue
         was = _plain(group[key])
         if was != _plain(value):
-            found[name] = f"{_said(was)} -> {_said(_plain(value))}"
+            changes[name] = f"{_said(was)} -> {_said(_plain(value))}"
             group[key] = tuple(value) if isinstance(value, list) else value
-    return found
+    return changes

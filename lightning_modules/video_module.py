@@ -40,17 +40,17 @@ REGION, POSTERIOR, SIGMA, NOISE, AUG_SIGMA, AUG_NOISE, DROPOUT, INITIAL = range(
 class VideoModule(LightningModule):
     """What trains over a base: a controller, or the base itself.
 
-    A subclass builds its networks in `build`, says in `architecture` what a checkpoint must agree on, and may change in
-    `steer` what the network is given.
+    A subclass builds its networks in `build` and returns in `architecture` what a checkpoint must share. In `steer` it
+    may change the conditioning.
 
     Args:
         base: The image-to-video model.
         condition: How a clip's flow and visibility become the control tensor.
-        noise: Noise of training.
-        sampling: How samples are made.
-        speed: What changes time and memory alone.
+        noise: Training noise: its distribution, and how often conditionings are dropped.
+        sampling: Steps, guidance and inputs of the sampler.
+        speed: Options that change time and memory, not what is computed.
         start: Weights to start from.
-        seed: Of everything random in a step, and of the first weights of what is put around the base.
+        seed: Seed of everything random in a step, and of the first weights of the networks around the base.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class VideoModule(LightningModule):
         self.base.build(self.compute_dtype)
 
     def steer(self, cond: Conditioning) -> Conditioning:
-        """Give the network what depends on the clips alone, for the passes that follow; returns what it is given."""
+        """Prepare what depends on the clips alone, for the passes that follow; returns the conditioning to use."""
         return cond
 
     def release(self) -> None:
@@ -137,7 +137,7 @@ class VideoModule(LightningModule):
         record.check_latent_cache(getattr(self.trainer.datamodule, "latent_hashes", None) or {}, self.base.hashes)
 
     def configure_optimizers(self) -> Any:
-        """The plan's optimizer and schedule over what is trained."""
+        """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
         return self.plan.build(self.optimized().values(), self.trainer)
 
     # Draws
@@ -172,11 +172,11 @@ class VideoModule(LightningModule):
         """
         motion = stored_motion(batch) or motion_of(flow_to_pixels(batch["flow"], batch.get("flow_step")))
         control = control_of(self.condition, batch, self.seeds(batch, REGION), motion)
-        given, noise = self.base.given(batch, motion.bucket), None
+        inputs, noise = self.base.given(batch, motion.bucket), None
         if strength is not None:
             noise = self.draw_noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
-            given = {**given, "noise_aug_strength": strength}
-        return replace(self.base.condition(batch, given, noise), control=control)
+            inputs = {**inputs, "noise_aug_strength": strength}
+        return replace(self.base.condition(batch, inputs, noise), control=control)
 
     def inference_conditioning(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Conditioning:
         """As `conditioning`, with the inference's noise on the first frame, a number of this dtype."""
@@ -319,22 +319,22 @@ class VideoModule(LightningModule):
         """The base by the names it was asked for; `base.identity` adds the hash of its weights."""
         return self.base.record()
 
-    def check_record(self, found: dict, name: str) -> None:
+    def check_record(self, saved: dict, name: str) -> None:
         """Raise unless a checkpoint's architecture and base are the configured; outside of fit take its condition."""
-        kept = found["architecture"]["condition"]
+        kept = saved["architecture"]["condition"]
         fitting = self._trainer is not None and self.trainer.state.fn == "fit"
         if not fitting and kept != self.condition.record():
-            rank_zero_info(f"condition: the checkpoint's, {kept}, in place of the configured {self.condition}")
+            rank_zero_info(f"condition: the checkpoint's, {kept}, instead of the configured {self.condition}")
             try:
                 self.condition = Condition.from_record(kept)
             except (ValueError, TypeError) as error:
                 raise UserError(f"ckpt_path: {name}: condition: {error}") from error
-        record.check_architecture(found, self.architecture(), name)
-        if not found.get("whole"):  # else it brings its own
-            record.check_base(found, self.base, self.base_name(), name)
+        record.check_architecture(saved, self.architecture(), name)
+        if not saved.get("whole"):  # else it brings its own
+            record.check_base(saved, self.base, self.base_name(), name)
         if fitting:
-            check_plan(found.get("optimization") or {}, self.plan, name)
-            if self.differs is None and (was := resumed.read(found, name)):
+            check_plan(saved.get("optimization") or {}, self.plan, name)
+            if self.differs is None and (was := resumed.read(saved, name)):
                 self.differs = resumed.changed(was, resumed.settings(self), self.plan, name)
                 resumed.tell(self.differs, name)
 
@@ -353,31 +353,31 @@ class VideoModule(LightningModule):
     def on_load_checkpoint(self, saved: dict) -> None:
         """Refuse a checkpoint of another architecture, base or set of tensors."""
         self.loaded = True
-        found = checkpoint.of(saved, "the checkpoint")
+        saved_record = checkpoint.of(saved, "the checkpoint")
         check_tensors(saved.get("state_dict"))
-        self.check_record(found, "the checkpoint")
+        self.check_record(saved_record, "the checkpoint")
         if self._trainer is not None and self.trainer.state.fn == "fit":
             if "optimizer_states" not in saved:
-                raise UserError("ckpt_path: holds a model, not a run that a fit could go on with")
+                raise UserError("ckpt_path: holds a model, not a run that a fit can resume")
             data = self.trainer.datamodule
             drop_idle(saved, list(self.trained()), self.optimized().keys())
             positioned = type(data).__qualname__ if hasattr(data, "position") else None
             check_resume(saved, self.optimized(), positioned, adam=self.plan.adam)
-        whole = found.get("whole", False)
+        whole = saved_record.get("whole", False)
         record.check_names(saved["state_dict"], self.stored(whole))
         if odd := odd_weight(saved["state_dict"]):
             raise UserError(f"ckpt_path: state_dict: {odd}")
         self.whole = whole
         if whole:  # it brings the base, in half precision
-            self.base.identity = found["base"]
+            self.base.identity = saved_record["base"]
         else:
-            record.check_hash(found, self.base.identity)
+            record.check_hash(saved_record, self.base.identity)
 
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
         released = self.start is not None and self.start.kind == "motionpro"
         if self.trainer.state.fn != "fit" and not self.loaded and not released:
-            rank_zero_warn("no --ckpt_path is given: this evaluates the controller as initialised, not a trained one")
+            rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start

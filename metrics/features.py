@@ -264,7 +264,7 @@ class CLIPFeatures(FeatureNetwork):
     Args:
         path: local folder in the transformers layout, or hub id; the published numbers use
             `openai/clip-vit-base-patch32`.
-        revision: of the hub id.
+        revision: revision of the hub id.
         dtype: the network computes in it; the published numbers are float32's.
     """
 
@@ -282,11 +282,11 @@ class CLIPFeatures(FeatureNetwork):
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
         try:
-            if Path(self.path).is_dir():  # a stranger's, whose config must not decide what is taken
+            if Path(self.path).is_dir():  # untrusted: its config must not decide how much memory is taken
                 check_model(Path(self.path), clip_layout)
                 for name in (each for each in PROCESSORS if (Path(self.path) / each).is_file()):
                     check_config(Path(self.path) / name, MAX_SIDE)
-            network, found = CLIPVisionModelWithProjection.from_pretrained(
+            network, report = CLIPVisionModelWithProjection.from_pretrained(
                 self.path, revision=self.revision, dtype=getattr(torch, self.dtype), output_loading_info=True
             )
             self.processor = CLIPImageProcessorPil.from_pretrained(self.path, revision=self.revision)
@@ -294,7 +294,7 @@ class CLIPFeatures(FeatureNetwork):
             raise UserError(
                 f"feature network {self.path}: not a CLIP in the transformers layout ({last_line(error)})"
             ) from error
-        if missing := sorted(found["missing_keys"]):  # the library draws them at random
+        if missing := sorted(report["missing_keys"]):  # the library draws them at random
             raise UserError(f"feature network {self.path}: not a CLIP, its file has no {missing[0]}")
         if odd := [name for name, value in network.state_dict().items() if not finite(value)]:
             raise UserError(f"feature network {self.path}: {odd[0]} holds NaN or infinite values")

@@ -73,7 +73,7 @@ class FrechetDistance(VideoMetric):
         self._kept = {}
 
     def reset(self) -> None:
-        """Begin anew, but for a real side that is kept."""
+        """Start anew, but keep the real side where it is kept."""
         super().reset()
         for name, value in self._kept.items():
             setattr(self, name, value.to(self.device, copy=True))

@@ -1,4 +1,4 @@
-"""Tables 1 to 3 of the paper: their columns, the published rows, and a row of one's own beside them."""
+"""Tables 1 to 3 of the paper: their columns, the published rows, and your own row beside them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -51,13 +51,13 @@ def cells(results: Mapping[str, Any], number: int) -> list[tuple[str, str] | Non
     """For each column, the metric's name and its value, with at least the paper's decimals; None where nothing was
     measured.
     """
-    found: list[tuple[str, str] | None] = []
+    texts: list[tuple[str, str] | None] = []
     for column in COLUMNS[number]:
         names = [n for n in results if n == PREFIX[column] or n.startswith(f"{PREFIX[column]}_")]
         name = next((n for n in (*REAL, *names) if n in names), None)  # before a stand-in, where both were measured
         digits = 4 if column == "Frame Consis." else 2
-        found.append(None if name is None else (name, shown(results[name]["value"], digits)))
-    return found
+        texts.append(None if name is None else (name, shown(results[name]["value"], digits)))
+    return texts
 
 
 def flow_cell(results: Mapping[str, Any]) -> str | None:
@@ -81,7 +81,7 @@ def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
-    """A table of the paper as text: one's own rows, then the published ones, marked as quoted.
+    """A table of the paper as text: your own rows, then the published ones, marked as quoted.
 
     Args:
         rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).

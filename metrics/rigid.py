@@ -73,10 +73,10 @@ def rigid_layers(flow: Tensor) -> list[Layer]:
         best = int(counts.argmax())
         if counts[best] < max(WINDOW**2, LEAST_SHARE * height * width):
             return layers
-        own = followed[best] & free
-        turn, shift = (each[0] for each in _similarity(start[own][None], end[None, :, own]))
+        group = followed[best] & free
+        turn, shift = (each[0] for each in _similarity(start[group][None], end[None, :, group]))
         follows = (_miss(turn[None], shift[None], start, end)[0] < TOLERANCE) & free
-        free &= ~(own | follows)
+        free &= ~(group | follows)
         if follows.sum() >= WINDOW**2:
             layers.append(Layer(follows.view(height, width), turn, shift))
 

@@ -12,7 +12,7 @@ class _RandomFeatures(FeatureNetwork):
     """Seeded random convolutions: mean and deviation of each of 32 channels over what they run over.
 
     Args:
-        seed: of the weights; the same seed gives the same weights everywhere.
+        seed: seed of the weights; the same seed gives the same weights everywhere.
     """
 
     name = "random_features"
@@ -37,7 +37,7 @@ class RandomVideoFeatures(_RandomFeatures):
     It ranks runs of one project, no more.
 
     Args:
-        seed: of the weights; the same seed gives the same weights everywhere.
+        seed: seed of the weights; the same seed gives the same weights everywhere.
     """
 
     convolution = nn.Conv3d
@@ -53,7 +53,7 @@ class RandomFrameFeatures(_RandomFeatures):
     """Seeded random 2D convolutions: the stand-in for Inception, under another name.
 
     Args:
-        seed: of the weights; the same seed gives the same weights everywhere.
+        seed: seed of the weights; the same seed gives the same weights everywhere.
     """
 
     convolution = nn.Conv2d

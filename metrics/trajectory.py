@@ -124,8 +124,8 @@ class MeanTrackDistance(VideoMetric):
         if clip.tracks.shape[1] != len(clip.video):
             raise UserError(f"tracks have {clip.tracks.shape[1]} frames, the video {len(clip.video)}")
         # a track of a rescaled benchmark starts between pixels: rounding its start would be an error of its own
-        found = self.find(clip.video, clip.tracks[:, 0])
-        self.update(found.to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
+        tracks = self.find(clip.video, clip.tracks[:, 0])
+        self.update(tracks.to(self.total.device), clip.tracks[:, 1:].to(self.total.device))
 
     def value(self) -> Tensor:
         return self.total / self.clips
@@ -189,8 +189,8 @@ class MDImg(MeanTrackDistance):
         pixels = start_pixels(starts, *video.shape[-2:])
         video = video.to(self.total.device)
         first = self.feature(video[0])
-        found = [match(first, self.feature(frame), pixels, *video.shape[-2:]) for frame in video[1:]]
-        return torch.stack(found, dim=1) + (starts - pixels).to(self.total.device)[:, None]
+        tracks = [match(first, self.feature(frame), pixels, *video.shape[-2:]) for frame in video[1:]]
+        return torch.stack(tracks, dim=1) + (starts - pixels).to(self.total.device)[:, None]
 
     def describe(self) -> str:
         return f"{self.feature.protocol}; cosine argmax over the frame; {super().describe()}"

@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         first = [values.pop(name) for name in flags.positional_only(function)]
         return int(function(*first, **values) or 0)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
+        print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130
     except (UserError, OSError) as error:  # an OSError: a file that is not there or not writable
         text = one_line(error)
@@ -88,24 +88,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:
     """The words that name the command, and its function; None where they name a menu or nothing."""
-    found: Any = COMMANDS
+    entry: Any = COMMANDS
     path: list[str] = []
     for word in arguments:
-        if not isinstance(found, dict) or word not in found:
+        if not isinstance(entry, dict) or word not in entry:
             break
-        found = found[word]
+        entry = entry[word]
         path.append(word)
-    if isinstance(found, dict):
+    if isinstance(entry, dict):
         return path, None
-    module, _, name = found.function.partition(":")
+    module, _, name = entry.function.partition(":")
     return path, getattr(import_module(module), name)
 
 
 def _menu(path: list[str]) -> dict[str, str]:
-    found: Any = COMMANDS
+    entries: Any = COMMANDS
     for word in path:
-        found = found[word]
+        entries = entries[word]
     return {
         name: entry.help if isinstance(entry, Command) else f"One of: {', '.join(entry)}."
-        for name, entry in found.items()
+        for name, entry in entries.items()
     }

@@ -29,14 +29,14 @@ def resolved(arguments: list[str]) -> list[str]:
     Raises:
         UserError: a config that is no YAML of a sane size.
     """
-    found = list(arguments)
+    words = list(arguments)
     for place, word in enumerate(arguments):
         flag, equals, value = word.partition("=")
         if flag in FLAGS and equals:
-            found[place] = f"{flag}={_found(value)}"
+            words[place] = f"{flag}={_found(value)}"
         elif flag in FLAGS and place + 1 < len(arguments):
-            found[place + 1] = _found(arguments[place + 1])
-    return found
+            words[place + 1] = _found(arguments[place + 1])
+    return words
 
 
 def _found(name: str) -> str:
@@ -68,10 +68,10 @@ def holding(arguments: list[str], keys: list[str]) -> str | None:
     names = [name for flag, name in zip(arguments, arguments[1:]) if flag in FLAGS]
     names += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in FLAGS]
     for name in reversed([name for name in names if Path(name).is_file()]):
-        found = load(Path(name))
+        value = load(Path(name))
         for part in keys[0].split("."):
-            found = found.get(part, found.get(f"{part}+")) if isinstance(found, dict) else None
-        if found is not None and f"{keys[-1].split('.')[-1]}:" in Path(name).read_text().replace("+:", ":"):
+            value = value.get(part, value.get(f"{part}+")) if isinstance(value, dict) else None
+        if value is not None and f"{keys[-1].split('.')[-1]}:" in Path(name).read_text().replace("+:", ":"):
             return name
     return None
 
@@ -84,7 +84,7 @@ def load(path: Path, option: str = "--config") -> Any:
         option: What errors call it.
 
     Raises:
-        UserError: It is none; the line names the file, and the key or the line in it.
+        UserError: It is not such a YAML; the line names the file, and the key or the line in it.
     """
     try:
         node = yaml.compose(read_regular(path, MAX_BYTES).decode(), Loader=yaml.SafeLoader)

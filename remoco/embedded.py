@@ -12,7 +12,7 @@ from safetensors.torch import save
 
 from callbacks.strips import panel_factor, strip, write_mp4
 from conditions import control_picture
-from datamodules.drawings import Drawing, Grid, write_drawing
+from datamodules.drawings import Drawing, FrameArea, write_drawing
 from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
@@ -23,20 +23,20 @@ from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_atomic
 
-STEP, MAX_SIZE = Grid.multiple, 1024  # pixels of a side; the model knows 64
+STEP, MAX_SIZE = FrameArea.multiple, 1024  # pixels of a side; the model knows 64
 
 
 def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = ()) -> None:
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: of a run that trained its base too, or one over the package's (`path: embedded`).
-        file: safetensors file to write.
-        num_frames: length that the model was trained for.
-        command: kept in the file: what made the checkpoint; may be repeated.
+        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's (`path: embedded`).
+        file: Safetensors file to write.
+        num_frames: Length in frames that the model was trained for.
+        command: Command that made the checkpoint, to be kept in the file; may be repeated.
     """
-    found = checkpoints.read_record(checkpoint)
-    path = found["base"].get("released") or found["base"].get("init_args", {}).get("path")
+    record = checkpoints.read_record(checkpoint)
+    path = record["base"].get("released") or record["base"].get("init_args", {}).get("path")
     if path not in (None, embedded.NAME):
         raise UserError(
             f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained "
@@ -45,8 +45,8 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     step = checkpoints.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
-    sampling = found.get("sampling", {}) | module.sampling.record() | {"num_frames": num_frames}
-    about = embedded.metadata(found | {"sampling": sampling}, stored, list(command), step)
+    sampling = record.get("sampling", {}) | module.sampling.record() | {"num_frames": num_frames}
+    about = embedded.metadata(record | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
 
@@ -57,11 +57,11 @@ def demo(
     """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
 
     Args:
-        checkpoint: `embedded`, or one of plain sprites.
-        out: folder.
-        scene: number of the scene; none of them was trained on.
-        size: of the frame in pixels, a multiple of 64.
-        seed: of the sample.
+        checkpoint: `embedded`, or a checkpoint that was trained on plain sprites.
+        out: Folder for the files.
+        scene: Number of the held-out scene.
+        size: Side of the frame in pixels, a multiple of 64.
+        seed: Seed of the noise.
     """
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
@@ -74,8 +74,8 @@ def demo(
     except UserError as error:
         raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
-    made = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
-    real, flow = render(made), torch.from_numpy(tracks(made)[0])
+    example = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
+    real, flow = render(example), torch.from_numpy(tracks(example)[0])
     masks, paths = moving_object(flow[None])
     brush, path = masks[0].numpy(), paths[0].numpy()
     centre = np.argwhere(brush).mean(0)[::-1]
@@ -95,9 +95,9 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     write_drawing(folder / "inputs", Drawing(panels["first frame"], [stroke], brush))
     write_mp4(folder / "clip.mp4", clip, 8.0)
-    write_mp4(folder / "strip.mp4", strip(panels, f"{made.caption}, scene {scene}"), 8.0)
-    found = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])
-    off = shown(float(torch.linalg.vector_norm(found[1:] - paths[0, 1:], dim=1).mean()), 1)
+    write_mp4(folder / "strip.mp4", strip(panels, f"{example.caption}, scene {scene}"), 8.0)
+    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])
+    off = shown(float(torch.linalg.vector_norm(positions[1:] - paths[0, 1:], dim=1).mean()), 1)
     still = shown(float(torch.linalg.vector_norm(paths[0, 1:], dim=1).mean()), 1)
     print(f"the object is {off} px from the drawn path on average; standing still it would be {still} px")
     print(f"wrote {folder / 'clip.mp4'} and {folder / 'strip.mp4'} in {time.perf_counter() - start:.1f} s")

@@ -13,28 +13,28 @@ from remoco.common.whole_files import new_folder
 
 
 def export_base(checkpoint: str, folder: str) -> None:
-    """Write a trained base, its averaged weights, as the diffusers folders that a base's `path` names.
+    """Write the averaged weights of a trained base as diffusers folders, which a base's `path` can name.
 
     Args:
-        checkpoint: of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml.
-        folder: new folder for unet/, vae/ and image_encoder/; with `latents: pca` the components are in vae/.
+        checkpoint: Checkpoint of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml trains it.
+        folder: New folder for unet/, vae/ and image_encoder/; with `latents: pca` vae/ holds the components.
     """
     target = Path(folder)
     if target.exists():
-        raise UserError(f"{folder}: exists already, expected a new folder")
+        raise UserError(f"{folder}: exists already; expected a new folder")
     loaded = checkpoints.read_checkpoint(checkpoint)
-    found = checkpoints.of(loaded, checkpoint)
-    if found["architecture"].get("injection") is not None:
+    record = checkpoints.of(loaded, checkpoint)
+    if record["architecture"].get("injection") is not None:
         raise UserError(f"{checkpoint}: holds a controller; expected a checkpoint of lightning_modules.BaseModule")
     stored = loaded["state_dict"] | average_of(loaded)
     try:
-        base = VideoBase.from_record(found["base"])
+        base = VideoBase.from_record(record["base"])
     except (UserError, TypeError) as error:
         raise UserError(f"{checkpoint}: {error}") from None
     check_base(base, stored)
     state = {name.removeprefix("base."): tensor for name, tensor in stored.items()}
     if unknown := base.build().load_state_dict(state, strict=False).unexpected_keys:
-        raise UserError(f"{checkpoint}: {unknown[0]} is no weight of its base")
+        raise UserError(f"{checkpoint}: {unknown[0]} is not a weight of its base")
     with new_folder(target) as written:
         base.export(written)
     print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.base.init_args.path {target}")

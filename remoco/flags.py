@@ -35,9 +35,10 @@ class Parser(Hinting):
 
 
 class Unparsed(Exception):
-    """What a parser does not take, in one line. Whoever parses makes it a UserError.
+    """What a parser does not take, in one line. The caller of the parser makes it a UserError.
 
-    It is none itself: among the types that a value may have, jsonargparse takes a ValueError for "not of this type".
+    It is not a UserError itself, since that is a ValueError: among the types that a value may have, jsonargparse takes
+    a ValueError for "not of this type".
     """
 
 
@@ -110,22 +111,22 @@ def parser(name: str, function: Callable[..., Any]) -> Parser:
 
 def values(function: Callable[..., Any], parsed: Namespace) -> dict[str, Any]:
     """What was parsed as keyword arguments of the function, dataclasses put together."""
-    found = {}
+    arguments = {}
     for parameter in inspect.signature(function).parameters.values():
         default: Any = parameter.default
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             fields = dataclasses.fields(default)
-            given = {field.name: parsed[f"{parameter.name}_{field.name}"] for field in fields}
-            found[parameter.name] = dataclasses.replace(default, **given)
+            settings = {field.name: parsed[f"{parameter.name}_{field.name}"] for field in fields}
+            arguments[parameter.name] = dataclasses.replace(default, **settings)
         else:
-            found[parameter.name] = parsed[parameter.name]
-    return found
+            arguments[parameter.name] = parsed[parameter.name]
+    return arguments
 
 
 def positional_only(function: Callable[..., Any]) -> list[str]:
     """Names of the parameters before a `/`, which Python takes by their place alone."""
-    found = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in found if parameter.kind is parameter.POSITIONAL_ONLY]
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
 
 
 def menu(name: str, entries: dict[str, str]) -> Parser:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from callbacks.benchmark import pair_seed, trained_hash
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.drawings import Backdrop, Drawing, Fit, Grid, backdrop_from_flags, find_drawings, read_drawing
+from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, backdrop_from_flags, find_drawings, read_drawing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
@@ -99,50 +99,53 @@ def generate(
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     offload: bool = False,
 ) -> int:
-    """Turn an image, drawn tracks and a brush into a video, and a strip that shows all of it, as video and picture.
+    """Turn an image, drawn tracks and a brush into a video; a strip beside it shows inputs and result.
 
     Args:
-        checkpoint: of a run, or `embedded`, the small one in the package.
-        image: a picture; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy, visibility.npy.
-        tracks: with a picture, its tracks: JSON as the benchmark's meta_data.json, or .npy (N, L, 2).
-        brush: with a picture, the mask of what may move.
-        out: .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png. Default: clip.mp4 in
-            the working folder. With a folder of inputs, the folder that videos/ and strips/ go to. Default: generated.
-        background: colour behind transparent parts of the picture and of a driving video, as `black` or `#00ff00`.
-        camera: what the camera does, as `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a part of the
-            height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
-        poses: the camera's path, in RealEstate10K's text format; with depth.
-        depth: of the image, .npy (H, W) in the unit of the poses, or a PNG of 16 bits in millimetres.
-        driving: a video whose motion the clip takes; a brush without tracks says where.
-        tracker: that follows the driving video: dis, tracks, dot, or the class path of your own.
-        num_frames: length of the clips; the checkpoint's by default, as are the next four.
-        steps: of the sampler.
-        min_guidance_scale: guidance of the first frame.
-        max_guidance_scale: guidance of the last frame.
-        motion_bucket_id: mean displacement in pixels that the network is told, or `drawing` for that of what is drawn;
-            the checkpoint's by default.
-        fps: frames per second, told to the network and of the files.
-        seed: of the noise; in a folder every name has its own.
-        height: of the clip in pixels, a multiple of 64. With height or width alone the other follows the image's shape;
-            with neither, the clip has as many pixels as the checkpoint was trained at, in the shape nearest to the
-            image's.
-        width: of the clip in pixels, a multiple of 64.
-        fit: how an image is brought to the clip's shape. `crop` scales it to cover the clip and cuts off the rest,
+        checkpoint: Checkpoint of a run, or `embedded`, the small one in the package.
+        image: Picture to start from; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy,
+            visibility.npy.
+        tracks: Tracks of a picture: JSON as the benchmark's meta_data.json, or .npy (N, L, 2).
+        brush: Mask of what may move in a picture.
+        out: Name of the .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png.
+            Default: clip.mp4 in the working folder. With a folder of inputs it names the folder that gets videos/ and
+            strips/. Default: generated.
+        background: Colour behind transparent parts of the picture and of a driving video, for example `black` or
+            `#00ff00`.
+        camera: Motion of the camera, for example `pan:0.2,zoom:1.3`: pan right by a part of the width, tilt up by a
+            part of the height, zoom by a factor, roll clockwise by degrees. Tracks are then objects' own motion.
+        poses: Path of the camera in RealEstate10K's text format; it needs --depth.
+        depth: Depth of the image: .npy (H, W) in the unit of the poses, or a PNG of 16 bits in millimetres.
+        driving: Video whose motion the clip takes; a brush without tracks says where.
+        tracker: Tracker that follows the driving video: dis, tracks, dot, or the class path of your own.
+        num_frames: Length of the clips in frames. Default: the checkpoint's.
+        steps: Number of sampler steps. Default: the checkpoint's.
+        min_guidance_scale: Guidance of the first frame. Default: the checkpoint's.
+        max_guidance_scale: Guidance of the last frame. Default: the checkpoint's.
+        motion_bucket_id: Mean displacement in pixels that the network gets as input, or `drawing` for that of the
+            drawing. Default: the checkpoint's.
+        fps: Frames per second, of the files and as the network's input.
+        seed: Seed of the noise; in a folder of inputs each name has its own, derived from this one.
+        height: Height of the clip in pixels, a multiple of 64. With height or width alone the other follows the image's
+            shape; with neither, the clip has as many pixels as the checkpoint was trained at, in the shape nearest to
+            the image's.
+        width: Width of the clip in pixels, a multiple of 64.
+        fit: How an image is brought to the clip's shape. `crop` scales it to cover the clip and cuts off the rest,
             `pad` puts the background around it, `stretch` squeezes it.
-        svd: where the base is now, when not where the checkpoint says.
-        device: of torch; the GPU if there is one.
-        dtype: of the frozen networks; bfloat16 on a GPU, else float32.
-        offload: keep image encoder and VAE off the GPU while sampling.
+        svd: Folder or hub id of the base. Default: where the checkpoint says that it is.
+        device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+        dtype: Number format of the frozen networks. Default: bfloat16 on a GPU, float32 on a CPU.
+        offload: Keep the image encoder and the VAE off the GPU while sampling.
 
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
-    Grid().check(**{"--height": height, "--width": width})
+    FrameArea().check(**{"--height": height, "--width": width})
     backdrop, follow = backdrop_from_flags(camera, poses, depth, driving), cache(partial(make_tracker, tracker))
     behind = colour_of(background, "--background")
-    scene_motion(backdrop, follow, background=behind)  # what is wrong with its files is said once
+    scene_motion(backdrop, follow, background=behind)  # its files' errors are reported once, before the work
     if Path(image).is_dir() and tracker != "dis":
-        follow()  # so is what is wrong with the tracker
+        follow()  # so are the tracker's
     read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
@@ -181,13 +184,13 @@ def generate(
     with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            own = seed if folder is None else pair_seed(seed, job.name)
+            clip_seed = seed if folder is None else pair_seed(seed, job.name)
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
                 framing = drawing.framing(pipe.grid, fit, height, width)
                 drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
-                panels = clip(pipe, drawing, motion, own, options, lambda step: bar.update())
+                panels = clip(pipe, drawing, motion, clip_seed, options, lambda step: bar.update())
             except UserError as error:
                 raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
             for path in job.files:
@@ -219,7 +222,7 @@ def clip(
     motion: SceneMotion,
     seed: int,
     options: dict[str, Any],
-    told: Callable[[int], object],
+    progress: Callable[[int], object],
 ) -> dict[str, np.ndarray]:
     """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8.
 
@@ -227,13 +230,13 @@ def clip(
         pipe: what generates.
         drawing: in its frame.
         motion: of the camera or a driving video.
-        seed: of the noise.
-        options: of the pipeline's call; the rate is also a driving video's, and a base that knows none is told none.
-        told: called after each step with its number from 0; what it raises ends the generation.
+        seed: seed of the noise.
+        options: options of the pipeline's call; the rate is also a driving video's, and a base without that input gets none.
+        progress: called after each step with its number from 0; an exception from it ends the generation.
     """
 
     def on_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
-        told(step)
+        progress(step)
         return {}
 
     control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
@@ -286,15 +289,15 @@ def _jobs(
     for name, value in (("--tracks", tracks), ("--brush", brush)):
         if value is not None:
             raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
-    found = find_drawings(source)
-    if list(found.values()) == [source] and out is not None and out.endswith(".mp4"):
+    drawings = find_drawings(source)
+    if list(drawings.values()) == [source] and out is not None and out.endswith(".mp4"):
         one = partial(read, source)
         return [_single(source.name, one, Path(out), one()[0])], None, 0
     folder = Path(out or "generated")
     if folder.suffix == ".mp4" or folder.is_file():
         raise UserError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
     jobs, left_out = [], 0
-    for name, path in found.items():
+    for name, path in drawings.items():
         try:
             inputs, _ = read(path)
         except UserError as error:
@@ -342,13 +345,13 @@ def load_pipeline(
 
 
 def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
-    """Note what makes the clips of a folder; refuse to mix them with those that something else made."""
+    """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
     made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
     made_by = json.loads(json.dumps(made_by, default=str))
     path = folder / "generated.json"
     if path.is_file():
-        found = {"background": list(WHITE)} | read_object(path)  # older folders do not say it
-        differs = [name for name in made_by if found.get(name) != made_by[name]]
+        stored = {"background": list(WHITE)} | read_object(path)  # older folders do not record it
+        differs = [name for name in made_by if stored.get(name) != made_by[name]]
         if differs:
             raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
     else:

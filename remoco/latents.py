@@ -25,13 +25,13 @@ AHEAD = 8  # clips decoded ahead of the network
 
 
 def latents(shards: str, out: str, svd: str | None = None, revision: str | None = None) -> None:
-    """Copy shards with the VAE's posterior and the image embedding added to each clip. Run again to go on.
+    """Copy shards and add the VAE's posterior and the image embedding to each clip. Run it again to resume.
 
     Args:
-        shards: a folder of shards, a glob or a brace pattern.
-        out: folder for the copy, made if missing.
-        svd: folder of Stable Video Diffusion in diffusers' layout, or its hub id.
-        revision: revision of the hub id.
+        shards: Folder of shards, glob or brace pattern.
+        out: Folder for the copy; it is made if missing.
+        svd: Folder of Stable Video Diffusion in diffusers' layout, or its hub id.
+        revision: Revision of the hub id.
     """
     if svd is None:
         raise UserError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")
@@ -39,9 +39,9 @@ def latents(shards: str, out: str, svd: str | None = None, revision: str | None 
 
 
 def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str:
-    """Copy shards, each clip with `latent.safetensors` added; goes on after an interruption, shard by shard.
+    """Copy shards and add `latent.safetensors` to each clip; after an interruption it resumes at the next shard.
 
-    Clips that do not read are left out and listed in `report.jsonl`.
+    Clips that are not readable are left out and listed in `report.jsonl`.
 
     Args:
         pattern: a folder of shards, a glob or a brace pattern.
@@ -50,10 +50,10 @@ def cache(pattern: str, out: Path, svd: str, revision: str | None = None) -> str
         revision: of the hub id.
 
     Returns:
-        What was made, and what was left out.
+        How many clips were written, and what was left out.
 
     Raises:
-        UserError: nothing at `pattern`, no SVD there, or `out` holds something else or is at work.
+        UserError: no shards at `pattern`, no SVD at `svd`, or `out` holds something else or is in use.
     """
     shards = Shards(pattern)
     encoder = Encoder(svd, revision)
@@ -163,8 +163,8 @@ class Encoder:
             frames = to_float(torch.from_numpy(video).to(self.device))
             mean, std = (part[0] for part in self.networks.encode(frames[None]))
             embedding = self.networks.embed_image(frames[:1])[0]
-            found = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
-        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in found.items()}
+            cached = {"latent_mean": mean, "latent_std": std, "image_embedding": embedding}
+        tensors = {name: tensor.half().cpu().contiguous() for name, tensor in cached.items()}
         for name, tensor in tensors.items():
             if not torch.isfinite(tensor).all():
                 raise BadClip(f"{name} has values that float16 cannot hold")

@@ -28,9 +28,9 @@ TOP = {
 
 def moved(message: str) -> str:
     """What a parser's error about an option that it does not know gains: nothing, or where the option went."""
-    found = re.search(r"[Oo]ption '(\w+)(?:\.[\w.]+)?' is not accepted(?!;)", message)
+    match = re.search(r"[Oo]ption '(\w+)(?:\.[\w.]+)?' is not accepted(?!;)", message)
     if "callbacks" in message or 'key "data"' in message:  # another class's option of that name
         return ""
-    if found and found[1] in TOP:
-        return f"; it is {TOP[found[1]]} now, beside model"
-    return f"; it is model.init_args.{MOVED[found[1]]} now" if found and found[1] in MOVED else ""
+    if match and match[1] in TOP:
+        return f"; it is {TOP[match[1]]} now, beside model"
+    return f"; it is model.init_args.{MOVED[match[1]]} now" if match and match[1] in MOVED else ""

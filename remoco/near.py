@@ -32,8 +32,8 @@ def hint(name: str, names: Iterable[str]) -> str:
         siblings = {each[depth] for each in known if len(each) > depth and each[:depth] == parts[:depth]}
         if part in siblings:
             continue
-        if found := get_close_matches(part, sorted(siblings), 1):
-            return f"; did you mean {'.'.join([*parts[:depth], found[0], *parts[depth + 1 :]])}?"
+        if close := get_close_matches(part, sorted(siblings), 1):
+            return f"; did you mean {'.'.join([*parts[:depth], close[0], *parts[depth + 1 :]])}?"
         elsewhere = sorted(".".join(each) for each in known if each[-1] == parts[-1])
         return f"; did you mean {elsewhere[0]}?" if elsewhere else ""
     return ""
@@ -55,8 +55,8 @@ class Hinting(ArgumentParser):
     def hinted(self, message: str) -> str:
         """The message of `error`, with a name near to the flag, command or class that is unknown."""
         if match := re.search(r"unrecognized arguments: .*?--([\w.-]+)", message):
-            found = hint(match[1], _names(self))
-            return message + found.replace("did you mean ", "did you mean --")
+            suggestion = hint(match[1], _names(self))
+            return message + suggestion.replace("did you mean ", "did you mean --")
         if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return message + hint(match[1], re.findall(r"[\w-]+", match[2]))
         if (match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)) and match[1] in sys.modules:
@@ -69,11 +69,11 @@ class Hinting(ArgumentParser):
 
 def _names(parser: ArgumentParser) -> set[str]:
     """Long flags of a parser and its commands without their dashes, positional arguments, and keys beside a class's."""
-    found = set(OF_A_CLASS)
+    names = set(OF_A_CLASS)
     for action in parser._actions:
-        found |= {flag[2:] for flag in action.option_strings if flag.startswith("--")}
+        names |= {flag[2:] for flag in action.option_strings if flag.startswith("--")}
         if not action.option_strings and action.dest != SUPPRESS:
-            found.add(action.dest)
+            names.add(action.dest)
         for command in (getattr(action, "_name_parser_map", None) or {}).values():
-            found |= _names(command)
-    return {name for name in found if not name.endswith("+") and name not in ("help", "print_config")}
+            names |= _names(command)
+    return {name for name in names if not name.endswith("+") and name not in ("help", "print_config")}

@@ -41,10 +41,10 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
     """Turn a released weights file into our adapter file: LoRA, motion encoder and modulation.
 
     Args:
-        source: released .pt or .safetensors file; nothing in it is executed.
-        folder: gets adapter.safetensors.
-        base: also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
-        head_channels: channels per attention head, the one size that weights do not show; 64 in the released network.
+        source: Released .pt or .safetensors file; no code in it is run.
+        folder: Folder that gets adapter.safetensors.
+        base: Also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
+        head_channels: Channels per attention head, which the weights do not show; 64 in the released network.
     """
     released = load_released(source, head_channels)
     check_control(released, source)
@@ -81,9 +81,9 @@ def export(source: str, out: str, base: str | None = None) -> None:
     there was none it is the start of one, with B = 0, which changes nothing until it is trained.
 
     Args:
-        source: folder of `remoco convert`, an adapter file, or a training checkpoint.
+        source: Folder of `remoco convert`, an adapter file, or a training checkpoint.
         out: .pt or .safetensors file to write.
-        base: folder with unet/ and, to be included, vae/ and image_encoder/; where the adapter is when not given.
+        base: Folder with unet/ and, to be included, vae/ and image_encoder/. Default: the adapter's folder.
     """
     adapter = Path(source) / ADAPTER if Path(source).is_dir() else Path(source)
     folder = Path(base) if base else adapter.parent

@@ -1,4 +1,4 @@
-"""Results that a run, `remoco score` or anybody wrote: what can be used, and a line for each part that cannot."""
+"""Results of a run, of `remoco score` or of any program: what can be used, and a line for each part that cannot."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def read_results(path: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
         path: of the file.
         problems: gets a line, with the file and the field, for each entry that is left out, or for the file.
     """
-    found = {}
+    results = {}
     for name, entry in read_part(path, problems).items():
         fault = _fault(name, entry)
         if fault:
             problems.append(f"{readable(str(path))}: {readable(name)}: {fault}")
         else:
-            found[name] = entry
-    return found
+            results[name] = entry
+    return results
 
 
 def read_part(path: Path, problems: list[str]) -> dict[str, Any]:

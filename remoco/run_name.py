@@ -19,15 +19,15 @@ SPEAKING = ("model", "data", "optimizer", "lr_scheduler", "seed_everything")
 
 def options(words: list[str]) -> list[tuple[str, str]]:
     """(key, value) of every `--key value` and `--key=value` of a command line, in order."""
-    found = []
+    pairs = []
     for index, word in enumerate(words):
         if word.startswith("--"):
             key, equals, value = word[2:].partition("=")
             following = words[index + 1] if index + 1 < len(words) else ""
-            found.append((key, value if equals or following.startswith("--") else following))
+            pairs.append((key, value if equals or following.startswith("--") else following))
         elif word == "-c" and index + 1 < len(words):
-            found.append(("config", words[index + 1]))
-    return found
+            pairs.append(("config", words[index + 1]))
+    return pairs
 
 
 def base_name(words: list[str]) -> str:
@@ -36,33 +36,33 @@ def base_name(words: list[str]) -> str:
     return (_named(configs[0]) or Path(configs[0]).stem) if configs else "run"
 
 
-def run_name(words: list[str], given: str | None) -> str | None:
-    """The name of a fit: as given on the command line, else of the base, the overlays and the options that differ.
+def run_name(words: list[str], configured: str | None) -> str | None:
+    """The name of a fit: from the command line, else made of base, overlays and the options that differ.
 
     >>> run_name(["fit", "--model.init_args.lora_rank", "8", "--data.init_args.num_workers=2"], "quickstart")
     'quickstart-lora_rank_8'
 
     Args:
         words: the command line.
-        given: the name that the configuration came to.
+        configured: the name in the parsed configuration.
     """
-    found = options(words)
-    if any(key == NAME or (key.startswith("trainer.logger") and "name" in key + value) for key, value in found):
-        return given
-    configs = [value for key, value in found if key == "config"]
-    parts = [given] if given else []
+    pairs = options(words)
+    if any(key == NAME or (key.startswith("trainer.logger") and "name" in key + value) for key, value in pairs):
+        return configured
+    configs = [value for key, value in pairs if key == "config"]
+    parts = [configured] if configured else []
     if len(configs) > 1:
         names = [_named(path) or Path(path).stem for path in configs]
-        own = [name for name, path in zip(names[1:], configs[1:], strict=True) if _named(path)]
-        parts = names[1:] if len(own) == len(names) - 1 else names
+        named = [name for name, path in zip(names[1:], configs[1:], strict=True) if _named(path)]
+        parts = names[1:] if len(named) == len(names) - 1 else names
     last = {}
-    for key, value in found:
+    for key, value in pairs:
         field = re.sub(r"\.(init_args|class_path|dict_kwargs)\b", "", key)
         tail = field.split(".")[-1]
         if field.split(".")[0] in SPEAKING and tail not in SILENT and "/" not in value:
             shown = value.split(".")[-1] if re.fullmatch(r"[A-Za-z_][\w.]*", value) else value
             last[field] = f"{'data_' if field.startswith('data.') else ''}{tail}_{shown}"
-    return shortened("-".join([*parts, *last.values()])) or given
+    return shortened("-".join([*parts, *last.values()])) or configured
 
 
 def shortened(name: str) -> str:
@@ -76,10 +76,10 @@ def shortened(name: str) -> str:
 def _named(path: str) -> str | None:
     """The logger's name in a configuration file; the parser reports what is wrong with the file."""
     try:
-        found: Any = yaml.safe_load(Path(path).read_text())
+        value: Any = yaml.safe_load(Path(path).read_text())
         for key in NAME.split("."):
-            found = found[0] if isinstance(found, list) else found
-            found = found.get(key)
+            value = value[0] if isinstance(value, list) else value
+            value = value.get(key)
     except (OSError, ValueError, AttributeError, yaml.YAMLError, IndexError):
         return None
-    return found if isinstance(found, str) and found else None
+    return value if isinstance(value, str) and value else None

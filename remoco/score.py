@@ -31,17 +31,16 @@ def score(
     """Score a folder of videos of any system, against a benchmark's tracks or against reference videos.
 
     Args:
-        videos: folder with `<level>/<sample>.mp4`, or with the names of the reference videos.
-        bench: root of a benchmark in the layout of ReMoCo-Bench.
-        reference: folder of reference videos.
-        metrics: YAML file with a list of metrics (configs/eval/metrics.yaml); without it, stand-ins that need no
-            weights.
-        json: file to write the results to.
-        frames: how many of each video's first frames are judged.
-        skip_unreadable: leave out, and count, what is missing, too short or not readable.
-        fit: how the system brought the benchmark's images to its videos' shapes. The default is what `remoco generate`
-            does, `crop`; `stretch` for a system that squeezes them.
-        device: where the networks run; the GPU when there is one.
+        videos: Folder with `<level>/<sample>.mp4`, or with the names of the reference videos.
+        bench: Root of a benchmark in the layout of ReMoCo-Bench.
+        reference: Folder of reference videos.
+        metrics: YAML file with a list of metrics (configs/eval/metrics.yaml). Default: stand-ins that need no weights.
+        json: File to write the results to.
+        frames: Number of frames that are scored, from the start of each video.
+        skip_unreadable: Leave out and count videos that are missing, too short or not readable.
+        fit: How the system brought the benchmark's images to its videos' shapes: `crop` as `remoco generate` does,
+            `pad`, or `stretch` for a system that squeezes them.
+        device: Torch device of the networks, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
     """
     if (bench is None) == (reference is None):
         raise UserError("--bench, --reference: give exactly one of them")
@@ -70,7 +69,7 @@ def read_metrics(path: str) -> list[VideoMetric]:
     """The metrics of a YAML file: a list of `class_path` with `init_args`.
 
     Raises:
-        UserError: no such file, or an entry that makes no metric.
+        UserError: the file is missing, or an entry is no metric.
     """
     if not Path(path).exists():
         raise UserError(f"--metrics {path}: no such file")
@@ -92,12 +91,12 @@ def sprite_bench(
     """Write a small benchmark with known answers, from sprites: tracks, brushes, and the true clips.
 
     Args:
-        root: new folder for it; its true clips lie in `true_clips`.
-        pairs: samples of each level.
-        height: of the images in pixels.
-        width: of the images in pixels.
-        frames: of the true clips.
-        seed: of the scenes.
+        root: New folder for the benchmark; its true clips lie in `true_clips`.
+        pairs: Number of samples of each level.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
+        frames: Number of frames of a true clip.
+        seed: Seed of the scenes.
     """
     from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 
 OF_A_TASK = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID")  # what Lightning reads in each process
-ALONE = "SLURM_JOB_NAME=interactive"  # by which Lightning tells that a person works in an allocation
+ALONE = "SLURM_JOB_NAME=interactive"  # by which Lightning knows that a person works in an allocation
 
 
 def slurm_without_srun(plugins: Any = None) -> str | None:

@@ -62,7 +62,7 @@ WRONG = (
     ValueError, TypeError, OSError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError,
     RuntimeError, NotImplementedError,
 )  # fmt: skip
-"""What classes that a configuration names raise where an argument is none of theirs."""
+"""What classes that a configuration names raise where an argument is not theirs."""
 
 
 # what stands under a field of a dataclass is its help
@@ -77,7 +77,7 @@ class Quiet(logging.Filter):
 
 
 class Parser(Raising, LightningArgumentParser):
-    """LightningCLI's, with errors of ours."""
+    """LightningCLI's parser, with our errors."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """With what to give, and where a key of before went."""
@@ -212,7 +212,7 @@ class Unstarted(CLI):
 
 
 def refused(args: list[str]) -> str | None:
-    """Why `python -m lightning ARGS` would not start, in one line, as far as the configuration tells; None if it does.
+    """Why `python -m lightning ARGS` would not start, in one line, as far as the configuration shows; None if it would.
 
     Args:
         args: subcommand and options.

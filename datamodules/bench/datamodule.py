@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from datamodules import forking
 from datamodules.bench.pairs import read_pair, usable_samples
-from datamodules.drawings import Drawing, Fit, Grid
+from datamodules.drawings import Drawing, Fit, FrameArea
 from datamodules.order import EachOnce
 from remoco.common.errors import UserError
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 class _Pairs(Dataset):
     """Pairs of a benchmark in their frames, as batches of one."""
 
-    def __init__(self, root: Path, keys: Sequence[str], grid: Grid, fit: Fit) -> None:
+    def __init__(self, root: Path, keys: Sequence[str], grid: FrameArea, fit: Fit) -> None:
         self.root, self.keys, self.grid, self.fit = root, keys, grid, fit
 
     def __len__(self) -> int:
@@ -40,10 +40,10 @@ def _only(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 class BenchmarkDataModule(pl.LightningDataModule):
-    """ReMoCo-Bench (MC-Bench), or a folder of one's own in its layout, for `test`.
+    """ReMoCo-Bench (MC-Bench), or your own folder in its layout, for `test`.
 
     `<root>/{Fine_grained_control,object_control}/<sample>/{first_frame.png, first_frame_mask.png, meta_data.json}`;
-    images of any size. Samples are given one at a time; one that is broken is logged on a line and left out.
+    images have any size. A batch is one sample. A broken sample is logged on one line and left out.
 
     Attributes:
         has_clips: whether batches hold real clips; here they do not.
@@ -51,11 +51,12 @@ class BenchmarkDataModule(pl.LightningDataModule):
         broken: a line for each that is not usable.
 
     Args:
-        root: folder of the benchmark.
-        height: times `width`, the pixels of a frame. Its shape is the nearest to the image's in multiples of 64.
-        width: see `height`.
-        num_workers: processes that read.
-        fit: how an image is brought to its frame's shape: `crop`, `pad` or `stretch`.
+        root: Folder of the benchmark.
+        height: Height in pixels, a multiple of 64. `height` times `width` is the area of a frame; its shape is the
+            one nearest to the image's, in multiples of 64.
+        width: Width in pixels, a multiple of 64; see `height`.
+        num_workers: Number of processes that read.
+        fit: How an image is brought to the shape of its frame: `crop`, `pad` or `stretch`.
 
     Raises:
         UserError: no benchmark at `root`, or none of its samples can be used.
@@ -66,7 +67,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
     def __init__(self, root: str, height: int = 320, width: int = 512, num_workers: int = 2, fit: Fit = "crop") -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.grid = Grid(height * width)
+        self.grid = FrameArea(height * width)
         try:
             self.grid.check(height=height, width=width)
         except UserError as error:

@@ -56,12 +56,12 @@ def read_pair(root: str | Path, key: str) -> Pair:
         BadClip: one line that names the file and what is wrong with it.
     """
     try:
-        found = read_drawing(Path(root) / key)
+        drawing = read_drawing(Path(root) / key)
     except UserError as error:
         raise BadClip(str(error)) from error
-    if found.backdrop is not None:
+    if drawing.backdrop is not None:
         raise BadClip(f"{Path(root) / key}: a camera or a driving video, expected tracks and a brush alone")
-    return Pair(key, LEVELS[key.split("/")[0]], found)
+    return Pair(key, LEVELS[key.split("/")[0]], drawing)
 
 
 def usable_samples(

@@ -102,10 +102,10 @@ def for_bench(
             starts, unless those are skipped.
     """
     samples, broken = usable_samples(bench)
-    found = _files(videos)
+    files = _files(videos)
     left_out = [f"benchmark sample: {line}" for line in broken]
     folder = VideoFolder({}, frames, bench=Path(bench), left_out=left_out, fit=fit)
-    wanted = {key: found.get(key) for key in samples}
+    wanted = {key: files.get(key) for key in samples}
     _check(folder, wanted, str(videos), f"the benchmark {bench}", skip_unreadable)
     return folder
 
@@ -118,10 +118,10 @@ def for_reference(
     Raises:
         UserError: as `for_bench`.
     """
-    references, found = _files(reference), _files(videos)
+    references, files = _files(reference), _files(videos)
     folder = VideoFolder({}, frames, references=references)
-    wanted = {key: found.get(key) for key in references}
-    unknown = sorted(set(found) - set(references))
+    wanted = {key: files.get(key) for key in references}
+    unknown = sorted(set(files) - set(references))
     if unknown and not skip_unreadable:
         raise UserError(f"{videos}: {_some(unknown)} have no reference of that name in {reference}")
     folder.left_out += [f"{name}: no reference of that name" for name in unknown]
@@ -138,7 +138,7 @@ def score_folder(
         folder: the videos.
         metrics: those that can be computed here are.
         device: where the networks run.
-        rank: of this process; each of several judges its share of the clips, and all get the result.
+        rank: rank of this process; each of several judges its share of the clips, and all get the result.
         world_size: number of processes.
 
     Raises:
@@ -163,8 +163,8 @@ def score_folder(
             bar = tqdm(
                 folder.clips(keys, device), total=len(keys), desc=level or "scoring", unit="video", disable=rank > 0
             )
-            found = evaluate(judges, bar, folder.note())
-            results.update({f"{level}/{name}" if level else name: result for name, result in found.items()})
+            scores = evaluate(judges, bar, folder.note())
+            results.update({f"{level}/{name}" if level else name: result for name, result in scores.items()})
     except torch.OutOfMemoryError:
         raise
     except (ValueError, RuntimeError) as error:
@@ -187,12 +187,12 @@ def _files(folder: str | Path) -> dict[str, Path]:
     if not Path(folder).is_dir():
         raise UserError(f"{folder}: no such folder of videos")
     try:
-        found = video_files(folder)
+        files = video_files(folder)
     except BadClip as error:
         raise UserError(str(error)) from None
-    if not found:
+    if not files:
         raise UserError(f"{folder}: no videos in it")
-    return found
+    return files
 
 
 def _check(

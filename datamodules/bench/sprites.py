@@ -93,8 +93,8 @@ def _draw(
         owner[layer.covers(0, x, y)] = number
     image = np.ascontiguousarray(first.transpose(1, 2, 0))
     for number in reversed(range(1, len(scene.layers))):
-        own = owner == number
-        inner = cv2.erode(own.astype(np.uint8), np.ones((2 * EDGE + 1, 2 * EDGE + 1)), borderValue=0) > 0
+        mask = owner == number
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((2 * EDGE + 1, 2 * EDGE + 1)), borderValue=0) > 0
         usable = inner & visibility.all(0)
         if usable.sum() < 25:
             continue
@@ -102,9 +102,9 @@ def _draw(
         if not starts:
             continue
         if level == "object":
-            return starts, own
+            return starts, mask
         near = np.min([np.hypot(x - a, y - b) for a, b in starts], axis=0) < 2 * EDGE
-        return starts, own & near
+        return starts, mask & near
     return None
 
 
@@ -131,6 +131,6 @@ def _likeness(image: np.ndarray, x: int, y: int) -> float:
     """How much the place that resembles this point's surroundings most does so: the largest correlation elsewhere."""
     padded = cv2.copyMakeBorder(image, EDGE, EDGE, EDGE, EDGE, cv2.BORDER_REPLICATE)
     patch = padded[y : y + 2 * EDGE + 1, x : x + 2 * EDGE + 1]
-    found = cv2.matchTemplate(padded, patch, cv2.TM_CCOEFF_NORMED)
-    found[max(0, y - 5) : y + 6, max(0, x - 5) : x + 6] = -1
-    return float(found.max())
+    correlation = cv2.matchTemplate(padded, patch, cv2.TM_CCOEFF_NORMED)
+    correlation[max(0, y - 5) : y + 6, max(0, x - 5) : x + 6] = -1
+    return float(correlation.max())

@@ -4,14 +4,14 @@ from datamodules.drawings.arguments import Picture, drawings_of, read_image
 from datamodules.drawings.backdrop import Backdrop, backdrop_from_flags
 from datamodules.drawings.drawing import Drawing
 from datamodules.drawings.files import drawing_from_json, find_drawings, read_drawing, write_drawing
-from datamodules.drawings.framing import Fit, Framing, Grid, framing_of
+from datamodules.drawings.framing import Fit, FrameArea, Framing, framing_of
 
 __all__ = [
     "Backdrop",
     "Drawing",
     "Fit",
     "Framing",
-    "Grid",
+    "FrameArea",
     "Picture",
     "backdrop_from_flags",
     "drawing_from_json",

@@ -1,4 +1,4 @@
-"""A drawing given from Python: PIL images, arrays and files, one of them or a list."""
+"""Drawings from Python: PIL images, arrays and files, one of them or a list."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def drawings_of(
     """The drawings of a call.
 
     Args:
-        image: as `read_image` takes it; or a drawing, which has tracks and brush of its own; or a list of them, with a
+        image: as `read_image` takes it; or a drawing, which holds its own tracks and brush; or a list of them, with a
             list of tracks and one of brushes.
         tracks: each (n, 2) x, y in pixels of the image.
         brush: as `read_brush` takes it.
@@ -44,7 +44,7 @@ def drawings_of(
 
 
 def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence[Any]:
-    """An entry for each of `count` images; UserError where it is no list of so many."""
+    """An entry for each of `count` images; UserError unless it is a list of that length."""
     if values is None:
         return [default] * count
     if not isinstance(values, (list, tuple)) or len(values) != count:
@@ -57,7 +57,7 @@ def _drawing(image: Picture | Drawing, tracks: Sequence[Any], brush: Any, backgr
         picture = read_image(image, background)
         return Drawing(picture, list(tracks), read_brush(brush, (picture.shape[0], picture.shape[1])))
     if len(tracks) or brush is not None:
-        raise UserError("image: a drawing has tracks and brush of its own, expected none beside it")
+        raise UserError("image: a drawing holds its own tracks and brush, expected none beside it")
     return image
 
 

@@ -26,7 +26,7 @@ class Backdrop:
     Attributes:
         presets: names of PRESETS -> amount, as `conditions.camera.preset_camera` takes them.
         poses: the camera's path, in RealEstate10K's text format.
-        depth: of the image, `.npy` or a PNG of 16 bits.
+        depth: depth map of the image, `.npy` or a PNG of 16 bits.
         driving: a video.
 
     Raises:
@@ -55,14 +55,14 @@ class Backdrop:
 
     def files(self) -> dict[str, Source]:
         """Name in a folder of inputs -> file."""
-        found: dict[str, Source] = {}
+        sources: dict[str, Source] = {}
         if self.poses is not None:
-            found["poses.txt"] = self.poses
+            sources["poses.txt"] = self.poses
         if self.depth is not None:
-            found[f"depth.{_kind(self.depth)}"] = self.depth
+            sources[f"depth.{_kind(self.depth)}"] = self.depth
         if self.driving is not None:
-            found[f"driving.{_kind(self.driving)}"] = self.driving
-        return found
+            sources[f"driving.{_kind(self.driving)}"] = self.driving
+        return sources
 
     def json(self) -> dict[str, Any]:
         """What `meta_data.json` says of it, with the names of `files`."""
@@ -73,23 +73,23 @@ class Backdrop:
 
 
 def backdrop_from_json(
-    found: Mapping[str, Any], beside: Path | Mapping[str, bytes] | None, name: str
+    entries: Mapping[str, Any], beside: Path | Mapping[str, bytes] | None, name: str
 ) -> Backdrop | None:
     """The backdrop of a parsed `meta_data.json`; None where it has none.
 
     Args:
-        found: all of it.
+        entries: all of it.
         beside: the folder of its files, or the files by name; None where it can have none.
         name: what errors call the text.
 
     Raises:
         UserError: one line that names the field and what was expected.
     """
-    camera, driving = found.get("camera"), found.get("driving")
+    camera, driving = entries.get("camera"), entries.get("driving")
     if camera is None and driving is None:
         return None
     if camera is not None and driving is not None:
-        raise UserError(f"{name}: driving: expected none beside a camera; one of them moves the scene")
+        raise UserError(f"{name}: driving: expected either a camera or a driving video, got both")
     if camera is not None and (not isinstance(camera, Mapping) or not camera):
         raise UserError(f'{name}: camera: expected {{"pan": NUMBER, ...}} or {{"poses": FILE, "depth": FILE}}')
     if camera is not None and not camera.keys() & {"poses", "depth"}:
@@ -112,15 +112,15 @@ def backdrop_from_flags(
     Raises:
         UserError: flags that exclude each other, or a preset that is none.
     """
-    given = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
-    if len(given) > 1:
-        raise UserError(f"{given[1]}: expected not together with {given[0]}; one of them moves the scene")
+    flags = [name for name, value in (("--camera", camera), ("--poses", poses), ("--driving", driving)) if value]
+    if len(flags) > 1:
+        raise UserError(f"{flags[1]}: expected either this or {flags[0]}, got both")
     if (poses is None) != (depth is None):
-        raise UserError("--poses and --depth: expected both, a camera that moves needs to know how far things are")
+        raise UserError("--poses and --depth: expected both; the camera's motion depends on the depth")
     for name, value in (("--poses", poses), ("--depth", depth), ("--driving", driving)):
         if value is not None and not Path(value).is_file():
             raise UserError(f"{name} {value}: no such file")
-    if not given:
+    if not flags:
         return None
     files = [None if value is None else Path(value) for value in (poses, depth, driving)]
     try:
@@ -131,25 +131,25 @@ def backdrop_from_flags(
 
 def _presets(text: str) -> dict[str, float]:
     """`pan:0.2,zoom:1.5` -> numbers, in their ranges."""
-    found = {}
+    presets = {}
     for part in text.split(","):
         name, colon, value = part.strip().partition(":")
-        if name not in PRESETS or not colon or name in found:
+        if name not in PRESETS or not colon or name in presets:
             raise UserError(
                 f"--camera {text}: {part!r}: expected {', '.join(f'{p}:NUMBER' for p in PRESETS)}, each once"
             )
         try:
-            found[name] = float(value)
+            presets[name] = float(value)
         except ValueError:
             raise UserError(f"--camera {text}: {name}: expected a number, got {value!r}") from None
-    return found
+    return presets
 
 
-def file_names(found: Any) -> list[str]:
+def file_names(entries: Any) -> list[str]:
     """Names of the files that a parsed `meta_data.json` asks for, whether they are there or not."""
-    camera = found.get("camera") if isinstance(found, Mapping) else None
+    camera = entries.get("camera") if isinstance(entries, Mapping) else None
     values = list(camera.values()) if isinstance(camera, Mapping) else []
-    values.append(found.get("driving") if isinstance(found, Mapping) else None)
+    values.append(entries.get("driving") if isinstance(entries, Mapping) else None)
     return [value for value in values if isinstance(value, str)]
 
 

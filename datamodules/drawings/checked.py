@@ -1,4 +1,4 @@
-"""Tracks, their times, eases and brushes as a person gives them, checked before anything is made of them."""
+"""Checks of a person's tracks, times, eases and brushes, before anything is computed from them."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def checked_tracks(
     if times is not None and len(times) != len(tracks):
         raise UserError(f"{times_name}: expected one entry for each of {len(tracks)} tracks, got {len(times)}")
     try:
-        found = [track_points(track, name) for track, name in zip(tracks, names, strict=True)]
+        points = [track_points(track, name) for track, name in zip(tracks, names, strict=True)]
         when = [
             None if entry is None else track_times(entry, len(track), f"{times_name}[{index}]")
-            for index, (entry, track) in enumerate(zip(times or [None] * len(found), found, strict=True))
+            for index, (entry, track) in enumerate(zip(times or [None] * len(points), points, strict=True))
         ]
     except ValueError as error:
         raise UserError(str(error)) from None
-    for name, track in zip(names, found, strict=True):
+    for name, track in zip(names, points, strict=True):
         x, y = track[0]
         if not (0 <= x < size[1] and 0 <= y < size[0]):
             raise UserError(f"{name} starts at ({x:g}, {y:g}), outside the {size[0]} x {size[1]} image")
-    return found, when if any(entry is not None for entry in when) else None
+    return points, when if any(entry is not None for entry in when) else None
 
 
 def checked_eases(
@@ -52,10 +52,10 @@ def checked_eases(
         return None
     if len(eases) != tracks:
         raise UserError(f"{name}: expected one entry for each of {tracks} tracks, got {len(eases)}")
-    for index, (ease, own) in enumerate(zip(eases, times or [None] * tracks, strict=True)):
+    for index, (ease, track_times) in enumerate(zip(eases, times or [None] * tracks, strict=True)):
         if ease is not None and not (isinstance(ease, str) and ease in EASES):
             raise UserError(f"{name}[{index}]: expected null or one of {', '.join(EASES)}")
-        if ease is not None and own is not None:
+        if ease is not None and track_times is not None:
             raise UserError(f"{name}[{index}]: expected null for a track that has times")
     return list(eases) if any(eases) else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.checked import checked_eases, checked_ids, checked_tracks
-from datamodules.drawings.framing import Fit, Framing, Grid, framing_of
+from datamodules.drawings.framing import Fit, FrameArea, Framing, framing_of
 from remoco.common.errors import UserError
 from remoco.common.picture_files import check_size
 from remoco.common.pictures import WHITE
@@ -93,9 +93,9 @@ class Drawing:
             return self.brush
         if self.brush_ids is None:
             return self.brush > 0
-        own = [self.brush == (index or -1) for index in self.brush_ids]
+        of_tracks = [self.brush == (index or -1) for index in self.brush_ids]
         others = sorted(set(np.unique(self.brush).tolist()) - {0} - set(self.brush_ids))
-        masks = own + [self.brush == index for index in others]
+        masks = of_tracks + [self.brush == index for index in others]
         return np.stack(masks) if masks else np.zeros((0, *self.brush.shape), dtype=bool)
 
     def brushed(self) -> np.ndarray | None:
@@ -105,7 +105,9 @@ class Drawing:
         brushed: np.ndarray = np.any(self.brush, axis=0) if self.brush.ndim == 3 else self.brush > 0
         return brushed
 
-    def framing(self, grid: Grid, fit: Fit = "crop", height: int | None = None, width: int | None = None) -> Framing:
+    def framing(
+        self, grid: FrameArea, fit: Fit = "crop", height: int | None = None, width: int | None = None
+    ) -> Framing:
         """The frame that this drawing gets, by the rule of size: see `framing_of`, whose arguments these are."""
         return framing_of(self.size, grid, fit, height, width, self.starts)
 
@@ -118,7 +120,7 @@ class Drawing:
         """The drawing in its frame: image, tracks and brush.
 
         Args:
-            framing: of a picture of this size.
+            framing: framing of a picture of this size.
             background: R, G, B around a padded picture.
 
         Raises:
@@ -136,14 +138,14 @@ class Drawing:
 
     def json(self) -> dict[str, Any]:
         """What `meta_data.json` says of it; see `drawing_from_json`."""
-        found: dict[str, Any] = {"traj_key_points": [track.tolist() for track in self.tracks]}
+        entries: dict[str, Any] = {"traj_key_points": [track.tolist() for track in self.tracks]}
         if self.times is not None:
-            found["times"] = [None if times is None else times.tolist() for times in self.times]
+            entries["times"] = [None if times is None else times.tolist() for times in self.times]
         if self.eases is not None:
-            found["ease"] = self.eases
+            entries["ease"] = self.eases
         if self.brush_ids is not None:
-            found["brush"] = self.brush_ids
-        return found if self.backdrop is None else found | self.backdrop.json()
+            entries["brush"] = self.brush_ids
+        return entries if self.backdrop is None else entries | self.backdrop.json()
 
     def fingerprint(self) -> str:
         """SHA-256 of all of it: that of other inputs is another one."""

@@ -97,15 +97,15 @@ def drawing_from_json(
     if len(data) > MAX_TEXT:
         raise UserError(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
     try:
-        found = parse_json(data)
-        tracks, times, ids = found["traj_key_points"], found.get("times"), found.get("brush")
-        eases = found.get("ease")
+        entries = parse_json(data)
+        tracks, times, ids = entries["traj_key_points"], entries.get("times"), entries.get("brush")
+        eases = entries.get("ease")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise UserError(f"{name}: {key}: expected a list, got {brief(value)}")
-    backdrop = backdrop_from_json(found, beside, name)
+    backdrop = backdrop_from_json(entries, beside, name)
     if not tracks and backdrop is None:
         raise UserError(f"{name}: traj_key_points: expected at least one track, got none")
     if len(tracks) > MAX_TRACKS:

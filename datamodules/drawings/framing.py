@@ -24,7 +24,7 @@ Size = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Grid:
+class FrameArea:
     """The frames that a base takes; the defaults are Stable Video Diffusion's at the paper's size.
 
     Attributes:
@@ -36,7 +36,7 @@ class Grid:
     multiple: int = 64
 
     def check(self, **sides: int | None) -> None:
-        """Raise UserError with the name of a side that is given and is no side of a frame."""
+        """Raise UserError with the name of a side that is not None and no side of a frame."""
         for name, side in sides.items():
             if side is None:
                 continue
@@ -59,8 +59,8 @@ class Grid:
             return abs(math.log(width / height) - aspect) + 0.5 * math.log(cells / (height * width))
 
         heights = range(1, min(most, cells) + 1)
-        found = ((height, width) for height in heights for width in range(1, min(most, cells // height) + 1))
-        height, width = min(found, key=cost)
+        frames = ((height, width) for height in heights for width in range(1, min(most, cells // height) + 1))
+        height, width = min(frames, key=cost)
         return height * self.multiple, width * self.multiple
 
 
@@ -69,8 +69,8 @@ class Framing:
     """From a picture to its frame.
 
     Attributes:
-        size: of the picture.
-        frame: of the frame.
+        size: size of the picture.
+        frame: size of the frame.
         box: left, top, right, bottom of what the frame shows, in pixels of the picture, whose own is 0, 0, width,
             height: within it where the picture is cropped, around it where it is padded.
     """
@@ -84,8 +84,8 @@ class Framing:
         """The framing of a picture in a given frame.
 
         Args:
-            size: of the picture.
-            frame: of the frame.
+            size: size of the picture.
+            frame: size of the frame.
             fit: `crop` scales the picture to cover the frame and cuts off the rest on both sides alike; `pad` scales it
                 to fit into the frame; `stretch` squeezes it into the frame's shape.
             starts: (N, 2) x, y in the picture. A crop keeps them in the frame: it moves off the middle, and where that
@@ -183,7 +183,7 @@ class Framing:
         if self.same:
             return list(tracks)
         last = np.array(self.frame[::-1]) - 1.0
-        found = []
+        framed_tracks = []
         for index, track in enumerate(tracks):
             framed = self.points(track)
             pixel = np.floor(track[0])
@@ -194,8 +194,8 @@ class Framing:
                     f"{self.frame[1]} cuts off, expected x in {math.floor(left)}..{math.ceil(right) - 1} and y in "
                     f"{math.floor(top)}..{math.ceil(bottom) - 1}; or fit `pad`, or another height or width"
                 )
-            found.append(framed + (framed[0].clip(0, last) - framed[0]))
-        return found
+            framed_tracks.append(framed + (framed[0].clip(0, last) - framed[0]))
+        return framed_tracks
 
     def _nearest(self) -> tuple[np.ndarray, np.ndarray]:
         """Row and column of the picture under the centre of each row and column of the frame."""
@@ -209,7 +209,7 @@ class Framing:
 
 def framing_of(
     size: Size,
-    grid: Grid,
+    grid: FrameArea,
     fit: Fit = "crop",
     height: int | None = None,
     width: int | None = None,
@@ -218,16 +218,16 @@ def framing_of(
     """The framing of a picture by the rule of size.
 
     Args:
-        size: of the picture.
-        grid: of the base, with the area that it was trained at.
+        size: size of the picture.
+        grid: frames of the base: their area and the multiple of their sides.
         fit: how the picture is brought to the frame's shape, see `Framing.of`.
-        height: of the frame. With one side alone the other follows the picture's shape; with neither, the frame is
-            `Grid.frame`.
-        width: of the frame.
+        height: height of the frame. With one side alone the other follows the picture's shape; with none the frame is
+            `FrameArea.frame`.
+        width: width of the frame.
         starts: where tracks start, see `Framing.of`.
 
     Raises:
-        UserError: a side is none of the grid.
+        UserError: a side is not on the grid.
     """
     grid.check(height=height, width=width)
     if height is None and width is None:

@@ -35,7 +35,7 @@ class SceneMotion:
         driving: video whose motion is taken, with `tracker`.
         tracker: that follows the video.
         background: R, G, B of what transparent parts of the video show.
-        framing: of the image to its frame, which the video goes through too; None where it is the image's own size.
+        framing: framing of the image, used for the video too; None where the frame has the image's size.
     """
 
     preset: dict[str, float] | None = None
@@ -47,7 +47,7 @@ class SceneMotion:
     framing: Framing | None = None
 
     def framed(self, framing: Framing) -> SceneMotion:
-        """The same in a frame of the image: the lens of the poses is told in parts of the frame, the depth is its."""
+        """The same motion in a frame of the image. The poses' lens is in parts of the frame."""
         if framing.same:
             return self
         if self.poses is None or self.depth is None:
@@ -81,9 +81,9 @@ class SceneMotion:
         framing = self.framing
         if framing is None or framing == Framing.of(framing.size, framing.frame):  # both by one crop in the middle
             return self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
-        own = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
-        video = first_frames(self.driving, frames, fps, own[0], own[1], self.background)
-        resized = framing.at((own[0], own[1]))
+        size = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
+        video = first_frames(self.driving, frames, fps, size[0], size[1], self.background)
+        resized = framing.at((size[0], size[1]))
         framed = [resized.image(frame.transpose(1, 2, 0), self.background).transpose(2, 0, 1) for frame in video]
         return self.tracker(np.stack(framed))
 
@@ -117,17 +117,19 @@ class SceneMotion:
             below = dense_control(condition, flow, visible, seed, within)
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
-            given = drawing.strokes(frames), masks, frames, height, width
-            return condition.draw(*given), lambda: drawn_bucket(drawn_motion(*given, condition.region_size).flow)
+            arguments = drawing.strokes(frames), masks, frames, height, width
+            return condition.draw(*arguments), lambda: drawn_bucket(
+                drawn_motion(*arguments, condition.region_size).flow
+            )
         if not strokes and (camera is None or masks is None):
             return below, lambda: drawn_bucket(flow)
-        given = strokes, masks, frames, height, width
+        arguments = strokes, masks, frames, height, width
 
         def drawn() -> float:
-            moved = drawn_motion(*given, condition.region_size)
+            moved = drawn_motion(*arguments, condition.region_size)
             return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
 
-        return over(condition.draw(*given), below, masks), drawn
+        return over(condition.draw(*arguments), below, masks), drawn
 
 
 def first_frames(
@@ -150,7 +152,7 @@ def scene_motion(
     """The motion of a backdrop; its files are read, of a video the first frame.
 
     Args:
-        backdrop: of inputs, or of flags.
+        backdrop: backdrop of inputs, or of flags.
         tracker: gives the one that follows a driving video; asked where there is one.
         size: (H, W) of the image, which a depth has to have; None where it is not known.
         background: R, G, B of what transparent parts of a driving video show.

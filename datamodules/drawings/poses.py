@@ -52,5 +52,5 @@ def read_poses(source: Source, name: str | None = None) -> tuple[np.ndarray, np.
         rows.append(row)
     if len(rows) < 2:
         raise UserError(f"{path}: expected the poses of at least 2 frames, got {len(rows)}")
-    found = np.stack(rows)
-    return found[:, 1:5], found[:, 7:].reshape(-1, 3, 4)
+    table = np.stack(rows)
+    return table[:, 1:5], table[:, 7:].reshape(-1, 3, 4)

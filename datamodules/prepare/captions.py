@@ -16,7 +16,7 @@ def marked(data: bytes) -> tuple[str, int] | None:
 
 
 def wide(data: bytes) -> str | None:
-    """UTF-16 without a byte order mark, told by the zeros of Latin letters: its encoding, or None where it is not."""
+    """The encoding of UTF-16 without a byte order mark, recognised by the zeros of Latin letters; else None."""
     zeros = [data[side::2].count(0) for side in (0, 1)]
     if max(zeros) * 4 < len(data) // 2 or not any(zeros) or min(zeros) * 4 > max(zeros):
         return None

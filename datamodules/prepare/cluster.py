@@ -24,7 +24,7 @@ def run(
     Args:
         function: as `pool.run`'s; the number is 0, since a Ray worker sees the GPU it was given alone.
         tasks: taken as the cluster gets free.
-        address: of the cluster: `auto` for the one this machine belongs to, HOST:PORT, or `local` to start one here.
+        address: address of the cluster: `auto` for this machine's, HOST:PORT, or `local` to start one here.
         workers: CPUs of a cluster started here.
         gpus: GPUs that a task needs.
 

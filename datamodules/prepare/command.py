@@ -46,35 +46,37 @@ def prepare(
     ray: str | None = None,
     work: str | None = None,
 ) -> None:
-    """Turn videos into shards with tracks. Run the same command again to go on after an interruption.
+    """Turn videos into shards with tracks. After an interruption, run the same command again: it resumes.
 
     Args:
-        videos: folder of videos and video2dataset tars, searched with its subfolders; or a video, .tar or WebVid .csv.
-        shards: folder for the shards, made if missing; or a URL as s3://bucket/set, where each goes when done.
-        root: folder of a WebVid .csv's videos (page_dir/videoid.mp4); the CSV's own when not given.
-        tracker: what makes the tracks: `dis` is optical flow without weights, `tracks` it helped by sparse tracks,
-            at twice the time; `dot` the method's own tracker; or the class path of your own, as my_module.Tracker.
-        dot: of --tracker dot.
-        frames: frames per clip.
-        fps: frames per second of a clip.
-        height: of a clip in pixels, a multiple of 64.
-        width: of a clip in pixels, a multiple of 64.
-        every: start a clip every so many seconds; without it, one clip from the middle of each video.
-        shots: look for cuts, and let no clip cross one; with --every, within each shot.
-        step: flow quantisation in pixels; the stored flow is off by at most this where a pixel is visible.
-        fill: `smooth` stores what costs least where a pixel is not visible, half of the bytes; `none` keeps what the
-            tracker said there too, for the dense condition and `visibility_rule: block`.
-        background: colour behind transparent parts of videos, as `black` or `#00ff00`.
-        clips_per_shard: videos that go into a shard, and the most clips it holds.
-        workers: processes; when not given as many as there are cores, or GPUs for --tracker dot, which
-            takes 2.2 GB for each on a CPU.
-        timeout: seconds that each clip may take before its video is given up; --tracker dot takes about 240 for
-            each on one CPU core that it has to itself.
-        video_timeout: seconds after which no further clip of a video is begun.
-        max_clips: clips that are tried in one video at most.
-        retry: try the videos that were left out again.
-        ray: run on a Ray cluster: `auto`, HOST:PORT, or `local` for one started here.
-        work: local folder for the state of the work when `shards` is a URL; the same whenever the command is run again.
+        videos: Folder of videos and video2dataset tars, searched with its subfolders; or a video, .tar or WebVid .csv.
+        shards: Folder for the shards, created if missing; or a URL such as s3://bucket/set, which gets each finished
+            shard.
+        root: Folder of the videos of a WebVid .csv (page_dir/videoid.mp4). Default: the folder of the CSV.
+        tracker: Tracker: `dis` is optical flow without weights. `tracks` adds sparse tracks to it and takes twice the
+            time. `dot` is the tracker of the paper. Or the class path of your own, for example my_module.Tracker.
+        dot: Options of --tracker dot.
+        frames: Frames per clip.
+        fps: Frames per second of a clip.
+        height: Height of a clip in pixels, a multiple of 64.
+        width: Width of a clip in pixels, a multiple of 64.
+        every: Seconds from the start of a clip to the start of the next. Default: one clip from the middle of each
+            video.
+        shots: Detect cuts, and let no clip cross one. With --every, clips start anew in each shot.
+        step: Flow quantisation in pixels. It bounds the error of the stored flow where a pixel is visible.
+        fill: Flow to store where a pixel is not visible. `smooth` stores what takes fewest bytes, about half. `none`
+            keeps the tracker's flow, for the dense condition and `visibility_rule: block`.
+        background: Colour behind transparent parts of videos, for example `black` or `#00ff00`.
+        clips_per_shard: Number of videos in a shard, and the most clips that it holds.
+        workers: Number of processes. Default: the number of cores; for --tracker dot the number of GPUs. On a CPU
+            --tracker dot takes 2.2 GB for each.
+        timeout: Seconds that a clip may take before its video is left out. --tracker dot takes about 240 per clip on
+            one CPU core that does nothing else.
+        video_timeout: Seconds after which no further clip of a video is started.
+        max_clips: Most clips to try in one video.
+        retry: Try again the videos that were left out.
+        ray: Ray cluster to run on: `auto`, HOST:PORT, or `local` for one that is started here.
+        work: Local folder for the state of the work when `shards` is a URL. Give the same one at each run.
     """
     settings = Settings(
         frames,
@@ -100,9 +102,9 @@ def prepare(
         raise UserError(f"--work is missing, expected a local folder for the state of the work on {shards}")
     if store is None and work is not None:
         raise UserError(f"--work {work}: only for shards at a URL, {shards} is a folder")
-    found, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
+    sources, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
     with folder.alone(target):
-        job = Job(target, found, settings, version, retry, timeout, video_timeout, store)
+        job = Job(target, sources, settings, version, retry, timeout, video_timeout, store)
         if not job.complete:
             job.run(_runner(ray, workers, gpus))
             job.finish()
@@ -149,11 +151,11 @@ def _gpus() -> int:
 
 
 def verify(shards: str, workers: int | None = None) -> int:
-    """Read everything: checksums, shapes, bounds. Prints what is bad; the exit code is 1 when something is.
+    """Read everything and check checksums, shapes and bounds. Each fault is printed; the exit code is then 1.
 
     Args:
-        shards: a folder of shards, a glob or a brace pattern.
-        workers: processes; as many as there are cores when not given.
+        shards: Folder of shards, glob or brace pattern.
+        workers: Number of processes. Default: the number of cores.
     """
     from datamodules.prepare.verify import verify_shards
 

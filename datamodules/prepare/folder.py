@@ -34,23 +34,23 @@ def alone(folder: Path) -> Iterator[None]:
 def claim(
     path: Path, plan: Mapping[str, Any], what_differs: Callable[[str, Any], str], may_differ: Iterable[str] = ()
 ) -> None:
-    """Take a folder for the job that `plan` describes, or go on with the one that was begun there.
+    """Take a folder for the job that `plan` describes, or resume the one that was begun there.
 
     Args:
-        path: of the plan's file, in the folder.
+        path: path of the plan's file, in the folder.
         plan: everything that the folder's bytes depend on.
-        what_differs: field and its value in the folder -> what to tell the user.
+        what_differs: field and its value in the folder -> what the user reads.
         may_differ: fields that are replaced where they differ.
 
     Raises:
         UserError: the folder holds another job, or something else.
     """
     if path.exists():
-        found = read_record(path, "give another folder, or delete this one")
+        record = read_record(path, "give another folder, or delete this one")
         for name, value in plan.items():
-            if found.get(name) != value and name not in may_differ:
+            if record.get(name) != value and name not in may_differ:
                 raise UserError(
-                    f"{path}: these shards were begun otherwise: {what_differs(name, found.get(name))}; "
+                    f"{path}: these shards were begun otherwise: {what_differs(name, record.get(name))}; "
                     "give another folder, or delete this one"
                 )
     elif path.parent.exists() and any(child.name != LOCK for child in path.parent.iterdir()):
@@ -66,20 +66,20 @@ def read_record(path: Path, advice: str) -> dict[str, Any]:
         UserError: damaged; the message ends with `advice`.
     """
     try:
-        found = parse_json(read_regular(path, _LARGEST))
-        if not isinstance(found, dict):
-            raise UserError(f"is a {type(found).__name__}, expected an object")
+        record = parse_json(read_regular(path, _LARGEST))
+        if not isinstance(record, dict):
+            raise UserError(f"is a {type(record).__name__}, expected an object")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"{path} does not read: {reason}; {advice}") from error
-    return found
+    return record
 
 
 def write_report(folder: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """One JSON line for each source.
 
     Args:
-        folder: of the shards.
+        folder: folder of the shards.
         lines: the source's name as `video` or `shard`; `clips`, the keys of those it gave; `bad`, what was left out:
             its `reason`, with the `start` in seconds or the `key` of a clip; of a video also `notes`, what was done to
             the pictures of its clips and its caption.
@@ -107,20 +107,20 @@ def read_report(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _are_notes(found: Any) -> bool:
-    return isinstance(found, list) and all(isinstance(note, str) for note in found)
+def _are_notes(notes: Any) -> bool:
+    return isinstance(notes, list) and all(isinstance(note, str) for note in notes)
 
 
 def left_out(folder: Path) -> str:
     """What a job left out and why, as the end of its summary; empty where nothing was."""
-    found = []
+    lines = []
     for line in read_report(folder):
         source = line.get("video") or line.get("shard")
-        found += [
+        lines += [
             f"\n  {escaped(' '.join(filter(None, [source, bad.get('key')])))}: {bad['reason']}" for bad in line["bad"]
         ]
-    more = f"\n  and {len(found) - LISTED} more" if len(found) > LISTED else ""
-    return f"\nleft out: {len(found)}, see {folder / REPORT}{''.join(found[:LISTED])}{more}" if found else ""
+    more = f"\n  and {len(lines) - LISTED} more" if len(lines) > LISTED else ""
+    return f"\nleft out: {len(lines)}, see {folder / REPORT}{''.join(lines[:LISTED])}{more}" if lines else ""
 
 
 def noted(folder: Path) -> str:

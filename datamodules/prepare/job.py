@@ -1,7 +1,7 @@
 """The state of a preparation: which videos are done, the shards of finished blocks, the report.
 
 A block is a fixed number of consecutive videos; its clips become one tar, or several when videos give many clips.
-Each finished clip is kept beside the shards until its block is written, so a killed job goes on without redoing it,
+Each finished clip is kept beside the shards until its block is written, so a killed job resumes without redoing it,
 and the shards' bytes do not depend on how many processes made them.
 """
 
@@ -48,7 +48,7 @@ class Job:
     Args:
         target: folder of the shards.
         videos: all of them, in order.
-        settings: of the clips.
+        settings: settings of the clips.
         tracker_version: part of what the bytes depend on.
         retry: try the videos that were left out again, also when the set was complete.
         timeout: seconds that a clip may take.
@@ -95,19 +95,20 @@ class Job:
         """How pictures become clips: a finished set keeps its rule, and only clips of the same rule are added."""
         if retry or not (self.complete and (self.folder / PLAN).exists()):
             return {"rule": clips.RULE}
-        found = folder.read_record(self.folder / PLAN, _AGAIN).get("rule")
-        return {} if found is None else {"rule": found}
+        rule = folder.read_record(self.folder / PLAN, _AGAIN).get("rule")
+        return {} if rule is None else {"rule": rule}
 
     def _claim(self, plan: dict[str, Any], retry: bool) -> None:
-        def what_differs(name: str, found: Any) -> str:
+        def what_differs(name: str, recorded: Any) -> str:
             changed = {
                 "sources": "the videos have changed",
                 "sizes": "files have changed (--retry accepts it)",
-                "background": f"behind transparent parts is {found or 'white'}, not {plan.get(name) or 'white'}",
-                "rule": f"their pictures were chosen by {f'the rule {found}' if found else 'an earlier rule'}, this "
-                f"version's is {plan.get(name)}; a finished set trains as it is, but takes no clips of another rule",
+                "background": f"behind transparent parts is {recorded or 'white'}, not {plan.get(name) or 'white'}",
+                "rule": f"their pictures were chosen by {f'the rule {recorded}' if recorded else 'an earlier rule'}, "
+                f"this version's is {plan.get(name)}; a finished set trains as it is, but takes no clips of another "
+                "rule",
             }
-            return changed.get(name, f"{name} is {found}, not {plan[name]}")
+            return changed.get(name, f"{name} is {recorded}, not {plan[name]}")
 
         # a video that was bad may have been replaced, or have arrived
         folder.claim(self.folder / PLAN, plan, what_differs, may_differ=["sizes"] if retry else [])
@@ -148,7 +149,7 @@ class Job:
                 if isinstance(result, pool.Died):
                     give_up(task, result.exit_code)
                 elif result is not None:
-                    raise UserError(f"{result}; what is finished stays, the same command goes on from there")
+                    raise UserError(f"{result}; what is finished stays; the same command resumes from there")
                 bar.update()
                 block = task.number // self.settings.clips_per_shard
                 missing[block].discard(task.number)
@@ -237,9 +238,9 @@ class Job:
                 f"{self.folder / folder.REPORT} has {len(report)} lines for {len(self.videos)} videos; {_AGAIN}"
             )
         for block in self.blocks:
-            own = [entry for entry in entries if entry["name"].startswith(f"{block:05d}-")]
+            block_entries = [entry for entry in entries if entry["name"].startswith(f"{block:05d}-")]
             lines = [report[number] for number in self._numbers(block)]
-            write_atomic(self._record(block), json_bytes({"entries": own, "report": lines}))
+            write_atomic(self._record(block), json_bytes({"entries": block_entries, "report": lines}))
 
     def _reopen_block(self, block: int) -> None:
         """Unpack a block's shards to parts again; its record, removed last, opens it."""
@@ -271,18 +272,18 @@ class Job:
 
 def _result(path: Path) -> dict[str, Any]:
     """What a video gave, as `write_result` wrote it."""
-    found = folder.read_record(path, _AGAIN)
-    if not all(isinstance(found.get(name), list) for name in ("clips", "bad")):
+    record = folder.read_record(path, _AGAIN)
+    if not all(isinstance(record.get(name), list) for name in ("clips", "bad")):
         raise UserError(f"{path} does not read: no lists `clips` and `bad`; {_AGAIN}")
-    return found
+    return record
 
 
 def _block(path: Path) -> dict[str, Any]:
     """The record of a finished block."""
-    found = folder.read_record(path, _AGAIN)
-    if not all(isinstance(found.get(name), list) for name in ("entries", "report")):
+    record = folder.read_record(path, _AGAIN)
+    if not all(isinstance(record.get(name), list) for name in ("entries", "report")):
         raise UserError(f"{path} does not read: no lists `entries` and `report`; {_AGAIN}")
-    return found
+    return record
 
 
 def _digests(videos: list[Video]) -> dict[str, str]:

@@ -23,8 +23,8 @@ class Worker:
     """A process that runs `function` on one task after another; a new one takes its place when it dies.
 
     Args:
-        function: of a task and the worker's number; must not raise; it and the tasks must pickle.
-        number: of this worker among its pool's; the process that takes a dead one's place has it too.
+        function: function of a task and the worker's number; must not raise; it and the tasks must pickle.
+        number: number of this worker among its pool's; the process that takes a dead one's place has it too.
     """
 
     def __init__(self, function: Function, number: int = 0) -> None:
@@ -49,7 +49,7 @@ class Worker:
             self.pipe.send(task)
 
     def take(self) -> tuple[Any, Any]:
-        """Wait for the task given last; (task, result or Died)."""
+        """Wait for the last task; (task, result or Died)."""
         task, self.task = self.task, None
         try:
             return task, self.pipe.recv()
@@ -65,7 +65,7 @@ class Worker:
         return exit_code
 
     def stop(self) -> None:
-        """End the process; a task that runs is given up."""
+        """End the process; a running task is abandoned."""
         self.pipe.close()
         if self.task is not None:
             self.process.terminate()

@@ -35,7 +35,7 @@ _UNFINISHED = re.compile(
     r"\.(?:part(?:-frag\d+)?|partial|filepart|crdownload|opdownload|download|ytdl|aria2|tmp|temp|!qb|!ut)$",
     re.IGNORECASE,
 )
-_HEAD = 512  # bytes that tell a page or a text from a video
+_HEAD = 512  # bytes that distinguish a page or a text from a video
 CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
 
@@ -49,8 +49,8 @@ class Video:
         path: its file, or the tar it lies in.
         caption: its text.
         fault: why it cannot be used, where that is known without opening it.
-        offset: of its bytes in a tar; None for a file of its own.
-        size: of its bytes in a tar.
+        offset: where its bytes begin in a tar; None for a separate file.
+        size: size of its bytes in a tar.
         note: why its caption is left out, which is empty then, or that its encoding was guessed.
     """
 
@@ -71,7 +71,7 @@ class Video:
         """What PyAV opens: the path, or a fresh file object over the tar's bytes.
 
         Raises:
-            BadClip: the first bytes tell that it is no video.
+            BadClip: the first bytes are not those of a video.
         """
         if self.offset is not None:
             part = Slice(self.path, self.offset, self.size)
@@ -127,7 +127,7 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
 
     Args:
         source: folder, `.tar`, `.csv` or a video.
-        root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the CSV's own.
+        root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the folder of the CSV.
 
     Returns:
         The videos sorted by name. Of those that are there more than once, all but the first have a fault.
@@ -137,22 +137,22 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
     """
     path = Path(os.path.abspath(source))
     if path.suffix.lower() == ".csv":
-        found = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
+        sources = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
     elif root is not None:
         raise UserError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
     elif path.suffix.lower() == ".tar" and path.is_file():
-        found = list(_tar(path, path.name))
+        sources = list(_tar(path, path.name))
     elif path.is_dir():
-        found = list(_folder(path))
+        sources = list(_folder(path))
     elif path.is_file() and path.suffix.lower() in SUFFIXES:
-        found = [_video(path, printable(path.name))]
+        sources = [_video(path, printable(path.name))]
     else:
         taken = f"expected a folder, a .tar or .csv file, or a video: {' '.join(sorted(SUFFIXES))}"
         raise UserError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
-    if not found:
+    if not sources:
         expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
         raise UserError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
-    return _once_each(sorted(found, key=lambda video: (video.name, video.path)))
+    return _once_each(sorted(sources, key=lambda video: (video.name, video.path)))
 
 
 def printable(text: str) -> str:
@@ -272,12 +272,12 @@ def _csv_text(raw: FileIO) -> Iterator[tuple[TextIO, str]]:
 
 
 def _webvid_video(row: dict[str, Any], line: int, root: Path, encoding: str) -> Video:
-    found = [(row[column] or "").strip() for column in ("videoid", "page_dir", "name")]
+    cells = [(row[column] or "").strip() for column in ("videoid", "page_dir", "name")]
     guess = encoding
     if encoding == "bytes":
-        (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in found)
+        (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in cells)
     else:
-        identity, page, caption = found
+        identity, page, caption = cells
     note = _guessed(guess)
     name = "/".join(part for part in (page.strip("/"), identity) if part)
     parts = name.split("/")
@@ -376,8 +376,8 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
         note = _guessed(guess)
         if kind == "txt":
             return text, note
-        found = parse_json(text)
+        entries = parse_json(text)
     except (OSError, ValueError) as error:
         return "", f"its caption .{kind} is left out: {one_line(error)}"
-    caption = found.get("caption") if isinstance(found, dict) else None
+    caption = entries.get("caption") if isinstance(entries, dict) else None
     return (printable(caption.strip()), note) if isinstance(caption, str) else ("", "")

@@ -19,7 +19,7 @@ MARGIN = 1e-3  # seconds; time stamps are read with 1e-6
 
 
 def clip_starts(seconds: float, frames: int, fps: float, every: float | None) -> Iterator[float]:
-    """Starts of the clips of a video without cuts: the middle one, or one every so many seconds.
+    """Starts of the clips of a video without cuts: the middle one, or one every `every` seconds.
 
     They are made one by one: `seconds` may be a damaged container's, and then has no end.
     """
@@ -35,8 +35,8 @@ def clip_starts_in_parts(
 
     Args:
         parts: (first, end) seconds of each, as `find_parts` gives them.
-        frames: of a clip.
-        fps: of a clip.
+        frames: number of frames of a clip.
+        fps: frames per second of a clip.
         every: distance of the clips within each part; None: one clip, in the middle of the part that the video's
             middle lies in, or of the one nearest to it that is long enough.
         name: what a part is called.
@@ -93,7 +93,7 @@ def find_parts(
     Args:
         source: path, or a binary file.
         progress: called now and then.
-        cut: tells of a picture's number and the picture whether a part is to end before it.
+        cut: whether a part ends before a picture, from the picture's number and the picture.
 
     Returns:
         (first, end) in seconds of each, in order: instants from `first` to `end` take none but pictures of that part.
@@ -101,7 +101,7 @@ def find_parts(
     Raises:
         BadClip: does not open or decode, or has no picture.
     """
-    found: list[tuple[float, float]] = []
+    spans: list[tuple[float, float]] = []
     begin, last, period, number = None, 0.0, 0.0, -1
     try:
         for number, picture in enumerate(decode.pictures(source)):
@@ -109,7 +109,7 @@ def find_parts(
                 progress()
             ends = picture.damaged or picture.frame is None or cut(number, picture.frame)
             if begin is not None and ends:
-                found.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
+                spans.append((begin, last + (1 - clips.GIVES_WAY) * (picture.time - last)))
                 begin = None
             if begin is None and not picture.damaged:
                 begin = picture.time
@@ -121,7 +121,7 @@ def find_parts(
         raise BadClip(f"does not decode: {decode.reason(error)}") from error
     if number < 0:
         raise BadClip("has no frames")
-    return found if begin is None else [*found, (begin, last + period)]
+    return spans if begin is None else [*spans, (begin, last + period)]
 
 
 def _small(frame: av.VideoFrame) -> np.ndarray:

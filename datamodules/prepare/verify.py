@@ -16,14 +16,14 @@ from remoco.common.errors import BadClip, UserError, one_line
 def verify_shards(pattern: str, workers: int) -> list[str]:
     """One line for each thing that is wrong, in the order of the shards."""
     shards = Shards(pattern)
-    found: dict[int, list[str]] = {}
+    faults: dict[int, list[str]] = {}
     with tqdm(total=len(shards), desc="verify", unit="clip") as bar:
         for (_, number), lines in pool.run(_verify_shard, ((pattern, n) for n in range(len(shards.counts))), workers):
             if isinstance(lines, pool.Died):
                 lines = [f"{shards.path(number)}: the process that read it died (exit code {lines.exit_code})"]
-            found[number] = lines
+            faults[number] = lines
             bar.update(int(shards.counts[number]))
-    return [line for number in sorted(found) for line in found[number]]
+    return [line for number in sorted(faults) for line in faults[number]]
 
 
 def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:

@@ -96,9 +96,9 @@ def prepare_video(task: Task, worker: int = 0) -> str | None:
 
 def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> Iterator[str]:
     """Write the parts of a video's clips; yields their keys, and adds to `bad` what is left out and why."""
-    found = _starts(task, bad, began)
+    begins = _starts(task, bad, began)
     for index in itertools.count():
-        start = next(found, None)
+        start = next(begins, None)
         if start is None:
             return
         limit = _limit(task, index, began)
@@ -115,7 +115,7 @@ def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> 
                 bad.append({"start": round(start, 3), "reason": str(error)})
                 one = task.settings.every is None and not task.settings.shots
                 if one and index == 0 and isinstance(error, (clips.Damaged, clips.EndsTooEarly)):
-                    found = _starts_beside(task, bad, began)
+                    begins = _starts_beside(task, bad, began)
                 elif isinstance(error, clips.EndsTooEarly):
                     return  # whatever the container says of its length
                 continue
@@ -136,7 +136,7 @@ def give_up(task: Task, exit_code: int | None) -> None:
 
 
 def _alarm(seconds: float | None) -> None:
-    """End this process after so many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
+    """End this process after that many seconds (no handler: SIGALRM also ends a process that hangs in a decoder)."""
     signal.setitimer(signal.ITIMER_REAL, seconds or 0)
 
 
@@ -157,8 +157,8 @@ def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[flo
         if seconds < clips.clip_seconds(settings.frames, settings.fps):
             raise BadClip(f"lasts {seconds:.2f} s, a clip needs {length:.2f} s")
         if settings.shots:
-            found = starts.find_shots(video.source(), progress=lambda: _still(task, began))
-            return starts.clip_starts_in_parts(found, settings.frames, settings.fps, settings.every)
+            shots = starts.find_shots(video.source(), progress=lambda: _still(task, began))
+            return starts.clip_starts_in_parts(shots, settings.frames, settings.fps, settings.every)
     except BadClip as error:
         bad.append({"start": None, "reason": str(error)})
         return iter([])

@@ -73,11 +73,11 @@ class Walk:
                     continue
                 self._read.add(here)
                 with os.scandir(folder) as entries:
-                    found = sorted(entries, key=lambda entry: entry.name)
+                    listed = sorted(entries, key=lambda entry: entry.name)
             except OSError as error:
                 yield self._folder(folder, f"the folder does not read: {error.strerror}")
                 continue
-            for entry in found:
+            for entry in listed:
                 link, path = entry.is_symlink(), Path(entry.path)
                 if os.path.isdir(path):
                     (linked if link else folders).append(path)

@@ -115,15 +115,15 @@ def tracks(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
     for number, layer in enumerate(scene.layers):
         owner[layer.covers(0, x, y)] = number
     for number, layer in enumerate(scene.layers):
-        own = owner == number
-        u, v = layer.motion.to_layer(0, x[own], y[own])
+        pixels = owner == number
+        u, v = layer.motion.to_layer(0, x[pixels], y[pixels])
         for t in range(1, scene.frames):
             to_x, to_y = layer.motion.to_image(t, u, v)
-            flow[t, 0, own], flow[t, 1, own] = to_x - x[own], to_y - y[own]
+            flow[t, 0, pixels], flow[t, 1, pixels] = to_x - x[pixels], to_y - y[pixels]
             seen = (to_x >= -0.5) & (to_x < scene.width - 0.5) & (to_y >= -0.5) & (to_y < scene.height - 0.5)
             for above in scene.layers[number + 1 :]:
                 seen &= ~above.covers(t, to_x, to_y)
-            visibility[t, own] = seen
+            visibility[t, pixels] = seen
     return flow, visibility
 
 

@@ -29,9 +29,9 @@ def varied_scene(look: Sequence[int], motion: Sequence[int], frames: int, height
     camera = _camera(ways, (size - 1) / 2, rng.uniform(-0.4, 0.4), frames, unit)
     layers = [Layer(camera, texture, None, name)]
     count = int(rng.integers(1, 4))
-    own = ways.random(count) < OBJECT
-    own[ways.integers(count)] = True
-    for moves in own:
+    moving = ways.random(count) < OBJECT
+    moving[ways.integers(count)] = True
+    for moves in moving:
         radius = unit * rng.uniform(0.14, 0.24)
         texture, colour = object_texture(rng, radius)
         outline, shape = random_outline(rng, radius)

@@ -5,9 +5,9 @@ frame 1's pixel is visible in the frame; the reach is 32767 steps (2048 px at th
 not visible, the codec may fill in what costs least: see `fill_hidden`.
 
 The pictures (one component of one frame each) are coded from coarse to fine. Every 32nd pixel of every 32nd row comes
-first; then each level doubles the rows and after them the columns, a new pixel being predicted from the four nearest
-known ones of its column or row with the weights (-1, 9, 9, -1) / 16, in whole numbers modulo 2^16. What is stored is
-k = round((value - prediction) / 2 steps), and both sides go on from prediction + 2 k: so errors do not add up, and
+first; then each level doubles the rows and after them the columns. A new pixel is predicted from the four nearest known
+ones of its column or row, with the weights (-1, 9, 9, -1) / 16, in whole numbers modulo 2^16. What is stored is
+k = round((value - prediction) / 2 steps), and both sides continue from prediction + 2 k. So errors do not add up, and
 where the flow is smooth k is zero. (The scheme of SZ3's interpolation predictor, Zhao et al., ICDE 2021.)
 
 The k of the two finest levels go four to a byte, -1..1 as they are and -2 for "in the third stream"; the others two to
@@ -130,7 +130,7 @@ def _residuals(target: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
     """
     step = 2**LEVELS
     first = np.rint(target[:, ::step, ::step] / 2).astype(np.int16)
-    found, known = [first], 2 * first
+    residuals, known = [first], 2 * first
     for level in reversed(range(LEVELS)):
         step = 2**level
         for axis, across in ((1, 2 * step), (2, step)):
@@ -141,9 +141,9 @@ def _residuals(target: np.ndarray, kept: np.ndarray) -> list[np.ndarray]:
             k = np.rint((value - prediction) / 2)
             if level < FINE:
                 k *= kept[grid][odd]
-            found.append(k.astype(np.int16))
-            known = _interleave(known, prediction + 2 * found[-1], axis)
-    return found
+            residuals.append(k.astype(np.int16))
+            known = _interleave(known, prediction + 2 * residuals[-1], axis)
+    return residuals
 
 
 def _predict(known: np.ndarray, count: int, axis: int) -> np.ndarray:
@@ -217,19 +217,19 @@ def _pack(residuals: list[np.ndarray], shape: tuple[int, ...]) -> bytes:
 
 
 def _smallest(data: bytes, ends: Iterable[int] = ()) -> bytes:
-    """One zlib stream: matches save where much is still and cost where all is noise; a quick try tells which.
+    """One zlib stream: matches save where much is still and cost where all is noise; a quick try shows which.
 
     Args:
         data: what it holds.
-        ends: of its parts but the last, in bytes. Blocks may end there, and other Huffman codes begin.
+        ends: ends of its parts but the last, in bytes. Blocks may end there, and other Huffman codes begin.
     """
     cuts = [0, *ends, len(data)]
     tried = [[data], [data[begin:end] for begin, end in zip(cuts, cuts[1:])]]
     strategies = zlib.Z_HUFFMAN_ONLY, zlib.Z_RLE
-    found = min((_deflate(parts, strategy) for parts in tried for strategy in strategies), key=len)
-    if len(_deflate([data], zlib.Z_FILTERED, level=1)) < len(found):
-        return min(found, *(_deflate(parts, zlib.Z_FILTERED) for parts in tried), key=len)
-    return found
+    smallest = min((_deflate(parts, strategy) for parts in tried for strategy in strategies), key=len)
+    if len(_deflate([data], zlib.Z_FILTERED, level=1)) < len(smallest):
+        return min(smallest, *(_deflate(parts, zlib.Z_FILTERED) for parts in tried), key=len)
+    return smallest
 
 
 def _deflate(parts: list[bytes], strategy: int, level: int = 6) -> bytes:
@@ -251,10 +251,10 @@ def decode_flow(data: bytes, shape: tuple[int, int, int, int], out: np.ndarray |
     frames, _, height, width = shape
     out = np.empty(shape, dtype=np.uint16) if out is None else out
     try:
-        magic, *found = _HEADER.unpack_from(data)
-        if magic != _MAGIC or found[:4] != [frames - 1, 2, height, width]:
-            raise BadClip(f"flow is {magic!r} of shape {found[:4]}, expected {[frames - 1, 2, height, width]}")
-        streams = _cut(memoryview(data)[_HEADER.size :], found[4:])
+        magic, *header = _HEADER.unpack_from(data)
+        if magic != _MAGIC or header[:4] != [frames - 1, 2, height, width]:
+            raise BadClip(f"flow is {magic!r} of shape {header[:4]}, expected {[frames - 1, 2, height, width]}")
+        streams = _cut(memoryview(data)[_HEADER.size :], header[4:])
         _grow(streams, out[1:].reshape(-1, height, width))
     except (struct.error, zlib.error, ValueError) as error:
         raise BadClip(f"flow does not decode ({one_line(error)})") from error
@@ -327,7 +327,7 @@ def _cut(body: memoryview, lengths: list[int]) -> list[memoryview]:
 
 
 def _inflate(data: memoryview, dtype: npt.DTypeLike, count: int, exactly: bool = True) -> np.ndarray:
-    """A zlib stream of `count` numbers, or at most so many; never more memory than that, whatever the stream says."""
+    """A zlib stream of `count` numbers, or at most that many; never more memory than that, whatever the stream says."""
     size = count * np.dtype(dtype).itemsize
     stream = zlib.decompressobj()
     content = stream.decompress(data, size + 1)

@@ -86,8 +86,8 @@ def write_index(
     """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
 
     Args:
-        folder: of the shards.
-        shape: of the clips.
+        folder: folder of the shards.
+        shape: shape of the clips.
         entries: one per shard, `ShardWriter.entry`.
         latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
         fill: `smooth` where the flow of hidden pixels was filled in, else `none`.
@@ -160,13 +160,13 @@ class Shards:
         self._handles: OrderedDict[int, Any] = OrderedDict()
         self._fetch = Fetch(self.cache)
 
-    def _take_latents(self, found: dict[str, str] | None, number: int) -> None:
+    def _take_latents(self, hashes: dict[str, str] | None, number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
-        if number and found and self.latent_hashes and found != self.latent_hashes:
+        if number and hashes and self.latent_hashes and hashes != self.latent_hashes:
             raise UserError(
                 f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
-        self.latent_hashes = found if found and (not number or self.latent_hashes) else None
+        self.latent_hashes = hashes if hashes and (not number or self.latent_hashes) else None
 
     @property
     def digest(self) -> str:

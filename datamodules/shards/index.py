@@ -1,6 +1,6 @@
 """What a set's JSON files say: read with bounds, and checked before anything trusts a number of theirs.
 
-Shards may be a stranger's, and their checksums a stranger's too: a count decides how much memory is taken, an offset
+Shards and their checksums may be untrusted: a count decides how much memory is taken, an offset
 what is read. So every number has a range here, and what is out of it is one line.
 """
 
@@ -112,8 +112,8 @@ def _check_entry(shard: Mapping[str, Any]) -> None:
         raise UserError("sha256 is no text")
 
 
-def _whole(found: Mapping[str, Any], name: str, least: int, most: int) -> int:
-    value = found[name]
+def _whole(entry: Mapping[str, Any], name: str, least: int, most: int) -> int:
+    value = entry[name]
     if type(value) is not int or not least <= value <= most:
         raise UserError(f"{name} is {value!r:.80}, expected a whole number from {least} to {most}")
     return value
@@ -138,7 +138,7 @@ def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dic
     """Keys and places of the members of a shard's clips.
 
     Args:
-        path: of the sidecar.
+        path: path of the sidecar.
         clips: that it must have.
         crc: CRC-32 that the file must have; None: any.
 

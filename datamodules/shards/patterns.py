@@ -23,7 +23,7 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path | Remote]:
     import braceexpand
 
     patterns = [str(pattern)] if isinstance(pattern, (str, Path)) else [str(item) for item in pattern]
-    found: list[Path | Remote] = []
+    files: list[Path | Remote] = []
     for text in patterns:
         matches: list[Path | Remote] = []
         names = [text] if os.path.exists(text) else list(islice(braceexpand.braceexpand(text), MOST_NAMES + 1))
@@ -39,5 +39,5 @@ def expand(pattern: str | Path | Sequence[str]) -> list[Path | Remote]:
             raise UserError(
                 f"shards: nothing matches {text!r}, expected a folder of shards, or a glob or brace pattern of .tar"
             )
-        found += matches
-    return list(dict.fromkeys(found))
+        files += matches
+    return list(dict.fromkeys(files))

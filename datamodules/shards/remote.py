@@ -76,7 +76,7 @@ class Remote:
         return self.parent / name
 
     def is_dir(self) -> bool:
-        """Whether this is a folder of shards: object stores do not tell, the name does."""
+        """Whether this is a folder of shards: object stores do not say, so the name decides."""
         return not self.url.endswith(".tar")
 
     def read_bytes(self) -> bytes:
@@ -117,8 +117,8 @@ class Remote:
 
     def glob(self) -> list[Remote]:
         """The files that this URL, a pattern, names, in order."""
-        found = self._again(lambda system, path: [system.unstrip_protocol(name) for name in system.glob(path)])
-        return [Remote(url) for url in sorted(found)]
+        urls = self._again(lambda system, path: [system.unstrip_protocol(name) for name in system.glob(path)])
+        return [Remote(url) for url in sorted(urls)]
 
     def _again(self, call: Callable[[Any, str], Any]) -> Any:
         wait, left = WAIT, TRIES
@@ -188,7 +188,7 @@ class RangeCache:
     Several processes may share it; it may exceed its bound by what they write at the same moment.
 
     Args:
-        folder: made if missing; holds nothing else.
+        folder: created if missing; holds nothing else.
         size: bytes it may hold.
     """
 

@@ -117,11 +117,11 @@ def decode_into(
 
     Args:
         members: by kind.
-        shape: of the clip.
+        shape: shape of the clip.
         out: what `arrays` describes, contiguous; video (L, 3, H, W) uint8, flow (L, 2, H, W) uint16, visibility
             (L, H, W) bool, moving (2, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first
             frame alone. What is in them after an error means nothing.
-        decoder: of the video, see `mp4.decode_mp4`.
+        decoder: decoder of the video, see `mp4.decode_mp4`.
 
     Returns:
         flow_step in pixels, motion_bucket and fps; where latents are among the members, latent_mean, latent_std (L, C,
@@ -134,7 +134,7 @@ def decode_into(
     meta = read_meta(members[META], shape)
     flow_codec.decode_flow(members[FLOW], (shape.frames, 2, *size), out["flow"])
     mask_codec.decode_masks(members[MASKS], out["visibility"], out["moving"])
-    found: dict[str, Any] = {
+    clip: dict[str, Any] = {
         "flow_step": np.float32(meta["flow"]["step"]),
         "motion_bucket": np.float32(meta["flow"]["motion_bucket"]),
         "fps": np.float32(meta["fps"]),
@@ -144,7 +144,7 @@ def decode_into(
         out["first_frame"][:] = out["video"][0]
     else:
         out["first_frame"][:] = mp4.decode_first_frame(members[VIDEO], (3, *size))
-    return {**found, **read_latents(members[LATENT], shape)} if LATENT in members else found
+    return {**clip, **read_latents(members[LATENT], shape)} if LATENT in members else clip
 
 
 def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
@@ -157,11 +157,11 @@ def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
         meta = parse_json(data)
         step, magnitude = float(meta["flow"]["step"]), float(meta["flow"]["mean_magnitude"])
         bucket = float(meta["flow"]["motion_bucket"])
-        found = ClipShape(int(meta["frames"]), int(meta["height"]), int(meta["width"]), float(meta["fps"]))
+        clip_shape = ClipShape(int(meta["frames"]), int(meta["height"]), int(meta["width"]), float(meta["fps"]))
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadClip(f"json lacks a field or has one of the wrong type ({one_line(error)})") from error
-    if found != shape:
-        raise BadClip(f"json has {found}, expected {shape}")
+    if clip_shape != shape:
+        raise BadClip(f"json has {clip_shape}, expected {shape}")
     if not 0 < step <= 1:
         raise BadClip(f"json has flow.step {step}, expected a number in (0, 1]")
     diagonal = float(np.hypot(shape.height, shape.width))
@@ -179,8 +179,8 @@ def read_latents(data: bytes, shape: ClipShape) -> dict[str, np.ndarray]:
         BadClip: not the three float16 arrays, not finite, or a negative standard deviation.
     """
     try:
-        found = safetensors.numpy.load(data)
-        mean, std, embedding = (found[name] for name in ("latent_mean", "latent_std", "image_embedding"))
+        tensors = safetensors.numpy.load(data)
+        mean, std, embedding = (tensors[name] for name in ("latent_mean", "latent_std", "image_embedding"))
     except Exception as error:  # safetensors raises its own type, KeyError and more
         raise BadClip(f"latents do not read ({one_line(error)})") from error
     size = (shape.height // VAE_FACTOR, shape.width // VAE_FACTOR)

@@ -19,7 +19,7 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
 
     Args:
         name: `dis`, `tracks`, `dot`, or the class path of your own, which is made without arguments.
-        dot: of `dot`.
+        dot: options of `dot`.
         worker: number of this process among those of its machine: workers take the GPUs in turn.
 
     Raises:

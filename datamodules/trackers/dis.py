@@ -15,7 +15,7 @@ Improve = Callable[[int, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 SAME = (1.0, 0.0)  # gain and offset of a frame as bright as frame 1
 SPARSE = 4  # every 4th pixel of a row and a column says how bright a frame is
 ENOUGH = 64  # of them
-FLAT = 25.0  # variance of grey values below which they tell no gain
+FLAT = 25.0  # variance of grey values below which they show no gain
 
 
 class DIS:
@@ -61,12 +61,12 @@ class DIS:
             forth_method = _method(0, 1, patch_stride=4, iterations=12, variational=3)
             back_method = _method(0, 0, patch_stride=4, iterations=8, variational=2)
             for t in range(1, length):
-                own, grey[t] = grey[t], _relit(grey[t], light)
+                unlit, grey[t] = grey[t], _relit(grey[t], light)
                 step = step_method.calc(grey[t - 1], grey[t], None)  # type: ignore[call-overload]  # the stub wants a guess
                 step_back = _inverse(step)
                 forth, back = forth + _at(step, forth), step_back + _at(back, step_back)
-                light = _light(grey[0], _at(own, forth), visibility[t - 1])
-                grey[t] = _relit(own, light)
+                light = _light(grey[0], _at(unlit, forth), visibility[t - 1])
+                grey[t] = _relit(unlit, light)
                 forth, back = improve(t, forth, back)
                 forth = _refined(forth_method, grey[0], grey[t], forth)
                 back = _refined(back_method, grey[t], grey[0], back)
@@ -159,9 +159,9 @@ def _method(
 
 def _refined(method: cv2.DISOpticalFlow, first: np.ndarray, second: np.ndarray, start: np.ndarray) -> np.ndarray:
     """The flow found from `start` at full resolution; `start` itself where it explains the colours clearly better."""
-    found = method.calc(first, second, start.copy())
-    kept = mismatch(first, second, start) < 0.9 * mismatch(first, second, found)
-    return smoothed(np.where(kept[..., None], start, found))
+    refined = method.calc(first, second, start.copy())
+    kept = mismatch(first, second, start) < 0.9 * mismatch(first, second, refined)
+    return smoothed(np.where(kept[..., None], start, refined))
 
 
 def mismatch(first: np.ndarray, second: np.ndarray, flow: np.ndarray) -> np.ndarray:

@@ -60,7 +60,7 @@ class LucasKanade:
 
     A step counts where the way back ends within `tolerance` of its start. A point that the steps lose is matched with
     its own query frame from where they led, which finds it again after it was hidden. Where that fails too it is not
-    visible, and goes on with the step that failed, or with `fallback`'s.
+    visible, and continues with the step that failed, or with `fallback`'s.
 
     Args:
         window: side of the matched patch in pixels.
@@ -98,25 +98,25 @@ class LucasKanade:
                 moving = np.flatnonzero((start <= before) if step > 0 else (start >= before))
                 if not len(moving):
                     continue
-                found, held = self._step(grey[before], grey[now], tracks[before, moving])
+                points, held = self._step(grey[before], grey[now], tracks[before, moving])
                 held &= visible[before, moving]
                 for frame in np.unique(start[moving[~held]]):
                     of = np.flatnonzero(~held & (start[moving] == frame))
-                    own = queries[moving[of], 1:]
-                    matched, good = self._match(grey[frame], grey[now], own, found[of], levels=1)
-                    found[of[good]], held[of] = matched[good], good
-                tracks[now, moving], visible[now, moving] = found, held & _inside(found, grey[now].shape)
+                    starts = queries[moving[of], 1:]
+                    matched, good = self._match(grey[frame], grey[now], starts, points[of], levels=1)
+                    points[of[good]], held[of] = matched[good], good
+                tracks[now, moving], visible[now, moving] = points, held & _inside(points, grey[now].shape)
         return tracks, visible
 
     def _step(self, first: np.ndarray, second: np.ndarray, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found, held = self._match(first, second, points, points, levels=4)
+        matched, held = self._match(first, second, points, points, levels=4)
         if self.fallback == "dis" and not held.all():
             forth, back = _dis(first, second), _dis(second, first)
             moved = points + _read(forth, points)
             miss = np.linalg.norm(moved + _read(back, moved) - points, axis=-1)
-            found = np.where(held[:, None], found, moved)
+            matched = np.where(held[:, None], matched, moved)
             held |= miss < self.tolerance
-        return found, held
+        return matched, held
 
     def _match(
         self, first: np.ndarray, second: np.ndarray, points: np.ndarray, guess: np.ndarray, levels: int
@@ -129,18 +129,18 @@ class LucasKanade:
             flags=cv2.OPTFLOW_USE_INITIAL_FLOW,
         )
         points = np.ascontiguousarray(points, dtype=np.float32)
-        found, good, _ = cv2.calcOpticalFlowPyrLK(first, second, points, guess.copy(), **options)
+        matched, good, _ = cv2.calcOpticalFlowPyrLK(first, second, points, guess.copy(), **options)
         # from the displacement mirrored, not from the answer: a match that is wrong should not find its own start
-        back, good_back, _ = cv2.calcOpticalFlowPyrLK(second, first, found, found - (guess - points), **options)
+        back, good_back, _ = cv2.calcOpticalFlowPyrLK(second, first, matched, matched - (guess - points), **options)
         miss = np.linalg.norm(back - points, axis=-1)
-        return found, (good[:, 0] > 0) & (good_back[:, 0] > 0) & (miss < self.tolerance)
+        return matched, (good[:, 0] > 0) & (good_back[:, 0] > 0) & (miss < self.tolerance)
 
 
 class _Network(ABC):
     """A tracker of other people's code, with weights that are read on the first call.
 
     Args:
-        path: of the checkpoint.
+        path: path of the checkpoint.
         what: it is, for the error where there is none.
     """
 
@@ -220,14 +220,14 @@ class CoTracker(_Network):
 class Tapir(_Network):
     """TAPIR or BootsTAPIR (Doersch et al., ICCV 2023 and ACCV 2024), DeepMind's PyTorch release. Apache-2.0.
 
-    The checkpoint tells which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5. Its own
+    The checkpoint shows which of the two it is. Visible where (1 - occlusion) (1 - expected distance) > 0.5. Its own
     coordinates count from the frame's corner: a pixel's centre is at + 0.5 (`tapnet/torch/utils.py`).
 
     Args:
         path: `bootstapir_checkpoint_v2.pt` or `tapir_checkpoint_panning.pt`, or those that DOT's README names.
         code: a checkout of https://github.com/google-deepmind/tapnet (needs dm-tree and einshape installed); where
             None, the installed `tapnet`.
-        centres: `half`: pixels are told as it counts them. `whole`: as ours, as DOT's released code tells them, which
+        centres: how it gets pixels. `half`: as it counts them. `whole`: as we and DOT's released code do, which
             follows points half a pixel left of and above those that are meant.
 
     Raises:

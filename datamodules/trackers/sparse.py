@@ -19,11 +19,11 @@ class SparseDIS(DIS):
 
     Points on a grid of frame 1 are followed by Lucas-Kanade. Before the flow to a frame is refined, each pixel compares
     the carried flow with the motions of the four nearest points that are seen there, and takes the one whose grey
-    values agree best (the carried one unless another is better by a tenth); the same for the flow back. So a pixel of
-    an object that the dense flow lost joins the object's own motion, not the background's.
+    values agree best. The carried one stays unless another is better by a tenth. The flow back does the same. So a
+    pixel of an object that the dense flow lost joins the object's motion, not the background's.
 
     Args:
-        spacing: of the grid in pixels.
+        spacing: spacing of the grid in pixels.
     """
 
     name = "tracks"

@@ -19,7 +19,7 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
     """The file that an option names.
 
     Raises:
-        UserError: none was given, or it is no file; the message names the option and what it should be.
+        UserError: the path is missing, or is not a file; the message names the option and what it should be.
     """
     if path is None:
         raise UserError(f"{option} is missing, expected {what}")
@@ -30,7 +30,7 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
 
 
 def digest(path: Path) -> str:
-    """Twelve hex digits that tell one file from another."""
+    """Twelve hex digits that distinguish one file from another."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
@@ -44,18 +44,18 @@ def read_weights(path: Path, option: str) -> dict[str, Tensor]:
         UserError: not such a file, or one that holds more than tensors in dictionaries.
     """
     try:
-        found = tensor_files.read_weights(path)
+        weights = tensor_files.read_weights(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{option} {path}: does not read as weights: {one_line(error)[:200]}") from error
     for key in WRAPPED:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-    entries = found.items() if isinstance(found, dict) else ()
+        if isinstance(weights, dict) and isinstance(weights.get(key), dict):
+            weights = weights[key]
+    entries = weights.items() if isinstance(weights, dict) else ()
     if not entries or not all(isinstance(v, Tensor) and isinstance(k, str) and len(k) < 1000 for k, v in entries):
         raise UserError(f"{option} {path}: expected a dictionary of tensors")
-    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in found)), None):
-        found = {name[len(prefix) :]: value for name, value in found.items()}
-    return dict(found)
+    while prefix := next((each for each in PREFIXES if all(name.startswith(each) for name in weights)), None):
+        weights = {name[len(prefix) :]: value for name, value in weights.items()}
+    return dict(weights)
 
 
 def load_weights(network: nn.Module, path: Path, option: str) -> None:
@@ -64,23 +64,23 @@ def load_weights(network: nn.Module, path: Path, option: str) -> None:
     Raises:
         UserError: in one line, the file, and the first names that are missing, unknown, or of another shape.
     """
-    found, wanted = read_weights(path, option), network.state_dict()
+    weights, wanted = read_weights(path, option), network.state_dict()
     faults = {
-        "missing": [name for name in wanted if name not in found],
-        "unknown": [name for name in found if name not in wanted],
-        "of another shape": [name for name in wanted if name in found and found[name].shape != wanted[name].shape],
+        "missing": [name for name in wanted if name not in weights],
+        "unknown": [name for name in weights if name not in wanted],
+        "of another shape": [name for name in wanted if name in weights and weights[name].shape != wanted[name].shape],
     }
-    told = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
-    if told:
-        shared = sum(name in wanted for name in found)
+    misfits = [f"{_some(names)} {fault}" for fault, names in faults.items() if names]
+    if misfits:
+        shared = sum(name in wanted for name in weights)
         raise UserError(
             f"{option} {path}: not the weights of {type(network).__name__} "
-            f"({shared} of {len(wanted)} keys in common): {'; '.join(told)}"
+            f"({shared} of {len(wanted)} keys in common): {'; '.join(misfits)}"
         )
-    for name, value in found.items():
+    for name, value in weights.items():
         if not tensor_files.finite(value):
             raise UserError(f"{option} {path}: {name} holds NaN or infinite values")
-    network.load_state_dict(found)
+    network.load_state_dict(weights)
 
 
 def _some(names: list[str]) -> str:

@@ -25,7 +25,7 @@ def base_at(path: str, **arguments: Any) -> VideoBase:
     """The base of a folder or hub id, not built.
 
     Args:
-        path: Of Stable Video Diffusion, the one kind so far that has folders.
+        path: Path of Stable Video Diffusion, the one kind so far that has folders.
         **arguments: Of the base.
     """
     from lightning_modules.bases.svd.base import SVD

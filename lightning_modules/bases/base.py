@@ -31,9 +31,9 @@ class Grid:
 
     Attributes:
         space: Pixels per latent along a side.
-        step: Height and width are multiples of it, in pixels.
-        time: Frames per latent: with 1 any length, with n > 1 a multiple of n and one more (a causal autoencoder, whose
-            first latent is the first frame's own).
+        step: Height and width in pixels are multiples of this.
+        time: Frames per latent. 1 allows any length; n > 1 allows 1 plus a multiple of n (a causal autoencoder, whose
+            first latent holds the first frame alone).
     """
 
     space: int = 8
@@ -41,7 +41,7 @@ class Grid:
     time: int = 1
 
     def latents(self, frames: int) -> int:
-        """Latents F of a clip of so many frames."""
+        """Number F of latents of a clip of that many frames."""
         return (frames - 1) // self.time + 1
 
     def size(self, height: int, width: int) -> tuple[int, int]:
@@ -49,7 +49,7 @@ class Grid:
         return height // self.space, width // self.space
 
     def fitting(self, pixels: int) -> int:
-        """The largest side on the grid of at most so many pixels, at least one step."""
+        """The largest side on the grid of at most that many pixels, at least one step."""
         return max(self.step, pixels // self.step * self.step)
 
     def check(self, frames: int | None, height: int, width: int) -> None:
@@ -62,7 +62,7 @@ class Grid:
         if frames is not None and (frames - 1) % self.time:
             below = self.latents(frames) * self.time - self.time + 1
             raise UserError(
-                f"frames is {frames}, expected a multiple of {self.time} and one more, the nearest {below} and "
+                f"frames is {frames}, expected 1 plus a multiple of {self.time}, the nearest {below} and "
                 f"{below + self.time}"
             )
 
@@ -75,7 +75,7 @@ class Level:
     """Features of the control that a base's places take.
 
     Attributes:
-        channels: Of a feature.
+        channels: Number of channels of a feature.
         space: Pixels per feature along a side.
         time: Frames per feature.
     """
@@ -107,7 +107,7 @@ class Posterior(NamedTuple):
 
     Attributes:
         mean: (B, F, C, h, w), the mode.
-        std: As mean; 0 where nothing is drawn.
+        std: (B, F, C, h, w), the standard deviation; 0 where nothing is drawn.
     """
 
     mean: Tensor
@@ -118,20 +118,20 @@ class VideoBase(nn.Module, ABC):
     """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
 
     Class attributes:
-        grid: Lengths and sizes.
+        grid: Lengths and sizes that it takes.
         conditionings: Names of what the network is conditioned on, in the order of the dropout's draws.
-        unconditional: Name of a conditioning -> `zero` or `keep`: what guidance's other branch has of it.
+        unconditional: Name of a conditioning -> `zero` or `keep`: its value in guidance's unconditional branch.
         named_by: Arguments of the constructor that say which weights these are; they are recorded in checkpoints.
-        located_by: Those of them that only say where the weights lie: another value is no other base if the hash is
-            the same.
+        located_by: Those of them that only say where the weights are. Another value is the same base where the hash
+            is equal.
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
 
     Attributes:
-        arguments: Of the constructor, by name.
+        arguments: Arguments of the constructor, by name.
         trained: Whether the network is trained too.
-        channels: Of a latent; known once it is built.
+        channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
-        decode_chunk: Frames that `decode` takes at once where its caller does not say; None is all.
+        decode_chunk: Number of frames that `decode` takes at once by default; None is all.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
@@ -163,8 +163,8 @@ class VideoBase(nn.Module, ABC):
             bound.apply_defaults()
             init(self, *args, **kwargs)
             # of the outermost class, whose arguments a record has to give again
-            given = {name: value for name, value in bound.arguments.items() if name != "self"}
-            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
+            arguments = {name: value for name, value in bound.arguments.items() if name != "self"}
+            self.arguments = {name: str(v) if isinstance(v, Path) else v for name, v in arguments.items()}
 
         cls.__init__ = keeping  # type: ignore[method-assign, assignment]
 
@@ -175,7 +175,7 @@ class VideoBase(nn.Module, ABC):
         """Load or draw the weights, in place, and freeze them; on the meta device nothing is drawn or allocated.
 
         Args:
-            dtype: Of the frozen networks. What is `trained` is float32.
+            dtype: Dtype of the frozen networks. What is `trained` is float32.
 
         Raises:
             UserError: a file or a weight is missing.
@@ -188,7 +188,7 @@ class VideoBase(nn.Module, ABC):
 
     def export(self, folder: Path) -> None:
         """Write the networks where a base of this kind loads them from."""
-        raise UserError(f"base: {type(self).__name__} has no folder of its own")
+        raise UserError(f"base: {type(self).__name__} cannot be exported as a folder")
 
     @abstractmethod
     def denoisers(self) -> dict[str, nn.Module]:
@@ -219,7 +219,7 @@ class VideoBase(nn.Module, ABC):
 
         Args:
             latents: As the sampler gives them.
-            chunk: Frames at once, for less memory; None is what the base was told, all by default.
+            chunk: Number of frames to decode at once, for less memory. None: the base's setting, by default all.
         """
 
     def reconstructed(self, video: Tensor) -> Tensor:
@@ -248,11 +248,11 @@ class VideoBase(nn.Module, ABC):
     # Conditioning and prediction
 
     def inputs(self) -> dict[str, Input]:
-        """What a person may say beside image and control."""
+        """Inputs that a person may set beside image and control, by name."""
         return {}
 
     def given(self, batch: Mapping[str, Any], bucket: Tensor) -> dict[str, Tensor]:
-        """What is said of clips of a data set: (B,) for each of `inputs` but the noise on the first frame.
+        """Inputs of a data set's clips: (B,) values of each of `inputs()` except the noise on the first frame.
 
         Args:
             batch: The clips.
@@ -261,12 +261,12 @@ class VideoBase(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
-        """What the network is conditioned on, nothing dropped, without control.
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+        """The network's conditioning, without control; nothing is dropped.
 
         Args:
-            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what of a clip is cached.
-            given: (B,) for each of `inputs`.
+            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
+            inputs: (B,) values of each of `inputs()`.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
 
@@ -276,8 +276,8 @@ class VideoBase(nn.Module, ABC):
 
         Args:
             noisy: (B, F, C, h, w), scaled as the noise process says.
-            time: (B,), the noise level as the process tells networks.
-            cond: With dropout.
+            time: (B,), the noise level in the form that the process gives networks.
+            cond: The conditioning, with dropout applied.
         """
 
     # Control
@@ -325,15 +325,15 @@ class VideoBase(nn.Module, ABC):
 
     def same_name(self, record: Mapping[str, Any]) -> bool:
         """Whether another base's record may be of the same weights; their hashes decide once they are loaded."""
-        own = self.record()
-        return own["class_path"] == record.get("class_path") and all(
+        identity = self.record()
+        return identity["class_path"] == record.get("class_path") and all(
             name in self.located_by or record.get("init_args", {}).get(name) == value
-            for name, value in own["init_args"].items()
+            for name, value in identity["init_args"].items()
         )
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """Raise ValueError in one line unless a stranger's file may give these arguments.
+        """Raise ValueError in one line unless an untrusted file may give these arguments.
 
         Args:
             arguments: By the names in `named_by`, of any values.
@@ -348,8 +348,8 @@ class VideoBase(nn.Module, ABC):
         """The base of a record, not built. Nothing is imported because a record says so.
 
         Args:
-            record: As `record` returns it, possibly of a stranger.
-            arguments: In place of recorded ones.
+            record: As `record` returns it; it may be untrusted.
+            arguments: Replace recorded ones.
 
         Raises:
             UserError: its class is not one of ours and was not imported before, or an argument does not fit.
@@ -371,9 +371,9 @@ def class_of(record: Mapping[str, Any]) -> type[VideoBase]:
     module, _, name = path.rpartition(".")
     if module == "lightning_modules.bases":
         import_module(module)
-    found = getattr(sys.modules.get(module), name, None)
-    if found is None:
+    cls = getattr(sys.modules.get(module), name, None)
+    if cls is None:
         raise UserError(f"base.class_path is {path}, which is not imported; import its module before, if you trust it")
-    if not (isinstance(found, type) and issubclass(found, VideoBase)):
+    if not (isinstance(cls, type) and issubclass(cls, VideoBase)):
         raise UserError(f"base.class_path is {path}, expected the class path of a base")
-    return found
+    return cls

@@ -1,4 +1,4 @@
-"""What is said of a base and to it: inputs of a person, the class path and the hash of a record."""
+"""Inputs of a base, and the class path and the hash in its record."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from remoco.common.errors import UserError
 
 @dataclass(frozen=True)
 class Input:
-    """What a person may say to a base beside image and control.
+    """A number or word that a base takes beside image and control.
 
     Attributes:
-        default: Taken where nothing is said.
-        least: The least it may be.
-        most: The most.
-        words: Words that may stand in place of a number, as `drawing`.
+        default: Value where a call gives none.
+        least: Smallest value.
+        most: Largest value.
+        words: Words that are allowed instead of a number, for example `drawing`.
     """
 
     default: float | str
@@ -27,7 +27,7 @@ class Input:
     words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError in one line unless it may be said."""
+        """Raise ValueError in one line unless the value is allowed."""
         sound = value in self.words if isinstance(value, str) else _is_number(value) and value >= self.least
         if not sound or (not isinstance(value, str) and value > self.most):
             said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
@@ -40,7 +40,7 @@ def _is_number(value: Any) -> bool:
 
 
 def class_path(kind: type) -> str:
-    """Where a class is found: `lightning_modules.bases.SVD` for ours."""
+    """The class path of a base: `lightning_modules.bases.SVD` for ours."""
     ours = kind.__module__.startswith("lightning_modules.bases.")
     return f"lightning_modules.bases.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
 

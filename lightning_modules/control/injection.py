@@ -77,8 +77,8 @@ class Concat(nn.Module):
     def forward(self, h: Tensor, projected: Tensor) -> Tensor:
         """`h` (n*B*L, C, h, w) with the control's parts added."""
         weight = self.project.weight[:, : self.project.out_channels]
-        own = F.conv2d(h.to(weight.dtype), weight).to(h.dtype)
-        return (per_clip(h, projected) + (per_clip(own, projected) + projected)).flatten(0, 1)
+        of_feature = F.conv2d(h.to(weight.dtype), weight).to(h.dtype)
+        return (per_clip(h, projected) + (per_clip(of_feature, projected) + projected)).flatten(0, 1)
 
 
 class Add(nn.Module):
@@ -117,14 +117,14 @@ def injection_class(kind: str) -> type[nn.Module]:
     module, _, name = kind.rpartition(".")
     expected = f"expected one of {', '.join(KINDS)}, or the class path of a module with `coefficients` or `steer`"
     try:
-        found = getattr(import_module(module), name) if module else None
+        cls = getattr(import_module(module), name) if module else None
     except (ImportError, AttributeError) as error:
         raise UserError(f"control.injection is {kind!r}, {expected} ({error})") from error
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
         raise UserError(f"control.injection is {kind!r}, {expected}")
-    if not (hasattr(found, "coefficients") or hasattr(found, "steer")):
+    if not (hasattr(cls, "coefficients") or hasattr(cls, "steer")):
         raise UserError(f"control.injection is {kind!r}, {expected}")
-    return found
+    return cls
 
 
 def per_clip(h: Tensor, part: Tensor) -> Tensor:
@@ -148,7 +148,7 @@ class Injection(nn.Module):
 
     Args:
         kind: `modulation`, `concat`, `add`, or a class path.
-        places: Of the base; their weights are drawn in this order.
+        places: Places of the base; their weights are drawn in this order.
         feature_channels: Channels of the motion features, level by level.
         seed: Seed of the initial weights.
     """

@@ -23,7 +23,7 @@ def add_lora(network: nn.Module, names: list[str], rank: int = 32, seed: int = 0
 
     Args:
         network: Network to inject into, in place; everything but the LoRA weights loses its gradient.
-        names: Of its linear layers, as a base's `lora_targets` gives them.
+        names: Names of its linear layers, as a base's `lora_targets` gives them.
         rank: Rank of A and B.
         seed: Seed of A.
     """

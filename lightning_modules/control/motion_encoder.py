@@ -74,7 +74,7 @@ class MotionEncoder(nn.Module):
     """Control tensor -> one feature map per scale of the base's network (69,195,440 parameters at SVD's size).
 
     Args:
-        channels: Of the features, finest first, as the base's `levels`; the first must be a multiple of 32.
+        channels: Channels of the features, finest first, as the base's `levels`. The first is a multiple of 32.
         control_channels: Channels of the control: dx, dy, mask.
         seed: Seed of the initial weights.
     """

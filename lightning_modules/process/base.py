@@ -18,7 +18,7 @@ Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 
 
 class NoiseProcess(ABC):
-    """How latents are noised, what the network is given and predicts, and how a sampler steps."""
+    """How latents are noised, what the network takes and predicts, and how a sampler steps."""
 
     @abstractmethod
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -32,7 +32,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network is given of noised latents: the latents, scaled, and (B,) its time."""
+        """The network's inputs for noised latents: the scaled latents, and (B,) their time."""
 
     @abstractmethod
     def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ class NoiseProcess(ABC):
 
     @abstractmethod
     def times(self, sigmas: Tensor) -> Tensor:
-        """The noise levels as networks are told them, as `asked` does."""
+        """The noise levels in the form that networks take, as `asked` returns them."""
 
 
 class Predictor(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoise, Denoiser, NoiseProcess
 
-# number of the step, from 0; latents after it; the denoised estimate of it -> latents to go on with, None for these
+# number of the step, from 0; latents after it; the denoised estimate of it -> latents to continue with, None for these
 OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
 
 
@@ -28,7 +28,7 @@ def euler(
         denoise: (x, sigma) -> denoised x; sigma is (B,).
         x: (B, ...) latents at noise level sigmas[0].
         sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
-        on_step: Called after each step: progress, previews, latents of one's own; what it raises ends the sampling.
+        on_step: Called after each step: for progress, previews, or other latents. What it raises ends the sampling.
     """
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = denoise(x, sigma.expand(len(x)))
@@ -95,7 +95,7 @@ def euler_sample(
         steps: Number of steps.
         guidance: Guidance of the first and of the last frame, linear in between.
         sigma_max: Noise level that the first step starts from.
-        sigmas: (steps + 1,) noise levels in place of the process's own.
+        sigmas: (steps + 1,) noise levels instead of the process's.
         on_step: Called after each step, see `euler`.
         recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.
     """

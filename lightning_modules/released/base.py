@@ -38,8 +38,8 @@ def check_bundle(base: VideoBase, architecture: dict[str, Any]) -> None:
     if type(base) is not SVD:
         raise UserError(f"model.start: motionpro brings its own base, expected SVD for it, not {type(base).__name__}")
     condition = architecture["condition"]
-    found = {"class_path": condition["class_path"], **condition["init_args"]}
-    wrong = [f"condition.{k} is {found.get(k)}, expected {v}" for k, v in CONDITION.items() if found.get(k) != v]
+    settings = {"class_path": condition["class_path"], **condition["init_args"]}
+    wrong = [f"condition.{k} is {settings.get(k)}, expected {v}" for k, v in CONDITION.items() if settings.get(k) != v]
     wrong += [f"{k} is {architecture[k]}, expected {v}" for k, v in BUNDLE.items() if architecture[k] != v]
     if wrong:
         raise UserError(f"model.start: the released weights belong to another bundle: {'; '.join(wrong)}")
@@ -71,10 +71,10 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
     """Build a base from the frozen networks of a released file.
 
     Args:
-        base: SVD; its `path`, if it has one, is where VAE and image encoder come from in place of the file's own.
+        base: SVD; its `path`, if it has one, gives VAE and image encoder instead of the file's.
         path: The file.
-        lora_rank: Of the module.
-        dtype: Of the frozen networks.
+        lora_rank: LoRA rank of the module.
+        dtype: Dtype of the frozen networks.
 
     Raises:
         UserError: it is no such file, has another rank, or neither has a VAE or an image encoder.

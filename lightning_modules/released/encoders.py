@@ -14,7 +14,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from lightning_modules.released.names import check_tensors, matched, sizes_of
 
 MAX_VAE, MAX_CLIP = 8, 128  # levels and layers a level, layers; the released ones have 4 and 2, and 32
-CLIP_HEAD_CHANNELS = 80  # ViT-H/14; the weights do not tell
+CLIP_HEAD_CHANNELS = 80  # ViT-H/14; the weights do not show it
 VISUAL = "open_clip.model.visual."
 QUANT_CONV = ("quant_conv.weight", "quant_conv.bias")  # the released VAE has none: diffusers' is the identity
 TIME_STACK = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}

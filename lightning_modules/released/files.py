@@ -61,12 +61,12 @@ def _head_channels(path: Path) -> int:
         return HEAD_CHANNELS
     try:
         config = read_json(beside)
-        found = config.get("config", config).get("num_head_channels", HEAD_CHANNELS)
+        channels = config.get("config", config).get("num_head_channels", HEAD_CHANNELS)
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"released: {beside}: expected a JSON object ({error})") from error
-    if type(found) is not int or not 1 <= found <= MAX_HEAD_CHANNELS:
-        raise UserError(f"released: {beside}: num_head_channels is {found!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}")
-    return found
+    if type(channels) is not int or not 1 <= channels <= MAX_HEAD_CHANNELS:
+        raise UserError(f"released: {beside}: num_head_channels is {channels!r:.40}, expected 1 to {MAX_HEAD_CHANNELS}")
+    return channels
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -221,11 +221,11 @@ def load_adapter(
         }
         for part, module in modules.items()
     }
-    found, expected = (
+    shapes, expected = (
         {f"{part}.{name}": tuple(t.shape) for part, state in side.items() for name, t in state.items()}
         for side in (parts, targets)
     )
-    check_tensors(found, expected, "adapter")
+    check_tensors(shapes, expected, "adapter")
     for state in parts.values():
         if odd := odd_weight(state):
             raise UserError(f"start.file: {path}: {odd}")

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from remoco.common.errors import UserError
 
-HEAD_CHANNELS = 64  # of the released network; weights do not tell, a JSON beside them may
+HEAD_CHANNELS = 64  # of the released network; the weights do not show it, a JSON beside them may
 MAX_BLOCKS = 32  # on the way down, and in a transformer; the released network has 12 and 1
 MAX_LISTED = 20
 LORA_SUFFIX = {"lora_A.default.weight": "lora_down.weight", "lora_B.default.weight": "lora_up.weight"}
@@ -60,19 +60,19 @@ class Architecture:
         if len(ranks) > 1:
             raise UserError(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         try:
-            found = cls._of(plain, shapes, head_channels)
+            architecture = cls._of(plain, shapes, head_channels)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             needed = error or "attn2.to_k.weight"
             raise UserError(
                 f"released: no network in the released layout: its sizes cannot be read without {needed}"
             ) from error
-        if any(width % head_channels for width in found.block_out_channels):
+        if any(width % head_channels for width in architecture.block_out_channels):
             raise UserError(
                 f"released: {head_channels} channels per attention head do not divide the levels' "
-                f"{found.block_out_channels}; weights do not tell this size: give num_head_channels in a JSON of the "
-                "same name beside the file"
+                f"{architecture.block_out_channels}; the weights do not show this number: give num_head_channels in a "
+                "JSON file of the same name beside the file"
             )
-        return found
+        return architecture
 
     @classmethod
     def _of(cls, plain: Mapping[str, tuple], shapes: Mapping[str, tuple], head_channels: int) -> Architecture:
@@ -251,15 +251,15 @@ def sizes_of(what: str) -> Iterator[None]:
         raise UserError(f"released: no {what} has the sizes that its tensors have ({reason})") from error
 
 
-def check_tensors(found: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
-    """Raise, with lists, unless names and shapes are exactly the expected ones; `what` they are of is for the error."""
+def check_tensors(tensors: Mapping[str, tuple], expected: Mapping[str, tuple], what: str = "network") -> None:
+    """Raise, with lists, unless names and shapes are exactly the expected ones; the error says `what` they are of."""
     wrong = {
-        "unknown": sorted(found.keys() - expected.keys()),
-        "missing": sorted(expected.keys() - found.keys()),
+        "unknown": sorted(tensors.keys() - expected.keys()),
+        "missing": sorted(expected.keys() - tensors.keys()),
         "misshapen": [
-            f"{name} {found[name]} instead of {expected[name]}"
-            for name in sorted(found.keys() & expected.keys())
-            if found[name] != expected[name]
+            f"{name} {tensors[name]} instead of {expected[name]}"
+            for name in sorted(tensors.keys() & expected.keys())
+            if tensors[name] != expected[name]
         ],
     }
     if any(wrong.values()):

@@ -30,9 +30,9 @@ class Settings:
         size: (height, width), multiples of 64.
         frames: L.
         steps: Euler steps.
-        guidance: Of the first and the last frame, linear in between.
+        guidance: Guidance scale of the first and the last frame, linear in between.
         fps: Frames per second.
-        motion_bucket: What the network is told of the motion, where it hears it.
+        motion_bucket: Motion bucket of the network, where it takes one.
         noise: Standard deviation of the noise on the first frame.
         scale: Factor of the residuals.
         decode_chunk: Frames per pass of the VAE, which leaves a seam between passes.
@@ -60,8 +60,8 @@ class Settings:
 Maps = Sequence[Tensor | None]
 
 
-class Given(NamedTuple):
-    """What both guidance branches are given, the unconditional one first.
+class FrameConditioning(NamedTuple):
+    """The conditioning of both guidance branches, the unconditional one first.
 
     tokens: (2, 1, D). latents: (2, C, h, w), not scaled. ids: (2, 3).
     """
@@ -75,7 +75,7 @@ class SVDSampler:
     """SVD sampled as diffusers does it.
 
     Args:
-        unet: diffusers' UNet, as it is.
+        unet: diffusers' UNet, unchanged.
         vae: Autoencoder with temporal decoder.
         image_encoder: CLIP vision model with projection.
         settings: How it is sampled.
@@ -93,7 +93,7 @@ class SVDSampler:
             return clip_input(picture(image), size)
         return resized(unit_picture(image), size)
 
-    def given(self, image: np.ndarray, noise: Tensor) -> Given:
+    def frame_conditioning(self, image: np.ndarray, noise: Tensor) -> FrameConditioning:
         """Conditioning of a first frame.
 
         Args:
@@ -107,24 +107,24 @@ class SVDSampler:
         asked = settings.fps - 1, settings.motion_bucket, settings.noise
         ids = latent.new_tensor([CONSTANT_IDS if self.quirks.time_ids == "constant" else asked])
         tokens, latents = (torch.cat([torch.zeros_like(one), one]) for one in (token, latent))
-        return Given(tokens, latents, ids.expand(2, -1))
+        return FrameConditioning(tokens, latents, ids.expand(2, -1))
 
-    def inputs(self, latents: Tensor, given: Given) -> Tensor:
+    def inputs(self, latents: Tensor, cond: FrameConditioning) -> Tensor:
         """(2, L, 2C, h, w) of latents (1, L, C, h, w) that c_in has scaled."""
-        first = given.latents[:, None].expand(-1, latents.shape[1], -1, -1, -1)
+        first = cond.latents[:, None].expand(-1, latents.shape[1], -1, -1, -1)
         return torch.cat([latents.expand(2, -1, -1, -1, -1).to(first), first], 2)
 
-    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Tensor:
+    def predict(self, inputs: Tensor, timestep: Tensor, cond: FrameConditioning, maps: Maps) -> Tensor:
         """Predictions (2, L, C, h, w) of both branches as one batch."""
-        return self.unet(inputs, timestep, given.tokens, given.ids, return_dict=False)[0]
+        return self.unet(inputs, timestep, cond.tokens, cond.ids, return_dict=False)[0]
 
-    def before_step(self, number: int, x: Tensor, sigma: Tensor, given: Given) -> Tensor:
+    def before_step(self, number: int, x: Tensor, sigma: Tensor, cond: FrameConditioning) -> Tensor:
         """Latents that a step starts from; x, unless a system changes them."""
         return x
 
     def sample(
         self,
-        given: Given,
+        cond: FrameConditioning,
         maps: Maps,
         start: Tensor,
         sigmas: Tensor | None = None,
@@ -135,10 +135,10 @@ class SVDSampler:
         The noise levels are float32 scalars, as in diffusers' `EulerDiscreteScheduler`, also where networks are not.
 
         Args:
-            given: See `given`.
-            maps: Of one clip, see `EncoderCopy.forward`; both branches get them. None of a system without a copy.
+            cond: What `frame_conditioning` returned.
+            maps: Maps of one clip, see `EncoderCopy.forward`; both branches get them. None for a system without a copy.
             start: (1, L, C, h, w) standard normal.
-            sigmas: (steps + 1,) noise levels, in place of `karras_sigmas(steps)`.
+            sigmas: (steps + 1,) noise levels, instead of `karras_sigmas(steps)`.
             on_step: Called after each step, see `process.sampler.euler`.
         """
         sigmas = karras_sigmas(self.settings.steps) if sigmas is None else sigmas.float().cpu()
@@ -146,10 +146,10 @@ class SVDSampler:
         twice = [None if one is None else one.repeat(2, 1, 1, 1) for one in maps]
         x = start * (sigmas[0] ** 2 + 1) ** 0.5
         for number, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
-            x = self.before_step(number, x, sigma, given)
-            inputs = self.inputs(x / (sigma**2 + 1) ** 0.5, given)
+            x = self.before_step(number, x, sigma, cond)
+            inputs = self.inputs(x / (sigma**2 + 1) ** 0.5, cond)
             timestep = timestep_of(sigma).to(start.device)
-            without, with_image = self.predict(inputs, timestep, given, twice).to(x.dtype).split(1)
+            without, with_image = self.predict(inputs, timestep, cond, twice).to(x.dtype).split(1)
             x, denoised = self.step(x, without + scale * (with_image - without), sigma, following)
             if on_step is not None:
                 changed = on_step(number, x, denoised)
@@ -166,8 +166,8 @@ class SVDSampler:
         height, width = self.settings.size
         grid = (1, self.settings.frames, self.unet.config.out_channels, height // 8, width // 8)
         noise, start = draws(seed, (1, 3, height, width), grid)
-        given = self.given(image, noise)
-        latents = self.sample(given, maps, start.to(given.latents.device), on_step=on_step)
+        cond = self.frame_conditioning(image, noise)
+        latents = self.sample(cond, maps, start.to(cond.latents.device), on_step=on_step)
         return decoded(self.vae, latents, self.settings.decode_chunk)[0].float()
 
     def networks(self) -> tuple[nn.Module, ...]:
@@ -177,16 +177,16 @@ class SVDSampler:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> None:
         """Move and convert all networks, without gradients; the VAE stays in float32 at least, or it overflows."""
         for module in self.networks():
-            own = torch.promote_types(dtype, torch.float32) if module is self.vae else dtype
-            nn.Module.to(module, device, own).requires_grad_(False).eval()
+            module_dtype = torch.promote_types(dtype, torch.float32) if module is self.vae else dtype
+            nn.Module.to(module, device, module_dtype).requires_grad_(False).eval()
 
 
 class ControlledSVD(SVDSampler):
     """SVD with a copy of its encoder.
 
     Args:
-        unet: diffusers' UNet, as it is.
-        copy: Of its encoder, with the system's own branches.
+        unet: diffusers' UNet, unchanged.
+        copy: Copy of its encoder, with the system's own branches.
         vae: As of `SVDSampler`, as are the next three.
         image_encoder: See there.
         settings: See there.
@@ -197,14 +197,14 @@ class ControlledSVD(SVDSampler):
         super().__init__(unet, vae, image_encoder, settings, quirks)
         self.joined, self.copy = Joined(unet, copy, quirks), copy
 
-    def residuals(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Residuals:
+    def residuals(self, inputs: Tensor, timestep: Tensor, cond: FrameConditioning, maps: Maps) -> Residuals:
         """What the copy gives for both branches."""
-        return self.copy(inputs, timestep, given.tokens, given.ids, maps, self.settings.scale)
+        return self.copy(inputs, timestep, cond.tokens, cond.ids, maps, self.settings.scale)
 
-    def predict(self, inputs: Tensor, timestep: Tensor, given: Given, maps: Maps) -> Tensor:
+    def predict(self, inputs: Tensor, timestep: Tensor, cond: FrameConditioning, maps: Maps) -> Tensor:
         """Predictions of both branches as one batch; the order of the context needs that."""
-        residuals = self.residuals(inputs, timestep, given, maps)
-        return self.joined(inputs, timestep, given.tokens, given.ids, residuals)
+        residuals = self.residuals(inputs, timestep, cond, maps)
+        return self.joined(inputs, timestep, cond.tokens, cond.ids, residuals)
 
     def networks(self) -> tuple[nn.Module, ...]:
         """All that has weights."""
@@ -212,5 +212,5 @@ class ControlledSVD(SVDSampler):
 
 
 def timestep_of(sigma: Tensor) -> Tensor:
-    """(1,) float32 that the network is told of a noise level: 0.25 ln sigma."""
+    """(1,) float32, a noise level in the network's form: 0.25 ln sigma."""
     return (0.25 * sigma.double().log()).float()[None]

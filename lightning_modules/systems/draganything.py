@@ -17,12 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, halving, through
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
-from lightning_modules.systems.system import Drawn, check_size, check_tracks
+from lightning_modules.systems.system import check_size, check_tracks, stretched
 from lightning_modules.systems.tracks import paths, scaled_points, track_brushes
 from metrics.correspondence import DIFTFeatures
 from remoco.common.errors import UserError
@@ -60,7 +61,7 @@ RELEASED = Settings(size=(320, 576), frames=14, motion_bucket=180)
 
 
 class Control(NamedTuple):
-    """What the copy is given of one drawing.
+    """The copy's inputs for one drawing.
 
     heatmap: (L, H, W) uint8, as the network takes it: bytes, not divided. entity: (L, H, W) int64, 0 where no entity
     is, else its number. vectors: (1 + N, 160), of each number, the first zero.
@@ -75,7 +76,7 @@ class ControlBranch(PixelBranch):
     """The heat map's convolutions and the entity map's, whose sum joins the copy's first features.
 
     Args:
-        out_channels: Of the UNet's first level.
+        out_channels: Output channels of the UNet's first level.
     """
 
     def __init__(self, out_channels: int):
@@ -92,7 +93,7 @@ class ControlledEncoder(EncoderCopy):
     """The copy with its control branch; names are those of the released file.
 
     Args:
-        config: Of the UNet it is a copy of.
+        config: Configuration of the UNet it is a copy of.
     """
 
     def __init__(self, config: Any):
@@ -152,7 +153,7 @@ class DragAnything:
             segment: As of the class.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of all networks.
+            dtype: Dtype of all networks.
             device: Where they go.
 
         Raises:
@@ -172,37 +173,37 @@ class DragAnything:
             features = dift.to(device)
         return cls(controlled, features, segment)
 
-    def control(self, drawing: Drawn) -> Control:
+    def control(self, drawing: Drawing) -> Control:
         """Heat maps and entity maps of a drawing.
 
         Raises:
             UserError: a track has no mask, or one too small to have a feature; one line.
         """
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = stretched(drawing, self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
-        masks = track_masks(own, tracks, self.segment)
-        image = torch.from_numpy(np.ascontiguousarray(own.image)).permute(2, 0, 1)
+        masks = track_masks(resized, tracks, self.segment)
+        image = torch.from_numpy(np.ascontiguousarray(resized.image)).permute(2, 0, 1)
         points = released_paths(tracks, self.size, self.size, self.frames, self.quirks)
         return drawn(points, masks, self.features(image), self.quirks)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        own = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         copy: Any = self.svd.copy
-        maps = copy.maps(self.control(own))
-        return self.svd.video(own.image, maps, seed, on_step)
+        maps = copy.maps(self.control(resized))
+        return self.svd.video(resized.image, maps, seed, on_step)
 
 
-def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
+def track_masks(drawing: Drawing, tracks: Sequence[np.ndarray], segment: Segment | None) -> list[np.ndarray]:
     """(H, W) uint8, 0 or 255, for each track: its own brush, else the brush's connected part under its start, else what
     `segment` says.
 
     Raises:
         UserError: a track has none.
     """
-    found, brushes = [], track_brushes(drawing, tracks)
+    masks, brushes = [], track_brushes(drawing, tracks)
     for index, (track, mask) in enumerate(zip(tracks, brushes, strict=True)):
         if mask is None and segment is not None:
             mask = np.asarray(segment(drawing.image, track[0])) != 0
@@ -211,8 +212,8 @@ def track_masks(drawing: Drawn, tracks: Sequence[np.ndarray], segment: Segment |
                 f"DragAnything: track {index} starts at x, y = {[round(float(n), 1) for n in track[0]]} where nothing "
                 f"is brushed, expected a brush under each of the {len(tracks)} tracks, or masks of SAM"
             )
-        found.append(mask.astype(np.uint8) * 255)
-    return found
+        masks.append(mask.astype(np.uint8) * 255)
+    return masks
 
 
 def released_paths(
@@ -284,7 +285,7 @@ def entity_vector(inside: np.ndarray, feature: Tensor, index: int, entity: str) 
     small = cv2.resize(inside, (width, height)) > 0
     if not small.any():
         raise UserError(
-            f"DragAnything: the mask of track {index} is gone at {height} x {width}, where features are pooled, "
+            f"DragAnything: the mask of track {index} is empty at {height} x {width}, where features are pooled, "
             "expected a larger brush"
         )
     # pixels before channels: in float32 the order of the sum shows

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from conditions.dragnuwa import KERNEL, SIGMA, Drags, drags, spread
+from datamodules.drawings import Drawing
 from lightning_modules.bases.svd.clip import clip_input
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.process.sampler import OnStep, euler_sample
 from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
-from lightning_modules.systems.system import Drawn, check_size, check_tracks, draws
+from lightning_modules.systems.system import check_size, check_tracks, draws, stretched
 from lightning_modules.systems.tracks import paths, scaled_points
 from remoco.common.errors import UserError
 
@@ -52,9 +53,9 @@ class Settings:
         size: (height, width); drags are drawn in its pixels.
         frames: L.
         steps: Euler steps.
-        guidance: Of the first and the last frame, linear in between.
-        fps: Frames per second that the network is told.
-        motion_bucket: What it is told of the motion; the demo's slider has 1 to 100.
+        guidance: Guidance scale of the first and the last frame, linear in between.
+        fps: Frames per second, an input of the network.
+        motion_bucket: Motion bucket, an input of the network; the demo's slider has 1 to 100.
         noise: Standard deviation of the noise on the first frame.
     """
 
@@ -118,7 +119,7 @@ class DragNUWA:
             svd: diffusers' SVD to take VAE and image encoder from, where the file has none.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of all networks; the release computes in float32.
+            dtype: Dtype of all networks; the release computes in float32.
             device: Where they go.
             head_channels: Channels per attention head, see `load_released`.
 
@@ -136,24 +137,24 @@ class DragNUWA:
             nn.Module.to(module, device, dtype).requires_grad_(False).eval()
         return cls(network, vae, encoder, quirks, settings)
 
-    def drags(self, drawing: Drawn) -> Drags:
+    def drags(self, drawing: Drawing) -> Drags:
         """The steps of a drawing's tracks, float32 as in the release."""
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = stretched(drawing, self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
         return released_drags(tracks, self.size, self.size, self.frames, self.quirks)
 
-    def control(self, drawing: Drawn) -> Tensor:
+    def control(self, drawing: Drawing) -> Tensor:
         """(L, 2, H, W) dx, dy in pixels, frame 0 zero."""
-        found = self.drags(drawing)
-        return spread(found, *self.size)
+        steps = self.drags(drawing)
+        return spread(steps, *self.size)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) in [-1, 1], decoded frame by frame as in the release; see `System`."""
-        own, settings, unet = drawing.resized(*self.size), self.settings, self.network.unet
-        control = self.control(own).to(unet.device)[None]
-        first = picture(own.image).to(unet.device, unet.dtype)
+        resized, settings, unet = stretched(drawing, self.size), self.settings, self.network.unet
+        control = self.control(resized).to(unet.device)[None]
+        first = picture(resized.image).to(unet.device, unet.dtype)
         grid = (1, self.frames, unet.config.out_channels, self.size[0] // 8, self.size[1] // 8)
         noise, start = (each.to(first) for each in draws(seed, first.shape, grid))
         ids = torch.tensor([[settings.fps, settings.motion_bucket, settings.noise]]).to(first)
@@ -185,18 +186,18 @@ def released_drags(
         quirks: As released, or corrected.
     """
     points = paths(scaled_points(tracks, canvas, size, quirks.whole_pixels), frames, click=quirks.whole_pixels)
-    found = drags(torch.from_numpy(points), *size)
-    return Drags(found.at, found.step.float())
+    steps = drags(torch.from_numpy(points), *size)
+    return Drags(steps.at, steps.step.float())
 
 
 def check_filter(path: str, tensors: dict[str, Tensor]) -> None:
     """Raise UserError unless a file's drag filter, where it has one, is that of the release."""
     if not tensors:
         return
-    found = tensors.get("weight")
-    if set(tensors) != {"weight"} or found is None or found.shape != (CHANNELS, 1, KERNEL, KERNEL):
+    weight = tensors.get("weight")
+    if set(tensors) != {"weight"} or weight is None or weight.shape != (CHANNELS, 1, KERNEL, KERNEL):
         raise UserError(f"{path}: guassian_filter: expected one weight of ({CHANNELS}, 1, {KERNEL}, {KERNEL})")
     at = torch.arange(KERNEL, dtype=torch.float64) - KERNEL // 2
     ours = torch.exp(-(at[:, None].square() + at.square()) / (2 * SIGMA**2))
-    if not torch.allclose(found.double(), ours.expand_as(found), atol=1e-2):
+    if not torch.allclose(weight.double(), ours.expand_as(weight), atol=1e-2):
         raise UserError(f"{path}: guassian_filter.weight is another filter, expected a Gaussian of sigma {SIGMA:g}")

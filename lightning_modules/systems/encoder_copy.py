@@ -32,7 +32,7 @@ class PixelBranch(nn.Module):
 
     Args:
         channels: Channels of the pixels.
-        out_channels: Of the UNet's first level.
+        out_channels: Output channels of the UNet's first level.
     """
 
     def __init__(self, channels: int, out_channels: int, widths: Sequence[int] = BRANCH_WIDTHS):
@@ -63,7 +63,7 @@ class EncoderCopy(nn.Module):
     """The copy, without what a system puts into it.
 
     Args:
-        config: Of the UNet it is a copy of, `unet.config`.
+        config: Configuration of the UNet it is a copy of, `unet.config`.
     """
 
     def __init__(self, config: Mapping[str, Any]):
@@ -101,16 +101,16 @@ class EncoderCopy(nn.Module):
         known = self.add_time_proj(ids.flatten()).reshape(clips, -1).to(sample.dtype)
         embedding = (embedding + self.add_embedding(known)).repeat_interleave(frames, 0)
         context = context.repeat_interleave(frames, 0)
-        given = {"temb": embedding, "image_only_indicator": sample.new_zeros(clips, frames)}
+        embeddings = {"temb": embedding, "image_only_indicator": sample.new_zeros(clips, frames)}
 
         x = added(self.conv_in(sample.flatten(0, 1)), maps[0])
         skips = [x]
         for block, one in zip(self.down_blocks, maps[1:-1], strict=True):
             attends = {"encoder_hidden_states": context} if getattr(block, "has_cross_attention", False) else {}
-            x, own = block(hidden_states=x, **given, **attends)
-            skips += own
+            x, block_skips = block(hidden_states=x, **embeddings, **attends)
+            skips += block_skips
             x = added(x, one)
-        x = self.mid_block(hidden_states=added(x, maps[-1]), encoder_hidden_states=context, **given)
+        x = self.mid_block(hidden_states=added(x, maps[-1]), encoder_hidden_states=context, **embeddings)
         convs = zip(self.controlnet_down_blocks, skips, strict=True)
         return Residuals(tuple(conv(skip) * scale for conv, skip in convs), self.controlnet_mid_block(x) * scale)
 
@@ -124,8 +124,8 @@ def skip_widths(unet: Any) -> list[int]:
     """Channels of the UNet's skips, the input convolution's first."""
     widths = [unet.conv_in.out_channels]
     for block in unet.down_blocks:
-        own = block.resnets[-1].spatial_res_block.conv2.out_channels
-        widths += [own] * (len(block.resnets) + len(block.downsamplers or []))
+        width = block.resnets[-1].spatial_res_block.conv2.out_channels
+        widths += [width] * (len(block.resnets) + len(block.downsamplers or []))
     return widths
 
 
@@ -134,7 +134,7 @@ class Joined:
 
     Args:
         unet: diffusers' UNet.
-        copy: Of its encoder.
+        copy: Copy of its encoder.
         quirks: `context_order` and `residual_times` count here.
     """
 
@@ -171,7 +171,7 @@ class Joined:
             self._residuals = None
 
     def remove(self) -> None:
-        """Leave both networks as they were given."""
+        """Leave both networks unchanged."""
         for hook in self.hooks:
             hook.remove()
 

@@ -20,10 +20,10 @@ PARTS = ("unet", "vae", "image_encoder")
 def released_file(path: str | Path, name: str = WEIGHTS) -> Path:
     """A file, or the one of this name in a folder."""
     path = Path(path).expanduser()
-    found = path / name if path.is_dir() else path
-    if not found.is_file():
-        raise UserError(f"{found}: not found, expected {name} or its folder")
-    return found
+    file = path / name if path.is_dir() else path
+    if not file.is_file():
+        raise UserError(f"{file}: not found, expected {name} or its folder")
+    return file
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -52,12 +52,12 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Any, what: str) -
         UserError: names or shapes differ, or a value is not finite; one line.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     counted = [name for name in expected if name.endswith("num_batches_tracked")]  # not used, and not in every file
     wrong = {
-        "missing": sorted(expected.keys() - found.keys() - set(counted)),
-        "unknown": sorted(found.keys() - expected.keys()),
-        "misshapen": sorted(n for n in expected.keys() & found.keys() if expected[n] != found[n]),
+        "missing": sorted(expected.keys() - shapes.keys() - set(counted)),
+        "unknown": sorted(shapes.keys() - expected.keys()),
+        "misshapen": sorted(n for n in expected.keys() & shapes.keys() if expected[n] != shapes[n]),
     }
     if any(wrong.values()):
         lists = ", ".join(f"{len(names)} {kind} ({names[0][:100]})" for kind, names in wrong.items() if names)
@@ -73,8 +73,8 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
     Args:
         svd: Folder, or hub id.
         frames: Length that the base was trained for, as its `unet/config.json` says: 14 of SVD, 25 of SVD-XT.
-        what: Who needs it, for errors.
-        revision: Of the hub id.
+        what: The system that needs it, for errors.
+        revision: Revision of the hub id.
 
     Raises:
         UserError: a file or a weight is missing.
@@ -84,10 +84,10 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
     parts: dict[str, Any] = {}
     for name in PARTS:
         parts[name] = load_component(base, name, svd)
-        if name == "unet" and (found := parts[name].config.num_frames) != frames:
+        if name == "unet" and (trained := parts[name].config.num_frames) != frames:
             kinds = {14: "SVD", 25: "SVD-XT"}
             raise UserError(
-                f"{svd}: its UNet is for {found} frames ({kinds.get(found, 'another base')}), {what} needs one for "
+                f"{svd}: its UNet is for {trained} frames ({kinds.get(trained, 'another base')}), {what} needs one for "
                 f"{frames} ({kinds.get(frames, 'another base')})"
             )
     return parts

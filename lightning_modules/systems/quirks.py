@@ -21,7 +21,7 @@ class Quirks:
             diffusers' before 0.28: in a batch of both guidance branches each second pixel gets the other's image token.
         residual_times: How often a skip gets its residual. `by_level`: once for every down block from its own on, so
             the first level's four times; `once`.
-        time_ids: `constant` tells the network CONSTANT_IDS; `asked` what the settings say.
+        time_ids: `constant` gives the network CONSTANT_IDS; `asked` the values of the settings.
         clip_normalised: Whether the image encoder sees pixels normalised by CLIP's mean and standard deviation; else in
             [0, 1].
         whole_pixels: Key points and displacements are cut to whole pixels, and a click moves by (1, 1).
@@ -61,7 +61,7 @@ def residual_counts(levels: list[int], times: str) -> torch.Tensor:
 
     Args:
         levels: Skips of each down block, the input convolution's counted to the first.
-        times: Of `Quirks.residual_times`.
+        times: Times of `Quirks.residual_times`.
     """
     if times == "once":
         return torch.ones(sum(levels))

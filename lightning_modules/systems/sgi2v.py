@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
 from lightning_modules.released.network import use_portable_timesteps
-from lightning_modules.systems.controlled import Given, Settings, SVDSampler, timestep_of
+from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
-from lightning_modules.systems.system import Drawn, check_size, check_tracks
+from lightning_modules.systems.system import check_size, check_tracks, stretched
 from lightning_modules.systems.tracks import paths, track_brushes
 from remoco.common.errors import UserError
 
@@ -39,10 +40,10 @@ class Optimisation:
     Attributes:
         first: Steps before which nothing is.
         last: The last step in which it is.
-        iterations: Of AdamW in each step.
+        iterations: Number of iterations of AdamW in each step.
         rate: Its learning rate.
         spread: Standard deviation of a box's Gaussian weight, in halves of its sides.
-        cut: Of the low-pass filter, in halves of the spectrum: lower frequencies are the optimised latent's.
+        cut: Cut-off of the low-pass filter, in halves of the spectrum: lower frequencies are the optimised latent's.
         recompute: Activations are computed again in the backward pass, which takes less memory and more time.
     """
 
@@ -107,12 +108,12 @@ class SGI2VSampler(SVDSampler):
         if optimisation.recompute:
             unet.enable_gradient_checkpointing()
 
-    def before_step(self, number: int, x: Tensor, sigma: Tensor, given: Given) -> Tensor:
+    def before_step(self, number: int, x: Tensor, sigma: Tensor, cond: FrameConditioning) -> Tensor:
         """Latents (1, L, C, h, w) optimised in the steps that are for it."""
         chosen = self.optimisation.first <= number <= self.optimisation.last
-        return self.optimised(x, sigma, given) if chosen and len(self.boxes) else x
+        return self.optimised(x, sigma, cond) if chosen and len(self.boxes) else x
 
-    def optimised(self, x: Tensor, sigma: Tensor, given: Given) -> Tensor:
+    def optimised(self, x: Tensor, sigma: Tensor, cond: FrameConditioning) -> Tensor:
         """Some AdamW steps on the latents, of which the low frequencies are kept."""
         how, dtype = self.optimisation, torch.promote_types(x.dtype, torch.float32)
         half = x.is_cuda and dtype == torch.float32  # as released: float32 weights in float16 arithmetic
@@ -123,7 +124,7 @@ class SGI2VSampler(SVDSampler):
             for _ in range(how.iterations):
                 with self.recorded() as seen:
                     with torch.autocast(x.device.type, torch.float16, enabled=half):
-                        self._run(latents, sigma, given)
+                        self._run(latents, sigma, cond)
                     features = self.features(seen, latents.shape[-2:])
                     loss = box_loss(features, self.boxes, how.spread)
                     if loss is None:  # no box is in any later frame
@@ -147,11 +148,11 @@ class SGI2VSampler(SVDSampler):
             for recorder in self.recorders:
                 recorder.seen = None
 
-    def _run(self, latents: Tensor, sigma: Tensor, given: Given) -> None:
+    def _run(self, latents: Tensor, sigma: Tensor, cond: FrameConditioning) -> None:
         """The conditional branch alone, as far as the features."""
-        inputs = torch.cat([latents / (sigma**2 + 1) ** 0.5, given.latents[1:, None].expand_as(latents)], 2)
+        inputs = torch.cat([latents / (sigma**2 + 1) ** 0.5, cond.latents[1:, None].expand_as(latents)], 2)
         try:
-            self.unet(inputs, timestep_of(sigma).to(inputs.device), given.tokens[1:], given.ids[1:])
+            self.unet(inputs, timestep_of(sigma).to(inputs.device), cond.tokens[1:], cond.ids[1:])
         except _Seen:
             pass
 
@@ -265,7 +266,7 @@ class SGI2V:
             svd: diffusers' SVD of 14 frames, folder or hub id.
             settings: How it is sampled.
             optimisation: How the latent is optimised.
-            dtype: Of all networks.
+            dtype: Dtype of all networks.
             device: Where they go.
 
         Raises:
@@ -276,27 +277,27 @@ class SGI2V:
         sampler.to(device, dtype)
         return cls(sampler)
 
-    def control(self, drawing: Drawn) -> np.ndarray:
+    def control(self, drawing: Drawing) -> np.ndarray:
         """(N, L, 4) float32 top, left, bottom, right of each track's box in pixels.
 
         Raises:
             UserError: a box does not begin in the frame.
         """
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = stretched(drawing, self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
-        found = []
-        for brush, path in zip(track_brushes(own, tracks), paths(tracks, self.frames, click=False), strict=True):
+        boxes = []
+        for brush, path in zip(track_brushes(resized, tracks), paths(tracks, self.frames, click=False), strict=True):
             box = first_box(brush, path[0], self.size)
-            found.append(box + (path - path[:1])[:, [1, 0, 1, 0]])
-        return np.stack(found).astype(np.float32)
+            boxes.append(box + (path - path[:1])[:, [1, 0, 1, 0]])
+        return np.stack(boxes).astype(np.float32)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        own = drawing.resized(*self.size)
-        self.svd.boxes = self.control(own)
-        return self.svd.video(own.image, (), seed, on_step)
+        resized = stretched(drawing, self.size)
+        self.svd.boxes = self.control(resized)
+        return self.svd.video(resized.image, (), seed, on_step)
 
 
 def first_box(brush: np.ndarray | None, start: np.ndarray, size: tuple[int, int]) -> np.ndarray:

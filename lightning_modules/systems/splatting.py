@@ -1,4 +1,4 @@
-"""Forward warping: every pixel goes where its flow says, what lands on one place is averaged.
+"""Forward warping: every pixel moves by its flow; what lands on one place is averaged.
 
 The formula is that of softmax splatting's average mode (Niklaus and Liu 2020), whose own code is for academic use and a
 CUDA kernel; this is plain torch, written from the formula.

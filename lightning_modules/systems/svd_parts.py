@@ -39,7 +39,7 @@ def resized(image: Tensor, size: int) -> Tensor:
 
 
 def first_latent(vae: Any, frame: Tensor) -> Tensor:
-    """Mode (1, C, H/8, W/8) of a first frame's latent, not scaled, as the UNet is given it."""
+    """Mode (1, C, H/8, W/8) of a first frame's latent, not scaled, as the UNet takes it."""
     return vae.encode(frame.to(vae.dtype)).latent_dist.mode()
 
 
@@ -49,7 +49,7 @@ def embedded(image_encoder: Any, pixels: Tensor) -> Tensor:
 
 
 def decoded(vae: Any, latents: Tensor, chunk: int) -> Tensor:
-    """Frames (B, L, 3, H, W), at most in [-1, 1], of scaled latents (B, L, C, h, w), so many frames at a time."""
+    """Frames (B, L, 3, H, W), at most in [-1, 1], of scaled latents (B, L, C, h, w), a few frames at a time."""
     clips = []
     for clip in (latents / vae.config.scaling_factor).to(vae.dtype):
         parts = [vae.decode(part, num_frames=len(part)).sample for part in clip.split(chunk)]

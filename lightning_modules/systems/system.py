@@ -9,30 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.drawings import Drawing, Framing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
-
-
-class Drawn(Protocol):
-    """A first frame and what was drawn on it; `datamodules.drawings.Drawing` is one.
-
-    Attributes:
-        image: (H, W, 3) uint8.
-        brush: (H, W), 0 where nothing is brushed; None for no brush.
-        brush_ids: For each track the value of `brush` that moves with it, or None. None: one brush for all tracks.
-    """
-
-    image: np.ndarray
-    brush: np.ndarray | None
-    brush_ids: list[int | None] | None
-
-    def resized(self, height: int, width: int) -> Drawn:
-        """The same at another size."""
-
-    def strokes(self, frames: int) -> list[np.ndarray]:
-        """Key points (n, 2) x, y of each track, in pixels, evenly spread over the clip."""
 
 
 class System(Protocol):
@@ -52,21 +33,27 @@ class System(Protocol):
     frames: int
     fps: float
 
-    def control(self, drawing: Drawn) -> Any:
+    def control(self, drawing: Drawing) -> Any:
         """What the network is controlled by, made from the drawing alone.
 
         Raises:
             UserError: the drawing is not one for this system; one line.
         """
 
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1].
 
         Args:
-            drawing: Of any size; it is resized to the system's, whatever its shape, so crop it before.
+            drawing: Drawing of any size. It is stretched to the system's frame, so crop it before.
             seed: The same video for the same seed; no global generator moves.
             on_step: Called after each step, see `process.sampler.euler`.
         """
+
+
+def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
+    """A drawing in a system's frame (height, width), squeezed where its shape differs."""
+    height, width = size
+    return drawing.framed(Framing.of(drawing.size, (height, width), "stretch"))
 
 
 def check_size(name: str, size: Sequence[int]) -> None:

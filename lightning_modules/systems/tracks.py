@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from conditions.strokes import interpolate_track, track_points
-from lightning_modules.systems.system import Drawn
+from datamodules.drawings import Drawing
 
 
 def scaled_points(
@@ -26,12 +26,12 @@ def scaled_points(
         whole_pixels: Cut them on the canvas, and cut them again at the other size.
     """
     scale = np.array([size[1] / canvas[1], size[0] / canvas[0]])
-    found = []
+    scaled = []
     for index, track in enumerate(tracks):
         points = track_points(track, f"track {index}")
         # first the product: x * W / canvas, as the demos have it, so that the same number is cut
-        found.append(np.trunc(np.trunc(points) * size[::-1] / canvas[::-1]) if whole_pixels else points * scale)
-    return found
+        scaled.append(np.trunc(np.trunc(points) * size[::-1] / canvas[::-1]) if whole_pixels else points * scale)
+    return scaled
 
 
 def paths(tracks: Sequence[np.ndarray], frames: int, click: bool = True) -> np.ndarray:
@@ -46,7 +46,7 @@ def paths(tracks: Sequence[np.ndarray], frames: int, click: bool = True) -> np.n
     return np.stack([interpolate_track(each, frames) for each in moved])
 
 
-def track_brushes(drawing: Drawn, tracks: Sequence[np.ndarray]) -> list[np.ndarray | None]:
+def track_brushes(drawing: Drawing, tracks: Sequence[np.ndarray]) -> list[np.ndarray | None]:
     """(H, W) bool for each track: its own brush, else the brush's connected part under its start; None where it has
     neither.
     """
@@ -55,11 +55,11 @@ def track_brushes(drawing: Drawn, tracks: Sequence[np.ndarray]) -> list[np.ndarr
     if brush is not None:
         parts = cv2.connectedComponents((brush > 0).astype(np.uint8), connectivity=8)[1]
     ids = drawing.brush_ids or [None] * len(tracks)
-    found: list[np.ndarray | None] = []
+    brushes: list[np.ndarray | None] = []
     for number, track in zip(ids, tracks, strict=True):
         x, y = np.clip(np.floor(track[0]).astype(int), 0, [width - 1, height - 1])
         if number is not None and brush is not None:
-            found.append(brush == number)
+            brushes.append(brush == number)
         else:
-            found.append(parts == parts[y, x] if parts is not None and parts[y, x] else None)
-    return found
+            brushes.append(parts == parts[y, x] if parts is not None and parts[y, x] else None)
+    return brushes

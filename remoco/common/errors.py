@@ -1,4 +1,4 @@
-"""What can go wrong, told to the person who can mend it. Imports nothing: a loader's workers start fast."""
+"""What can go wrong, reported to the person who can fix it. Imports nothing: a loader's workers start fast."""
 
 import errno
 
@@ -39,6 +39,6 @@ def escaped(name: str) -> str:
 
 
 def readable(text: str, most: int = 500) -> str:
-    """A stranger's text as an error shows it: one line, without what would steer a terminal or cannot be written."""
+    """Untrusted text as an error shows it: one line, without what would steer a terminal or cannot be written."""
     line = "".join(c if c.isprintable() else " " if c.isspace() else ascii(c)[1:-1] for c in text[: most + 1])
     return line if len(line) <= most else f"{line[:most]}..."

@@ -1,4 +1,4 @@
-"""Files from anybody: regular ones of bounded size, and JSON whose depth and values are counted before it is parsed."""
+"""Untrusted files: regular ones of bounded size, and JSON whose depth and values are counted before it is parsed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from remoco.common.errors import UserError
 
-MAX_JSON = 1 << 26  # bytes of a JSON file that anybody may have written
+MAX_JSON = 1 << 26  # bytes of an untrusted JSON file
 MAX_VALUES = 1 << 20  # in it: at 250 bytes for the largest, an object of one field, they take a quarter of a GB
 MAX_DEPTH = 64
 MAX_DIGITS = 100  # in a row; so every whole number fits a float
@@ -52,7 +52,7 @@ def read_regular(path: str | os.PathLike, limit: int) -> bytes:
 
 
 class JsonShape:
-    """How deep JSON goes and how many values it has, told before it is parsed, from pieces of any size in its order.
+    """How deep JSON goes and how many values it has, counted before it is parsed, from pieces of any size in its order.
 
     A parser's recursion and its memory follow from the text alone: three characters are an empty list of 64 bytes.
 
@@ -66,7 +66,7 @@ class JsonShape:
         self._count, self._inside, self._in_text, self._kept = 1, 0, False, b""
 
     def feed(self, piece: bytes) -> None:
-        """Go on by a piece of the text, in UTF-8.
+        """Count the next piece of the text, in UTF-8.
 
         Raises:
             UserError: it holds too many values, too deeply nested ones, or a number of too many digits.
@@ -75,7 +75,7 @@ class JsonShape:
             self._feed(self._kept + piece[begin : begin + _PIECE])
 
     def _feed(self, piece: bytes) -> None:
-        # kept for the next piece: half an escape, the digits of a number that may go on
+        # kept for the next piece: half an escape, the digits of a number that may continue
         digits = len(piece) - len(piece.rstrip(b"0123456789"))
         halves = (len(piece) - len(piece.rstrip(b"\\"))) % 2
         cut = halves if not digits else digits if digits <= MAX_DIGITS else 0
@@ -95,7 +95,7 @@ class JsonShape:
 
 
 def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
-    """JSON from anybody, in UTF-8: the one reader of it. Numbers may be NaN or infinite: who uses one has to look.
+    """Untrusted JSON in UTF-8; its only reader. Numbers may be NaN or infinite: the caller has to check.
 
     Args:
         data: the text.
@@ -113,26 +113,26 @@ def parse_json(data: bytes | str, values: int = MAX_VALUES) -> Any:
         raise UserError(f"is not UTF-8 (at {getattr(error, 'start', 0)})") from None
     JsonShape(values).feed(data)
     try:
-        found = _DECODER.decode(text)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         raise UserError(str(error)) from None
     except RecursionError:  # who calls is deep already
         raise UserError("is nested too deeply") from None
     if _SURROGATE.search(data):
         try:
-            json.dumps(found, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeError:
             raise UserError("holds half a character (a lone surrogate)") from None
-    return found
+    return value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise UserError(f"has {ascii(twice)[:80]} twice in one object")
-    return found
+    return members
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)

@@ -1,4 +1,4 @@
-"""Folders of models in the layout of diffusers and transformers, from anybody: looked at before the libraries do.
+"""Folders of models in the layout of diffusers and transformers, untrusted: checked before the libraries read them.
 
 The libraries build what `config.json` says, and follow what it names to the hub: adapters, kernels, quantizers. Here
 the config's sizes are compared with the weights beside it, and nothing in it may name anything.
@@ -42,7 +42,7 @@ def check_model(folder: Path, layout: Callable[[dict[str, Any]], nn.Module]) -> 
     try:
         with torch.device("meta"):
             network = layout(config)
-    except Exception as error:  # a library's classes fail in many ways on a config that is none of theirs
+    except Exception as error:  # a library's classes fail in many ways on a config of another class
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder / 'config.json'}: no network has these sizes ({reason})") from error
     asked = sum(tensor.numel() for tensor in network.state_dict().values())
@@ -80,7 +80,7 @@ def _check_values(config: dict[str, Any], path: Path, largest: int) -> None:
 
 
 def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
-    """Shapes of all tensors in a folder's weights, none of them read; UserError where a file is none."""
+    """Shapes of all tensors in a folder's weights, without reading them; UserError where a file has no weights."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
     for file in files:
         try:
@@ -92,8 +92,8 @@ def stored_shapes(folder: Path) -> Iterator[tuple[int, ...]]:
         except (OSError, ValueError, AttributeError) as error:
             raise UserError(f"{file}: does not read as weights: {error}") from error
     for index in folder.glob("*.index.json"):
-        found = read_json(index)
-        parts = found.get("weight_map") if isinstance(found, dict) else None
+        listing = read_json(index)
+        parts = listing.get("weight_map") if isinstance(listing, dict) else None
         if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
             raise UserError(f"{index}: expected a weight_map to files of this folder")
         if absent := sorted(set(parts.values()) - {file.name for file in files}):

@@ -1,4 +1,4 @@
-"""Pickles of weights, from anybody: an interpreter of the few opcodes and names that `torch.save` writes.
+"""Untrusted pickles of weights: an interpreter of the few opcodes and names that `torch.save` writes.
 
 `torch.load(weights_only=True)` runs no code, but it calls what a file names with the arguments that the file gives:
 `bytearray(10**10)`, a tensor of 10**10 values on a storage of one. Here nothing is called. A value is plain, or a
@@ -214,15 +214,15 @@ def _storage(identity: Any) -> Storage:
 
 def _tensor(storage: Storage, offset: int, shape: tuple, stride: tuple, *_: Any) -> Stored:
     """A dense tensor: its strides are those of a contiguous one in some order of its axes."""
-    found = Stored(_of(storage, Storage), _numbers(shape), _numbers(stride), *_numbers((offset,)))
-    if len(shape) != len(stride) or found.offset + found.numel > storage.numel:
+    stored = Stored(_of(storage, Storage), _numbers(shape), _numbers(stride), *_numbers((offset,)))
+    if len(shape) != len(stride) or stored.offset + stored.numel > storage.numel:
         raise UserError("a tensor reaches beyond its storage")
     expected = 1
-    for step, size in sorted((step, size) for size, step in zip(shape, stride) if size > 1) if found.numel else ():
+    for step, size in sorted((step, size) for size, step in zip(shape, stride) if size > 1) if stored.numel else ():
         if step != expected:
             raise UserError(f"a tensor of shape {shape} and strides {stride} is not dense: its values repeat or skip")
         expected *= size
-    return found
+    return stored
 
 
 def _encoded(text: str, encoding: str) -> bytes:
@@ -281,9 +281,9 @@ def with_tensors(value: Any, make: Callable[[Stored], torch.Tensor]) -> Any:
             raise UserError("it holds a storage or a function where a value belongs")
         return value
 
-    found = walk(value, 0)
+    result = walk(value, 0)
     for places in taken.values():
         places.sort()
         if any(end > start for (_, end), (start, _) in zip(places, places[1:])):
             raise UserError("two of its tensors share their values, expected each to have its own")
-    return found
+    return result

@@ -1,4 +1,4 @@
-"""A stranger's files, pictures and arrays: held to bounds before they are decoded, all that is wrong as one line."""
+"""Untrusted pictures and arrays: checked against bounds before they are decoded; each error is one line."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         kinds: of numpy's dtypes, those that it may have.
 
     Raises:
-        UserError: it is none, is empty, or has another number of axes or other values.
+        UserError: it is not an array, is empty, or has another number of axes or other values.
     """
     path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
@@ -164,7 +164,7 @@ def _opened(source: Source, name: str) -> Image.Image:
 
 
 def _kind(data: bytes) -> str | None:
-    """What of FOREIGN a file is, as far as its beginning tells."""
+    """Which of FOREIGN a file is, by its first bytes."""
     head = data[:4096]
     return next((kind for kind, begin in FOREIGN.items() if re.match(begin, head, re.DOTALL | re.IGNORECASE)), None)
 

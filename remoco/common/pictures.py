@@ -29,12 +29,12 @@ def colour_of(background: Background, name: str = "background") -> tuple[int, in
     """R, G, B of `white`, `#rrggbb` and what else CSS calls colours, or of three whole numbers in 0..255.
 
     Raises:
-        UserError: it is none; one line that begins with `name`.
+        UserError: it is not a colour; one line that begins with `name`.
     """
     try:
-        found = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
-        if len(found) == 3 and all(isinstance(n, (int, np.integer)) and 0 <= n <= 255 for n in found):
-            return int(found[0]), int(found[1]), int(found[2])
+        colour = ImageColor.getrgb(background) if isinstance(background, str) else tuple(background)
+        if len(colour) == 3 and all(isinstance(n, (int, np.integer)) and 0 <= n <= 255 for n in colour):
+            return int(colour[0]), int(colour[1]), int(colour[2])
     except (ValueError, TypeError):
         pass
     raise UserError(
@@ -94,7 +94,7 @@ def eight_bits(values: np.ndarray) -> np.ndarray:
 
 
 def alpha_of(picture: Image.Image) -> np.ndarray | None:
-    """(H, W) uint8, how opaque a picture is; None where nothing of it is transparent."""
+    """(H, W) uint8, how opaque a picture is; None where no part is transparent."""
     if picture.mode.startswith("I;16") and "transparency" in picture.info:
         alpha = np.where(np.asarray(picture) == picture.info["transparency"], 0, 255).astype(np.uint8)
     elif picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:

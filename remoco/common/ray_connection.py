@@ -1,4 +1,4 @@
-"""The connection to a Ray cluster, which a preparation and a sweep share: reached first, and no open door here.
+"""The connection to a Ray cluster, which a preparation and a sweep share: reached first, and no open port here.
 
 Ray is imported when it is asked for: it is an extra.
 """
@@ -48,7 +48,7 @@ def load(address: str) -> Any:
     """Ray, with the settings that count when it is first imported.
 
     Where it is started here it listens on 127.0.0.1 alone: it takes the machine's own address otherwise, and its ports
-    run anybody's code, so that who reaches one owns the machine.
+    run any client's code, so that who reaches one owns the machine.
 
     Raises:
         UserError: it is not installed.

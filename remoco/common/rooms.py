@@ -40,7 +40,8 @@ def keep(command: str) -> None:
     if theirs := hidden():
         if all(os.environ.get(name, "0") == "0" for name in RANKS):
             paths = ", ".join(map(str, theirs.values()))
-            print(f"{command}: not imported, for this program has its own: {paths}. Rename to import", file=sys.stderr)
+            reason = "not imported, since this program has packages of these names"
+            print(f"{command}: {reason}: {paths}. Rename them to import them", file=sys.stderr)
         first()
 
 
@@ -54,14 +55,14 @@ def first() -> None:
 
 def hidden() -> dict[str, Path]:
     """Our packages that something else hides, in the working folder as a rule: name -> the file or folder."""
-    found = {}
+    places = {}
     for room in ROOMS:
         spec = next(filter(None, (finder.find_spec(room, None) for finder in sys.meta_path)), None)
         origin = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
         place = Path(origin).resolve() if origin else None
         if place is not None and not (place.is_relative_to(HOME / room) or place.is_relative_to(FIRST)):
-            found[room] = place.parent if place.name == "__init__.py" else place
-    return found
+            places[room] = place.parent if place.name == "__init__.py" else place
+    return places
 
 
 def _put_first() -> None:

@@ -1,4 +1,4 @@
-"""Files of tensors, from anybody: `.ckpt`, `.pt`, `.pth` and `.safetensors`, mapped into memory, never unpickled.
+"""Untrusted files of tensors: `.ckpt`, `.pt`, `.pth` and `.safetensors`, mapped into memory, never unpickled.
 
 What such a file says of itself is compared with what it holds before anything is taken for it, so that reading costs
 about the file's own size, whatever it says.
@@ -69,10 +69,10 @@ def regular_size(path: str | os.PathLike) -> int:
     Raises:
         OSError: it is something else, or not there.
     """
-    found = os.stat(path)
-    if not stat.S_ISREG(found.st_mode):
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(None, "it is no regular file", str(path))
-    return found.st_size
+    return status.st_size
 
 
 def _read_zip(path: str | os.PathLike, size: int, checksums: bool) -> Any:
@@ -127,14 +127,14 @@ def _start(file: Any, member: zipfile.ZipInfo, size: int) -> int:
 def _read_legacy(path: str | os.PathLike, size: int) -> Any:
     """The format before torch 1.6: pickles one after another, then each storage's length and bytes."""
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at, found = 0, []
+        at, values = 0, []
         for _ in range(5):  # magic number, protocol, sizes of C's types, the value, keys of its storages
             value, length = read_pickle(data[at : at + MAX_BYTES + 1])
-            found.append(value)
+            values.append(value)
             at += length
-            if found[0] != LEGACY_MAGIC:
+            if values[0] != LEGACY_MAGIC:
                 raise UserError("it is neither a zip file nor an older file of torch.save")
-        value, keys = found[3:]
+        value, keys = values[3:]
         if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
             raise UserError("its storages have no names")
         sizes = {storage.key: storage.dtype.itemsize for storage in _storages(value)}
@@ -150,14 +150,14 @@ def _read_legacy(path: str | os.PathLike, size: int) -> Any:
 
 def _storages(value: Any) -> Iterable[Storage]:
     """Storages of a value before its tensors are made."""
-    found: list[Storage] = []
+    storages: list[Storage] = []
 
     def note(stored: Stored) -> Tensor:
-        found.append(stored.storage)
+        storages.append(stored.storage)
         return torch.empty(0)
 
     with_tensors(value, note)
-    return found
+    return storages
 
 
 class _Mapped:

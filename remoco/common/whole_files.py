@@ -22,10 +22,10 @@ def inside(folder: Path, name: str) -> Path:
     """`folder / name` for a name that comes from data: the one way by which such a name becomes a path.
 
     Raises:
-        UserError: the name is none, or would lead out of the folder.
+        UserError: not a file name, or it would lead out of the folder.
     """
     if not name or name in (".", "..") or any(character in name for character in ("/", "\\", "\0")):
-        raise UserError(f"{folder}: {name!r} is no file name, it would lead out of the folder")
+        raise UserError(f"{folder}: {name!r} is not a file name inside the folder")
     return folder / name
 
 
@@ -167,14 +167,14 @@ def read_object(path: str | os.PathLike) -> dict[str, Any]:
         UserError: it does not read, or holds something else; one line that names the file.
     """
     try:
-        found = read_json(path)
+        value = read_json(path)
     except OSError as error:
         raise UserError(f"{path}: does not read: {error.strerror}") from None
     except ValueError as error:
         raise UserError(f"{path}: not readable JSON ({error})") from None
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")
-    return found
+    return value
 
 
 def json_bytes(value: Any) -> bytes:

@@ -25,15 +25,15 @@ def page(
     background: str = "white",
     fit: Fit = "crop",
 ) -> None:
-    """Serve a page on this machine: open an image, brush, draw tracks, generate; Ctrl+C ends it.
+    """Serve a page on this machine to open an image, draw tracks and a brush, and generate. Ctrl+C stops it.
 
     Args:
-        checkpoint: of a run, or `embedded`.
-        port: on 127.0.0.1; 0 takes a free one.
-        svd: where the base is now, if not where the checkpoint says.
-        device: of torch; the GPU if there is one.
-        background: colour behind transparent parts of images and driving videos, as `black` or `#00ff00`.
-        fit: how an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as of `remoco generate`.
+        checkpoint: Checkpoint of a run, or `embedded`, the small model in the package.
+        port: Port on 127.0.0.1; 0 takes a free one.
+        svd: Folder or hub id of the base. Default: where the checkpoint says that it is.
+        device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+        background: Colour behind transparent parts of images and driving videos, for example `black` or `#00ff00`.
+        fit: How an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as for `remoco generate`.
     """
     behind = colour_of(background, "--background")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
@@ -48,7 +48,7 @@ def page(
         app = application(Studio(pipeline, behind, fit), name)
         listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # a stranger's bad request is no event
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # an untrusted client's bad request is no event
         server(app).run(sockets=[listening])
 
 
@@ -61,5 +61,5 @@ def _bound(port: int) -> socket.socket:
         listening.bind((HOST, port))
     except OSError as error:
         listening.close()
-        raise UserError(f"--port {port}: {error.strerror}; choose another one, or 0 for any") from None
+        raise UserError(f"--port {port}: {error.strerror}; choose another port, or 0 for any free one") from None
     return listening

@@ -1,4 +1,4 @@
-"""Zips from anybody: stored or deflated, each file once and where it says, unpacked in steps up to a bound."""
+"""Untrusted zips: stored or deflated, no file twice or over another, unpacked in steps up to a bound."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Archive:
             raise UserError(f"{name}: not a readable zip ({one_line(error)})") from error
 
     def _checked(self, entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
-        found: dict[str, zipfile.ZipInfo] = {}
+        by_name: dict[str, zipfile.ZipInfo] = {}
         for entry in entries:
-            if entry.filename in found:
+            if entry.filename in by_name:
                 raise UserError(f"{self.name}: {readable(entry.filename, 100)} is there twice")
-            found[entry.filename] = entry
+            by_name[entry.filename] = entry
         placed = sorted(entries, key=lambda entry: entry.header_offset)
         places = [*(entry.header_offset for entry in placed), size]
         for entry, (start, after) in zip(placed, pairwise(places), strict=True):
@@ -58,7 +58,7 @@ class Archive:
                 raise UserError(
                     f"{self.name}: {readable(entry.filename, 100)} lies over another one, or beyond the end"
                 )
-        return found
+        return by_name
 
     def read(self, path: str) -> bytes:
         """One of its files.
@@ -90,7 +90,7 @@ class Archive:
 
 
 def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], int]:
-    """The files of the first sample in a zip, of at most so many bytes together, and how many samples it holds.
+    """The files of the first sample in a zip, `most` bytes together at most, and how many samples it holds.
 
     Raises:
         UserError: one line that names the zip and what is wrong with it.
@@ -100,23 +100,23 @@ def first_sample(data: bytes, name: str, most: int) -> tuple[dict[str, bytes], i
     if not images:
         raise UserError(f"{name}: no {IMAGE} in it")
     folder = PurePosixPath(images[0]).parent
-    found: dict[str, bytes] = {}
+    files: dict[str, bytes] = {}
 
     def read(wanted: Sequence[str]) -> None:
         for entry in archive.entries:
             path = PurePosixPath(entry)
-            if path.parent == folder and path.name in wanted and len(found) < 8:
-                if path.name in found:  # under a/b and a/./b
+            if path.parent == folder and path.name in wanted and len(files) < 8:
+                if path.name in files:  # under a/b and a/./b
                     raise UserError(f"{name}: {readable(path.name, 100)} is there twice")
-                found[path.name] = archive.read(entry)
+                files[path.name] = archive.read(entry)
 
     read((IMAGE, MASK, *META))
-    read([other for text in META if text in found for other in named_in(found[text]) if other not in found])
-    return found, len(images)
+    read([other for text in META if text in files for other in named_in(files[text]) if other not in files])
+    return files, len(images)
 
 
 def named_in(text: bytes) -> list[str]:
-    """Files that a `meta_data.json` names; what is wrong with the text is said where it is read."""
+    """Files that a `meta_data.json` names; errors in the text are reported where it is read."""
     try:
         return file_names(parse_json(text))
     except ValueError:

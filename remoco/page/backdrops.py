@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.drawings import Backdrop, Drawing, Fit, Framing, Grid
+from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, Framing
 from datamodules.drawings.backdrop import video_kind
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
@@ -58,7 +58,7 @@ def fitting_depth(source: Source, name: str, size: tuple[int, int]) -> bytes:
     """A depth map as an .npy file of the page's image; of the same shape but another size, it is scaled.
 
     Raises:
-        UserError: it is none, or of another shape.
+        UserError: it is not a depth map, or has another shape.
     """
     check_side(_data(source), name, MAX_DEPTH_SIDE)
     depth = read_depth(source, name)
@@ -116,8 +116,8 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
         about = _about_video(data, name)
     else:
         raise UserError(f"kind: expected poses, depth or driving, got {kind[:40]!r}")
-    own: dict[str, Any] = {kind: data}
-    return next(iter(Backdrop(**own).files())), data, about
+    part: dict[str, Any] = {kind: data}
+    return next(iter(Backdrop(**part).files())), data, about
 
 
 def fitted(
@@ -131,7 +131,7 @@ def fitted(
         background: R, G, B around a padded image, and of what transparent parts of a driving video show.
         fit: how the image is brought to the frame's shape.
     """
-    framing = drawing.framing(Grid(math.prod(size)), fit)
+    framing = drawing.framing(FrameArea(math.prod(size)), fit)
     motion = scene_motion(drawing.backdrop, follow, drawing.size, background)
     return drawing.framed(framing, background), motion.framed(framing)
 

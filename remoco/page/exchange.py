@@ -59,7 +59,7 @@ class Settings:
         fps: frames per second.
         size: a key of SIZES.
         fit: how the image is brought to the frame's shape.
-        seed: of the noise.
+        seed: seed of the noise.
 
     Raises:
         UserError: one that is no number, or outside RANGES.
@@ -111,7 +111,7 @@ def parsed(sent: Any) -> Drawing:
     image = read_image(data, "image")
     meta = field(sent, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise UserError("draw at least one track, or let the camera move; a single point asks its place to stay")
+        raise UserError("draw at least one track, or let the camera move; a single point keeps its place still")
     _check_count(meta.get("traj_key_points"))
     brush = _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
     files = sent.get("files") or {}
@@ -165,8 +165,8 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         raise UserError(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
     notes = []
     for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
-        found, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
-        files.update(found)
+        sample, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
+        files.update(sample)
         if count > 1:
             notes.append(f"{name} holds {count} images with tracks; this is the first.")
     drawing = _assembled(files, background)
@@ -198,8 +198,8 @@ def attached(body: Any) -> dict[str, str]:
         number(body.get("width"), "width", 1, MAX_SIDE, True),
     )
     data = _decoded(field(body, "data", str), name)
-    own, data, about = backdrops.attached(field(body, "kind", str), data, name, size)
-    return {"name": own, "data": _text(data), "about": about}
+    stored_name, data, about = backdrops.attached(field(body, "kind", str), data, name, size)
+    return {"name": stored_name, "data": _text(data), "about": about}
 
 
 def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any]:
@@ -267,18 +267,18 @@ def zipped(drawing: Drawing) -> bytes:
 @functools.cache
 def examples() -> list[dict[str, Any]]:
     """First frames on which the embedded model was not trained, with the brush and the track of what moves there."""
-    found = []
+    entries = []
     for scene in (3, 5, 8, 11):
-        made = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)
-        image = render(made)[0].transpose(1, 2, 0)
-        masks, ways = moving_object(torch.from_numpy(tracks(made)[0])[None])
+        sprites = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)
+        image = render(sprites)[0].transpose(1, 2, 0)
+        masks, ways = moving_object(torch.from_numpy(tracks(sprites)[0])[None])
         brush = masks[0].numpy()
         centre = np.argwhere(brush).mean(0)[::-1]
         times = np.array([0, 2, 5, 7]) / 7
         track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
         drawing = Drawing(np.ascontiguousarray(image), [track], brush, [times])
-        found.append({"name": made.caption, "drawing": shown(drawing)})
-    return found
+        entries.append({"name": sprites.caption, "drawing": shown(drawing)})
+    return entries
 
 
 def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Drawing:

@@ -1,4 +1,4 @@
-"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and what its base is told."""
+"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and its base's inputs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Setting:
     """One field of the form, and what may be asked for in it.
 
     Attributes:
-        name: in a request.
+        name: its key in a request.
         label: what the page calls it.
         value: at first, the checkpoint's own: a number, one of `words`, or one of `choices`.
         least: the least number.
@@ -31,8 +31,8 @@ class Setting:
         slider: ends of its slider; None for a field of a number alone.
         step: of slider and field.
         whole: whole numbers alone.
-        words: what may be said in place of a number.
-        choices: what is chosen from, in place of a number.
+        words: words that may be given instead of a number.
+        choices: the values to choose from, instead of a number.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Setting:
         """What a request has in it.
 
         Raises:
-            UserError: a number out of its range, or a word that is none of its words.
+            UserError: a number out of its range, or a word that is not among `words`.
         """
         if isinstance(asked, str) and asked in (*self.words, *self.choices):
             return asked
@@ -83,26 +83,26 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     """The fields for a checkpoint, in the order of the page.
 
     Args:
-        pipeline: of the checkpoint.
+        pipeline: the checkpoint's pipeline.
         fit: the first value of that field.
     """
     trained = pipeline.trained_size
     size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
     usual = pipeline.usual_inputs()
-    told = {
+    inputs = {
         name: _setting(name, usual[name], each.least, each.most, each.words)
         for name, each in pipeline.module.base.inputs().items()
     }
-    fps = told.pop("fps", KNOWN["fps"])  # of the video, where the base is told none
-    if motion := told.get("motion_bucket_id"):
+    fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base has no such input
+    if motion := inputs.get("motion_bucket_id"):
         farthest = max(trained[1] / 4, 0 if isinstance(motion.value, str) else motion.value)
-        told[motion.name] = replace(motion, slider=(0, farthest))
+        inputs[motion.name] = replace(motion, slider=(0, farthest))
     return [
         KNOWN["seed"],
         *(_setting(name, value) for name, value in _sampling(pipeline.module.sampling)),
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
-        *told.values(),
+        *inputs.values(),
         Setting("size", "Frame size, about", size, choices=tuple(SIZES)),
         Setting("fit", "Fit", fit, choices=get_args(Fit)),
     ]
@@ -130,13 +130,13 @@ def _setting(
 
 
 def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") -> tuple[Drawing, Settings, Sampling]:
-    """What a generation is asked for with.
+    """The drawing and the settings in a request for a generation.
 
     Args:
-        body: `drawing`, and `settings`, a value for each field of the form by its name; the checkpoint's own where
-            there is none.
-        pipeline: of the checkpoint.
-        fit: the page's own.
+        body: `drawing`, and `settings`, a value for each field of the form by its name; a missing one is the
+            checkpoint's.
+        pipeline: the checkpoint's pipeline.
+        fit: the page's default.
 
     Raises:
         UserError: one line that names what does not fit.
@@ -144,24 +144,24 @@ def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") ->
     asked, known = field(body, "settings", dict), settings(pipeline, fit)
     if unknown := [name for name in asked if name not in {each.name for each in known}]:
         raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(each.name for each in known)}")
-    told = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
-    clip = Settings(told["frames"], told["fps"], told["size"], told["seed"], told["fit"])
-    own = pipeline.module.sampling
-    said: dict[str, Any] = {INPUTS: {name: told[name] for name in pipeline.module.base.inputs()}}
-    for each in dataclasses.fields(own):
-        if isinstance(getattr(own, each.name), tuple):
-            said[each.name] = (told[f"first_{each.name}"], told[f"last_{each.name}"])
+    values = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
+    clip = Settings(values["frames"], values["fps"], values["size"], values["seed"], values["fit"])
+    sampling = pipeline.module.sampling
+    changes: dict[str, Any] = {INPUTS: {name: values[name] for name in pipeline.module.base.inputs()}}
+    for each in dataclasses.fields(sampling):
+        if isinstance(getattr(sampling, each.name), tuple):
+            changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
         elif each.name != INPUTS:
-            said[each.name] = told[each.name]
-    return drawing_in(body), clip, own.but(**said)
+            changes[each.name] = values[each.name]
+    return drawing_in(body), clip, sampling.but(**changes)
 
 
 def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict[str, Any]:
     """What the page needs to know before anything is drawn.
 
     Args:
-        pipeline: of the checkpoint.
-        name: of the checkpoint.
+        pipeline: the checkpoint's pipeline.
+        name: the checkpoint's name.
         fit: how images are brought to the frame's shape at first.
     """
     return {

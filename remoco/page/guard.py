@@ -53,7 +53,7 @@ class Limit:
 
 
 class _Refused(Exception):
-    """A request is none of ours: its HTTP status and a line."""
+    """A request is refused: its HTTP status and a line."""
 
     def __init__(self, status: int, text: str) -> None:
         super().__init__(text)
@@ -61,9 +61,9 @@ class _Refused(Exception):
 
 
 class Guard:
-    """ASGI middleware that answers in place of the application what is none of its business.
+    """ASGI middleware that refuses the requests which the application must not see.
 
-    Another site's page in the same browser is told apart by its Host (a name that it points at this machine) or Origin.
+    Another site's page in the same browser is recognised by its Host (a name that it points at this machine) or Origin.
 
     Args:
         app: the application; it gets whole bodies, and no request that was refused.
@@ -83,8 +83,8 @@ class Guard:
 
         async def patient(message: MutableMapping[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                own = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
-                message = {**message, "headers": [*own, *HEADERS]}
+                kept = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
+                message = {**message, "headers": [*kept, *HEADERS]}
             async with asyncio.timeout(STALLED):
                 await send(message)
 
@@ -134,7 +134,7 @@ class Guard:
                     async with asyncio.timeout_at(began + PATIENCE + size / SLOWEST):
                         message = await receive()
                 except TimeoutError:
-                    raise _Refused(408, "the request did not come to its end") from None
+                    raise _Refused(408, "the request took too long and was not read to its end") from None
                 if message["type"] != "http.request":
                     raise _Refused(400, "the request was cut short")
                 part = message.get("body", b"")

@@ -1,4 +1,4 @@
-"""A generation that waits its turn, tells each step and can be stopped at any time; previews of what it is given."""
+"""A generation that waits its turn, reports each step and can be cancelled at any time; previews of its control."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class _Cancelled(Exception):
 
 
 class Studio:
-    """A pipeline that one generation at a time uses, whoever asks for it.
+    """A pipeline that one generation at a time uses; the others wait.
 
     Args:
-        pipeline: of a checkpoint.
+        pipeline: a checkpoint's pipeline.
         background: R, G, B of what transparent parts of images and driving videos show.
         fit: how an image is brought to the frame's shape, where the page's setting is not changed.
     """
@@ -68,7 +68,7 @@ class Studio:
             drawing: as it was sent.
             settings: the clip that is made of it.
             sampling: how.
-            job: a secret that nobody but who asks is told; it is what `cancel` takes.
+            job: a secret that only the client that asked gets; `cancel` takes it.
 
         Yields:
             `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
@@ -122,13 +122,13 @@ class Studio:
             if job is not None:
                 self._jobs.pop(job, None)
 
-    async def _waited(self, own: threading.Event) -> AsyncIterator[int]:
-        """How many are before this one, until none is or it is cancelled; again and again, for who left to be known."""
+    async def _waited(self, cancelled: threading.Event) -> AsyncIterator[int]:
+        """Its place in the queue, until it is first or cancelled; repeated, so that a client that left is noticed."""
         said, when = 0, 0.0
-        while self._line.index(own) and not own.is_set():
+        while self._line.index(cancelled) and not cancelled.is_set():
             await asyncio.sleep(POLL)  # first: one that has just ended is not worth a word
-            place = self._line.index(own)
-            if not place or own.is_set():
+            place = self._line.index(cancelled)
+            if not place or cancelled.is_set():
                 return
             if place != said or time.monotonic() - when > SAID:
                 said, when = place, time.monotonic()
@@ -136,13 +136,13 @@ class Studio:
 
     def cancel(self, body: Any) -> dict[str, bool]:
         """Stop the generation of a `job`, after its step or before it has begun; whether there is one."""
-        found = self._jobs.get(field(body, "job", str))
-        if found is not None:
-            found.set()
-        return {"found": found is not None}
+        cancelled = self._jobs.get(field(body, "job", str))
+        if cancelled is not None:
+            cancelled.set()
+        return {"found": cancelled is not None}
 
     def control(self, body: Any) -> dict[str, Any]:
-        """What the network is given, drawn over the frame: base64 JPEGs, one for each frame of the clip.
+        """The network's control, drawn over the frame: base64 JPEGs, one for each frame of the clip.
 
         Args:
             body: `drawing`, and what `settings_of` reads.
@@ -181,7 +181,7 @@ class Studio:
         height, width = drawing.size
         start, steps = time.perf_counter(), sampling.steps
 
-        def told(step: int) -> None:
+        def progress(step: int) -> None:
             seconds = time.perf_counter() - start
             rest = seconds / (step + 1) * (steps - step - 1)
             text = f"step {step + 1} of {steps}, {seconds:.0f} s"
@@ -190,7 +190,7 @@ class Studio:
 
         tell({"state": "running", "step": 0, "steps": steps, "message": f"step 1 of {steps}"})
         options = {"num_frames": settings.frames, "fps": settings.fps, "sampling": sampling}
-        panels = clip(self.pipeline, drawing, motion, settings.seed, options, told)
+        panels = clip(self.pipeline, drawing, motion, settings.seed, options, progress)
         title = f"seed {settings.seed}, {steps} steps"
         low, high = sampling.guidance
         return {
@@ -206,9 +206,9 @@ class Studio:
 
 
 def _motion(sampling: Sampling) -> str:
-    """A few words on the motion that a base is told; none where it is told none."""
-    told = sampling.inputs.get("motion_bucket_id")
-    return "" if told is None else f"motion {'as drawn' if isinstance(told, str) else f'{told:g}'}, "
+    """A few words on the base's motion input; none where it has no such input."""
+    bucket = sampling.inputs.get("motion_bucket_id")
+    return "" if bucket is None else f"motion {'as drawn' if isinstance(bucket, str) else f'{bucket:g}'}, "
 
 
 def _mp4(video: np.ndarray, fps: float) -> str:

@@ -57,7 +57,7 @@ def application(studio: Studio, name: str) -> Guard:
 
     Args:
         studio: of the pipeline.
-        name: of the checkpoint, as the page shows it.
+        name: the checkpoint's name, as the page shows it.
     """
     app = FastAPI(
         docs_url=None, redoc_url=None, openapi_url=None,
@@ -85,8 +85,8 @@ def application(studio: Studio, name: str) -> Guard:
 
 def _endpoint(work: Callable[[Any], Any], limit: Limit, slots: _Slots) -> Callable[..., Any]:
     def answer(body: bytes) -> Response:
-        found = work(_parsed(body, limit))
-        return Response(found, media_type="application/zip") if isinstance(found, bytes) else JSONResponse(found)
+        result = work(_parsed(body, limit))
+        return Response(result, media_type="application/zip") if isinstance(result, bytes) else JSONResponse(result)
 
     async def answered(request: Request) -> Response:
         body = await request.body()
@@ -106,12 +106,12 @@ def _generation(studio: Studio) -> Callable[..., Any]:
         body = await request.body()
         async with slots:
             asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline, studio.fit))
-        job = secrets.token_urlsafe(32)  # told to who asks alone; it is what cancels
-        async with aclosing(studio.generate(*asked, job)) as told:  # closed when the answer ends, however it does
-            yield _lines({"job": job}, told)
+        job = secrets.token_urlsafe(32)  # only the client that asked gets it; it cancels
+        async with aclosing(studio.generate(*asked, job)) as stream:  # closed when the answer ends, however it does
+            yield _lines({"job": job}, stream)
 
-    async def generate(told: Annotated[AsyncIterator[bytes], Depends(events)]) -> Response:
-        return EventSourceResponse(told)
+    async def generate(stream: Annotated[AsyncIterator[bytes], Depends(events)]) -> Response:
+        return EventSourceResponse(stream)
 
     return generate
 
@@ -138,5 +138,5 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A fault of ours; the server's log has where."""
+    """A defect of this program; the server's log has the traceback."""
     return JSONResponse({"error": one_line(error)}, 500)

@@ -9,7 +9,7 @@ import numpy as np
 
 WIDTH, HEIGHT = 420, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 30
-POINTS = 160  # a curve is drawn with at most so many
+POINTS = 160  # most points of a drawn curve
 
 
 def chart(title: str, curves: dict[str, tuple[list[int], list[float]]], colours: dict[str, int]) -> str:

@@ -53,11 +53,11 @@ class System:
 def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
 
-    They may be anybody's: what of them cannot be used is a line in `problems`, and the rest is read.
+    They may be untrusted: each part that cannot be used is a line in `problems`, and the rest is read.
 
     Args:
-        folder: it.
-        bench: root of the benchmark that is meant, where the run has videos of several.
+        folder: Folder of the run or of the videos.
+        bench: Root of the benchmark to read, where the run has videos of several.
 
     Raises:
         UserError: neither of the two, or a run with videos of several benchmarks and none of them named.
@@ -74,16 +74,16 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
         return _read_videos(path, system)
     system.results = read_results(path / "metrics.json", system.problems)
     system.curves = _curves(path, system.problems)
-    found = sorted((path / "benchmark").glob("*/"))
+    benchmarks = sorted((path / "benchmark").glob("*/"))
     if bench is not None:
-        found = [own for own in found if own.name == Path(bench).resolve().name]
-    if len(found) > 1:
-        names = ", ".join(own.name for own in found)
-        raise UserError(f"{path}: has videos of several benchmarks ({names}); --bench ROOT says which is meant")
-    for own in found:
-        system.bench = read_results(own / "scores.json", system.problems)
-        system.bench_root = _root(own / "generated.json", system.problems)
-        system.videos = _videos(own / "videos", system.problems)
+        benchmarks = [inner for inner in benchmarks if inner.name == Path(bench).resolve().name]
+    if len(benchmarks) > 1:
+        names = ", ".join(inner.name for inner in benchmarks)
+        raise UserError(f"{path}: has videos of several benchmarks ({names}); --bench ROOT names the one to read")
+    for inner in benchmarks:
+        system.bench = read_results(inner / "scores.json", system.problems)
+        system.bench_root = _root(inner / "generated.json", system.problems)
+        system.videos = _videos(inner / "videos", system.problems)
     system.strips, system.step = _strips(path / "samples", system.problems)
     return system
 
@@ -118,8 +118,8 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], lis
             for tag in events.Tags()["scalars"]:
                 if tag.startswith(CURVES) and not tag.startswith("val/loss_"):
                     # a resumed run's later value counts; what is not finite has no place on a curve
-                    found = ((event.step, event.value) for event in events.Scalars(tag))
-                    points.setdefault(tag, {}).update({step: value for step, value in found if math.isfinite(value)})
+                    scalars = ((event.step, event.value) for event in events.Scalars(tag))
+                    points.setdefault(tag, {}).update({step: value for step, value in scalars if math.isfinite(value)})
         except Exception as error:  # a reader of records raises exceptions of many types for broken bytes
             reason = error.strerror if isinstance(error, OSError) else one_line(error)
             problems.append(f"{readable(str(path))}: does not read: {readable(str(reason))}")
@@ -129,7 +129,7 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], lis
             f"{readable(str(folder))}: {len(tags)} curves in its event files, the first {MAX_CURVES} are shown"
         )
     drawn = {tag: points[tag] for tag in tags[:MAX_CURVES] if len(points[tag]) > 1}
-    return {tag: (sorted(found), [found[step] for step in sorted(found)]) for tag, found in drawn.items()}
+    return {tag: (sorted(curve), [curve[step] for step in sorted(curve)]) for tag, curve in drawn.items()}
 
 
 def _strips(folder: Path, problems: list[str]) -> tuple[list[Path], int | None]:

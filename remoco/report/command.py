@@ -24,24 +24,28 @@ MAX_FPS = 240.0  # of a video on the page
 
 
 def report(runs: list[str], out: str = "report", bench: str | None = None, clips: int = 24) -> int:
-    """Turn runs and scores into an offline page: tables, curves, and videos side by side; 1 where a part was left out.
+    """Turn runs and scores into an offline page: tables, curves and videos side by side.
+
+    The exit code is 1 where a part was left out.
 
     Args:
-        runs: run folders, and folders of other systems' videos with the scores.json of `remoco score --json`; a name of
-            its own each.
-        out: new folder for the page.
-        bench: root of the benchmark, whose drawn tracks are shown; found by itself where the runs know one.
-        clips: at most so many samples side by side, spread over all.
+        runs: Run folders, and folders of other systems' videos with the scores.json of `remoco score --json`. Each
+            needs another name.
+        out: New folder for the page.
+        bench: Root of the benchmark whose drawn tracks are shown. Default: the one that the runs record.
+        clips: Largest number of samples that are shown side by side, spread evenly over all.
     """
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"--out {out}: holds files already, expected a new or empty folder")
+        raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
     if clips < 1:
         raise UserError(f"--clips is {clips}, expected at least 1")
     if bench is not None:
         find_pairs(bench)
     systems = [read_system(run, bench) for run in runs]
     if len({system.name for system in systems}) < len(systems):
-        raise UserError("runs: two folders have the same name, by which the page would tell them apart")
+        raise UserError(
+            "runs: two folders have the same name; rename one, since the page names systems by their folders"
+        )
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
     problems = [problem for system in systems for problem in system.problems]
     with new_folder(out) as folder:
@@ -108,7 +112,7 @@ def _gallery(
 
 
 def _drawn(bench: Path | None, problems: list[str]) -> set[str]:
-    """Keys of a benchmark's samples; a run may name one that is none any more."""
+    """Keys of a benchmark's samples; a run may name a folder that is no longer a benchmark."""
     try:
         return set() if bench is None else set(find_pairs(bench))
     except UserError as error:

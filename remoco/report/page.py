@@ -60,18 +60,18 @@ def _tables(systems: list[System]) -> str:
     for number, columns in COLUMNS.items():
         level = LEVELS.get(number)
         rows = {s.name: level_of(s.bench, level) if level else s.results for s in systems}
-        rows = {name: found for name, found in rows.items() if any(cells(found, number)[:2])}
+        rows = {name: scores for name, scores in rows.items() if any(cells(scores, number)[:2])}
         if not rows:
             continue
         head = "".join(f"<th>{column}&nbsp;{BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude, px</th>"
-        body = "".join(_row(name, found, number) for name, found in rows.items())
+        body = "".join(_row(name, scores, number) for name, scores in rows.items())
         for name, values in PUBLISHED[number].items():
             numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)
             body += (
                 f'<tr class="quoted"><th scope="row">{html.escape(name)} <em>quoted</em></th>{numbers}<td></td></tr>'
             )
         note = ""
-        if any(cell and cell[0] not in REAL for found in rows.values() for cell in cells(found, number)):
+        if any(cell and cell[0] not in REAL for scores in rows.values() for cell in cells(scores, number)):
             note = '<p class="note">* a stand-in that needs no weights: not comparable with the quoted rows.</p>'
         built.append(
             f'<h3 class="table" id="table-{number}">{TITLES[number]}</h3><div class="scroll">'
@@ -81,33 +81,33 @@ def _tables(systems: list[System]) -> str:
     return "".join(built)
 
 
-def _row(name: str, found: Mapping[str, Any], number: int) -> str:
+def _row(name: str, scores: Mapping[str, Any], number: int) -> str:
     row = f'<tr><th scope="row">{html.escape(name)}</th>'
-    for cell in cells(found, number):
+    for cell in cells(scores, number):
         if cell is None:
             row += "<td>–</td>"
             continue
         star = "" if cell[0] in REAL else '<sup title="a stand-in">*</sup>'
-        row += f'<td title="{html.escape(found[cell[0]]["protocol"])}">{cell[1]}{star}</td>'
-    return f"{row}<td>{flow_cell(found) or '–'}</td></tr>"
+        row += f'<td title="{html.escape(scores[cell[0]]["protocol"])}">{cell[1]}{star}</td>'
+    return f"{row}<td>{flow_cell(scores) or '–'}</td></tr>"
 
 
 def _measured(systems: list[System]) -> str:
     """Every number with its protocol; a system a column."""
     results = {s.name: s.results | s.bench for s in systems}
-    names = list(dict.fromkeys(name for found in results.values() for name in found))
+    names = list(dict.fromkeys(name for scores in results.values() for name in scores))
     if not names:
         return ""
     head = "".join(f"<th>{_breakable(s.name)}</th>" for s in systems)
     body = ""
     for name in names:
-        protocol = next(found[name]["protocol"] for found in results.values() if name in found)
-        digits = _digits([found[name]["value"] for found in results.values() if name in found])
+        protocol = next(scores[name]["protocol"] for scores in results.values() if name in scores)
+        digits = _digits([scores[name]["value"] for scores in results.values() if name in scores])
         numbers = "".join(
-            f'<td title="{html.escape(found[name]["protocol"])}; {found[name]["seconds"]:g} s">{shown(found[name]["value"], digits)}</td>'  # noqa: E501
-            if name in found
+            f'<td title="{html.escape(scores[name]["protocol"])}; {scores[name]["seconds"]:g} s">{shown(scores[name]["value"], digits)}</td>'  # noqa: E501
+            if name in scores
             else "<td>–</td>"
-            for found in results.values()
+            for scores in results.values()
         )
         body += (
             f'<tr><th scope="row"><details><summary>{_breakable(name)}</summary><p>{html.escape(protocol)}</p></details></th>'  # noqa: E501

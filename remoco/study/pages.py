@@ -36,21 +36,21 @@ def pages(
     """Make an offline page of blind side-by-side pairs of two systems' videos.
 
     Args:
-        a: folder of the first system's videos; its name is the system's.
-        b: folder of the second system's, with the same names.
-        out: new folder for the page.
-        bench: root of the benchmark the videos answer to; its drawn tracks are shown, and asked about.
-        pairs: how many pairs, drawn by the seed; all when not given.
-        seed: of the order and of what is left and right.
+        a: Folder of the first system's videos; its name is the system's name.
+        b: Folder of the second system's videos, with the same file names.
+        out: New folder for the page.
+        bench: Root of the benchmark that the videos answer to. The page shows its drawn tracks and asks about them.
+        pairs: Number of pairs, drawn by the seed. Default: all.
+        seed: Seed of the order, and of which system is left and which is right.
     """
     systems = (Path(a).resolve().name, Path(b).resolve().name)
     if systems[0] == systems[1]:
-        raise UserError(f"{a}, {b}: the folders' names are the systems', so they must differ")
+        raise UserError(f"{a}, {b}: the folders must have different names, which are the systems' names")
     if Path(out).exists() and any(Path(out).iterdir()):
-        raise UserError(f"--out {out}: holds files already, expected a new or empty folder")
+        raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
     if seed < 0:
         raise UserError(f"--seed is {seed}, expected at least 0")
-    names, found = _same_names(a, b)
+    names, videos = _same_names(a, b)
     rng = np.random.default_rng(seed)
     order = [names[i] for i in rng.permutation(len(names))]
     if pairs is not None:
@@ -63,7 +63,7 @@ def pages(
     with new_folder(out) as folder:
         with tqdm(order, desc="pairs", unit="pair") as bar:
             rows = [
-                _write_pair(folder / "videos", number, name, systems, found, bool(rng.integers(2)), bench)
+                _write_pair(folder / "videos", number, name, systems, videos, bool(rng.integers(2)), bench)
                 for number, name in enumerate(bar)
             ]
         questions = {key: text for key, text in QUESTIONS.items() if bench is not None or key != NEEDS_TRACKS}
@@ -87,7 +87,7 @@ def _write_pair(
     number: int,
     name: str,
     systems: tuple[str, str],
-    found: list[dict[str, Path]],
+    videos: list[dict[str, Path]],
     flipped: bool,
     bench: str | None,
 ) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _write_pair(
     for side, system in zip(("left", "right"), (1, 0) if flipped else (0, 1)):
         # written anew, the same way for both: a browser plays few codecs, and a file says who wrote it
         try:
-            video, fps = read_video(found[system][name])
+            video, fps = read_video(videos[system][name])
         except BadClip as error:
             raise UserError(str(error)) from error
         write_video(folder / f"{number:04d}-{side}.mp4", video, fps)
@@ -110,22 +110,22 @@ def _write_pair(
 
 def _same_names(a: str, b: str) -> tuple[list[str], list[dict[str, Path]]]:
     """Names of the videos, and name -> file of each folder."""
-    found = []
+    videos = []
     for folder in (a, b):
         if not Path(folder).is_dir():
             raise UserError(f"{folder}: no such folder of videos")
         try:
-            found.append(video_files(folder))
+            videos.append(video_files(folder))
         except BadClip as error:
             raise UserError(str(error)) from None
-        if not found[-1]:
+        if not videos[-1]:
             raise UserError(f"{folder}: no videos in it")
-    for (folder, own), other in zip(((a, found[0]), (b, found[1])), (found[1], found[0])):
-        if missing := sorted(set(other) - set(own)):
+    for (folder, names), other in zip(((a, videos[0]), (b, videos[1])), (videos[1], videos[0])):
+        if missing := sorted(set(other) - set(names)):
             raise UserError(
                 f"{folder}: {len(missing)} videos of the other system are missing, for instance {missing[0]}"
             )
-    return sorted(found[0]), found
+    return sorted(videos[0]), videos
 
 
 def _drawn(bench: str, name: str) -> np.ndarray:

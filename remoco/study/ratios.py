@@ -24,8 +24,8 @@ def ratios(answers: list[str], study: str | None = None, json: str | None = None
 
     Args:
         answers: JSON files that the study's page exported, one per person.
-        study: folder of the study's page; answers must then be to its pairs. By default they must only agree.
-        json: file to write the ratios to.
+        study: Folder of the study's page; answers must then be to its pairs. Default: answers must only agree.
+        json: File to write the ratios to.
     """
     asked = None if study is None else read_study(study)
     people = [read_answers(path) for path in answers]
@@ -54,13 +54,13 @@ def read_answers(path: str | Path) -> dict[str, Any]:
         UserError: not a file that the page exported, or one that contradicts itself; one line that names the field.
     """
     try:
-        found = read_json(path, MAX_BYTES)
-        if not isinstance(found, dict) or not isinstance(found.get("answers"), list):
+        content = read_json(path, MAX_BYTES)
+        if not isinstance(content, dict) or not isinstance(content.get("answers"), list):
             raise UserError("answers: expected a list")
         for name in ("study", "rater"):
-            _text(found, name, name)
-        given: dict[tuple[str, str], tuple[str, str]] = {}
-        for index, entry in enumerate(found["answers"]):
+            _text(content, name, name)
+        outcomes: dict[tuple[str, str], tuple[str, str]] = {}
+        for index, entry in enumerate(content["answers"]):
             pair, question, winner, loser = (
                 _text(entry, name, f"answers[{index}].{name}") for name in ("pair", "question", "winner", "loser")
             )
@@ -70,7 +70,7 @@ def read_answers(path: str | Path) -> dict[str, Any]:
                 )
             if winner == loser:
                 raise UserError(f"answers[{index}].winner: expected another system than the loser")
-            if given.setdefault((pair, question), (winner, loser)) != (winner, loser):
+            if outcomes.setdefault((pair, question), (winner, loser)) != (winner, loser):
                 raise UserError(
                     f"answers[{index}].winner: pair {readable(pair, 80)} is answered twice, and differently"
                 )
@@ -78,9 +78,9 @@ def read_answers(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: does not read: {error.strerror}") from error
     except ValueError as error:
         raise UserError(f"{path}: not the answers of a study: {error}") from error
-    if not given:
+    if not outcomes:
         raise UserError(f"{path}: holds no answers")
-    return {"study": found["study"], "rater": found["rater"], "answers": given, "path": str(path)}
+    return {"study": content["study"], "rater": content["rater"], "answers": outcomes, "path": str(path)}
 
 
 def read_study(path: str | Path) -> dict[str, Any]:
@@ -93,10 +93,10 @@ def read_study(path: str | Path) -> dict[str, Any]:
     try:
         hidden = re.search(r'atob\("([A-Za-z0-9+/=]+)"\)', read_regular(file, MAX_BYTES).decode())
         if hidden is None:
-            raise UserError("it asks nothing")
-        found = parse_json(base64.b64decode(hidden[1]))
-        names = [row["name"] for row in found["pairs"]]
-        asked = {"systems": set(found["systems"]), "questions": set(found["questions"]), "pairs": set(names)}
+            raise UserError("it has no study in it")
+        content = parse_json(base64.b64decode(hidden[1]))
+        names = [row["name"] for row in content["pairs"]]
+        asked = {"systems": set(content["systems"]), "questions": set(content["questions"]), "pairs": set(names)}
     except OSError as error:
         raise UserError(f"--study {path}: does not read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -113,8 +113,8 @@ def _check_asked(person: dict[str, Any], asked: dict[str, Any]) -> None:
             raise UserError(f"{person['path']}: {pair}, {question}: not what the study asks")
 
 
-def _text(found: Any, name: str, label: str) -> str:
-    value = found.get(name) if isinstance(found, dict) else None
+def _text(entry: Any, name: str, label: str) -> str:
+    value = entry.get(name) if isinstance(entry, dict) else None
     if not is_name(value):
         raise UserError(f"{label}: expected a text of printable characters")
     return value

@@ -20,14 +20,14 @@ from remoco.sweep.trial import new_record, read_record, record_file
 
 
 def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = None, ray: str = "local") -> int:
-    """Run the trials of a sweep's YAML; the same command goes on after a kill, and skips what is finished.
+    """Run the trials of a sweep's YAML. The same command resumes after a kill and skips finished trials.
 
     Args:
-        sweep: YAML with configs and values; configs/sweep/ has some.
-        out: folder of the trials; runs/sweeps/NAME of the YAML by default.
+        sweep: YAML file with configs and values; configs/sweep/ has some.
+        out: Folder of the trials. Default: runs/sweeps/ and the name of the YAML.
         set: KEY=VALUE for every trial, or test.KEY=VALUE for its test; may be repeated.
-        seeds: trials of each point; the YAML's by default.
-        ray: address of a Ray cluster, `auto` for the one this machine belongs to; `local` starts one here.
+        seeds: Number of trials of each point. Default: the YAML's.
+        ray: Address of a Ray cluster; `auto` is the one this machine belongs to, `local` starts one here.
     """
     plan = read_plan(sweep, list(set), seeds)
     folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
@@ -55,23 +55,23 @@ def table(folder: str) -> int:
     """Print the points of a sweep with mean and deviation over the seeds; writes FOLDER/trials.csv and points.csv.
 
     Args:
-        folder: of a `remoco sweep run`.
+        folder: Folder of a `remoco sweep run`.
     """
     return _show(Path(folder))
 
 
 def plot(folder: str) -> int:
-    """Draw what the metrics do over the swept values; writes FOLDER/figure.png and figure.svg.
+    """Draw the metrics over the swept values; writes FOLDER/figure.png and figure.svg.
 
     Args:
-        folder: of a `remoco sweep run`.
+        folder: Folder of a `remoco sweep run`.
     """
     problems: list[str] = []
-    found = results.read_results(Path(folder), problems)
+    trial_results = results.read_results(Path(folder), problems)
     files = [Path(folder) / f"figure.{suffix}" for suffix in ("png", "svg")]
     plan = results.read_plan(Path(folder))
     ranged = as_range(next(iter(plan["values"].values())))
-    draw(results.rows_of(found), plan["metrics"], files, plan["label"], ranged[0] if ranged else None)
+    draw(results.rows_of(trial_results), plan["metrics"], files, plan["label"], ranged[0] if ranged else None)
     _say(problems)
     print("\n".join(f"wrote {file}" for file in files))
     return 1 if problems else 0
@@ -113,8 +113,8 @@ def _finished(folder: Path, trial: Trial) -> bool:
 
 
 def _value(plan: Plan, folder: Path, trials: list[Trial]) -> float | None:
-    found = [result for trial in trials if (result := results.read_result(folder, trial.name, []))]
-    mean = results.rows_of(found)[0].mean
+    trial_results = [result for trial in trials if (result := results.read_result(folder, trial.name, []))]
+    mean = results.rows_of(trial_results)[0].mean
     names = results.chosen(list(mean), plan.metrics[:1])
     return mean[names[0]] if names else None
 
@@ -122,19 +122,19 @@ def _value(plan: Plan, folder: Path, trials: list[Trial]) -> float | None:
 def _show(folder: Path) -> int:
     """Print and write the tables; 1 where a trial failed, or something of it cannot be used."""
     problems: list[str] = []
-    found = results.read_results(folder, problems)
-    rows = results.rows_of(found)
-    write_atomic(folder / "trials.csv", results.trials_csv(found).encode())
+    trial_results = results.read_results(folder, problems)
+    rows = results.rows_of(trial_results)
+    write_atomic(folder / "trials.csv", results.trials_csv(trial_results).encode())
     write_atomic(folder / "points.csv", results.points_csv(rows).encode())
     wanted = results.read_plan(folder)["metrics"]
     print(results.terminal_table(rows, wanted))
     if any(row.seeds for row in rows) and not any(results.chosen(list(row.mean), wanted) for row in rows):
         print(f"no trial has a result named {', '.join(wanted)}")
-    failed = [result for result in found if result.state == "failed"]
+    failed = [result for result in trial_results if result.state == "failed"]
     for result in failed:
-        print(f"{readable(result.name)} failed: {readable(result.error or 'nobody knows why')}")
-    if unfinished := sum(result.state in ("waiting", "started") for result in found):
-        print(f"{unfinished} of {len(found)} trials are not finished")
+        print(f"{readable(result.name)} failed: {readable(result.error or 'it left no reason')}")
+    if unfinished := sum(result.state in ("waiting", "started") for result in trial_results):
+        print(f"{unfinished} of {len(trial_results)} trials are not finished")
     _say(problems)
     print(f"wrote {folder / 'trials.csv'} and {folder / 'points.csv'}")
     return 1 if failed or problems else 0

@@ -24,7 +24,7 @@ def run_trials(trials: list[Trial], plan: Plan, out: Path, address: str) -> None
 
     Args:
         trials: to run.
-        plan: for what a trial takes.
+        plan: the sweep, which says what CPUs and GPUs a trial takes.
         out: the sweep's folder, which all machines see.
         address: of a Ray cluster: `auto`, HOST:PORT, or `local` to start one here.
 
@@ -66,7 +66,7 @@ def _run(ray: Any, start: Callable[[Trial], Any], trials: list[Trial], progress:
                         left[start(trial)] = trial, more - 1
             progress.look()
     except KeyboardInterrupt:
-        progress.say("stopping: what runs saves first; again to end at once")
+        progress.say("stopping: running trials save first; press Ctrl-C again to end at once")
         for reference in reversed(left):  # so that none begins where another ended
             ray.cancel(reference)
         if left:

@@ -71,10 +71,10 @@ def _panel(panel: Any, rows: Sequence[Row], names: Sequence[str], title: str | N
     lines = [(name, rest) for name in names for rest in dict.fromkeys(_rest(row, others) for row in rows)]
     width = 0.8 / len(lines)
     for number, (name, rest) in enumerate(lines):
-        own = [row for row in rows if _rest(row, others) == rest and name in row.mean]
-        heights = [row.mean[name] for row in own]
-        errors = np.nan_to_num([row.std[name] for row in own])
-        places = [float(row.point[key]) if drawn else values.index(row.point[key]) for row in own]
+        plotted = [row for row in rows if _rest(row, others) == rest and name in row.mean]
+        heights = [row.mean[name] for row in plotted]
+        errors = np.nan_to_num([row.std[name] for row in plotted])
+        places = [float(row.point[key]) if drawn else values.index(row.point[key]) for row in plotted]
         level = LEVELS.get(name.split("/")[0], "") if "/" in name else ""
         label = ", ".join(part for part in (level, *rest) if part) or None
         if numeric:

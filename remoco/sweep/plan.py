@@ -92,18 +92,18 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
     path = Path(configs.resolved(["--config", file])[1])
     if not path.exists():
         raise UserError(f"{file}: no such file, expected a sweep's YAML")
-    found = configs.load(path, "sweep")
-    if not isinstance(found, dict):
+    entries = configs.load(path, "sweep")
+    if not isinstance(entries, dict):
         raise UserError(f"{file}: expected a mapping with configs and values")
     known = [each.name for each in fields(Plan)]
-    if unknown := [name for name in found if name not in known]:
+    if unknown := [name for name in entries if name not in known]:
         near = hint(str(unknown[0]), known)
         raise UserError(f"{file}: {unknown[0]}: no such field, expected some of {', '.join(known)}{near}")
     parser = Raising()
     parser.add_class_arguments(Plan, skip=set(RAW))
     try:
-        raw = {name: found.pop(name, {}) for name in RAW}
-        plan = Plan(**parser.parse_object(found).as_dict(), **raw)
+        raw = {name: entries.pop(name, {}) for name in RAW}
+        plan = Plan(**parser.parse_object(entries).as_dict(), **raw)
         if seeds is not None and not 1 <= seeds <= MAX_TRIALS:
             raise UserError(f"--seeds {seeds}: expected at least 1, at most {MAX_TRIALS}")
         plan.seeds = plan.seeds if seeds is None else seeds
@@ -119,8 +119,8 @@ def read_plan(file: str, changes: list[str], seeds: int | None) -> Plan:
     except (Unparsed, UserError, yaml.YAMLError) as error:
         raise UserError(f"{file}: {' '.join(str(error).split())}") from None
     for name in ("configs", "test"):
-        given = getattr(plan, name)
-        setattr(plan, name, [_existing(file, name, each) for each in given])
+        listed = getattr(plan, name)
+        setattr(plan, name, [_existing(file, name, each) for each in listed])
     return plan
 
 
@@ -174,7 +174,7 @@ def _check(plan: Plan) -> None:
 def _value(key: str, text: str) -> Any:
     try:
         return yaml.safe_load(text)
-    except (ValueError, RecursionError):  # a date or a number that is none; nested too deeply
+    except (ValueError, RecursionError):  # an invalid date or number; nested too deeply
         raise UserError(f"--set {key}: not a value: {text[:40]}") from None
 
 
@@ -237,32 +237,32 @@ def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
     common = [option(key, value) for key, value in plan.set.items() if not key.startswith(TEST)]
     test = [option(key.removeprefix(TEST), value) for key, value in plan.set.items() if key.startswith(TEST)]
     keys = (*SEEDS, BASE_SEED) if _draws_weights(plan, point) else SEEDS
-    found = []
+    trials = []
     for seed in range(plan.seeds):
         name = f"{base}-seed_{seed}"
         seeds = [option(key, seed) for key in keys if key not in point and key not in plan.set]
         place = [option(SAVE_DIR, str(out)), option(NAME, name)]
         fit = [*(f"--config={config}" for config in plan.configs), *common, *swept, *seeds, *place]
-        found.append(Trial(name, point, seed, fit, [*(f"--config={config}" for config in plan.test), *test]))
-    return found
+        trials.append(Trial(name, point, seed, fit, [*(f"--config={config}" for config in plan.test), *test]))
+    return trials
 
 
 def _draws_weights(plan: Plan, point: dict[str, str]) -> bool:
     """Whether the base of a point takes a seed of its first weights: its configuration has one, or its class."""
-    given = [_base_of(config) for config in plan.configs] + [plan.set.get(BASE)]
+    bases = [_base_of(config) for config in plan.configs] + [plan.set.get(BASE)]
     if BASE in point:
-        given.append(named(plan.values[BASE]).get(point[BASE]))
-    base = next((each for each in reversed(given) if isinstance(each, dict) and "class_path" in each), {})
+        bases.append(named(plan.values[BASE]).get(point[BASE]))
+    base = next((each for each in reversed(bases) if isinstance(each, dict) and "class_path" in each), {})
     return "init_seed" in (base.get("init_args") or {}) or _takes_seed(str(base.get("class_path", "")))
 
 
 @functools.cache
 def _base_of(config: str) -> Any:
     """What a configuration file has at `BASE`, if anything."""
-    found = configs.load(Path(config), "configs")
+    value = configs.load(Path(config), "configs")
     for part in BASE.split("."):
-        found = found.get(part) if isinstance(found, dict) else None
-    return found
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""What the trials of a sweep came to: read from its folder, by point, with the seeds as a spread."""
+"""Results of a sweep's trials, read from its folder, by point, with the seeds as a spread."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Result:
     """A trial's record and, where it finished, its numbers.
 
     Attributes:
-        name: of its folder.
+        name: name of its folder.
         point: key -> value, as text.
         seed: number of the seed.
         state: waiting, started, finished or failed.
@@ -66,8 +66,8 @@ def read_plan(folder: Path) -> dict[str, Any]:
     path = folder / PLAN
     if not os.path.lexists(path):
         raise UserError(f"{folder}: expected the folder of a `remoco sweep run`, with its {PLAN}")
-    found = read_object(path)
-    values, metrics, label = (found.get(name) for name in ("values", "metrics", "label"))
+    plan = read_object(path)
+    values, metrics, label = (plan.get(name) for name in ("values", "metrics", "label"))
     if not isinstance(values, dict) or not values or not all(map(is_name, values)):
         raise UserError(f"{path}: values: expected keys with their values")
     for key, listed in values.items():
@@ -80,13 +80,13 @@ def read_plan(folder: Path) -> dict[str, Any]:
         raise UserError(f"{path}: metrics: expected names of results")
     if label is not None and not is_name(label):
         raise UserError(f"{path}: label: expected a text or null")
-    return {**found, "values": values, "metrics": metrics, "label": label}
+    return {**plan, "values": values, "metrics": metrics, "label": label}
 
 
 def read_results(folder: Path, problems: list[str]) -> list[Result]:
     """All trials, in the order of their points; what of them cannot be used is a line in `problems`."""
     plan = read_plan(folder)
-    found = []
+    results = []
     for name in sorted(path.stem for path in (folder / "trials").glob("*.json")):
         try:
             result = read_result(folder, name, problems)
@@ -96,53 +96,53 @@ def read_results(folder: Path, problems: list[str]) -> list[Result]:
         if result is not None and list(result.point) != list(plan["values"]):
             problems.append(f"{readable(str(record_file(folder, name)))}: point: expected {', '.join(plan['values'])}")
         elif result is not None:
-            found.append(result)
+            results.append(result)
     order = {key: [*_names(values)] for key, values in plan["values"].items()}
-    return sorted(found, key=lambda result: [*(_rank(order[k], v) for k, v in result.point.items()), (result.seed, "")])
+    return sorted(results, key=lambda each: [*(_rank(order[k], v) for k, v in each.point.items()), (each.seed, "")])
 
 
 def read_result(folder: Path, name: str, problems: list[str]) -> Result | None:
     """One trial; None where there is no record of it.
 
     Args:
-        folder: of the sweep.
-        name: of the trial.
+        folder: folder of the sweep.
+        name: name of the trial.
         problems: gets a line for each of its results that cannot be used.
 
     Raises:
         UserError: its record cannot be used; one line that names the file and the field.
     """
-    if (found := read_record(folder, name)) is None:
+    if (record := read_record(folder, name)) is None:
         return None
-    entries = _metrics(folder / name, problems) if found["state"] == "finished" else {}
+    entries = _metrics(folder / name, problems) if record["state"] == "finished" else {}
     values = {key: float(entry["value"]) for key, entry in entries.items()}
     protocols = {key: entry["protocol"] for key, entry in entries.items()}
-    return Result(name, found["point"], found["seed"], found["state"], found["error"], values, protocols)
+    return Result(name, record["point"], record["seed"], record["state"], record["error"], values, protocols)
 
 
 def rows_of(results: Sequence[Result]) -> list[Row]:
     """One row for each point; trials that did not finish are counted, never averaged in."""
     rows = []
     for point in [dict(key) for key in dict.fromkeys(tuple(result.point.items()) for result in results)]:
-        own = [result for result in results if result.point == point]
-        done = [result for result in own if result.state == "finished"]
+        at_point = [result for result in results if result.point == point]
+        done = [result for result in at_point if result.state == "finished"]
         mean, std = {}, {}
         for name in dict.fromkeys(name for result in done for name in result.metrics):
             values = [result.metrics[name] for result in done if name in result.metrics]
             mean[name] = float(np.mean(values))
             std[name] = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        failed = sum(result.state == "failed" for result in own)
+        failed = sum(result.state == "failed" for result in at_point)
         rows.append(Row(point, len(done), failed, mean, std))
     return rows
 
 
 def chosen(names: Sequence[str], wanted: Sequence[str]) -> list[str]:
     """The results that a sweep's `metrics` mean: by their name, or of several levels or stand-ins by its beginning."""
-    found = []
+    picked = []
     for want in wanted:
         exact = [name for name in names if name.split("/")[-1] == want]
-        found += exact or [name for name in names if name.split("/")[-1].startswith(want + "_")]
-    return list(dict.fromkeys(found))
+        picked += exact or [name for name in names if name.split("/")[-1].startswith(want + "_")]
+    return list(dict.fromkeys(picked))
 
 
 def trials_csv(results: Sequence[Result]) -> str:
@@ -184,10 +184,10 @@ def terminal_table(rows: Sequence[Row], wanted: Sequence[str]) -> str:
 
 def _metrics(folder: Path, problems: list[str]) -> dict[str, dict[str, Any]]:
     """Results of the run itself, and of its benchmarks as `<level>/<metric>`."""
-    found: dict[str, dict[str, Any]] = {}
+    entries: dict[str, dict[str, Any]] = {}
     for path in (folder / "metrics.json", *sorted((folder / "benchmark").glob("*/scores.json"))):
-        found |= result_files.read_results(path, problems)
-    return found
+        entries |= result_files.read_results(path, problems)
+    return entries
 
 
 def _names(values: Any) -> list[str]:

@@ -48,9 +48,9 @@ def drawn(key: str, values: Any, number: int) -> str:
     """Value of a key at the point of this number, as text; it depends on nothing else.
 
     Args:
-        key: of the plan's values.
-        values: of that key: a range, or names and listed values.
-        number: of the point, from 0.
+        key: key of the plan's values.
+        values: values of that key: a range, or names and listed values.
+        number: number of the point, from 0.
     """
     share = Random(f"{number} {key}").random()  # of [0, 1): the same on every machine and for every Python
     if not (ranged := as_range(values)):

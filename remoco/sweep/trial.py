@@ -25,7 +25,7 @@ from remoco.common.whole_files import naming, read_object, write_json
 from remoco.result_files import is_label, is_number
 from remoco.sweep.plan import Trial
 
-STOPPED = (130, 143)  # exit codes of a run that was told to stop and saved
+STOPPED = (130, 143)  # exit codes of a run that a signal stopped and that saved
 STATES = ("waiting", "started", "finished", "failed")
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "point": (lambda value: isinstance(value, dict) and all(map(is_label, (*value, *value.values()))), "texts"),
@@ -37,12 +37,12 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seconds": (is_number, "a number"),
 }
 """Field of a trial's record -> whether a value can be, and what it should be."""
-PATIENCE = 120  # seconds that a run may take to end, whose driver was killed or which was told to stop
+PATIENCE = 120  # seconds that a run may take to end after its driver was killed or a signal stopped it
 POLL = 0.1  # seconds
 
 
 class Killed(Exception):
-    """A process of the trial was killed or stopped; it can go on from its last checkpoint."""
+    """A process of the trial was killed or stopped; it can resume from its last checkpoint."""
 
 
 def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
@@ -54,26 +54,26 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
         cwd: where relative paths of the configuration begin.
 
     Raises:
-        Killed: another attempt goes on from here.
-        KeyboardInterrupt: the sweep was told to stop; the run has saved.
+        Killed: another attempt resumes from here.
+        KeyboardInterrupt: a signal stopped the sweep; the run has saved.
     """
-    found = read_record(out, trial.name) or new_record(trial)
-    if found["state"] == "finished":
-        return found
+    record = read_record(out, trial.name) or new_record(trial)
+    if record["state"] == "finished":
+        return record
     folder = out / trial.name
     _wait_for(folder / ".lock")
-    if found["attempts"] and not found["fitted"] and not (folder / "checkpoints" / "last.ckpt").is_file():
-        shutil.rmtree(folder, ignore_errors=True)  # nothing to go on from; the run would keep it under another name
-    start, before = time.monotonic(), found["seconds"]
+    if record["attempts"] and not record["fitted"] and not (folder / "checkpoints" / "last.ckpt").is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # nothing to resume from; the run would keep it under another name
+    start, before = time.monotonic(), record["seconds"]
 
     def note(state: str, error: str | None = None, **more: Any) -> dict[str, Any]:
-        found.update(more, state=state, error=error, seconds=round(before + time.monotonic() - start, 1))
-        write_json(record_file(out, trial.name), found)
-        return found
+        record.update(more, state=state, error=error, seconds=round(before + time.monotonic() - start, 1))
+        write_json(record_file(out, trial.name), record)
+        return record
 
-    note("started", attempts=found["attempts"] + 1)
+    note("started", attempts=record["attempts"] + 1)
     for stage in ("fit", "test"):
-        if stage == "fit" and found["fitted"]:
+        if stage == "fit" and record["fitted"]:
             continue
         options = trial.fit if stage == "fit" else [f"--config={folder / 'config.yaml'}", *trial.test]
         if stage == "test" or (folder / "checkpoints" / "last.ckpt").is_file():
@@ -85,7 +85,7 @@ def perform(trial: Trial, out: Path, cwd: Path) -> dict[str, Any]:
             raise
         if code < 0 or code in STOPPED:
             note("failed", f"{stage} was killed by signal {-code}" if code < 0 else f"{stage} was told to stop")
-            raise Killed(found["error"])
+            raise Killed(record["error"])
         if code:
             return note("failed", f"{stage}: {error}")
         note("started", fitted=True)
@@ -116,11 +116,11 @@ def read_record(out: Path, name: str) -> dict[str, Any] | None:
     path = record_file(out, name)
     if not os.path.lexists(path):
         return None
-    found = read_object(path)
+    record = read_object(path)
     for field, (fits, expected) in FIELDS.items():
-        if field not in found or not fits(found[field]):
+        if field not in record or not fits(record[field]):
             raise UserError(f"{path}: {field}: expected {expected}")
-    return found
+    return record
 
 
 def last_line(log: Path, failed: bool = False) -> str:
@@ -149,7 +149,7 @@ def _run(command: list[str], log: Path, cwd: Path) -> tuple[int, str]:
         try:
             while (code := process.poll()) is None:
                 time.sleep(POLL)
-        except KeyboardInterrupt:  # the sweep is told to stop: Ray raises it between two lines, not in a system call
+        except KeyboardInterrupt:  # a signal stops the sweep: Ray raises it between two lines, not in a system call
             process.terminate()
             with suppress(subprocess.TimeoutExpired):
                 process.wait(PATIENCE)

@@ -13,7 +13,7 @@ import torch
 import metrics  # noqa: F401
 from callbacks.strips import panel_factor
 from conditions import RegionWise, control_video
-from datamodules.drawings import Grid
+from datamodules.drawings import FrameArea
 from datamodules.drawings.panels import enlarged
 from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.bases import Sprites
@@ -64,7 +64,7 @@ def stub() -> Any:
     )
     usual = {"fps": 8.0, "motion_bucket_id": "drawing", "noise_aug_strength": 0.02}
     sampling = {"num_frames": 4, "height": 64, "width": 64}
-    sizes = {"trained_size": (64, 64), "grid": Grid(64 * 64)}
+    sizes = {"trained_size": (64, 64), "grid": FrameArea(64 * 64)}
     return SimpleNamespace(module=module, sampling=sampling, usual_inputs=lambda: usual, **sizes)
 
 

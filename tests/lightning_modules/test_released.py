@@ -127,7 +127,7 @@ def test_head_channels_come_from_the_json_beside(parity, released_file):
         2,
         2,
     )  # 64 as released
-    with pytest.raises(UserError, match="num_head_channels in a JSON of the same name"):
+    with pytest.raises(UserError, match="num_head_channels"):
         load_released(released_file, head_channels=48)
 
 

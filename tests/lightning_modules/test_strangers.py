@@ -269,7 +269,7 @@ CONFIGS = [
     ("image_encoder", {"image_size": 10**6, "patch_size": 1}, "asks for"),
     ("image_encoder", {"attn_implementation": "owner/kernel"}, "leads to more"),
     ("image_encoder", {"quantization_config": {"quant_method": "gptq"}}, "leads to more"),
-    ("vae", {"channels": 10**9}, "pca_channels|PatchPCA"),
+    ("vae", {"channels": 10**9}, "components|PatchPCA"),
 ]
 
 

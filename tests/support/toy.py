@@ -1,4 +1,4 @@
-"""A base of one's own: all that an outsider writes, in one file. A YAML names it by class path."""
+"""Your own base: all of it in one file. A YAML names it by class path."""
 
 import torch
 from torch import nn
@@ -71,7 +71,7 @@ class Toy(VideoBase):
         small = torch.nn.functional.pixel_shuffle(latents / 2, 2)
         return small.repeat_interleave(4, -1).repeat_interleave(4, -2)
 
-    def condition(self, batch, given, noise):
+    def condition(self, batch, inputs, noise):
         first = to_float(batch["first_frame"], self.arithmetic())
         return Conditioning({"first": self.encode(first[:, None]).mean[:, 0]})
 

@@ -26,20 +26,20 @@ REFINER = "movi_f_raft_patch_4_alpha.pth"
 
 @dataclass(frozen=True)
 class DotOptions:
-    """What DOT runs with. Checkpoints are read without running code from them.
+    """Files and settings of DOT. Checkpoints are read without running code from them.
 
     Args:
         estimator_path: checkpoint of the motion boundaries, `cvo_raft_patch_8.pth` of DOT's README.
         refiner_path: checkpoint of the refiner, `movi_f_raft_patch_4_alpha.pth` of DOT's README.
         points: sparse tracker: `lk` (OpenCV, needs nothing), `tapir` (Apache-2.0), `cotracker3` or `cotracker2`
             (CC-BY-NC: tracks for non-commercial use).
-        points_path: checkpoint of the sparse tracker; not of `lk`.
-        points_code: its code: for CoTracker a checkout or a name for torch.hub, for TAPIR a checkout of tapnet, or
-            none where it is installed. That code is run.
-        height: that the refiner works at, in pixels; the clip is resized to it and the tracks back.
-        width: that the refiner works at, in pixels.
-        num_tracks: sparse tracks that the dense ones start from.
-        statistics: of the estimator's batch norm: `batch` as DOT's own scripts run it, or `running` as trained.
+        points_path: checkpoint of the sparse tracker; `lk` has none.
+        points_code: code of the sparse tracker, which is run: for CoTracker a checkout or a name for torch.hub, for
+            TAPIR a checkout of tapnet, or nothing where tapnet is installed.
+        height: height in pixels at which the refiner works. The clip is resized to it, and the tracks back.
+        width: width in pixels at which the refiner works.
+        num_tracks: number of sparse tracks that the dense ones start from.
+        statistics: statistics of the estimator's batch norm: `batch` as in DOT's scripts, or `running` as trained.
     """
 
     estimator_path: str | None = None
@@ -148,8 +148,8 @@ def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:
 
     Args:
         tracks: (L, h, w, 3) = x, y and 0 or 1 for seen, of every pixel of frame 1.
-        height: of the clip.
-        width: of the clip.
+        height: height of the clip.
+        width: width of the clip.
     """
     h, w = tracks.shape[1:3]
     y, x = np.mgrid[:h, :w].astype(np.float32)

@@ -14,8 +14,8 @@ LIMIT = 2 << 30  # bytes; 512 x 512 with patches of 4 takes 1.4 GB in float32
 class Correlation:
     """Dot products of every source with every target feature over sqrt(C), and their average over 2, 4 and 8 pixels.
 
-    Held whole while it takes less than `limit` bytes; else made again at every reading, for so many source pixels at
-    once as fit (the same numbers).
+    Held whole while it takes less than `limit` bytes. Else it is computed again at every reading, for as many source
+    pixels at once as fit; the numbers are the same.
 
     Args:
         source: (B, C, h, w).
@@ -46,11 +46,11 @@ class Correlation:
         b, _, h, w = points.shape
         points = points.flatten(2).transpose(1, 2)
         if self._held is not None:
-            found = _windows(self._held, points)
+            windows = _windows(self._held, points)
         else:
             rows = zip(self._source.split(self._rows, 1), points.split(self._rows, 1))
-            found = torch.cat([_windows(self._levels(source), around) for source, around in rows], 1)
-        return found.transpose(1, 2).reshape(b, CHANNELS, h, w)
+            windows = torch.cat([_windows(self._levels(source), around) for source, around in rows], 1)
+        return windows.transpose(1, 2).reshape(b, CHANNELS, h, w)
 
 
 def _windows(levels: list[Tensor], points: Tensor) -> Tensor:
@@ -59,9 +59,9 @@ def _windows(levels: list[Tensor], points: Tensor) -> Tensor:
     offset = torch.arange(-RADIUS, RADIUS + 1, dtype=points.dtype, device=points.device)
     window = torch.stack(torch.meshgrid(offset, offset, indexing="ij"), -1)
     centre = points.reshape(b * n, 1, 1, 2)
-    found = []
+    windows = []
     for level, volume in enumerate(levels):
         size = points.new_tensor([volume.shape[3], volume.shape[2]])
         where = (2 * (centre / 2**level + window) + 1) / size - 1  # pixel centres without align_corners
-        found.append(F.grid_sample(volume, where, align_corners=False).view(b, n, -1))
-    return torch.cat(found, 2)
+        windows.append(F.grid_sample(volume, where, align_corners=False).view(b, n, -1))
+    return torch.cat(windows, 2)

@@ -36,8 +36,8 @@ class DenseTracker:
         refiner: weights loaded (`raft.refiner`).
         size: height and width in pixels at which the refiner works.
         num_tracks: points to follow.
-        threshold: of the motion boundaries.
-        seeds: of the points drawn, for numpy's and torch's stream; the same for every clip.
+        threshold: threshold of the motion boundaries.
+        seeds: seeds of the points drawn, for numpy's and torch's stream; the same for every clip.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class DenseTracker:
         source = self.refiner.encode(frames[:1])
         index = self._index(init[0])
         x, y = unit_grid(h, w, like=frames).mul(frames.new_tensor([w - 1, h - 1])).unbind(-1)
-        found = [torch.stack([x, y, torch.ones_like(x)], -1)]
+        frames_tracks = [torch.stack([x, y, torch.ones_like(x)], -1)]
         for t in range(1, len(frames)):
             flow, seen = self._refined(source, self.refiner.encode(frames[t : t + 1], context=False), init, 0, t, index)
-            found.append(torch.stack([x + flow[..., 0], y + flow[..., 1], seen], -1))
-        return torch.stack(found)
+            frames_tracks.append(torch.stack([x + flow[..., 0], y + flow[..., 1], seen], -1))
+        return torch.stack(frames_tracks)
 
     @torch.no_grad()
     def tracks_for_queries(self, video: Tensor, queries: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ class DenseTracker:
         unit, ends = unit_grid(h, w, like=frames), frames.new_tensor([w - 1, h - 1])
         queries = queries.to(frames)
         clip_ends = frames.new_tensor([width - 1, height - 1])
-        found = frames.new_zeros(len(frames), len(queries), 3)
+        tracks = frames.new_zeros(len(frames), len(queries), 3)
         for s in queries[:, 0].unique().int().tolist():
             of = (queries[:, 0] == s).nonzero()[:, 0]
             where = (queries[of][:, [2, 1]] / clip_ends * 2 - 1)[None, :, None]
@@ -99,8 +99,8 @@ class DenseTracker:
                     flow, seen = self._refined(features[s], features[t], init, s, t, index)
                     dense = torch.cat([unit + flow / ends, seen[..., None]], -1)
                 read = F.grid_sample(dense.permute(2, 0, 1)[None], where, align_corners=True)[0, :, :, 0].T
-                found[t, of] = torch.cat([read[:, :2] * clip_ends, (read[:, 2:] > 0).to(read)], 1)
-        return found
+                tracks[t, of] = torch.cat([read[:, :2] * clip_ends, (read[:, 2:] > 0).to(read)], 1)
+        return tracks
 
     @torch.no_grad()
     def flow_last_to_first(self, video: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class DenseTracker:
         draws = sampling.Draws(*self.seeds)
         boundaries: dict[int, Tensor] = {}
         features: dict[int, Features] = {}
-        found = []
+        parts = []
         for first in range(0, self.num_tracks, self.at_once):
             count = min(self.at_once, self.num_tracks - first)
             counts = sampling.per_frame(count, length) if sources == "all" else [count] + [0] * (length - 1)
@@ -136,8 +136,8 @@ class DenseTracker:
                     boundaries[t] = self._boundaries(video, t, features)
                 drawn.append(sampling.sample_queries(t, boundaries[t], points, draws))
             tracks, seen = self.points(video, torch.cat(drawn).to(video.device))
-            found.append(torch.cat([tracks.to(weight), seen[..., None].to(weight)], -1))
-        tracks = torch.cat(found, 1)
+            parts.append(torch.cat([tracks.to(weight), seen[..., None].to(weight)], -1))
+        tracks = torch.cat(parts, 1)
         return tracks.flip(0) if sources == "last" else tracks
 
     def _boundaries(self, video: Tensor, t: int, features: dict[int, Features]) -> Tensor:

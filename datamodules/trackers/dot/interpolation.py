@@ -28,11 +28,11 @@ def nearest(source: Tensor, grid: Tensor, limit: int = LIMIT) -> Tensor:
     points = source[:, :, None, :2]
     hidden = (source[..., 2] == 0)[..., None]
     rows = max(1, limit // source.shape[1])
-    found = []
+    indices = []
     for some in grid.view(1, 1, -1, 2).split(rows, 2):
         distance = (some - points).square_().sum(-1).masked_fill_(hidden, torch.inf)
-        found.append(distance.argmin(1))
-    return torch.cat(found, 1).view(-1, h, w)
+        indices.append(distance.argmin(1))
+    return torch.cat(indices, 1).view(-1, h, w)
 
 
 def spread(source: Tensor, target: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -30,11 +30,11 @@ def boundary_map(flow: Tensor, size: int = 1, dilation: int = 4) -> Tensor:
     b, h, w, _ = flow.shape
     shares = (flow / flow.new_tensor([w - 1, h - 1])).permute(0, 3, 1, 2).reshape(2 * b, 1, h, w)
     slopes = F.conv2d(F.pad(shares, [size] * 4, mode="reflect"), sobel(size, flow))
-    found = (slopes.square().sum(1) + 1e-12).sqrt().view(b, 2, h, w).mean(1)
+    strength = (slopes.square().sum(1) + 1e-12).sqrt().view(b, 2, h, w).mean(1)
     if dilation > 1:
-        found = F.max_pool2d(found[:, None], 2 * dilation, stride=1, padding=dilation)[:, 0, -h:, -w:]
-    found = found - found.amin((1, 2), keepdim=True)
-    return found / found.amax((1, 2), keepdim=True)
+        strength = F.max_pool2d(strength[:, None], 2 * dilation, stride=1, padding=dilation)[:, 0, -h:, -w:]
+    strength = strength - strength.amin((1, 2), keepdim=True)
+    return strength / strength.amax((1, 2), keepdim=True)
 
 
 def motion_boundaries(flow: Tensor, size: int = 1, dilation: int = 4, threshold: float = THRESHOLD) -> Tensor:
@@ -56,7 +56,7 @@ def sample_queries(frame: int, boundaries: Tensor, count: int, draws: Draws) -> 
     Args:
         frame: number of the frame.
         boundaries: (H, W) bool.
-        count: of the points.
+        count: number of the points.
         draws: moves on.
     """
     height, width = boundaries.shape

@@ -147,9 +147,9 @@ class Raft(nn.Module):
 
     Args:
         patch: pixels per coarse pixel, 8 or 4.
-        iterations: of the update.
+        iterations: number of iterations of the update.
         alpha: visibility too.
-        batch_norm: the context encoder has batch norm (released: the estimator's only) in place of instance norm.
+        batch_norm: the context encoder has batch norm (released: the estimator's only) instead of instance norm.
     """
 
     def __init__(self, patch: int, iterations: int, alpha: bool, batch_norm: bool) -> None:

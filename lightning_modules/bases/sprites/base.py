@@ -1,4 +1,4 @@
-"""Sprites: a base from random weights, in a size of one's choice; what learns on a CPU in minutes starts from it."""
+"""Sprites: a base with random weights, in several sizes. The configurations that a CPU trains start from it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Sprites(SVD):
     """A base of SVD's kind with random weights; no global generator moves when they are drawn.
 
     Args:
-        size: `micro` (two levels, learns on a CPU in minutes), `tiny` (tests), `small` (some 40 M parameters, a CPU
-            trains it) or `full` (SVD's own sizes).
+        size: Size of the networks: `micro` (two levels, learns on a CPU in minutes), `tiny` (tests), `small` (about
+            40 M parameters, for a CPU) or `full` (SVD's own sizes).
         init_seed: Seed of the weights.
-        latents: `pca`: the first principal components of 8 x 8 patches, fitted once to the training set.
-            `space_to_depth`: the patches' pixels as 192 channels, invertibly. `vae`: a random VAE.
-        components: How many components, with `pca`.
-        trained: Train the UNet too; random weights say nothing by themselves.
-        vae_precision: As of `SVD`.
-        recompute: As of `SVD`.
+        latents: Kind of latents. `pca` has the first principal components of 8 x 8 patches, fitted once to the training
+            set. `space_to_depth` has the patches' pixels as 192 channels and is invertible. `vae` is a random VAE.
+        components: Number of principal components, for `pca`.
+        trained: Train the UNet too. Random weights generate nothing by themselves.
+        vae_precision: Precision of the VAE on a GPU, as for `SVD`.
+        recompute: Parts of the UNet that are computed again in the backward pass, as for `SVD`.
     """
 
     named_by = ("size", "init_seed", "latents", "components")
@@ -71,21 +71,21 @@ class Sprites(SVD):
         return self
 
     def layout(self) -> VideoBase:  # type: ignore[override]
-        """On the meta device."""
+        """The networks on the meta device."""
         return VideoBase.layout(self)
 
     def usual(self) -> tuple[int, int, int]:
-        """Of the sprites."""
+        """Frames, height and width of the sprite sets."""
         return 16, 64, 64
 
     def small(self) -> bool:
-        """But for SVD's own size."""
+        """True for every size but `full`, SVD's."""
         return self.size != "full"
 
     def export(self, folder: Any) -> None:
         """As `SVD.export`."""
         if self.latents == "space_to_depth":
-            raise UserError("base: latents space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("base: latents is space_to_depth, which cannot be exported, expected vae or pca")
         super().export(folder)
 
     @classmethod

@@ -31,7 +31,7 @@ class PatchPCA(nn.Module):
         super().__init__()
         size = 3 * PATCH**2
         if not 1 <= channels <= size:
-            raise UserError(f"model: pca_channels is {channels}, expected 1 to {size}")
+            raise UserError(f"model.base: components is {channels}, expected 1 to {size}")
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("basis", torch.zeros(size, channels))
         self.register_buffer("scale", torch.zeros(channels))  # zero until it is fitted

@@ -11,7 +11,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from datamodules.drawings import Framing, Grid, Picture, read_image
+from datamodules.drawings import FrameArea, Framing, Picture, read_image
 from lightning_modules.bases.svd.base import INFERENCE_STRENGTH, SVD
 from lightning_modules.bases.svd.network import conditioning
 from lightning_modules.bases.svd.norms import diffusers_eps
@@ -34,13 +34,13 @@ class BareSettings:
         min_guidance_scale: Guidance of the first frame.
         max_guidance_scale: Guidance of the last frame, linear in between.
         fps: Frames per second.
-        fps_offset: What is added to it before the UNet is told; Stability's sampling script says fps - 1.
-        motion_bucket_id: What the UNet is told of the motion: SVD's own scale, or mean displacement in pixels.
+        fps_offset: Added to `fps` before the UNet gets it; Stability's sampling script uses fps - 1.
+        motion_bucket_id: The UNet's motion bucket: SVD's own scale, or mean displacement in pixels.
         noise_aug_strength: Standard deviation of the noise on the first frame.
         stock_eps: The res blocks' norms have diffusers' eps, 1e-6 in most of them; else the original SVD's 1e-5.
         squash: The picture is resized to the frame whatever its shape, by PIL's Lanczos; else scaled to cover it and
             cropped in the middle.
-        embed_picture: The image encoder sees the picture as it was given; else the frame.
+        embed_picture: The image encoder sees the original picture; else the frame.
     """
 
     num_frames: int | None = None
@@ -82,8 +82,8 @@ def sample_bare(
         svd: The base; of a trained pipeline `pipe.module.base`, whose LoRA is left out here.
         image: First frame: a PIL image, (H, W, 3) uint8, or a file.
         settings: `DIFFUSERS`, `OURS`, or what lies between.
-        height: Of the frame, a multiple of 8; of 64 unless it is squashed.
-        width: Of the frame, likewise.
+        height: Height of the frame, a multiple of 8; of 64 unless it is squashed.
+        width: Width of the frame, likewise.
         generator: Draws the two noises in diffusers' order and dtypes, where they are not given.
         noise: (1, 3, height, width) standard normal, for the first frame.
         latents: (1, L, C, height / 8, width / 8) standard normal, what the sampler starts from.
@@ -120,15 +120,15 @@ def sample_bare(
     denoiser = Denoiser(svd, EDM())
     guidance = settings.min_guidance_scale, settings.max_guidance_scale
     with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):
-        found = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
+        sampled = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
     if output_type == "latent":
-        return MotionControlOutput(found)
-    return MotionControlOutput(converted(svd.decode(found, decode_chunk_size).clamp(-1, 1), output_type))
+        return MotionControlOutput(sampled)
+    return MotionControlOutput(converted(svd.decode(sampled, decode_chunk_size).clamp(-1, 1), output_type))
 
 
 def _framed(picture: np.ndarray, height: int, width: int, squash: bool) -> np.ndarray:
     """(H, W, 3) uint8 -> (height, width, 3) uint8."""
     if not squash:
-        Grid().check(height=height, width=width)
+        FrameArea().check(height=height, width=width)
         return Framing.of((picture.shape[0], picture.shape[1]), (height, width)).image(picture)
     return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS))

@@ -42,17 +42,17 @@ class SVD(VideoBase):
         path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites
             in the package.
         revision: Revision of the hub id.
-        trained: Train the UNet too, in float32.
-        vae_precision: Of the VAE on a GPU: `tf32` has 10 bits of mantissa in its products, `bfloat16` 7.
-        recompute: What of the UNet is computed again in the backward pass: `none`, the `top` level, which holds most
-            activations, or `all` levels.
+        trained: Train the UNet too. It is then in float32.
+        vae_precision: Precision of the VAE on a GPU. Products have 10 bits of mantissa in `tf32` and 7 in `bfloat16`.
+        recompute: Parts of the UNet that are computed again in the backward pass, to save memory: `none`, the `top`
+            level, which holds most activations, or `all` levels.
 
     Attributes:
         unet: Denoising UNet.
         image_encoder: CLIP vision model with projection.
         vae: Autoencoder, or None for latents that are made of patches of the frames.
         pca: Principal components of those patches; None with a VAE, or to keep all pixels.
-        stock_eps: Name of each res block's norm in the UNet -> the eps it had when it was given, diffusers' own.
+        stock_eps: Name of each res block's norm in the UNet -> the eps that diffusers gave it.
         latent_scale: Factor between `encode`'s latents and the diffusion's, which have a standard deviation of about 1.
     """
 
@@ -97,17 +97,17 @@ class SVD(VideoBase):
         parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder)
         vae = parts.pop("vae")
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
-        found = parts["unet"].config.in_channels, parts["unet"].config.out_channels
-        if found != (2 * channels, channels):
+        ins, outs = parts["unet"].config.in_channels, parts["unet"].config.out_channels
+        if (ins, outs) != (2 * channels, channels):
             raise UserError(
-                f"base: {self.path}/unet has {found[0]} input and {found[1]} output channels, expected {2 * channels} "
+                f"base: {self.path}/unet has {ins} input and {outs} output channels, expected {2 * channels} "
                 f"and {channels} as in image-to-video SVD"
             )
         pca, vae = (vae, None) if isinstance(vae, PatchPCA) else (None, vae)
         return self.hold(parts["unet"], parts["image_encoder"], vae, pca, hashes).freeze(dtype)
 
     def layout(self) -> SVD:
-        """From the configurations alone; nothing is read of the weights but for the small base in the package."""
+        """Built from the configurations alone. No weights are read, except those of the small base in the package."""
         fresh = type(self)(**self.arguments)
         if self.path == embedded.NAME:
             return fresh.build()
@@ -140,8 +140,8 @@ class SVD(VideoBase):
         """Take these networks as the base's own.
 
         Args:
-            unet: Of diffusers; it gets our blocks, eps and convolutions.
-            image_encoder: Of transformers.
+            unet: UNet of diffusers; it gets our blocks, eps and convolutions.
+            image_encoder: Image encoder of transformers.
             vae: Or None.
             pca: In the VAE's place.
             hashes: `weights_hash` of the networks whose stored weights were rounded since; of others it is taken here.
@@ -156,10 +156,10 @@ class SVD(VideoBase):
         self.channels = unet.config.out_channels
         self.latent_scale: float = vae.config.scaling_factor if vae else 1.0 if pca else SPACE_TO_DEPTH_SCALE
         networks = {part: getattr(self, part) for part in COMPONENTS if getattr(self, part) is not None}
-        given = hashes or {}
-        self.hashes = {part: given.get(part) or weights_hash(net) for part, net in networks.items()}
-        if pca is not None and "vae" in given:  # loaded in the VAE's place, not to be fitted
-            self.hashes["vae"] = given["vae"]
+        known = hashes or {}
+        self.hashes = {part: known.get(part) or weights_hash(net) for part, net in networks.items()}
+        if pca is not None and "vae" in known:  # loaded in the VAE's place, not to be fitted
+            self.hashes["vae"] = known["vae"]
         self.identity = {**self.record(), **named, "hash": whole_hash(self.hashes)}
         set_recomputed(unet, self.recompute)
         return self
@@ -171,7 +171,7 @@ class SVD(VideoBase):
             folder: made here; without a VAE and components, there is nothing that `vae/` could hold.
         """
         if self.vae is None and self.pca is None:
-            raise UserError("latents: space_to_depth has no folder of its own; expected vae or pca")
+            raise UserError("base: latents is space_to_depth, which cannot be exported, expected vae or pca")
         self.unet.save_pretrained(folder / "unet")
         self.image_encoder.save_pretrained(folder / "image_encoder")
         if self.vae is not None:
@@ -180,10 +180,10 @@ class SVD(VideoBase):
             save_pca(self.pca, folder / "vae")
 
     def freeze(self, dtype: torch.dtype) -> SVD:
-        """Take all gradients away; UNet and image encoder in this dtype, the VAE in a precision of its own.
+        """Freeze all networks. UNet and image encoder get this dtype; the VAE has its own precision.
 
         Args:
-            dtype: Of the frozen UNet and image encoder; float64 is the VAE's too, but for bfloat16.
+            dtype: Dtype of the frozen UNet and image encoder. float64 also applies to the VAE, unless that is bfloat16.
         """
         self.requires_grad_(False).eval()
         exact = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
@@ -298,25 +298,25 @@ class SVD(VideoBase):
         return {"fps": batch["fps"].float(), "motion_bucket_id": bucket}
 
     @torch.no_grad()
-    def condition(self, batch: Mapping[str, Any], given: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
         """As `VideoBase.condition`; the image encoder sees the frame without noise, the VAE with it.
 
         Args:
             batch: Also `image_embedding` (B, 1, D), where it is cached.
-            given: As there.
-            noise: As there, scaled by `noise_aug_strength` and added.
+            inputs: As in `VideoBase.condition`.
+            noise: As in `VideoBase.condition`, scaled by `noise_aug_strength` and added.
         """
         dtype = self.arithmetic()
         first = to_float(batch["first_frame"], dtype)
-        said = {name: value.to(dtype) for name, value in given.items()}
-        strength = said["noise_aug_strength"]
+        values = {name: value.to(dtype) for name, value in inputs.items()}
+        strength = values["noise_aug_strength"]
         noised = first if noise is None else first + strength[:, None, None, None] * noise
         embedding = batch.get("image_embedding")
         return Conditioning(
             {
                 "image_embedding": self.embed_image(first) if embedding is None else embedding,
-                "fps": said["fps"],
-                "motion_bucket_id": said["motion_bucket_id"],
+                "fps": values["fps"],
+                "motion_bucket_id": values["motion_bucket_id"],
                 "image_latent": self.encode(noised[:, None]).mean[:, 0],
                 "sigma_aug": strength,
             }
@@ -360,7 +360,7 @@ def _check(vae_precision: str, recompute: str) -> None:
 
 
 def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
-    """(L, 3, H, W) of a clip's latents, so many frames at a time."""
+    """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
     parts = [_exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 

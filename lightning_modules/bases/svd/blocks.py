@@ -39,7 +39,7 @@ def compile_unet(unet: nn.Module, backend: Any = "inductor") -> None:
 
     Args:
         unet: with our blocks, LoRA, hooks and checkpointing, all set.
-        backend: of `torch.compile`.
+        backend: backend of `torch.compile`.
     """
     # training, validation, its last batch, guided and bare samples: beyond the default of 8 one graph is an error
     torch._dynamo.config.recompile_limit = max(32, torch._dynamo.config.recompile_limit)
@@ -102,14 +102,14 @@ def freeze_idle(unet: nn.Module) -> dict[str, nn.Parameter]:
     Returns:
         What was trainable of it, by name.
     """
-    found: dict[str, nn.Parameter] = {}
+    frozen: dict[str, nn.Parameter] = {}
     for name, block in unet.named_modules():
         if isinstance(block, (SpatialBlock, TemporalBlock)):
             block.idle_frozen = True
             for part in ("attn2.to_q", "attn2.to_k", "norm2"):
                 parameters = block.get_submodule(part).named_parameters(f"{name}.{part}")
-                found |= {key: p.requires_grad_(False) for key, p in parameters if p.requires_grad}
-    return found
+                frozen |= {key: p.requires_grad_(False) for key, p in parameters if p.requires_grad}
+    return frozen
 
 
 class SpatialBlock(BasicTransformerBlock):

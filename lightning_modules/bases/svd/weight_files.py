@@ -110,13 +110,13 @@ def _numbered(name: str, variant: str | None) -> str:
 def _parts(index: Path) -> list[str]:
     """Names of the files that an index lists, none of which leads out of its folder."""
     try:
-        found = sorted(set(read_json(index)["weight_map"].values()))
-        sound = bool(found) and all(fnmatch(part, "*.safetensors") and os.path.basename(part) == part for part in found)
+        parts = sorted(set(read_json(index)["weight_map"].values()))
+        sound = bool(parts) and all(fnmatch(part, "*.safetensors") and os.path.basename(part) == part for part in parts)
     except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise UserError(f"{index} lists no .safetensors files as its weight_map, or files outside of its folder")
-    return found
+    return parts
 
 
 def _none(names: Iterable[str], name: str, where: str) -> UserError:
@@ -191,7 +191,7 @@ def _listed(repo: str, name: str, commit: str) -> list[str]:
     """Names of the files in one folder of a repository; where the hub is not reached, of those in the cache."""
     try:
         paths = [Path(path) for path in list_repo_files(repo, revision=commit)]
-    except Exception:  # whatever is made of what a hub answers
+    except Exception:  # whatever the libraries raise for a hub's answer
         paths = [path.relative_to(_cached(repo) / commit) for path in (_cached(repo) / commit / name).glob("*")]
     return [path.name for path in paths if path.parent == Path(name)]
 
@@ -204,14 +204,14 @@ def _cached(repo: str) -> Path:
 def _reason(error: BaseException, repo: str, revision: str | None) -> str:
     """One line for what the hub's library says in several."""
     if isinstance(error, GatedRepoError):
-        return "its licence is to be accepted on its page, then `hf auth login`"
+        return "accept its licence on its page, then run `hf auth login`"
     if isinstance(error, RepositoryNotFoundError):
         return "there is no such repository, or it is private and needs `hf auth login`"
     if isinstance(error, RevisionNotFoundError):
         return f"it has no revision {revision}"
     if isinstance(error, LocalEntryNotFoundError):
         kept = sorted(path.name for path in _cached(repo).glob("*"))
-        hint = f"; there is {', '.join(kept)}, which can be given as the revision" if kept and revision is None else ""
+        hint = f"; the hub's cache has {', '.join(kept)}, pass it as the revision" if kept and revision is None else ""
         wanted = f"revision {revision or 'main'} is not whole in the cache ({constants.HF_HUB_CACHE})"
         return f"{wanted}, and the hub was not reached{hint}"
     return " ".join(str(error).split())

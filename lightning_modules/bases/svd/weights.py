@@ -36,7 +36,7 @@ def load_component(base: Path, name: str, called: str) -> Any:
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
-        name: Of the network.
+        name: Name of the network.
         called: What the user calls the base, for errors.
 
     Raises:
@@ -93,10 +93,10 @@ def _load_pca(path: str, folder: Path) -> PatchPCA:
 
 def _class_name(path: str, folder: Path) -> Any:
     try:
-        found = read_json(folder / "config.json")
+        config = read_json(folder / "config.json")
     except UNREADABLE as error:
         raise _unreadable(path, folder.name, error) from error
-    return found.get("_class_name") if isinstance(found, dict) else None
+    return config.get("_class_name") if isinstance(config, dict) else None
 
 
 def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Module, str]:
@@ -106,7 +106,7 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
-        dtype: Of the network.
+        dtype: Dtype of the network.
         called: What the user calls the base, for errors.
 
     Raises:
@@ -132,12 +132,12 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
                 return digest(key, stored), stored.to(dtype or torch.float32, copy=True)
 
             with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                found = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
+                loaded = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
     except UNREADABLE as error:
         raise _unreadable(called, "unet", error) from error
     _require_all(called, "unet", sorted(wrong))
-    model.load_state_dict({key: tensor for key, (_, tensor) in found.items()}, assign=True)
-    return model.eval(), hash_of(one for one, _ in found.values())
+    model.load_state_dict({key: tensor for key, (_, tensor) in loaded.items()}, assign=True)
+    return model.eval(), hash_of(one for one, _ in loaded.values())
 
 
 def _shape(file: safe_open, key: str) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""MOFA-Video, trajectory version: a flow made of few displacements moves the first frame's features.
+"""MOFA-Video, trajectory version: a flow from a few displacements moves the first frame's features.
 
 Source: MyNiuuu/MOFA-Video, folder MOFA-Video-Traj (Apache-2.0, except third parties: softsplat is for academic use, CMP
 and svd-temporal-controlnet state no licence). Facts and formulas alone are used, written anew. Weights:

@@ -48,7 +48,7 @@ class Bottleneck(nn.Module):
 
 
 def layer(channels: int, width: int, blocks: int, stride: int, dilation: int) -> nn.Sequential:
-    """So many bottlenecks, the first of which changes width and resolution."""
+    """Several bottlenecks, the first of which changes width and resolution."""
     others = [Bottleneck(4 * width, width, 1, dilation, False) for _ in range(blocks - 1)]
     return nn.Sequential(Bottleneck(channels, width, stride, dilation, True), *others)
 

@@ -85,7 +85,7 @@ def dense_flow(sparse: Sparse, image: Tensor, densify: Densify) -> Tensor:
     """Flow from the first frame to each later one, (L - 1, 2, H, W) in pixels of the frame.
 
     Args:
-        sparse: Of a drawing.
+        sparse: Sparse displacements of a drawing.
         image: (1, 3, H, W) in [0, 1].
         densify: `CMP.flow`.
     """

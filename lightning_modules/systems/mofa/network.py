@@ -40,18 +40,18 @@ class FlowEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """(N, C, h, w) -> three maps."""
-        found = []
+        features = []
         for encoder, conv in zip(self.encoders, self.zeroconvs, strict=True):
             x = encoder(x)
-            found.append(conv(x))
-        return found
+            features.append(conv(x))
+        return features
 
 
 class FlowControlledEncoder(EncoderCopy):
     """The copy with its own branches; names are those of the released file.
 
     Args:
-        config: Of the UNet it is a copy of.
+        config: Configuration of the UNet it is a copy of.
     """
 
     def __init__(self, config: Any):
@@ -73,10 +73,10 @@ class FlowControlledEncoder(EncoderCopy):
             first: (B, 3, H, W) in [-1, 1]; H and W multiples of 64.
             flow: (B, L - 1, 2, H, W) from the first frame to each later one, in pixels.
         """
-        found = []
+        added = []
         for feature, scaled in zip(self.features(first), scaled_flows(flow), strict=True):
-            found.append(torch.cat([feature[:, None], warped(feature, scaled)], 1).flatten(0, 1))
-        return [*found, found[-1], found[-1]]
+            added.append(torch.cat([feature[:, None], warped(feature, scaled)], 1).flatten(0, 1))
+        return [*added, added[-1], added[-1]]
 
 
 def scaled_flows(flow: Tensor) -> list[Tensor]:

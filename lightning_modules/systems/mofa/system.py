@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from datamodules.drawings import Drawing
 from lightning_modules.layers import seeded
 from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import ControlledSVD, Settings
@@ -17,7 +18,7 @@ from lightning_modules.systems.mofa.control import Sparse, dense_flow, sparse_of
 from lightning_modules.systems.mofa.network import FlowControlledEncoder
 from lightning_modules.systems.quirks import AS_RELEASED, Quirks
 from lightning_modules.systems.svd_parts import picture, unit_picture
-from lightning_modules.systems.system import Drawn, check_size, check_tracks
+from lightning_modules.systems.system import check_size, check_tracks, stretched
 
 BASE_FRAMES = 25
 CMP_FILE = "ckpt_iter_42000.pth.tar"
@@ -60,7 +61,7 @@ class MOFAVideo:
             svd: diffusers' SVD-XT 1.1, folder or hub id.
             quirks: As released, or corrected.
             settings: How it is sampled.
-            dtype: Of SVD and the copy; the release has float16. CMP computes in float32.
+            dtype: Dtype of SVD and the copy; the release has float16. CMP computes in float32.
             device: Where they go.
 
         Raises:
@@ -80,25 +81,25 @@ class MOFAVideo:
         nn.Module.to(network, device, torch.promote_types(dtype, torch.float32)).requires_grad_(False).eval()
         return cls(controlled, network)
 
-    def sparse(self, drawing: Drawn) -> Sparse:
+    def sparse(self, drawing: Drawing) -> Sparse:
         """Sparse displacements of a drawing."""
-        own = drawing.resized(*self.size)
-        tracks = own.strokes(self.frames)
+        resized = stretched(drawing, self.size)
+        tracks = resized.strokes(self.frames)
         check_tracks(self.name, tracks)
-        brush = None if own.brush is None else np.where(own.brush > 0, 255, 0)
+        brush = None if resized.brush is None else np.where(resized.brush > 0, 255, 0)
         return sparse_of(tracks, brush, self.size, self.frames, self.quirks.whole_pixels)
 
     @torch.no_grad()
-    def control(self, drawing: Drawn) -> Tensor:
+    def control(self, drawing: Drawing) -> Tensor:
         """(L - 1, 2, H, W) flow from the first frame to each later one, in pixels."""
-        own = drawing.resized(*self.size)
+        resized = stretched(drawing, self.size)
         weight: Any = self.cmp.image_encoder.conv5.weight
-        return dense_flow(self.sparse(own), unit_picture(own.image).to(weight), self.cmp.flow)
+        return dense_flow(self.sparse(resized), unit_picture(resized.image).to(weight), self.cmp.flow)
 
     @torch.no_grad()
-    def __call__(self, drawing: Drawn, seed: int, on_step: OnStep | None = None) -> Tensor:
+    def __call__(self, drawing: Drawing, seed: int, on_step: OnStep | None = None) -> Tensor:
         """(L, 3, H, W) float32 in [-1, 1]; see `System`."""
-        own, weight = drawing.resized(*self.size), self.svd.unet.conv_in.weight
+        resized, weight = stretched(drawing, self.size), self.svd.unet.conv_in.weight
         copy: Any = self.svd.copy
-        maps = copy.maps(picture(own.image).to(weight), self.control(own)[None].to(weight))
-        return self.svd.video(own.image, maps, seed, on_step)
+        maps = copy.maps(picture(resized.image).to(weight), self.control(resized)[None].to(weight))
+        return self.svd.video(resized.image, maps, seed, on_step)

@@ -1,4 +1,4 @@
-"""A decoded picture of anybody's video to 8-bit RGB as a player shows it, the same with every PyAV.
+"""A decoded picture of any video to 8-bit RGB as a player shows it, the same with every PyAV.
 
 libswscale's defaults change from one version to the next, and its fast paths are up to 3 levels off. So the planes are
 read as they are, and the matrix that the stream names (ITU-T H.273) is applied here, in closed form. What is not tagged
@@ -56,9 +56,9 @@ def decoder_of(stream: Any) -> Any:
     vpx = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(context.name) if with_alpha else None
     if vpx not in av.codecs_available:
         return context
-    own = CodecContext.create(vpx, "r")
-    own.thread_count, own.options = context.thread_count, dict(context.options)
-    return own
+    decoder = CodecContext.create(vpx, "r")
+    decoder.thread_count, decoder.options = context.thread_count, dict(context.options)
+    return decoder
 
 
 def remember(picture: av.VideoFrame, stream: Any) -> None:
@@ -146,7 +146,7 @@ def _has_alpha(picture: av.VideoFrame) -> bool:
 
 @cache
 def _to_rgb(matrix: int, full: bool, bits: int) -> np.ndarray:
-    """(3, 4): Y, Cb, Cr (or R, G, B) as integers of so many bits to R, G, B in 0..255 (H.273, equations 20 to 70)."""
+    """(3, 4): Y, Cb, Cr (or R, G, B) as integers of `bits` bits to R, G, B in 0..255 (H.273, equations 20 to 70)."""
     if matrix == RGB:
         turn = np.eye(3)
     elif matrix == YCGCO:
@@ -162,9 +162,9 @@ def _to_rgb(matrix: int, full: bool, bits: int) -> np.ndarray:
     scale = 255 / np.array([luma, colour, colour])
     black = 0 if full else 16 * step
     zero = np.array([black, *([black] * 2 if matrix == RGB else [128 * step] * 2)])
-    found = np.column_stack([turn * scale, -(turn * scale) @ zero])
+    coefficients = np.column_stack([turn * scale, -(turn * scale) @ zero])
     # so few binary digits that sums of 8 and 10 bits are exact in float32, whatever a CPU does to their order
-    return np.round(found * 2**14) / 2**14 if bits <= 10 else found
+    return np.round(coefficients * 2**14) / 2**14 if bits <= 10 else coefficients
 
 
 def _planar(picture: av.VideoFrame) -> av.VideoFrame:

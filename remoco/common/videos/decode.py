@@ -66,14 +66,14 @@ def video_seconds(source: Source) -> float:
             if stream.duration and container.format.name.split(",")[0] in LENGTHS_OF_STREAMS:
                 return float(stream.duration * stream.time_base)
             if container.duration and stream.start_time is not None:
-                found = _last_span(container, stream)
-                if found is not None:
-                    return float((found[1] - stream.start_time) * stream.time_base)
+                span = _last_span(container, stream)
+                if span is not None:
+                    return float((span[1] - stream.start_time) * stream.time_base)
         with _opened(source) as (container, stream):
-            found = _span(container, stream)
-            if found is None:
+            span = _span(container, stream)
+            if span is None:
                 raise BadClip("has no frames")
-            return float((found[1] - found[0]) * stream.time_base)
+            return float((span[1] - span[0]) * stream.time_base)
     except BadClip:
         raise
     except Exception as error:
@@ -82,20 +82,20 @@ def video_seconds(source: Source) -> float:
 
 def reason(error: Exception) -> str:
     """One line about what PyAV raised, without the names of files."""
-    told = error.strerror if isinstance(error, av.error.FFmpegError) else None
-    return str(told) if told else one_line(error)
+    text = error.strerror if isinstance(error, av.error.FFmpegError) else None
+    return str(text) if text else one_line(error)
 
 
 def _last_span(container: Any, stream: Any) -> tuple[int, int] | None:
     """`_span` of the end; None where it cannot be sought."""
-    near, found = int(NEAR_THE_END / stream.time_base), None
+    near, span = int(NEAR_THE_END / stream.time_base), None
     end = stream.start_time + int(container.duration / av.time_base / stream.time_base)
     with contextlib.suppress(av.error.FFmpegError):
         for _ in range(2):  # the sound may end much later, and then the first look is at the last packet alone
             container.seek(end - near, stream=stream, backward=True)
-            found = _span(container, stream) or found
-            end = end if found is None else found[0]
-    return found
+            span = _span(container, stream) or span
+            end = end if span is None else span[0]
+    return span
 
 
 def _span(container: Any, stream: Any) -> tuple[int, int] | None:
@@ -143,10 +143,10 @@ def _shown(container: Any) -> Any:
 
 def _pictures(container: Any, stream: Any, sought: bool = False) -> Iterator[Picture]:
     """The pictures from where the container stands, interlaced ones made whole; `sought`: it stands amidst them."""
-    found = _decoded(container, stream)
+    stamped = _decoded(container, stream)
     # AVI has one time stamp per packet, in the order of decoding, which B-frames leave
-    found = _sorted_stamps(found) if container.format.name == "avi" else found
-    return deinterlaced(_timed(_marked(found, _aspect_of(stream), sought), stream))
+    stamped = _sorted_stamps(stamped) if container.format.name == "avi" else stamped
+    return deinterlaced(_timed(_marked(stamped, _aspect_of(stream), sought), stream))
 
 
 def _timed(stamped: Iterable[tuple[int, Picture]], stream: Any) -> Iterator[Picture]:
@@ -169,7 +169,7 @@ def _steady_rate(stream: Any) -> float:
 
 def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
     """What the packets give, as they come: pictures, and None for a packet that is corrupt."""
-    failure, found = None, False
+    failure, decoded = None, False
     packets, decoder = container.demux(stream), decoder_of(stream)
     while True:
         frames, stamp, corrupt = [], None, False
@@ -185,14 +185,14 @@ def _decoded(container: Any, stream: Any) -> Iterator[Stamped]:
             yield stamp, None
         for frame in frames:
             if frame.pts is not None:
-                found = True
+                decoded = True
                 remember(frame, stream)
                 yield frame.pts, frame
-    if failure is not None and not found:
+    if failure is not None and not decoded:
         raise failure
 
 
-def _sorted_stamps(found: Iterable[Stamped]) -> Iterator[Stamped]:
+def _sorted_stamps(stamped: Iterable[Stamped]) -> Iterator[Stamped]:
     """The pictures as they come, which is the order they are shown in, with their time stamps in ascending order."""
     stamps: list[int] = []
     lost: list[int] = []
@@ -204,7 +204,7 @@ def _sorted_stamps(found: Iterable[Stamped]) -> Iterator[Stamped]:
             yield heapq.heappop(lost), None
         yield stamp, waiting.popleft()
 
-    for stamp, frame in found:
+    for stamp, frame in stamped:
         heapq.heappush(lost if frame is None else stamps, stamp)
         if frame is not None:
             waiting.append(frame)
@@ -215,7 +215,7 @@ def _sorted_stamps(found: Iterable[Stamped]) -> Iterator[Stamped]:
     yield from ((stamp, None) for stamp in sorted(lost))
 
 
-def _marked(found: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bool) -> Iterator[tuple[int, Picture]]:
+def _marked(stamped: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bool) -> Iterator[tuple[int, Picture]]:
     """The pictures with what is damaged: a corrupt one, and all that may be predicted from it.
 
     These are those up to the next key frame, and, as pictures that are predicted from both sides are decoded after the
@@ -223,14 +223,14 @@ def _marked(found: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bo
     without a frame in its place.
 
     Args:
-        found: of `_decoded`.
+        stamped: of `_decoded`.
         aspect: gives the width of a pixel.
         sought: the pictures begin amidst a video, so that what comes before the first key frame is left out.
     """
     damaged, beyond = False, -math.inf  # key frames from before `beyond` were decoded before the damage
     lost: list[int] = []
     run: list[tuple[int, Picture]] = []
-    for stamp, frame in found:
+    for stamp, frame in stamped:
         if frame is None:
             damaged, beyond = True, max(beyond, stamp)
             heapq.heappush(lost, stamp)
@@ -257,7 +257,7 @@ def _marked(found: Iterable[Stamped], aspect: Callable[[], Fraction], sought: bo
 
 def _aspect_of(stream: Any) -> Callable[[], Fraction]:
     """Gives the width of a pixel of the picture that came last, as ffplay: what the container says, else the codec."""
-    own, stated = stream.codec_context.sample_aspect_ratio, stream.sample_aspect_ratio
-    if stated and stated != own:
+    coded, stated = stream.codec_context.sample_aspect_ratio, stream.sample_aspect_ratio
+    if stated and stated != coded:
         return lambda: stated
     return lambda: stream.codec_context.sample_aspect_ratio or stated or Fraction(1)

@@ -19,7 +19,7 @@ _BWDIF = "mode=send_frame:parity=auto:deint=interlaced:threads=1"
 
 
 def deinterlaced(pictures: Iterable[Picture]) -> Iterator[Picture]:
-    """The pictures, and in place of those that are marked as interlaced whole ones, of the time of their first field.
+    """The pictures, with whole ones instead of those marked as interlaced, of the time of their first field.
 
     Pictures before the first interlaced one cost nothing.
     """

@@ -1,4 +1,4 @@
-"""Video files in and out: the first frames of anybody's, and ours, whole or not at all."""
+"""Video files in and out: the first frames of any video are read; ours are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def video_files(folder: str | Path) -> dict[str, Path]:
         BadClip: two files of one name.
     """
     root = Path(folder)
-    found: dict[str, Path] = {}
+    videos: dict[str, Path] = {}
     for path in sorted(root.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
             name = path.relative_to(root).with_suffix("").as_posix()
-            if name in found:
-                raise BadClip(f"{path}: {found[name].name} has the same name; which of the two is meant?")
-            found[name] = path
-    return found
+            if name in videos:
+                raise BadClip(f"{path}: {videos[name].name} has the same name; which of the two is meant?")
+            videos[name] = path
+    return videos
 
 
 def read_frames(path: str | Path, frames: int) -> Tensor:
@@ -45,16 +45,16 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
         BadClip: does not decode, is damaged, or has fewer.
     """
     try:
-        found = [watched(picture) for picture in islice(pictures(path), frames)]
+        images = [watched(picture) for picture in islice(pictures(path), frames)]
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # PyAV raises exceptions of many types for broken bytes
         raise BadClip(f"{path}: does not decode: {reason(error)}") from error
-    if len(found) < frames:
-        raise BadClip(f"{path}: has {len(found)} frames, expected at least {frames}, as many as are judged")
-    if len({picture.shape for picture in found}) > 1:
+    if len(images) < frames:
+        raise BadClip(f"{path}: has {len(images)} frames, expected at least {frames} to score")
+    if len({picture.shape for picture in images}) > 1:
         raise BadClip(f"{path}: changes its size")
-    return torch.from_numpy(np.stack(found)).permute(0, 3, 1, 2).contiguous()
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> None:
@@ -88,17 +88,17 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         BadClip: does not decode, is damaged, has no pictures, or more than MAX_BYTES of them.
     """
     try:
-        found, size = [], 0
+        timed, size = [], 0
         for picture in pictures(path):
-            found.append((picture.time, watched(picture)))
-            size += found[-1][1].nbytes
+            timed.append((picture.time, watched(picture)))
+            size += timed[-1][1].nbytes
             if size > MAX_BYTES:
                 raise BadClip(f"more than {MAX_BYTES >> 30} GiB when it is decoded, expected a short clip")
     except BadClip as error:
         raise BadClip(f"{path}: {error}") from error
     except Exception as error:  # as in read_frames
         raise BadClip(f"{path}: does not decode: {reason(error)}") from error
-    if not found:
+    if not timed:
         raise BadClip(f"{path}: has no frames")
-    seconds = found[-1][0] - found[0][0]
-    return np.stack([picture for _, picture in found]), (len(found) - 1) / seconds if seconds > 0 else 8.0
+    seconds = timed[-1][0] - timed[0][0]
+    return np.stack([picture for _, picture in timed]), (len(timed) - 1) / seconds if seconds > 0 else 8.0

@@ -163,7 +163,7 @@ def _write(picture: av.VideoFrame, out: np.ndarray) -> None:
 
 
 def pixels_of(picture: av.VideoFrame, order: str = "rgb24") -> np.ndarray:
-    """(H, W, 3) uint8 by libswscale, as fast as it can: of our own clips; `colour.rgb_of` is exact, of anybody's.
+    """(H, W, 3) uint8 by libswscale, as fast as it can, for our own clips; `colour.rgb_of` is exact, for any video.
 
     On this thread: PyAV 17 and later would ask threads of their own for each picture, which takes half as much CPU time
     again, and on a busy machine three times as long.
@@ -222,7 +222,7 @@ def _samples(data: bytes, frames: int | None) -> tuple[bytes, list[tuple[int, in
 
 
 def _table(data: bytes, begin: int, columns: int, most: int) -> list[tuple[int, ...]]:
-    """At most so many rows of a box that holds version, count and then rows of 32-bit integers."""
+    """At most `most` rows of a box that holds version, count and then rows of 32-bit integers."""
     (rows,) = struct.unpack_from(">I", data, begin + 4)
     if rows > most:
         raise BadClip(f"mp4 has a table of {rows} rows")

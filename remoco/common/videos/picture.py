@@ -1,4 +1,4 @@
-"""A picture of anybody's video, and how it is watched: turned, mirrored, its pixels square, as ffmpeg shows it."""
+"""A picture of any video, and how it is watched: turned, mirrored, its pixels square, as ffmpeg shows it."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ def watched(picture: Picture) -> np.ndarray:
 
 def _display_matrix(frame: av.VideoFrame) -> np.ndarray | None:
     """(3, 3) float64, where the frame has one: x' = m[0, 0] x + m[1, 0] y, y' = m[0, 1] x + m[1, 1] y."""
-    found: Any = frame.side_data.get("DISPLAYMATRIX")
-    return None if found is None else np.frombuffer(bytes(found), np.int32, 9).reshape(3, 3).astype(np.float64)
+    matrix: Any = frame.side_data.get("DISPLAYMATRIX")
+    return None if matrix is None else np.frombuffer(bytes(matrix), np.int32, 9).reshape(3, 3).astype(np.float64)
 
 
 def _turned(image: np.ndarray, matrix: np.ndarray | None) -> tuple[np.ndarray, bool]:

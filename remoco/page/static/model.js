@@ -1,9 +1,9 @@
-// What is drawn: tracks, brush, history, and who is told of changes. No DOM in here.
+// What is drawn: tracks, brush, history, and the listeners for changes. No DOM in here.
 
 import { facts } from "./server.js";
 
 export const PALETTE = facts.palette;
-export const STAYS = 200; // the brush value of what is asked to stay: no track has it
+export const STAYS = 200; // the brush value of what must stay: no track has it
 const MOST_STEPS = 100; // of the history
 
 export const AT_REST = { pan: 0, tilt: 0, zoom: 1, roll: 0 };
@@ -136,7 +136,7 @@ export function removeTrack(index) {
   model.open = false;
 }
 
-// a point less is another track: its own times go on without the point's
+// a point less is another track: its own times stay, without the point's
 export function removePoint(index, point) {
   const track = model.tracks[index];
   track.points.splice(point, 1);

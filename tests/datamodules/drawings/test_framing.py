@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from datamodules.drawings import Drawing, Framing, Grid, framing_of
+from datamodules.drawings import Drawing, FrameArea, Framing, framing_of
 from datamodules.drawings.motion import SceneMotion
 from remoco.common.errors import UserError
 
-PAPER = Grid(320 * 512, 64)
+PAPER = FrameArea(320 * 512, 64)
 SIZES = [(480, 640), (640, 480), (1080, 1920), (1921, 1079), (333, 777), (501, 335), (97, 61), (64, 64), (720, 405)]
 FITS = ["crop", "pad", "stretch"]
 
@@ -41,7 +41,9 @@ def test_the_frame_has_the_bases_area_and_the_pictures_shape(picture, frame):
     assert framing_of(picture, PAPER).frame == frame
 
 
-@pytest.mark.parametrize("grid", [PAPER, Grid(576 * 1024), Grid(480 * 832, 16), Grid(64 * 64), Grid(480 * 720, 32)])
+@pytest.mark.parametrize(
+    "grid", [PAPER, FrameArea(576 * 1024), FrameArea(480 * 832, 16), FrameArea(64 * 64), FrameArea(480 * 720, 32)]
+)
 def test_no_frame_of_the_area_has_a_shape_that_is_nearer(grid):
     rng = np.random.default_rng(0)
     cells, sides = grid.area // grid.multiple**2, range(grid.multiple, 128 * grid.multiple, grid.multiple)
@@ -139,7 +141,7 @@ def test_a_crop_keeps_the_starts_where_one_can():
     assert np.allclose([track[0, 0] for track in found], [0, 511]) and np.allclose(wide.back(found[1]), both[1:])
     corners = [np.array([[x, y]]) for x in (1.0, 1918.0) for y in (1.0, 1078.0)]
     drawing = Drawing(np.zeros((*size, 3), np.uint8), corners)
-    framing = drawing.framing(Grid(64 * 64))
+    framing = drawing.framing(FrameArea(64 * 64))
     framed = drawing.framed(framing)
     assert np.allclose([track[0] for track in framed.tracks], framing.points(drawing.starts), atol=0.5)
     with pytest.raises(UserError, match="track 0: starts at .*expected x in .*fit `pad`"):

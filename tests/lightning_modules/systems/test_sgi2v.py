@@ -34,7 +34,7 @@ def test_recorded_outputs_of_the_original(recorded):
 @torch.no_grad()
 def test_recomputed_activations_give_the_same_latents(recorded):
     svd = sgi2v.sampler(recorded)
-    given = svd.given(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
+    cond = svd.frame_conditioning(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
     x, sigma = recorded.input("in.noise") * 16, torch.tensor(15.0)
     svd.step_number, saved = 0, {}
 
@@ -46,7 +46,7 @@ def test_recomputed_activations_give_the_same_latents(recorded):
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            return svd.optimised(x, sigma, given)
+            return svd.optimised(x, sigma, cond)
 
     kept = count("kept")
     svd.unet.enable_gradient_checkpointing()
@@ -54,7 +54,7 @@ def test_recomputed_activations_give_the_same_latents(recorded):
     assert torch.allclose(kept, recomputed, atol=1e-9) and not torch.allclose(kept, x, atol=0.1)
     assert saved["recomputed"] < saved["kept"]
     svd.boxes = svd.boxes[:0]
-    assert torch.equal(svd.before_step(1, x, sigma, given), x)  # nothing to move
+    assert torch.equal(svd.before_step(1, x, sigma, cond), x)  # nothing to move
 
 
 def test_boxes_lie_in_whole_latents():
@@ -99,7 +99,8 @@ def wide_base(folder, frames=14):
 def test_a_base_samples_the_drawing(system):
     boxes = system.control(drawing())
     assert boxes.shape == (2, 3, 4)
-    assert boxes[0, 0].tolist() == [16, 14, 36, 54]  # the brush, at 64 x 128
+    # the brush at 64 x 128, rows 16 to 36 and columns 13.3 to 53.3: the pixels whose centres it covers
+    assert boxes[0, 0].tolist() == [16, 13, 36, 53]
     half = 96 * 64 / 576 / 2
     assert (boxes[1, 0][2:] - boxes[1, 0][:2]).tolist() == pytest.approx([2 * half, 2 * half], abs=1e-3)
     moved = boxes[0, 2] - boxes[0, 0]

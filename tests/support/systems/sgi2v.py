@@ -32,14 +32,14 @@ class Recording(SGI2VSampler):
         super().__init__(*args)
         self.kept: dict[str, Tensor] = {}
 
-    def optimised(self, x: Tensor, sigma: Tensor, given: Any) -> Tensor:
-        found = super().optimised(x, sigma, given)
+    def optimised(self, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
+        found = super().optimised(x, sigma, cond)
         self.kept[f"out.optimised.{self.step_number}"] = found
         return found
 
-    def before_step(self, number: int, x: Tensor, sigma: Tensor, given: Any) -> Tensor:
+    def before_step(self, number: int, x: Tensor, sigma: Tensor, cond: Any) -> Tensor:
         self.step_number = number
-        return super().before_step(number, x, sigma, given)
+        return super().before_step(number, x, sigma, cond)
 
     def step(self, x: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         return super().step(x.float().double(), *others)  # as diffusers' scheduler from 0.25 on
@@ -79,7 +79,7 @@ def sampler(recorded: RecordedSet) -> Recording:
 
 def outputs(recorded: RecordedSet, svd: Recording | None = None) -> Iterator[tuple[str, Tensor]]:
     svd = svd or sampler(recorded)
-    given = svd.given(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
+    cond = svd.frame_conditioning(recorded.input("in.image").numpy(), recorded.input("in.augmentation_noise"))
     yield "out.sigmas", karras_sigmas(svd.settings.steps)
-    yield "out.latents", svd.sample(given, (), recorded.input("in.noise"), recorded.recorded["out.sigmas"])
+    yield "out.latents", svd.sample(cond, (), recorded.input("in.noise"), recorded.recorded["out.sigmas"])
     yield from svd.kept.items()

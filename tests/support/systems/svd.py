@@ -96,11 +96,11 @@ class Recording(ControlledSVD):
 def piped(recorded: RecordedSet, svd: Recording, maps: Sequence[Tensor | None]) -> Iterator[tuple[str, Tensor]]:
     """Outputs of a pipeline set that both systems have."""
     image = recorded.input("in.image").numpy()
-    given = svd.given(image, recorded.input("in.augmentation_noise"))
+    cond = svd.frame_conditioning(image, recorded.input("in.augmentation_noise"))
     yield "out.clip_pixels", svd.clip_pixels(image)
-    yield "out.image_embedding", given.tokens
-    yield "out.added_time_ids", given.ids
-    latents = sampled(recorded, svd, given, maps)
+    yield "out.image_embedding", cond.tokens
+    yield "out.added_time_ids", cond.ids
+    latents = sampled(recorded, svd, cond, maps)
     inputs, timesteps, predictions = zip(*svd.seen)
     yield "out.first_model_input", inputs[0]
     yield "out.sigmas", karras_sigmas(svd.settings.steps)
@@ -130,13 +130,13 @@ def predictions(
     yield "out.unet.half_control", joined(*clips, joined.copy(*clips, maps, 0.5))
 
 
-def sampled(recorded: RecordedSet, svd: Recording, given: Any, maps: Sequence[Tensor | None]) -> Tensor:
+def sampled(recorded: RecordedSet, svd: Recording, cond: Any, maps: Sequence[Tensor | None]) -> Tensor:
     """Latents, with the copy run in every step as the published code has it, or as the set was recorded: there are sets
     whose later steps got the residuals of the first.
     """
     for svd.keeps_first in (False, True):
         svd.seen, svd.first = [], None
-        latents = svd.sample(given, maps, recorded.input("in.noise"), recorded.recorded["out.sigmas"])
+        latents = svd.sample(cond, maps, recorded.input("in.noise"), recorded.recorded["out.sigmas"])
         last = len(svd.seen) - 1
         if (svd.seen[last][2] - recorded.recorded[f"out.prediction.{last}"]).abs().max() < 1e-4:
             break
@@ -159,11 +159,11 @@ def kept(unet: Any, copy: EncoderCopy) -> Iterator[dict[str, Tensor]]:
 
     def before(name: str, key: str):
         def hook(module: Any, args: tuple, kwargs: dict) -> None:
-            given = kwargs[key]
-            if isinstance(given, tuple):
-                found.update({f"{name}.{j}": skip[:1] for j, skip in enumerate(given)})
+            value = kwargs[key]
+            if isinstance(value, tuple):
+                found.update({f"{name}.{j}": skip[:1] for j, skip in enumerate(value)})
             else:
-                found[name] = given
+                found[name] = value
 
         return hook
 
