@@ -231,7 +231,7 @@ def clip(
         drawing: in its frame.
         motion: of the camera or a driving video.
         seed: seed of the noise.
-        options: options of the pipeline's call. A driving video has their rate too; a base without that input gets none.
+        options: those of the pipeline's call. A driving video has their rate too; a base without that input gets none.
         progress: called after each step with its number from 0; an exception from it ends the generation.
     """
 
