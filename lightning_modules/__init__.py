@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.base_training import BaseModule
     from lightning_modules.motion_control import MotionControlModule
+    from lightning_modules.optimizer import WarmupDecay
 
-__all__ = ["BaseModule", "MotionControlModule"]
-PLACES = {"BaseModule": "base_training", "MotionControlModule": "motion_control"}
+__all__ = ["BaseModule", "MotionControlModule", "WarmupDecay"]
+PLACES = {"BaseModule": "base_training", "MotionControlModule": "motion_control", "WarmupDecay": "optimizer"}
 
 
 def __getattr__(name: str) -> Any:

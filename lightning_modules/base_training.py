@@ -10,7 +10,6 @@ from torch import Tensor
 from conditions import Condition
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.config import Noise, Sampling, Speed
-from lightning_modules.optimizer import Schedule
 from lightning_modules.video_module import VideoModule
 from remoco.common.errors import UserError
 
@@ -29,9 +28,6 @@ class BaseModule(VideoModule):
         noise: Training noise: its distribution, and how often conditionings are dropped.
         sampling: Steps, guidance and inputs of the sampler.
         speed: Options that change time and memory, not what is computed.
-        learning_rate: Learning rate of AdamW, the default optimizer.
-        weight_decay: Weight decay of AdamW, the default optimizer.
-        schedule: AdamW's moments, warm-up and decay.
         seed: Seed of everything random in a step.
     """
 
@@ -42,12 +38,9 @@ class BaseModule(VideoModule):
         noise: Noise = Noise(),  # noqa: B008  # frozen
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         speed: Speed = Speed(),  # noqa: B008  # frozen
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
-        schedule: Schedule | None = None,
         seed: int = 0,
     ):
-        super().__init__(base, condition, noise, sampling, speed, None, learning_rate, weight_decay, schedule, seed)
+        super().__init__(base, condition, noise, sampling, speed, None, seed)
         if not base.trained:
             raise UserError("model.base: expected `trained: true`; BaseModule trains nothing else")
 

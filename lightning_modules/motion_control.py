@@ -9,7 +9,6 @@ from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.config import Control, Noise, Sampling, Speed, Start
 from lightning_modules.control.injection import injection_class
-from lightning_modules.optimizer import Schedule
 from lightning_modules.video_module import VideoModule
 from remoco.common.errors import UserError
 
@@ -28,9 +27,6 @@ class MotionControlModule(VideoModule):
         sampling: Steps, guidance and inputs of the sampler.
         speed: Options that change time and memory, not what is computed.
         start: Weights to start from. A checkpoint of a run that trained its base also brings that base.
-        learning_rate: Learning rate of AdamW, the default optimizer.
-        weight_decay: Weight decay of AdamW, the default optimizer.
-        schedule: AdamW's moments, warm-up and decay.
         seed: Seed of everything random in a step, and of the first weights of LoRA, motion encoder and injections.
     """
 
@@ -43,12 +39,9 @@ class MotionControlModule(VideoModule):
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
         speed: Speed = Speed(),  # noqa: B008  # frozen
         start: Start | None = None,
-        learning_rate: float = 1e-5,
-        weight_decay: float = 0.01,
-        schedule: Schedule | None = None,
         seed: int = 0,
     ):
-        super().__init__(base, condition, noise, sampling, speed, start, learning_rate, weight_decay, schedule, seed)
+        super().__init__(base, condition, noise, sampling, speed, start, seed)
         self.control = control
         for kind in self.control.injection:
             injection_class(kind)

@@ -25,13 +25,19 @@ OF_NOISE = ("mean", "std", "spread", "dropout")
 OF_TRAINER = (
     "precision", "world_size", "accumulate_grad_batches", "gradient_clip_val", "gradient_clip_algorithm",
 )  # fmt: skip
-RATES = ("model.learning_rate", "optimizer.lr")
+RATE = "optimizer.lr"
+EARLIER = {
+    "model.learning_rate": RATE, "model.weight_decay": "optimizer.weight_decay",
+    "model.schedule.betas": "optimizer.betas", "model.schedule.warmup_steps": "lr_scheduler.warmup_steps",
+    "model.schedule.decay": "lr_scheduler.decay",
+}  # fmt: skip
+"""Name in the record of an earlier version -> name now."""
 MOST, LONGEST = 256, 200  # entries, and characters of one
 
 
 def settings(module: VideoModule) -> dict[str, Plain]:
     """What the steps of a run depend on, beside architecture, base and position, by names of the configuration."""
-    trainer, schedule, schedule_of = module.trainer, module.schedule, module.plan.lr_scheduler or {}
+    trainer, plan = module.trainer, module.plan
     values: dict[str, Any] = {"model.seed": module.seed} | {
         f"model.noise.{name}": getattr(module.noise, name) for name in OF_NOISE
     }
@@ -40,22 +46,17 @@ def settings(module: VideoModule) -> dict[str, Plain]:
     data = getattr(trainer.datamodule, "settings", None)
     values |= {f"data.{name}": value for name, value in (data() if callable(data) else {}).items()}
     values |= {name: value for name, (_, value) in _arguments(module).items()}
-    values |= {f"lr_scheduler.{name}": value for name, value in schedule_of.get("init_args", {}).items()}
-    values |= {f"model.schedule.{name}": getattr(schedule, name) for name in ("warmup_steps", "decay")}
-    if schedule.decay:
+    schedule = {"warmup_steps": 0, "decay": 0.0} if plan.schedule_is_ours else {}  # none is a constant rate
+    schedule |= (plan.lr_scheduler or {}).get("init_args", {})
+    values |= {f"lr_scheduler.{name}": value for name, value in schedule.items()}
+    if plan.schedule_is_ours and schedule["decay"]:
         values["trainer.max_steps"] = trainer.max_steps
     return {name: _plain(value) for name, value in values.items()}
 
 
 def _arguments(module: VideoModule) -> dict[str, tuple[str, Any]]:
     """Name in the configuration -> argument of the optimizer and its value."""
-    if module.plan.optimizer is not None:
-        return {f"optimizer.{name}": (name, value) for name, value in module.plan.optimizer["init_args"].items()}
-    return {
-        "model.learning_rate": ("lr", module.learning_rate),
-        "model.weight_decay": ("weight_decay", module.weight_decay),
-        "model.schedule.betas": ("betas", module.schedule.betas),
-    }
+    return {f"optimizer.{name}": (name, value) for name, value in module.plan.optimizer["init_args"].items()}
 
 
 def _plain(value: Any) -> Plain:
@@ -77,7 +78,7 @@ def read(record: Mapping[str, Any], path: str) -> dict[str, Plain]:
         isinstance(name, str) and len(name) <= LONGEST and _is_plain(v) for name, v in recorded.items()
     ):
         raise UserError(f"ckpt_path: {path}: its record's '{KEY}' is damaged, expected plain settings")
-    return dict(recorded)
+    return {EARLIER.get(name, name): value for name, value in recorded.items()}
 
 
 def _is_plain(value: Any) -> bool:
@@ -96,7 +97,7 @@ def changed(was: Mapping[str, Plain], now: Mapping[str, Plain], plan: Plan, path
         name: f"{_said(was[name])} -> {_said(now[name])}" for name in now if name in was and was[name] != now[name]
     }
     for name, what in changes.items():
-        rate = name.startswith("lr_scheduler.") or name in RATES
+        rate = name.startswith("lr_scheduler.") or name == RATE
         if rate and not plan.schedule_is_ours:
             raise _no_effect(name, what, f"{(plan.lr_scheduler or {})['class_path']} resumes as {path} has it")
         if name.startswith("optimizer.") and not _numbers(now[name]):
@@ -150,15 +151,15 @@ def use_rates(module: VideoModule) -> None:
         raise UserError(
             "ckpt_path: lr_schedulers.last_epoch of the checkpoint is not a number of steps, expected at least 0"
         )
-    known = plan.optimizer is None or plan.optimizer["class_path"].startswith("torch.optim.")
+    known = plan.optimizer["class_path"].startswith("torch.optim.")
     changes: dict[str, str] = {}
     for name, (argument, value) in _arguments(module).items():
         # other optimizers may keep what they learn beside their arguments, under any name
         if known or name in (differs or {}):
             changes |= _use(optimizer, name, argument, value, scheduler is not None)
     if scheduler is not None and rates_now(scheduler) is None:
-        for name in changes.keys() & RATES:
-            raise _no_effect(name, changes[name], f"{type(scheduler).__name__} resumes as the checkpoint has it")
+        if RATE in changes:
+            raise _no_effect(RATE, changes[RATE], f"{type(scheduler).__name__} resumes as the checkpoint has it")
     elif scheduler is not None:
         scheduler.base_lrs = [group["initial_lr"] for group in optimizer.param_groups]
         if not scheduler.last_epoch:  # the run had no schedule before

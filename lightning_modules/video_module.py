@@ -22,7 +22,7 @@ from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
 from lightning_modules.config import Noise, Sampling, Speed, Start
 from lightning_modules.host import CopyStream, EarlierValue
-from lightning_modules.optimizer import Plan, Schedule, check_plan
+from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
@@ -50,9 +50,6 @@ class VideoModule(LightningModule):
         sampling: Steps, guidance and inputs of the sampler.
         speed: Options that change time and memory, not what is computed.
         start: Weights to start from.
-        learning_rate: Learning rate of AdamW, the default optimizer.
-        weight_decay: Weight decay of AdamW, the default optimizer.
-        schedule: AdamW's moments, warm-up and decay.
         seed: Seed of everything random in a step, and of the first weights of the networks around the base.
     """
 
@@ -64,15 +61,11 @@ class VideoModule(LightningModule):
         sampling: Sampling,
         speed: Speed,
         start: Start | None,
-        learning_rate: float,
-        weight_decay: float,
-        schedule: Schedule | None,
         seed: int,
     ) -> None:
         super().__init__()
         self.base, self.condition, self.seed, self.start = base, condition, seed, start
         self.noise, self.sampling, self.speed = noise, sampling, speed
-        self.learning_rate, self.weight_decay, self.schedule = learning_rate, weight_decay, schedule or Schedule()
         self.process = self.noise.process or base.process()
         self.denoiser = Denoiser(base, self.process)
         self.copies, self.shown_loss = CopyStream(), EarlierValue()
@@ -84,8 +77,6 @@ class VideoModule(LightningModule):
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
         self.validation_loss = FixedSigmaLoss(self.process)
-        config.within("learning_rate", learning_rate, 0, 1e9)
-        config.within("weight_decay", weight_decay, 0, 1e9)
         config.within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         known = base.inputs()
         for name, value in self.sampling.inputs.items():
@@ -147,8 +138,7 @@ class VideoModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
-        rates = (self.schedule, self.learning_rate, self.weight_decay)
-        return self.plan.build(self.optimized().values(), *rates, self.trainer)
+        return self.plan.build(self.optimized().values(), self.trainer)
 
     # Draws
 
@@ -372,7 +362,7 @@ class VideoModule(LightningModule):
             data = self.trainer.datamodule
             drop_idle(saved, list(self.trained()), self.optimized().keys())
             positioned = type(data).__qualname__ if hasattr(data, "position") else None
-            check_resume(saved, self.optimized(), positioned, adam=self.plan.optimizer is None)
+            check_resume(saved, self.optimized(), positioned, adam=self.plan.adam)
         whole = saved_record.get("whole", False)
         record.check_names(saved["state_dict"], self.stored(whole))
         if odd := odd_weight(saved["state_dict"]):

@@ -19,10 +19,18 @@ MOVED = {
 }  # fmt: skip
 """Argument of `model` before -> where it is below `model.init_args`."""
 
+TOP = {
+    "learning_rate": "optimizer.init_args.lr", "weight_decay": "optimizer.init_args.weight_decay",
+    "schedule": "lr_scheduler of class lightning_modules.WarmupDecay (its betas: optimizer.init_args.betas)",
+}  # fmt: skip
+"""Argument of `model` before -> what stands beside `model` now."""
+
 
 def moved(message: str) -> str:
     """What a parser's error about an option that it does not know gains: nothing, or where the option went."""
-    match = re.search(r"[Oo]ption '(\w+)' is not accepted(?!;)", message)
+    match = re.search(r"[Oo]ption '(\w+)(?:\.[\w.]+)?' is not accepted(?!;)", message)
     if "callbacks" in message or 'key "data"' in message:  # another class's option of that name
         return ""
+    if match and match[1] in TOP:
+        return f"; it is {TOP[match[1]]} now, beside model"
     return f"; it is model.init_args.{MOVED[match[1]]} now" if match and match[1] in MOVED else ""

@@ -23,7 +23,7 @@ from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, reso
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
 from datamodules.lightning_internals import refuse_what_does_not_restore
-from lightning_modules.optimizer import Plan, conflict
+from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
 from lightning_modules.video_module import VideoModule
 from remoco import configs
@@ -160,10 +160,10 @@ class CLI(LightningCLI):
         """Lightning's would train the frozen parameters too, before there are any; the module's own does it later."""
         plan = Plan.of(self._get(self.config, "optimizer"), self._get(self.config, "lr_scheduler"))
         if isinstance(self.model, VideoModule):
-            if subcommand == "fit" and (problem := conflict(plan, self.words)):
-                raise UserError(problem)
+            if subcommand == "fit":
+                plan.check(self._get(self.config, "trainer").get("max_steps") or -1)
             self.model.plan = plan
-        elif plan.optimizer is None and plan.lr_scheduler is not None:
+        elif plan.lr_scheduler is not None and not self._get(self.config, "optimizer"):
             raise UserError("lr_scheduler: has no effect without optimizer, for this model")
         else:
             super()._add_configure_optimizers_method_to_model(subcommand)

@@ -8,6 +8,7 @@ PREFIXES: dict[str, str] = {"svd.": "base.", "injection.": "injections.0."}
 
 KEYS: dict[str, str] = {
     "model.init_args.sample_steps": "model.init_args.sampling.steps",
+    "model.init_args.learning_rate": "optimizer.init_args.lr",
     "model.init_args.init_seed": "model.init_args.base.init_args.init_seed",
 }
 """Old -> new key of a configuration, as a command line sets it: `model.init_args.sample_steps`."""

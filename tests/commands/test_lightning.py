@@ -40,7 +40,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.init_args.frames=1"], "frames"),
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
-        (["--model.init_args.learning_rate=-1"], "learning_rate"),
+        (["--optimizer.init_args.lr=-1"], "optimizer.lr is -1"),
         (["--model.init_args.sampling.steps=0"], "steps"),
         (["--model.init_args.sampling.inputs.motion_bucket_id=-1"], "motion_bucket_id is -1"),
         (["--data.init_args.root=/dev/null"], "/dev/null"),
@@ -230,7 +230,7 @@ def test_two_processes_equal_one(sprites, tmp_path):
     # In float64 and at the paper's learning rate, because AdamW's first steps are lr x sign(gradient): where a gradient
     # is near zero, the rounding of a sum in another order moves the weight by 2 lr. float32 agrees to 1.5e-7 at the
     # first step only.
-    exact = {"trainer.precision": "64-true", "model.init_args.learning_rate": 1e-5}
+    exact = {"trainer.precision": "64-true", "optimizer.init_args.lr": 1e-5}
     big = EXACT | exact | {"trainer.max_steps": 4, "data.init_args.batch_size": 4}
     command("fit", *quick(sprites, single, **big), *recorder(tmp_path / "single.jsonl"))
     small = big | {"data.init_args.batch_size": 2}

@@ -13,9 +13,9 @@ QUICK = ["fit", "--config", "configs/quickstart.yaml"]
 REGION = {"class_path": "conditions.RegionWise", "init_args": {"region_siz": 4}}
 YAMLS = [
     ({"trainer": {"max_step": 3}}, "trainer.max_steps"),
-    ({"modle": {"init_args": {"learning_rate": 1}}}, "model.init_args.learning_rate"),
-    ({"model": {"init_args": {"learning_rat": 1}}}, "learning_rate"),
-    ({"model": {"init_arg": {"learning_rate": 1}}}, "init_args.learning_rate"),
+    ({"modle": {"init_args": {"seed": 1}}}, "model.init_args.seed"),
+    ({"model": {"init_args": {"conditon": 1}}}, "condition"),
+    ({"model": {"init_arg": {"seed": 1}}}, "init_args.seed"),
     ({"model": {"class_pat": "x"}}, "class_path"),
     ({"model": {"init_args": {"condition": REGION}}}, "region_size"),
     ({"data": {"init_args": {"scen": "plain"}}}, "scene"),
@@ -27,9 +27,9 @@ YAMLS = [
 ]
 FLAGS = [
     ("--trainer.max_stepps=3", "--trainer.max_steps"),
-    ("--modle.init_args.learning_rate=3", "--model.init_args.learning_rate"),
+    ("--modle.init_args.seed=3", "--model.init_args.seed"),
     ("--model.init_args.condition.init_args.region_siz=3", "region_size"),
-    ("--model.init_args.learning_rat=3", "learning_rate"),
+    ("--model.init_args.conditon=3", "condition"),
     ("--data.init_arg.frames=3", "--init_args.frames"),
     ("--ckpt_pth=last", "--ckpt_path"),
     ("--model.class_path=lightning_modules.MotionControlModul", "MotionControlModule"),

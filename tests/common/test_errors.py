@@ -185,6 +185,17 @@ def test_a_line_names_the_type_of_foreign_errors_alone():
     assert one_line(UserError("a: b")) == one_line(BadClip("a: b")) == "a: b"
 
 
+def test_the_settings_are_imported_without_what_they_set():
+    code = (
+        "import sys, lightning_modules.config, remoco.moved\n"
+        "from lightning_modules.config import Control, Noise, Sampling, Speed, Start\n"
+        "found = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_pipeline_is_imported_at_its_first_use():
     code = (
         "import sys, remoco, remoco.common.errors, remoco.common.whole_files\n"

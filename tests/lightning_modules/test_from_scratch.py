@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from safetensors.torch import load_file, save_file
 
 from callbacks import EMA
@@ -12,7 +13,7 @@ from datamodules.drawings import read_drawing
 from lightning_modules import checkpoint, embedded
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.layers import TemporalConv3d
-from lightning_modules.optimizer import Schedule
+from lightning_modules.optimizer import OURS, Plan, WarmupDecay
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.base import spread_sigma
 from remoco.cli import main
@@ -46,6 +47,27 @@ def test_a_whole_small_model_is_the_start_of_another(tmp_path, sprites):
     assert all(torch.equal(found[name], tensor) for name, tensor in other.stored().items())
     with pytest.raises(UserError, match="adapter"):
         module(start=("checkpoint", start)).configure_model()
+
+
+def test_a_checkpoint_of_before_is_a_start_and_no_resume(tmp_path, sprites):
+    """Its tensors were `svd.*` and `injection.*`, and its record named the base by the options of the module."""
+    trainer(tmp_path, 1).fit(module(**MICRO), data(sprites))
+    last, old = tmp_path / "last.ckpt", tmp_path / "old.ckpt"
+    saved = torch.load(last, weights_only=True)
+    before = {"base.": "svd.", "injections.0.": "injection."}
+    found = {}
+    for name, tensor in saved["state_dict"].items():
+        new = next((new for new in before if name.startswith(new)), "")
+        found[before.get(new, "") + name.removeprefix(new)] = tensor
+    assert any(name.startswith("svd.") for name in found) and any(name.startswith("injection.") for name in found)
+    record = saved[checkpoint.KEY]
+    record["base"] = {"svd": None, "random_init": "micro", "hash": record["base"]["hash"]}
+    torch.save({**saved, "state_dict": found}, old)
+    other = module(**MICRO, start=("checkpoint", str(old)), seed=7)
+    other.configure_model()
+    assert all(torch.equal(saved["state_dict"][name], tensor) for name, tensor in other.stored().items())
+    with pytest.raises(UserError, match="old.ckpt is of an earlier version.*model.init_args.start"):
+        checkpoint.read_record(old)
 
 
 def test_pca_keeps_what_its_components_hold():
@@ -99,23 +121,33 @@ def test_spread_sigmas_divide_the_distribution_evenly():
 
 
 def test_schedule():
-    schedule = Schedule(warmup_steps=9, decay=0.3)
+    schedule = WarmupDecay(torch.optim.SGD([torch.zeros(1)], 1.0), warmup_steps=9, decay=0.3)
     factors = [schedule.factor(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:71] == pytest.approx([1.0] * 62)
     assert factors[85] == pytest.approx(0.5) and factors[99] == pytest.approx(1 / 30)
-    parameter = [torch.nn.Parameter(torch.zeros(1))]
-    adamw = torch.optim.AdamW(parameter)
-    assert Schedule().over(adamw, -1) is adamw
-    with pytest.raises(UserError, match="schedule.decay needs trainer.max_steps"):
-        schedule.over(adamw, -1)
+    with pytest.raises(UserError, match="lr_scheduler.decay needs trainer.max_steps"):
+        Plan(lr_scheduler={"class_path": OURS, "init_args": {"decay": 0.3}}).check(-1)
     for bad in ({"warmup_steps": -1}, {"decay": 1.5}):
-        with pytest.raises(ValueError, match=f"schedule.{next(iter(bad))}"):
-            Schedule(**bad)
+        with pytest.raises(UserError, match=f"lr_scheduler.{next(iter(bad))}"):
+            Plan(lr_scheduler={"class_path": OURS, "init_args": bad}).check(10)
+
+
+def test_a_warm_up_needs_no_end():
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    plan = Plan(lr_scheduler={"class_path": OURS, "init_args": {"warmup_steps": 3}})
+    run = Trainer(max_steps=-1, logger=False, accelerator="cpu", barebones=True)
+    made = plan.build([parameter], run)
+    rates = []
+    for _ in range(5):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert rates == [1e-5 * part for part in (0.25, 0.5, 0.75, 1.0, 1.0)]
 
 
 def test_micro_run_resumes_to_the_bit_with_the_latents_it_began_with(tmp_path, sprites, monkeypatch):
     """Schedule, spread sigmas, fitted latents, warming average: 4 steps at once, or 2 and 2 with the fit forbidden."""
-    options = dict(MICRO, learning_rate=1e-3, schedule=Schedule(warmup_steps=1, decay=0.5), spread=True)
+    options = dict(MICRO, lr=1e-3, warmup_steps=1, decay=0.5, spread=True)
 
     def run(folder, steps, **fit):
         net = module(**options)

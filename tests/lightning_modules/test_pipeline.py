@@ -46,7 +46,7 @@ def test_carries_the_trained_weights(checkpoint):
 def test_carries_the_averaged_weights_of_a_run_with_ema(sprites, tmp_path):
     run = trainer(tmp_path, 2)
     run.callbacks.insert(0, EMA(0.9))
-    run.fit(module(learning_rate=1e-3), data(sprites))
+    run.fit(module(lr=1e-3), data(sprites))
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
     for ema, expected in ((True, saved["callbacks"]["EMA"]["shadow"]), (False, saved["state_dict"])):
         pipe = MotionControlPipeline.from_checkpoint(tmp_path / "last.ckpt", ema=ema)

@@ -42,7 +42,7 @@ def test_a_file_without_vae_needs_svd(parity, tmp_path):
 
 def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp_path):
     """The whole way: file -> one step of training -> checkpoint -> released layout, frozen tensors bit for bit."""
-    module = motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4, steps=2)
+    module = motion_control(**BUNDLE, start=("motionpro", whole_file), lr=1e-4, steps=2)
     module.configure_model()
     released = load_released(whole_file)
     assert all(torch.equal(t, module.motion_encoder.state_dict()[k]) for k, t in released.motion_encoder.items())
@@ -59,7 +59,7 @@ def test_training_starts_from_the_file_and_exports_back(whole_file, sprites, tmp
 
 def test_a_checkpoint_resumes_over_the_file(whole_file, sprites, tmp_path):
     def module():
-        return motion_control(**BUNDLE, start=("motionpro", whole_file), learning_rate=1e-4)
+        return motion_control(**BUNDLE, start=("motionpro", whole_file), lr=1e-4)
 
     trainer(tmp_path, 1).fit(module(), data(sprites))
     resumed = module()

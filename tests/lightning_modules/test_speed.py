@@ -117,7 +117,7 @@ def test_twenty_steps_in_bfloat16_are_within_its_noise(tmp_path, sprites):
     for precision in ("32-true", "bf16-mixed"):
         folder = tmp_path / precision
         folder.mkdir()
-        trainer(folder, 20, precision=precision).fit(module(learning_rate=1e-3), data(sprites))
+        trainer(folder, 20, precision=precision).fit(module(lr=1e-3), data(sprites))
         losses[precision] = torch.tensor([float.fromhex(line["loss"]) for line in read(folder / "steps.jsonl")])
     difference = (losses["bf16-mixed"] / losses["32-true"] - 1).abs()
     assert difference.mean() < 0.02 and difference.max() < 0.1
@@ -126,7 +126,7 @@ def test_twenty_steps_in_bfloat16_are_within_its_noise(tmp_path, sprites):
 @pytest.mark.slow
 def test_two_ranks_train_without_unused_parameters(tmp_path, sprites):
     """Or gloo would wait for gradients of queries and keys that never come; they stay as they are, in files too."""
-    net = module(learning_rate=1e-3)
+    net = module(lr=1e-3)
     net.configure_model()
     before = {name: p.detach().clone() for name, p in perturb(net).trained().items()}
     source = data(sprites)

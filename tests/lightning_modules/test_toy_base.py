@@ -13,6 +13,7 @@ from lightning_modules import MotionControlModule
 from lightning_modules.bases.base import Grid
 from lightning_modules.bases.said import Input
 from lightning_modules.config import Control, Noise, Sampling
+from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import configs
 from remoco.common.errors import UserError
@@ -37,9 +38,10 @@ class Fade(nn.Module):
 def toy(**changes):
     arguments = {
         "control": Control(["modulation"], "linear", 2), "noise": Noise(dropout=0.5), "sampling": Sampling(2),
-        "learning_rate": 1e-3,
     }  # fmt: skip
-    return MotionControlModule(Toy(3), RegionWise(min_mask_ratio=0.5), **{**arguments, **changes})
+    module = MotionControlModule(Toy(3), RegionWise(min_mask_ratio=0.5), **{**arguments, **changes})
+    module.plan = Plan(adamw(lr=1e-3))
+    return module
 
 
 @pytest.fixture(scope="module")

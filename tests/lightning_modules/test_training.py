@@ -26,7 +26,7 @@ def batch(sprites):
 
 
 def test_trained_is_fp32_frozen_is_bf16_and_one_step_changes_all(tmp_path, sprites):
-    net = module(learning_rate=1e-5)
+    net = module(lr=1e-5)
 
     class Probe(Callback):
         def on_train_start(self, trainer, pl_module):
@@ -99,10 +99,10 @@ def test_resume_continues_with_the_same_bits(tmp_path, sprites, accumulate):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     more = dict(accumulate_grad_batches=accumulate)
-    whole = module(learning_rate=1e-3)
+    whole = module(lr=1e-3)
     trainer(tmp_path / "a", 6, **more).fit(whole, data(sprites))
-    trainer(tmp_path / "b", 3, **more).fit(module(learning_rate=1e-3), data(sprites))
-    resumed = module(learning_rate=1e-3)
+    trainer(tmp_path / "b", 3, **more).fit(module(lr=1e-3), data(sprites))
+    resumed = module(lr=1e-3)
     trainer(tmp_path / "b", 6, **more).fit(
         resumed, data(sprites, num_workers=2), ckpt_path=str(tmp_path / "b" / "last.ckpt"), weights_only=True
     )

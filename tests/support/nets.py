@@ -10,6 +10,7 @@ from lightning_modules.bases.svd.network import Network, conditioning, lora_targ
 from lightning_modules.config import Control, Noise, Sampling, Speed, Start
 from lightning_modules.control.injection import attach
 from lightning_modules.control.lora import add_lora
+from lightning_modules.optimizer import OURS, Plan, adamw
 from lightning_modules.process.base import Denoiser
 from lightning_modules.process.edm import EDM
 from lightning_modules.process.sampler import euler_sample
@@ -21,7 +22,14 @@ GROUPS = {
     "speed": (Speed, ("compile", "decode_chunk", "sample_graph")),
 }
 BASE = ("trained", "vae_precision", "recompute")
+RATES = ("lr", "betas", "weight_decay", "warmup_steps", "decay")
 RANDOM = ("size", "init_seed", "latents", "components")
+
+
+def plan(warmup_steps=0, decay=0.0, **adam) -> Plan:
+    """AdamW with these arguments, under a rate that warms up and decays where it says so."""
+    schedule = {"class_path": OURS, "init_args": {"warmup_steps": warmup_steps, "decay": decay}}
+    return Plan(adamw(**adam), schedule if warmup_steps or decay else None)
 
 
 def motion_control(condition=None, path=None, start=None, kind=MotionControlModule, **flat):
@@ -44,7 +52,10 @@ def motion_control(condition=None, path=None, start=None, kind=MotionControlModu
     if kind is BaseModule:
         settings.pop("control")
     more = {} if start is None else {"start": Start(start[0], str(start[1]))}
-    return kind(base, condition or RegionWise(), **settings, **more, **flat)
+    rates = {name: flat.pop(name) for name in RATES if name in flat}
+    module = kind(base, condition or RegionWise(), **settings, **more, **flat)
+    module.plan = plan(**rates)
+    return module
 
 
 class OfTensors:
