@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from remoco.run_name import run_name
-from tests.support.commands import BASE, CONFIGS, quick, train
+from tests.support.commands import BASE, CONFIGS, quick
 from tests.support.forks import Forks
 from tests.support.scalars import points
 
@@ -282,12 +282,6 @@ def slurm(tmp_path, monkeypatch):
     values = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NAME": "remoco", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1",
               "SLURM_NODEID": "0", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NNODES": "1"}  # fmt: skip
     return values | {"PATH": f"{tools}:{os.environ['PATH']}"}
-
-
-def under_slurm(environment, *words, cwd=None) -> None:
-    """In a forked process: `train` on SLURM's machine."""
-    os.environ.update(environment)
-    train(*words, cwd=cwd)
 
 
 KILLER = {"class_path": "tests.support.recorder.Recorder", "init_args": {"path": "steps.jsonl", "kill_at": 3}}

@@ -224,7 +224,7 @@ def test_pickles_are_refused_with_the_reason(bases, hub):
 
 def test_what_the_hub_lacks_is_one_line(hub):
     assert hub("field/none") == (
-        "svd: cannot load unet of the hub id field/none: there is no such repository, or it is private and needs "
+        "base: cannot load unet of the hub id field/none: there is no such repository, or it is private and needs "
         "`hf auth login`"
     )
     assert "the hub was not reached" in hub("field/never", offline=True)

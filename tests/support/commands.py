@@ -75,6 +75,12 @@ def train(*words, cwd=None) -> None:
     main()
 
 
+def under_slurm(environment, *words, cwd=None) -> None:
+    """In a forked process: `train` on SLURM's machine."""
+    os.environ.update(environment)
+    train(*words, cwd=cwd)
+
+
 # a config of its own, shaped like the quick start: that one may change
 BASE = {
     "seed_everything": 0,
