@@ -102,14 +102,13 @@ OVERLAYS = {"bench": "remoco_svd", "quickstart_bench": "quickstart", "webvid": "
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_shipped_overlays_build(overlay, bench, tmp_path, monkeypatch):
-    from lightning.pytorch.cli import LightningCLI
+    from remoco.training import CLI
 
-    monkeypatch.setattr(LightningCLI, "_run_subcommand", lambda self, name: None)
+    monkeypatch.setattr(CLI, "_run_subcommand", lambda self, name: None)
     configs = [CONFIGS / f"{OVERLAYS[overlay]}.yaml", CONFIGS / "eval" / f"{overlay}.yaml"]
     root = tmp_path if overlay == "webvid" else bench
     args = ["test", *(f"--config={path}" for path in configs), f"--data.init_args.root={root}", "--trainer.devices=1"]
-    monkeypatch.setattr("sys.argv", ["python -m lightning", *args])
-    built = LightningCLI()
+    built = CLI(args)
     kinds = [type(callback).__name__ for callback in built.trainer.callbacks]
     assert ("VideoMetrics" if overlay == "webvid" else "Benchmark") in kinds and "LastCheckpoint" in kinds
     if overlay == "webvid":
