@@ -70,7 +70,7 @@ def loras(device: str, rows: int, channels: int, rank: int) -> dict[str, Callabl
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=names), theirs)
     for layer in lora_layers(theirs).values():
         layer.lora_A.float(), layer.lora_B.float()
-    add_lora(ours, "attention", rank)
+    add_lora(ours, names, rank)
     for part in (theirs, ours):
         part.to(device)
     x = torch.randn(rows, channels, device=device, dtype=torch.bfloat16)

@@ -56,7 +56,7 @@ def main() -> None:
     frames = nn.functional.interpolate(coarse, scale_factor=8, mode="bilinear").to(
         args.device
     )  # smooth as pictures are
-    exact = module_on(args.device, args.size).svd
+    exact = module_on(args.device, args.size).base
     exact.vae_precision = "float32"
     exact.freeze(torch.float32)
     nn.Module.double(exact.vae) if cpu else None
@@ -76,7 +76,7 @@ def main() -> None:
     rows = []
     for precision in PRECISIONS:
         for last in (False, True):
-            svd = module_on(args.device, args.size).svd
+            svd = module_on(args.device, args.size).base
             svd.vae_precision = precision
             svd.freeze(torch.bfloat16)
             if last:

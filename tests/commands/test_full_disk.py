@@ -81,6 +81,7 @@ def assert_whole(left: Path) -> None:
             assert "model" in yaml.safe_load(path.read_text())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_nothing_is_half_written(forks, tmp_path):
     assert fit(forks, tmp_path / "whole", 4096) == 0, forks.said
     assert_whole(tmp_path / "whole/left")

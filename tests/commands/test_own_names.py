@@ -101,7 +101,7 @@ def test_processes_by_fork_spawn_and_forkserver_import_ours(folder):
     (folder / "remoco/notes.txt").unlink()
     (folder / "remoco").rmdir()
     (folder / "children.py").write_text(
-        CHILDREN.replace("import mine", "from remoco import rooms\nrooms.first()\nimport mine", 1)
+        CHILDREN.replace("import mine", "from remoco.common import rooms\nrooms.first()\nimport mine", 1)
     )
     done = call(folder, "children.py")
     found = [Path(line) for line in done.stdout.split()]

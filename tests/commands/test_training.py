@@ -96,7 +96,9 @@ def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
         assert len(ids) == 3 and ids[1] == ids[2] != ids[0]
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=() if k == "tensorboard" else pytest.mark.slow) for k in LOGGERS]
+)
 def test_two_runs_at_once_with_any_logger(lightning, second, base, tmp_path, kind):
     """Under two names both are whole and go on; under one name the second is refused and the first is unharmed."""
     if kind == "wandb":
