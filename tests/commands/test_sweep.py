@@ -281,7 +281,7 @@ def test_a_plan_is_a_mapping(tmp_path):
         read_plan(str(tmp_path / "b.yaml"), [], None)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     """2 x 2: the driver is killed in the middle, then a trial; at the end there are all results, the same bits."""
     need("ray", "sweep")

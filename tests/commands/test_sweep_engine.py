@@ -19,12 +19,13 @@ from tests.support.installed import need
 from tests.support.sweep_runs import RUN, of
 
 DRIVER = """
-import sys
+import signal, sys
 from pathlib import Path
 from remoco.sweep.engine import run_trials
 from remoco.sweep.plan import Plan
 from tests.support.sweep_runs import of
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start with `&` ignore it
 out = Path("out").resolve()
 try:
     run_trials(of(out, a="wait", b="wait", c="wait"), Plan([], {}, cpus=1), out, "local")
@@ -109,13 +110,13 @@ def test_a_sweep_that_is_told_to_stop_has_its_runs_save(out):
             time.sleep(0.05)
         time.sleep(1)
         driver.send_signal(number)
-        assert driver.wait() == 130
+        assert driver.wait(300) == 130
         new = {name for name in "abc" if seen(out, name)} - began
         assert all(stat(process)[0] == "Z" for name in new for process in seen(out, name))
         assert all((out / "seen" / f"{name}.saved").exists() for name in new)
         assert all(state in ("waiting", "finished") for state, _ in records(out).values())
         began |= new
-    assert start().wait() == 0
+    assert start().wait(300) == 0
     assert {state for state, _ in records(out).values()} == {"finished"}
 
 
