@@ -164,6 +164,13 @@ class SVD(VideoBase):
         set_recomputed(unet, self.recompute)
         return self
 
+    @staticmethod
+    def random(size: Literal["micro", "tiny", "small", "full"], seed: int = 0) -> SVD:
+        """A base of this size with random weights and a VAE, built: for scripts that try layouts and loaders."""
+        from lightning_modules.bases.sprites.base import Sprites  # a kind of SVD itself
+
+        return Sprites(size, seed, latents="vae").build()
+
     def export(self, folder: Path) -> None:
         """Write diffusers' folders unet/, vae/ and image_encoder/ in float32, as `SVD` loads them.
 
