@@ -60,7 +60,7 @@ def test_a_line_per_broken_sample_and_the_rest_goes_on(tmp_path, caplog):
         "no-mask/first_frame_mask.png": "no such file", "outside/meta_data.json": "starts at (70, 5), outside the 40 x 60",  # noqa: E501
         "empty/meta_data.json": "at least one track", "shape/meta_data.json": "traj_key_points[0]",
         "nan/meta_data.json": "finite", "picture/first_frame.png": "not a readable picture", "json/meta_data.json": "expected",  # noqa: E501
-        "small/first_frame_mask.png": "3 x 3",
+        "small/first_frame_mask.png": "3 x 3, expected the size of the image, 40 x 60",
     }.items():  # fmt: skip
         assert any(name in line and said in line for line in data.broken), name
     assert caplog.text.count("benchmark sample left out") == 8
@@ -74,7 +74,7 @@ def test_no_benchmark_is_one_line(tmp_path):
     write(tmp_path, f"{FINE}/x", tracks=[])
     with pytest.raises(UserError, match="none of its 1 samples can be used"):
         usable_samples(tmp_path)
-    with pytest.raises(UserError, match="data.height"):
+    with pytest.raises(UserError, match="data.height is 100, expected a multiple of 64"):
         BenchmarkDataModule(str(tmp_path), height=100)
 
 
@@ -108,16 +108,14 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
         pair = read_pair(tmp_path / "a", key)
         clip = read_frames(tmp_path / "a" / "true_clips" / f"{pair.key}.mp4", 5)
         assert clip.shape == (5, 3, 64, 96)
-        assert (
-            np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.drawing.image).mean() < 4
-        )  # but for the coding
+        coding = np.abs(clip[0].permute(1, 2, 0).numpy().astype(int) - pair.drawing.image)
+        assert coding.mean() < 4
         for track in pair.drawing.tracks:
             assert len(track) == 5 and pair.drawing.brush[tuple(track[0].astype(int)[::-1])]
             assert _likeness(pair.drawing.image, *track[0].astype(int)) < ALIKE
         other = read_pair(tmp_path / "b", pair.key).drawing
-        assert np.array_equal(other.image, pair.drawing.image) and np.array_equal(
-            other.tracks[0], pair.drawing.tracks[0]
-        )
+        assert np.array_equal(other.image, pair.drawing.image)
+        assert np.array_equal(other.tracks[0], pair.drawing.tracks[0])
     with pytest.raises(UserError, match="holds files already"):
         write_sprite_bench(tmp_path / "a")
 

@@ -99,7 +99,7 @@ def test_the_fingerprint_is_of_every_part():
         ({"driving": "/etc/passwd"}, "driving: expected the name of a file beside it"),
         ({"driving": 5}, "driving: expected the name of a file beside it"),
         ({"driving": ".."}, "driving: "),
-        ({"driving": "v.mp4", "camera": {"pan": 1}}, "driving: expected"),
+        ({"driving": "v.mp4", "camera": {"pan": 1}}, "driving: expected either a camera or a driving video, got both"),
         ({}, "expected at least one track"),
     ],
 )

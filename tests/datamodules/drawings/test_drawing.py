@@ -147,7 +147,7 @@ IMAGES = {
     "float": (saved(np.zeros((40, 60), np.float32), "TIFF"), "a picture of mode F, expected RGB, grey"),
 }
 MASKS = {
-    "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60"),
+    "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60, expected the size of the image, 40 x 60"),
     "no mask": (b"x", "not a readable picture"),
 }
 POINTS = [[[5, 6], [10, 20]]]

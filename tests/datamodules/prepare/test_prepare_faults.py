@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_stops_with_one_line_and_the_rerun_goes_on(folder, 
     assert parts and not list(out.rglob("*.tmp")) and not (out / "index.json").exists()
     # nothing fits: it is the disk's fault, not the videos'
     found = limited(2048, folder, tmp_path / "p", *SMALL, "--workers", 1)
-    assert found.returncode == 2 and "File too large" in last_line(found) and "same command" in last_line(found)
+    assert found.returncode == 2 and "File too large" in last_line(found) and "same command resumes" in last_line(found)
     assert not list((tmp_path / "p").rglob("*.part")) and not list((tmp_path / "p").rglob("0000000[0234].json"))
     assert {path.name: path.stat().st_mtime_ns for path in out.rglob("*.part")} == parts
     for unfinished in (out, tmp_path / "p"):

@@ -52,8 +52,8 @@ def test_a_name_stays_in_its_folder(tmp_path, name):
 def test_predictions_and_parts_stay_in_their_folder(tmp_path, key):
     run = trainer(tmp_path / "runs")
     video = torch.zeros(1, 2, 3, 32, 32, dtype=torch.uint8)
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="is not a file name inside the folder"):
         PredictionWriter().write_on_batch_end(run, Module(), {"key": [key], "video": video, "fps": torch.ones(1)})
-    with pytest.raises(UserError):
+    with pytest.raises(UserError, match="is not a file name inside the folder"):
         part_path(tmp_path / "parts", key)
     assert not list(tmp_path.rglob("*.mp4"))
