@@ -31,9 +31,9 @@ class Benchmark(Callback):
 
     In `<run folder>/benchmark/<name of the benchmark's folder>/`: `videos/<level>/<sample>.mp4`, `generated.json` (what
     made them) and `scores.json`. The noise of a pair is a function of the seed and its name, and pairs are sampled one
-    by one, so number of GPUs and order change no video. Started again after a kill, it samples
-    the missing videos, and again those whose inputs have changed. It refuses a folder with videos of other weights or
-    settings. Scores are those of `remoco score` on the same files.
+    by one, so number of GPUs and order change no video. Started again after a kill, it samples the missing videos, and
+    again those whose inputs have changed. It refuses a folder with videos of other weights or settings. Scores are
+    those of `remoco score` on the same files.
 
     Args:
         metrics: Metrics to measure; null means stand-ins that need no weights.

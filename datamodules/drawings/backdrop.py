@@ -126,11 +126,11 @@ def backdrop_from_flags(
     try:
         return Backdrop(_presets(camera) if camera else None, *files)
     except UserError as error:
-        raise UserError(f"--camera {camera}: {error}") from None
+        raise UserError(f"--{error}") from None  # it begins with `camera`
 
 
 def _presets(text: str) -> dict[str, float]:
-    """`pan:0.2,zoom:1.5` -> numbers, in their ranges."""
+    """`pan:0.2,zoom:1.5` -> numbers; `Backdrop` checks their ranges."""
     presets = {}
     for part in text.split(","):
         name, colon, value = part.strip().partition(":")

@@ -1,7 +1,7 @@
 """What a set's JSON files say: read with bounds, and checked before anything trusts a number of theirs.
 
-Shards and their checksums may be untrusted: a count decides how much memory is taken, an offset
-what is read. So every number has a range here, and what is out of it is one line.
+Shards and their checksums may be untrusted: a count decides how much memory is taken, an offset what is read. So every
+number has a range here, and what is out of it is one line.
 """
 
 from __future__ import annotations
