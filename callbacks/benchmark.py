@@ -85,7 +85,7 @@ class Benchmark(Callback):
                 "trained": trained_hash(pl_module),
                 "base": pl_module.base.identity,
                 "condition": pl_module.condition.record(),
-                "sampling": self._sampling(pl_module).record(),
+                **{f"sampling.{name}": value for name, value in self._sampling(pl_module).record().items()},
                 "seed": self.seed,
                 "frames": self.frames,
                 "fps": self.fps,

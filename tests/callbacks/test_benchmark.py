@@ -70,11 +70,11 @@ def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, c
     assert [name for name in inputs if now[name] != inputs[name]] == ["Fine_grained_control/sprite-000"]
     # other settings are not mixed with these
     code, said = cli(*command, "--model.init_args.sampling.steps", 3)
-    assert code == 2 and "made with other sampling" in said
-    sampling = json.loads((folder / "generated.json").read_text())["sampling"]
-    assert sampling["inputs"] == {"motion_bucket_id": "drawing", "fps": 8}  # the quick start's and its own
+    assert code == 2 and "made with other sampling.steps;" in said
+    inputs = json.loads((folder / "generated.json").read_text())["sampling.inputs"]
+    assert inputs == {"motion_bucket_id": "drawing", "fps": 8}  # the quick start's and its own
     code, said = cli(*command, "--model.init_args.sampling.inputs.motion_bucket_id", 17)
-    assert code == 2 and "made with other sampling" in said
+    assert code == 2 and "made with other sampling.inputs;" in said
     shutil.rmtree(folder / "videos")
 
 
