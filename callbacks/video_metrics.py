@@ -144,7 +144,7 @@ class VideoMetrics(EveryNthValidation):
         generated = finite_uint8(pl_module.sample(batch), batch["key"])
         reference = to_uint8(batch["video"])
         if self.reference == "vae":
-            reference = vae_reconstruction(pl_module, batch["video"])
+            reference = to_uint8(pl_module.base.reconstructed(batch["video"]))
         flow = flow_to_pixels(batch["flow"], batch.get("flow_step")) if "flow" in batch else [None] * len(generated)
         visible = batch.get("visibility", [None] * len(generated))
 
@@ -204,9 +204,3 @@ class VideoMetrics(EveryNthValidation):
         if trainer.is_global_zero and keeps_files(trainer):
             write_metrics(run_folder(trainer) / "metrics.json", results)
         return results
-
-
-@torch.no_grad()
-def vae_reconstruction(pl_module: LightningModule, videos: Tensor) -> Tensor:
-    """(B, L, 3, H, W) real clips -> what the VAE makes of them (the mode of its posterior), uint8."""
-    return to_uint8(pl_module.base.reconstructed(videos))

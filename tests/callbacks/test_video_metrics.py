@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from callbacks import LastCheckpoint, Throughput, VideoMetrics
 from callbacks.strips import to_uint8
 from conditions import DenseFlow, RegionWise
+from lightning_modules.bases import VideoBase
 from metrics import (
     FeatureNetwork,
     FrameConsistency,
@@ -155,8 +157,16 @@ def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask
             return super().sample(batch)
 
     class Half:
-        def reconstructed(self, videos):
-            return (videos.float() / 127.5 - 1) / 2
+        reconstructed = VideoBase.reconstructed
+
+        def encode(self, video):
+            return SimpleNamespace(mean=video / 2)
+
+        def normalise(self, latents):
+            return latents * 2
+
+        def decode(self, latents):
+            return latents / 2
 
     module, data = Conditioned(), Data(val=2)
     module.__dict__["base"] = Half()
