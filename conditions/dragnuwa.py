@@ -14,10 +14,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from conditions.gaussian import MAX_KERNEL, region_points
+from conditions.gaussian import check_filter, region_points
 from conditions.region import SparseCondition, candidate_regions, draw_regions
 from conditions.strokes import draw_strokes, interpolate_track, track_points
-from remoco.common.errors import UserError
 
 KERNEL, SIGMA = 199, 20.0  # of the release, in pixels of 320 x 576
 
@@ -100,11 +99,7 @@ class DragNUWA(SparseCondition):
         motion_mask: bool = False,
     ):
         super().__init__(region_size, min_mask_ratio, "l2", motion_mask)
-        whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
-        if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
-            raise UserError(f"kernel_size: expected an odd integer from 1 to {MAX_KERNEL}, got {kernel_size!r}")
-        if not 0 < sigma < float("inf"):
-            raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
+        check_filter(kernel_size, sigma)
         self.kernel_size = kernel_size
         self.sigma = float(sigma)
 

@@ -70,6 +70,15 @@ def region_points(regions: Tensor, visible: Tensor, region_size: int) -> Tensor:
 MAX_KERNEL = 2047  # pixels
 
 
+def check_filter(kernel_size: int, sigma: float) -> None:
+    """Raise UserError unless a Gaussian of this side and standard deviation can filter."""
+    whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
+    if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
+        raise UserError(f"kernel_size: expected an odd integer from 1 to {MAX_KERNEL}, got {kernel_size!r}")
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
+
+
 class GaussianFiltered(SparseCondition):
     """Point trajectories spread by a Gaussian, as in DragNUWA, with ReMoCo's motion mask: the paper's baseline.
 
@@ -102,13 +111,7 @@ class GaussianFiltered(SparseCondition):
         motion_mask: bool = True,
     ):
         super().__init__(region_size, min_mask_ratio, motion_norm, motion_mask)
-        whole = isinstance(kernel_size, int) and not isinstance(kernel_size, bool)
-        if not whole or not 1 <= kernel_size <= MAX_KERNEL or kernel_size % 2 == 0:
-            raise UserError(
-                f"kernel_size: expected an odd integer of at least 1, at most {MAX_KERNEL}, got {kernel_size!r}"
-            )
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise UserError(f"sigma: expected a number above 0, got {sigma!r}")
+        check_filter(kernel_size, sigma)
         self.kernel_size = kernel_size
         self.sigma = float(sigma)
 

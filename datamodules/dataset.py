@@ -45,7 +45,7 @@ class ClipDataset(Dataset):
         Raises:
             UserError: ATTEMPTS candidates in a row failed.
         """
-        return {name: values[0] for name, values in self.__getitems__([position]).items()}
+        return {name: values[0] for name, values in self._batch([position]).items()}
 
     def __getitems__(self, positions: Sequence[int]) -> dict[str, Any]:
         """The samples at these positions as a `Batch` with `bad`, for DataLoader; REFUSED where a worker cannot go on.

@@ -16,7 +16,7 @@ class Position:
         name: what errors call it.
     """
 
-    def __init__(self, name: str = "position") -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self._loaded: int | None = None  # from a checkpoint, until a train loader is made
         self._origin = (0, 0)  # (position, global_step) at which this fit began

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import forking
 from datamodules.bench.pairs import read_pair, usable_samples
 from datamodules.drawings import Drawing, Fit, FrameArea
+from datamodules.drawings.framing import check_fit
 from datamodules.order import EachOnce
 from remoco.common.errors import UserError
 
@@ -70,10 +71,9 @@ class BenchmarkDataModule(pl.LightningDataModule):
         self.grid = FrameArea(height * width)
         try:
             self.grid.check(height=height, width=width)
+            check_fit(fit)
         except UserError as error:
             raise UserError(f"data.{error}") from None
-        if fit not in get_args(Fit):
-            raise UserError(f"data.fit={fit}: expected one of {', '.join(get_args(Fit))}")
         if not 0 <= num_workers <= 64:
             raise UserError(f"data.num_workers={num_workers}: expected at least 0, at most 64")
         self.root, self.height, self.width, self.num_workers = Path(root), height, width, num_workers

@@ -54,8 +54,7 @@ def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence
 
 def _drawing(image: Picture | Drawing, tracks: Sequence[Any], brush: Any, background: pictures.Background) -> Drawing:
     if not isinstance(image, Drawing):
-        picture = read_image(image, background)
-        return Drawing(picture, list(tracks), read_brush(brush, (picture.shape[0], picture.shape[1])))
+        return Drawing(read_image(image, background), list(tracks), read_brush(brush))
     if len(tracks) or brush is not None:
         raise UserError("image: a drawing holds its own tracks and brush, expected none beside it")
     return image
@@ -80,21 +79,17 @@ def read_image(image: Picture, background: pictures.Background = "white") -> np.
     return pictures.shown_array(np.asarray(image), "image", colour)
 
 
-def read_brush(brush: Picture | Sequence[Any] | None, size: tuple[int, int]) -> np.ndarray | None:
+def read_brush(brush: Picture | Sequence[Any] | None) -> np.ndarray | None:
     """(H, W) of a PIL image, an array or a file, non-zero where it is brushed, or an array (M, H, W) of brushes; None
     stays None.
 
     Raises:
-        UserError: it is none, or not of the picture's size.
+        UserError: a file is not a picture.
     """
     if brush is None:
         return None
     if isinstance(brush, (str, Path)):
-        opened = picture_files.read_mask(brush)
-    elif isinstance(brush, Image.Image):
-        opened = pictures.brushed(ImageOps.exif_transpose(brush))
-    else:
-        opened = np.asarray(brush)
-    if opened.shape[-2:] != size or opened.ndim not in (2, 3):
-        raise UserError(f"brush is {opened.shape}, expected the image's {size}")
-    return opened
+        return picture_files.read_mask(brush)
+    if isinstance(brush, Image.Image):
+        return pictures.brushed(ImageOps.exif_transpose(brush))
+    return np.asarray(brush)

@@ -58,7 +58,7 @@ class Drawing:
         if self.brush is not None:
             shape = self.brush.shape
             if shape[-2:] != self.size or len(shape) not in (2, 3):
-                raise UserError(f"brush: {_by(shape)}, expected the size of the image, {_by(self.size)}")
+                raise UserError(f"brush: {sides(shape)}, expected the size of the image, {sides(self.size)}")
             if len(shape) == 3 or self.brush.dtype != np.uint8:
                 self.brush = (self.brush != 0).astype(bool if len(shape) == 3 else np.uint8)
         if self.brush_ids is not None:
@@ -164,5 +164,6 @@ class Drawing:
         return self.eases or [None] * len(self.tracks)
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def sides(shape: tuple[int, ...]) -> str:
+    """`40 x 60`, as errors give a shape."""
     return " x ".join(map(str, shape))

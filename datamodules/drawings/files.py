@@ -16,7 +16,7 @@ from PIL import Image
 
 from datamodules.drawings.backdrop import backdrop_from_json
 from datamodules.drawings.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
-from datamodules.drawings.drawing import Drawing
+from datamodules.drawings.drawing import Drawing, sides
 from remoco.common.errors import UserError, brief, one_line
 from remoco.common.json_files import parse_json
 from remoco.common.picture_files import Source, data_of, name_of, read_array, read_bytes, read_image, read_mask
@@ -201,12 +201,10 @@ def fitting_brush(brush: Source, image: np.ndarray, labelled: bool = False, name
     """(H, W) uint8 of a mask of the image's size; `labelled` as in `read_mask`, `name` is what errors call it."""
     mask = read_mask(brush, name, labelled)
     if mask.shape != image.shape[:2]:
-        raise UserError(f"{name or name_of(brush)}: {_size(mask)}, expected the size of the image, {_size(image)}")
+        raise UserError(
+            f"{name or name_of(brush)}: {sides(mask.shape)}, expected the size of the image, {sides(image.shape[:2])}"
+        )
     return mask
-
-
-def _size(image: np.ndarray) -> str:
-    return " x ".join(map(str, image.shape[:2]))
 
 
 def _png(picture: Image.Image) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -21,6 +21,12 @@ from remoco.common.pictures import WHITE
 Fit = Literal["crop", "pad", "stretch"]
 Size = tuple[int, int]
 """(height, width) in pixels."""
+
+
+def check_fit(fit: str) -> None:
+    """Raise UserError where it is not one of `Fit`."""
+    if fit not in get_args(Fit):
+        raise UserError(f"fit is {str(fit)[:40]!r}, expected one of {', '.join(get_args(Fit))}")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,7 @@ class Framing:
             starts: (N, 2) x, y in the picture. A crop keeps them in the frame: it moves off the middle, and where that
                 is not enough it is smaller, and the frame shows what is around the picture.
         """
-        if fit not in ("crop", "pad", "stretch"):
-            raise UserError(f"fit is {str(fit)[:40]!r}, expected crop, pad or stretch")
+        check_fit(fit)
         scales = [new / old for new, old in zip(frame, size, strict=True)]
         along = []  # y, then x, of the starts
         if fit == "crop" and starts is not None and len(starts):

@@ -16,7 +16,6 @@ from datamodules.shards.format import (
 )
 from datamodules.shards.index import FORMAT, INDEX, ClipShape, read_index
 from datamodules.shards.patterns import expand
-from datamodules.shards.writer import ShardWriter
 
 __all__ = [
     "CAPTION",
@@ -29,7 +28,6 @@ __all__ = [
     "META",
     "VIDEO",
     "ClipShape",
-    "ShardWriter",
     "Shards",
     "expand",
     "read_index",

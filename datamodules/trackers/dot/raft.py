@@ -190,8 +190,6 @@ class Raft(nn.Module):
             raise UserError("the source frame was encoded without context")
         b, _, h, w = source.matched.shape
         correlation = Correlation(source.matched, target.matched)
-        if source.context is None:
-            raise UserError("source: expected features with context")
         net, inp = source.context.split(HIDDEN, 1)
         net, inp = net.tanh(), inp.relu()
         start = coarse_grid(h, w, like=net)

@@ -76,6 +76,8 @@ def test_no_benchmark_is_one_line(tmp_path):
         usable_samples(tmp_path)
     with pytest.raises(UserError, match="data.height is 100, expected a multiple of 64"):
         BenchmarkDataModule(str(tmp_path), height=100)
+    with pytest.raises(UserError, match="data.fit is 'fill', expected one of crop, pad, stretch"):
+        BenchmarkDataModule(str(tmp_path), fit="fill")
 
 
 def test_tracks_move_with_the_pixels(tmp_path):

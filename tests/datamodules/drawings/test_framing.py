@@ -156,7 +156,7 @@ def test_sides_that_are_given():
     for wrong in (dict(height=100), dict(width=0), dict(width=-64), dict(height=64.5), dict(height=2**20)):
         with pytest.raises(UserError, match=f"{next(iter(wrong))} is .*multiple of 64"):
             framing_of(size, PAPER, **wrong)
-    with pytest.raises(UserError, match="fit is 'fill'"):
+    with pytest.raises(UserError, match="fit is 'fill', expected one of crop, pad, stretch"):
         framing_of(size, PAPER, "fill")
 
 
