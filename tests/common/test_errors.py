@@ -185,25 +185,22 @@ def test_a_line_names_the_type_of_foreign_errors_alone():
     assert one_line(UserError("a: b")) == one_line(BadClip("a: b")) == "a: b"
 
 
-def test_the_settings_are_imported_without_what_they_set():
-    code = (
+@pytest.mark.parametrize("code", [
+    (  # the settings, without what they set
         "import sys, lightning_modules.config, remoco.moved\n"
         "from lightning_modules.config import Control, Noise, Sampling, Speed, Start\n"
         "found = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
         "assert not found, found\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 0, done.stderr
-
-
-def test_the_pipeline_is_imported_at_its_first_use():
-    code = (
+    ),
+    (  # the pipeline, at its first use
         "import sys, remoco, remoco.common.errors, remoco.common.whole_files\n"
         "assert not {'torch', 'diffusers', 'lightning', 'numpy'} & set(sys.modules)\n"
         "from remoco import MotionControlPipeline\n"
         "import lightning_modules.pipeline\n"
         "assert MotionControlPipeline is lightning_modules.pipeline.MotionControlPipeline\n"
         "assert not hasattr(remoco, 'Pipeline')\n"
-    )
+    ),
+], ids=["settings", "pipeline"])  # fmt: skip
+def test_an_import_takes_no_more_than_it_needs(code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
     assert done.returncode == 0, done.stderr

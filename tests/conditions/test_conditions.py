@@ -296,16 +296,25 @@ def test_inputs_are_checked():
 # Gaussian and dense
 
 
+def centred(size, sigma):
+    """(size, size) OpenCV's Gaussian, with the centre at one."""
+    axis = cv2.getGaussianKernel(size, sigma, cv2.CV_64F)
+    return axis @ axis.T / axis.max() ** 2
+
+
+def chosen(visibility, seed, region_size, mask_ratio):
+    """The regions of a seed, and the point of each."""
+    visible = global_visibility(visibility)
+    regions = draw_regions(candidate_regions(visible, region_size, "pixel"), seed, mask_ratio)
+    return regions, region_points(regions, visible, region_size)
+
+
 @pytest.mark.parametrize("shape", [(48, 64), (37, 121)])
 def test_gaussian_is_filter2d_with_the_centre_at_one(shape):
     flow, visibility, seed = clip(height=shape[0], width=shape[1])
     condition = GaussianFiltered(5, 0.9, kernel_size=31, sigma=6.0)
     control = condition(flow, visibility, seed)
-    axis = cv2.getGaussianKernel(31, 6.0, cv2.CV_64F)
-    kernel = axis @ axis.T / axis.max() ** 2
-    visible = global_visibility(visibility)
-    regions = draw_regions(candidate_regions(visible, 5, "pixel"), seed, 0.9)
-    points = region_points(regions, visible, 5)
+    kernel, (regions, points) = centred(31, 6.0), chosen(visibility, seed, 5, 0.9)
     assert torch.equal(points.sum((1, 2)), regions.sum((1, 2)))
     sparse = (flow * points[:, None, None]).double().numpy()
     for b in range(3):
@@ -320,11 +329,7 @@ def test_dragnuwa_filters_the_steps_at_the_moving_points():
     flow, visibility, seed = clip(height=40, width=56)
     condition = DragNUWA(5, 0.9, kernel_size=31, sigma=6.0)
     control = condition(flow, visibility, seed)
-    axis = cv2.getGaussianKernel(31, 6.0, cv2.CV_64F)
-    kernel = axis @ axis.T / axis.max() ** 2
-    visible = global_visibility(visibility)
-    regions = draw_regions(candidate_regions(visible, 5, "pixel"), seed, 0.9)
-    points, moved = region_points(regions, visible, 5), 0
+    kernel, (_, points), moved = centred(31, 6.0), chosen(visibility, seed, 5, 0.9), 0
     for b in range(3):
         assert not control[b, 0].any()
         for i in range(1, 4):
