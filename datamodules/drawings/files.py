@@ -173,7 +173,7 @@ def find_drawings(folder: str | Path) -> dict[str, Path]:
 
 
 def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Drawing:
-    """A drawing of a tracker's or anybody's points: frames in which one is hidden are bridged by those around them, and
+    """A drawing of points, for example a tracker's: frames in which one is hidden are bridged by those around them, and
     after the last one in which it is seen it stays. Points that the first frame hides start nowhere and are left out.
     """
     points = read_array(tracks, "(N, L, 2) numbers", 3)
