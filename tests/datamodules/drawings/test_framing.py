@@ -144,7 +144,7 @@ def test_a_crop_keeps_the_starts_where_one_can():
     framing = drawing.framing(FrameArea(64 * 64))
     framed = drawing.framed(framing)
     assert np.allclose([track[0] for track in framed.tracks], framing.points(drawing.starts), atol=0.5)
-    with pytest.raises(UserError, match="track 0: starts at .*expected x in .*fit `pad`"):
+    with pytest.raises(UserError, match="track 0: starts at .*expected x in 420..1499 and y in 0..1079; or fit `pad`"):
         drawing.framed(Framing.of(size, (64, 64)))
 
 
