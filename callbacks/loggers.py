@@ -30,8 +30,8 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
     """Before loggers open anything, on rank 0: what is logged is kept and gone on with.
 
     Args:
-        trainer: of a fit that is about to start, `ckpt_path` set.
-        folder: of the run, which is this process's.
+        trainer: trainer of a fit that is about to start, `ckpt_path` set.
+        folder: folder of the run, which is this process's.
         marker: name of the file in it that knows the loggers' identities.
     """
     for logger in trainer.loggers:
@@ -45,7 +45,7 @@ def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
 
     Args:
         trainer: `ckpt_path` set.
-        folder: of the run.
+        folder: folder of the run.
         marker: name of the file in it that knows the loggers' identities.
     """
     for logger in trainer.loggers:

@@ -64,7 +64,7 @@ def align_progress(trainer: Any, consumed: int, batches: int) -> None:
     Args:
         trainer: with its loops restored.
         consumed: batches, of the size they now have, that the position stands for.
-        batches: in a whole epoch.
+        batches: number of batches in a whole epoch.
     """
     loop = trainer.fit_loop.epoch_loop
     progress = loop.batch_progress

@@ -33,7 +33,7 @@ class SceneMotion:
         poses: intrinsics and poses of `datamodules.drawings.poses.read_poses`, with `depth`.
         depth: (H, W) of the image, in the unit of the poses.
         driving: video whose motion is taken, with `tracker`.
-        tracker: that follows the video.
+        tracker: tracker that follows the video.
         background: R, G, B of what transparent parts of the video show.
         framing: framing of the image, used for the video too; None where the frame has the image's size.
     """
@@ -94,8 +94,8 @@ class SceneMotion:
 
         Args:
             condition: the checkpoint's.
-            drawing: in the frame that this motion is in too. Under a camera, tracks are where objects go in the first
-                camera's picture.
+            drawing: drawing in the frame that this motion is in too. Under a camera, tracks are where objects go in the
+                first camera's picture.
             frames: L.
             fps: frames per second that a driving video is read at.
             seed: draws the regions.

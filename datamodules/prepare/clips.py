@@ -61,7 +61,7 @@ def nearest(pictures: Iterable[Picture], start: float, frames: int, fps: float) 
     the two. The last picture is shown for as long as the one before it; what is wanted later gets none.
 
     Args:
-        pictures: in order.
+        pictures: pictures of a video, in order.
         start: seconds of the first instant.
         frames: number of instants.
         fps: instants per second.

@@ -32,8 +32,8 @@ def plain_scene(look: Sequence[int], motion: Sequence[int], frames: int, height:
         look: seed of the first frame: background, object, its place.
         motion: seed of the path; two of them give two clips with the same first frame.
         frames: L.
-        height: in pixels.
-        width: in pixels.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
     """
     rng = np.random.default_rng(list(look))
     unit = min(height, width)

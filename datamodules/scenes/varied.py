@@ -20,8 +20,8 @@ def varied_scene(look: Sequence[int], motion: Sequence[int], frames: int, height
         look: seed of the first frame: background, objects, their places.
         motion: seed of the ways; two of them give two clips with the same first frame.
         frames: L.
-        height: in pixels.
-        width: in pixels.
+        height: height of the frame in pixels.
+        width: width of the frame in pixels.
     """
     rng, ways = np.random.default_rng(list(look)), np.random.default_rng(list(motion))
     size, unit = np.array([width, height]), min(height, width)

@@ -139,7 +139,7 @@ def read_sidecar(path: Path | Remote, clips: int, crc: int | None = None) -> dic
 
     Args:
         path: path of the sidecar.
-        clips: that it must have.
+        clips: number of clips that it must have.
         crc: CRC-32 that the file must have; None: any.
 
     Returns:

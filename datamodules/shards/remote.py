@@ -259,7 +259,7 @@ class Fetch:
             path: the file.
             begin: first byte.
             end: the one after the last.
-            version: of the file's content, part of the cache's key.
+            version: version of the file's content, part of the cache's key.
             fresh: see above.
         """
         if what not in self._coming or fresh:

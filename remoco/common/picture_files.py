@@ -88,7 +88,7 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         expected: what it should be, in words.
         ndim: how many axes it has.
         name: as in `read_image`.
-        kinds: of numpy's dtypes, those that it may have.
+        kinds: kinds of numpy's dtypes that it may have.
 
     Raises:
         UserError: it is not an array, is empty, or has another number of axes or other values.

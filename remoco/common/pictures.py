@@ -46,12 +46,12 @@ def shown(picture: Image.Image, name: str = "image", background: tuple[int, int,
     """(H, W, 3) uint8 of an opened picture.
 
     Args:
-        picture: of MODES.
+        picture: picture of MODES.
         name: what errors call it.
         background: R, G, B of what transparent parts show.
 
     Raises:
-        UserError: of another mode; or its EXIF or transparency does not read.
+        UserError: it is of another mode; or its EXIF or transparency does not read.
     """
     try:
         upright = ImageOps.exif_transpose(picture)

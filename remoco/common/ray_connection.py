@@ -21,7 +21,7 @@ def connected(address: str, workers: int) -> Iterator[Any]:
     """Ray, connected to a cluster for the block, or one that already is; SIGTERM raises KeyboardInterrupt there.
 
     Args:
-        address: of the cluster: `auto` for the one this machine belongs to, HOST:PORT, or `local` to start one here.
+        address: address of the cluster: `auto` for this machine's, HOST:PORT, or `local` to start one here.
         workers: CPUs of a cluster started here.
 
     Raises:
@@ -56,9 +56,8 @@ def load(address: str) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address == "local":
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # on every system: no cluster of machines
-        os.environ.setdefault(
-            "RAY_worker_niceness", "0"
-        )  # 15 by default, for workers that share a machine with services
+        # 15 by default, for workers that share a machine with services
+        os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError:

@@ -85,7 +85,7 @@ def rgb_of(picture: av.VideoFrame, background: tuple[int, int, int] = WHITE) -> 
     """(H, W, 3) uint8 of a picture.
 
     Args:
-        picture: of any pixel format; of PQ or HLG in PyAV before 17, one that `remember` has seen.
+        picture: picture of any pixel format; of PQ or HLG in PyAV before 17, one that `remember` has seen.
         background: RGB, what is seen through transparent parts.
 
     Raises:

@@ -223,7 +223,7 @@ def _marked(stamped: Iterable[Stamped], aspect: Callable[[], Fraction], sought: 
     without a frame in its place.
 
     Args:
-        stamped: of `_decoded`.
+        stamped: pictures of `_decoded`.
         aspect: gives the width of a pixel.
         sought: the pictures begin amidst a video, so that what comes before the first key frame is left out.
     """

@@ -41,7 +41,7 @@ def sdr(signal: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
     Args:
         signal: what lies outside of 0..1 is cut off.
         transfer: PQ or HLG.
-        primaries: of H.273; BT.2020's where they are none of PRIMARIES.
+        primaries: colour primaries of H.273; BT.2020's where they are none of PRIMARIES.
     """
     index = (np.clip(signal, 0, 1) * (STEPS - 1) + 0.5).astype(np.int32)
     primaries = primaries if primaries in PRIMARIES else 9
