@@ -215,7 +215,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         "--camera spin:3": "expected pan:NUMBER",
         "--camera pan:far": "pan: expected a number, got 'far'",
         "--camera zoom:0": "zoom: expected a number from 0.1 to 10",
-        "--camera pan:0.1 --driving x.mp4": "--driving: expected",
+        "--camera pan:0.1 --driving x.mp4": "--driving: expected either this or --camera, got both",
         f"--poses {tmp_path}/poses.txt": "--poses and --depth: expected both",
         "--driving nowhere.mp4": "--driving nowhere.mp4: no such file",
         f"--driving {image}": f"driving {image}: ends too early",
