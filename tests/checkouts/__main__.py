@@ -29,9 +29,9 @@ import yaml
 from PIL import Image, ImageSequence
 
 from remoco.common.videos.files import read_video
-from tests.checkouts.compare import MOST, Row, compare, table
+from tests.checkouts.compare import MOST, compare, table
 from tests.checkouts.drawings import drawings, write_stroke
-from tests.checkouts.names import CONFIGS, NAMES, spelled
+from tests.checkouts.names import CONFIGS, NAMES, intended, spelled
 from tests.support.scalars import points
 
 FOLDER = Path(__file__).resolve().parents[2] / "runs" / "checkouts"
@@ -190,16 +190,13 @@ def main() -> int:
         for name in CONFIGS:
             fit(each, name)
         use(each)
-    rows = differences(*map(results, both))
+    old, new = map(results, both)
+    purposes = intended(*(each.checkout for each in both))
+    rows = [compare(what, old.get(what, {}), new.get(what, {}), purposes.get(what, "")) for what in old | new]
     print(f"\n{table(rows)}\n")
     failed = [row.what for row in rows if not row.passed]
     print(f"more than {MOST:g} apart: {', '.join(failed)}" if failed else f"no difference above {MOST:g}")
     return int(bool(failed))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
-    """A row for each thing that either has."""
-    return [compare(what, old.get(what, {}), new.get(what, {})) for what in old | new]
 
 
 if __name__ == "__main__":
