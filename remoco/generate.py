@@ -154,7 +154,7 @@ def generate(
         inputs = base_inputs(pipe.module.base.inputs(), usual, {"motion_bucket_id": motion_bucket_id})
     except UserError as error:
         raise UserError(f"--motion-bucket-id: {error}") from None
-    options = {
+    options: dict[str, Any] = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
         "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
         "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
