@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script 
 
 import clip_set  # noqa: E402
 
-from datamodules.shards import FLOW, MASKS, MEMBERS, flow_codec, mask_codec  # noqa: E402  # noqa: E402
+from datamodules.shards import FLOW, MASKS, MEMBERS, flow_codec, mask_codec  # noqa: E402
 
 GOALS = {"generated": 1.05, "smooth": 0.85, "real": 1.05}
 BLOCK = 512

@@ -45,8 +45,8 @@ import clip_set  # noqa: E402
 
 from benchmarks.conditions import released_style  # noqa: E402
 from conditions import RegionWise  # noqa: E402
-from datamodules import WebVidDataModule
-from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, flow_codec, mask_codec, samples, write_index  # noqa: E402  # noqa: E402
+from datamodules import WebVidDataModule  # noqa: E402
+from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, flow_codec, mask_codec, samples, write_index  # noqa: E402
 from datamodules.shards.writer import ShardWriter  # noqa: E402
 from lightning_modules.clips import control_of  # noqa: E402
 from remoco.common.videos import mp4  # noqa: E402

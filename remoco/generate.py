@@ -23,6 +23,7 @@ from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.pipeline_call import base_inputs
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE, colour_of
@@ -36,7 +37,6 @@ RANGES = {
     "num_inference_steps": ("steps", 1, 10_000),
     "min_guidance_scale": ("min-guidance-scale", 0, 1000),
     "max_guidance_scale": ("max-guidance-scale", 0, 1000),
-    "motion_bucket_id": ("motion-bucket-id", 0, 10_000),
     "fps": ("fps", 0.1, 1000),
 }
 
@@ -149,12 +149,17 @@ def generate(
     read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
-    options = {
+    try:
+        usual = pipe.module.sampling.inputs
+        inputs = base_inputs(pipe.module.base.inputs(), usual, {"motion_bucket_id": motion_bucket_id})
+    except UserError as error:
+        raise UserError(f"--motion-bucket-id: {error}") from None
+    options: dict[str, Any] = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
         "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
         "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
         "max_guidance_scale": pipe.module.sampling.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.usual_inputs()["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
+        "motion_bucket_id": inputs.get("motion_bucket_id"),
         "fps": fps,
     }
     _check_numbers(options)
@@ -192,7 +197,7 @@ def generate(
                 drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
                 panels = clip(pipe, drawing, motion, clip_seed, options, lambda step: bar.update())
             except UserError as error:
-                raise UserError(f"{job.name}: {' '.join(str(error).split())}") from error
+                raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write_mp4(job.video, panels["generated"], fps)
@@ -212,7 +217,7 @@ def _listed(paths: Sequence[Path]) -> str:
 def _check_numbers(options: dict[str, Any]) -> None:
     """UserError for a number out of its range, before a folder notes it and anything is sampled."""
     for name, (flag, least, most) in RANGES.items():
-        if options[name] != "drawing" and not least <= options[name] <= most:
+        if not least <= options[name] <= most:
             raise UserError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 

@@ -39,8 +39,8 @@ def base_name(words: list[str]) -> str:
 def run_name(words: list[str], configured: str | None) -> str | None:
     """The name of a fit: from the command line, else made of base, overlays and the options that differ.
 
-    >>> run_name(["fit", "--model.init_args.lora_rank", "8", "--data.init_args.num_workers=2"], "quickstart")
-    'quickstart-lora_rank_8'
+    >>> run_name(["fit", "--model.init_args.control.rank", "8", "--data.init_args.num_workers=2"], "quickstart")
+    'quickstart-rank_8'
 
     Args:
         words: the command line.

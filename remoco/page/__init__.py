@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,7 +47,6 @@ def page(
         app = application(Studio(pipeline, behind, fit), name)
         listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
-        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # an untrusted client's bad request is no event
         server(app).run(sockets=[listening])
 
 

@@ -119,5 +119,5 @@ def named_in(text: bytes) -> list[str]:
     """Files that a `meta_data.json` names; errors in the text are reported where it is read."""
     try:
         return file_names(parse_json(text))
-    except ValueError:
+    except UserError:
         return []

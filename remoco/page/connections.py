@@ -13,7 +13,7 @@ CONNECTIONS = 600  # at once; of the 1,024 files that a process may usually open
 
 
 def server(app: Any) -> uvicorn.Server:
-    """Uvicorn for an ASGI application, quiet, with bounds on what its connections may take."""
+    """Uvicorn for an ASGI application, with bounds on what its connections may take; its log has our faults alone."""
     return uvicorn.Server(
         uvicorn.Config(
             app, http=Prompt, ws="none", log_level="error", access_log=False, server_header=False,

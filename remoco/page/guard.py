@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse
 
+from remoco.common.errors import UserError
 from remoco.common.json_files import JsonShape
 
 Scope = MutableMapping[str, Any]
@@ -60,6 +61,10 @@ class _Refused(Exception):
         self.status, self.text = status, text
 
 
+class _Stalled(Exception):
+    """A client does not take its answer."""
+
+
 class Guard:
     """ASGI middleware that refuses the requests which the application must not see.
 
@@ -85,8 +90,11 @@ class Guard:
             if message["type"] == "http.response.start":
                 kept = [(name, value) for name, value in message["headers"] if name.lower() != b"cache-control"]
                 message = {**message, "headers": [*kept, *HEADERS]}
-            async with asyncio.timeout(STALLED):
-                await send(message)
+            try:
+                async with asyncio.timeout(STALLED):
+                    await send(message)
+            except TimeoutError:
+                raise _Stalled from None
 
         try:
             limit = self._limit(scope)
@@ -98,7 +106,7 @@ class Guard:
         except _Refused as error:  # the connection ends: the request was not read to its end
             answer = JSONResponse({"error": error.text}, error.status, {"connection": "close"})
             await answer(scope, receive, patient)
-        except TimeoutError:  # who does not take its answer does not get it
+        except _Stalled:  # who does not take its answer does not get it
             return
 
     def _limit(self, scope: Scope) -> Limit | None:
@@ -147,7 +155,7 @@ class Guard:
                     raise _Refused(503, "the server is busy; try again in a moment")
                 try:
                     shape.feed(part)
-                except ValueError as error:
+                except UserError as error:
                     raise _Refused(400, f"the request {error}") from None
                 if not message.get("more_body"):
                     break

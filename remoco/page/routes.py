@@ -61,7 +61,7 @@ def application(studio: Studio, name: str) -> Guard:
     """
     app = FastAPI(
         docs_url=None, redoc_url=None, openapi_url=None,
-        exception_handlers={ValueError: _refused, _Busy: _busy, Exception: _failed},
+        exception_handlers={UserError: _refused, _Busy: _busy, Exception: _failed},
     )  # fmt: skip
     works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
         "/page/about": (lambda body: form.about(studio.pipeline, name, studio.fit), SMALL),
@@ -125,12 +125,12 @@ async def _lines(first: dict[str, Any], events: AsyncGenerator[dict[str, Any], N
 def _parsed(body: bytes, limit: Limit) -> Any:
     try:
         return parse_json(body, limit.values)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"expected a JSON object in the request, which {error}") from None
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    return JSONResponse({"error": " ".join(str(error).split())}, 400)
+    return JSONResponse({"error": one_line(error)}, 400)
 
 
 async def _busy(request: Request, error: Exception) -> Response:
@@ -138,5 +138,5 @@ async def _busy(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    """A defect of this program; the server's log has the traceback."""
+    """A defect of this program. Starlette raises it again after the answer, so that uvicorn logs the traceback."""
     return JSONResponse({"error": one_line(error)}, 500)

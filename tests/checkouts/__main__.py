@@ -1,7 +1,7 @@
 """Run two checkouts on this machine and compare what they compute, by bits and at 1e-12 of each tensor's largest value.
 
     python -m tests.checkouts OLD NEW
-    git worktree add /tmp/old REVISION && python -m tests.checkouts /tmp/old .
+    git worktree add ../old REVISION && python -m tests.checkouts ../old .
 
 Compared are 20 training steps after a resume, drawings of the page up to the control tensor, a generated clip, and the
 numbers of `remoco score`. Each checkout runs in processes of its own, with its folder as the working folder and one
@@ -29,9 +29,9 @@ import yaml
 from PIL import Image, ImageSequence
 
 from remoco.common.videos.files import read_video
-from tests.checkouts.compare import MOST, Row, compare, table
+from tests.checkouts.compare import MOST, compare, table
 from tests.checkouts.drawings import drawings, write_stroke
-from tests.checkouts.names import CONFIGS, NAMES, spelled
+from tests.checkouts.names import CONFIGS, NAMES, intended, spelled
 from tests.support.scalars import points
 
 FOLDER = Path(__file__).resolve().parents[2] / "runs" / "checkouts"
@@ -112,9 +112,7 @@ def use(side: Side) -> None:
     side.run("drawings", "-P", probe, SHARED / "request.json", side.out / "drawings.npz")
     stroke = ("--tracks", SHARED / "tracks.json", "--brush", SHARED / "brush.png", "--out", side.out / "clip.mp4")
     side.run("generate", "-m", "remoco", "generate", "embedded", SHARED / "image.png", *stroke, "--device", "cpu")
-    for number in range(
-        2
-    ):  # the first is the benchmark; the second has videos of the same names that show other things
+    for number in range(2):  # the second has videos of the same names as the first's, which show other things
         if not (root := SHARED / f"bench-{number}").exists():
             side.run(f"sprite-bench {number}", "-m", "remoco", "sprite-bench", root, *BENCH, "--seed", str(number))
     judged = (SHARED / "bench-1" / "true_clips", "--frames", "6", "--device", "cpu")
@@ -192,16 +190,13 @@ def main() -> int:
         for name in CONFIGS:
             fit(each, name)
         use(each)
-    rows = differences(*map(results, both))
+    old, new = map(results, both)
+    purposes = intended(*(each.checkout for each in both))
+    rows = [compare(what, old.get(what, {}), new.get(what, {}), purposes.get(what, "")) for what in old | new]
     print(f"\n{table(rows)}\n")
     failed = [row.what for row in rows if not row.passed]
     print(f"more than {MOST:g} apart: {', '.join(failed)}" if failed else f"no difference above {MOST:g}")
     return int(bool(failed))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[Row]:
-    """A row for each thing that either has."""
-    return [compare(what, old.get(what, {}), new.get(what, {})) for what in old | new]
 
 
 if __name__ == "__main__":

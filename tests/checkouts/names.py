@@ -3,6 +3,8 @@
 A function that moves gets its new place at the end of its list in NAMES.
 """
 
+from pathlib import Path
+
 PREFIXES: dict[str, str] = {"svd.": "base.", "injection.": "injections.0."}
 """Old -> new beginning of a parameter's name, a key of a checkpoint, a tag of the log or a metric's name."""
 
@@ -33,15 +35,19 @@ NAMES: dict[str, list[str]] = {
 }
 """What `probe` calls -> where it is, or the attribute that it is, oldest first; the last that is there is called."""
 
-INTENDED: dict[str, str] = {
-    f"drawing, {name}: {stage}": "a picture is cropped to the frame's shape, and no longer squeezed"
+FRAMING = "datamodules/drawings/framing.py"
+INTENDED: dict[str, tuple[str, str]] = {
+    f"drawing, {name}: {stage}": (FRAMING, "a picture is cropped to the frame's shape, and no longer squeezed")
     for name in ("odd size", "camera, odd size")
     for stage in ("framed", "control tensor", "motion bucket", "shown motion")
 } | {
-    f"drawing, {name}: parsed": "a track that starts in the last half pixel stays where it was drawn"
+    f"drawing, {name}: parsed": (FRAMING, "a track that starts in the last half pixel stays where it was drawn")
     for name in ("odd size", "camera, odd size")
 }
-"""What is compared (first column of the table) -> why it differs on purpose. It is shown and not counted."""
+"""What is compared (first column of the table) -> the file that came with a change on purpose, and what that changed.
+
+Between a checkout without the file and one with it the difference is shown and not counted.
+"""
 
 
 def renamed(path: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,6 +67,11 @@ def spelled(key: str, configs: list[dict]) -> str:
     while names[-1] in KEYS:
         names.append(KEYS[names[-1]])
     return next((name for name in reversed(names) if any(_has(config, name) for config in configs)), key)
+
+
+def intended(old: Path, new: Path) -> dict[str, str]:
+    """What differs on purpose between two checkouts -> why."""
+    return {what: why for what, (file, why) in INTENDED.items() if (new / file).exists() and not (old / file).exists()}
 
 
 def _has(config: dict, key: str) -> bool:

@@ -73,10 +73,18 @@ def test_a_key_is_spelled_as_the_checkout_has_it(monkeypatch):
     assert names.spelled("trainer.devices", [{"model": None}]) == "trainer.devices"
 
 
-def test_an_intended_difference_is_shown_and_not_counted(monkeypatch):
-    monkeypatch.setitem(names.INTENDED, "drawing, odd size: framed", "it is cropped now")
-    row = compare("drawing, odd size: framed", {"x": 1.0}, {"x": 2.0})
-    assert row.passed and row.same == 0 and "on purpose: it is cropped now" in table([row])
+def test_an_intended_difference_is_shown_and_not_counted_where_the_change_lies_between(monkeypatch, tmp_path):
+    """Two checkouts that both have the change, or neither, have to compute the same."""
+    what, old, new = "drawing, odd size: framed", tmp_path / "old", tmp_path / "new"
+    monkeypatch.setattr(names, "INTENDED", {what: ("framing.py", "it is cropped now")})
+    old.mkdir(), new.mkdir(), (new / "framing.py").touch()
+    for sides, passed in {(old, new): True, (new, new): False, (old, old): False, (new, old): False}.items():
+        row = compare(what, {"x": 1.0}, {"x": 2.0}, names.intended(*sides).get(what, ""))
+        assert row.passed == passed and row.same == 0 and ("on purpose: it is cropped now" in table([row])) == passed
+
+
+def test_each_intended_difference_names_a_file_that_is_here(repo):
+    assert all((repo / file).is_file() for file, _ in names.INTENDED.values())
 
 
 def test_every_drawing_becomes_a_control_here(tmp_path):

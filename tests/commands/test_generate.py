@@ -18,12 +18,15 @@ from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
+from lightning_modules import MotionControlModule
+from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generate as source
 from remoco.cli import main
 from remoco.common.errors import UserError
 from remoco.common.videos.files import read_video
 from remoco.generate import generate
+from tests.support.toy import Toy
 
 FEW = ("--steps", "2", "--num-frames", "3")
 
@@ -343,3 +346,15 @@ def test_mistakes_are_one_line(tmp_path, capsys):
         line = capsys.readouterr().err.strip().splitlines()[-1]
         assert said in line and line.startswith("remoco generate: error: "), (kind, line)
         assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_a_base_without_a_motion_bucket(bench, tmp_path, monkeypatch, capsys):
+    """It gets none; one that is asked for is refused before the folder notes it."""
+    module = MotionControlModule(Toy(3), RegionWise(8), Control(["modulation"], None), sampling=Sampling(2))
+    module.configure_model()
+    monkeypatch.setattr(source, "load_pipeline", lambda *arguments: MotionControlPipeline(module, {"num_frames": 3}))
+    command = ("generate", "toy.ckpt", bench, "--out", tmp_path / "out")
+    assert remoco(*command, "--motion-bucket-id", "drawing") == 2 and not (tmp_path / "out").exists()
+    assert "--motion-bucket-id: motion_bucket_id: unknown, the inputs of this base are none" in capsys.readouterr().err
+    assert remoco(*command) == 0 and remoco(*command) == 0
+    assert "2 of 2 are there already" in capsys.readouterr().out

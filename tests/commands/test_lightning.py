@@ -41,7 +41,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--optimizer.init_args.lr=-1"], "optimizer.lr is -1"),
-        (["--model.init_args.sampling.steps=0"], "steps"),
+        (["--model.init_args.sampling.steps=0"], "sampling.steps is 0"),
         (["--model.init_args.sampling.inputs.motion_bucket_id=-1"], "motion_bucket_id is -1"),
         (["--data.init_args.root=/dev/null"], "/dev/null"),
         (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
@@ -51,7 +51,7 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--model.class_path=lightning_modules.Nope"], "lightning_modules.Nope"),
         (["--config=no-such.yaml"], "no-such.yaml"),
         (["--model.init_args.no_such_option=3"], "no_such_option"),
-        (["--model.init_args.noise.spread=null"], "spread"),
+        (["--model.init_args.noise.spread=null"], '"noise.spread": Expected true or false. Got value: None'),
         (["--data.init_args.frames=null"], '"frames": Expected a whole number. Got value: None'),
         (["--model.init_args.condition.init_args.region_size=null"], "region_size"),
         (

@@ -16,6 +16,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco.page import connections, exchange, guard
 from remoco.page.jobs import Studio
 from remoco.page.routes import application
+from tests.page.client import Steps
 from tests.support.page import bomb, sent, told
 from tests.support.zips import BAD
 
@@ -159,3 +160,19 @@ def test_three_hundred_hostile_requests_hold_nobody_up(monkeypatch):
                     pass
             connection.close()
         assert generate(port, 1)["state"] == "done"
+
+
+def test_a_fault_of_ours_is_in_the_servers_log_and_a_bad_request_is_not(monkeypatch, capsys):
+    def broken(body):
+        raise ValueError("no idea")
+
+    studio = Steps()
+    monkeypatch.setattr(studio, "cancel", broken)
+    with serving(studio) as port:
+        for data, status in ((b"no HTTP\r\n\r\n", b"400"), (post("paths", {}), b"400"), (post("cancel", {}), b"500")):
+            assert "Traceback" not in capsys.readouterr().err
+            with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                connection.sendall(data)
+                assert connection.recv(4096).split()[1] == status
+    log = capsys.readouterr().err
+    assert "in broken" in log and log.rstrip().endswith("ValueError: no idea") and "Invalid" not in log

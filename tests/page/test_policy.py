@@ -1,5 +1,6 @@
 """What the browser is told of every answer, and that the page's files need no more than that allows."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -54,17 +55,20 @@ def test_every_answer_has_the_policy(method, path, body, status):
     run(test())
 
 
-def test_a_fault_of_ours_is_told_with_the_policy_and_without_where(monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, ValueError, TimeoutError])
+def test_a_fault_of_ours_is_told_with_the_policy_and_without_where(monkeypatch, kind):
+    """What a person cannot mend is a UserError nowhere: a plain ValueError is no refusal, nor a timeout a client's."""
+
     def broken(body):
-        raise RuntimeError("no\nidea")
+        raise kind("no\nidea")
 
     async def test():
         studio = Steps()
         monkeypatch.setattr(studio, "cancel", broken)
         client = Headed(application(studio, "a checkpoint"), "/page/cancel", b"{}")
-        with pytest.raises(RuntimeError):  # the server's log has it
+        with pytest.raises(kind):  # the server's log has it
             await client.task
-        assert client.status == 500 and client.data == b'{"error":"RuntimeError: no idea"}'
+        assert client.status == 500 and json.loads(client.data) == {"error": f"{kind.__name__}: no idea"}
         assert client.headers["x-frame-options"] == "DENY"
 
     run(test())
