@@ -75,8 +75,8 @@ def check_expected(module: MotionControlModule, state: Mapping[str, Tensor], who
         whole: Whether the file brings its base.
 
     Raises:
-        UserError: other names or shapes, by the names.
-        UserError: a weight is not finite, or the record asks for more random weights than its file may.
+        UserError: other names or shapes, by the names; a weight is not finite; or the record asks for more random
+            weights than its file may.
     """
     expected, parameters = _expected(module, whole)
     check_names(dict(state), expected)

@@ -32,7 +32,7 @@ def drawings_of(
         background: colour that transparent parts show: a name or `#rrggbb`, or R, G, B in 0..255.
 
     Raises:
-        ValueError: something does not fit; one line that names it.
+        UserError: something does not fit; one line that names it.
     """
     if not isinstance(image, list):
         return [_drawing(image, tracks, brush, background)]

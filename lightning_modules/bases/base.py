@@ -53,7 +53,7 @@ class Grid:
         return max(self.step, pixels // self.step * self.step)
 
     def check(self, frames: int | None, height: int, width: int) -> None:
-        """Raise ValueError in one line unless clips of this length (None: any) and size are on the grid."""
+        """Raise UserError unless clips of this length (None: any) and size are on the grid."""
         if height < self.step or width < self.step or height % self.step or width % self.step:
             raise UserError(
                 f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
@@ -333,7 +333,7 @@ class VideoBase(nn.Module, ABC):
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """Raise ValueError in one line unless an untrusted file may give these arguments.
+        """Raise UserError unless an untrusted file may give these arguments.
 
         Args:
             arguments: By the names in `named_by`, of any values.

@@ -27,7 +27,7 @@ class Input:
     words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError in one line unless the value is allowed."""
+        """Raise UserError unless the value is allowed."""
         sound = value in self.words if isinstance(value, str) else _is_number(value) and value >= self.least
         if not sound or (not isinstance(value, str) and value > self.most):
             said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"

@@ -157,8 +157,7 @@ class DragAnything:
             device: Where they go.
 
         Raises:
-            UserError: other weights, or another base; one line.
-            UserError: the base does not read.
+            UserError: other weights, another base, or one that does not read.
         """
         state = read_state(released_file(path))
         parts = base_parts(svd, BASE_FRAMES, cls.name)

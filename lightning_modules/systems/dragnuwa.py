@@ -124,8 +124,7 @@ class DragNUWA:
             head_channels: Channels per attention head, see `load_released`.
 
         Raises:
-            UserError: it is another network's file.
-            UserError: it does not read, or lacks tensors, or has others; one line.
+            UserError: it is another network's file, does not read, lacks tensors, or has others.
         """
         released = load_released(path, head_channels)
         if (channels := released.architecture.control_channels) != CHANNELS:

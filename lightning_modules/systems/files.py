@@ -77,8 +77,7 @@ def base_parts(svd: str, frames: int, what: str, revision: str | None = None) ->
         revision: Revision of the hub id.
 
     Raises:
-        UserError: a file or a weight is missing.
-        UserError: it is a base of another length.
+        UserError: a file or a weight is missing, or it is a base of another length.
     """
     base = located(svd, PARTS, revision)
     parts: dict[str, Any] = {}
