@@ -22,7 +22,9 @@ from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
+from lightning_modules.bases.said import DRAWING, check_inputs, rate
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.pipeline_call import base_inputs
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE, colour_of
@@ -149,15 +151,17 @@ def generate(
     read = partial(_read, backdrop=backdrop, tracker=follow, background=behind)
     jobs, folder, left_out = _jobs(image, tracks, brush, out, read)
     pipe = load_pipeline(checkpoint, svd, device, dtype, offload)
-    options = {
+    usual, known = pipe.usual_inputs(), pipe.module.base.inputs()
+    options: dict[str, Any] = {
         "num_frames": pipe.sampling["num_frames"] if num_frames is None else num_frames,
         "num_inference_steps": pipe.module.sampling.steps if steps is None else steps,
         "min_guidance_scale": pipe.module.sampling.guidance[0] if min_guidance_scale is None else min_guidance_scale,
         "max_guidance_scale": pipe.module.sampling.guidance[1] if max_guidance_scale is None else max_guidance_scale,
-        "motion_bucket_id": pipe.usual_inputs()["motion_bucket_id"] if motion_bucket_id is None else motion_bucket_id,
+        "motion_bucket_id": usual.get("motion_bucket_id") if motion_bucket_id is None else motion_bucket_id,
         "fps": fps,
     }
     _check_numbers(options)
+    check_inputs(known, rate(known, fps) | ({} if motion_bucket_id is None else {"motion_bucket_id": motion_bucket_id}))
     if folder is None:
         check_writable(jobs[0].video, "--out")
     if folder is not None:
@@ -212,7 +216,7 @@ def _listed(paths: Sequence[Path]) -> str:
 def _check_numbers(options: dict[str, Any]) -> None:
     """UserError for a number out of its range, before a folder notes it and anything is sampled."""
     for name, (flag, least, most) in RANGES.items():
-        if options[name] != "drawing" and not least <= options[name] <= most:
+        if options[name] not in (DRAWING, None) and not least <= options[name] <= most:
             raise UserError(f"--{flag} is {options[name]}, expected a number from {least:g} to {most:g}")
 
 
@@ -231,8 +235,7 @@ def clip(
         drawing: in its frame.
         motion: of the camera or a driving video.
         seed: seed of the noise.
-        options: options of the pipeline's call; the rate is also a driving video's, and a base without that input gets
-            none.
+        options: options of the pipeline's call; the rate is also a driving video's.
         progress: called after each step with its number from 0; an exception from it ends the generation.
     """
 
@@ -241,11 +244,14 @@ def clip(
         return {}
 
     control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
-    usual = options["sampling"].inputs if "sampling" in options else {}
-    if (usual | options).get("motion_bucket_id") == "drawing":
-        options = options | {"motion_bucket_id": drawn()}
-    if "fps" not in pipe.module.base.inputs():
-        options = {name: value for name, value in options.items() if name != "fps"}
+    known, sampling = pipe.module.base.inputs(), options.get("sampling", pipe.module.sampling)
+    said = rate(known, options["fps"]) | {"motion_bucket_id": options.get("motion_bucket_id")}
+    inputs = base_inputs(known, sampling.inputs, said)
+    if DRAWING in inputs.values():
+        moved = drawn()
+        inputs = {name: moved if value == DRAWING else value for name, value in inputs.items()}
+    options = {name: value for name, value in options.items() if name not in ("fps", "motion_bucket_id")}
+    options["sampling"] = sampling.but(inputs=inputs)
     output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {

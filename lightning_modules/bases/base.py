@@ -261,12 +261,12 @@ class VideoBase(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], noise: Tensor | None) -> Conditioning:
         """The network's conditioning, without control; nothing is dropped.
 
         Args:
             batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
-            inputs: (B,) values of each of `inputs()`.
+            inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
 
