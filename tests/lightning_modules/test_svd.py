@@ -20,23 +20,12 @@ from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
 from remoco.common.errors import UserError
+from tests.support.modules import inputs
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 
 def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def inputs(svd: SVD, batch: int = 2, frames: int = 3, side: int = 8) -> tuple[torch.Tensor, ...]:
-    """noisy, sigma, image latent, image embedding, ids for a latent of side x side."""
-    channels, seeds = svd.channels, list(range(batch))
-    return (
-        randn(seeds, (frames, channels, side, side)),
-        torch.linspace(0.5, 5, batch),
-        randn(seeds, (channels, side, side)),
-        randn(seeds, (1, svd.unet.config.cross_attention_dim)),
-        torch.tensor([[8.0, 17.0, 0.02]]).repeat(batch, 1),
-    )
 
 
 def test_counts_at_full_size_without_memory():
