@@ -98,6 +98,11 @@ class VideoModule(LightningModule):
     def release(self) -> None:
         """Let go of what `steer` keeps."""
 
+    @property
+    def released(self) -> str | None:
+        """The released file that it starts from, which also brings the base."""
+        return self.start.file if self.start is not None and self.start.kind == "motionpro" else None
+
     # Building
 
     def setup(self, stage: str) -> None:
@@ -373,8 +378,7 @@ class VideoModule(LightningModule):
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
-        released = self.start is not None and self.start.kind == "motionpro"
-        if self.trainer.state.fn != "fit" and not self.loaded and not released:
+        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
             rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start
