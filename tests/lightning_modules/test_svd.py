@@ -181,13 +181,15 @@ def test_frames_are_encoded_in_chunks_in_order(monkeypatch):
     assert seen == [2, 2, 1] and torch.equal(mean, 2 * frames) and torch.equal(std, frames.abs())
 
 
-def test_space_to_depth_is_invertible():
+def test_space_to_depth_is_invertible(tmp_path):
     svd = random_svd("tiny", latents="space_to_depth")
     assert svd.vae is None and svd.channels == 192 and svd.unet.config.in_channels == 384
     frames = randn([0], (4, 3, 16, 24))[0]
     mean, std = (part[0] for part in svd.encode(frames[None]))
     assert mean.shape == (4, 192, 2, 3) and not std.any()
     assert torch.equal(svd.decode(mean[None] * svd.latent_scale)[0], frames)
+    with pytest.raises(UserError, match="space_to_depth, which cannot be exported"):
+        svd.export(tmp_path / "base")
 
 
 @pytest.mark.parametrize("size", [(320, 512), (96, 160), (225, 451), (33, 33), (20, 24)])
