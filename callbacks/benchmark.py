@@ -16,6 +16,7 @@ from callbacks.sample_logger import sampling
 from conditions import mix
 from datamodules.bench import LEVELS, scoring
 from datamodules.bench.datamodule import BenchmarkDataModule
+from lightning_modules.bases.said import check_inputs, rate
 from lightning_modules.config import Sampling
 from metrics import VideoMetric, shown
 from metrics.published import tables
@@ -39,7 +40,7 @@ class Benchmark(Callback):
         metrics: Metrics to measure; null means stand-ins that need no weights.
         seed: Seed of the noise.
         frames: Number of frames of a video.
-        fps: Frames per second, of the files and as the network's input.
+        fps: Frames per second, of the files and as the network's input, where it has that one.
         inputs: Other inputs of the base by name, for example `motion_bucket_id` of SVD. Inputs that are not listed keep
             the model's values.
     """
@@ -115,7 +116,10 @@ class Benchmark(Callback):
         trainer.strategy.barrier()
 
     def _sampling(self, pl_module: LightningModule) -> Sampling:
-        return pl_module.sampling.but(inputs=self.inputs | {"fps": self.fps})
+        known = pl_module.base.inputs()
+        inputs = self.inputs | rate(known, self.fps)
+        check_inputs(known, inputs, "Benchmark.inputs.")
+        return pl_module.sampling.but(inputs=inputs)
 
     def on_test_batch_end(
         self,

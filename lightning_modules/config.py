@@ -177,7 +177,7 @@ class Start:
 
 
 def within(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
-    """Raise ValueError in one line unless a value is a finite number in a range, or a whole one."""
+    """Raise UserError unless a value is a finite number in a range, or a whole one."""
     kinds = (int,) if whole else (int, float)
     if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
         kind = "whole number" if whole else "number"

@@ -119,8 +119,8 @@ def check_base(base: VideoBase, state: Mapping[str, Tensor]) -> None:
 def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What a file of the module stores, and all its parameters, by name; on the meta device."""
     base = module.base
-    if module.start is not None and module.start.kind == "motionpro":
-        layout = layout_of_released(base, module.start.file)
+    if module.released is not None:
+        layout = layout_of_released(base, module.released)
     else:
         if whole and base.located_by and base.arguments.get("path") != embedded.NAME:
             raise UserError(f"base: a file that brings its base has one of random weights, or `path: {embedded.NAME}`")

@@ -47,7 +47,7 @@ class MotionControlModule(VideoModule):
             injection_class(kind)
         if base.trained and self.control.lora:
             raise UserError("model.control.lora: expected null with a trained base (`base.trained: true`)")
-        if start is not None and start.kind == "motionpro":
+        if self.released is not None:
             from lightning_modules.released.base import check_bundle
 
             check_bundle(base, self.architecture())
@@ -59,8 +59,7 @@ class MotionControlModule(VideoModule):
 
     def base_name(self) -> dict[str, Any]:
         """As `VideoModule.base_name`; a released file is the base of what starts from it."""
-        released = self.start is not None and self.start.kind == "motionpro"
-        return super().base_name() | ({"released": self.start.file} if released and self.start else {})
+        return super().base_name() | ({"released": self.released} if self.released is not None else {})
 
     def build(self) -> None:
         """The base, LoRA in it, motion encoder and injections; then the weights to start from."""
@@ -68,8 +67,8 @@ class MotionControlModule(VideoModule):
         from lightning_modules.released.base import build_released, load_start
 
         released = None
-        if self.start is not None and self.start.kind == "motionpro":
-            released = build_released(self.base, self.start.file, self.control.rank, self.compute_dtype)
+        if self.released is not None:
+            released = build_released(self.base, self.released, self.control.rank, self.compute_dtype)
         else:
             self.base.build(self.compute_dtype)
         self.controller = add_control(self.base, self.control, self.seed)

@@ -94,9 +94,9 @@ class Plan:
 
     def __post_init__(self) -> None:
         given = self.optimizer["init_args"]
-        for name, most in (("lr", 1e9), ("weight_decay", 1e9)):
+        for name in ("lr", "weight_decay"):
             if given.get(name) is not None:
-                within(f"optimizer.{name}", given[name], 0, most)
+                within(f"optimizer.{name}", given[name], 0, 1e9)
         for beta in given.get("betas") or ():
             if not isinstance(beta, (int, float)) or not 0 <= beta < 1:
                 raise UserError(f"optimizer.betas is {tuple(given['betas'])}, expected numbers in [0, 1)")

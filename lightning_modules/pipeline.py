@@ -20,11 +20,12 @@ from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
 from datamodules.drawings.arguments import each_of
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import record
+from lightning_modules.bases.said import DRAWING
 from lightning_modules.built import built, value_errors
 from lightning_modules.config import Control, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.pipeline_call import base_inputs, check_finite, check_least, controlled, seeds_of, stepped
+from lightning_modules.pipeline_call import base_inputs, check_finite, check_least, controlled, seeds_of, stepped, told
 from lightning_modules.process.base import randn
 from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
@@ -276,26 +277,23 @@ class MotionControlPipeline:
                decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
         inputs = base_inputs(module.base.inputs(), sampling.inputs, said)
         sampling = sampling.but(steps=steps, guidance=(low, high))
-        bucket = inputs.get("motion_bucket_id", 0.0)
+        measured = [name for name, value in inputs.items() if value == DRAWING]
         check_output(output_type)
         if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
             raise UserError(
                 f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
             )
-        if control is not None and bucket == "drawing":
-            raise UserError("motion_bucket_id: expected a number beside a control: `drawing` measures tracks and brush")
+        if control is not None and measured:
+            raise UserError(f"{measured[0]}: expected a number beside a control: `drawing` measures tracks and brush")
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
-        drawn = self._batch(drawings, controls, bucket, num_frames, fit, colour_of(background), height, width)
-        frames, controls, drawn_buckets = zip(*drawn, strict=True)
+        drawn = self._batch(drawings, controls, bool(measured), num_frames, fit, colour_of(background), height, width)
+        frames, controls, moved = zip(*drawn, strict=True)
         seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        buckets = {"motion_bucket_id": list(drawn_buckets)} if "motion_bucket_id" in inputs else {}
-        numbers = {name: [value] * len(frames) for name, value in inputs.items()} | buckets
         base, exact = module.base, module.base.arithmetic()
-        tensors = {name: torch.tensor(values, dtype=exact).to(module.device) for name, values in numbers.items()}
         on_step = None
         if callback_on_step_end is not None:
             sigmas = module.process.levels(steps, sampling.sigma_max)[:-1].float()
@@ -307,7 +305,7 @@ class MotionControlPipeline:
             if base.frame_noise is not None:
                 noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             with self._in_use():
-                cond = base.condition({"first_frame": first}, tensors, noise)
+                cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), noise)
             cond = replace(cond, control=torch.stack(controls).to(module.device))
             shape = (base.grid.latents(num_frames), base.channels, *base.grid.size(*first.shape[2:]))
             noise = randn(streams[INITIAL], shape, module.device)
@@ -339,14 +337,14 @@ class MotionControlPipeline:
         self,
         drawings: list[Drawing],
         controls: Any,
-        bucket: float | Literal["drawing"],
+        measured: bool,
         frames: int,
         fit: Fit,
         background: tuple[int, int, int],
         height: int | None,
         width: int | None,
     ) -> list[tuple[np.ndarray, torch.Tensor, float]]:
-        """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and the motion bucket."""
+        """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its mean displacement."""
         drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
         for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
             if control is not None and height is None and width is None:
@@ -363,7 +361,7 @@ class MotionControlPipeline:
                     stacklevel=4,
                 )
             framed = drawing.framed(framing, background)
-            drawn.append(controlled(self.module.condition, framed, control, bucket, frames))
+            drawn.append(controlled(self.module.condition, framed, control, measured, frames))
             height, width = framing.frame
         return drawn
 

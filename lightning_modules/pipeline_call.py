@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,11 +11,11 @@ import torch
 from conditions import Condition
 from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings import Drawing
+from lightning_modules.bases.said import DRAWING, Input, check_inputs
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
-    from lightning_modules.bases.said import Input
     from lightning_modules.pipeline import MotionControlPipeline
 
 
@@ -31,11 +31,30 @@ def base_inputs(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapp
         UserError: the base has no such input, or the value is out of its range.
     """
     said = {name: value for name, value in said.items() if value is not None}
-    for name, value in said.items():
-        if name not in known:
-            raise UserError(f"{name}: unknown, the inputs of this base are {', '.join(known) or 'none'}")
-        known[name].check(name, value)
+    check_inputs(known, usual, "sampling.inputs.")
+    check_inputs(known, said)
     return {name: said.get(name, usual.get(name, each.default)) for name, each in known.items()}
+
+
+def told(
+    inputs: Mapping[str, Any], moved: Sequence[float], dtype: torch.dtype, device: torch.device
+) -> dict[str, torch.Tensor | str]:
+    """What a base is told of B clips: (B,) of each input, or a word of its own.
+
+    Args:
+        inputs: As `base_inputs` returns them.
+        moved: Mean displacement of each clip's drawing, for the inputs that are `drawing`.
+        dtype: Dtype of the values.
+        device: Where they are wanted.
+    """
+
+    def one(value: Any) -> torch.Tensor | str:
+        if isinstance(value, str) and value != DRAWING:
+            return value
+        values = list(moved) if value == DRAWING else [value] * len(moved)
+        return torch.tensor(values, dtype=dtype).to(device)
+
+    return {name: one(value) for name, value in inputs.items()}
 
 
 def stepped(
@@ -55,20 +74,21 @@ def controlled(
     condition: Condition,
     drawing: Drawing,
     control: torch.Tensor | None,
-    bucket: float | Literal["drawing"],
+    measured: bool,
     frames: int,
 ) -> tuple[np.ndarray, torch.Tensor, float]:
-    """Frame, control and motion bucket of one drawing.
+    """Frame, control and mean displacement of one drawing.
 
     Args:
         condition: Draws the control from tracks and brush.
         drawing: The drawing, already in its frame of H x W pixels.
         control: (L, 3, H, W) control to use instead of tracks and brush, or None.
-        bucket: Motion bucket in pixels, or `drawing` for that of the drawn motion.
+        measured: Whether its mean displacement is wanted; there is none beside a control.
         frames: Length L of the clip.
 
     Returns:
-        The frame, (H, W, 3) uint8, its control, (L, 3, H, W) float32, and its motion bucket.
+        The frame, (H, W, 3) uint8, its control, (L, 3, H, W) float32, and its mean displacement in pixels;
+        0 where it is not measured.
 
     Raises:
         UserError: the control does not fit the drawing, or the drawing's scene moves and there is no control.
@@ -81,14 +101,12 @@ def controlled(
             raise UserError(
                 f"control: expected finite ({frames}, 3, {height}, {width}) as the frames, got {tuple(control.shape)}"
             )
-        return drawing.image, control.to(torch.float32), float(bucket)
+        return drawing.image, control.to(torch.float32), 0.0
     if drawing.backdrop is not None:
         raise UserError("image: the drawing's scene moves, expected `control` of SceneMotion.control beside it")
     strokes = drawing.strokes(frames), drawing.masks(), frames, height, width
-    drawn = condition.draw(*strokes)
-    if bucket == "drawing":
-        bucket = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow)
-    return drawing.image, drawn, float(bucket)
+    moved = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow) if measured else 0.0
+    return drawing.image, condition.draw(*strokes), moved
 
 
 def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:

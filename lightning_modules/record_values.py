@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from lightning_modules.bases.said import check_inputs
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,16 +103,12 @@ def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> Non
     """
     sampling = record.get("sampling") or {}
     _check_part(sampling, "sampling", SAMPLING, name)
-    usual, known = base.usual(), base.inputs()
-    for field, value in sampling.get("inputs", {}).items():
-        if field not in known:
-            raise _wrong(name, "sampling.inputs", field, f"some of {', '.join(known)}")
-        try:
-            known[field].check(f"sampling.inputs.{field}", value)
-        except ValueError as error:
-            raise UserError(f"ckpt_path: {name}: {error}") from error
+    try:
+        check_inputs(base.inputs(), sampling.get("inputs", {}), "sampling.inputs.")
+    except ValueError as error:
+        raise UserError(f"ckpt_path: {name}: {error}") from error
     frames, height, width = (
-        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), usual, strict=True)
+        sampling.get(field, other) for field, other in zip(("num_frames", "height", "width"), base.usual(), strict=True)
     )
     try:
         base.grid.check(frames, height, width)

@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, flow_to_pixels, mix, motion_of, uniform
 from lightning_modules import checkpoint, config, record, resumed
+from lightning_modules.bases.said import check_inputs
 from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
 from lightning_modules.config import Noise, Sampling, Speed, Start
@@ -78,11 +79,7 @@ class VideoModule(LightningModule):
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
         self.validation_loss = FixedSigmaLoss(self.process)
         config.within("seed", seed, -(2**63), 2**63 - 1, whole=True)
-        known = base.inputs()
-        for name, value in self.sampling.inputs.items():
-            if name not in known:
-                raise UserError(f"sampling.inputs.{name}: expected some of {', '.join(known) or 'none'} of this base")
-            known[name].check(f"sampling.inputs.{name}", value)
+        check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
     # What a subclass says
 
@@ -100,6 +97,11 @@ class VideoModule(LightningModule):
 
     def release(self) -> None:
         """Let go of what `steer` keeps."""
+
+    @property
+    def released(self) -> str | None:
+        """The released file that it starts from, which also brings the base."""
+        return self.start.file if self.start is not None and self.start.kind == "motionpro" else None
 
     # Building
 
@@ -376,8 +378,7 @@ class VideoModule(LightningModule):
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
-        released = self.start is not None and self.start.kind == "motionpro"
-        if self.trainer.state.fn != "fit" and not self.loaded and not released:
+        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
             rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start

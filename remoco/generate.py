@@ -22,6 +22,7 @@ from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
 from lightning_modules import embedded
+from lightning_modules.bases.said import DRAWING, rate
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
 from remoco.common.errors import UserError, one_line
@@ -236,8 +237,7 @@ def clip(
         drawing: in its frame.
         motion: of the camera or a driving video.
         seed: seed of the noise.
-        options: options of the pipeline's call; the rate is also a driving video's, and a base without that input gets
-            none.
+        options: options of the pipeline's call; the rate is also a driving video's.
         progress: called after each step with its number from 0; an exception from it ends the generation.
     """
 
@@ -246,11 +246,14 @@ def clip(
         return {}
 
     control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
-    usual = options["sampling"].inputs if "sampling" in options else {}
-    if (usual | options).get("motion_bucket_id") == "drawing":
-        options = options | {"motion_bucket_id": drawn()}
-    if "fps" not in pipe.module.base.inputs():
-        options = {name: value for name, value in options.items() if name != "fps"}
+    known, sampling = pipe.module.base.inputs(), options.get("sampling", pipe.module.sampling)
+    said = rate(known, options["fps"]) | {"motion_bucket_id": options.get("motion_bucket_id")}
+    inputs = base_inputs(known, sampling.inputs, said)
+    if DRAWING in inputs.values():
+        moved = drawn()
+        inputs = {name: moved if value == DRAWING else value for name, value in inputs.items()}
+    options = {name: value for name, value in options.items() if name not in ("fps", "motion_bucket_id")}
+    options["sampling"] = sampling.but(inputs=inputs)
     output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {

@@ -53,7 +53,7 @@ class Grid:
         return max(self.step, pixels // self.step * self.step)
 
     def check(self, frames: int | None, height: int, width: int) -> None:
-        """Raise ValueError in one line unless clips of this length (None: any) and size are on the grid."""
+        """Raise UserError unless clips of this length (None: any) and size are on the grid."""
         if height < self.step or width < self.step or height % self.step or width % self.step:
             raise UserError(
                 f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
@@ -261,12 +261,12 @@ class VideoBase(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], noise: Tensor | None) -> Conditioning:
         """The network's conditioning, without control; nothing is dropped.
 
         Args:
             batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
-            inputs: (B,) values of each of `inputs()`.
+            inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
 
@@ -333,7 +333,7 @@ class VideoBase(nn.Module, ABC):
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """Raise ValueError in one line unless an untrusted file may give these arguments.
+        """Raise UserError unless an untrusted file may give these arguments.
 
         Args:
             arguments: By the names in `named_by`, of any values.

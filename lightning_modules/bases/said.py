@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from remoco.common.errors import UserError
+from remoco.common.errors import UserError, readable
+
+DRAWING = "drawing"  # the word for the mean displacement in pixels that tracks and brush describe
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Input:
         default: Value where a call gives none.
         least: Smallest value.
         most: Largest value.
-        words: Words that are allowed instead of a number, for example `drawing`.
+        words: Words that are allowed instead of a number. `drawing` is measured and reaches the base as a number; any
+            other reaches its `condition` as it is.
     """
 
     default: float | str
@@ -27,7 +30,7 @@ class Input:
     words: tuple[str, ...] = ()
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ValueError in one line unless the value is allowed."""
+        """Raise UserError unless the value is allowed."""
         sound = value in self.words if isinstance(value, str) else _is_number(value) and value >= self.least
         if not sound or (not isinstance(value, str) and value > self.most):
             said = f"{value!r:.60}" if isinstance(value, str) else f"{value!s:.60}"
@@ -37,6 +40,26 @@ class Input:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def check_inputs(known: Mapping[str, Input], values: Mapping[str, Any], where: str = "") -> None:
+    """Raise UserError unless a base has inputs of these names, and the values are allowed.
+
+    Args:
+        known: The base's `inputs`.
+        values: By name.
+        where: What the error has before a name.
+    """
+    for name, value in values.items():
+        if name not in known:
+            shown = readable(str(name), 60)
+            raise UserError(f"{where}{shown}: unknown, the inputs of this base are {', '.join(known) or 'none'}")
+        known[name].check(f"{where}{name}", value)
+
+
+def rate(known: Mapping[str, Input], fps: float) -> dict[str, float]:
+    """A clip's frames per second as an input, where a base (`known`: its `inputs`) has that one."""
+    return {"fps": fps} if "fps" in known else {}
 
 
 def class_path(kind: type) -> str:

@@ -28,12 +28,12 @@ class EDM(NoiseProcess):
 
     def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """c_in x and 0.25 ln sigma."""
-        _, _, c_in, c_noise = precondition(sigma)
+        c_in, c_noise = input_scales(sigma)
         return c_in.to(noisy.dtype).view(-1, 1, 1, 1, 1) * noisy, c_noise
 
     def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """c_skip x + c_out F."""
-        c_skip, c_out = (c.to(noisy.dtype).view(-1, 1, 1, 1, 1) for c in precondition(sigma)[:2])
+        c_skip, c_out = (c.to(noisy.dtype).view(-1, 1, 1, 1, 1) for c in output_scales(sigma))
         return c_skip * noisy + c_out * output.to(noisy.dtype)
 
     def loss(self, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
@@ -54,16 +54,21 @@ class EDM(NoiseProcess):
 
     def times(self, sigmas: Tensor) -> Tensor:
         """0.25 ln sigma."""
-        return precondition(sigmas)[3]
+        return input_scales(sigmas)[1]
 
 
-def precondition(sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """c_skip, c_out, c_in, c_noise of SVD's v-prediction (sigma_data = 1), each of sigma's shape.
+def input_scales(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """c_in and c_noise of SVD's v-prediction (sigma_data = 1), each of sigma's shape.
 
     Denoised = c_skip * x + c_out * F(c_in * x, c_noise).
     """
+    return 1 / (sigma**2 + 1).sqrt(), 0.25 * sigma.log()
+
+
+def output_scales(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """c_skip and c_out, see `input_scales`."""
     scale = sigma**2 + 1
-    return 1 / scale, -sigma / scale.sqrt(), 1 / scale.sqrt(), 0.25 * sigma.log()
+    return 1 / scale, -sigma / scale.sqrt()
 
 
 def edm_loss(denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:

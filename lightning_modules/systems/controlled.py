@@ -48,14 +48,6 @@ class Settings:
     scale: float = 1.0
     decode_chunk: int = 8
 
-    def protocol(self, name: str, quirks: Quirks) -> str:
-        """What is printed with every number."""
-        low, high = self.guidance
-        return (
-            f"{name}: {self.size[0]} x {self.size[1]}, {self.frames} frames, {self.steps} steps, guidance {low:g} to "
-            f"{high:g}, {quirks}"
-        )
-
 
 Maps = Sequence[Tensor | None]
 

@@ -23,7 +23,7 @@ from lightning_modules.systems.controlled import ControlledSVD, Settings
 from lightning_modules.systems.encoder_copy import EncoderCopy, PixelBranch, halving, through
 from lightning_modules.systems.files import base_parts, fit, read_state, released_file
 from lightning_modules.systems.quirks import Quirks as SharedQuirks
-from lightning_modules.systems.system import check_size, check_tracks, stretched
+from lightning_modules.systems.system import FramedSystem, check_size, stretched
 from lightning_modules.systems.tracks import paths, scaled_points, track_brushes
 from metrics.correspondence import DIFTFeatures
 from remoco.common.errors import UserError
@@ -112,7 +112,7 @@ class ControlledEncoder(EncoderCopy):
         return [torch.cat(frames), *[None] * (len(self.down_blocks) + 1)]
 
 
-class DragAnything:
+class DragAnything(FramedSystem):
     """DragAnything, as a `System`.
 
     Args:
@@ -125,12 +125,9 @@ class DragAnything:
     name = "DragAnything"
 
     def __init__(self, svd: ControlledSVD, features: Features, segment: Segment | None = None):
-        settings = svd.settings
-        check_size(self.name, settings.size)
+        super().__init__(svd.settings, svd.quirks)
         quirks: Any = svd.quirks
         self.svd, self.features, self.segment, self.quirks = svd, features, segment, quirks
-        self.size, self.frames, self.fps = settings.size, settings.frames, settings.fps
-        self.protocol = settings.protocol(self.name, svd.quirks)
 
     @classmethod
     def load(
@@ -157,8 +154,9 @@ class DragAnything:
             device: Where they go.
 
         Raises:
-            UserError: other weights, or another base, or one that does not read; one line.
+            UserError: other weights, another base, or one that does not read.
         """
+        check_size(cls.name, settings.size)
         state = read_state(released_file(path))
         parts = base_parts(svd, BASE_FRAMES, cls.name)
         with torch.device("meta"):
@@ -178,9 +176,7 @@ class DragAnything:
         Raises:
             UserError: a track has no mask, or one too small to have a feature; one line.
         """
-        resized = stretched(drawing, self.size)
-        tracks = resized.strokes(self.frames)
-        check_tracks(self.name, tracks)
+        resized, tracks = self.tracks(drawing)
         masks = track_masks(resized, tracks, self.segment)
         image = torch.from_numpy(np.ascontiguousarray(resized.image)).permute(2, 0, 1)
         points = released_paths(tracks, self.size, self.size, self.frames, self.quirks)

@@ -21,7 +21,7 @@ from lightning_modules.process.sampler import OnStep, euler_sample
 from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
-from lightning_modules.systems.system import check_size, check_tracks, draws, stretched
+from lightning_modules.systems.system import FramedSystem, check_size, draws, stretched
 from lightning_modules.systems.tracks import paths, scaled_points
 from remoco.common.errors import UserError
 
@@ -71,7 +71,7 @@ class Settings:
 AS_RELEASED, RELEASED = Quirks(), Settings()
 
 
-class DragNUWA:
+class DragNUWA(FramedSystem):
     """DragNUWA 1.5, as a `System`.
 
     Args:
@@ -92,14 +92,10 @@ class DragNUWA:
         quirks: Quirks = AS_RELEASED,
         settings: Settings = RELEASED,
     ):
-        check_size(self.name, settings.size)
+        super().__init__(settings, quirks)
+        self.fps = 6.0  # the demo's GIF has 1/6 s a frame
         self.network, self.vae, self.image_encoder = network, vae, image_encoder
         self.quirks, self.settings = quirks, settings
-        self.size, self.frames, self.fps = settings.size, settings.frames, 6.0  # the demo's GIF has 1/6 s a frame
-        self.protocol = (
-            f"{self.name}: {settings.size[0]} x {settings.size[1]}, {settings.frames} frames, {settings.steps} steps, "
-            f"guidance {settings.guidance[0]:g} to {settings.guidance[1]:g}, {quirks}"
-        )
 
     @classmethod
     def load(
@@ -124,8 +120,9 @@ class DragNUWA:
             head_channels: Channels per attention head, see `load_released`.
 
         Raises:
-            UserError: it is another network's file, does not read, or lacks tensors or has others; one line.
+            UserError: it is another network's file, does not read, lacks tensors, or has others.
         """
+        check_size(cls.name, settings.size)
         released = load_released(path, head_channels)
         if (channels := released.architecture.control_channels) != CHANNELS:
             raise UserError(f"{path}: its control has {channels} channels, expected DragNUWA's {CHANNELS} (dx, dy)")
@@ -138,9 +135,7 @@ class DragNUWA:
 
     def drags(self, drawing: Drawing) -> Drags:
         """The steps of a drawing's tracks, float32 as in the release."""
-        resized = stretched(drawing, self.size)
-        tracks = resized.strokes(self.frames)
-        check_tracks(self.name, tracks)
+        _, tracks = self.tracks(drawing)
         return released_drags(tracks, self.size, self.size, self.frames, self.quirks)
 
     def control(self, drawing: Drawing) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_modules.bases.svd.weight_files import located
 from lightning_modules.bases.svd.weights import load_component
+from lightning_modules.released.files import read_tensors
 from remoco.common.errors import UserError
-from remoco.common.tensor_files import odd_weight, read_weights
+from remoco.common.tensor_files import odd_weight
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # of a diffusers folder
 PARTS = ("unet", "vae", "image_encoder")
@@ -27,16 +28,8 @@ def released_file(path: str | Path, name: str = WEIGHTS) -> Path:
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, or of a `torch.save`, there also under `state_dict` and `module.`."""
-    try:
-        state = read_weights(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: does not read as weights: {error}") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
-        raise UserError(f"{path}: holds no dictionary of tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in state.items()}
+    """Tensors of a safetensors file, or of a `torch.save`, as `read_tensors`; their names without `module.`."""
+    return {name.removeprefix("module."): tensor for name, tensor in read_tensors(path).items()}
 
 
 def fit(network: nn.Module, state: Mapping[str, Tensor], path: Any, what: str) -> None:
@@ -67,19 +60,18 @@ def fit(network: nn.Module, state: Mapping[str, Tensor], path: Any, what: str) -
     network.load_state_dict(dict(state), strict=not counted, assign=True)
 
 
-def base_parts(svd: str, frames: int, what: str, revision: str | None = None) -> dict[str, Any]:
+def base_parts(svd: str, frames: int, what: str) -> dict[str, Any]:
     """unet, vae and image_encoder of a diffusers SVD.
 
     Args:
         svd: Folder, or hub id.
         frames: Length that the base was trained for, as its `unet/config.json` says: 14 of SVD, 25 of SVD-XT.
         what: The system that needs it, for errors.
-        revision: Revision of the hub id.
 
     Raises:
         UserError: a file or a weight is missing, or it is a base of another length.
     """
-    base = located(svd, PARTS, revision)
+    base = located(svd, PARTS)
     parts: dict[str, Any] = {}
     for name in PARTS:
         parts[name] = load_component(base, name, svd)

@@ -22,7 +22,7 @@ from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
-from lightning_modules.systems.system import check_size, check_tracks, stretched
+from lightning_modules.systems.system import FramedSystem, check_size, stretched
 from lightning_modules.systems.tracks import paths, track_brushes
 from remoco.common.errors import UserError
 
@@ -231,7 +231,7 @@ def mixed(low: Tensor, high: Tensor, cut: float) -> Tensor:
     return torch.fft.ifft2(torch.fft.ifftshift(first * share + second * (1 - share), dim=(-2, -1))).real
 
 
-class SGI2V:
+class SGI2V(FramedSystem):
     """SG-I2V, as a `System`.
 
     Args:
@@ -241,15 +241,9 @@ class SGI2V:
     name = "SG-I2V"
 
     def __init__(self, svd: SGI2VSampler):
-        settings = svd.settings
-        check_size(self.name, settings.size)
+        box = f"a box around the brush under each start, else of {BOX} pixels at height 576"
+        super().__init__(svd.settings, f"{svd.optimisation}; {box}")
         self.svd = svd
-        self.size, self.frames, self.fps = settings.size, settings.frames, settings.fps
-        self.protocol = (
-            f"{self.name}: {self.size[0]} x {self.size[1]}, {self.frames} frames, {settings.steps} steps, guidance "
-            f"{settings.guidance[0]:g} to {settings.guidance[1]:g}, {svd.optimisation}; a box around the brush under "
-            f"each start, else of {BOX} pixels at height 576"
-        )
 
     @classmethod
     def load(
@@ -272,6 +266,7 @@ class SGI2V:
         Raises:
             UserError: another base, or one that does not read; one line.
         """
+        check_size(cls.name, settings.size)
         parts = base_parts(svd, BASE_FRAMES, cls.name)
         sampler = SGI2VSampler(parts["unet"], parts["vae"], parts["image_encoder"], settings, optimisation)
         sampler.to(device, dtype)
@@ -283,9 +278,7 @@ class SGI2V:
         Raises:
             UserError: a box does not begin in the frame.
         """
-        resized = stretched(drawing, self.size)
-        tracks = resized.strokes(self.frames)
-        check_tracks(self.name, tracks)
+        resized, tracks = self.tracks(drawing)
         boxes = []
         for brush, path in zip(track_brushes(resized, tracks), paths(tracks, self.frames, click=False), strict=True):
             box = first_box(brush, path[0], self.size)

@@ -50,6 +50,36 @@ class System(Protocol):
         """
 
 
+class FramedSystem:
+    """What a `System` has of its settings, and a drawing in its frame.
+
+    Args:
+        settings: How it is sampled: `size`, `frames`, `steps`, `guidance`, `fps`.
+        how: What the protocol says beside them.
+    """
+
+    name: str
+
+    def __init__(self, settings: Any, how: object) -> None:
+        check_size(self.name, settings.size)
+        self.size: tuple[int, int] = settings.size
+        self.frames: int = settings.frames
+        self.fps: float = settings.fps
+        (height, width), (low, high) = settings.size, settings.guidance
+        self.protocol = (
+            f"{self.name}: {height} x {width}, {settings.frames} frames, {settings.steps} steps, guidance {low:g} to "
+            f"{high:g}, {how}"
+        )
+
+    def tracks(self, drawing: Drawing) -> tuple[Drawing, list[np.ndarray]]:
+        """A drawing stretched to the system's frame, and its tracks there; UserError where nothing was drawn."""
+        resized = stretched(drawing, self.size)
+        tracks = resized.strokes(self.frames)
+        if not tracks:
+            raise UserError(f"{self.name}: expected at least one track, got none")
+        return resized, tracks
+
+
 def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
     """A drawing in a system's frame (height, width), squeezed where its shape differs."""
     height, width = size
@@ -61,12 +91,6 @@ def check_size(name: str, size: Sequence[int]) -> None:
     for side, value in zip(("height", "width"), size, strict=True):
         if value < MULTIPLE or value % MULTIPLE:
             raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
-
-
-def check_tracks(name: str, tracks: Sequence[np.ndarray]) -> None:
-    """Raise UserError where nothing was drawn."""
-    if not tracks:
-        raise UserError(f"{name}: expected at least one track, got none")
 
 
 def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:

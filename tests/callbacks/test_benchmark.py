@@ -4,12 +4,21 @@ import json
 import shutil
 
 import pytest
+from lightning.pytorch import Trainer
 
+from callbacks import Benchmark
 from callbacks.benchmark import pair_seed
+from conditions import RegionWise
+from datamodules import BenchmarkDataModule
 from datamodules.bench.sprites import write_sprite_bench
+from lightning_modules import MotionControlModule
+from lightning_modules.config import Control, Sampling
+from metrics import FrameConsistency
 from remoco.common.errors import UserError
+from remoco.common.json_files import read_json
 from remoco.score import read_metrics
 from tests.support.commands import CONFIGS, quick, remoco
+from tests.support.toy import Toy
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +143,16 @@ def test_the_published_metrics_are_named_by_their_files(tmp_path, monkeypatch):
         "frame_consistency",
         "flow_magnitude_dis",
     ]
+
+
+def test_a_base_without_a_rate_is_sampled_without_one(bench, tmp_path):
+    module = MotionControlModule(Toy(3), RegionWise(), Control(["modulation"], "linear", 2), sampling=Sampling(1))
+    run = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False,
+        callbacks=[Benchmark([FrameConsistency()], frames=3, fps=7)],
+    )  # fmt: skip
+    run.test(module, BenchmarkDataModule(str(bench), height=64, width=64, num_workers=0), verbose=False)
+    made = read_json(next(tmp_path.rglob("generated.json")))
+    assert len(list(tmp_path.rglob("*.mp4"))) == 2 and made["sampling"]["inputs"] == {} and made["fps"] == 7
+    with pytest.raises(UserError, match="^Benchmark.inputs.wind: unknown, the inputs of this base are none$"):
+        Benchmark([], inputs={"wind": 3.0})._sampling(module)

@@ -33,6 +33,7 @@ PRIVATE = {
     "_Seen": "lightning_modules/systems/sgi2v.py",  # as that one
     "Unparsed": "remoco/flags.py",  # a ValueError would be taken for "not this type" by jsonargparse
     "_Refused": "remoco/page/guard.py",  # an answer of HTTP with its status
+    "_Stalled": "remoco/page/guard.py",  # ends an answer that its client does not take
     "_Cancelled": "remoco/page/jobs.py",  # ends a generation that nobody waits for
     "_Busy": "remoco/page/routes.py",  # an answer of HTTP
     "Killed": "remoco/sweep/trial.py",  # has the sweep try again

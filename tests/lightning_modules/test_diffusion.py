@@ -8,7 +8,7 @@ from diffusers import EulerDiscreteScheduler
 
 from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, conditioning
 from lightning_modules.process.base import Denoiser, randn, sample_sigma
-from lightning_modules.process.edm import EDM, edm_loss, karras_sigmas, precondition
+from lightning_modules.process.edm import EDM, edm_loss, input_scales, karras_sigmas, output_scales
 from lightning_modules.process.sampler import euler, euler_sample, guided
 from tests.support.arithmetic import UNIT_ROUNDOFF, assert_rounded
 from tests.support.modules import inputs
@@ -55,7 +55,7 @@ def test_sigma_is_log_normal():
 
 def test_preconditioning_is_svds():
     sigma = torch.tensor([0.002, 1.0, 3.0, 700.0], dtype=torch.float64)
-    c_skip, c_out, c_in, c_noise = precondition(sigma)
+    (c_in, c_noise), (c_skip, c_out) = input_scales(sigma), output_scales(sigma)
     torch.testing.assert_close(c_skip, torch.tensor([1 / 1.000004, 0.5, 0.1, 1 / 490001], dtype=torch.float64))
     torch.testing.assert_close(c_out[1:3], -torch.tensor([0.5**0.5, 3 / 10**0.5], dtype=torch.float64))
     torch.testing.assert_close(c_in[2], torch.tensor(10**-0.5, dtype=torch.float64))
@@ -66,7 +66,7 @@ def test_weighted_loss_is_the_v_loss():
     clean, noise, prediction = (randn([i, i + 9], (3, 4, 2, 2)).double() for i in range(3))
     sigma = torch.tensor([0.05, 20.0], dtype=torch.float64)
     s = sigma.view(-1, 1, 1, 1, 1)
-    c_skip, c_out, _, _ = (c.view(-1, 1, 1, 1, 1) for c in precondition(sigma))
+    c_skip, c_out = (c.view(-1, 1, 1, 1, 1) for c in output_scales(sigma))
     loss = edm_loss(c_skip * (clean + s * noise) + c_out * prediction, clean, sigma)
     v = (noise - s * clean) / (s**2 + 1).sqrt()
     assert loss.shape == (2, 3)

@@ -20,23 +20,12 @@ from lightning_modules.control.motion_encoder import MotionEncoder
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
 from remoco.common.errors import UserError
+from tests.support.modules import inputs
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
 
 def count(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
-
-
-def inputs(svd: SVD, batch: int = 2, frames: int = 3, side: int = 8) -> tuple[torch.Tensor, ...]:
-    """noisy, sigma, image latent, image embedding, ids for a latent of side x side."""
-    channels, seeds = svd.channels, list(range(batch))
-    return (
-        randn(seeds, (frames, channels, side, side)),
-        torch.linspace(0.5, 5, batch),
-        randn(seeds, (channels, side, side)),
-        randn(seeds, (1, svd.unet.config.cross_attention_dim)),
-        torch.tensor([[8.0, 17.0, 0.02]]).repeat(batch, 1),
-    )
 
 
 def test_counts_at_full_size_without_memory():
@@ -192,13 +181,15 @@ def test_frames_are_encoded_in_chunks_in_order(monkeypatch):
     assert seen == [2, 2, 1] and torch.equal(mean, 2 * frames) and torch.equal(std, frames.abs())
 
 
-def test_space_to_depth_is_invertible():
+def test_space_to_depth_is_invertible(tmp_path):
     svd = random_svd("tiny", latents="space_to_depth")
     assert svd.vae is None and svd.channels == 192 and svd.unet.config.in_channels == 384
     frames = randn([0], (4, 3, 16, 24))[0]
     mean, std = (part[0] for part in svd.encode(frames[None]))
     assert mean.shape == (4, 192, 2, 3) and not std.any()
     assert torch.equal(svd.decode(mean[None] * svd.latent_scale)[0], frames)
+    with pytest.raises(UserError, match="space_to_depth, which cannot be exported"):
+        svd.export(tmp_path / "base")
 
 
 @pytest.mark.parametrize("size", [(320, 512), (96, 160), (225, 451), (33, 33), (20, 24)])

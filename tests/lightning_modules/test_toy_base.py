@@ -1,14 +1,18 @@
 """A base of one's own is one file and one YAML: it trains, resumes to the bit, and its checkpoints are sampled."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from conditions import RegionWise
+from datamodules.drawings import Drawing
+from datamodules.drawings.motion import SceneMotion
 from lightning_modules import MotionControlModule
 from lightning_modules.bases.base import Grid
 from lightning_modules.bases.said import Input
@@ -17,7 +21,9 @@ from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import configs
 from remoco.common.errors import UserError
+from remoco.generate import clip
 from remoco.training import Unstarted
+from tests.support.commands import remoco
 from tests.support.modules import data, perturb, trainer
 from tests.support.same import same
 from tests.support.toy import Toy
@@ -37,9 +43,10 @@ class Fade(nn.Module):
 
 def toy(**changes):
     arguments = {
+        "base": Toy(3), "condition": RegionWise(min_mask_ratio=0.5),
         "control": Control(["modulation"], "linear", 2), "noise": Noise(dropout=0.5), "sampling": Sampling(2),
     }  # fmt: skip
-    module = MotionControlModule(Toy(3), RegionWise(min_mask_ratio=0.5), **{**arguments, **changes})
+    module = MotionControlModule(**{**arguments, **changes})
     module.plan = Plan(adamw(lr=1e-3))
     return module
 
@@ -76,6 +83,52 @@ def test_its_checkpoint_is_sampled(run):
         pipe(image, [[(9, 9), (20, 20)]], fps=8)
     with pytest.raises(ValueError, match="height.*40.*multiple of 16|40 x 64.*multiples of 16"):
         pipe(image, [[(9, 9), (20, 20)]], height=40, width=64)
+
+
+def test_the_command_samples_it_without_rate_and_motion(run, tmp_path, capsys):
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"traj_key_points": [[[9, 9], [50, 9]]]}))
+    command = ["generate", run[0], tmp_path / "a.png", "--tracks", tmp_path / "a.json", "--num-frames", 3]
+    assert remoco(*command, "--out", tmp_path / "a.mp4") == 0
+    assert remoco(*command, "--out", tmp_path / "b.mp4", "--motion-bucket-id", 5) == 2
+    assert "motion_bucket_id: unknown, the inputs of this base are none" in capsys.readouterr().err
+    assert (tmp_path / "a.mp4").is_file() and not (tmp_path / "b.mp4").exists()
+
+
+class Told(Toy):
+    """Keeps what it is told."""
+
+    def inputs(self):
+        return {"wind": Input(3.0, -5, 12, ("storm",)), "far": Input(1.0, 0, 99, ("drawing",))}
+
+    def condition(self, batch, inputs, noise):
+        self.heard = {name: value if isinstance(value, str) else value.tolist() for name, value in inputs.items()}
+        return super().condition(batch, inputs, noise)
+
+
+def test_a_word_reaches_the_base_and_drawing_as_what_is_drawn():
+    module = toy(base=Told(3), sampling=Sampling(1, inputs={"far": "drawing"}))
+    module.configure_model()
+    pipe, image = MotionControlPipeline(module), np.zeros((32, 64, 3), np.uint8)
+    images, tracks = [image] * 2, [[[(9, 9), (9 + way, 9)]] for way in (8, 16)]
+    pipe(images, tracks, num_frames=3, height=32, width=64)
+    assert module.base.heard["wind"] == [3, 3]
+    less, more = module.base.heard["far"]
+    assert less > 0 and more == pytest.approx(2 * less)
+    said = Sampling(1, inputs={"wind": "storm", "far": 7})
+    pipe(images, tracks, num_frames=3, height=32, width=64, sampling=said)
+    assert module.base.heard == {"wind": "storm", "far": [7, 7]}
+    with pytest.raises(UserError, match="^far: expected a number beside a control"):
+        pipe(image, control=torch.zeros(3, 3, 32, 64), num_frames=3)
+    drawing = Drawing(image, [np.array([[9.0, 9.0], [17.0, 9.0]])], None)
+    clip(pipe, drawing, SceneMotion(), 0, {"num_frames": 3, "fps": 8.0}, lambda step: None)
+    assert module.base.heard == {"wind": [3], "far": [pytest.approx(less)]}
+
+
+def test_a_calls_inputs_are_checked_too(run):
+    pipe, image = MotionControlPipeline.from_checkpoint(run[0]), np.zeros((32, 64, 3), np.uint8)
+    with pytest.raises(UserError, match="^sampling.inputs.wind: unknown, the inputs of this base are none$"):
+        pipe(image, [[(9, 9), (20, 9)]], sampling=Sampling(1, inputs={"wind": 1}))
 
 
 def test_another_seed_or_class_is_another_base(run, sprites, tmp_path):

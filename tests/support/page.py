@@ -16,6 +16,7 @@ from PIL import Image
 
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Sampling
+from lightning_modules.pipeline_call import base_inputs
 
 
 def png(picture):
@@ -59,7 +60,7 @@ def unloaded(sampling=None, base=None):
     sampling = sampling or Sampling(4, 80.0, (1.0, 2.5), {"motion_bucket_id": "drawing"})
     module = SimpleNamespace(sampling=sampling, base=base or Sprites("micro"))
     trained = {"num_frames": 8, "height": 64, "width": 64}
-    usual = {name: sampling.inputs.get(name, each.default) for name, each in module.base.inputs().items()}
+    usual = base_inputs(module.base.inputs(), sampling.inputs, {})
     return SimpleNamespace(module=module, sampling=trained, usual_inputs=lambda: usual, trained_size=(64, 64))
 
 

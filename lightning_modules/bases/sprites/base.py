@@ -82,12 +82,6 @@ class Sprites(SVD):
         """True for every size but `full`, SVD's."""
         return self.size != "full"
 
-    def export(self, folder: Any) -> None:
-        """As `SVD.export`."""
-        if self.latents == "space_to_depth":
-            raise UserError("base: latents is space_to_depth, which cannot be exported, expected vae or pca")
-        super().export(folder)
-
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
         """As `VideoBase.check_named`; sizes and counts are in their ranges too."""

@@ -15,7 +15,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
 from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
-from lightning_modules.bases.said import Input, whole_hash
+from lightning_modules.bases.said import DRAWING, Input, whole_hash
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks
 from lightning_modules.bases.svd.clip import clip_input
@@ -296,7 +296,7 @@ class SVD(VideoBase):
         """Frames per second, mean displacement in pixels, and the noise on the first frame in units of [-1, 1]."""
         return {
             "fps": Input(8.0, 1e-3, 1e4),
-            "motion_bucket_id": Input(17.0, 0, 1e4, ("drawing",)),
+            "motion_bucket_id": Input(17.0, 0, 1e4, (DRAWING,)),
             "noise_aug_strength": Input(INFERENCE_STRENGTH, 0, 100),
         }
 
@@ -305,7 +305,7 @@ class SVD(VideoBase):
         return {"fps": batch["fps"].float(), "motion_bucket_id": bucket}
 
     @torch.no_grad()
-    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Tensor], noise: Tensor | None) -> Conditioning:
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], noise: Tensor | None) -> Conditioning:
         """As `VideoBase.condition`; the image encoder sees the frame without noise, the VAE with it.
 
         Args:

@@ -18,14 +18,14 @@ from lightning_modules.systems.mofa.control import Sparse, dense_flow, sparse_of
 from lightning_modules.systems.mofa.network import FlowControlledEncoder
 from lightning_modules.systems.quirks import AS_RELEASED, Quirks
 from lightning_modules.systems.svd_parts import picture, unit_picture
-from lightning_modules.systems.system import check_size, check_tracks, stretched
+from lightning_modules.systems.system import FramedSystem, check_size, stretched
 
 BASE_FRAMES = 25
 CMP_FILE = "ckpt_iter_42000.pth.tar"
 RELEASED = Settings(size=(512, 896), frames=25)  # short side 512, as the demo; of another shape, another long side
 
 
-class MOFAVideo:
+class MOFAVideo(FramedSystem):
     """MOFA-Video with trajectories, as a `System`.
 
     Args:
@@ -36,11 +36,8 @@ class MOFAVideo:
     name = "MOFA-Video"
 
     def __init__(self, svd: ControlledSVD, cmp: CMP):
-        settings = svd.settings
-        check_size(self.name, settings.size)
+        super().__init__(svd.settings, svd.quirks)
         self.svd, self.cmp, self.quirks = svd, cmp, svd.quirks
-        self.size, self.frames, self.fps = settings.size, settings.frames, settings.fps
-        self.protocol = settings.protocol(self.name, svd.quirks)
 
     @classmethod
     def load(
@@ -83,9 +80,7 @@ class MOFAVideo:
 
     def sparse(self, drawing: Drawing) -> Sparse:
         """Sparse displacements of a drawing."""
-        resized = stretched(drawing, self.size)
-        tracks = resized.strokes(self.frames)
-        check_tracks(self.name, tracks)
+        resized, tracks = self.tracks(drawing)
         brush = None if resized.brush is None else np.where(resized.brush > 0, 255, 0)
         return sparse_of(tracks, brush, self.size, self.frames, self.quirks.whole_pixels)
 
