@@ -153,6 +153,6 @@ def test_a_base_without_a_rate_is_sampled_without_one(bench, tmp_path):
     )  # fmt: skip
     run.test(module, BenchmarkDataModule(str(bench), height=64, width=64, num_workers=0), verbose=False)
     made = read_json(next(tmp_path.rglob("generated.json")))
-    assert len(list(tmp_path.rglob("*.mp4"))) == 2 and made["sampling"]["inputs"] == {} and made["fps"] == 7
+    assert len(list(tmp_path.rglob("*.mp4"))) == 2 and made["sampling.inputs"] == {} and made["fps"] == 7
     with pytest.raises(UserError, match="^Benchmark.inputs.wind: unknown, the inputs of this base are none$"):
         Benchmark([], inputs={"wind": 3.0})._sampling(module)
