@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from lightning_modules.systems.choice import Dtype, SystemChoice, arguments
+from remoco.systems import Dtype, SystemChoice, arguments
 from remoco import configs
 from remoco.common.errors import UserError, readable
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from callbacks.benchmark import pair_seed
 from datamodules.bench import LEVELS, read_pair
-from lightning_modules.systems.choice import fingerprint, load_system
+from remoco.systems import fingerprint, load_system
 from remoco.common.errors import UserError
 from remoco.common.ray_connection import connected
 from remoco.common.videos.files import write_video

@@ -100,7 +100,7 @@ def test_what_is_no_list_of_systems_is_one_line(rows, message, tmp_path):
 
 def test_settings_and_quirks_are_read_by_field(tmp_path):
     from lightning_modules.systems import dragnuwa
-    from lightning_modules.systems.choice import arguments
+    from remoco.systems import arguments
 
     row = {"system": "dragnuwa", "weights": "w", "settings": {"steps": 3, "size": [64, 128]}, "quirks": "corrected"}
     given = arguments(read_rows(systems_file(tmp_path, [row]))[0].choice)
