@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from remoco.systems import Dtype, SystemChoice, arguments
 from remoco import configs
 from remoco.common.errors import UserError, readable
+from remoco.systems import Dtype, SystemChoice, arguments
 
 NAME = re.compile(r"[A-Za-z0-9][\w .+-]{0,59}")
 FIELDS = ("name", "system", "weights", "dtype", "stand_in")

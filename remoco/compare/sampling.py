@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from callbacks.benchmark import pair_seed
 from datamodules.bench import LEVELS, read_pair
-from remoco.systems import fingerprint, load_system
 from remoco.common.errors import UserError
 from remoco.common.ray_connection import connected
 from remoco.common.videos.files import write_video
 from remoco.common.whole_files import clear_leftovers, read_object, write_json
 from remoco.compare.rows import Row
+from remoco.systems import fingerprint, load_system
 
 RECORD = "generated.json"  # what makes the videos of a folder
 ABOUT = "system.json"  # what the system says of itself
