@@ -18,7 +18,6 @@ from torch import Tensor
 
 from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
-from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
@@ -97,7 +96,6 @@ class SGI2VSampler(SVDSampler):
 
     def __init__(self, unet: Any, vae: Any, image_encoder: Any, settings: Settings, optimisation: Optimisation):
         super().__init__(unet, vae, image_encoder, settings, Quirks.corrected())
-        use_portable_timesteps(unet)
         self.optimisation, self.boxes = optimisation, np.zeros((0, settings.frames, 4))
         attentions = getattr(unet.up_blocks[UP_BLOCK], "attentions", [])
         if len(attentions) <= max(ATTENTIONS):
