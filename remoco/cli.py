@@ -72,10 +72,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.parse_args(arguments[len(path) :])
         return 0
     parser = flags.parser(name, function)
-    values = flags.values(function, parser.parse_args(arguments[len(path) :]))
+    parsed = parser.parse_args(arguments[len(path) :])
     try:
-        first = [values.pop(name) for name in flags.positional_only(function)]
-        return int(function(*first, **values) or 0)
+        values = flags.bound(function, parsed)
+        return int(function(*values.args, **values.kwargs) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130
