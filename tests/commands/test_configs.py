@@ -85,7 +85,7 @@ def test_what_yaml_has_is_taken(tmp_path):
         ("model: {init_args: {base: {init_args: {components: 0}}}}",
          "components is 0, expected a whole number of 1 to 192"),
         ("optimizer: {init_args: {betas: [0.9, 1.0]}}", "optimizer.betas is (0.9, 1.0)"),
-        ("optimizer: {init_args: {lr: .nan}}", "optimizer.lr is nan, expected a number of 0 to 1e+09"),
+        ("optimizer: {init_args: {lr: .nan}}", "optimizer.lr is nan, expected a number of 0 to 1000000000"),
         ("lr_scheduler: {init_args: {decay: 2}}", "lr_scheduler.decay is 2"),
         ("trainer: {max_steps: -1, max_epochs: 3}", "lr_scheduler.decay needs trainer.max_steps"),
         ("model: {init_args: {learning_rate: 1}}", "it is optimizer.init_args.lr now, beside model"),
