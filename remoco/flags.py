@@ -36,7 +36,8 @@ class Parser(Hinting):
         if parameter is None:
             return super().add_argument(*names, **options)
         if dataclasses.is_dataclass(options.get("type")):
-            return self.add_class_arguments(options["type"], path, as_group=False) and None
+            self.add_class_arguments(options["type"], path, as_group=False)
+            return None
         flag = "--" + "-".join(path.split(".")[1:] or [path]).replace("_", "-")
         if typing.get_origin(parameter.annotation) in (list, Sequence):
             options = {"type": typing.get_args(parameter.annotation)[0], "help": options["help"]}
