@@ -2,8 +2,8 @@
 
     python benchmarks/curves.py RUN [RUN ...] [--out docs/curves.png]
 
-From the event files of runs with `callbacks.ControlErrors`: the error of one stroke for each held-out clip, as a share
-of what a clip that stands still would have. Needs the extra `sweep` (matplotlib).
+From the event files of runs whose `Evaluation` has `control_errors`: the error of one stroke for each held-out
+clip, as a share of what a clip that stands still would have. Needs the extra `sweep` (matplotlib).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def curve(run: Path) -> tuple[list[int], list[float]]:
     events = EventAccumulator(str(run))
     events.Reload()
     if missing := {f"val/control_error{end}" for end in ("_stroke", "_standing_still")} - {*events.Tags()["scalars"]}:
-        raise SystemExit(f"{run}: no {min(missing)} in its event files, expected a run with callbacks.ControlErrors")
+        raise SystemExit(f"{run}: no {min(missing)} in its event files, expected a run with Evaluation.control_errors")
     stroke, still = (events.Scalars(f"val/control_error_{end}") for end in ("stroke", "standing_still"))
     config = yaml.safe_load((run / "config.yaml").read_text())
     clips = config["data"]["init_args"]["batch_size"]

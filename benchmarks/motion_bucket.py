@@ -3,8 +3,8 @@
     python benchmarks/motion_bucket.py [--checkpoint embedded] [--scene plain] [--clips 64] [--fixed 1.2 17]
 
 Mean control error in pixels of held-out sprites from the stroke that they were given, in the checkpoint's own sampler:
-what `callbacks.ControlErrors` measures as `control_error_stroke`, where only the first row is told. The true clip's
-bucket speaks of all that moves in it, the camera too, and nobody who draws knows it.
+what `Evaluation.control_errors` measures as `control_error_stroke`, where only the first row is told. The
+true clip's bucket speaks of all that moves in it, the camera too, and nobody who draws knows it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import torch
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
-from callbacks.control_error import with_objects  # noqa: E402
-from callbacks.other_control import OneStroke, with_condition  # noqa: E402
+from callbacks.control_error import objects  # noqa: E402
+from callbacks.generated import rows_of  # noqa: E402
+from callbacks.other_control import one_stroke  # noqa: E402
 from conditions import flow_to_pixels, motion_bucket  # noqa: E402
 from datamodules import SpritesDataModule  # noqa: E402
 from lightning_modules.conditioning import to_uint8  # noqa: E402
@@ -46,9 +47,9 @@ def main() -> None:
         data.prepare_data()
         data.setup()
         batch = next(iter(data.val_dataloader()))
-    batch, masks, tracks, turns = with_objects(batch, arguments.scene)
-    stroke = OneStroke(pipe.module.condition, masks, tracks)
-    drawn = stroke.clips(batch)
+    rows, masks, tracks, turns = objects(batch, arguments.scene)
+    batch = rows_of(batch, rows)
+    drawn, control = one_stroke(pipe.module.condition, batch, masks, tracks)
     own = motion_bucket(drawn["flow"])
     told = {"the drawing's": own, "the true clip's": batch["motion_bucket"]}
     told |= {f"{bucket:g}": torch.full_like(own, bucket) for bucket in arguments.fixed}
@@ -64,8 +65,8 @@ def main() -> None:
     print("| motion bucket | mean of it | " + " | ".join(names) + " |")
     print("| --- " * (2 + len(groups)) + "|")
     for name, buckets in told.items():
-        with with_condition(pipe.module, stroke):
-            videos = to_uint8(pipe.module.sample(drawn | {"moving": batch["moving"], "motion_bucket": buckets}))
+        clips = drawn | {"moving": batch["moving"], "motion_bucket": buckets}
+        videos = to_uint8(pipe.module.sample(clips, control))
         errors = []
         for group in groups.values():
             error = ControlError()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark import pair_seed, trained_hash
+from callbacks.made_by import RECORD, clip_seed, made_by, refuse_to_mix
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
 from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, backdrop_from_flags, find_drawings, read_drawing
@@ -28,7 +27,7 @@ from lightning_modules.pipeline_call import base_inputs
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE, colour_of
-from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
+from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -190,13 +189,13 @@ def generate(
     with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            clip_seed = seed if folder is None else pair_seed(seed, job.name)
+            own_seed = seed if folder is None else clip_seed(seed, job.name)
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
                 framing = drawing.framing(pipe.grid, fit, height, width)
                 drawing, motion = drawing.framed(framing, behind), motion.framed(framing)
-                panels = clip(pipe, drawing, motion, clip_seed, options, lambda step: bar.update())
+                panels = clip(pipe, drawing, motion, own_seed, options, lambda step: bar.update())
             except UserError as error:
                 raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
@@ -353,18 +352,12 @@ def load_pipeline(
     return pipe
 
 
-def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
+def _keep(folder: Path, settings: dict[str, Any], pipe: MotionControlPipeline) -> None:
     """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
-    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
-    made_by = json.loads(json.dumps(made_by, default=str))
-    path = folder / "generated.json"
-    if path.is_file():
-        stored = {"background": list(WHITE)} | read_object(path)  # older folders do not record it
-        differs = [name for name in made_by if stored.get(name) != made_by[name]]
-        if differs:
-            raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
-    else:
-        write_json(path, made_by)
+    made = made_by(pipe.module, settings)
+    absent = {"background": list(WHITE)}  # older folders do not record it
+    if not refuse_to_mix(folder, made, f"--out {folder}: holds clips", "give another folder", absent):
+        write_json(folder / RECORD, made)
     for kind in ("videos", "strips"):
         for inner in [folder / kind, *(folder / kind).rglob("*/")]:
             clear_leftovers(inner)
