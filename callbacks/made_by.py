@@ -20,11 +20,21 @@ RECORD = "generated.json"
 def made_by(pl_module: LightningModule, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The weights and these settings, as JSON gives them back."""
     weights = {"trained": trained_hash(pl_module), "base": pl_module.base.identity}
-    return json.loads(json.dumps({**settings, **weights}, default=str))
+    return as_json({**settings, **weights})
+
+
+def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a record of them is read again."""
+    return json.loads(json.dumps(settings, default=str))
 
 
 def refuse_to_mix(
-    folder: Path, made: Mapping[str, Any], name: str, remedy: str, absent: Mapping[str, Any] | None = None
+    folder: Path,
+    made: Mapping[str, Any],
+    name: str,
+    remedy: str,
+    absent: Mapping[str, Any] | None = None,
+    empty: bool = False,
 ) -> dict[str, Any]:
     """What a folder's record says; {} where it has none.
 
@@ -34,6 +44,7 @@ def refuse_to_mix(
         name: How an error calls the folder and its videos.
         remedy: What to do instead.
         absent: Settings that older records do not have.
+        empty: Whether none of the videos are there, so that nothing is mixed.
 
     Raises:
         UserError: its videos were made with other weights or settings.
@@ -41,7 +52,8 @@ def refuse_to_mix(
     if not (folder / RECORD).is_file():
         return {}
     stored = {**(absent or {}), **read_object(folder / RECORD)}
-    if differs := [key for key, value in made.items() if stored.get(key) != value]:
+    differs = [key for key, value in made.items() if stored.get(key) != value]
+    if differs and not empty:
         raise UserError(f"{name} made with other {', '.join(differs)}; {remedy}")
     return stored
 

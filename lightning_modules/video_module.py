@@ -254,11 +254,15 @@ class VideoModule(LightningModule):
             sampling: Steps, guidance and first noise level.
             on_step: Called after each step; see `sampler.euler`.
         """
+        with torch.no_grad():
+            return self.denoised(self.steer(cond), noise, sampling, on_step)
+
+    @torch.no_grad()
+    def denoised(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
+        """As `sampled`, of a conditioning that `steer` returned."""
         from lightning_modules.networks import sample
 
-        with torch.no_grad():
-            cond = self.steer(cond)
-            return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
+        return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
 
     @torch.no_grad()
     def sample(self, batch: Batch, control: Tensor | None) -> Tensor:

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
     "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+    "compare": Command("remoco.compare:compare", "Sample and score several systems on one benchmark."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),

@@ -77,7 +77,11 @@ class Quiet(logging.Filter):
 
 
 class Parser(Raising, LightningArgumentParser):
-    """LightningCLI's parser, with our errors."""
+    """LightningCLI's parser, with our errors, for configs of a command line as `configs.stacked` gives it."""
+
+    def parse_string(self, content: str, path: str | os.PathLike[str] = "", *args: Any, **options: Any) -> Namespace:
+        """The config below a file has been read already."""
+        return super().parse_string(configs.alone(content) if path else content, path, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """With what to give, and where a key of before went."""
@@ -96,7 +100,7 @@ class CLI(LightningCLI):
         self.words = list(args)
         try:
             super().__init__(
-                args=args,
+                args=configs.stacked(args),
                 parser_class=Parser,
                 save_config_callback=SaveRunConfig,
                 parser_kwargs={"prog": "python -m lightning"},
