@@ -46,8 +46,8 @@ class Evaluation(Callback):
         self._left: dict[Reader, int] = {}  # how many clips of this rank each has still to read
 
     def parts(self) -> dict[str, Reader]:
-        """What is done, by the argument's name."""
-        named = {name: getattr(self, name) for name in ("metrics", "control_errors", "samples")}
+        """What is done, by the argument's name, in the order of the reports."""
+        named = {name: getattr(self, name) for name in ("samples", "metrics", "control_errors")}
         return {name: part for name, part in named.items() if part is not None}
 
     @property
