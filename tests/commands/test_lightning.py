@@ -41,7 +41,10 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.class_path=datamodules.WebVidDataModule", "--data.init_args.shards=no/such-{0..3}.tar"], "no/such"),
         (["--trainer.precision=bf16-true"], "bf16-mixed"),
         (["--optimizer.init_args.lr=-1"], "optimizer.lr is -1"),
-        (["--model.init_args.sampling.steps=0"], "sampling.steps is 0"),
+        (
+            ["--model.init_args.sampling.steps=0"],
+            '"sampling.steps": Expected a whole number of 1 to 10000. Got value: 0',
+        ),
         (["--model.init_args.sampling.inputs.motion_bucket_id=-1"], "motion_bucket_id is -1"),
         (["--data.init_args.root=/dev/null"], "/dev/null"),
         (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),

@@ -95,7 +95,11 @@ def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep,
         # what the parser and the modules of a fit refuse
         ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
         ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
-        ({}, ["--set", "model.init_args.control.rank=0"], "region_size_4: control.rank is 0"),
+        (
+            {},
+            ["--set", "model.init_args.control.rank=0"],
+            '"control.rank": Expected a whole number of 1 to 4096. Got value: 0',
+        ),
         ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
         ({}, ["--set", "test.trainer.precison=32"], "region_size_4: test: "),
         ({"test": ["configs/eval/webvid.yaml"]}, ["--set", "test.data.init_args.frames=none"], "region_size_4: test: "),
