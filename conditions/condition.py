@@ -26,6 +26,8 @@ class Condition(ABC):
     """Pixels per side of what a stroke moves without a brush."""
     reads_hidden = False
     """Whether the control holds displacements of pixels that are not visible; a set may have filled them."""
+    says_motion = False
+    """Whether displacements that are not zero are true ones from frame 1 and the third channel is the motion mask."""
 
     def __call__(
         self,

@@ -198,6 +198,7 @@ class RegionWise(SparseCondition):
         super().__init__(region_size, min_mask_ratio, motion_norm, motion_mask)
         check_choice("visibility_rule", visibility_rule, VISIBILITY_RULES)
         self.visibility_rule = visibility_rule
+        self.says_motion = self.motion_mask
         self.reads_hidden = visibility_rule == "block"  # whole regions are controlled, hidden pixels included
 
     def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:

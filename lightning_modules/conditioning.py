@@ -8,6 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+KNOWN = "known"
+"""Part that `warp` adds: (B, F, 1, h, w), 1 where a latent of its per-frame first frame holds known pixels only."""
+
 
 @dataclass(frozen=True)
 class Conditioning:
@@ -18,11 +21,14 @@ class Conditioning:
             for all frames, or (B, F, C, h, w) where each frame has its own.
         control: (B, L, 3, H, W) dx, dy in pixels, mask; None for a network without control.
         keep: Name in `parts` -> (B,) bool, False where it is dropped; names that are absent are kept.
+        frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
+            pixels; None where the base has no use for one.
     """
 
     parts: dict[str, Tensor]
     control: Tensor | None = None
     keep: dict[str, Tensor] | None = None
+    frame: Tensor | None = None
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:
         """The same with dropout.

@@ -44,7 +44,9 @@ class MotionControlModule(VideoModule):
         super().__init__(base, condition, noise, sampling, speed, start, seed)
         self.control = control
         for kind in self.control.injection:
-            injection_class(kind)
+            injection: Any = injection_class(kind)
+            if hasattr(injection, "check"):
+                injection.check(base, condition)
         if base.trained and self.control.lora:
             raise UserError("model.control.lora: expected null with a trained base (`base.trained: true`)")
         if self.released is not None:

@@ -47,7 +47,7 @@ class Controller:
             with torch.no_grad():  # the first convolution's weight
                 next(self.motion_encoder.stem.parameters())[:, :2] *= control.flow_scale
         self.injections = nn.ModuleList(
-            attach(places, widths, name, seed) if hasattr(kind, "coefficients") else kind()
+            attach(places, widths, name, seed) if hasattr(kind, "coefficients") else _steering(kind, base)
             for name, kind in zip(control.injection, kinds, strict=True)
         )
 
@@ -77,6 +77,11 @@ class Controller:
         for injection in self.injections:
             if isinstance(injection, Injection):
                 injection.set(None)
+
+
+def _steering(kind: Any, base: VideoBase) -> nn.Module:
+    """An injection that edits the conditioning, at its start."""
+    return kind.over(base) if hasattr(kind, "over") else kind()
 
 
 def check_levels(base: VideoBase) -> None:

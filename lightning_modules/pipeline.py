@@ -301,17 +301,17 @@ class MotionControlPipeline:
                 self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), module.process.times(sigmas)
             )
         with module.autocast():
-            noise = None
+            augment = None
             if base.frame_noise is not None:
-                noise = randn(streams[AUG_NOISE], first.shape[1:], module.device)
-            with self._in_use():
-                cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), noise)
-            cond = replace(cond, control=torch.stack(controls).to(module.device))
+                augment = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             shape = (base.grid.latents(num_frames), base.channels, *base.grid.size(*first.shape[2:]))
             noise = randn(streams[INITIAL], shape, module.device)
             noise = noise.to(exact)
             try:
-                latents = module.sampled(cond, noise, sampling, on_step)
+                with torch.no_grad(), self._in_use():
+                    cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), augment)
+                    cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
+                latents = module.denoised(cond, noise, sampling, on_step)
             finally:
                 module.release()
             check_finite(latents)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, flow_to_pixels, mix, motion_of, uniform
-from lightning_modules import checkpoint, config, record, resumed
+from lightning_modules import checkpoint, record, resumed
 from lightning_modules.bases.said import check_inputs
 from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
@@ -28,6 +28,7 @@ from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
+from remoco.common.ranges import within
 from remoco.common.tensor_files import odd_weight
 
 if TYPE_CHECKING:  # the contract between the rooms; and what `--help` has no need of
@@ -78,7 +79,7 @@ class VideoModule(LightningModule):
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
         self.validation_loss = FixedSigmaLoss(self.process)
-        config.within("seed", seed, -(2**63), 2**63 - 1, whole=True)
+        within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
     # What a subclass says
@@ -252,11 +253,15 @@ class VideoModule(LightningModule):
             sampling: Steps, guidance and first noise level.
             on_step: Called after each step; see `sampler.euler`.
         """
+        with torch.no_grad():
+            return self.denoised(self.steer(cond), noise, sampling, on_step)
+
+    @torch.no_grad()
+    def denoised(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
+        """As `sampled`, of a conditioning that `steer` returned."""
         from lightning_modules.networks import sample
 
-        with torch.no_grad():
-            cond = self.steer(cond)
-            return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
+        return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
 
     @torch.no_grad()
     def sample(self, batch: Batch, controlled: bool = True) -> Tensor:

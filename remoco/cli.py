@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
     "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+    "compare": Command("remoco.compare:compare", "Sample and score several systems on one benchmark."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
+    "photos": Command("remoco.photos:photos", "Measure a model of photographs beside pixels moved without a network."),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
     "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
@@ -71,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.parse_args(arguments[len(path) :])
         return 0
     parser = flags.parser(name, function)
-    values = flags.values(function, parser.parse_args(arguments[len(path) :]))
+    parsed = parser.parse_args(arguments[len(path) :])
     try:
-        first = [values.pop(name) for name in flags.positional_only(function)]
-        return int(function(*first, **values) or 0)
+        values = flags.bound(function, parsed)
+        return int(function(*values.args, **values.kwargs) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130

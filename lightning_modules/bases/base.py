@@ -125,6 +125,8 @@ class VideoBase(nn.Module, ABC):
         located_by: Those of them that only say where the weights are. Another value is the same base where the hash
             is equal.
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
+        per_frame: Name of the conditioning that is the first frame's latent and may be (B, F, C, h, w), one for each
+            frame: what `encode` gives of it. `condition` then gives the frame too. None: the base takes no such.
 
     Attributes:
         arguments: Arguments of the constructor, by name.
@@ -141,6 +143,7 @@ class VideoBase(nn.Module, ABC):
     named_by: ClassVar[tuple[str, ...]] = ()
     located_by: ClassVar[tuple[str, ...]] = ()
     frame_noise: ClassVar[tuple[float, float] | None] = None
+    per_frame: ClassVar[str | None] = None
 
     arguments: dict[str, Any]
     trained: bool = False

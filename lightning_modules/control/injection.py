@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import Place
+from lightning_modules.control.warp import Warp
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 from remoco.common.errors import UserError
 
@@ -99,15 +100,16 @@ class Add(nn.Module):
         return (per_clip(h, projected) + projected).flatten(0, 1)
 
 
-KINDS = {"modulation": Modulation, "concat": Concat, "add": Add}
+KINDS: dict[str, type[nn.Module]] = {"modulation": Modulation, "concat": Concat, "add": Add, "warp": Warp}
 
 
 def injection_class(kind: str) -> type[nn.Module]:
     """The class behind an entry of `control.injection`: one of `KINDS`, or your own by its class path.
 
     One of your own either stands at the base's places, made with (channels of the motion feature, channels of the
-    place), and has `coefficients` and `forward` as `Modulation` has them; or it is made without arguments and has
-    `steer(control, conditioning, base) -> conditioning`, which edits what the network is conditioned on.
+    place), and has `coefficients` and `forward` as `Modulation` has them; or it is made without arguments, or of the
+    built base where it has `over`, and has `steer(control, conditioning, base) -> conditioning`, which edits what the
+    network is conditioned on. Its `check(base, condition)`, if any, refuses before a weight is read.
 
     Raises:
         UserError: it is neither.

@@ -63,6 +63,7 @@ class SVD(VideoBase):
     named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     frame_noise = (-3.0, 0.5)
+    per_frame = "image_latent"
     unet: Any
     image_encoder: Any
     vae: Any
@@ -326,7 +327,8 @@ class SVD(VideoBase):
                 "motion_bucket_id": values["motion_bucket_id"],
                 "image_latent": self.encode(noised[:, None]).mean[:, 0],
                 "sigma_aug": strength,
-            }
+            },
+            frame=noised,
         )
 
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:

@@ -1,0 +1,173 @@
+"""The first frame's pixels where a control moves them: layers drawn over one another, what they uncover filled."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_modules.control.rigid import Layer, Similarity, layers_of
+
+RIM = 2  # px around a moving layer that still hold some of its colour, and around its edge that are not trusted
+RADIUS = 3  # px, of `cv2.inpaint`
+SEEN = 0.05  # coverage from which a pixel counts
+
+
+def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
+    """A clip of the first frame's pixels, moved as the control says.
+
+    A layer with a similarity is read at its inverse, by bilinear interpolation; others are splatted. Coverage is
+    interpolated as colour is, so edges are soft between pixels and hard at whole ones. What nothing covers is filled
+    from its surroundings by `cv2.inpaint` (Navier-Stokes), once in the lowest layer: it stays the same over the frames.
+
+    Args:
+        frame: (3, H, W) in [-1, 1].
+        control: (L, 3, H, W) displacement in pixels from frame 1, zero where none is given, and motion mask.
+
+    Returns:
+        (L, 3, H, W) the clip, and (L, H, W) bool where its pixels are not known: filled, or at a moved edge. A frame
+        in which nothing has moved is the first, to the bit.
+    """
+    host = control.detach().cpu().double().numpy()
+    layers = layers_of(host[:, 0] + 1j * host[:, 1], (host[:, 2] > 0).any(0))
+    moves = np.stack([layer.moves() for layer in layers]).any(0)
+    clip = frame.expand(len(control), -1, -1, -1).clone()
+    unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
+    if not moves.any():
+        return clip, unknown
+    plate, known = _plate(frame, layers)
+    masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
+    for t in np.flatnonzero(moves):
+        image, coverage = _lowest(plate, known, layers[0], t)
+        hidden = coverage < 1 - SEEN
+        for layer, mask in zip(layers[1:], masks):
+            above, alpha = _drawn(frame, mask, layer, t)
+            image = image * (1 - alpha) + above
+            edge = _grown(alpha > SEEN) & ~_shrunk(alpha > SEEN)
+            hidden = (hidden & (alpha < 1 - SEEN)) | edge
+        clip[t], unknown[t] = image, hidden
+    return clip, unknown
+
+
+def _plate(frame: Tensor, layers: list[Layer]) -> tuple[Tensor, Tensor]:
+    """The lowest layer as a whole picture (3, H, W), and (1, H, W) 1 where it is the first frame's."""
+    seen = torch.from_numpy(layers[0].pixels).to(frame.device)
+    if not seen.any():  # every pixel moves by itself: what they leave open shows the first frame
+        return frame, torch.zeros_like(frame[:1])
+    hole = ~seen
+    around = _grown(hole) if hole.any() else hole
+    hole = around if not around.all() else hole
+    if not hole.any():
+        return frame, torch.ones_like(frame[:1])
+    picture = ((frame.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    mask = hole.cpu().numpy().astype(np.uint8)
+    filled = cv2.inpaint(np.ascontiguousarray(picture), mask, RADIUS, cv2.INPAINT_NS)
+    colours = torch.from_numpy(filled).to(frame).permute(2, 0, 1) / 127.5 - 1
+    return torch.where(hole, colours, frame), (~hole).to(frame)[None]
+
+
+def _lowest(plate: Tensor, known: Tensor, layer: Layer, t: int) -> tuple[Tensor, Tensor]:
+    """Frame t of the lowest layer, its border pixels carried on, and (H, W) how much of each pixel is known."""
+    if layer.motion is None or not layer.moves()[t]:
+        return plate, known[0]
+    height, width = plate.shape[1:]
+    x, y = _sources(layer.motion, t, slice(0, height), slice(0, width), plate.device)
+    image = read(torch.cat([plate, known]), x, y)
+    return image[:3], image[3] * _inside(x, y, height, width).to(image.dtype)
+
+
+def _drawn(frame: Tensor, mask: Tensor, layer: Layer, t: int) -> tuple[Tensor, Tensor]:
+    """Frame t of another layer: its colour times its coverage (3, H, W), and the coverage (H, W)."""
+    whole = torch.cat([frame * mask, mask[None]])
+    if layer.motion is None:
+        return _splatted(whole, layer, t)
+    if layer.moves()[t]:
+        height, width = mask.shape
+        rows, columns = _landing(layer, layer.motion, t)
+        x, y = _sources(layer.motion, t, rows, columns, frame.device)
+        part = read(whole, x, y) * _inside(x, y, height, width).to(whole.dtype)
+        whole = torch.zeros_like(whole)
+        whole[:, rows, columns] = part
+    return whole[:3], whole[3]
+
+
+def _landing(layer: Layer, motion: Similarity, t: int) -> tuple[slice, slice]:
+    """Rows and columns of the frame outside of which nothing of a layer comes to lie in frame t."""
+    rows, columns = (np.flatnonzero(layer.pixels.any(axis)) for axis in (1, 0))
+    corners = np.array([x + 1j * y for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)])
+    corners = corners + motion.displacement(corners)[t]
+
+    def within(values: np.ndarray, size: int) -> slice:
+        return slice(int(np.clip(np.floor(values.min()), 0, size)), int(np.clip(np.ceil(values.max()) + 1, 0, size)))
+
+    return within(corners.imag, layer.pixels.shape[0]), within(corners.real, layer.pixels.shape[1])
+
+
+def _sources(motion: Similarity, t: int, rows: slice, columns: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+    """X and y in frame 1 of a part of frame t, float64."""
+    y, x = np.mgrid[rows, columns]
+    at = motion.source(t, x + 1j * y)
+    return torch.from_numpy(at.real.copy()).to(device), torch.from_numpy(at.imag.copy()).to(device)
+
+
+def _inside(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
+    """Share of a point's four neighbours that lies in the frame: 1 inside, 0 a pixel beyond the border."""
+    across = (x + 1).clamp(0, 1) * (width - x).clamp(0, 1)
+    return across * (y + 1).clamp(0, 1) * (height - y).clamp(0, 1)
+
+
+def read(image: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """An image at points between its pixels, by bilinear interpolation; at whole ones to the bit.
+
+    Args:
+        image: (C, H, W); beyond the border its last pixels are carried on.
+        x: (...) float64 in pixels.
+        y: (...) float64.
+
+    Returns:
+        (C, ...) in the dtype of the image.
+    """
+    height, width = image.shape[1:]
+    left, top = x.floor(), y.floor()
+    across, down = (x - left).to(image.dtype), (y - top).to(image.dtype)
+    columns = [(left + step).clamp(0, width - 1).long() for step in (0, 1)]
+    rows = [(top + step).clamp(0, height - 1).long() * width for step in (0, 1)]
+    pixels = image.flatten(1).T.contiguous()  # colours side by side: one access a corner
+    total = pixels.new_zeros(x.numel(), len(image))
+    for row, weight_y in zip(rows, (1 - down, down)):
+        for column, weight_x in zip(columns, (1 - across, across)):
+            total += pixels.index_select(0, (row + column).flatten()) * (weight_x * weight_y).view(-1, 1)
+    return total.T.unflatten(1, x.shape)
+
+
+def _splatted(whole: Tensor, layer: Layer, t: int) -> tuple[Tensor, Tensor]:
+    """Each pixel of a layer shared out over the four that it comes to lie between."""
+    height, width = whole.shape[1:]
+    rows, columns = np.nonzero(layer.pixels)
+    way = np.asarray(layer.flow)[t]
+    x, y = columns + way.real, rows + way.imag
+    colours = whole[:3, torch.from_numpy(layer.pixels).to(whole.device)]
+    sums = whole.new_zeros(4, height * width)
+    left, top = np.floor(x), np.floor(y)
+    for row in (0, 1):
+        for column in (0, 1):
+            at_x, at_y = left + column, top + row
+            weight = np.abs(1 - row - (y - top)) * np.abs(1 - column - (x - left))
+            weight = weight * ((at_x >= 0) & (at_x < width) & (at_y >= 0) & (at_y < height))
+            index = (at_y.clip(0, height - 1) * width + at_x.clip(0, width - 1)).astype(np.int64)
+            share = torch.from_numpy(weight).to(whole)
+            sums.index_add_(1, torch.from_numpy(index).to(whole.device), torch.cat([colours * share, share[None]]))
+    alpha = sums[3].clamp(max=1)
+    colour = sums[:3] / sums[3].clamp(min=1e-6) * alpha
+    return colour.view(3, height, width), alpha.view(height, width)
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """(H, W) bool, RIM pixels further."""
+    return F.max_pool2d(mask.float()[None, None], 2 * RIM + 1, 1, RIM)[0, 0] > 0
+
+
+def _shrunk(mask: Tensor) -> Tensor:
+    return ~_grown(~mask)
