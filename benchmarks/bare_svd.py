@@ -6,26 +6,20 @@
 Prints a table: the change of the final latents over their standard deviation, root of the mean square.
 """
 
-import argparse
-import sys
 from dataclasses import fields, replace
-from pathlib import Path
 
+import harness
 import numpy as np
 import torch
 from PIL import Image
 
-# run as a script from a plain checkout; without this folder, whose conditions.py is not the package
-HERE = Path(__file__).resolve().parent
-sys.path[:] = [str(HERE.parent), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
-
-from lightning_modules.bases import SVD, Sprites  # noqa: E402
-from lightning_modules.bases.svd.bare import DIFFUSERS, OURS, sample_bare  # noqa: E402
+from lightning_modules.bases import SVD, Sprites
+from lightning_modules.bases.svd.bare import DIFFUSERS, OURS, sample_bare
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness.parser(__doc__)
     parser.add_argument("--svd", help="folder in diffusers' layout; random weights of size tiny without it")
     parser.add_argument("--image", help="first frame; smooth noise of 380 x 300 without it")
     parser.add_argument("--height", type=int, default=64)
@@ -47,12 +41,13 @@ def main() -> None:
         return sample_bare(svd, image, replace(base, **changes), **size, **given).frames
 
     reference = sampled()
-    print("| setting | diffusers | ours | change |\n|---|---|---|---|")
+    rows = []
     for name in (field.name for field in fields(OURS)):
         theirs, own = getattr(DIFFUSERS, name), getattr(OURS, name)
         if theirs != own and name != "num_frames":
             change = (sampled(**{name: own}) - reference).square().mean().sqrt() / reference.std()
-            print(f"| {name} | {theirs} | {own} | {change:.2g} |", flush=True)
+            rows.append([name, theirs, own, f"{change:.2g}"])
+    print(harness.table(["setting", "diffusers", "ours", "change"], rows))
 
 
 def _noise() -> Image.Image:

@@ -8,21 +8,18 @@ videos only the generated clips are measured.
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from pathlib import Path
 
+import clip_set
+import harness
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
-
-import clip_set  # noqa: E402
-
-from datamodules.shards import FLOW, MASKS, MEMBERS, flow_codec, mask_codec  # noqa: E402
+from datamodules.shards import FLOW, MASKS, MEMBERS, flow_codec, mask_codec
 
 GOALS = {"generated": 1.05, "smooth": 0.85, "real": 1.05}
 BLOCK = 512
+REST = {"clip": 3, "error": 4, "ms": 0}  # digits after the point
 
 
 def in_tar(size: int) -> int:
@@ -46,38 +43,35 @@ def measure(clip: clip_set.Tracked) -> dict[str, float]:
     return {**sizes, "clip": total, "error": error, "ms": milliseconds}
 
 
-def row(name: str, magnitude: float, values: dict[str, float]) -> str:
-    sizes = " | ".join(f"{values[kind]:.3f}" for kind in MEMBERS[:3])
+def row(name: str, values: dict[str, float]) -> list[str]:
+    sizes = [f"{values[kind]:.3f}" for kind in MEMBERS[:3]]
     small = sum(values[kind] for kind in MEMBERS[3:])
-    rest = f"{small:.4f} | {values['clip']:.3f} | {values['error']:.4f} | {values['ms']:.0f}"
-    return f"| {name} | {magnitude:.1f} | {sizes} | {rest} |"
+    return [name, f"{values['px']:.1f}", *sizes, f"{small:.4f}", *(f"{values[k]:.{n}f}" for k, n in REST.items())]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--clips", type=Path, help="folder of real videos, measured besides generated clips")
     folder = parser.parse_args().clips
-    sizes = " | ".join(MEMBERS[:3])
-    print(f"| clip | mean flow, px | {sizes} | txt + json | clip, MB | largest error, px | tracks, ms |")
-    print("|---" * 9 + "|")
     sets = {
         "generated": (clip_set.generated(number) for number in range(clip_set.GENERATED)),
         "smooth": (clip_set.smooth(number) for number in range(clip_set.GENERATED)),
         "real": clip_set.real(folder) if folder is not None else (),
     }
-    verdicts = []
+    rows, verdicts = [], []
     for what, clips in sets.items():
         found = []
         for clip in clips:
             found.append({**measure(clip), "px": clip.magnitude})
-            print(row(clip.name, clip.magnitude, found[-1]), flush=True)
+            rows.append(row(clip.name, found[-1]))
         if found:
             mean = {key: float(np.mean([values[key] for values in found])) for key in found[0]}
             mean["error"] = max(values["error"] for values in found)
-            print(row(f"**mean of {len(found)} {what}**", mean["px"], mean), flush=True)
+            rows.append(row(f"**mean of {len(found)} {what}**", mean))
             verdict = "reached" if mean["clip"] <= GOALS[what] else "NOT REACHED"
             verdicts.append(f"{what}: {mean['clip']:.2f} MB, goal at most {GOALS[what]} MB: {verdict}")
-    print("\n" + "\n".join(verdicts))
+    heads = ["clip", "mean flow, px", *MEMBERS[:3], "txt + json", "clip, MB", "largest error, px", "tracks, ms"]
+    print(harness.table(heads, rows), "", *verdicts, sep="\n")
 
 
 if __name__ == "__main__":

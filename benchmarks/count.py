@@ -10,7 +10,6 @@ counted on meta tensors, so by the GPU's code path; the rest on fake CPU tensors
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import json
@@ -23,7 +22,8 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from full_size import Shape, batch_on, materialise, module_on, recipe, table
+from full_size import Shape, batch_on, materialise, module_on, recipe
+from harness import parser, table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -233,13 +233,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     """Count and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--json", help="file for the counts of every variant")
-    parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
-    parser.add_argument("--batch", type=int, help="clips; default: the recipe's")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS, help="variants to count; default: all")
-    parser.add_argument("--top", type=int, default=0, help="also print the costliest operations of each phase")
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--json", help="file for the counts of every variant")
+    options.add_argument("--size", default="full", choices=("tiny", "small", "full"))
+    options.add_argument("--batch", type=int, help="clips; default: the recipe's")
+    options.add_argument("--only", nargs="+", choices=VARIANTS, help="variants to count; default: all")
+    options.add_argument("--top", type=int, default=0, help="also print the costliest operations of each phase")
+    args = options.parse_args()
     shape = recipe()[1]
     shape = shape._replace(batch=args.batch or shape.batch)
     found, rows = {}, []
@@ -247,16 +247,8 @@ def main() -> None:
         start = time.perf_counter()
         found[name] = step(VARIANTS[name], args.size, shape, args.top)
         n = found[name]
-        rows.append(
-            [
-                name,
-                f"{n['ms']:.0f}",
-                f"{n['peak_gib']:.1f}",
-                f"{n['kernels']:.0f}",
-                f"{n['tflop']:.1f}",
-                f"{n['gb']:.0f}",
-            ]
-        )
+        digits = {"ms": 0, "peak_gib": 1, "kernels": 0, "tflop": 1, "gb": 0}
+        rows.append([name, *(f"{n[what]:.{places}f}" for what, places in digits.items())])
         print(f"{name}: {n['ms']:.0f} ms ({time.perf_counter() - start:.0f} s to count)", flush=True)
     print(table(["variant", "ms", "peak GiB", "kernels", "TFLOP", "GB moved"], rows))
     if args.json:

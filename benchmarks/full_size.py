@@ -5,27 +5,23 @@ Nothing is read from disk but the recipe; `torch`, `diffusers`, `peft` and `ligh
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
+import harness
 import torch
 import yaml
 from torch import Tensor, nn
-
-REPO = Path(__file__).resolve().parents[1]
-HERE = Path(__file__).resolve().parent
-# a script's folder comes first on the path, where transformers would take `kernels.py` for the package of that name
-sys.path[:] = [str(REPO), *(path for path in sys.path if Path(path or ".").resolve() != HERE)]
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Control, Speed
 
-CONFIG = REPO / "configs/remoco_svd.yaml"
+CONFIG = harness.REPO / "configs/remoco_svd.yaml"
 BASE, SPEED = ("recompute", "vae_precision"), ("compile", "sample_graph")
 
 
@@ -45,6 +41,22 @@ def recipe() -> tuple[dict[str, Any], Shape]:
     model = config["model"]["init_args"]
     arguments = {**model["control"], **{name: v for name, v in model["base"]["init_args"].items() if name in BASE}}
     return arguments, Shape(data["batch_size"], data["frames"], data["height"], data["width"])
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser with where to measure, and at which size."""
+    found = harness.parser(doc)
+    found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    found.add_argument("--size", default="full", choices=("tiny", "small", "full"))
+    for name in Shape._fields[1:]:
+        found.add_argument(f"--{name}", type=int, help="default: the recipe's")
+    return found
+
+
+def shape_of(args: argparse.Namespace, batch: int | None = None) -> Shape:
+    """The recipe's shape with what the arguments say of it."""
+    given = {**vars(args), "batch": batch}
+    return recipe()[1]._replace(**{name: given[name] for name in Shape._fields if given[name]})
 
 
 def module_on(
@@ -142,20 +154,38 @@ class Measured(NamedTuple):
         peak_gib: Most memory held, of the device's allocator; nan without a GPU.
         kernels: Launched in a step; 0 without a GPU.
         idle: Share of a step in which no kernel ran; nan without a GPU.
+        first: Seconds of the first step, which compiling takes.
     """
 
     ms: float
     peak_gib: float = float("nan")
     kernels: int = 0
     idle: float = float("nan")
+    first: float = float("nan")
+
+    def cells(self) -> list[str]:
+        """What stands under `HEADS`."""
+        idle = f"{self.idle:.0%}" if self.idle == self.idle else "-"
+        return [f"{self.peak_gib:.1f}", str(self.kernels), idle, f"{self.first:.1f}"]
+
+
+HEADS = ["peak GiB", "kernels", "GPU idle", "first, s"]
 
 
 def measure(step: Callable[[], Any], device: str, warm_up: int = 3, steps: int = 10) -> Measured:
     """Time a step by CUDA events (by the clock without a GPU), after `warm_up` untimed ones."""
-    for _ in range(warm_up):
+    cuda = torch.device(device).type == "cuda"
+
+    def finished() -> None:
         step()
-    if torch.device(device).type != "cuda":
-        return Measured(statistics.median(_clock(step) for _ in range(steps)))
+        if cuda:
+            torch.cuda.synchronize()
+
+    first = harness.timed(finished)[2]
+    for _ in range(warm_up - 1):
+        step()
+    if not cuda:
+        return Measured(statistics.median(harness.timed(step)[2] * 1e3 for _ in range(steps)), first=first)
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     times = []
@@ -169,15 +199,7 @@ def measure(step: Callable[[], Any], device: str, warm_up: int = 3, steps: int =
     peak = torch.cuda.max_memory_allocated() / 2**30
     kernels, busy = _kernels(step)
     ms = statistics.median(times)
-    return Measured(ms, peak, kernels, max(0.0, 1 - busy / ms))
-
-
-def _clock(step: Callable[[], Any]) -> float:
-    from time import perf_counter
-
-    start = perf_counter()
-    step()
-    return (perf_counter() - start) * 1e3
+    return Measured(ms, peak, kernels, max(0.0, 1 - busy / ms), first)
 
 
 def _kernels(step: Callable[[], Any]) -> tuple[int, float]:
@@ -191,18 +213,14 @@ def _kernels(step: Callable[[], Any]) -> tuple[int, float]:
     return len(kernels), sum(event.device_time for event in kernels) / 1e3
 
 
-def ceilings(device: str) -> dict[str, float]:
-    """What the device reaches at best: TFLOP/s of a product of 8192 x 8192 (bf16), GB/s of a copy, both ways."""
+def ceilings(device: str) -> float:
+    """TFLOP/s of a product of 8192 x 8192 in bfloat16, the device's best; printed with a copy's GB/s, both ways."""
     n = 8192 if torch.device(device).type == "cuda" else 512
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
-    product = measure(lambda: a @ b, device).ms
+    product = measure(partial(torch.matmul, a, b), device).ms
     source = torch.empty(n * n * 4, device=device)
     target = torch.empty_like(source)
-    copy = measure(lambda: target.copy_(source), device).ms
-    return {"bf16 TFLOP/s": 2 * n**3 / product / 1e9, "copy GB/s": 2 * source.nbytes / copy / 1e6}
-
-
-def table(heads: list[str], rows: list[list[Any]]) -> str:
-    """Rows as a Markdown table."""
-    lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+    copy = measure(partial(target.copy_, source), device).ms
+    best = 2 * n**3 / product / 1e9
+    print(f"bf16 TFLOP/s {best:.3g}, copy GB/s {2 * source.nbytes / copy / 1e6:.3g}", flush=True)
+    return best

@@ -8,19 +8,17 @@ over the first epoch are turned into keys, window after window, as training woul
 
 from __future__ import annotations
 
-import argparse
 import os
-import sys
 import tempfile
 import time
 import zlib
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
+import harness
 
-from datamodules import WebVidDataModule  # noqa: E402
-from datamodules.shards import FORMAT, MEMBERS, ClipShape, write_index  # noqa: E402
-from remoco.common.whole_files import json_bytes  # noqa: E402
+from datamodules import WebVidDataModule
+from datamodules.shards import FORMAT, MEMBERS, ClipShape, write_index
+from remoco.common.whole_files import json_bytes
 
 SHAPE = ClipShape(16, 320, 512, 8.0)
 
@@ -45,7 +43,7 @@ def resident() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--shards", type=int, default=10_000)
     parser.add_argument("--clips", type=int, default=1000)
     parser.add_argument("--windows", type=int, default=40, help="windows of shards to go through after the start")

@@ -19,7 +19,7 @@ it. The clips are the 8 generated ones of clip_set.py.
 
 from __future__ import annotations
 
-import argparse
+import collections
 import contextlib
 import io
 import json
@@ -27,29 +27,26 @@ import statistics
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import clip_set
 import cv2
+import harness
 import numpy as np
 import safetensors.numpy
 import torch
 import yaml
 from torch.utils.data import DataLoader, IterableDataset
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
-
-import clip_set  # noqa: E402
-
-from benchmarks.conditions import released_style  # noqa: E402
-from conditions import RegionWise  # noqa: E402
-from datamodules import WebVidDataModule  # noqa: E402
-from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, flow_codec, mask_codec, samples, write_index  # noqa: E402
-from datamodules.shards.writer import ShardWriter  # noqa: E402
-from lightning_modules.clips import control_of  # noqa: E402
-from remoco.common.videos import mp4  # noqa: E402
+from conditions import RegionWise
+from datamodules import WebVidDataModule
+from datamodules.shards import FLOW, LATENT, MASKS, VIDEO, ClipShape, flow_codec, mask_codec, samples, write_index
+from datamodules.shards.writer import ShardWriter
+from lightning_modules.clips import control_of
+from remoco.common.videos import mp4
 
 try:
     import decord
@@ -117,6 +114,28 @@ def released_sample(members: dict[str, bytes], rng: np.random.Generator) -> dict
     }
 
 
+def released_style(flow: np.ndarray, strip: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """The released loader's steps, in our own code, from what its files decode to.
+
+    Args:
+        flow: (L-1, H, W, 2) float16, frames 2 to L.
+        strip: (H, (L-1) * W) uint8, their visibility images side by side.
+        rng: draws r_m and the regions.
+    """
+    flow = np.concatenate([np.zeros_like(flow[:1], dtype=np.float32), flow.astype(np.float32)])
+    length, height, width = flow.shape[:3]
+    visible = (strip.reshape(height, length - 1, width).transpose(1, 0, 2) > 125).all(axis=0)
+    squared = (flow**2).sum(axis=-1)
+    moving = squared.mean(axis=0) > 1.0
+    bucket = float(np.sqrt(squared).mean())
+    blocks = rng.random((height // 8, width // 8)) > rng.uniform(0.95, 1.0)
+    blocks &= cv2.resize(visible.astype(np.uint8), (width // 8, height // 8), interpolation=cv2.INTER_NEAREST) > 0
+    masked = flow * np.kron(blocks, np.ones((8, 8), np.float32))[None, :, :, None]
+    mask = np.repeat(moving.astype(np.float32)[None, :, :, None], length, axis=0)
+    control = np.concatenate([masked, mask], axis=-1)
+    return np.ascontiguousarray(control.transpose(0, 3, 1, 2)), bucket
+
+
 def released_frames(data: bytes) -> np.ndarray:
     """(L, H, W, 3) uint8, with decord where there is a wheel."""
     if decord is None:
@@ -178,10 +197,8 @@ def with_condition(loader: DataLoader) -> Iterator[torch.Tensor]:
 
 def timed(batches: Any, clips: int) -> tuple[float, float]:
     """CPU and wall ms per clip of one pass."""
-    cpu, wall = time.process_time(), time.perf_counter()
-    for _ in batches:
-        pass
-    return (time.process_time() - cpu) / clips * 1e3, (time.perf_counter() - wall) / clips * 1e3
+    _, cpu, wall = harness.timed(lambda: collections.deque(batches, 0))
+    return cpu / clips * 1e3, wall / clips * 1e3
 
 
 def profile(folder: Path) -> None:
@@ -198,16 +215,15 @@ def profile(folder: Path) -> None:
         "masks": lambda m: mask_codec.decode_masks(m[MASKS], out["visibility"], out["moving"]),
         "latents": lambda m: samples.read_latents(m[LATENT], SHAPE),
     }
-    print("\n| part | CPU ms per clip |\n|---|---|")
-    times = [timed((data.read(0, number, kinds) for number in range(n)), n)[0] for _ in range(5)]
-    print(f"| read and CRC-32, with latents | {statistics.median(times):.1f} |")
-    for name, part in parts.items():
-        times = [timed(map(part, clips), n)[0] for _ in range(5)]
-        print(f"| {name} | {statistics.median(times):.1f} |")
+    passes = {"read and CRC-32, with latents": lambda: (data.read(0, number, kinds) for number in range(n))}
+    passes |= {name: partial(map, part, clips) for name, part in parts.items()}
+    times = {name: [timed(make(), n)[0] for _ in range(5)] for name, make in passes.items()}
+    rows = [[name, f"{statistics.median(each):.1f}"] for name, each in times.items()]
+    print("", harness.table(["part", "CPU ms per clip"], rows), sep="\n")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--released", type=Path, metavar="CHECKOUT", help="of MotionPro; else an imitation of it")
@@ -238,14 +254,8 @@ def main() -> None:
             "ours, cached latents": lambda: ours(root / "latents", arguments.batch),
             "ours + control on the CPU": lambda: with_condition(ours(root / "ours", arguments.batch)),
         }
-        times: dict[str, list[tuple[float, float]]] = {name: [] for name in paths}
-        for number in range(arguments.rounds + 1):
-            for what, make in paths.items():
-                batches = make()
-                found = timed(batches, len(clips))
-                if number:  # the first one warms up
-                    times[what].append(found)
-        report(times, sizes)
+        passes = {name: lambda make=make: timed(make(), len(clips)) for name, make in paths.items()}
+        report(harness.interleaved(passes, arguments.rounds), sizes)
         if arguments.profile:
             profile(root / "latents")
 
@@ -255,15 +265,14 @@ def report(times: dict[str, list[tuple[float, float]]], sizes: dict[str, float])
     reference = [statistics.median(column) for column in zip(*times[baseline])]
     rounds = len(times[baseline])
     print(f"{rounds} interleaved rounds, one process, one thread, torch {torch.__version__}\n")
-    print("| loader | MB per clip | CPU ms per clip [quartiles] | clips/s per core | times | wall ms | times |")
-    print("|---" * 7 + "|")
+    rows = []
     for what, pairs in times.items():
         cpu, wall = (statistics.median(column) for column in zip(*pairs))
         low, _, high = statistics.quantiles([pair[0] for pair in pairs], n=4)
-        print(
-            f"| {what} | {sizes[what]:.2f} | {cpu:.1f} [{low:.1f}..{high:.1f}] | {1e3 / cpu:.1f} | "
-            f"{reference[0] / cpu:.1f} | {wall:.1f} | {reference[1] / wall:.1f} |"
-        )
+        against = f"{reference[0] / cpu:.1f}", f"{wall:.1f}", f"{reference[1] / wall:.1f}"
+        rows.append([what, f"{sizes[what]:.2f}", f"{cpu:.1f} [{low:.1f}..{high:.1f}]", f"{1e3 / cpu:.1f}", *against])
+    heads = ["loader", "MB per clip", "CPU ms per clip [quartiles]", "clips/s per core", "times", "wall ms", "times"]
+    print(harness.table(heads, rows))
 
 
 if __name__ == "__main__":

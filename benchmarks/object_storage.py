@@ -23,12 +23,12 @@ from itertools import chain, islice, product, repeat
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
+import harness
 
-from datamodules import WebVidDataModule  # noqa: E402
-from datamodules.shards import ClipShape, write_index  # noqa: E402
-from datamodules.shards.writer import ShardWriter  # noqa: E402
-from datamodules.sprites import sprite  # noqa: E402
+from datamodules import WebVidDataModule
+from datamodules.shards import ClipShape, write_index
+from datamodules.shards.writer import ShardWriter
+from datamodules.sprites import sprite
 
 SHAPE = ClipShape(frames=16, height=32, width=48, fps=8.0)
 FULL_SIZE = 670e3  # bytes of a clip of 16 x 320 x 512, what benchmarks/loader.py finds
@@ -77,7 +77,7 @@ def waits(batches: Iterator[dict[str, Any]], count: int, clips_per_second: float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--clips-per-second", type=float, default=10, help="that the training needs")
     parser.add_argument("--latency", type=float, default=0.02, help="seconds before an answer begins")
     parser.add_argument("--rate", type=float, default=200, help="MB/s of the link that all answers share")
@@ -87,23 +87,22 @@ def main() -> None:
         share = write_shards(Path(name)) / FULL_SIZE
         slow = ["--latency", options.latency, "--rate", options.rate * 1e6 * share]
         command = [sys.executable, "-m", "tests.support.range_server", name, *map(str, slow)]
-        root = Path(__file__).resolve().parents[1]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=harness.REPO) as server:
             try:
                 assert server.stdout is not None
                 url = server.stdout.readline().strip()
                 print(f"{FULL_SIZE / 1e6} MB per clip, {1e3 * options.latency:.0f} ms, {options.rate:.0f} MB/s")
                 print(f"a training that needs {options.clips_per_second:g} clips/s, in batches of {BATCH}\n")
-                print("| shards | workers | clips/s at most | late, of | longest wait, ms | waited, % of the time |")
-                print("|---" * 6 + "|")
-                for (where, shards), workers in product((("disk", name), ("store", url)), (0, 1, 2)):
-                    row(where, shards, workers, options)
+                both = product((("disk", name), ("store", url)), (0, 1, 2))
+                rows = [[where, workers, *row(shards, workers, options)] for (where, shards), workers in both]
             finally:
                 server.terminate()
+    heads = ["shards", "workers", "clips/s at most", "late, of", "longest wait, ms", "waited, % of the time"]
+    print(harness.table(heads, rows))
 
 
-def row(where: str, shards: str, workers: int, options: argparse.Namespace) -> None:
-    """Measure and print one row of the table."""
+def row(shards: str, workers: int, options: argparse.Namespace) -> list[str]:
+    """Measure the rest of a row of the table."""
     batches = loaders(shards, workers)
     next(batches)  # starts the workers
     most = fastest(batches, SHARDS * CLIPS // BATCH)
@@ -111,10 +110,7 @@ def row(where: str, shards: str, workers: int, options: argparse.Namespace) -> N
     found = waits(batches, max(1, round(options.seconds / step)), options.clips_per_second)
     late = sum(wait > 0.1 * step for wait in found)  # less is the queue between two processes, and noise
     share = sum(found) / (sum(found) + step * len(found))
-    print(
-        f"| {where} | {workers} | {most:.0f} | {late} of {len(found)} | {1e3 * max(found):.0f} | {100 * share:.1f} |",
-        flush=True,
-    )
+    return [f"{most:.0f}", f"{late} of {len(found)}", f"{1e3 * max(found):.0f}", f"{100 * share:.1f}"]
 
 
 if __name__ == "__main__":

@@ -21,10 +21,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from full_size import CONFIG, REPO, materialise, table
-
-# isort: split
+import harness
 import torch
+from full_size import CONFIG, materialise
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from datamodules import SpritesDataModule
@@ -49,7 +48,7 @@ def run(command: list[str], log: Path) -> Done:
     """A command of this checkout, what it says in a file too."""
     start = time.perf_counter()
     with log.open("w") as file:
-        process = subprocess.Popen([sys.executable, *command], cwd=REPO, stdout=file, stderr=subprocess.STDOUT)
+        process = subprocess.Popen([sys.executable, *command], cwd=harness.REPO, stdout=file, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     kib = used.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
@@ -137,7 +136,7 @@ def check(work: Path, precision: str, steps: int, batch: int) -> tuple[list[floa
 
 def main() -> None:
     """Run and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("work", type=Path, help="folder for weights, shards and runs")
     parser.add_argument("--small", action="store_true", help="tiny networks and clips: seconds on a CPU")
     parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
@@ -171,7 +170,7 @@ def main() -> None:
     if refused.code != 2 or REFUSED not in refused.said:
         sys.exit(f"{REFUSED} was not refused (code {refused.code}): {refused.said[-1000:]}")
     heads = ["precision", "steps", "first loss", "last loss", "clips/s", "device peak GiB", "host peak GiB", "s"]
-    print(table(heads, rows))
+    print(harness.table(heads, rows))
     print(f"{REFUSED}: {refused.said.strip().splitlines()[-1]}")
 
 

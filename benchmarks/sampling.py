@@ -9,15 +9,16 @@ rounded once.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import gc
-import time
 from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
-from full_size import Shape, ceilings, measure, module_on, recipe, table
+from full_size import HEADS, Shape, ceilings, measure, module_on, parser, shape_of
+from harness import table
 from torch import Tensor, nn
 
 from lightning_modules.bases.svd.network import conditioning
@@ -83,42 +84,26 @@ def merging_error(device: str, size: str, shape: Shape, dtype: torch.dtype) -> d
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
-    parser.add_argument("--steps", type=int, default=25, help="Euler steps of a clip")
-    parser.add_argument("--times", type=int, default=10, help="timed clips, after three")
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--no-compile", action="store_true")
-    args = parser.parse_args()
-    given = {name: getattr(args, name) for name in ("frames", "height", "width") if getattr(args, name)}
-    shape = recipe()[1]._replace(batch=1, **given)
-    print(", ".join(f"{name} {value:.3g}" for name, value in ceilings(args.device).items()), flush=True)
+    options = parser(__doc__)
+    options.add_argument("--steps", type=int, default=25, help="Euler steps of a clip")
+    options.add_argument("--times", type=int, default=10, help="timed clips, after three")
+    options.add_argument("--no-compile", action="store_true")
+    args = options.parse_args()
+    shape = shape_of(args, batch=1)
+    ceilings(args.device)
     rows, warm_up = [], 3 if args.times >= 3 else 1
-    graph = () if args.device == "cpu" else ("graph",)
-    ways = ("", *graph) if args.no_compile else ("", *graph, "compiled")
+    ways = ["", *["graph"] * (args.device != "cpu"), *["compiled"] * (not args.no_compile)]
     for way in ways:
-        module = module_on(
-            args.device, args.size, compile=way == "compiled", sample_graph=way == "graph",
-            recompute="none",
-        )  # fmt: skip
+        speed = {"compile": way == "compiled", "sample_graph": way == "graph"}
+        module = module_on(args.device, args.size, recompute="none", **speed)
         cond, noise = conditioned(module, shape, args.device)
-        for kind in ("bare", "apart", "merged"):
-            for decode in (False, True):
-                clip = lambda k=kind, d=decode, m=module: sample(m, cond, noise, args.steps, k, d)  # noqa: E731, B023
-                start = time.perf_counter()
-                clip()
-                first = time.perf_counter() - start
-                found = measure(clip, args.device, warm_up - 1, args.times)
-                rows.append([
-                    kind, way, "yes" if decode else "", f"{found.ms / 1e3:.2f}", f"{first:.1f}",
-                    f"{found.peak_gib:.1f}", found.kernels, f"{found.idle:.0%}" if found.idle == found.idle else "-",
-                ])  # fmt: skip
-        del module
+        for kind, decode in product(("bare", "apart", "merged"), (False, True)):
+            clip = partial(sample, module, cond, noise, args.steps, kind, decode)
+            found = measure(clip, args.device, warm_up, args.times)
+            rows.append([kind, way, "yes" if decode else "", f"{found.ms / 1e3:.2f}", *found.cells()])
+        del module, clip
         gc.collect()
-    print(table(["LoRA", "step", "decoded", "s per clip", "first clip, s", "peak GiB", "kernels", "GPU idle"], rows))
+    print(table(["LoRA", "step", "decoded", "s per clip", *HEADS], rows))
     errors = merging_error(args.device, args.size, shape, torch.bfloat16)
     parts = ", ".join(f"{name} {error:.2e}" for name, error in errors.items())
     print(f"one prediction in bfloat16 against float32, LoRA {parts}")

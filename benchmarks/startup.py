@@ -8,15 +8,14 @@ children's user and system time, hold on a busy machine where the clock does not
 
 from __future__ import annotations
 
-import argparse
 import os
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+from functools import partial
 
-from full_size import REPO, table
+from harness import REPO, interleaved, parser, table
 
 BARE = """
 from lightning.pytorch.cli import LightningCLI
@@ -46,23 +45,17 @@ def spent(command: list[str]) -> tuple[float, float]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="timed runs of each, after one")
-    parser.add_argument("--only", nargs="+", choices=COMMANDS)
-    args = parser.parse_args()
-    python = Path(sys.executable)
+    options = parser(__doc__)
+    options.add_argument("--rounds", type=int, default=7, help="timed runs of each, after one")
+    options.add_argument("--only", nargs="+", choices=COMMANDS)
+    args = options.parse_args()
     rows = []
     for name in args.only or COMMANDS:
         sides = {
-            "python -m lightning": [str(python), "-m", "lightning", *COMMANDS[name]],
-            "bare LightningCLI": [str(python), "-c", BARE, *COMMANDS[name]],
+            "python -m lightning": [sys.executable, "-m", "lightning", *COMMANDS[name]],
+            "bare LightningCLI": [sys.executable, "-c", BARE, *COMMANDS[name]],
         }
-        found: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
-        for turn in range(args.rounds + 1):
-            for side, command in sides.items():
-                seconds = spent(command)
-                if turn:  # the first fills the file system's cache
-                    found[side].append(seconds)
+        found = interleaved({side: partial(spent, command) for side, command in sides.items()}, args.rounds)
         cpu, wall = ({side: statistics.median(s[i] for s in each) for side, each in found.items()} for i in (0, 1))
         ours, bare = sides
         rows += [[name, side, f"{cpu[side]:.2f}", f"{wall[side]:.2f}"] for side in sides]

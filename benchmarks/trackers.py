@@ -5,30 +5,24 @@
 
     python benchmarks/trackers.py --videos FOLDER        # warp error instead, on real videos
 
---also FILE adds the `DIS` of a module of another version (`git show COMMIT:datamodules/trackers/dis.py > FILE`), --fade
-0.4 darkens the sprites to 60 % over the clip.
-
 Prints the tables of trackers.md. DOT only with its checkpoints (docs/data.md); `no motion` is the
 floor that a tracker has to beat.
 """
 
 import argparse
-import importlib.util
-import sys
-import time
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
+import harness
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script from a plain checkout
-
 from datamodules.prepare import clips
-from datamodules.scenes.scene import random_scene, render, tracks  # noqa: E402
-from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks  # noqa: E402
-from datamodules.trackers.dis import _at  # noqa: E402
-from remoco.common.errors import BadClip  # noqa: E402
-from remoco.common.videos import decode  # noqa: E402
+from datamodules.scenes.scene import random_scene, render, tracks
+from datamodules.trackers import DIS, DOT, DotOptions, SparseDIS, Tracker, Tracks
+from datamodules.trackers.dis import _at
+from remoco.common.errors import BadClip
+from remoco.common.videos import decode
 
 SEED = 4  # of the scenes; the training set of the quick start has other ones
 
@@ -60,31 +54,16 @@ def score(found: Tracks, flow: np.ndarray, visibility: np.ndarray) -> dict[str, 
     }
 
 
-def dis_of(path: str) -> Tracker:
-    """The DIS of a module in a file."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.DIS()
-
-
-def faded(video: np.ndarray, fade: float) -> np.ndarray:
-    """(L, 3, H, W) uint8, the last frame darker by this share, the others on the way there."""
-    light = 1 - fade * np.linspace(0, 1, len(video))[:, None, None, None]
-    return np.rint(video * light).astype(np.uint8)
-
-
 def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace) -> None:
     """Grey levels between frame 1 and what the tracks bring back of the others: where all trackers see a pixel, where
     this one does, everywhere; and the share that it sees. Of the clip in the middle of each video."""
-    print("| video | tracker | all see | it sees | everywhere | seen, % |\n|---|---|---|---|---|---|")
+    rows = []
     for path in sorted(folder.iterdir()):
         try:
             start = clips.middle_start(decode.video_seconds(path), options.frames, 8.0)
             frames = clips.read_clip(path, start, options.frames, 8.0, options.height, options.width).frames
         except BadClip as error:
-            print(f"| {path.name} | left out: {error} | | | | |")
+            rows.append([path.name, f"left out: {error}", *[""] * 4])
             continue
         grey = frames.astype(np.float32).mean(1)
         found = [tracker(frames) for tracker in trackers]
@@ -93,16 +72,12 @@ def on_videos(folder: Path, trackers: list[Tracker], options: argparse.Namespace
             warped = [_at(grey[t], flow[t].transpose(1, 2, 0)) for t in range(1, len(frames))]
             error, seen = np.abs(np.stack(warped) - grey[0]), visibility[1:]
             cells = error[common].mean(), error[seen].mean(), error.mean(), 100 * seen.mean()
-            print(
-                f"| {path.name} | {tracker.name} {tracker.version} | "
-                + " | ".join(f"{cell:.2f}" for cell in cells)
-                + " |",
-                flush=True,
-            )
+            rows.append([path.name, f"{tracker.name} {tracker.version}", *(f"{cell:.2f}" for cell in cells)])
+    print(harness.table(["video", "tracker", "all see", "it sees", "everywhere", "seen, %"], rows))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = harness.parser(__doc__)
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--height", type=int, default=320)
@@ -112,10 +87,8 @@ def main() -> None:
     parser.add_argument("--dot-points", default="lk")
     parser.add_argument("--dot-num-tracks", type=int, default=2048)
     parser.add_argument("--videos", help="folder of videos for the warp error; without it sprites")
-    parser.add_argument("--also", nargs="*", default=[], help="files with a DIS of another version")
-    parser.add_argument("--fade", type=float, default=0.0, help="how much darker the last frame of a sprite is")
     options = parser.parse_args()
-    trackers: list[Tracker] = [Still(), *map(dis_of, options.also), DIS(), SparseDIS()]
+    trackers: list[Tracker] = [Still(), DIS(), SparseDIS()]
     if options.dot_estimator_path:
         dot = {name[4:]: value for name, value in vars(options).items() if name.startswith("dot_")}
         trackers.append(DOT(DotOptions(**dot)))
@@ -125,21 +98,19 @@ def main() -> None:
     moved = []
     for number in range(options.clips):
         scene = random_scene([SEED, number], options.frames, options.height, options.width)
-        video, (flow, visibility) = faded(render(scene), options.fade), tracks(scene)
+        video, (flow, visibility) = render(scene), tracks(scene)
         moved.append(float(np.hypot(*flow[1:].transpose(1, 0, 2, 3)).mean()))
         for tracker, row in zip(trackers, scores):
-            begin = time.process_time()
-            found = tracker(video)
-            row["CPU s"].append(time.process_time() - begin)
+            found, seconds, _ = harness.timed(partial(tracker, video))
+            row["CPU s"].append(seconds)
             for name, value in score(found, flow, visibility).items():
                 row[name].append(value)
     size = f"{options.frames} x {options.height} x {options.width}"
     print(f"{options.clips} clips of {size}, mean |flow| {min(moved):.1f} to {max(moved):.1f} px\n")
     names = [*scores[0]]
-    print("| tracker | " + " | ".join(names) + " |\n|---|" + "---|" * len(names))
-    for tracker, row in zip(trackers, scores):
-        cells = [f"{np.nanmedian(row[name]) if name == 'CPU s' else np.nanmean(row[name]):.3f}" for name in names]
-        print(f"| {tracker.name} {tracker.version} | " + " | ".join(cells) + " |")
+    mean = {name: np.nanmedian if name == "CPU s" else np.nanmean for name in names}
+    cells = [[f"{mean[name](row[name]):.3f}" for name in names] for row in scores]
+    print(harness.table(["tracker", *names], [[f"{t.name} {t.version}", *row] for t, row in zip(trackers, cells)]))
 
 
 if __name__ == "__main__":

@@ -9,13 +9,12 @@ forward and its gradient by the input.
 
 from __future__ import annotations
 
-import argparse
 import gc
-import time
 from typing import Any
 
 import torch
-from full_size import Shape, batch_on, ceilings, measure, module_on, recipe, table, use_channels_last
+from full_size import HEADS, Shape, batch_on, ceilings, measure, module_on, parser, shape_of, use_channels_last
+from harness import table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -82,48 +81,27 @@ def useful_tflop(size: str, shape: Shape) -> float:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--size", default="full", choices=("tiny", "small", "full"))
-    parser.add_argument("--batch", type=int, help="clips; default: the recipe's")
-    parser.add_argument("--frames", type=int)
-    parser.add_argument("--height", type=int)
-    parser.add_argument("--width", type=int)
-    parser.add_argument("--steps", type=int, default=10, help="timed steps, after three")
-    parser.add_argument("--only", nargs="+", choices=VARIANTS)
-    args = parser.parse_args()
-    given = {name: getattr(args, name) for name in Shape._fields if getattr(args, name)}
-    shape = recipe()[1]._replace(**given)
-    best = ceilings(args.device)
-    print(", ".join(f"{name} {value:.3g}" for name, value in best.items()), flush=True)
-    work = useful_tflop(args.size, shape)
-    rows = []
+    options = parser(__doc__)
+    options.add_argument("--batch", type=int, help="clips; default: the recipe's")
+    options.add_argument("--steps", type=int, default=10, help="timed steps, after three")
+    options.add_argument("--only", nargs="+", choices=VARIANTS)
+    args = options.parse_args()
+    shape = shape_of(args, args.batch)
+    best, work, rows = ceilings(args.device), useful_tflop(args.size, shape), []
     for name in args.only or VARIANTS:
         try:
-            step = stepper(args.device, args.size, shape, VARIANTS[name])
-            start = time.perf_counter()
-            step()
-            if args.device != "cpu":
-                torch.cuda.synchronize()
-            first = time.perf_counter() - start
-            found = measure(step, args.device, steps=args.steps)
+            found = measure(stepper(args.device, args.size, shape, VARIANTS[name]), args.device, steps=args.steps)
         except torch.OutOfMemoryError:
             rows.append([name, "out of memory", *[""] * 6])
             continue
         finally:
-            step = None
             gc.collect()
             if args.device != "cpu":
                 torch.cuda.empty_cache()
         clips = 1e3 * shape.batch / found.ms
-        share = clips * work / best["bf16 TFLOP/s"]
-        rows.append([
-            name, f"{found.ms:.0f}", f"{clips:.2f}", f"{share:.0%}", f"{found.peak_gib:.1f}", found.kernels,
-            f"{found.idle:.0%}" if found.idle == found.idle else "-", f"{first:.0f}",
-        ])  # fmt: skip
-        print(table([""] * 8, rows[-1:]).splitlines()[-1], flush=True)
-    heads = ["variant", "ms", "clips/s", "of the ceiling", "peak GiB", "kernels", "GPU idle", "first step, s"]
-    print(table(heads, rows))
+        rows.append([name, f"{found.ms:.0f}", f"{clips:.2f}", f"{clips * work / best:.0%}", *found.cells()])
+        print(*rows[-1], sep=" | ", flush=True)
+    print(table(["variant", "ms", "clips/s", "of the ceiling", *HEADS], rows))
 
 
 if __name__ == "__main__":

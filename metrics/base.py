@@ -57,10 +57,12 @@ class VideoMetric(torchmetrics.Metric):
     Attributes:
         name: name of the number; an offline stand-in has another one than the real thing.
         needs: the fields of `Clip` that `add` reads beside the video.
+        in_pixels: whether the number is a length in pixels of the clips, so that clips of another width give another.
     """
 
     name: str
     needs: tuple[str, ...] = ()
+    in_pixels: bool = False
     higher_is_better: bool | None = False
     is_differentiable = False
     full_state_update = False

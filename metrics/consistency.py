@@ -98,6 +98,7 @@ class MeanFlowMagnitude(_MeanOverClips):
     """
 
     higher_is_better = None
+    in_pixels = True
     narrowest: Tensor
     widest: Tensor
 

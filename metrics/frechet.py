@@ -75,6 +75,8 @@ class FrechetDistance(VideoMetric):
     def reset(self) -> None:
         """Start anew, but keep the real side where it is kept."""
         super().reset()
+        if not self._kept:
+            self.frames = None
         for name, value in self._kept.items():
             setattr(self, name, value.to(self.device, copy=True))
 

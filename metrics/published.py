@@ -69,39 +69,86 @@ def flow_cell(results: Mapping[str, Any]) -> str | None:
     return shown(entry["value"], 2) + (f" ({' to '.join(dict.fromkeys(widths))} wide)" if widths else "")
 
 
-def tables(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """The tables that the rows' results fill: 2 and 3 by level of the benchmark, 1 where there are no levels."""
+def numbers_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[int, str]:
+    """The tables that the rows' results fill, and of which level: 2 and 3, or 1 where there are no levels."""
     levels = {name.split("/", 1)[0] for results in rows.values() for name in results if "/" in name}
-    numbers = {2: "fine", 3: "object"} if levels else {1: ""}
-    return "\n\n".join(
-        table({system: level_of(results, level) for system, results in rows.items()}, number)
-        for number, level in numbers.items()
-        if not levels or level in levels
-    )
+    return {number: level for number, level in {2: "fine", 3: "object"}.items() if level in levels} or {1: ""}
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], number: int) -> str:
-    """A table of the paper as text: your own rows, then the published ones, marked as quoted.
+def tables(rows: Mapping[str, Mapping[str, Any]], data: str | None = None) -> str:
+    """The tables that the rows' results fill, as text; see `lines`."""
+    found = []
+    for number, level in numbers_of(rows).items():
+        found.append(table({system: level_of(results, level) for system, results in rows.items()}, number, data))
+    return "\n\n".join(found)
+
+
+def title(number: int, data: str | None = None) -> str:
+    """The paper's title of a table; of other data what was measured there, and on what."""
+    if data is None:
+        return TITLES[number]
+    what = TITLES[number].partition(": ")[2].partition(" on ")[0].capitalize()
+    return f"{what} beside real clips on {data}" if number == 1 else f"{what} on {data}"
+
+
+def lines(
+    rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None = None
+) -> tuple[list[list[str]], list[str]]:
+    """The lines of a table, its head first, and the names of the stand-ins in it, which have a `*`.
 
     Args:
         rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).
         number: 1, 2 or 3.
+        data: what was generated from, where it is not the paper's set. Then there are no quoted rows.
     """
-    lines = [["", *COLUMNS[number], "flow magnitude, px"]]
-    notes = []
+    text, notes = [["", *COLUMNS[number], "flow magnitude, px"]], set()
     for system, results in rows.items():
         line = [system]
         for cell in cells(results, number):
             line.append("-" if cell is None else cell[1] + ("" if cell[0] in REAL else " *"))
             if cell is not None and cell[0] not in REAL:
-                notes.append(cell[0])
-        lines.append([*line, flow_cell(results) or "-"])
-    for system, values in PUBLISHED[number].items():
-        lines.append([f"{system} (quoted)", *(f"{v:.4f}" if v < 1 else f"{v:.2f}" for v in values), "-"])
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    text = [TITLES[number]]
-    for line in lines:
-        text.append("  ".join([line[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(line[1:], widths[1:]))]).rstrip())
+                notes.add(cell[0])
+        text.append([*line, flow_cell(results) or "-"])
+    for system, values in PUBLISHED[number].items() if data is None else ():
+        text.append([f"{system} (quoted)", *(f"{v:.4f}" if v < 1 else f"{v:.2f}" for v in values), "-"])
+    return text, sorted(notes)
+
+
+def table(rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None = None) -> str:
+    """A table of the paper as text: your own rows, then the published ones, marked as quoted; see `lines`."""
+    text, notes = lines(rows, number, data)
+    widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
+    aligned = [title(number, data)]
+    for name, *values in text:
+        padded = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
+        aligned.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
     if notes:
-        text.append(f"* not the published metric, not comparable with the quoted rows: {', '.join(sorted(set(notes)))}")
-    return "\n".join(text)
+        aligned.append(f"* not the published metric, not comparable with the quoted rows: {', '.join(notes)}")
+    return "\n".join(aligned)
+
+
+def latex(rows: Mapping[str, Mapping[str, Any]], data: str | None = None) -> str:
+    """The tables that the rows' results fill, for LaTeX with the package booktabs; see `lines`."""
+    found = []
+    for number, level in numbers_of(rows).items():
+        (head, *body), notes = lines({name: level_of(row, level) for name, row in rows.items()}, number, data)
+        note = f" * not the published metric: {', '.join(notes)}." if notes else ""
+        found.append(
+            "\n".join(
+                [
+                    r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}", r"\toprule",
+                    _latex_row(head), r"\midrule", *map(_latex_row, body), r"\bottomrule", r"\end{tabular}",
+                    r"\caption{" + _escaped(f"{title(number, data)}.{note}") + "}", r"\end{table}",
+                ]
+            )
+        )  # fmt: skip
+    return "\n\n".join(found) + "\n"
+
+
+def _latex_row(line: list[str]) -> str:
+    return " & ".join(map(_escaped, line)) + r" \\"
+
+
+def _escaped(text: str) -> str:
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(special.get(sign, f"\\{sign}" if sign in "&%$#_{}" else sign) for sign in text)

@@ -83,6 +83,7 @@ class MeanTrackDistance(VideoMetric):
 
     name = "mean_track_distance"
     needs = ("tracks",)
+    in_pixels = True
     total: Tensor
     point_total: Tensor
     points: Tensor

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
     "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
     "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+    "compare": Command("remoco.compare:compare", "Sample and score several systems on one benchmark."),
     "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
     "study": {
         "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
@@ -72,10 +73,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.parse_args(arguments[len(path) :])
         return 0
     parser = flags.parser(name, function)
-    values = flags.values(function, parser.parse_args(arguments[len(path) :]))
+    parsed = parser.parse_args(arguments[len(path) :])
     try:
-        first = [values.pop(name) for name in flags.positional_only(function)]
-        return int(function(*first, **values) or 0)
+        values = flags.bound(function, parsed)
+        return int(function(*values.args, **values.kwargs) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130

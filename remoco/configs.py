@@ -1,11 +1,13 @@
-"""Where a `--config` is found, and what of it is refused before it is parsed.
+"""Where a `--config` is found, which configs it brings along, and what of it is refused before it is parsed.
 
 A wheel carries `configs/`, so `--config configs/quickstart.yaml` works in any folder; a file of that name in the
-working folder comes first. A YAML's aliases may stand for billions of values in a few lines: they are counted.
+working folder comes first. `config: base.yaml` at the top of a YAML stands for `--config base.yaml` before it. A YAML's
+aliases may stand for billions of values in a few lines: they are counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from remoco.common.errors import UserError
 from remoco.common.json_files import read_regular
 
 FLAGS = ("--config", "-c")
+BELOW = "config"  # key of a YAML: the one below it
 MAX_BYTES = 1 << 20
 MAX_VALUES = 100_000
 LONGEST_PATH = 200  # characters; longer names of files are errors of the system's own
@@ -24,30 +27,88 @@ TAGS = ("null", "bool", "int", "float", "str", "timestamp", "merge", "value", "s
 
 
 def resolved(arguments: list[str]) -> list[str]:
-    """The command line with the paths of its configs as they are found, each checked.
+    """The command line with the paths of its configs as they are found; each is checked, and those below it.
 
     Raises:
-        UserError: a config that is no YAML of a sane size.
+        UserError: A config that is no YAML of a sane size, or names one below it that is not there.
     """
     words = list(arguments)
-    for place, word in enumerate(arguments):
-        flag, equals, value = word.partition("=")
-        if flag in FLAGS and equals:
-            words[place] = f"{flag}={_found(value)}"
-        elif flag in FLAGS and place + 1 < len(arguments):
-            words[place + 1] = _found(arguments[place + 1])
+    for place, flag, name in _configs(arguments):
+        if len(name) > LONGEST_PATH:
+            raise UserError(f"--config {name[:80]}...: no such file")
+        path = _found(name)
+        layers(path)
+        words[place] = f"{flag}{path if path.exists() else name}"
     return words
 
 
-def _found(name: str) -> str:
-    if len(name) > LONGEST_PATH:
-        raise UserError(f"--config {name[:80]}...: no such file")
+def stacked(arguments: list[str]) -> list[str]:
+    """The command line with the configs that its configs name below themselves, each before the one that names it.
+
+    Args:
+        arguments: A command line as `resolved` gives it.
+    """
+    places = {place - (not flag): name for place, flag, name in _configs(arguments)}
+    words = []
+    for place, word in enumerate(arguments):
+        if place in places:
+            words += [f"--config={path}" for path in layers(places[place])[:-1]]
+        words.append(word)
+    return words
+
+
+def layers(config: str | Path) -> list[Path]:
+    """A config and those below it, the lowest first; what is no file has none.
+
+    A YAML names the one below it under `config`, relative to its own folder; a name that begins with `configs/` is also
+    found as on a command line.
+
+    Raises:
+        UserError: One of them is no YAML of a sane size, names one that is not there, or leads back to itself.
+    """
+    found = [Path(config)]
+    while found[0].exists():
+        values = load(found[0])
+        if not isinstance(values, dict) or BELOW not in values:
+            break
+        at, name = f"--config {found[0]}: {BELOW}", values[BELOW]
+        if not isinstance(name, str) or not name or len(name) > LONGEST_PATH:
+            raise UserError(f"{at}: expected the name of the YAML below this one, got {str(name)[:80]!r}")
+        below = found[0].parent / name
+        if not below.exists() and Path(name).parts[:1] == ("configs",):
+            below = _found(name)
+        if not below.exists():
+            raise UserError(f"{at}: no file {below}; expected a path from this YAML's folder, or configs/NAME")
+        if any(below.samefile(above) for above in found):
+            raise UserError(f"{at}: {name} leads back to this YAML")
+        found.insert(0, below)
+    return found
+
+
+def alone(text: str) -> str:
+    """A YAML without the name of the one below it, which `stacked` has put before it."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict) or BELOW not in values:
+        return text
+    return yaml.safe_dump({name: value for name, value in values.items() if name != BELOW}, sort_keys=False)
+
+
+def _configs(arguments: list[str]) -> Iterator[tuple[int, str, str]]:
+    """Place, what stands before it in its word, and name of each config of a command line."""
+    for place, word in enumerate(arguments):
+        flag, equals, value = word.partition("=")
+        if flag in FLAGS and equals:
+            yield place, f"{flag}=", value
+        elif flag in FLAGS and place + 1 < len(arguments):
+            yield place + 1, "", arguments[place + 1]
+
+
+def _found(name: str) -> Path:
+    """Of a command line; what is not there may be YAML itself, and the parser says so."""
     path = Path(name)
     if not path.exists() and path.parts[:1] == ("configs",) and ".." not in path.parts:
         path = packaged(Path(*path.parts[1:])) or path
-    if path.exists():
-        load(path)
-    return str(path) if path.exists() else name  # what is not there may be YAML itself; the parser says so
+    return path
 
 
 def packaged(name: Path) -> Path | None:
@@ -65,9 +126,8 @@ def holding(arguments: list[str], keys: list[str]) -> str | None:
     """
     if any(word.startswith((f"--{keys[0]}", f"--{keys[0].split('.')[0]}=")) for word in arguments):
         return None
-    names = [name for flag, name in zip(arguments, arguments[1:]) if flag in FLAGS]
-    names += [word.partition("=")[2] for word in arguments if word.partition("=")[0] in FLAGS]
-    for name in reversed([name for name in names if Path(name).is_file()]):
+    names = [name for _, _, name in _configs(stacked(arguments)) if Path(name).is_file()]
+    for name in reversed(names):
         value = load(Path(name))
         for part in keys[0].split("."):
             value = value.get(part, value.get(f"{part}+")) if isinstance(value, dict) else None

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from remoco.configs import layers
+
 NAME = "trainer.logger.init_args.name"
 LONGEST = 100
 # what changes where or how fast, not what comes out; paths are left out by their slashes
@@ -31,9 +33,12 @@ def options(words: list[str]) -> list[tuple[str, str]]:
 
 
 def base_name(words: list[str]) -> str:
-    """The name in the first configuration file, or its own, or `run`."""
+    """The name in the first configuration file, or in what lies below it, or the file's own, or `run`."""
     configs = [value for key, value in options(words) if key == "config"]
-    return (_named(configs[0]) or Path(configs[0]).stem) if configs else "run"
+    if not configs:
+        return "run"
+    first = _naming(configs[0])[0]
+    return _named(first) or first.stem
 
 
 def run_name(words: list[str], configured: str | None) -> str | None:
@@ -49,10 +54,10 @@ def run_name(words: list[str], configured: str | None) -> str | None:
     pairs = options(words)
     if any(key == NAME or (key.startswith("trainer.logger") and "name" in key + value) for key, value in pairs):
         return configured
-    configs = [value for key, value in pairs if key == "config"]
+    configs = [path for key, value in pairs if key == "config" for path in _naming(value)]
     parts = [configured] if configured else []
     if len(configs) > 1:
-        names = [_named(path) or Path(path).stem for path in configs]
+        names = [_named(path) or path.stem for path in configs]
         named = [name for name, path in zip(names[1:], configs[1:], strict=True) if _named(path)]
         parts = names[1:] if len(named) == len(names) - 1 else names
     last = {}
@@ -73,10 +78,17 @@ def shortened(name: str) -> str:
     return name
 
 
-def _named(path: str) -> str | None:
+def _naming(config: str) -> list[Path]:
+    """A configuration file, and before it, where it has no name, the nearest below it that has one."""
+    *below, own = layers(config)
+    nearest = [] if _named(own) else [path for path in below if _named(path)][-1:]
+    return [*nearest, own]
+
+
+def _named(path: Path) -> str | None:
     """The logger's name in a configuration file; the parser reports what is wrong with the file."""
     try:
-        value: Any = yaml.safe_load(Path(path).read_text())
+        value: Any = yaml.safe_load(path.read_text())
         for key in NAME.split("."):
             value = value[0] if isinstance(value, list) else value
             value = value.get(key)

@@ -65,10 +65,6 @@ WRONG = (
 """What classes that a configuration names raise where an argument is not theirs."""
 
 
-# what stands under a field of a dataclass is its help
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
 class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 
@@ -77,7 +73,11 @@ class Quiet(logging.Filter):
 
 
 class Parser(Raising, LightningArgumentParser):
-    """LightningCLI's parser, with our errors."""
+    """LightningCLI's parser, with our errors, for configs of a command line as `configs.stacked` gives it."""
+
+    def parse_string(self, content: str, path: str | os.PathLike[str] = "", *args: Any, **options: Any) -> Namespace:
+        """The config below a file has been read already."""
+        return super().parse_string(configs.alone(content) if path else content, path, *args, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """With what to give, and where a key of before went."""
@@ -95,7 +95,7 @@ class CLI(LightningCLI):
         self.words = list(args)
         try:
             super().__init__(
-                args=args,
+                args=configs.stacked(args),
                 parser_class=Parser,
                 save_config_callback=SaveRunConfig,
                 parser_kwargs={"prog": "python -m lightning"},

@@ -16,7 +16,7 @@ from lightning_modules.bases.svd.weights import load_component
 from lightning_modules.layers import seeded
 from lightning_modules.released.encoders import image_encoder_from_released, vae_from_released
 from lightning_modules.released.files import load_released, load_weights
-from lightning_modules.released.network import Released, use_portable_timesteps
+from lightning_modules.released.network import Released
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
     with torch.device("meta"):  # nothing is drawn or allocated for weights that are about to be replaced
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
     unet.load_state_dict(released.unet, assign=True)
-    use_portable_timesteps(unet)
     vae, encoder = (
         released_component(name, released, path, base.path, base.revision) for name in ("vae", "image_encoder")
     )

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
 
 import torch
 from diffusers import UNetSpatioTemporalConditionModel
-from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
 
 from lightning_modules.bases.svd.blocks import use_our_blocks
@@ -104,47 +101,9 @@ def build(released: Released, dtype: torch.dtype = torch.float32) -> Network:
         # copied: training must not write into the mapped file
         module.load_state_dict({name: t.to(dtype, copy=True) for name, t in state.items()}, assign=True)
         module.eval()
-    use_portable_timesteps(network.unet)
     return network
-
-
-def use_portable_timesteps(unet: Any) -> None:
-    """Give every sinusoidal embedding of the UNet the same bits on every machine."""
-    for layer in unet.modules():
-        if type(layer) is Timesteps:
-            layer.__class__ = PortableTimesteps
-            layer.keep_frequencies()
 
 
 def _peft_name(name: str, with_lora: set[str]) -> str:
     layer, leaf = name.rsplit(".", 1)
     return f"{layer}.base_layer.{leaf}" if layer in with_lora else name
-
-
-# arguments of exp that were rounded up from a near tie where the reference outputs were made; complete for levels of up
-# to 320 channels
-ROUNDED_UP = (-0.115129255, -0.86346942, -2.4177144, -2.558428, -3.9016025, -7.627313, -7.9950876)
-
-
-class PortableTimesteps(Timesteps):
-    """diffusers' sinusoidal embedding, its frequencies the same float32 bits on every machine.
-
-    torch takes float32 exp from a library that rounds near ties differently by CPU type; one unit in the last place of
-    one frequency moves the network's float64 output by 2e-9. So exp is rounded correctly here, and up where the
-    reference was.
-    """
-
-    def keep_frequencies(self) -> None:
-        """Compute the frequencies once; a forward that makes them on the host waits for the device."""
-        half = self.num_channels // 2
-        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32, device="cpu") / half
-        frequencies = exponents.double().exp().float()
-        up = torch.isin(exponents, torch.tensor(ROUNDED_UP, dtype=torch.float32, device="cpu"))
-        frequencies = torch.where(up, frequencies.nextafter(frequencies.new_ones(())), frequencies)
-        # as integers of the same bits, which no change of the network's dtype rounds
-        self.register_buffer("frequency_bits", frequencies.view(torch.int32), persistent=False)
-
-    def forward(self, timesteps: Tensor) -> Tensor:
-        """Timesteps (N,) -> embeddings (N, channels), cosines first."""
-        angles = timesteps[:, None].float() * self.frequency_bits.view(torch.float32)
-        return torch.cat([angles.cos(), angles.sin()], dim=-1)

@@ -125,7 +125,7 @@ class DragAnything(FramedSystem):
     name = "DragAnything"
 
     def __init__(self, svd: ControlledSVD, features: Features, segment: Segment | None = None):
-        super().__init__(svd.settings, svd.quirks)
+        super().__init__(svd.settings, svd.quirks, svd.unet)
         quirks: Any = svd.quirks
         self.svd, self.features, self.segment, self.quirks = svd, features, segment, quirks
 

@@ -83,6 +83,7 @@ class DragNUWA(FramedSystem):
     """
 
     name = "DragNUWA 1.5"
+    takes_brush = False
 
     def __init__(
         self,
@@ -92,7 +93,7 @@ class DragNUWA(FramedSystem):
         quirks: Quirks = AS_RELEASED,
         settings: Settings = RELEASED,
     ):
-        super().__init__(settings, quirks)
+        super().__init__(settings, quirks, network.unet)
         self.fps = 6.0  # the demo's GIF has 1/6 s a frame
         self.network, self.vae, self.image_encoder = network, vae, image_encoder
         self.quirks, self.settings = quirks, settings

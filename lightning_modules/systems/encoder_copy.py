@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from diffusers import UNetSpatioTemporalConditionModel
 from torch import Tensor, nn
 
-from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.quirks import Quirks, order_context_by_pixel, residual_counts
 
 BRANCH_WIDTHS = (16, 32, 96, 256)  # of the convolutions from pixels to the latent grid
@@ -140,8 +139,6 @@ class Joined:
 
     def __init__(self, unet: UNetSpatioTemporalConditionModel, copy: EncoderCopy, quirks: Quirks):
         self.unet, self.copy = unet, copy
-        for network in (unet, copy):
-            use_portable_timesteps(network)
         levels = [len(block.resnets) + len(block.downsamplers or []) for block in unet.down_blocks]
         levels[0] += 1
         self._counts = residual_counts(levels, quirks.residual_times).tolist()

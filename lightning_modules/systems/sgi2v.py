@@ -18,7 +18,6 @@ from torch import Tensor
 
 from datamodules.drawings import Drawing
 from lightning_modules.process.sampler import OnStep
-from lightning_modules.released.network import use_portable_timesteps
 from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
@@ -97,9 +96,13 @@ class SGI2VSampler(SVDSampler):
 
     def __init__(self, unet: Any, vae: Any, image_encoder: Any, settings: Settings, optimisation: Optimisation):
         super().__init__(unet, vae, image_encoder, settings, Quirks.corrected())
-        use_portable_timesteps(unet)
         self.optimisation, self.boxes = optimisation, np.zeros((0, settings.frames, 4))
-        attentions = unet.up_blocks[UP_BLOCK].attentions
+        attentions = getattr(unet.up_blocks[UP_BLOCK], "attentions", [])
+        if len(attentions) <= max(ATTENTIONS):
+            raise UserError(
+                f"SG-I2V: the base's up block {UP_BLOCK} has {len(attentions)} attention layers, expected SVD's "
+                f"{max(ATTENTIONS) + 1}"
+            )
         self.recorders = []
         for index in ATTENTIONS:
             attention = attentions[index].transformer_blocks[0].attn1
@@ -242,7 +245,7 @@ class SGI2V(FramedSystem):
 
     def __init__(self, svd: SGI2VSampler):
         box = f"a box around the brush under each start, else of {BOX} pixels at height 576"
-        super().__init__(svd.settings, f"{svd.optimisation}; {box}")
+        super().__init__(svd.settings, f"{svd.optimisation}; {box}", svd.unet)
         self.svd = svd
 
     @classmethod

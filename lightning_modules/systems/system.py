@@ -7,12 +7,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from datamodules.drawings import Drawing, Framing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
+SMALL = 100_000_000  # parameters: each system of the paper's tables has more
 MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
 
 
@@ -25,6 +26,8 @@ class System(Protocol):
         size: (height, width) of its frames.
         frames: L.
         fps: Frames per second at which its authors play it.
+        takes_brush: Whether a brush changes its video.
+        stand_in: Whether its network is smaller than any released one, so that its numbers are not the system's.
     """
 
     name: str
@@ -32,6 +35,8 @@ class System(Protocol):
     size: tuple[int, int]
     frames: int
     fps: float
+    takes_brush: bool
+    stand_in: bool
 
     def control(self, drawing: Drawing) -> Any:
         """What the network is controlled by, made from the drawing alone.
@@ -56,20 +61,19 @@ class FramedSystem:
     Args:
         settings: How it is sampled: `size`, `frames`, `steps`, `guidance`, `fps`.
         how: What the protocol says beside them.
+        unet: Its diffusion network.
     """
 
     name: str
+    takes_brush = True
 
-    def __init__(self, settings: Any, how: object) -> None:
+    def __init__(self, settings: Any, how: object, unet: nn.Module) -> None:
         check_size(self.name, settings.size)
+        self.stand_in = is_small(unet)
         self.size: tuple[int, int] = settings.size
         self.frames: int = settings.frames
         self.fps: float = settings.fps
-        (height, width), (low, high) = settings.size, settings.guidance
-        self.protocol = (
-            f"{self.name}: {height} x {width}, {settings.frames} frames, {settings.steps} steps, guidance {low:g} to "
-            f"{high:g}, {how}"
-        )
+        self.protocol = protocol(self.name, settings, how)
 
     def tracks(self, drawing: Drawing) -> tuple[Drawing, list[np.ndarray]]:
         """A drawing stretched to the system's frame, and its tracks there; UserError where nothing was drawn."""
@@ -78,6 +82,15 @@ class FramedSystem:
         if not tracks:
             raise UserError(f"{self.name}: expected at least one track, got none")
         return resized, tracks
+
+
+def protocol(name: str, settings: Any, how: object) -> str:
+    """What tables print of a system: name, `size`, `frames`, `steps` and `guidance` of its settings, and the rest."""
+    (height, width), (low, high) = settings.size, settings.guidance
+    return (
+        f"{name}: {height} x {width}, {settings.frames} frames, {settings.steps} steps, guidance {low:g} to {high:g}, "
+        f"{how}"
+    )
 
 
 def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
@@ -91,6 +104,11 @@ def check_size(name: str, size: Sequence[int]) -> None:
     for side, value in zip(("height", "width"), size, strict=True):
         if value < MULTIPLE or value % MULTIPLE:
             raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+
+
+def is_small(network: nn.Module) -> bool:
+    """Whether a network has fewer parameters than any released system's."""
+    return sum(parameter.numel() for parameter in network.parameters()) < SMALL
 
 
 def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:

@@ -249,7 +249,7 @@ def trials_of(plan: Plan, point: dict[str, str], out: Path) -> list[Trial]:
 
 def _draws_weights(plan: Plan, point: dict[str, str]) -> bool:
     """Whether the base of a point takes a seed of its first weights: its configuration has one, or its class."""
-    bases = [_base_of(config) for config in plan.configs] + [plan.set.get(BASE)]
+    bases = [_base_of(path) for config in plan.configs for path in configs.layers(config)] + [plan.set.get(BASE)]
     if BASE in point:
         bases.append(named(plan.values[BASE]).get(point[BASE]))
     base = next((each for each in reversed(bases) if isinstance(each, dict) and "class_path" in each), {})
@@ -257,9 +257,9 @@ def _draws_weights(plan: Plan, point: dict[str, str]) -> bool:
 
 
 @functools.cache
-def _base_of(config: str) -> Any:
+def _base_of(config: Path) -> Any:
     """What a configuration file has at `BASE`, if anything."""
-    value = configs.load(Path(config), "configs")
+    value = configs.load(config, "configs")
     for part in BASE.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return value
@@ -290,8 +290,8 @@ def text(value: Any) -> str:
 
 def record(plan: Plan) -> dict[str, Any]:
     """What the folder keeps of a plan, with the contents of its configuration files by their hash."""
-    files = {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in [*plan.configs, *plan.test]}
-    return {**asdict(plan), "files": files}
+    files = [path for config in [*plan.configs, *plan.test] for path in configs.layers(config)]
+    return {**asdict(plan), "files": {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}}
 
 
 def unlike(old: dict[str, Any], new: dict[str, Any]) -> str | None:

@@ -26,7 +26,7 @@ VALUES = [
     "é" * 300, [], {}, [1], [[]], {"a": 1}, {"class_path": "x"}, {"class_path": "builtins.print"}, {1: 2},
 ]  # fmt: skip
 WEBVID = ("own_videos", "motionpro_released", "remoco_svd")
-BASES = {"own_videos": "quickstart", "motionpro_released": "remoco_svd"}
+BASES = {"own_videos": "quickstart", "motionpro_released": "remoco_svd", "base": "quickstart"}
 
 
 class Change(NamedTuple):
@@ -68,8 +68,10 @@ def places(value: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | i
 
 
 def write(change: Change, path: Path) -> None:
-    """The YAML with its change."""
+    """The YAML with its change, over the same YAML as before."""
     found = yaml.safe_load((CONFIGS / change.file).read_text())
+    if isinstance(found, dict) and "config" in found:
+        found["config"] = str(CONFIGS / found["config"])
     parent = found
     for key in change.place[:-1]:
         parent = parent[key]

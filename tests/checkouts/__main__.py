@@ -96,7 +96,7 @@ def fit(side: Side, name: str) -> None:
     if not there:
         stop(f"{side.checkout}: has none of {CONFIGS[name]}: add its files to CONFIGS in tests/checkouts/names.py")
     files = there[-1]
-    configs = [yaml.safe_load((side.checkout / file).read_text()) for file in files]
+    configs = [config for file in files for config in _layers(side.checkout / file)]
     settings = SETTINGS | {"trainer.logger.init_args.save_dir": side.out, "trainer.logger.init_args.name": name}
     flags = [flag for file in files for flag in ("--config", file)]
     flags += [f"--{spelled(key, configs)}={value}" for key, value in settings.items()]
@@ -104,6 +104,12 @@ def fit(side: Side, name: str) -> None:
         resumed = ["--ckpt_path", "last"] if steps != STEPS[0] else []
         log = f"fit {name} to step {steps}"
         side.run(log, "-m", "lightning", "fit", *flags, f"--trainer.max_steps={steps}", *resumed)
+
+
+def _layers(file: Path) -> list[dict[str, Any]]:
+    """A configuration and those below it, where it names one."""
+    config = yaml.safe_load(file.read_text())
+    return [config, *(_layers(file.parent / config["config"]) if "config" in config else [])]
 
 
 def use(side: Side) -> None:

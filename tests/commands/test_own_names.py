@@ -67,6 +67,7 @@ def said(done: subprocess.CompletedProcess, folder: Path) -> bool:
     return len(lines) == 1 and all(f"{folder / name.split('/')[0]}" in lines[0] for name in THEIRS)
 
 
+@pytest.mark.slow
 def test_ours_are_imported_and_so_is_a_module_of_the_users_with_another_name(folder):
     arguments = ["fit", "--config", "configs/quickstart.yaml", "--model.init_args.condition", "mine.Mine"]
     done = call(folder, "-m", "lightning", *arguments, "--print_config")

@@ -165,6 +165,11 @@ def test_an_installed_package_finds_its_configs_in_any_folder(installed, tmp_pat
     arguments = ["fit", "--config", "configs/quickstart.yaml", "--print_config"]
     done = run(installed, tmp_path, *arguments)
     assert done.returncode == 0 and "size: micro" in done.stdout, done.stderr[-2000:]
+    mine = tmp_path / "elsewhere" / "mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("config: configs/quickstart.yaml\ntrainer: {max_steps: 77}\n")
+    over = run(installed, tmp_path, "fit", "--config", mine, "--print_config")
+    assert over.stdout == done.stdout.replace("max_steps: 750", "max_steps: 77"), over.stderr[-2000:]
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/quickstart.yaml").write_text("seed_everything: 12345\n")  # the user's own comes first
     assert "seed_everything: 12345" in run(installed, tmp_path, *arguments).stdout

@@ -114,7 +114,7 @@ def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, ca
 def full(tmp_path_factory) -> str:
     """Shards of the paper's size."""
     sprites = SpritesDataModule(
-        root=str(tmp_path_factory.mktemp("full")), clips=1, val_clips=1, frames=16, height=320, width=512
+        root=str(tmp_path_factory.mktemp("full")), scene="plain", clips=1, val_clips=1, frames=16, height=320, width=512
     )
     sprites.prepare_data()
     return str(sprites.folder / "train")

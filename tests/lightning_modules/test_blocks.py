@@ -18,7 +18,6 @@ from lightning_modules.control.lora import LoraLinear, lora_layers, merged_lora,
 from lightning_modules.layers import seeded
 from lightning_modules.process.base import randn
 from lightning_modules.process.edm import edm_loss
-from lightning_modules.released.network import ROUNDED_UP, PortableTimesteps, use_portable_timesteps
 from tests.support.modules import inputs
 from tests.support.nets import OfTensors, attached, random_svd, with_lora
 
@@ -143,23 +142,6 @@ def test_a_half_precision_unet_ignores_autocast():
         plain = denoiser(*x)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(denoiser(*x), plain)
-
-
-def test_portable_timesteps_keep_their_bits_in_any_dtype():
-    unet = random_svd("tiny").unet
-    use_portable_timesteps(unet)
-    layer = unet.add_time_proj
-    assert type(layer) is PortableTimesteps and "frequency_bits" not in layer.state_dict()
-    half = layer.num_channels // 2
-    exponents = -torch.log(torch.tensor(10000.0, dtype=torch.float64)).item() * torch.arange(half).float() / half
-    frequencies = exponents.double().exp().float()
-    up = torch.isin(exponents, torch.tensor(ROUNDED_UP))
-    frequencies = torch.where(up, frequencies.nextafter(torch.tensor(1.0)), frequencies)
-    angles = torch.tensor([[8.0], [0.02]]) * frequencies
-    expected = torch.cat([angles.cos(), angles.sin()], dim=-1)
-    times = torch.tensor([8.0, 0.02])
-    assert torch.equal(layer(times), expected)
-    assert torch.equal(torch.nn.Module.to(unet, torch.bfloat16).add_time_proj(times), expected)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from conditions import RegionWise
 from lightning_modules.control.lora import without_lora
 from lightning_modules.process.edm import edm_loss, karras_sigmas
 from lightning_modules.released import Network, Released, build, load_released
+from tests.support import frequencies
 from tests.support.nets import OfTensors, motion_control, random_svd
 from tests.support.parity import ParitySet, load_set
 
@@ -67,9 +68,8 @@ def through_the_module(path: Path, released: Released) -> Network:
 )
 def network(request, released, released_file) -> Network:
     dtype, way = request.param
-    if way == "functions":
-        return build(released, dtype)
-    network = through_the_module(released_file, released)
+    network = build(released, dtype) if way == "functions" else through_the_module(released_file, released)
+    frequencies.apply(network.unet)
     for part in network.parts().values():
         part.to(dtype)
     return network
@@ -183,8 +183,9 @@ def test_five_step_sampler(case):
 
 def test_gradients_against_finite_differences(released, parity):
     """d loss / d weight along a random direction, for one tensor of every trained part."""
-    case = Case(parity, build(released, torch.float64))
-    network = case.network
+    network = build(released, torch.float64)
+    frequencies.apply(network.unet)
+    case = Case(parity, network)
     sigma, clean = case.inp("sigma_edm"), case.inp("z0")
     noisy = clean + sigma.view(-1, 1, 1, 1, 1) * case.inp("noise")
 

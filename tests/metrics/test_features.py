@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTokenizer,
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     ViTConfig,
@@ -22,6 +19,7 @@ from metrics import CLIPFeatures, DIFTFeatures, FrameConsistency, I3DLogits, Inc
 from metrics.i3d import InceptionI3d, max_pool, pad_same
 from remoco.common.errors import UserError
 from tests.support.feature_networks import save_script
+from tests.support.stable_diffusion import write_stable_diffusion
 
 
 def video(frames: int = 2, height: int = 40, width: int = 56, seed: int = 0) -> torch.Tensor:
@@ -221,35 +219,7 @@ def features_mean(folder) -> tuple[list[float], list[float]]:
 
 @pytest.fixture(scope="module")
 def sd_folder(tmp_path_factory):
-    """A tiny Stable Diffusion 2.1 in diffusers' layout, with random weights."""
-    folder = tmp_path_factory.mktemp("sd")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(32,) * 4, latent_channels=4,
-    ).save_pretrained(folder / "vae")  # fmt: skip
-    UNet2DConditionModel(
-        block_out_channels=(32, 32, 64, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=(2, 2, 4, 4),  # noqa: E501
-        use_linear_projection=True,
-    ).save_pretrained(folder / "unet")  # fmt: skip
-    text = CLIPTextConfig(
-        vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=8,
-    )  # fmt: skip
-    CLIPTextModel(text).save_pretrained(folder / "text_encoder")
-    DDIMScheduler(
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type="v_prediction"
-    ).save_pretrained(folder / "scheduler")
-    letters = {c: i for i, c in enumerate(["<|startoftext|>", "<|endoftext|>", "a", "b", "a</w>", "b</w>"])}
-    (folder / "tokenizer").mkdir()
-    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(letters))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\n")
-    CLIPTokenizer(str(folder / "tokenizer" / "vocab.json"), str(folder / "tokenizer" / "merges.txt")).save_pretrained(
-        folder / "tokenizer"
-    )
-    settings = folder / "tokenizer" / "tokenizer_config.json"
-    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"model_max_length": 8}))
-    return folder
+    return write_stable_diffusion(tmp_path_factory.mktemp("sd"))
 
 
 def test_dift_is_the_second_up_block_and_the_same_every_time(sd_folder):

@@ -200,3 +200,13 @@ def test_a_kept_reference_is_read_once_and_gives_the_same_bits(monkeypatch):
 
 def video(seed: int) -> torch.Tensor:
     return torch.randint(0, 256, (4, 3, 16, 16), generator=torch.Generator().manual_seed(seed)).byte()
+
+
+def test_after_a_reset_clips_may_have_another_length():
+    fvd = FrechetVideoDistance()
+    for frames in (6, 4):
+        fvd.reset()
+        for real in (True, False):
+            fvd.update(torch.randint(0, 256, (2, frames, 3, 16, 16), dtype=torch.uint8), real=real)
+        with pytest.raises(UserError, match=f"must all have {frames} frames, got 5"):
+            fvd.update(torch.zeros(1, 5, 3, 16, 16, dtype=torch.uint8), real=False)

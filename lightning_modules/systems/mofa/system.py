@@ -36,7 +36,7 @@ class MOFAVideo(FramedSystem):
     name = "MOFA-Video"
 
     def __init__(self, svd: ControlledSVD, cmp: CMP):
-        super().__init__(svd.settings, svd.quirks)
+        super().__init__(svd.settings, svd.quirks, svd.unet)
         self.svd, self.cmp, self.quirks = svd, cmp, svd.quirks
 
     @classmethod

@@ -26,7 +26,7 @@ from lightning_modules.systems.encoder_copy import Joined
 from lightning_modules.systems.files import WEIGHTS
 from remoco.common.errors import UserError
 from tests.support.systems import compared, draganything, recorded_set
-from tests.support.systems.files import drawing, svd_folder, write_copy
+from tests.support.systems.files import drawing, svd_folder, write_draganything
 from tests.support.systems.svd import networks, pipeline
 
 SMALL = Settings(size=(64, 128), frames=3, steps=2)
@@ -184,9 +184,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_copy(
-        tmp_path_factory.mktemp("draganything"), ControlledEncoder, Sprites("tiny", latents="vae").build().unet.config
-    )
+    return write_draganything(tmp_path_factory.mktemp("draganything"))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lightning_modules.systems.quirks import Quirks
 from lightning_modules.systems.splatting import average_splat
 from remoco.common.errors import UserError
 from tests.support.systems import compared, mofa, recorded_set
-from tests.support.systems.files import drawing, svd_folder, write_copy
+from tests.support.systems.files import drawing, svd_folder, write_mofa
 from tests.support.systems.svd import networks
 
 SMALL = Settings(size=(64, 128), frames=3, steps=2)
@@ -120,13 +120,7 @@ def files(tmp_path_factory):
     """The three things that are needed, in their released layouts."""
     folder = tmp_path_factory.mktemp("mofa")
     svd_folder(folder / "svd", frames=25)
-    write_copy(folder / "controlnet", FlowControlledEncoder, Sprites("tiny", latents="vae").build().unet.config)
-    torch.manual_seed(2)
-    state = {f"module.{name}": tensor for name, tensor in CMP().state_dict().items()}
-    old = {name: tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
-    saved = {"step": 42000, "state_dict": old, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
-    torch.save(saved, folder / CMP_FILE, _use_new_zipfile_serialization=False)
-    return folder
+    return write_mofa(folder)
 
 
 @pytest.fixture(scope="module")

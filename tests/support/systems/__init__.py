@@ -4,7 +4,7 @@
 
 The last name of the folder is the system. Each `NAME.json` is a set: sizes, seeds, a rule for weights and large inputs,
 the list of outputs; `NAME.safetensors` holds these, `NAME_keys.json.gz` the names and shapes of the weights. Networks
-compute in float64 with the frequencies of the sets, those of `PortableTimesteps`. Prints each output with the largest
+compute in float64 with the frequencies of the sets, `tests/support/frequencies.py`. Prints each output with the largest
 difference and its tolerance, and what was left out with the reason. Ends with 1 past a tolerance, or where an output is
 neither compared nor excused.
 """

@@ -14,6 +14,7 @@ from lightning_modules.process.sampler import euler_sample
 from lightning_modules.released import Network, build, take_apart
 from lightning_modules.released.names import matched
 from lightning_modules.systems.dragnuwa import Drags, released_drags
+from tests.support import frequencies
 from tests.support.systems import RecordedSet
 
 PREFIX = "model.diffusion_model."
@@ -27,7 +28,9 @@ def outputs(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:
 
 def network(recorded: RecordedSet) -> Network:
     """Through the checks that a released file passes."""
-    return build(take_apart(recorded.part(PREFIX), recorded.config["num_head_channels"]), torch.float64)
+    built = build(take_apart(recorded.part(PREFIX), recorded.config["num_head_channels"]), torch.float64)
+    frequencies.apply(built.unet)
+    return built
 
 
 def networks(recorded: RecordedSet) -> Iterator[tuple[str, Tensor]]:

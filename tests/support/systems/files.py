@@ -17,7 +17,11 @@ from lightning_modules.bases.sprites.base import Sprites
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, names
 from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
+from lightning_modules.systems.draganything import ControlledEncoder
 from lightning_modules.systems.files import WEIGHTS
+from lightning_modules.systems.mofa.cmp import CMP
+from lightning_modules.systems.mofa.network import FlowControlledEncoder
+from lightning_modules.systems.mofa.system import CMP_FILE
 
 DRAGNUWA = Architecture(
     block_out_channels=(32, 64),
@@ -102,4 +106,20 @@ def write_copy(folder: Path, kind: Any, config: Any, seed: int = 5) -> Path:
         shapes = {name: tuple(tensor.shape) for name, tensor in kind(config).state_dict().items()}
     save_file(random_state(shapes, seed), folder / WEIGHTS)
     (folder / "config.json").write_text('{"_class_name": "the released one, which nobody imports"}')
+    return folder
+
+
+def write_draganything(folder: Path) -> Path:
+    """Its copy over the base that `svd_folder` writes."""
+    return write_copy(folder, ControlledEncoder, Sprites("tiny", latents="vae").build().unet.config)
+
+
+def write_mofa(folder: Path) -> Path:
+    """`controlnet/` over the base that `svd_folder` writes, and CMP's file beside it, as an old torch saved it."""
+    write_copy(folder / "controlnet", FlowControlledEncoder, Sprites("tiny", latents="vae").build().unet.config)
+    with seeded(2):
+        state = {f"module.{name}": tensor for name, tensor in CMP().state_dict().items()}
+    old = {name: tensor for name, tensor in state.items() if "num_batches_tracked" not in name}
+    saved = {"step": 42000, "state_dict": old, "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}}}
+    torch.save(saved, folder / CMP_FILE, _use_new_zipfile_serialization=False)
     return folder

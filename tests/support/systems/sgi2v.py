@@ -14,6 +14,7 @@ from lightning_modules.process.edm import karras_sigmas
 from lightning_modules.systems.controlled import Settings
 from lightning_modules.systems.files import fit
 from lightning_modules.systems.sgi2v import Optimisation, SGI2VSampler
+from tests.support import frequencies
 from tests.support.systems import RecordedSet
 from tests.support.systems.svd import SIZES, other_parts
 
@@ -71,6 +72,7 @@ def sampler(recorded: RecordedSet) -> Recording:
     how = Optimisation(
         steps[0], steps[-1], config["iterations"], config["rate"], config["spread"], config["cut"], recompute=False
     )
+    frequencies.apply(unet)
     svd = Recording(unet, *other_parts(recorded), settings, how)
     svd.to("cpu", torch.float64)
     svd.boxes = np.array(config["boxes"], np.float32)

@@ -17,6 +17,7 @@ from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residual
 from lightning_modules.systems.files import fit
 from lightning_modules.systems.quirks import Quirks
 from lightning_modules.systems.svd_parts import decoded
+from tests.support import frequencies
 from tests.support.systems import RecordedSet
 
 SIZES = (
@@ -34,6 +35,7 @@ def networks(recorded: RecordedSet, kind: type[EncoderCopy]) -> tuple[Any, Encod
     for network, prefix in ((unet, "unet."), (copy, "controlnet.")):
         fit(network, recorded.part(prefix), recorded.path, prefix)
         network.double().eval().requires_grad_(False)
+        frequencies.apply(network)
     return unet, copy
 
 

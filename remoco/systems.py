@@ -1,0 +1,164 @@
+"""Which system is meant, by name or class path, and its networks read from the user's own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from remoco.common.errors import UserError, one_line, readable
+from remoco.near import hint
+
+if TYPE_CHECKING:
+    import torch
+
+    from lightning_modules.systems.system import System
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+SYSTEMS = {
+    "remoco": "lightning_modules.systems.ours.ReMoCo",
+    "dragnuwa": "lightning_modules.systems.dragnuwa.DragNUWA",
+    "draganything": "lightning_modules.systems.draganything.DragAnything",
+    "mofa": "lightning_modules.systems.mofa.MOFAVideo",
+    "sgi2v": "lightning_modules.systems.sgi2v.SGI2V",
+}
+"""Name -> class."""
+RUNS = {"dtype", "device"}  # arguments of `load` that say where it computes, and change no protocol
+
+
+@dataclass(frozen=True)
+class SystemChoice:
+    """A system and the files that it is read from."""
+
+    system: str
+    """Name of the system (remoco, dragnuwa, draganything, mofa or sgi2v), or the class path of your own."""
+    weights: str | None = None
+    """Its released file or folder; for remoco a checkpoint, a folder of `save_pretrained`, or `embedded`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the class's `load`: `svd`, `cmp`, `features`, `quirks` (`as_released`, `corrected` or a
+    mapping of its fields), `settings` (a mapping of its fields)."""
+
+
+def system_class(name: str) -> type[System]:
+    """The class of a system, which is imported.
+
+    Raises:
+        UserError: no system of this name, and no class of this path that is one.
+    """
+    path = SYSTEMS.get(name, name)
+    module, _, kind = path.rpartition(".")
+    if not module:
+        near = hint(name, SYSTEMS)
+        raise UserError(f"system: no system {readable(name)}{near}, expected {', '.join(SYSTEMS)} or a class path")
+    try:
+        found = getattr(import_module(module), kind)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"system: {readable(path)}: does not import ({readable(str(error))})") from error
+    if not inspect.isclass(found) or not callable(getattr(found, "load", None)) or not hasattr(found, "control"):
+        raise UserError(f"system: {readable(path)} is no system, expected a class with `load`, `control` and a call")
+    return found
+
+
+def arguments(choice: SystemChoice) -> dict[str, Any]:
+    """What the class's `load` is called with, checked before a file is read.
+
+    Raises:
+        UserError: weights are missing or not taken, an option is unknown, or a value does not fit its field; one line.
+    """
+    kind: Any = system_class(choice.system)
+    parameters = {n: p for n, p in inspect.signature(kind.load).parameters.items() if n not in RUNS}
+    given: dict[str, Any] = {}
+    for name, value in choice.options.items():
+        if name not in parameters or name == "path":
+            known = ", ".join(n for n in parameters if n != "path")
+            near = hint(name, parameters)
+            raise UserError(f"{choice.system}: {readable(name)}: unknown option{near}, it has {known}")
+        default = parameters[name].default
+        given[name] = _settings(f"{choice.system}: {name}", default, value) if _is_settings(default) else value
+    if "path" in parameters:
+        if choice.weights is None:
+            raise UserError(f"{choice.system}: weights: missing, expected its file or folder")
+        given["path"] = choice.weights
+    elif choice.weights is not None:
+        raise UserError(f"{choice.system}: weights: expected none, it has no weights of its own")
+    empty = inspect.Parameter.empty
+    if missing := [name for name, parameter in parameters.items() if parameter.default is empty and name not in given]:
+        raise UserError(f"{choice.system}: {missing[0]}: missing")
+    return given
+
+
+def load_system(choice: SystemChoice, device: torch.device | str, dtype: torch.dtype) -> System:
+    """Read a system's networks.
+
+    Args:
+        choice: Which one.
+        device: Where they go.
+        dtype: Dtype of the networks.
+
+    Raises:
+        UserError: as `arguments`, or a file is not what the system needs; one line.
+    """
+    given, kind = arguments(choice), system_class(choice.system)
+    try:
+        return kind.load(**given, dtype=dtype, device=device)  # type: ignore[attr-defined]
+    except UserError:
+        raise
+    except (ValueError, OSError, RuntimeError, TypeError) as error:
+        raise UserError(f"{choice.system}: {one_line(error)}") from error
+
+
+def fingerprint(choice: SystemChoice) -> str:
+    """SHA-256 over the system's name, its options and the bytes of its own weights: of other videos another one."""
+    digest = hashlib.sha256(repr((choice.system, sorted(choice.options.items()))).encode())
+    path = None if choice.weights is None else Path(choice.weights)
+    if path is None or not path.exists():
+        digest.update(str(path).encode())
+        return digest.hexdigest()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _is_settings(default: Any) -> bool:
+    return dataclasses.is_dataclass(default) and not isinstance(default, type)
+
+
+def _settings(where: str, default: Any, value: Any) -> Any:
+    """Settings of a system from a mapping of its fields; `corrected` and `as_released` where it has those."""
+    kind = type(default)
+    if value == "as_released":
+        return default
+    if value == "corrected" and hasattr(kind, "corrected"):
+        return kind.corrected()
+    if not isinstance(value, Mapping):
+        words = "as_released, corrected or " if hasattr(kind, "corrected") else ""
+        raise UserError(f"{where} is {readable(str(value), 60)}, expected {words}a mapping of its fields")
+    return _parsed(where, default, dict(value))
+
+
+def _parsed(where: str, default: Any, values: dict[str, Any]) -> Any:
+    from jsonargparse import ArgumentParser
+
+    from remoco.flags import cause
+
+    fields = [each.name for each in dataclasses.fields(default)]
+    for name in values:
+        if name not in fields:
+            raise UserError(
+                f"{where}.{readable(str(name))}: unknown{hint(str(name), fields)}, its fields are {', '.join(fields)}"
+            )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(type(default), default=default)
+    now = {name: getattr(default, name) for name in fields}
+    try:
+        parsed = parser.instantiate_classes(parser.parse_object(now | values))
+    except Exception as error:  # jsonargparse's own, and the checks of the settings
+        raise UserError(f"{where}: {cause(error)}") from error
+    return dataclasses.replace(default, **{name: getattr(parsed, name) for name in values})
