@@ -131,6 +131,7 @@ def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypa
     assert not (tmp_path / "fresh").exists()
 
 
+@pytest.mark.slow
 def test_edited_inputs_are_made_again(tmp_path, capsys, monkeypatch, written):
     """What moves, in inputs of one's own; each of its parts edited after its video was there."""
     image, made = np.full((64, 64, 3), 90, np.uint8), []

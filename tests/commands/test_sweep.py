@@ -137,7 +137,7 @@ def test_shipped_sweeps_are_accepted(file, full, tmp_path):
 
 
 def test_both_sizes_are_shipped():
-    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size"]
+    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size", "warp"]
     for folder in ("sweep", "sweep/paper"):
         assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
 
@@ -293,7 +293,8 @@ def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     trainer = config["trainer"]
     trainer |= {"max_steps": 40, "val_check_interval": 40}
     last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
-    trainer["callbacks"] = [{"class_path": f"callbacks.{name}"} for name in ("RunFolder", "ControlErrors")] + [last]
+    evaluation = {"class_path": "callbacks.Evaluation", "init_args": {"control_errors": {}}}
+    trainer["callbacks"] = [{"class_path": "callbacks.RunFolder"}, evaluation, last]
     config["data"]["init_args"]["scene"] = "plain"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     file = sweep(configs=[str(tmp_path / "tiny.yaml")], seeds=2)
