@@ -35,9 +35,9 @@ fit: $(READY)
 demo: $(READY)
 	$(BIN)/remoco demo
 
-# a process for each core, with one thread each
+# a process for each core, with one thread each; who is done takes tests from who is not
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal
 
 # a server of S3, Weights & Biases and a browser's driver, for the long tests alone
 $(VENV)/slow: $(READY)
@@ -45,7 +45,7 @@ $(VENV)/slow: $(READY)
 	touch $@
 
 test-slow: $(VENV)/slow
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n logical --dist loadfile --maxfail 10 --durations 30
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n logical --dist worksteal --maxfail 10 --durations 30
 
 # what CI has no time for: trainings to their end
 test-long: $(VENV)/slow

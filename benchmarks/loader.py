@@ -190,9 +190,10 @@ def ours(folder: Path, batch: int) -> DataLoader:
 
 def with_condition(loader: DataLoader) -> Iterator[torch.Tensor]:
     """The batches' controls and buckets, made on the CPU."""
-    condition = RegionWise()
+    condition, control = RegionWise(), None
     for batch in loader:
-        yield control_of(condition, batch, batch["position"]), batch["motion_bucket"]
+        control = control_of(condition, batch, batch["position"], out=control)
+        yield control, batch["motion_bucket"]
 
 
 def timed(batches: Any, clips: int) -> tuple[float, float]:

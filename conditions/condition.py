@@ -36,6 +36,7 @@ class Condition(ABC):
         seed: Tensor,
         motion: Motion | None = None,
         step: Tensor | float | None = None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """Control of a batch of tracked clips: a pure function, sample by sample, of flow, visibility and seed.
 
@@ -45,6 +46,8 @@ class Condition(ABC):
             seed: (B,) int64, one per sample.
             motion: the motion of these clips where the caller has it; else it is read off the flow.
             step: pixels per unit of a stored flow: a number, or (B,); see `flow_to_pixels`.
+            out: an earlier control that nobody needs any more, whose memory may be used again: the first use of fresh
+                memory costs as much CPU time as all the rest.
 
         Returns:
             (B, L, 3, H, W) float32 on the device of `flow`.
@@ -67,11 +70,17 @@ class Condition(ABC):
         # Displacements are data, not activations: a training step's autocast must not round them to bfloat16.
         with torch.no_grad(), torch.autocast(flow.device.type, enabled=False):
             if stored:
-                return self.control_of_stored(flow, step, visibility, seed, motion)
+                return self.control_of_stored(flow, step, visibility, seed, motion, out)
             return self.control(flow, visibility, seed, motion)
 
     def control_of_stored(
-        self, flow: Tensor, step: Tensor | float | None, visibility: Tensor, seed: Tensor, motion: Motion | None
+        self,
+        flow: Tensor,
+        step: Tensor | float | None,
+        visibility: Tensor,
+        seed: Tensor,
+        motion: Motion | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """`control` of a uint16 flow; to be overridden by what needs less than all of it in pixels."""
         return self.control(flow_to_pixels(flow, step), visibility, seed, motion)

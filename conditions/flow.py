@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -105,31 +104,6 @@ def motion_bucket(flow: Tensor, magnitude: Tensor | None = None) -> Tensor:
     """
     magnitude = average_magnitude(flow) if magnitude is None else magnitude
     return magnitude.mean(dim=(1, 2), dtype=torch.float64).float()  # in float64 the order of the sum does not show
-
-
-_used: list[np.ndarray] = []  # the last two arrays of `zeros_on_cpu`
-
-
-def _references(arrays: list[np.ndarray], place: int) -> int:
-    return sys.getrefcount(arrays[place])
-
-
-# what Python counts for an array that only a list holds: its version decides
-_UNUSED = _references([np.zeros(1)], 0)
-
-
-def zeros_on_cpu(shape: tuple[int, ...]) -> Tensor:
-    """Float32 zeros, in the memory of the call before last where nothing refers to it any more: the first use of fresh
-    memory costs several times what writing to it does, and on a busy machine much more.
-    """
-    for place in range(len(_used)):
-        if _used[place].shape == tuple(shape) and _references(_used, place) == _UNUSED:
-            _used.append(_used.pop(place))
-            _used[-1].fill(0)
-            return torch.from_numpy(_used[-1])
-    _used.append(np.zeros(tuple(shape), np.float32))
-    del _used[:-2]
-    return torch.from_numpy(_used[-1])
 
 
 def empty_float32(shape: tuple[int, ...], device: torch.device) -> Tensor:

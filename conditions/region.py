@@ -22,7 +22,6 @@ from conditions.flow import (
     flow_to_pixels,
     global_visibility,
     motion_mask,
-    zeros_on_cpu,
 )
 from conditions.rng import uniform
 from conditions.strokes import draw_strokes
@@ -213,7 +212,13 @@ class RegionWise(SparseCondition):
         return region_pixels(regions, visible, self.region_size, self.visibility_rule)
 
     def control_of_stored(
-        self, flow: Tensor, step: Tensor | float | None, visibility: Tensor, seed: Tensor, motion: Motion | None
+        self,
+        flow: Tensor,
+        step: Tensor | float | None,
+        visibility: Tensor,
+        seed: Tensor,
+        motion: Motion | None,
+        out: Tensor | None = None,
     ) -> Tensor:
         """The same, equal to the last bit. On the CPU only the chosen pixels, about one in 40, are read and written;
         counting them on a GPU would stall it.
@@ -222,7 +227,9 @@ class RegionWise(SparseCondition):
         if flow.device.type != "cpu" or (self.motion_mask and mask is None):
             return super().control_of_stored(flow, step, visibility, seed, motion)
         batch, frames, _, height, width = flow.shape
-        control = zeros_on_cpu((batch, frames, 3, height, width))
+        shape = batch, frames, 3, height, width
+        fits = out is not None and (out.shape, out.dtype, out.device) == (shape, torch.float32, flow.device)
+        control = out.zero_() if out is not None and fits else torch.zeros(shape)
         chosen = self.chosen_pixels(global_visibility(visibility), seed).flatten(1)
         steps = torch.as_tensor(step, dtype=torch.float32).expand(batch)
         signed = flow.flatten(3).view(torch.int16)  # torch does not index unsigned ones

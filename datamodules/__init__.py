@@ -6,6 +6,7 @@ from typing import Any
 _HOME = {
     "WebVidDataModule": "datamodules.webvid",
     "SpritesDataModule": "datamodules.sprites",
+    "PhotosDataModule": "datamodules.photos",
     "BenchmarkDataModule": "datamodules.bench.datamodule",
     "BadClip": "remoco.common.errors",
     "UserError": "remoco.common.errors",

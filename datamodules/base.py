@@ -74,7 +74,7 @@ class ClipLoader(DataLoader):
         for batch in super().__iter__():
             if REFUSED in batch:
                 raise UserError(batch[REFUSED])
-            watch(batch.pop("bad"), self.dataset.shards.pattern)
+            watch(batch.pop("bad"), self.dataset.name)
             yield batch
 
 

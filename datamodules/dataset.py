@@ -39,6 +39,11 @@ class ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.order)
 
+    @property
+    def name(self) -> Any:
+        """What errors call the set."""
+        return self.shards.pattern
+
     def __getitem__(self, position: int) -> dict[str, Any]:
         """A row of `Batch`, with `replaced` = candidates that failed and `bad` = why, one line each.
 

@@ -17,12 +17,14 @@ if TYPE_CHECKING:  # the contract between the rooms, and what `--help` has no ne
 FITTING_CLIPS = 128  # of the training set, for latents that are fitted to it
 
 
-def control_of(condition: Condition, batch: Batch, seeds: Tensor, motion: Motion | None = None) -> Tensor:
+def control_of(
+    condition: Condition, batch: Batch, seeds: Tensor, motion: Motion | None = None, out: Tensor | None = None
+) -> Tensor:
     """(B, L, 3, H, W) control tensor of the batch's clips; `seeds` (B,) int64 draw the regions. `motion`: where the
-    caller has it already.
+    caller has it already. `out`: see `Condition`.
     """
     flow, seeds = batch["flow"], seeds.to(batch["flow"].device, non_blocking=True)
-    return condition(flow, batch["visibility"], seeds, motion or stored_motion(batch), batch.get("flow_step"))
+    return condition(flow, batch["visibility"], seeds, motion or stored_motion(batch), batch.get("flow_step"), out)
 
 
 def stored_motion(batch: Batch) -> Motion | None:

@@ -7,14 +7,12 @@ parser. Nothing here imports torch.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from jsonargparse.typing import ClosedUnitInterval, restricted_number_type
-
 from remoco.common.errors import UserError
+from remoco.common.ranges import number, within
 
 if TYPE_CHECKING:  # what `noise.process` is an instance of; nothing of torch is imported for settings
     from lightning_modules.process.base import NoiseProcess
@@ -25,7 +23,17 @@ MOST_STEPS = 10_000
 MOST_SIGMA = 1e6
 MOST_RANK = 4096
 
-if TYPE_CHECKING:
+if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
+    Rank = number(int, 1, MOST_RANK)
+    Steps = number(int, 1, MOST_STEPS)
+    Count = number(int, 1, 2**31 - 1)
+    Sigma = number(float, 0.01, MOST_SIGMA)
+    Factor = number(float, 0, MOST_SIGMA)
+    Mean = number(float, -20, 20)
+    Deviation = number(float, 0, 20)
+    Share = number(float, 0, 1)
+    Scale = number(float, 0, 1000)
+else:
     Rank: TypeAlias = int
     Steps: TypeAlias = int
     Count: TypeAlias = int
@@ -35,16 +43,6 @@ if TYPE_CHECKING:
     Deviation: TypeAlias = float
     Share: TypeAlias = float
     Scale: TypeAlias = float
-else:
-    Rank = restricted_number_type("Rank", int, [(">=", 1), ("<=", MOST_RANK)])
-    Steps = restricted_number_type("Steps", int, [(">=", 1), ("<=", MOST_STEPS)])
-    Count = restricted_number_type("Count", int, [(">=", 1), ("<", 2**31)])
-    Sigma = restricted_number_type("Sigma", float, [(">=", 0.01), ("<=", MOST_SIGMA)])
-    Factor = restricted_number_type("Factor", float, [(">=", 0), ("<=", MOST_SIGMA)])
-    Mean = restricted_number_type("Mean", float, [(">=", -20), ("<=", 20)])
-    Deviation = restricted_number_type("Deviation", float, [(">=", 0), ("<=", 20)])
-    Share = ClosedUnitInterval
-    Scale = restricted_number_type("Scale", float, [(">=", 0), ("<=", 1000)])
 
 
 @dataclass(frozen=True)
@@ -175,11 +173,3 @@ class Start:
             raise UserError(f"start.kind is {self.kind!r:.60}, expected adapter, checkpoint or motionpro")
         if self.kind != "motionpro" and not Path(self.file).is_file():
             raise UserError(f"start.file: no file {self.file}, expected adapter.safetensors or a checkpoint")
-
-
-def within(name: str, value: Any, least: float, most: float, whole: bool = False) -> None:
-    """Raise UserError unless a value is a finite number in a range, or a whole one."""
-    kinds = (int,) if whole else (int, float)
-    if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
-        kind = "whole number" if whole else "number"
-        raise UserError(f"{name} is {value!r:.60}, expected a {kind} of {least:g} to {most:g}")

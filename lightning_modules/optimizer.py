@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from lightning_modules.config import within
 from remoco.common.errors import UserError
+from remoco.common.ranges import within
 
 ADAMW = "torch.optim.AdamW"
 LR, BETAS, WEIGHT_DECAY = 1e-5, (0.9, 0.999), 0.01  # the paper's rate; AdamW's own

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, flow_to_pixels, mix, motion_of, uniform
-from lightning_modules import checkpoint, config, record, resumed
+from lightning_modules import checkpoint, record, resumed
 from lightning_modules.bases.said import check_inputs
 from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
@@ -28,6 +28,7 @@ from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
+from remoco.common.ranges import within
 from remoco.common.tensor_files import odd_weight
 
 if TYPE_CHECKING:  # the contract between the rooms; and what `--help` has no need of
@@ -78,7 +79,7 @@ class VideoModule(LightningModule):
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
         self.validation_loss = FixedSigmaLoss(self.process)
-        config.within("seed", seed, -(2**63), 2**63 - 1, whole=True)
+        within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
     # What a subclass says

@@ -1,9 +1,10 @@
 """The commands' names, and what all of them share: flags from a function's signature, and errors of one line.
 
 A command is a function. Its parameters without a default are positional, those with one before a `/` are positional and
-may be left out, the others are flags (`clips_per_shard` is
-`--clips-per-shard`, a bool is a switch, a list that may be repeated takes one value each time, a dataclass one flag per
-field); types come from the annotations, help from the docstring. What it returns is the exit code, nothing is 0.
+may be left out, the others are flags: `clips_per_shard` is `--clips-per-shard`, a bool is a switch, a list of texts
+takes one each time. A parameter that is a dataclass is a flag for each field, under the field's own name; the fields of
+a dataclass in it have its name before theirs. Types come from the annotations, help from the docstring and from what
+stands under a field. What it returns is the exit code, nothing is 0.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
+    "photos": Command("remoco.photos:photos", "Measure a model of photographs beside pixels moved without a network."),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
     "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
@@ -72,10 +74,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.parse_args(arguments[len(path) :])
         return 0
     parser = flags.parser(name, function)
-    values = flags.values(function, parser.parse_args(arguments[len(path) :]))
+    parsed = parser.parse_args(arguments[len(path) :])
     try:
-        first = [values.pop(name) for name in flags.positional_only(function)]
-        return int(function(*first, **values) or 0)
+        values = flags.bound(function, parsed)
+        return int(function(*values.args, **values.kwargs) or 0)
     except KeyboardInterrupt:
         print("interrupted; the same command resumes from here", file=sys.stderr)
         return 130

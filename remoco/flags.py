@@ -1,4 +1,4 @@
-"""Flags of a command from its function: names and types from the signature, help from the docstring."""
+"""A command's parser: jsonargparse reads the function's signature and docstrings, this gives flags flat names."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import inspect
 import re
 import sys
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from docstring_parser import parse
-from jsonargparse import Namespace
+from jsonargparse import Namespace, set_parsing_settings
 
 from remoco.near import Hinting
 
@@ -21,16 +20,41 @@ KINDS = {
     "dict": "a mapping", "tuple": "a list", "Iterable": "a list", "NoneType": "null",
 }  # fmt: skip
 
+# what stands under a field of a dataclass is its help
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
 
 class Parser(Hinting):
-    """Reports a mistake as one line and exits with 2."""
+    """The parser of a function. It reports a mistake as one line and exits with 2."""
+
+    parameters: Mapping[str, inspect.Parameter] = {}
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """As jsonargparse reads it from the signature, with the name and the form that a command line has."""
+        path = names[0].removeprefix("--")
+        parameter = self.parameters.get(path.partition(".")[0])
+        if parameter is None:
+            return super().add_argument(*names, **options)
+        if dataclasses.is_dataclass(options.get("type")):
+            return self.add_class_arguments(options["type"], path, as_group=False) and None
+        flag = "--" + "-".join(path.split(".")[1:] or [path]).replace("_", "-")
+        if typing.get_origin(parameter.annotation) in (list, Sequence):
+            options = {"type": typing.get_args(parameter.annotation)[0], "help": options["help"]}
+            options |= {"nargs": "+"} if parameter.default is parameter.empty else {"action": "append", "default": []}
+        elif options.get("type") is bool and options.get("default") is False:
+            options = {"action": "store_true", "help": options["help"]}
+        if parameter.default is parameter.empty:
+            return super().add_argument(path, **options)
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            options |= {"nargs": "?", "default": parameter.default, "metavar": path.upper()}
+            return super().add_argument(path, **options)
+        return super().add_argument(flag, dest=path, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the cause with the flag as it is typed."""
-        line = re.sub(
-            r"Parser key \"([\w.]+)\":", lambda key: f"--{key[1].replace('_', '-')}:", self.hinted(cause(message))
-        )
-        print(f"{self.prog}: error: {line}", file=sys.stderr)
+        flags = {action.dest: (*action.option_strings, action.dest)[0] for action in self._actions}
+        line = re.sub(r"Parser key \"([\w.]+)\":", lambda key: f"{flags.get(key[1], key[1])}:", cause(message))
+        print(f"{self.prog}: error: {self.hinted(line)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -54,6 +78,9 @@ def cause(message: Any) -> str:
     line = " ".join(str(message).split())
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
     line = re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
+    line = re.sub(
+        r"Not of type ((?:whole )?number [^:]+): (?:got|.*?:) '?(.*?)'?(?= - |$)", r"Expected a \1. Got value: \2", line
+    )
     line = re.sub(r" Subclass types expect one of: - a class path .*? \(implicit class_path\)", "", line)
     line = re.sub(r"(?<=.) - Not a valid subclass of \w+", "", line)
     line = re.sub(r"Not a valid subclass of (\w+)\.?", r"Expected the class path of a \1, and init_args.", line)
@@ -72,61 +99,28 @@ def parser(name: str, function: Callable[..., Any]) -> Parser:
         name: The command's words, as the help and errors show them.
         function: What it runs.
     """
-    text = parse(inspect.getdoc(function) or "")
-    helps = {entry.arg_name: _sentence(entry.description) for entry in text.params}
-    built = Parser(prog=name, description=_sentence(text.short_description))
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind, default = parameter.annotation, parameter.default
-        if parameter.kind is parameter.POSITIONAL_ONLY and default is not parameter.empty:
-            built.add_argument(
-                parameter.name,
-                nargs="?",
-                type=kind,
-                default=default,
-                help=helps.get(parameter.name),
-                metavar=parameter.name.upper(),
-            )
-        elif default is parameter.empty:
-            many = (
-                {"nargs": "+", "type": typing.get_args(kind)[0]} if typing.get_origin(kind) is list else {"type": kind}
-            )
-            built.add_argument(parameter.name, help=helps.get(parameter.name), **many)
-        elif dataclasses.is_dataclass(default):
-            fields = {
-                entry.arg_name: _sentence(entry.description) for entry in parse(type(default).__doc__ or "").params
-            }
-            types = typing.get_type_hints(type(default))
-            for field in dataclasses.fields(default):
-                _add(
-                    built,
-                    f"{parameter.name}_{field.name}",
-                    types[field.name],
-                    getattr(default, field.name),
-                    fields.get(field.name),
-                )
-        else:
-            _add(built, parameter.name, kind, default, helps.get(parameter.name))
+    built = Parser(prog=name, description=" ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()))
+    built.parameters = inspect.signature(function, eval_str=True).parameters
+    built.add_function_arguments(function, as_group=False, as_positional=True)
     return built
 
 
-def values(function: Callable[..., Any], parsed: Namespace) -> dict[str, Any]:
-    """What was parsed as keyword arguments of the function, dataclasses put together."""
-    arguments = {}
-    for parameter in inspect.signature(function).parameters.values():
-        default: Any = parameter.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            fields = dataclasses.fields(default)
-            settings = {field.name: parsed[f"{parameter.name}_{field.name}"] for field in fields}
-            arguments[parameter.name] = dataclasses.replace(default, **settings)
-        else:
-            arguments[parameter.name] = parsed[parameter.name]
-    return arguments
+def bound(function: Callable[..., Any], parsed: Namespace) -> inspect.BoundArguments:
+    """What was parsed as arguments of the function, its dataclasses put together.
+
+    Raises:
+        UserError: a dataclass refuses its values.
+    """
+    signature = inspect.signature(function, eval_str=True)
+    values = {name: _value(each.annotation, parsed[name]) for name, each in signature.parameters.items()}
+    return inspect.BoundArguments(signature, values)
 
 
-def positional_only(function: Callable[..., Any]) -> list[str]:
-    """Names of the parameters before a `/`, which Python takes by their place alone."""
-    parameters = inspect.signature(function).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+def _value(kind: Any, parsed: Any) -> Any:
+    if not dataclasses.is_dataclass(kind):
+        return parsed
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: _value(hints[name], value) for name, value in vars(parsed).items()})  # type: ignore[operator]
 
 
 def menu(name: str, entries: dict[str, str]) -> Parser:
@@ -136,22 +130,3 @@ def menu(name: str, entries: dict[str, str]) -> Parser:
     for word, text in entries.items():
         commands.add_subcommand(word, Parser(), help=text)
     return built
-
-
-def _add(built: Parser, name: str, kind: Any, default: Any, text: str | None) -> None:
-    flag = f"--{name.replace('_', '-')}"
-    if kind is bool and default is False:
-        built.add_argument(flag, action="store_true", help=text)
-    elif typing.get_origin(kind) is list or (isinstance(default, (list, tuple)) and not default):
-        element = next(iter(typing.get_args(kind)), str)
-        built.add_argument(flag, action="append", type=element, default=[], help=text)
-    else:
-        built.add_argument(flag, type=kind, default=default, help=text)
-
-
-def _sentence(text: str | None) -> str | None:
-    """With a capital and a full stop, so that help reads as text; `%` is argparse's own sign."""
-    if not text:
-        return text
-    text = " ".join(text.split()).replace("%", "%%")
-    return text[0].upper() + text[1:] + ("" if text.endswith(".") else ".")

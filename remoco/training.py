@@ -65,10 +65,6 @@ WRONG = (
 """What classes that a configuration names raise where an argument is not theirs."""
 
 
-# what stands under a field of a dataclass is its help
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
-
-
 class Quiet(logging.Filter):
     """Leaves out Lightning's advertisement."""
 

@@ -75,3 +75,33 @@ def test_a_public_method_has_a_docstring_unless_it_overrides_another():
                 module = ".".join(path.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__")
                 above = getattr(import_module(module), node.name).__mro__[1:]
                 assert any(name in vars(base) for base in above), f"{module}: {node.name}.{name} has no docstring"
+
+
+MOST = 12  # arguments of a function, and fields of a dataclass
+LONG = {  # their names are what users of Lightning's data modules and of diffusers' pipelines write
+    "datamodules/webvid.py: WebVidDataModule.__init__",
+    "datamodules/sprites.py: SpritesDataModule.__init__",
+    "lightning_modules/pipeline.py: MotionControlPipeline.__call__",
+}
+
+
+def signatures(path):
+    """Name -> number of arguments, of every function in a file and of what makes each of its dataclasses."""
+    tree = ast.parse(path.read_text())
+    inside = {id(each): node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for each in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            named = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = len([each for each in named if each.arg not in ("self", "cls")])
+            yield ".".join(filter(None, [inside.get(id(node)), node.name])), count
+        elif isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(each) for each in node.decorator_list):
+            yield node.name, sum(isinstance(each, ast.AnnAssign) for each in node.body)
+
+
+def test_no_signature_is_long():
+    long = set()
+    for room in ROOMS:
+        for path in (REPO / room).rglob("*.py"):
+            place = path.relative_to(REPO).as_posix()
+            long |= {f"{place}: {name}" for name, count in signatures(path) if count > MOST}
+    assert long == LONG

@@ -19,17 +19,9 @@ from typing import Any
 from tqdm import tqdm
 
 from datamodules.prepare import clips, folder, pool
+from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
 from datamodules.prepare.sources import Video
-from datamodules.prepare.video import (
-    VIDEO_TIMEOUT,
-    Settings,
-    Task,
-    give_up,
-    part_path,
-    read_part,
-    result_path,
-    write_part,
-)
+from datamodules.prepare.video import Task, give_up, part_path, read_part, result_path, write_part
 from datamodules.shards import INDEX, read_index, sidecar, unpack
 from datamodules.shards.remote import Remote
 from datamodules.shards.writer import ShardWriter
@@ -50,6 +42,7 @@ class Job:
         videos: all of them, in order.
         settings: settings of the clips.
         tracker_version: part of what the bytes depend on.
+        clips_per_shard: number of videos in a block, and the most clips of a shard.
         retry: try the videos that were left out again, also when the set was complete.
         timeout: seconds that a clip may take.
         video_timeout: seconds after which no further clip of a video is begun.
@@ -65,12 +58,13 @@ class Job:
         videos: list[Video],
         settings: Settings,
         tracker_version: str,
+        clips_per_shard: int,
         retry: bool = False,
         timeout: float | None = None,
         video_timeout: float = VIDEO_TIMEOUT,
         store: Remote | None = None,
     ) -> None:
-        self.folder, self.videos, self.settings = target, videos, settings
+        self.folder, self.videos, self.settings, self.clips_per_shard = target, videos, settings, clips_per_shard
         self.timeout, self.video_timeout, self.store = timeout, video_timeout, store
         if store is not None and not (target / PLAN).exists() and (store / INDEX).exists():
             raise UserError(
@@ -78,9 +72,8 @@ class Job:
             )
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
-        options["background"] = (
-            None if settings.background == WHITE else list(settings.background)
-        )  # older sets say none
+        options["background"] = None if settings.colour == WHITE else list(settings.colour)  # older sets say none
+        options["clips_per_shard"] = clips_per_shard
         plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
         self._claim(plan | self._rule(retry), retry)
         if retry:
@@ -117,10 +110,10 @@ class Job:
     @property
     def blocks(self) -> range:
         """Numbers of the blocks."""
-        return range(-(-len(self.videos) // self.settings.clips_per_shard))
+        return range(-(-len(self.videos) // self.clips_per_shard))
 
     def _numbers(self, block: int) -> range:
-        size = self.settings.clips_per_shard
+        size = self.clips_per_shard
         return range(block * size, min(len(self.videos), (block + 1) * size))
 
     def _parts(self, block: int) -> Path:
@@ -151,7 +144,7 @@ class Job:
                 elif result is not None:
                     raise UserError(f"{result}; what is finished stays; the same command resumes from there")
                 bar.update()
-                block = task.number // self.settings.clips_per_shard
+                block = task.number // self.clips_per_shard
                 missing[block].discard(task.number)
                 if not missing[block]:
                     self._commit(block)
@@ -171,7 +164,7 @@ class Job:
         parts = self._parts(block)
         results = [_result(result_path(parts, number)) for number in self._numbers(block)]
         keys = [key for result in results for key in result["clips"]]
-        entries, size = [], self.settings.clips_per_shard
+        entries, size = [], self.clips_per_shard
         for first in range(0, len(keys), size):
             with ShardWriter(self.folder / f"{block:05d}-{first // size:03d}.tar") as writer:
                 for key in keys[first : first + size]:

@@ -13,40 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.prepare import clips, starts
+from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
 from datamodules.prepare.sources import Video
-from datamodules.shards import META, ClipShape, samples
+from datamodules.shards import META, samples
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, one_line
-from remoco.common.pictures import WHITE
 from remoco.common.videos import decode
 from remoco.common.whole_files import atomic_file, inside, json_bytes, write_atomic
-
-MAX_CLIPS = 10_000  # starts that are tried in one video
-VIDEO_TIMEOUT = 6 * 3600.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything the bytes of a clip depend on."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
-    tracker: str
-    every: float | None
-    step: float
-    clips_per_shard: int
-    shots: bool = False
-    dot: DotOptions = DotOptions()
-    max_clips: int = MAX_CLIPS
-    fill: str = "smooth"
-    background: tuple[int, int, int] = WHITE
-
-    @property
-    def shape(self) -> ClipShape:
-        """Shape of the clips."""
-        return ClipShape(self.frames, self.height, self.width, self.fps)
 
 
 @dataclass(frozen=True)
@@ -189,7 +162,7 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
     try:
         shape = settings.shape
         clip = clips.read_clip(
-            video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.background
+            video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.colour
         )
         track = _tracker(settings.tracker, settings.dot, worker)
         flow, visibility = track(clip.frames)

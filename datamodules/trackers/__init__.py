@@ -1,17 +1,31 @@
 """Dense tracks of a clip: from frame 1 to every frame, with visibility."""
 
+from __future__ import annotations
+
 import os
 import sys
 from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from datamodules.trackers.base import Tracker, Tracks
-from datamodules.trackers.dis import DIS
-from datamodules.trackers.dot import DOT, DotOptions
-from datamodules.trackers.sparse import SparseDIS
+from datamodules.trackers.options import DotOptions
 from remoco.common.errors import UserError, one_line
 
+if TYPE_CHECKING:
+    from datamodules.trackers.dis import DIS
+    from datamodules.trackers.dot import DOT
+    from datamodules.trackers.sparse import SparseDIS
+
+_HOME = {"DIS": "dis", "DOT": "dot", "SparseDIS": "sparse"}
 _DOT = DotOptions()
-BUILT_IN: dict[str, type[DIS]] = {"dis": DIS, "tracks": SparseDIS}
+BUILT_IN = {"dis": "datamodules.trackers.DIS", "tracks": "datamodules.trackers.SparseDIS"}
+
+
+def __getattr__(name: str) -> Any:
+    """The trackers at their first use: two of them need torch, which the workers of `--tracker dis` do without."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
@@ -26,10 +40,10 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
         UserError: files that are missing or do not fit, or no tracker at the class path; names the option.
     """
     if name == "dot":
+        from datamodules.trackers.dot import DOT
+
         return DOT(dot, worker)
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
-    module, _, attribute = name.rpartition(".")
+    module, _, attribute = BUILT_IN.get(name, name).rpartition(".")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # of a console script it is not there, of `python -m` it is
     try:

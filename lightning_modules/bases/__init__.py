@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.bases.base import VideoBase
+    from lightning_modules.bases.photos import Photos
     from lightning_modules.bases.sprites.base import Sprites
     from lightning_modules.bases.svd.base import SVD
 
-__all__ = ["SVD", "Sprites", "VideoBase"]
-PLACES = {"SVD": "svd.base", "Sprites": "sprites.base", "VideoBase": "base"}
+__all__ = ["SVD", "Photos", "Sprites", "VideoBase"]
+PLACES = {"SVD": "svd.base", "Photos": "photos", "Sprites": "sprites.base", "VideoBase": "base"}
 
 
 def __getattr__(name: str) -> Any:

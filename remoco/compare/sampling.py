@@ -124,8 +124,12 @@ def sample_on_ray(
     with connected(address, workers=1) as ray, tqdm(total=total, desc="videos", unit="video") as bar:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         parts = max(gpus, 1)
+
+        def part_of(row: Row, part: int, of: int) -> dict[str, str]:  # Ray takes functions alone
+            return work(row, part, of)
+
         # a process for each part: the memory of the system before is gone
-        task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=0, max_calls=1)(work)
+        task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=0, max_calls=1)(part_of)
         jobs = [(row, part) for row in rows for part in range(parts)]
         left = {task.remote(row, part, parts): (row, part, ATTEMPTS) for row, part in jobs}
         while left:

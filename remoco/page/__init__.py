@@ -7,16 +7,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from datamodules.drawings import Fit
-from lightning_modules import embedded
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
-from remoco.generate import load_pipeline
+from remoco.generate import Loading
 
 HOST = "127.0.0.1"
+EMBEDDED = "embedded"  # `lightning_modules.embedded.NAME`, without importing torch for `--help`
 
 
 def page(
-    checkpoint: str = embedded.NAME,
+    checkpoint: str = EMBEDDED,
     /,
     port: int = 7860,
     svd: str | None = None,
@@ -38,12 +38,14 @@ def page(
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("the page needs fastapi and uvicorn: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
-        pipeline = load_pipeline(checkpoint, svd, device)
+        from remoco.generation import load_pipeline
+
+        pipeline = load_pipeline(checkpoint, Loading(svd, device))
         from remoco.page.connections import server
         from remoco.page.jobs import Studio
         from remoco.page.routes import application
 
-        name = checkpoint if checkpoint == embedded.NAME else Path(checkpoint).name
+        name = checkpoint if checkpoint == EMBEDDED else Path(checkpoint).name
         app = application(Studio(pipeline, behind, fit), name)
         listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)

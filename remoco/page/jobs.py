@@ -27,7 +27,7 @@ from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
-from remoco.generate import clip
+from remoco.generation import panels_of
 from remoco.page import backdrops
 from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
 
@@ -190,7 +190,7 @@ class Studio:
 
         tell({"state": "running", "step": 0, "steps": steps, "message": f"step 1 of {steps}"})
         options = {"num_frames": settings.frames, "fps": settings.fps, "sampling": sampling}
-        panels = clip(self.pipeline, drawing, motion, settings.seed, options, progress)
+        panels = panels_of(self.pipeline, drawing, motion, settings.seed, options, progress)
         title = f"seed {settings.seed}, {steps} steps"
         low, high = sampling.guidance
         return {

@@ -31,7 +31,7 @@ def bench(tmp_path_factory):
 def test_a_benchmark_is_sampled_once_and_scored(cli, sprites, bench, tmp_path, capsys):
     run = tmp_path / "runs" / "one"
     bench = shutil.copytree(bench, tmp_path / "small")
-    assert cli("fit", *quick(sprites, run))[0] == 0
+    assert cli("fit", *quick(sprites, run, **{"trainer.limit_val_batches": 0}))[0] == 0
     metrics = tmp_path / "metrics.yaml"
     metrics.write_text(
         "- class_path: metrics.FrameConsistency\n"

@@ -3,21 +3,21 @@
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunFolder, resolve_checkpoint
 from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
+from tests.support.forks import FIT, Forks
 from tests.support.same import same
 
-REPO = Path(__file__).resolve().parents[2]
 STATE = {"weights": torch.arange(1000.0), "step": 3}
 
 
@@ -208,55 +208,45 @@ def test_asynchronous_writing_stays_atomic(tmp_path):
     assert state(tmp_path / "run/checkpoints/last.ckpt")["global_step"] == 4
 
 
-SCRIPT = """
-import sys, time
-from callbacks import *
-from tests.support.callbacks_stand_in import Data, Module, trainer
-import lightning as L, torch
-
-class Slow(L.Callback):
+class Slow(Callback):
     def on_train_batch_start(self, *args):
         time.sleep(0.05)
 
-folder, ckpt_path, steps = sys.argv[1], sys.argv[2] or None, int(sys.argv[3])
-torch.manual_seed(0)
-run = trainer(folder, [RunFolder(), EMA(0.9), Slow(), LastCheckpoint(4), BestCheckpoint()], max_steps=steps,
-              plugins=[AtomicCheckpointIO()])
-run.fit(Module(), datamodule=Data(), ckpt_path=resolve_checkpoint(run, ckpt_path))
-"""
 
-
-def start(folder: Path, ckpt_path: str, steps: int, **kwargs) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-W", "ignore", "-c", SCRIPT, str(folder), ckpt_path, str(steps)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env=environment, cwd=folder, **pipes)
+def slow_fit(folder: str, ckpt_path: str | None, steps: int) -> None:
+    """In a forked process, whose number is in `pid`."""
+    os.chdir(folder)
+    Path("pid").write_text(str(os.getpid()))
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    parts = [RunFolder(), EMA(0.9), Slow(), LastCheckpoint(4), BestCheckpoint()]
+    run = trainer(folder, parts, max_steps=steps, plugins=[AtomicCheckpointIO()])
+    run.fit(Module(), datamodule=Data(), ckpt_path=resolve_checkpoint(run, ckpt_path))
 
 
 def test_kill_9_between_checkpoints_then_last_gives_the_same_bits(tmp_path):
-    (tmp_path / "killed").mkdir()
+    for name in ("killed", "straight"):
+        (tmp_path / name).mkdir()
     path = tmp_path / "killed/run/checkpoints/last.ckpt"
-    process = start(tmp_path / "killed", "", 1000)
-    try:
-        while process.poll() is None and not (path.exists() and state(path)["global_step"] >= 8):
-            time.sleep(0.02)
-        with pytest.raises(UserError, match="another fit is running in it"):  # while it lives
-            trainer(tmp_path / "killed", [RunFolder()]).fit(Module(), datamodule=Data())
-        assert process.poll() is None
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    reached = state(path)["global_step"]
-    assert reached % 4 == 0
-    steps = reached + 6
-    resumed = start(tmp_path / "killed", "last", steps)
-    said = resumed.communicate(timeout=120)[0]
-    assert resumed.returncode == 0, said
-    assert "previous" not in said and not list((tmp_path / "killed").glob("*previous*"))
-    (tmp_path / "straight").mkdir()
-    straight = start(tmp_path / "straight", "", steps)  # as the killed run: sums depend on the number of threads
-    assert straight.communicate(timeout=120) and straight.returncode == 0
+    with Forks("tests.callbacks.test_checkpoint", *FIT) as forks, ThreadPoolExecutor(1) as pool:
+        code = pool.submit(forks.run, "slow_fit", str(tmp_path / "killed"), None, 1000)
+        try:
+            while not code.done() and not (path.exists() and state(path)["global_step"] >= 8):
+                time.sleep(0.02)
+            with pytest.raises(UserError, match="another fit is running in it"):  # while it lives
+                trainer(tmp_path / "killed", [RunFolder()]).fit(Module(), datamodule=Data())
+            assert not code.done()
+        finally:
+            if not code.done():
+                os.kill(int((tmp_path / "killed/pid").read_text()), signal.SIGKILL)
+        assert code.result() == -signal.SIGKILL
+        reached = state(path)["global_step"]
+        assert reached % 4 == 0
+        steps = reached + 6
+        assert forks.run("slow_fit", str(tmp_path / "killed"), "last", steps) == 0, forks.said
+        assert "previous" not in forks.said and not list((tmp_path / "killed").glob("*previous*"))
+        # as the killed run: sums depend on the number of threads
+        assert forks.run("slow_fit", str(tmp_path / "straight"), None, steps) == 0, forks.said
     assert same(trained_state(path), trained_state(tmp_path / "straight/run/checkpoints/last.ckpt"))
 
 

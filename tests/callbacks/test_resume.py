@@ -12,7 +12,7 @@ from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, Evaluation, LastC
 from callbacks.checkpoint import resolve_checkpoint
 from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
-from tests.support.forks import Forks
+from tests.support.forks import FIT, Forks
 from tests.support.same import same
 from tests.support.scalars import points
 
@@ -60,7 +60,7 @@ def fit(folder, spec="", ckpt_path=None, steps=8, accumulate=1, interrupt=None, 
 @pytest.fixture(scope="module")
 def killed():
     """`fit` with these arguments in a process of its own; its exit code, -9 when it was killed."""
-    with Forks("tests.callbacks.test_resume") as forks:
+    with Forks("tests.callbacks.test_resume", *FIT) as forks:
         yield lambda folder, **options: forks.run("fit", str(folder), **options)
 
 

@@ -19,7 +19,7 @@ from lightning_modules import MotionControlModule, networks  # noqa: F401
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
-from remoco import generate, report, score, study, sweep, training  # noqa: F401
+from remoco import generation, report, score, study, sweep, training  # noqa: F401
 from remoco.cli import main as remoco
 from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
@@ -71,7 +71,7 @@ def stub() -> Any:
 def drawn(words: list[str]) -> None:
     """`remoco generate`, up to the control and its picture."""
 
-    def clip(
+    def panels_of(
         pipe: Any, inputs: Any, motion: Any, seed: int, options: dict[str, Any], told: Any
     ) -> dict[str, np.ndarray]:
         control, bucket = motion.control(pipe.module.condition, inputs, options["num_frames"], options["fps"], seed)
@@ -80,7 +80,7 @@ def drawn(words: list[str]) -> None:
         shown = control_video(*enlarged(control, frame, panel_factor(frame.shape[2])))
         return {"first frame": inputs.image, "control": shown, "generated": np.stack([inputs.image] * len(control))}
 
-    generate.load_pipeline, generate.clip = (lambda *args: stub()), clip
+    generation.load_pipeline, generation.panels_of = (lambda *args: stub()), panels_of
     sys.exit(remoco(["generate", "embedded", *words, "--out", "../out/clip.mp4"]))
 
 

@@ -8,7 +8,15 @@ import yaml
 
 from remoco.sweep import results, trial
 from remoco.sweep.plan import read_plan, record
+from tests.support.forks import lightnings
 from tests.support.sweeps import SIZE, TINY
+
+
+@pytest.fixture(scope="session")
+def lightning():
+    """`python -m lightning` in a process of its own."""
+    with lightnings() as run:
+        yield run
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from PIL import Image
 
 from lightning_modules.checkpoint import read_checkpoint
 from tests.support.commands import BASE, train
-from tests.support.forks import Forks
+from tests.support.forks import FIT, Forks
 
 NO_MOUNT = 77
 CLONE_NEWNS, CLONE_NEWUSER = 0x00020000, 0x10000000
@@ -52,7 +52,7 @@ def on_a_small_disk(words: list[str], cwd: str, size: int) -> None:
 
 @pytest.fixture(scope="module")
 def forks():
-    with Forks("tests.commands.test_full_disk") as forks:
+    with Forks("tests.commands.test_full_disk", *FIT) as forks:
         yield forks
 
 

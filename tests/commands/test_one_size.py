@@ -7,7 +7,7 @@ from conditions import RegionWise
 from datamodules import BenchmarkDataModule
 from datamodules.drawings import Drawing, write_drawing
 from lightning_modules.pipeline import MotionControlPipeline
-from remoco import generate
+from remoco import generation
 from remoco.page import exchange
 from remoco.page.jobs import Studio
 from tests.support.commands import remoco
@@ -51,7 +51,7 @@ def drawing(height, width):
 @pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
 @pytest.mark.parametrize("size", [(200, 61), (81, 200), (128, 128)])
 def test_each_door_frames_alike(size, fit, pipe, drawn, tmp_path, monkeypatch):
-    monkeypatch.setattr(generate, "load_pipeline", lambda *arguments: pipe)
+    monkeypatch.setattr(generation, "load_pipeline", lambda *arguments: pipe)
     inputs, found = drawing(*size), {}
     write_drawing(tmp_path / KEY, inputs)
     settings = {"frames": 4, "fps": 8, "size": "128 x 128", "fit": fit}

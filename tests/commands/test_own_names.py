@@ -67,6 +67,7 @@ def said(done: subprocess.CompletedProcess, folder: Path) -> bool:
     return len(lines) == 1 and all(f"{folder / name.split('/')[0]}" in lines[0] for name in THEIRS)
 
 
+@pytest.mark.slow
 def test_ours_are_imported_and_so_is_a_module_of_the_users_with_another_name(folder):
     arguments = ["fit", "--config", "configs/quickstart.yaml", "--model.init_args.condition", "mine.Mine"]
     done = call(folder, "-m", "lightning", *arguments, "--print_config")
@@ -112,6 +113,7 @@ def test_processes_by_fork_spawn_and_forkserver_import_ours(folder):
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_a_fit_of_two_ranks_with_workers(sprites, folder, strategy):
     more = {"trainer.devices": 2, "trainer.strategy": strategy, "data.init_args.num_workers": 1}
+    more |= {"trainer.limit_val_batches": 0}
     options = quick(sprites, folder / "runs" / "one", **more, **{"model.init_args.condition": "mine.Mine"})
     done = call(folder, "-m", "lightning", "fit", *options, PYTHONPATH=".")
     assert said(done, folder) and (folder / "runs/one/checkpoints/last.ckpt").is_file()

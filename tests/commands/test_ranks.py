@@ -32,31 +32,40 @@ class Tell(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
+TWO = {
+    "trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_steps": 4, "data.init_args.batch_size": 2,
+    "trainer.limit_val_batches": 1.0, "data.init_args.val_clips": 6, "data.init_args.val_batch_size": 1,
+    "trainer.log_every_n_steps": 1,
+}  # fmt: skip
+CALLBACKS = [
+    {"class_path": "callbacks.RunFolder"},
+    {"class_path": "callbacks.BestCheckpoint"},
+    {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 1}},
+]
+
+
+@pytest.fixture(scope="module")
+def whole(sprites, tmp_path_factory):
+    """A run that no signal stops."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    command("fit", *quick(sprites, run, **TWO), f"--trainer.callbacks={json.dumps(CALLBACKS)}")
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("told", [[0], [0, 1]], ids=["the first rank", "both ranks, as a scheduler does"])
-def test_a_signal_in_a_validation_of_two_ranks(sprites, tmp_path, told):
+def test_a_signal_in_a_validation_of_two_ranks(whole, sprites, tmp_path, told):
     """It ends with 143 at once; the resumed run has the weights, the log and the best checkpoint of a whole one."""
-    two = {
-        "trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_steps": 4, "data.init_args.batch_size": 2,
-        "trainer.limit_val_batches": 1.0, "data.init_args.val_clips": 6, "data.init_args.val_batch_size": 1,
-        "trainer.log_every_n_steps": 1,
-    }  # fmt: skip
-    callbacks = [
-        {"class_path": "callbacks.RunFolder"},
-        {"class_path": "callbacks.BestCheckpoint"},
-        {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 1}},
-    ]
     tell = {
         "class_path": "tests.commands.test_ranks.Tell",
         "init_args": {"ranks": told, "flag": str(tmp_path / "told")},
     }
-    whole, stopped = tmp_path / "runs/whole", tmp_path / "runs/stopped"
-    command("fit", *quick(sprites, whole, **two), f"--trainer.callbacks={json.dumps(callbacks)}")
-    told_to = f"--trainer.callbacks={json.dumps([*callbacks, tell])}"
-    done = command("fit", *quick(sprites, stopped, **two), told_to, check=False)
+    stopped = tmp_path / "runs/stopped"
+    told_to = f"--trainer.callbacks={json.dumps([*CALLBACKS, tell])}"
+    done = command("fit", *quick(sprites, stopped, **TWO), told_to, check=False)
     assert done.returncode == 143, done.stderr[-3000:]
     assert not points(stopped).get("val/loss")
-    command("fit", *quick(sprites, stopped, **two), told_to, "--ckpt_path=last")
+    command("fit", *quick(sprites, stopped, **TWO), told_to, "--ckpt_path=last")
     for name in ("last", "best"):
         a, b = (torch.load(run / f"checkpoints/{name}.ckpt", weights_only=True) for run in (whole, stopped))
         for part in ("global_step", "state_dict", "optimizer_states"):

@@ -73,6 +73,7 @@ def test_another_size_scores_the_tracks_rescaled(videos, bench, tmp_path):
     assert "tracks rescaled" in results["fine/md_vid_lk"]["protocol"]
 
 
+@pytest.mark.slow
 def test_real_clips_against_themselves(shared, tmp_path):
     for name in CLIPS:
         (tmp_path / "clips").mkdir(exist_ok=True)

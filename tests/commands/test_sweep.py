@@ -95,7 +95,11 @@ def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep,
         # what the parser and the modules of a fit refuse
         ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
         ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
-        ({}, ["--set", "model.init_args.control.rank=0"], "region_size_4: control.rank is 0"),
+        (
+            {},
+            ["--set", "model.init_args.control.rank=0"],
+            '"control.rank": Expected a whole number of 1 to 4096. Got value: 0',
+        ),
         ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
         ({}, ["--set", "test.trainer.precison=32"], "region_size_4: test: "),
         ({"test": ["configs/eval/webvid.yaml"]}, ["--set", "test.data.init_args.frames=none"], "region_size_4: test: "),
@@ -114,7 +118,7 @@ def test_a_mistake_is_one_line_before_any_trial(sweep, tmp_path, monkeypatch, ca
 def full(tmp_path_factory) -> str:
     """Shards of the paper's size."""
     sprites = SpritesDataModule(
-        root=str(tmp_path_factory.mktemp("full")), clips=1, val_clips=1, frames=16, height=320, width=512
+        root=str(tmp_path_factory.mktemp("full")), scene="plain", clips=1, val_clips=1, frames=16, height=320, width=512
     )
     sprites.prepare_data()
     return str(sprites.folder / "train")
@@ -133,7 +137,7 @@ def test_shipped_sweeps_are_accepted(file, full, tmp_path):
 
 
 def test_both_sizes_are_shipped():
-    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size"]
+    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size", "warp"]
     for folder in ("sweep", "sweep/paper"):
         assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
 

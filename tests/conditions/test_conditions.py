@@ -24,7 +24,6 @@ from conditions import (
     motion_of,
     uniform,
 )
-from conditions.flow import zeros_on_cpu
 from conditions.gaussian import region_points
 from conditions.region import candidate_regions, draw_regions, region_pixels, select_regions, spread_regions
 from tests.support.arithmetic import assert_rounded
@@ -223,16 +222,20 @@ def test_stored_flow(condition):
         flow_to_pixels(stored, 0.5), visibility, seed))  # fmt: skip
 
 
-def test_memory_of_a_control_is_used_again_only_when_nothing_holds_it():
-    held = [zeros_on_cpu((2, 3)) for _ in range(4)]
-    for number, tensor in enumerate(held):
-        tensor.fill_(number + 1)
-    assert [int(tensor.sum()) for tensor in held] == [6, 12, 18, 24]
-    view, places = held[3][:1], {tensor.data_ptr() for tensor in held[2:]}
-    del held, tensor
-    fresh = zeros_on_cpu((2, 3))
-    assert not fresh.any() and fresh.data_ptr() in places and fresh.data_ptr() != view.data_ptr()
-    assert (view == 4).all() and zeros_on_cpu((2, 3)).data_ptr() not in (view.data_ptr(), fresh.data_ptr())
+@pytest.mark.parametrize("condition", ALL, ids=repr)
+def test_the_memory_of_an_earlier_control_may_be_used_again(condition):
+    """The control is the same whatever was in it, and of whatever shape it was; without it nothing is shared."""
+    flow, visibility, seed = clip()
+    stored = ((flow / 0.125).round() + 32768).to(torch.int32).to(torch.uint16)
+    given = visibility, seed, motion_of(flow), 0.125
+    first, second = condition(stored, *given), condition(stored, *given)
+    assert first.data_ptr() != second.data_ptr()
+    for out in (torch.full_like(first, 7.0), torch.ones(1, 2)):
+        again = condition(stored, *given, out=out)
+        assert torch.equal(again, first)
+    region_wise = RegionWise(8, 0.5)
+    first = region_wise(stored, *given)
+    assert region_wise(stored, *given, out=first).data_ptr() == first.data_ptr()
 
 
 @pytest.mark.parametrize("condition", ALL, ids=repr)

@@ -9,6 +9,13 @@ REPO = Path(__file__).resolve().parents[2]
 ROOM = REPO / "lightning_modules"
 OF_BASES = ("bases", "released", "systems")
 PIPELINE = {"svd", "motion_bucket_id"}  # arguments of its callers
+COMMANDS = {  # the public flag --svd and what reads it; and two commands for files of that base alone
+    "remoco/generate.py": {"svd"},
+    "remoco/generation.py": {"svd"},
+    "remoco/page/__init__.py": {"svd"},
+    "remoco/latents.py": {"svd", "SVD", "unet"},
+    "remoco/released.py": {"unet", "unet_config", "from_unet"},
+}
 
 
 def identifiers(path: Path) -> set[str]:
@@ -34,6 +41,13 @@ def test_nothing_outside_of_a_bases_folder_names_its_networks(room):
             continue
         allowed = PIPELINE if place == Path("pipeline.py") else set()
         assert named(path, ("svd", "unet")) <= allowed, path
+
+
+def test_of_the_commands_only_the_public_flag_names_a_base():
+    names = {
+        path.relative_to(REPO).as_posix(): named(path, ("svd", "unet")) for path in (REPO / "remoco").rglob("*.py")
+    }
+    assert {place: found for place, found in names.items() if found} == COMMANDS
 
 
 @pytest.mark.parametrize("room", ["lightning_modules", "callbacks", "metrics"])

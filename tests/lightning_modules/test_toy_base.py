@@ -21,7 +21,7 @@ from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco import configs
 from remoco.common.errors import UserError
-from remoco.generate import clip
+from remoco.generation import panels_of
 from remoco.training import Unstarted
 from tests.support.commands import remoco
 from tests.support.modules import data, perturb, trainer
@@ -121,7 +121,7 @@ def test_a_word_reaches_the_base_and_drawing_as_what_is_drawn():
     with pytest.raises(UserError, match="^far: expected a number beside a control"):
         pipe(image, control=torch.zeros(3, 3, 32, 64), num_frames=3)
     drawing = Drawing(image, [np.array([[9.0, 9.0], [17.0, 9.0]])], None)
-    clip(pipe, drawing, SceneMotion(), 0, {"num_frames": 3, "fps": 8.0}, lambda step: None)
+    panels_of(pipe, drawing, SceneMotion(), 0, {"num_frames": 3, "fps": 8.0}, lambda step: None)
     assert module.base.heard == {"wind": [3], "far": [pytest.approx(less)]}
 
 

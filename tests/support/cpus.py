@@ -33,7 +33,7 @@ def run(setting: dict[str, str], arguments: list[str]) -> tuple[bool, str, float
     """The suite under one setting: whether it passed, pytest's last line, and minutes."""
     plain = {name: value for name, value in os.environ.items() if not any(name in other for other in SETTINGS)}
     log, begin = FOLDER / f"{'-'.join(f'{k}-{v}' for k, v in setting.items())}.log", time.monotonic()
-    spread = ["-n", "logical", "--dist", "loadfile"]
+    spread = ["-n", "logical", "--dist", "worksteal"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *spread, *arguments]
     # one thread where threads are not what is tested; and those that wait leave the cores to the others
     plain |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}

@@ -1,13 +1,24 @@
 """Functions run in fresh processes that have done the imports already: seconds become milliseconds."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[2]
+FIT = ("remoco.training", "tests.support.callbacks_stand_in", "torch.utils.tensorboard", "s3fs")
+"""What `python -m lightning fit` imports, six seconds of CPU time; s3fs where it is installed."""
+NETWORKS = (
+    "lightning_modules.networks",
+    "lightning_modules.bases.sprites.base",
+    "lightning_modules.control.lora",
+    "peft",
+)
+"""What it imports when it builds the networks, four seconds more."""
 
 
 class Forks:
@@ -17,14 +28,15 @@ class Forks:
 
     Args:
         module: Dotted name of the module.
+        others: Modules that the calls import, so that each does not do so again.
     """
 
-    def __init__(self, module: str) -> None:
-        self.module = module
+    def __init__(self, module: str, *others: str) -> None:
+        self.modules = [module, *others]
 
     def __enter__(self):
         environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-W", "ignore", "-m", "tests.support.forks", self.module]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.support.forks", *self.modules]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         self.process = subprocess.Popen(command, env=environment, cwd=REPO, **pipes)
         return self
@@ -41,6 +53,19 @@ class Forks:
             code = int(self.process.stdout.readline())
             self.said = out.read()
         return code
+
+
+@contextlib.contextmanager
+def lightnings():
+    """`python -m lightning WORDS`, each in a fresh process: (exit code, what it said)."""
+    with Forks("tests.support.commands", *FIT, *NETWORKS) as forks:
+
+        def run(*words, cwd=None):
+            code = forks.run("train", *map(str, words), cwd=None if cwd is None else str(cwd))
+            return code, forks.said
+
+        run.forks = forks
+        yield run
 
 
 def serve(module) -> None:
@@ -69,6 +94,7 @@ def serve(module) -> None:
 
 
 if __name__ == "__main__":
-    from importlib import import_module
-
+    for name in sys.argv[2:]:
+        with contextlib.suppress(ImportError):  # of an extra that is not installed
+            import_module(name)
     serve(import_module(sys.argv[1]))

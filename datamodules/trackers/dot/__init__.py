@@ -6,8 +6,7 @@ project, and whose they are is in docs/data.md.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,41 +15,13 @@ import torch
 from datamodules.trackers.base import Tracks
 from datamodules.trackers.dot.dense import DenseTracker
 from datamodules.trackers.dot.raft import estimator, refiner
+from datamodules.trackers.options import DotOptions
 from datamodules.trackers.points import CO_TRACKER, CoTracker, LucasKanade, PointTracker, Tapir
 from datamodules.trackers.weights import digest, existing, load_weights
 from remoco.common.errors import UserError
 
 ESTIMATOR = "cvo_raft_patch_8.pth"
 REFINER = "movi_f_raft_patch_4_alpha.pth"
-
-
-@dataclass(frozen=True)
-class DotOptions:
-    """Files and settings of DOT. Checkpoints are read without running code from them.
-
-    Args:
-        estimator_path: checkpoint of the motion boundaries, `cvo_raft_patch_8.pth` of DOT's README.
-        refiner_path: checkpoint of the refiner, `movi_f_raft_patch_4_alpha.pth` of DOT's README.
-        points: sparse tracker: `lk` (OpenCV, needs nothing), `tapir` (Apache-2.0), `cotracker3` or `cotracker2`
-            (CC-BY-NC: tracks for non-commercial use).
-        points_path: checkpoint of the sparse tracker; `lk` has none.
-        points_code: code of the sparse tracker, which is run: for CoTracker a checkout or a name for torch.hub, for
-            TAPIR a checkout of tapnet, or nothing where tapnet is installed.
-        height: height in pixels at which the refiner works. The clip is resized to it, and the tracks back.
-        width: width in pixels at which the refiner works.
-        num_tracks: number of sparse tracks that the dense ones start from.
-        statistics: statistics of the estimator's batch norm: `batch` as in DOT's scripts, or `running` as trained.
-    """
-
-    estimator_path: str | None = None
-    refiner_path: str | None = None
-    points: Literal["lk", "tapir", "cotracker3", "cotracker2"] = "lk"
-    points_path: str | None = None
-    points_code: str | None = None
-    height: int = 512
-    width: int = 512
-    num_tracks: int = 2048
-    statistics: Literal["batch", "running"] = "batch"
 
 
 class DOT:
@@ -72,7 +43,6 @@ class DOT:
 
     def __init__(self, options: DotOptions, worker: int = 0) -> None:
         self.options, self.worker = options, worker
-        _check(options)
         files = {
             "--dot-estimator-path": existing(
                 options.estimator_path, "--dot-estimator-path", f"{ESTIMATOR}, see docs/data.md"
@@ -132,15 +102,6 @@ def make_points(options: DotOptions) -> PointTracker:
         tracker = CoTracker(path, code or CO_TRACKER, options.points)
     tracker.load()
     return tracker
-
-
-def _check(options: DotOptions) -> None:
-    if options.num_tracks < 1:
-        raise UserError(f"--dot-num-tracks {options.num_tracks}: expected at least 1")
-    for name in ("height", "width"):
-        size = getattr(options, name)
-        if size < 64 or size % 4:
-            raise UserError(f"--dot-{name} {size}: expected at least 64 and a multiple of 4")
 
 
 def to_clip(tracks: np.ndarray, height: int, width: int) -> Tracks:

@@ -49,7 +49,7 @@ class Sprites(SVD):
         recompute: Literal["none", "top", "all"] = "none",
     ):
         super().__init__(None, None, trained, vae_precision, recompute)
-        self.check_named({"size": size, "init_seed": init_seed, "latents": latents, "components": components})
+        Sprites.check_named({"size": size, "init_seed": init_seed, "latents": latents, "components": components})
         self.size, self.init_seed, self.latents, self.components = size, init_seed, latents, components
 
     def build(self, dtype: torch.dtype = torch.float32) -> Sprites:

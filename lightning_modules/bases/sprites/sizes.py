@@ -51,6 +51,12 @@ SIZES = {
          "image_size": 32, "patch_size": 8},
         attention=(False, True),
     ),
+    "photo": _size(
+        (64, 64), 1, (2, 2), 32, 32, (32, 32, 32, 32),
+        {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "image_size": 32, "patch_size": 8},
+        attention=(False, True),
+    ),
     "tiny": _size(
         (32, 64, 64, 64), 1, (2, 4, 4, 4), 32, 32, (32, 32, 32, 32),
         {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,

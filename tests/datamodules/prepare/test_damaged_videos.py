@@ -70,7 +70,7 @@ def test_the_one_clip_of_a_damaged_middle_comes_from_beside_it(broken, tmp_path)
     start = meta["source"]["start"]
     assert start + 7 / 8 < 2 or start >= 4
     task = work.Task(
-        videos_in(str(broken / "v"))[0], 0, tmp_path / "p", work.Settings(20, 64, 64, 8.0, "dis", None, 1 / 8, 2)
+        videos_in(str(broken / "v"))[0], 0, tmp_path / "p", work.Settings(frames=20, height=64, width=64, step=1 / 8)
     )
     assert work.prepare_video(task) is None  # 2.4 s
     result = json.loads(work.result_path(tmp_path / "p", 0).read_bytes())
@@ -160,7 +160,7 @@ def test_a_set_keeps_the_rule_by_which_its_pictures_were_chosen(tmp_path, small,
 
 def test_notes_outlive_a_killed_process(tmp_path, small):
     task = work.Task(
-        videos_in(str(small[0]))[0], 0, tmp_path / "p", work.Settings(3, 64, 64, 8.0, "dis", None, 1 / 8, 2)
+        videos_in(str(small[0]))[0], 0, tmp_path / "p", work.Settings(frames=3, height=64, width=64, step=1 / 8)
     )
     assert work.prepare_video(task) is None
     result = work.result_path(tmp_path / "p", 0)

@@ -99,9 +99,11 @@ def test_every_n_seconds(folder, tmp_path):
         (True, (), "no video file under"),
         (True, ("--height", 20), "--height 20: expected a multiple of 64, such as 64"),
         (True, ("--width", 500), "--width 500: expected a multiple of 64, such as 448 or 512"),
-        (True, ("--frames", 1), "--frames 1: expected at least 2"),
-        (True, ("--workers", 0), "--workers 0"),
-        (True, ("--every", -1), "--every -1"),
+        (True, ("--frames", 1), "--frames: Expected a whole number of at least 2"),
+        (True, ("--workers", 0), "--workers: Expected a whole number of at least 1"),
+        (True, ("--every", -1), "--every: Expected a number above 0"),
+        (True, ("--dot-width", 66), "--dot-width is 66, expected a multiple of 4"),
+        (True, ("--clips-per-shard", 0), "--clips-per-shard is 0, expected a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_one_line_and_exit_code_2(tmp_path, capsys, make, arguments, message):
@@ -170,7 +172,7 @@ def _finished(out):
 
 def test_a_clip_that_is_done_is_not_redone(folder, tmp_path, monkeypatch):
     videos = videos_in(str(folder / "sub"))
-    settings = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2)
+    settings = work.Settings(frames=3, height=64, width=64, fps=6.0, every=0.5, step=1 / 8)
     task = work.Task(videos[0], 0, tmp_path / "parts", settings)
     real, calls = work.encode_clip, []
 
@@ -196,7 +198,7 @@ def test_a_full_disk_stops_the_job_and_leaves_no_half_written_file(folder, tmp_p
         videos_in(str(folder / "sub"))[0],
         0,
         tmp_path / "p",
-        work.Settings(3, 64, 64, 6.0, "dis", None, 1 / 8, 2),
+        work.Settings(frames=3, height=64, width=64, fps=6.0, step=1 / 8),
     )
     monkeypatch.setattr(os, "fsync", full)
     assert "No space left on device" in work.prepare_video(task)

@@ -20,7 +20,7 @@ from tests.support.installed import need
 from tests.support.videos import write_video
 
 SMALL = ["--frames", "3", "--fps", "6", "--height", "64", "--width", "64", "--clips-per-shard", "2"]
-SETTINGS = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2)
+SETTINGS = work.Settings(frames=3, height=64, width=64, fps=6.0, every=0.5, step=1 / 8)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def test_starts_are_bounded_by_what_decodes(tmp_path, monkeypatch):
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v/long.mp4")
     monkeypatch.setattr(decode, "video_seconds", lambda source: 4e9)  # as a container may say
-    settings = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2)
+    settings = work.Settings(frames=3, height=64, width=64, fps=6.0, every=0.5, step=1 / 8)
     task = work.Task(videos_in(str(tmp_path / "v"))[0], 0, tmp_path / "parts", settings)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert work.prepare_video(task) is None
@@ -53,7 +53,9 @@ def test_starts_are_bounded_by_what_decodes(tmp_path, monkeypatch):
 def test_a_video_has_limits(tmp_path, limits, reason):
     (tmp_path / "v").mkdir()
     write_video(tmp_path / "v/a.mp4")
-    settings = work.Settings(3, 64, 64, 6.0, "dis", 0.5, 1 / 8, 2, max_clips=limits.pop("max_clips", 100))
+    settings = work.Settings(
+        frames=3, height=64, width=64, fps=6.0, every=0.5, step=1 / 8, max_clips=limits.pop("max_clips", 100)
+    )
     work.prepare_video(work.Task(videos_in(str(tmp_path / "v"))[0], 0, tmp_path / "p", settings, **limits))
     result = json.loads(work.result_path(tmp_path / "p", 0).read_bytes())
     assert len(result["clips"]) == (2 if "clips" in reason else 0)
@@ -264,7 +266,7 @@ def test_damaged_records_are_one_line(tmp_path, capsys, damage, name):
 
 def test_sizes_that_training_refuses_are_refused():
     from conditions import DenseFlow
-    from datamodules.prepare.command import SIZE_FACTOR
+    from datamodules.prepare.settings import SIZE_FACTOR
     from lightning_modules.bases import SVD
 
     check_size(SVD.grid, DenseFlow(), SIZE_FACTOR, 3 * SIZE_FACTOR)

@@ -1,0 +1,395 @@
+"""The clips of `remoco generate`: of one image or of a folder of them, with a strip beside each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from callbacks.made_by import RECORD, as_json, clip_seed, made_by, refuse_to_mix
+from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
+from conditions import control_video
+from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read_drawing
+from datamodules.drawings.motion import SceneMotion, scene_motion
+from datamodules.drawings.panels import enlarged
+from datamodules.trackers import Tracker, make_tracker
+from lightning_modules import embedded
+from lightning_modules.bases.said import DRAWING, rate
+from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.pipeline_call import base_inputs
+from remoco.common.errors import UserError, one_line
+from remoco.common.json_files import read_json
+from remoco.common.pictures import WHITE
+from remoco.common.ranges import within
+from remoco.common.whole_files import check_writable, clear_leftovers, write_json
+from remoco.devices import usable_device
+from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint."""
+
+    name: str
+    read: Callable[[], tuple[Drawing, SceneMotion]]
+    video: Path
+    strip: Path
+    fingerprint: str
+
+    @property
+    def files(self) -> tuple[Path, Path, Path]:
+        """What it writes: the video, its strip, and the strip as a picture."""
+        return self.video, self.strip, self.strip.with_suffix(".png")
+
+    @property
+    def record(self) -> Path:
+        """What the video was made of, beside its strip."""
+        return self.strip.with_suffix(".json")
+
+    def state(self) -> Literal["done", "edited", "missing"]:
+        """Whether both files are there, and whether of these inputs."""
+        if not (self.video.is_file() and self.strip.is_file() and self.record.is_file()):
+            return "missing"
+        try:
+            same = read_json(self.record)["inputs"] == self.fingerprint
+        except (OSError, ValueError, TypeError, KeyError):
+            same = False
+        return "done" if same else "edited"
+
+
+@dataclass(frozen=True)
+class Generator:
+    """What makes the clips: a checkpoint, or another system.
+
+    Attributes:
+        record: what a folder of clips records of it.
+        steps: of the sampler, for a clip.
+        fps: frames per second of the files.
+        framing: the frame that a drawing gets.
+        panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
+    """
+
+    record: dict[str, Any]
+    steps: int
+    fps: float
+    framing: Callable[[Drawing], Framing]
+    panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
+
+
+def run(
+    checkpoint: str,
+    image: str | None,
+    motion: Motion,
+    out: str | None,
+    clip: Clip,
+    sampling: SamplingChanges,
+    loading: Loading,
+    other: OtherSystem,
+) -> int:
+    """Generate what is missing; the arguments and what is returned are those of `remoco.generate.generate`."""
+    if other.system is not None:
+        if image is not None:
+            raise UserError(f"{checkpoint}, {image}: expected the image alone beside --system, whose file is --weights")
+        image = checkpoint
+    if image is None:
+        raise UserError("image: missing, expected a checkpoint and an image")
+    backdrop, follow = motion.backdrop(), cache(partial(make_tracker, motion.tracker))
+    scene_motion(backdrop, follow, background=motion.colour)  # its files' errors are reported once, before the work
+    if Path(image).is_dir() and motion.tracker != "dis":
+        follow()  # so are the tracker's
+    read = partial(_read, backdrop=backdrop, tracker=follow, background=motion.colour)
+    jobs, folder, left_out = _jobs(image, motion.tracks, motion.brush, out, read)
+    if other.system is None:
+        generator = of_checkpoint(checkpoint, clip, sampling, loading)
+    else:
+        generator = of_system(other, motion, clip, sampling, loading)
+    if folder is None:
+        check_writable(jobs[0].video, "--out")
+    if folder is not None:
+        flags = {name: value for name, value in asdict(motion).items() if name not in ("tracks", "brush")}
+        made_by = {"inputs": str(Path(image).resolve()), "seed": clip.seed, "fit": clip.fit, **flags}
+        _keep(folder, made_by | {"background": motion.colour} | generator.record)
+        states = [job.state() for job in jobs]
+        if there := states.count("done"):
+            print(f"{there} of {len(jobs)} are there already")
+        for job, state in zip(jobs, states, strict=True):
+            if state == "edited":
+                print(f"{job.name}: its inputs have changed; made again")
+        jobs = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
+    written = [folder / "videos", folder / "strips"] if folder else [*jobs[0].files]
+    if out is None and jobs:
+        print(f"without --out this writes {_listed(written)} in {Path.cwd()}", flush=True)
+    _write(jobs, folder is not None, generator, motion.colour, clip.seed)
+    print(f"wrote {_listed(written)}")
+    return int(left_out > 0)
+
+
+def _write(
+    jobs: Sequence[Job],
+    of_folder: bool,
+    generator: Generator,
+    background: tuple[int, int, int],
+    first_seed: int,
+) -> None:
+    """Generate the clips and write their files."""
+    with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
+        for job in jobs:
+            bar.set_postfix_str(job.name)
+            seed = clip_seed(first_seed, job.name) if of_folder else first_seed
+            try:
+                drawing, motion = job.read()
+                fingerprint = drawing.fingerprint()
+                framing = generator.framing(drawing)
+                drawing, motion = drawing.framed(framing, background), motion.framed(framing)
+                panels = generator.panels(drawing, motion, seed, lambda step: bar.update())
+            except UserError as error:
+                raise UserError(f"{job.name}: {one_line(error)}") from error
+            for path in job.files:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_mp4(job.video, panels["generated"], generator.fps)
+            moving = strip(panels, f"{job.name}, seed {first_seed}")
+            write_png(job.files[2], sheet([moving]))
+            write_mp4(job.strip, moving, generator.fps)
+            if of_folder:
+                write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return f"{', '.join(map(str, paths[:-1]))} and {paths[-1]}"
+
+
+def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
+    """What a checkpoint, or a folder of `save_pretrained`, generates; UserError where it does not read."""
+    pipe = load_pipeline(checkpoint, loading)
+    options = _options(pipe, clip, sampling)
+    size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width}
+    return Generator(
+        made_by(pipe.module, size | options),
+        options["num_inference_steps"],
+        clip.fps,
+        lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
+        lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
+    )
+
+
+def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
+    """What another system generates, at its own size, length and rate.
+
+    Raises:
+        UserError: a flag says what the system does not take, or its files are not those it needs.
+    """
+    from lightning_modules.conditioning import to_uint8
+    from remoco.report.command import control_frames
+    from remoco.systems import SystemChoice, fingerprint, load_system, system_class
+
+    kind = system_class(str(other.system))
+    given = [name for name in ("camera", "poses", "depth", "driving") if getattr(motion, name) is not None]
+    given += ["brush"] if motion.brush is not None and not kind.takes_brush else []
+    if given:
+        raise UserError(f"--{given[0]}: {other.system} does not take it")
+    changed = [
+        name.replace("_", "-")
+        for own, usual in ((clip, Clip()), (sampling, SamplingChanges()), (loading, Loading()))
+        for name, value in asdict(own).items()
+        if value != getattr(usual, name) and name not in ("seed", "fit", "svd", "device", "dtype")
+    ]
+    if changed:
+        raise UserError(f"--{changed[0]}: {other.system} has settings of its own, see --options")
+    options = other.options if loading.svd is None else other.options | {"svd": loading.svd}
+    choice = SystemChoice(str(other.system), other.weights, options)
+    dtype = loading.dtype or "float32"
+    system = load_system(choice, usable_device(loading.device), getattr(torch, dtype))
+
+    def panels(drawing: Drawing, _: SceneMotion, seed: int, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
+        def on_step(step: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+            progress(step)
+
+        video = system(drawing, seed, on_step)
+        frames = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
+        factor = panel_factor(drawing.size[1])
+        size = drawing.size[1] * factor, drawing.size[0] * factor
+        drawn = [
+            cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in control_frames(drawing, len(frames))
+        ]
+        return {"first frame": drawing.image, "tracks": np.stack(drawn), "generated": frames}
+
+    def framing(drawing: Drawing) -> Framing:
+        return Framing.of(drawing.size, system.size, clip.fit, drawing.starts)
+
+    record = {"choice": asdict(choice), "weights": fingerprint(choice), "dtype": dtype, "protocol": system.protocol}
+    return Generator(record, system.steps, system.fps, framing, panels)
+
+
+def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges) -> dict[str, Any]:
+    """Options of the pipeline's call: those that are given, else the checkpoint's.
+
+    Raises:
+        UserError: the base has no such input, or the checkpoint's length is none.
+    """
+    usual = pipe.module.sampling
+    scales = [
+        own if scale is None else scale
+        for scale, own in zip((sampling.min_guidance_scale, sampling.max_guidance_scale), usual.guidance, strict=True)
+    ]
+    frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
+    within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
+    try:
+        inputs = base_inputs(pipe.module.base.inputs(), usual.inputs, {"motion_bucket_id": sampling.motion_bucket_id})
+    except UserError as error:
+        raise UserError(f"--motion-bucket-id: {error}") from None
+    return {
+        "num_frames": frames,
+        "num_inference_steps": usual.steps if sampling.steps is None else sampling.steps,
+        "min_guidance_scale": scales[0],
+        "max_guidance_scale": scales[1],
+        "motion_bucket_id": inputs.get("motion_bucket_id"),
+        "fps": clip.fps,
+    }
+
+
+def panels_of(
+    pipe: MotionControlPipeline,
+    drawing: Drawing,
+    motion: SceneMotion,
+    seed: int,
+    options: dict[str, Any],
+    progress: Callable[[int], object],
+) -> dict[str, np.ndarray]:
+    """Panels of a strip: first frame, control, and the generated clip (L, H, W, 3) uint8.
+
+    Args:
+        pipe: what generates.
+        drawing: in its frame.
+        motion: of the camera or a driving video.
+        seed: seed of the noise.
+        options: options of the pipeline's call; the rate is also a driving video's.
+        progress: called after each step with its number from 0; an exception from it ends the generation.
+    """
+
+    def on_step(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        progress(step)
+        return {}
+
+    control, drawn = motion.control(pipe.module.condition, drawing, options["num_frames"], options["fps"], seed)
+    known, sampling = pipe.module.base.inputs(), options.get("sampling", pipe.module.sampling)
+    said = rate(known, options["fps"]) | {"motion_bucket_id": options.get("motion_bucket_id")}
+    inputs = base_inputs(known, sampling.inputs, said)
+    if DRAWING in inputs.values():
+        moved = drawn()
+        inputs = {name: moved if value == DRAWING else value for name, value in inputs.items()}
+    options = {name: value for name, value in options.items() if name not in ("fps", "motion_bucket_id")}
+    options["sampling"] = sampling.but(inputs=inputs)
+    output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
+    frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
+    return {
+        "first frame": drawing.image,
+        "control": control_video(*enlarged(control, frame, panel_factor(frame.shape[2]))),
+        "generated": np.stack(output.frames[0]),
+    }
+
+
+def _read(
+    source: Path,
+    tracks: str | None = None,
+    brush: str | None = None,
+    *,
+    backdrop: Backdrop | None,
+    tracker: Callable[[], Tracker],
+    background: tuple[int, int, int],
+) -> tuple[Drawing, SceneMotion]:
+    """A drawing and how its scene moves: as the flags say, or where they are silent as the drawing does."""
+    inputs = read_drawing(source, tracks, brush, background)
+    inputs.backdrop = backdrop or inputs.backdrop
+    return inputs, scene_motion(inputs.backdrop, tracker, inputs.size, background)
+
+
+def _jobs(
+    image: str,
+    tracks: str | None,
+    brush: str | None,
+    out: str | None,
+    read: Callable[..., tuple[Drawing, SceneMotion]],
+) -> tuple[list[Job], Path | None, int]:
+    """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
+    source = Path(image)
+    if not source.is_dir():
+        path = Path(out or "clip.mp4")
+        _check_file(path)
+        one = partial(read, source, tracks, brush)
+        inputs = one()[0]
+        if not inputs.tracks and inputs.brush is None and inputs.backdrop is None:
+            raise UserError("--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move")
+        return [_single(source.name, one, path, inputs)], None, 0
+    for name, value in (("--tracks", tracks), ("--brush", brush)):
+        if value is not None:
+            raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
+    drawings = find_drawings(source)
+    if list(drawings.values()) == [source] and out is not None and out.endswith(".mp4"):
+        one = partial(read, source)
+        return [_single(source.name, one, Path(out), one()[0])], None, 0
+    folder = Path(out or "generated")
+    if folder.suffix == ".mp4" or folder.is_file():
+        raise UserError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
+    jobs, left_out = [], 0
+    for name, path in drawings.items():
+        try:
+            inputs, _ = read(path)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
+            left_out += 1
+            continue
+        video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
+        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint()))
+    if not jobs:
+        raise UserError(f"{source}: none of its {left_out} inputs can be used")
+    return jobs, folder, left_out
+
+
+def _single(name: str, read: Callable[[], tuple[Drawing, SceneMotion]], path: Path, inputs: Drawing) -> Job:
+    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint())
+
+
+def _check_file(path: Path) -> None:
+    if path.suffix != ".mp4":
+        raise UserError(f"--out {path}: expected the name of an .mp4 file")
+
+
+def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
+    """The pipeline of a checkpoint or a folder of `save_pretrained`, where it is to compute.
+
+    Raises:
+        UserError: one line.
+    """
+    place = usable_device(loading.device)
+    kind = getattr(torch, loading.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
+    try:
+        if Path(checkpoint).is_dir():
+            pipe = MotionControlPipeline.from_pretrained(checkpoint, loading.svd, dtype=kind)
+        else:
+            pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), loading.svd, dtype=kind)
+    except UserError as error:
+        raise UserError(f"checkpoint: {error}") from None
+    try:
+        pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {loading.device}: {one_line(error)}") from None
+    return pipe
+
+
+def _keep(folder: Path, settings: dict[str, Any]) -> None:
+    """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
+    made = as_json(settings)
+    absent = {"background": list(WHITE)}  # older folders do not record it
+    if not refuse_to_mix(folder, made, f"--out {folder}: holds clips", "give another folder", absent):
+        write_json(folder / RECORD, made)
+    for kind in ("videos", "strips"):
+        for inner in [folder / kind, *(folder / kind).rglob("*/")]:
+            clear_leftovers(inner)

@@ -1,0 +1,139 @@
+"""`remoco photos`: what a model of photographs is worth, beside the pixels moved and inpainted without a network."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from conditions import RegionWise
+from datamodules.scenes.photos import Photos, photo_scene, read_photos
+from datamodules.scenes.scene import Scene, render, tracks
+from lightning_modules.conditioning import to_float, to_uint8
+from lightning_modules.control.pixels import moved_pixels
+from lightning_modules.pipeline import MotionControlPipeline
+from metrics import match_template, moving_object
+from metrics.moved import detail, parts_of, psnr
+from remoco.common.errors import UserError
+
+DROPPED = 0.5  # share of the regions without a track: every thing keeps some, as a person's stroke gives it one
+COLUMNS = ("track px, median", "object dB", "still dB", "uncovered dB", "uncovered detail", "whole dB", "CPU s")
+
+
+def photos(
+    checkpoint: str | None = None, photos: str = "data/photos", clips: int = 24, steps: int | None = None, seed: int = 0
+) -> None:
+    """Print a table over held-out photographs and cut-outs: each row's mean over clips whose camera stands still.
+
+    Args:
+        checkpoint: Checkpoint of configs/photo.yaml; without one only the rows that need no network.
+        photos: Folder of photographs, as data.photos.
+        clips: Number of clips.
+        steps: Number of sampler steps. Default: the checkpoint's.
+        seed: Seed of the clips.
+    """
+    if not 1 <= clips <= 10_000:
+        raise UserError(f"--clips is {clips}, expected 1 to 10000")
+    held = read_photos(photos, train=False)
+    module = None if checkpoint is None else MotionControlPipeline.from_checkpoint(checkpoint).module
+    if module is not None and steps is not None:
+        module.sampling = module.sampling.but(steps=steps)
+    condition = (RegionWise(8, 0.0) if module is None else module.condition).with_mask_ratio(DROPPED)
+    if module is not None:
+        module.condition = condition
+    table: dict[str, list[list[float]]] = {}
+    for number, scene in _scenes(held, seed, clips):
+        real, flow, visibility = _clip(scene)
+        control = condition(flow[None], visibility[None], torch.tensor([number]))[0]
+        first = to_float(real[0])
+        truth = (real / 255).double()
+        for name, make in _rows(module, first, control, real, flow, visibility, number).items():
+            start = time.process_time()
+            made = (make() + 1) / 2
+            spent = time.process_time() - start
+            table.setdefault(name, []).append([*_scores(made.double().clamp(0, 1), truth, scene, real, flow), spent])
+    print(f"{clips} held-out clips of {len(held.photos)} photographs and {len(held.cutouts)} cut-outs, 8 x 128 x 128")
+    print(f"{'':34}" + "".join(f"{name:>18}" for name in COLUMNS))
+    for name, rows in table.items():
+        values = np.array(rows)
+        sound = ~np.isnan(values).all(0)
+        means = np.full(len(COLUMNS), math.nan)
+        means[sound] = np.nanmean(values[:, sound], 0)
+        if sound[0]:  # a look-alike elsewhere in the frame is no motion
+            means[0] = np.nanmedian(values[:, 0])
+        print(f"{name:34}" + "".join(f"{mean:18.2f}" for mean in means))
+
+
+def _scenes(held: Photos, seed: int, clips: int) -> Iterator[tuple[int, Scene]]:
+    """Number and scene of the first clips whose camera stands still."""
+    number, found = 0, 0
+    while found < clips:
+        scene = photo_scene(held, [seed, 1, number], 8, 128, 128)
+        camera = scene.layers[0].motion
+        if np.ptp(camera.scale) == 0 and np.ptp(camera.centre, axis=0).max() == 0:
+            found += 1
+            yield number, scene
+        number += 1
+
+
+def _clip(scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    flow, visibility = tracks(scene)
+    return torch.from_numpy(render(scene)), torch.from_numpy(flow), torch.from_numpy(visibility)
+
+
+def _rows(
+    module: Any, first: Tensor, control: Tensor, real: Tensor, flow: Tensor, visibility: Tensor, number: int
+) -> dict[str, Callable[[], Tensor]]:
+    """Name -> what makes the clip (L, 3, H, W) in [-1, 1]."""
+    rows = {
+        "standing still": lambda: first.expand(len(real), -1, -1, -1),
+        "without the network": lambda: moved_pixels(first, control)[0],
+    }
+    if module is None:
+        return rows
+    batch = {
+        "first_frame": real[:1], "video": real[None], "flow": flow[None], "visibility": visibility[None],
+        "fps": torch.tensor([8.0]), "position": torch.tensor([number]), "key": [str(number)],
+    }  # fmt: skip
+
+    def sampled() -> Tensor:
+        return module.sample(batch)[0]
+
+    def pasted() -> Tensor:
+        moved, unknown = moved_pixels(first, module.draw_control(batch)[0])
+        return torch.where(unknown[:, None], sampled(), moved)
+
+    return rows | {
+        "without it, through the latents": lambda: module.base.reconstructed(moved_pixels(first, control)[0][None])[0],
+        "the true clip through the latents": lambda: module.base.reconstructed(real[None])[0],
+        "the network": sampled,
+        "the network, known pixels kept": pasted,
+    }
+
+
+def _scores(made: Tensor, truth: Tensor, scene: Scene, real: Tensor, flow: Tensor) -> list[float]:
+    y, x = np.mgrid[: scene.height, : scene.width].astype(float)
+    covered = [np.any([layer.covers(t, x, y) for layer in scene.layers[1:]], 0) for t in range(scene.frames)]
+    parts = parts_of(torch.from_numpy(np.stack(covered)))
+    all_of_it = torch.ones_like(parts.thing)
+    errors = [psnr(made, truth, part) for part in (parts.thing, parts.still, parts.uncovered)]
+    return [
+        _off(made, scene, real, flow), *errors, detail(made, truth, parts.uncovered), psnr(made, truth, all_of_it)
+    ]  # fmt: skip
+
+
+def _off(made: Tensor, scene: Scene, real: Tensor, flow: Tensor) -> float:
+    """Mean distance in pixels of the one thing that neither turns nor grows from its track; NaN in other clips."""
+    motion = scene.layers[1].motion
+    if len(scene.layers) > 2 or np.ptp(motion.angle) or np.ptp(motion.scale):
+        return math.nan
+    masks, paths = moving_object(flow[None])
+    if masks[0].sum() < 40:
+        return math.nan
+    positions = match_template(to_uint8(2 * made.float() - 1), real[0], masks[0])
+    return float(torch.linalg.vector_norm(positions[1:] - paths[0, 1:], dim=1).mean())
