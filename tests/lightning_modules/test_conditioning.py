@@ -96,7 +96,7 @@ def test_draws_over_many_positions(net, monkeypatch):
     zeros = torch.zeros(count, 1, 1, 1, 1)
     monkeypatch.setattr(net, "clean_latents", lambda batch: zeros)
 
-    def conditioning(batch, sigma_aug):
+    def conditioning(batch, sigma_aug, control):
         seen["sigma_aug"] = sigma_aug
         return Conditioning({})
 
@@ -105,6 +105,7 @@ def test_draws_over_many_positions(net, monkeypatch):
         return noisy
 
     monkeypatch.setattr(net, "conditioning", conditioning)
+    monkeypatch.setattr(net, "draw_control", lambda batch: None)
     monkeypatch.setattr(net.motion_encoder, "forward", lambda control: None)
     monkeypatch.setattr(net, "denoiser", denoiser)
     net.training_step({"position": torch.arange(count)}, 0)
