@@ -155,7 +155,7 @@ def prepared(changes: dict[str, Any], size: str, shape: Shape) -> tuple[Count, A
     )
     no_autocast = mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta knows none
     with draws, no_autocast, torch.no_grad(), Count("meta") as count:
-        cond = module.conditioning(batch, torch.empty(shape.batch, device="meta"))
+        cond = module.conditioning(batch, torch.empty(shape.batch, device="meta"), module.draw_control(batch))
         clean = module.clean_latents(batch)
     return count, cond, clean
 

@@ -4,11 +4,12 @@ from callbacks.benchmark import Benchmark
 from callbacks.checkpoint import AtomicCheckpointIO, BestCheckpoint, resolve_checkpoint
 from callbacks.control_error import ControlErrors
 from callbacks.ema import EMA
+from callbacks.evaluation import Evaluation
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.model_table import ModelTable
 from callbacks.predictions import PredictionWriter
 from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
-from callbacks.sample_logger import SampleLogger
+from callbacks.samples import Samples
 from callbacks.throughput import Throughput
 from callbacks.video_metrics import VideoMetrics
 
@@ -18,11 +19,12 @@ __all__ = [
     "Benchmark",
     "BestCheckpoint",
     "ControlErrors",
+    "Evaluation",
     "LastCheckpoint",
     "ModelTable",
     "PredictionWriter",
     "RunFolder",
-    "SampleLogger",
+    "Samples",
     "SaveRunConfig",
     "Throughput",
     "VideoMetrics",

@@ -1,8 +1,5 @@
 """A benchmark in `test`: every pair sampled once, as a video file, then scored in the columns of the paper's tables."""
 
-import hashlib
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +8,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
+from callbacks.generated import sampling
+from callbacks.made_by import RECORD, clip_seed, made_by, refuse_to_mix
 from callbacks.run_folder import rank_zero_print, run_folder
-from callbacks.sample_logger import sampling
-from conditions import mix
 from datamodules.bench import LEVELS, scoring
 from datamodules.bench.datamodule import BenchmarkDataModule
 from lightning_modules.bases.said import check_inputs, rate
@@ -22,7 +19,7 @@ from metrics import VideoMetric, shown
 from metrics.published import tables
 from remoco.common.errors import UserError
 from remoco.common.videos.files import write_video
-from remoco.common.whole_files import clear_leftovers, read_object, write_json
+from remoco.common.whole_files import clear_leftovers, write_json
 
 PUBLISHED_SEED = 2025
 
@@ -80,39 +77,28 @@ class Benchmark(Callback):
         """Refuse to mix videos of other weights or settings with these."""
         data = trainer.datamodule
         self.folder = run_folder(trainer) / "benchmark" / data.root.resolve().name
+        settings = {
+            "condition": pl_module.condition.record(),
+            **{f"sampling.{name}": value for name, value in self._sampling(pl_module).record().items()},
+            "seed": self.seed,
+            "frames": self.frames,
+            "fps": self.fps,
+            "height": data.height,
+            "width": data.width,
+            "fit": data.fit,
+        }
         with sampling(trainer, pl_module):
-            made_by = {
-                "root": str(data.root.resolve()),  # for `remoco report`; the benchmark may move
-                "trained": trained_hash(pl_module),
-                "base": pl_module.base.identity,
-                "condition": pl_module.condition.record(),
-                **{f"sampling.{name}": value for name, value in self._sampling(pl_module).record().items()},
-                "seed": self.seed,
-                "frames": self.frames,
-                "fps": self.fps,
-                "height": data.height,
-                "width": data.width,
-                "fit": data.fit,
-            }
-        made_by = json.loads(json.dumps(made_by, default=str))
-        record = self.folder / "generated.json"
-        known: dict[str, str] = {}
-        if record.is_file():
-            stored = read_object(record)
-            known = stored.get("inputs") or {}
-            differs = [name for name in made_by if stored.get(name) != made_by[name] and name != "root"]
-            if differs:
-                raise UserError(
-                    f"{self.folder}: holds videos made with other {', '.join(differs)}; move the folder away, "
-                    "or give the logger another name"
-                )
+            made = made_by(pl_module, settings)
+        remedy = "move the folder away, or give the logger another name"
+        known = refuse_to_mix(self.folder, made, f"{self.folder}: holds videos", remedy).get("inputs") or {}
         if trainer.is_global_zero:
             for level in LEVELS:
                 clear_leftovers(self.folder / "videos" / level)
             for key, fingerprint in data.samples.items():
                 if known.get(key, fingerprint) != fingerprint:
                     (self.folder / "videos" / f"{key}.mp4").unlink(missing_ok=True)
-            write_json(record, made_by | {"inputs": known | data.samples})
+            root = {"root": str(data.root.resolve())}  # for `remoco report`; the benchmark may move
+            write_json(self.folder / RECORD, root | made | {"inputs": known | data.samples})
         trainer.strategy.barrier()
 
     def _sampling(self, pl_module: LightningModule) -> Sampling:
@@ -146,7 +132,7 @@ class Benchmark(Callback):
                     width=pair.drawing.size[1],
                     num_frames=self.frames,
                     sampling=self._sampling(pl_module),
-                    seed=pair_seed(self.seed, pair.key),
+                    seed=clip_seed(self.seed, pair.key),
                 )
             except ValueError as error:
                 raise UserError(f"{pair.key}: {error}") from error
@@ -168,18 +154,3 @@ class Benchmark(Callback):
         if trainer.is_global_zero:
             write_json(self.folder / "scores.json", results)
         rank_zero_print(f"\n{tables({run_folder(trainer).name: results})}\n\nVideos and scores: {self.folder}")
-
-
-def pair_seed(seed: int, key: str) -> int:
-    """The seed of one pair's noise: a function of the seed and the pair's name."""
-    name = torch.tensor([zlib.crc32(key.encode())])
-    return int(mix(seed, name, 0)) % 2**62
-
-
-def trained_hash(pl_module: LightningModule) -> str:
-    """SHA-256 over the trained parameters as they are now."""
-    digest = hashlib.sha256()
-    for name, parameter in sorted(pl_module.trained().items()):
-        digest.update(name.encode())
-        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -2,19 +2,18 @@
 
 import os
 import time
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
-from callbacks.every_nth import EveryNthValidation
+from callbacks.generated import Generated, Reader, at_least_two
 from callbacks.loggers import log_protocol
-from callbacks.other_control import OneStroke, evaluated, with_condition, with_other_control
+from callbacks.other_control import evaluated
 from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
-from callbacks.sample_logger import finite_uint8, sampling
 from conditions import flow_to_pixels
 from lightning_modules.conditioning import to_uint8
 from metrics import ControlError, farthest_objects, moving_object, shown
@@ -31,10 +30,11 @@ KINDS = {
     "_off": "generated without control",
     "_stroke": "generated from one stroke: the object's path from its centre, the object as brush, their motion bucket",
 }
-TRUE_FRAMES = ("_standing_still", "_real")  # nothing is sampled
+GENERATED = {"": "own", "_swapped": "swapped", "_off": "off", "_stroke": "stroke"}  # kind -> control of `Generated`
 
 
-class ControlErrors(EveryNthValidation):
+@final
+class ControlErrors(Reader):
     """Control error: mean distance in pixels between the generated object and its track, at validation and test.
 
     For data with exact tracks (`SpritesDataModule`); on other data it measures nothing and warns. In textured scenes,
@@ -47,90 +47,67 @@ class ControlErrors(EveryNthValidation):
 
     Args:
         clips: Number of clips, from the start of the validation set; null means all.
-        every_n_validations: Measure at every n-th validation of a fit.
     """
 
     headlines = ("val/control_error", "val/control_error_stroke")
 
-    def __init__(self, clips: int | None = None, every_n_validations: int = 1) -> None:
-        super().__init__(clips, every_n_validations)
+    def __init__(self, clips: int | None = None) -> None:
+        at_least_two("control_errors", clips)
+        self.clips = clips
         self.metrics = {kind: ControlError() for kind in KINDS}
         self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._left = 0
+        self._scene = ""
+        self._true_known = False  # the errors of true frames: a fit's later validations would measure the same
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, with this rank's share of the first `clips` clips."""
-        if not trainer.sanity_checking:
-            self._begin(trainer, pl_module, trainer.val_dataloaders if self.is_due(trainer) else None)
+    def setup(self, pl_module: LightningModule) -> None:
+        self._true_known = False
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, trainer.test_dataloaders)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Generate this batch's clips and score them."""
-        if self._left == 0 or trainer.sanity_checking:
-            return
-        batch = {name: value[: self._left] for name, value in batch.items()}
-        self._left -= len(batch["key"])
-        self._score(trainer, pl_module, batch)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.sanity_checking:
-            self._report(trainer, pl_module, "val")
-
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._report(trainer, pl_module, "test")
-
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> None:
-        for metric in self.metrics.values():
-            metric.to(pl_module.device).reset()
-        self.seconds = dict.fromkeys(KINDS, 0.0)
-        self._left = 0
-        if loader is None or not getattr(trainer.datamodule, "has_clips", True):
-            return
+    def begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> int:
+        self._true_known &= trainer.state.fn == "fit"
+        for kind, metric in self.metrics.items():
+            metric.to(pl_module.device)
+            if kind in GENERATED or not self._true_known:
+                metric.reset()
+                self.seconds[kind] = 0.0
+        if not getattr(trainer.datamodule, "has_clips", True):
+            return 0
         if not hasattr(trainer.datamodule, "scene"):
-            rank_zero_warn("ControlErrors measures nothing: it needs objects with exact tracks (SpritesDataModule)")
-        else:
-            self._left = self.share(trainer, loader)
+            rank_zero_warn("control_errors measures nothing: it needs objects with exact tracks (SpritesDataModule)")
+            return 0
+        self._scene = trainer.datamodule.scene
+        return len(loader.dataset) if self.clips is None else self.clips
 
-    def _score(self, trainer: Trainer, pl_module: LightningModule, batch: dict[str, Any]) -> None:
-        if "video" not in batch:
-            raise UserError("ControlErrors needs validation clips with frames, not latents only")
-        batch, masks, tracks, turns = with_objects(batch, trainer.datamodule.scene)
-        if not len(masks):
+    def read(self, generated: Generated, rows: range) -> None:
+        clips = generated.clips(rows)
+        if "video" not in clips:
+            raise UserError("control_errors needs validation clips with frames, not latents only")
+        there, masks, tracks, turns = objects(clips, self._scene)
+        if not there:
             return
-        first, real, keys = to_uint8(batch["first_frame"]), to_uint8(batch["video"]), batch["key"]
-        one_stroke = OneStroke(pl_module.condition, masks, tracks)
-        make = {
-            "": lambda: finite_uint8(pl_module.sample(batch), keys),
+        clips = generated.clips(there)
+        first, real = to_uint8(clips["first_frame"]), to_uint8(clips["video"])
+        videos = {
+            "": lambda: generated.own(rows)[there],
             "_standing_still": lambda: first[:, None].expand_as(real),
             "_real": lambda: real,
-            "_swapped": lambda: finite_uint8(pl_module.sample(with_other_control(trainer, pl_module, batch)), keys),
-            "_off": lambda: finite_uint8(pl_module.sample(batch, controlled=False), keys),
-            "_stroke": lambda: finite_uint8(pl_module.sample(one_stroke.clips(batch)), keys),
+            "_swapped": lambda: generated.swapped(there),
+            "_off": lambda: generated.off(there),
+            "_stroke": lambda: generated.stroke(there, masks, tracks),
         }
         for kind, metric in self.metrics.items():
-            if kind == "_swapped" and len(evaluated(trainer).dataset) == 1:
+            if kind == "_swapped" and len(evaluated(generated.trainer).dataset) == 1:
                 continue  # there is no other clip
+            if kind not in GENERATED and self._true_known:
+                continue
+            video = videos[kind]()
             start = time.perf_counter()
-            stroke = kind == "_stroke"
-            drawn = with_condition(pl_module, one_stroke) if stroke else nullcontext()
-            with sampling(trainer, pl_module), drawn:
-                videos = make[kind]()
-            metric.update(videos, first, masks, tracks, turns)
+            metric.update(video, first, masks, tracks, turns)
             self.seconds[kind] += time.perf_counter() - start
+            if kind in GENERATED:
+                self.seconds[kind] += generated.seconds[GENERATED[kind]]
 
-    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Log each mean over all ranks, print all of them, and write `metrics.json`."""
         reduce = trainer.strategy.reduce
         local = {
             kind: torch.tensor(int(metric.clips), device=pl_module.device) for kind, metric in self.metrics.items()
@@ -143,7 +120,7 @@ class ControlErrors(EveryNthValidation):
         for kind, metric in self.metrics.items():
             if counts[kind]:
                 followed = "" if trainer.datamodule.scene == "plain" else farthest
-                sampling_note = "" if kind in TRUE_FRAMES else sampler
+                sampling_note = "" if kind not in GENERATED else sampler
                 values[kind] = value = float(metric.compute())
                 pl_module.log(f"{stage}/control_error{kind}", value, sync_dist=True)
                 results[f"control_error{kind}"] = {
@@ -152,6 +129,7 @@ class ControlErrors(EveryNthValidation):
                     "n": counts[kind],
                     "seconds": float(f"{self.seconds[kind]:.6g}"),
                 }
+        self._true_known = bool(results)
         if not results or not trainer.is_global_zero:
             return
         lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
@@ -163,26 +141,16 @@ class ControlErrors(EveryNthValidation):
         log_protocol(trainer, f"{stage}/control_error", text)
 
 
-def with_objects(
-    batch: dict[str, Any], scene: str
-) -> tuple[dict[str, Any], torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """The clips that have an object to follow, and it: masks (B, H, W), tracks (B, L, 2), and in scenes that are not
-    `plain` its turns, as `metrics.farthest_objects` finds them.
+def objects(batch: dict[str, Any], scene: str) -> tuple[list[int], Tensor, Tensor, Tensor | None]:
+    """Rows of the clips that have an object to follow, and it: masks (B, H, W), tracks (B, L, 2), and in scenes that
+    are not `plain` its turns, as `metrics.farthest_objects` finds them.
     """
     flow = flow_to_pixels(batch["flow"], batch.get("flow_step"))
     if scene == "plain":
-        return batch, *moving_object(flow), None
+        return list(range(len(flow))), *moving_object(flow), None
     masks, tracks, turns = farthest_objects(flow, batch["visibility"])
     there = masks.flatten(1).any(1)
-    batch = {name: _chosen(value, there) for name, value in batch.items()}
-    return batch, masks[there], tracks[there], turns[there]
-
-
-def _chosen(value: Any, rows: torch.Tensor) -> Any:
-    """The rows of a tensor or list of a batch."""
-    return (
-        value[rows] if isinstance(value, torch.Tensor) else [each for each, keep in zip(value, rows.tolist()) if keep]
-    )
+    return there.nonzero().flatten().tolist(), masks[there], tracks[there], turns[there]
 
 
 def write_metrics(path: Path, results: dict[str, dict[str, Any]]) -> None:

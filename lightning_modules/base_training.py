@@ -49,6 +49,6 @@ class BaseModule(VideoModule):
         return super().architecture() | {"injection": None}
 
     @torch.no_grad()
-    def sample(self, batch: Batch, controlled: bool = False) -> Tensor:
-        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames, never controlled."""
-        return super().sample(batch, controlled=False)
+    def sample(self, batch: Batch, control: Tensor | None) -> Tensor:
+        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames, whatever the control."""
+        return super().sample(batch, None)

@@ -153,9 +153,9 @@ class VideoModule(LightningModule):
         """(B, *shape) standard normal, a function of (seed, position) alone."""
         return randn(self.seeds(batch, stream).tolist(), shape, self.device)
 
-    def draw_control(self, batch: Batch) -> Tensor:
-        """(B, L, 3, H, W) control tensor of the batch's clips."""
-        return control_of(self.condition, batch, self.seeds(batch, REGION))
+    def draw_control(self, batch: Batch, condition: Condition | None = None) -> Tensor:
+        """(B, L, 3, H, W) control tensor of the batch's clips, by the module's condition or this one."""
+        return control_of(condition or self.condition, batch, self.seeds(batch, REGION))
 
     def draw_sigma(self, batch: Batch) -> Tensor:
         """(B,) noise levels of training."""
@@ -166,28 +166,30 @@ class VideoModule(LightningModule):
     # Steps
 
     @torch.no_grad()
-    def conditioning(self, batch: Batch, strength: Tensor | None) -> Conditioning:
-        """Conditioning of the batch's clips, with their control, nothing dropped.
+    def conditioning(self, batch: Batch, strength: Tensor | None, control: Tensor | None) -> Conditioning:
+        """Conditioning of the batch's clips, nothing dropped.
 
         Args:
             batch: The clips.
             strength: (B,) standard deviation of the noise on the first frame, in units of [-1, 1]; None for none.
+            control: (B, L, 3, H, W) control tensor, for example `draw_control`'s; None for none.
         """
         motion = stored_motion(batch) or motion_of(flow_to_pixels(batch["flow"], batch.get("flow_step")))
-        control = control_of(self.condition, batch, self.seeds(batch, REGION), motion)
         inputs, noise = self.base.given(batch, motion.bucket), None
         if strength is not None:
             noise = self.draw_noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
             inputs = {**inputs, "noise_aug_strength": strength}
         return replace(self.base.condition(batch, inputs, noise), control=control)
 
-    def inference_conditioning(self, batch: Batch, dtype: torch.dtype = torch.float32) -> Conditioning:
+    def inference_conditioning(
+        self, batch: Batch, control: Tensor | None, dtype: torch.dtype = torch.float32
+    ) -> Conditioning:
         """As `conditioning`, with the inference's noise on the first frame, a number of this dtype."""
         if self.base.frame_noise is None:
-            return self.conditioning(batch, None)
+            return self.conditioning(batch, None, control)
         value = self.sampling.inputs.get("noise_aug_strength", self.base.inputs()["noise_aug_strength"].default)
-        count = len(batch["position"])
-        return self.conditioning(batch, torch.full((count,), float(value), dtype=dtype, device=self.device))
+        strength = torch.full((len(batch["position"]),), float(value), dtype=dtype, device=self.device)
+        return self.conditioning(batch, strength, control)
 
     @torch.no_grad()
     def clean_latents(self, batch: Batch) -> Tensor:
@@ -203,7 +205,7 @@ class VideoModule(LightningModule):
         strength, names = None, self.base.conditionings
         if self.base.frame_noise is not None:
             strength = sample_sigma(self.seeds(batch, AUG_SIGMA).tolist(), *self.base.frame_noise, self.device)
-        cond = self.conditioning(batch, strength)
+        cond = self.conditioning(batch, strength, self.draw_control(batch))
         clean = self.clean_latents(batch)
         sigma = self.draw_sigma(batch)
         noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
@@ -235,13 +237,13 @@ class VideoModule(LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Generate the batch's clips, uint8 on the host."""
-        video = to_uint8(self.sample(batch)).cpu()
+        video = to_uint8(self.sample(batch, self.draw_control(batch))).cpu()
         return {"key": batch["key"], "fps": batch["fps"].cpu(), "video": video}
 
     def evaluated(self, batch: Batch) -> tuple[Tensor, Conditioning]:
         """Clean latents and conditioning at the inference's noise on the first frame; the motion is set."""
         clean = self.clean_latents(batch)
-        return clean, self.steer(self.inference_conditioning(batch, clean.dtype))
+        return clean, self.steer(self.inference_conditioning(batch, self.draw_control(batch), clean.dtype))
 
     def sampled(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
         """Latents (B, F, C, h, w) of new clips.
@@ -264,14 +266,18 @@ class VideoModule(LightningModule):
         return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
 
     @torch.no_grad()
-    def sample(self, batch: Batch, controlled: bool = True) -> Tensor:
-        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames and, if `controlled`, controls."""
+    def sample(self, batch: Batch, control: Tensor | None) -> Tensor:
+        """(B, L, 3, H, W) in [-1, 1]: clips generated from the batch's first frames, with its noise and motion bucket.
+
+        Args:
+            batch: The clips.
+            control: (B, L, 3, H, W) control tensor, their own (`draw_control`) or another; None runs the base bare.
+        """
         with self.autocast():
-            cond = self.inference_conditioning(batch)
+            cond = self.inference_conditioning(batch, control)
             frames, (height, width) = batch["flow"].shape[1], batch["first_frame"].shape[-2:]
             grid = self.base.grid
             shape = (grid.latents(frames), self.base.channels, *grid.size(height, width))
-            cond = cond if controlled else replace(cond, control=None)
             latents = self.sampled(cond, self.draw_noise(batch, INITIAL, shape), self.sampling)
             return self.base.decode(latents).clamp(-1, 1)
 

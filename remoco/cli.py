@@ -1,9 +1,10 @@
 """The commands' names, and what all of them share: flags from a function's signature, and errors of one line.
 
 A command is a function. Its parameters without a default are positional, those with one before a `/` are positional and
-may be left out, the others are flags (`clips_per_shard` is
-`--clips-per-shard`, a bool is a switch, a list that may be repeated takes one value each time, a dataclass one flag per
-field); types come from the annotations, help from the docstring. What it returns is the exit code, nothing is 0.
+may be left out, the others are flags: `clips_per_shard` is `--clips-per-shard`, a bool is a switch, a list of texts
+takes one each time. A parameter that is a dataclass is a flag for each field, under the field's own name; the fields of
+a dataclass in it have its name before theirs. Types come from the annotations, help from the docstring and from what
+stands under a field. What it returns is the exit code, nothing is 0.
 """
 
 from __future__ import annotations

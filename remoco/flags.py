@@ -78,7 +78,9 @@ def cause(message: Any) -> str:
     line = " ".join(str(message).split())
     line = re.sub(r"Does not validate against any of the Union subtypes Subtypes: .*? Errors: - ", "", line)
     line = re.sub(r"( - Expected a <class 'NoneType'>)? Given value type: .*", "", line)
-    line = re.sub(r"Not of type ((?:whole )?number [^:]+): .*?(?= - |$)", r"Expected a \1", line)
+    line = re.sub(
+        r"Not of type ((?:whole )?number [^:]+): (?:got|.*?:) '?(.*?)'?(?= - |$)", r"Expected a \1. Got value: \2", line
+    )
     line = re.sub(r" Subclass types expect one of: - a class path .*? \(implicit class_path\)", "", line)
     line = re.sub(r"(?<=.) - Not a valid subclass of \w+", "", line)
     line = re.sub(r"Not a valid subclass of (\w+)\.?", r"Expected the class path of a \1, and init_args.", line)
@@ -111,7 +113,7 @@ def bound(function: Callable[..., Any], parsed: Namespace) -> inspect.BoundArgum
     """
     signature = inspect.signature(function, eval_str=True)
     values = {name: _value(each.annotation, parsed[name]) for name, each in signature.parameters.items()}
-    return inspect.BoundArguments(signature, values)  # type: ignore[arg-type]  # an OrderedDict no longer
+    return inspect.BoundArguments(signature, values)
 
 
 def _value(kind: Any, parsed: Any) -> Any:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from datamodules.drawings.backdrop import Backdrop, backdrop_from_flags
 from datamodules.drawings.framing import Fit, FrameArea, check_fit
@@ -125,17 +125,33 @@ class Loading:
             raise UserError(f"--dtype is {str(self.dtype):.40}, expected one of {', '.join(get_args(Dtype))}")
 
 
+@dataclass(frozen=True)
+class OtherSystem:
+    """Another system in the place of a checkpoint (docs/systems.md)."""
+
+    system: str | None = None
+    """Another system to sample: dragnuwa, draganything, mofa, sgi2v, or the class path of your own. IMAGE is then the
+    only argument without a flag."""
+    weights: str | None = None
+    """Released file or folder of that system."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that system, for example `{quirks: corrected, settings: {steps: 10}}`."""
+
+
+_OTHER = OtherSystem()
 _MOTION, _CLIP, _SAMPLING, _LOADING = Motion(), Clip(), SamplingChanges(), Loading()
 
 
 def generate(
     checkpoint: str,
-    image: str,
+    image: str | None = None,
+    /,
     motion: Motion = _MOTION,
     out: str | None = None,
     clip: Clip = _CLIP,
     sampling: SamplingChanges = _SAMPLING,
     loading: Loading = _LOADING,
+    other: OtherSystem = _OTHER,
 ) -> int:
     """Turn an image, drawn tracks and a brush into a video; a strip beside it shows inputs and result.
 
@@ -150,10 +166,11 @@ def generate(
         clip: The clip that is made of a picture.
         sampling: What differs from the checkpoint's sampling.
         loading: Where the networks come from, and where they compute.
+        other: Another system in the place of the checkpoint.
 
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
     """
     from remoco.generation import run  # torch and diffusers take seconds, and `--help` has no need of them
 
-    return run(checkpoint, image, motion, out, clip, sampling, loading)
+    return run(checkpoint, image, motion, out, clip, sampling, loading, other)

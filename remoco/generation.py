@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +9,15 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark import pair_seed, trained_hash
+from callbacks.made_by import RECORD, as_json, clip_seed, made_by, refuse_to_mix
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
-from datamodules.drawings import Backdrop, Drawing, find_drawings, read_drawing
+from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read_drawing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
@@ -29,9 +29,9 @@ from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE
 from remoco.common.ranges import within
-from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
+from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
-from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, SamplingChanges
+from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
 
 
 @dataclass(frozen=True)
@@ -65,31 +65,58 @@ class Job:
         return "done" if same else "edited"
 
 
+@dataclass(frozen=True)
+class Generator:
+    """What makes the clips: a checkpoint, or another system.
+
+    Attributes:
+        record: what a folder of clips records of it.
+        steps: of the sampler, for a clip.
+        fps: frames per second of the files.
+        framing: the frame that a drawing gets.
+        panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
+    """
+
+    record: dict[str, Any]
+    steps: int
+    fps: float
+    framing: Callable[[Drawing], Framing]
+    panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
+
+
 def run(
     checkpoint: str,
-    image: str,
+    image: str | None,
     motion: Motion,
     out: str | None,
     clip: Clip,
     sampling: SamplingChanges,
     loading: Loading,
+    other: OtherSystem,
 ) -> int:
     """Generate what is missing; the arguments and what is returned are those of `remoco.generate.generate`."""
+    if other.system is not None:
+        if image is not None:
+            raise UserError(f"{checkpoint}, {image}: expected the image alone beside --system, whose file is --weights")
+        image = checkpoint
+    if image is None:
+        raise UserError("image: missing, expected a checkpoint and an image")
     backdrop, follow = motion.backdrop(), cache(partial(make_tracker, motion.tracker))
     scene_motion(backdrop, follow, background=motion.colour)  # its files' errors are reported once, before the work
     if Path(image).is_dir() and motion.tracker != "dis":
         follow()  # so are the tracker's
     read = partial(_read, backdrop=backdrop, tracker=follow, background=motion.colour)
     jobs, folder, left_out = _jobs(image, motion.tracks, motion.brush, out, read)
-    pipe = load_pipeline(checkpoint, loading)
-    options = _options(pipe, clip, sampling)
+    if other.system is None:
+        generator = of_checkpoint(checkpoint, clip, sampling, loading)
+    else:
+        generator = of_system(other, motion, clip, sampling, loading)
     if folder is None:
         check_writable(jobs[0].video, "--out")
     if folder is not None:
         flags = {name: value for name, value in asdict(motion).items() if name not in ("tracks", "brush")}
-        size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width, "fit": clip.fit}
-        made_by = {"inputs": str(Path(image).resolve()), "seed": clip.seed, **size, **options, **flags}
-        _keep(folder, made_by | {"background": motion.colour}, pipe)
+        made_by = {"inputs": str(Path(image).resolve()), "seed": clip.seed, "fit": clip.fit, **flags}
+        _keep(folder, made_by | {"background": motion.colour} | generator.record)
         states = [job.state() for job in jobs]
         if there := states.count("done"):
             print(f"{there} of {len(jobs)} are there already")
@@ -100,7 +127,7 @@ def run(
     written = [folder / "videos", folder / "strips"] if folder else [*jobs[0].files]
     if out is None and jobs:
         print(f"without --out this writes {_listed(written)} in {Path.cwd()}", flush=True)
-    _write(jobs, folder is not None, pipe, motion.colour, clip, options)
+    _write(jobs, folder is not None, generator, motion.colour, clip.seed)
     print(f"wrote {_listed(written)}")
     return int(left_out > 0)
 
@@ -108,36 +135,97 @@ def run(
 def _write(
     jobs: Sequence[Job],
     of_folder: bool,
-    pipe: MotionControlPipeline,
+    generator: Generator,
     background: tuple[int, int, int],
-    clip: Clip,
-    options: dict[str, Any],
+    first_seed: int,
 ) -> None:
     """Generate the clips and write their files."""
-    with tqdm(total=options["num_inference_steps"] * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
+    with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            seed = pair_seed(clip.seed, job.name) if of_folder else clip.seed
+            seed = clip_seed(first_seed, job.name) if of_folder else first_seed
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
-                framing = drawing.framing(pipe.grid, clip.fit, clip.height, clip.width)
+                framing = generator.framing(drawing)
                 drawing, motion = drawing.framed(framing, background), motion.framed(framing)
-                panels = panels_of(pipe, drawing, motion, seed, options, lambda step: bar.update())
+                panels = generator.panels(drawing, motion, seed, lambda step: bar.update())
             except UserError as error:
                 raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_mp4(job.video, panels["generated"], clip.fps)
-            moving = strip(panels, f"{job.name}, seed {clip.seed}")
+            write_mp4(job.video, panels["generated"], generator.fps)
+            moving = strip(panels, f"{job.name}, seed {first_seed}")
             write_png(job.files[2], sheet([moving]))
-            write_mp4(job.strip, moving, clip.fps)
+            write_mp4(job.strip, moving, generator.fps)
             if of_folder:
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
 
 
 def _listed(paths: Sequence[Path]) -> str:
     return f"{', '.join(map(str, paths[:-1]))} and {paths[-1]}"
+
+
+def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
+    """What a checkpoint, or a folder of `save_pretrained`, generates; UserError where it does not read."""
+    pipe = load_pipeline(checkpoint, loading)
+    options = _options(pipe, clip, sampling)
+    size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width}
+    return Generator(
+        made_by(pipe.module, size | options),
+        options["num_inference_steps"],
+        clip.fps,
+        lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
+        lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
+    )
+
+
+def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
+    """What another system generates, at its own size, length and rate.
+
+    Raises:
+        UserError: a flag says what the system does not take, or its files are not those it needs.
+    """
+    from lightning_modules.conditioning import to_uint8
+    from remoco.report.command import control_frames
+    from remoco.systems import SystemChoice, fingerprint, load_system, system_class
+
+    kind = system_class(str(other.system))
+    given = [name for name in ("camera", "poses", "depth", "driving") if getattr(motion, name) is not None]
+    given += ["brush"] if motion.brush is not None and not kind.takes_brush else []
+    if given:
+        raise UserError(f"--{given[0]}: {other.system} does not take it")
+    changed = [
+        name.replace("_", "-")
+        for own, usual in ((clip, Clip()), (sampling, SamplingChanges()), (loading, Loading()))
+        for name, value in asdict(own).items()
+        if value != getattr(usual, name) and name not in ("seed", "fit", "svd", "device", "dtype")
+    ]
+    if changed:
+        raise UserError(f"--{changed[0]}: {other.system} has settings of its own, see --options")
+    options = other.options if loading.svd is None else other.options | {"svd": loading.svd}
+    choice = SystemChoice(str(other.system), other.weights, options)
+    dtype = loading.dtype or "float32"
+    system = load_system(choice, usable_device(loading.device), getattr(torch, dtype))
+
+    def panels(drawing: Drawing, _: SceneMotion, seed: int, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
+        def on_step(step: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+            progress(step)
+
+        video = system(drawing, seed, on_step)
+        frames = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
+        factor = panel_factor(drawing.size[1])
+        size = drawing.size[1] * factor, drawing.size[0] * factor
+        drawn = [
+            cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in control_frames(drawing, len(frames))
+        ]
+        return {"first frame": drawing.image, "tracks": np.stack(drawn), "generated": frames}
+
+    def framing(drawing: Drawing) -> Framing:
+        return Framing.of(drawing.size, system.size, clip.fit, drawing.starts)
+
+    record = {"choice": asdict(choice), "weights": fingerprint(choice), "dtype": dtype, "protocol": system.protocol}
+    return Generator(record, system.steps, system.fps, framing, panels)
 
 
 def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges) -> dict[str, Any]:
@@ -296,18 +384,12 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     return pipe
 
 
-def _keep(folder: Path, made_by: dict[str, Any], pipe: MotionControlPipeline) -> None:
+def _keep(folder: Path, settings: dict[str, Any]) -> None:
     """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
-    made_by |= {"trained": trained_hash(pipe.module), "base": pipe.module.base.identity}
-    made_by = json.loads(json.dumps(made_by, default=str))
-    path = folder / "generated.json"
-    if path.is_file():
-        stored = {"background": list(WHITE)} | read_object(path)  # older folders do not record it
-        differs = [name for name in made_by if stored.get(name) != made_by[name]]
-        if differs:
-            raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
-    else:
-        write_json(path, made_by)
+    made = as_json(settings)
+    absent = {"background": list(WHITE)}  # older folders do not record it
+    if not refuse_to_mix(folder, made, f"--out {folder}: holds clips", "give another folder", absent):
+        write_json(folder / RECORD, made)
     for kind in ("videos", "strips"):
         for inner in [folder / kind, *(folder / kind).rglob("*/")]:
             clear_leftovers(inner)

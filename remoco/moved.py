@@ -25,9 +25,14 @@ TOP = {
 }  # fmt: skip
 """Argument of `model` before -> what stands beside `model` now."""
 
+PARTS = {"SampleLogger": "samples", "VideoMetrics": "metrics", "ControlErrors": "control_errors"}
+"""Callback before -> what it is of callbacks.Evaluation now; their `every_n_validations` is the evaluation's own."""
+
 
 def moved(message: str) -> str:
     """What a parser's error about an option that it does not know gains: nothing, or where the option went."""
+    if part := re.search(r"callbacks(?:\.|' has no attribute ')(SampleLogger|VideoMetrics|ControlErrors)\b", message):
+        return f"; it is callbacks.Evaluation with init_args.{PARTS[part[1]]} now"
     match = re.search(r"[Oo]ption '(\w+)(?:\.[\w.]+)?' is not accepted(?!;)", message)
     if "callbacks" in message or 'key "data"' in message:  # another class's option of that name
         return ""

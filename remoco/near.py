@@ -68,7 +68,10 @@ class Hinting(ArgumentParser):
     def hinted(self, message: str) -> str:
         """The message of `error`, with a name near to the flag, command or class that is unknown."""
         if match := re.search(r"unrecognized arguments: .*?--([\w.-]+)", message):
-            return message + hint(match[1], _names(self), "--")
+            places = {action.dest for action in self._actions if not action.option_strings} - {SUPPRESS}
+            bare = next((name for name in sorted(places) if name.replace("_", "-").startswith(match[1])), None)
+            near = hint(match[1], _names(self) - places, "--")
+            return message + (near or (f"; {bare} is given without a flag" if bare else ""))
         if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             return message + hint(match[1], re.findall(r"[\w-]+", match[2]))
         if (match := re.search(r"module '([\w.]+)' has no attribute '(\w+)'", message)) and match[1] in sys.modules:

@@ -84,7 +84,8 @@ class Parser(Raising, LightningArgumentParser):
         try:
             super().error(_with_config(message), ex)
         except Unparsed as error:
-            error.args = (f"{error}{moved(message)}",)
+            if now := moved(message):  # what a name looks like is no help then
+                error.args = (re.sub(r"; did you mean [^;?]*\?", "", str(error)) + now,)
             raise
 
 

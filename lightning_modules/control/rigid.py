@@ -51,7 +51,7 @@ class Layer:
         """(L,) bool: in which frames it is elsewhere than in the first."""
         if self.motion is None:
             return np.asarray(self.flow).any(1)
-        return (self.motion.turn != 0) | (self.motion.shift != 0)
+        return np.logical_or(self.motion.turn != 0, self.motion.shift != 0)
 
 
 def fit(points: np.ndarray, flow: np.ndarray) -> Similarity:
@@ -133,7 +133,7 @@ def _owners(
 
 def _motions(points: np.ndarray, flow: np.ndarray) -> tuple[list[Similarity], np.ndarray]:
     """The motions that tracks agree on, the most common first, and (N,) the index of each track's, -1 for none."""
-    labels, motions = np.full(len(points), -1), []
+    labels, motions = np.full(len(points), -1), list[Similarity]()
     while len(motions) < MOST_MOTIONS and (labels < 0).any():
         rest = np.flatnonzero(labels < 0)
         agreed = _agreed(points[rest], flow[:, rest])

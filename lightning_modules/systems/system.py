@@ -26,6 +26,7 @@ class System(Protocol):
         size: (height, width) of its frames.
         frames: L.
         fps: Frames per second at which its authors play it.
+        steps: Sampler steps of a video.
         takes_brush: Whether a brush changes its video.
         stand_in: Whether its network is smaller than any released one, so that its numbers are not the system's.
     """
@@ -35,6 +36,7 @@ class System(Protocol):
     size: tuple[int, int]
     frames: int
     fps: float
+    steps: int
     takes_brush: bool
     stand_in: bool
 
@@ -73,6 +75,7 @@ class FramedSystem:
         self.size: tuple[int, int] = settings.size
         self.frames: int = settings.frames
         self.fps: float = settings.fps
+        self.steps: int = settings.steps
         self.protocol = protocol(self.name, settings, how)
 
     def tracks(self, drawing: Drawing) -> tuple[Drawing, list[np.ndarray]]:

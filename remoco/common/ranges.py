@@ -27,9 +27,8 @@ def number(kind: type, least: float, most: float = math.inf, above: bool = False
 
     def read(value: Any) -> Any:
         plain = value if isinstance(value, bool) else kind(value)
-        if isinstance(value, float) and plain != value:
-            raise ValueError("expected a whole number")
-        within(name, plain, least, most, kind is int, above)
+        if not _inside(plain, kind is int, least, most, above) or (isinstance(value, float) and plain != value):
+            raise ValueError(f"got {value!s:.60}")
         return plain
 
     created = type(name, (kind,), {})
@@ -50,10 +49,13 @@ def within(
         whole: Whether only whole numbers are in the range.
         above: Whether the smallest number is itself outside the range.
     """
+    if not _inside(value, whole, least, most, above):
+        raise UserError(f"{name} is {value!r:.60}, expected a {_words(whole, least, most, above)}")
+
+
+def _inside(value: Any, whole: bool, least: float, most: float, above: bool) -> bool:
     kinds = (int,) if whole else (int, float)
-    if type(value) in kinds and math.isfinite(value) and least <= value <= most and not (above and value == least):
-        return
-    raise UserError(f"{name} is {value!r:.60}, expected a {_words(whole, least, most, above)}")
+    return type(value) in kinds and math.isfinite(value) and least <= value <= most and not (above and value == least)
 
 
 def _words(whole: bool, least: float, most: float, above: bool) -> str:

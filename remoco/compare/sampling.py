@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,16 +10,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from callbacks.benchmark import pair_seed
+from callbacks.made_by import RECORD, as_json, clip_seed, refuse_to_mix
 from datamodules.bench import LEVELS, read_pair
 from remoco.common.errors import UserError
 from remoco.common.ray_connection import connected
 from remoco.common.videos.files import write_video
-from remoco.common.whole_files import clear_leftovers, read_object, write_json
+from remoco.common.whole_files import clear_leftovers, write_json
 from remoco.compare.rows import Row
 from remoco.systems import fingerprint, load_system
 
-RECORD = "generated.json"  # what makes the videos of a folder
 ABOUT = "system.json"  # what the system says of itself
 ATTEMPTS = 3  # more, after a kill
 REFRESH = 1.0  # seconds
@@ -39,25 +37,17 @@ def check_folder(row: Row, out: Path, seed: int, samples: dict[str, str]) -> Non
         UserError: one line that names what differs.
     """
     folder = row.folder(out)
-    made_by = {"choice": asdict(row.choice), "weights": fingerprint(row.choice), "dtype": row.dtype, "seed": seed}
-    made_by = json.loads(json.dumps(made_by, default=str))
-    known: dict[str, str] = {}
-    if (folder / RECORD).is_file():
-        stored = read_object(folder / RECORD)
-        known = stored.get("inputs") or {}
-        differs = [name for name in made_by if stored.get(name) != made_by[name]]
-        if differs and any((folder / f"{key}.mp4").is_file() for key in samples):
-            raise UserError(
-                f"{folder}: holds videos made with other {', '.join(differs)}; "
-                "give this row another `name`, or another --out"
-            )
+    made = as_json({"choice": asdict(row.choice), "weights": fingerprint(row.choice), "dtype": row.dtype, "seed": seed})
+    there = any((folder / f"{key}.mp4").is_file() for key in samples)
+    remedy = "give this row another `name`, or another --out"
+    known = refuse_to_mix(folder, made, f"{folder}: holds videos", remedy, empty=not there).get("inputs") or {}
     for level in LEVELS:
         (folder / level).mkdir(parents=True, exist_ok=True)
         clear_leftovers(folder / level)
     for key, digest in samples.items():
         if known.get(key, digest) != digest:
             (folder / f"{key}.mp4").unlink(missing_ok=True)
-    write_json(folder / RECORD, made_by | {"inputs": known | samples})
+    write_json(folder / RECORD, made | {"inputs": known | samples})
 
 
 def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device: str) -> dict[str, str]:
@@ -95,7 +85,7 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
     for key in tqdm(missing, desc=row.name, unit="video"):
         drawing = read_pair(bench, key).drawing
         try:
-            video = system(drawing, pair_seed(seed, key))
+            video = system(drawing, clip_seed(seed, key))
         except UserError as error:
             refused[key] = str(error)
             continue
@@ -134,8 +124,12 @@ def sample_on_ray(
     with connected(address, workers=1) as ray, tqdm(total=total, desc="videos", unit="video") as bar:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         parts = max(gpus, 1)
+
+        def part_of(row: Row, part: int, of: int) -> dict[str, str]:  # Ray takes functions alone
+            return work(row, part, of)
+
         # a process for each part: the memory of the system before is gone
-        task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=0, max_calls=1)(work)
+        task = ray.remote(num_cpus=1, num_gpus=min(gpus, 1), max_retries=0, max_calls=1)(part_of)
         jobs = [(row, part) for row in rows for part in range(parts)]
         left = {task.remote(row, part, parts): (row, part, ATTEMPTS) for row, part in jobs}
         while left:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, LastCheckpoint, RunFolder, SampleLogger
+from callbacks import EMA, AtomicCheckpointIO, BestCheckpoint, Evaluation, LastCheckpoint, RunFolder, Samples
 from callbacks.checkpoint import resolve_checkpoint
 from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import Data, Module, trainer
@@ -36,10 +36,10 @@ class Positioned(Module):
 
     interrupt = None
 
-    def sample(self, batch):
+    def sample(self, batch, control):
         if self.interrupt == self.trainer.global_step and not self.trainer.sanity_checking:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().sample(batch)
+        return super().sample(batch, control)
 
 
 def fit(folder, spec="", ckpt_path=None, steps=8, accumulate=1, interrupt=None, every=3):
@@ -47,7 +47,7 @@ def fit(folder, spec="", ckpt_path=None, steps=8, accumulate=1, interrupt=None, 
     torch.set_num_threads(1)
     module = Positioned()
     module.interrupt = interrupt
-    callbacks = [RunFolder(), EMA(0.9), SampleLogger(every_n_steps=5, clips=1)]
+    callbacks = [RunFolder(), EMA(0.9), Evaluation(Samples(every_n_steps=5, clips=1))]
     callbacks += [At(spec)] if spec else []
     callbacks += [BestCheckpoint(), LastCheckpoint(every)]
     run = trainer(

@@ -166,13 +166,10 @@ trainer:
   - class_path: callbacks.EMA
     init_args:
       decay: 0.9
-  - class_path: callbacks.SampleLogger
+  - class_path: callbacks.Evaluation
     init_args:
-      clips: 2
-      every_n_steps: 3
-  - class_path: callbacks.VideoMetrics
-    init_args:
-      clips: 4
+      samples: {clips: 2, every_n_steps: 3}
+      metrics: {clips: 4}
   - class_path: callbacks.Throughput
   - class_path: callbacks.LastCheckpoint
     init_args:

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from callbacks import LastCheckpoint, Throughput, VideoMetrics
+from callbacks import Evaluation, LastCheckpoint, Samples, Throughput, VideoMetrics
 from callbacks.strips import to_uint8
 from conditions import DenseFlow, RegionWise
 from lightning_modules.bases import VideoBase
@@ -42,7 +42,7 @@ def expected(module: Module, clips: int) -> tuple[float, float]:
     fvd, fid = FrechetVideoDistance(RandomVideoFeatures()), FrechetInceptionDistance(RandomFrameFeatures())
     for index in range(clips):
         batch = torch.utils.data.default_collate([Data().val[index]])
-        fake = to_uint8(module.sample(batch))
+        fake = to_uint8(module.sample(batch, None))
         for videos, real in ((batch["video"], True), (fake, False)):
             fvd.update(videos, real=real)
             fid.update(videos.flatten(0, 1), real=real)
@@ -52,7 +52,7 @@ def expected(module: Module, clips: int) -> tuple[float, float]:
 @pytest.mark.parametrize("clips", [None, 3])
 def test_every_clip_once_and_the_numbers_of_the_metrics(tmp_path, clips):
     module = Module()
-    run = trainer(tmp_path, [VideoMetrics(clips=clips)], num_sanity_val_steps=2)
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics(clips=clips))], num_sanity_val_steps=2)
     run.fit(module, datamodule=Data())
     assert sorted(module.sampled) == [f"square-{i:03d}" for i in range(clips or 5)]  # none in the sanity check
     fvd, fid = expected(module, clips or 5)
@@ -73,14 +73,14 @@ class Silent(VideoMetric):
 
 
 def test_a_metric_for_which_no_clip_counts_is_left_out_with_a_line(tmp_path):
-    run = trainer(tmp_path, [VideoMetrics([Silent(), FrechetVideoDistance()], clips=3)])
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics([Silent(), FrechetVideoDistance()], clips=3))])
     with pytest.warns(UserWarning, match="no silent, for none of the clips"):
         run.validate(Module(), datamodule=Data())
     assert "val/fvd_random_features" in run.callback_metrics and "val/silent" not in run.callback_metrics
 
 
 def test_the_protocol_is_logged_and_printed(tmp_path, capsys):
-    trainer(tmp_path, [VideoMetrics(clips=3)]).fit(Module(), datamodule=Data())
+    trainer(tmp_path, [Evaluation(metrics=VideoMetrics(clips=3))]).fit(Module(), datamodule=Data())
     said = capsys.readouterr().out
     assert "val/fvd_random_features = " in said and "3 generated" in said
     events = EventAccumulator(str(tmp_path / "run")).Reload()
@@ -91,7 +91,7 @@ def test_the_protocol_is_logged_and_printed(tmp_path, capsys):
 def test_networks_from_files_have_the_real_names_and_stay_out_of_the_checkpoint(tmp_path):
     i3d, inception = save_script(FakeI3D(), tmp_path / "i3d.pt"), save_script(FakeInception(), tmp_path / "inc.pt")
     metrics = [FrechetVideoDistance(I3DFeatures(i3d)), FrechetImageDistance(InceptionFeatures(inception))]
-    run = trainer(tmp_path, [VideoMetrics(metrics), LastCheckpoint(4)])
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics(metrics)), LastCheckpoint(4)])
     run.fit(Module(), datamodule=Data())
     assert {"val/fvd_i3d_styleganv", "val/fid_inception"} <= set(run.callback_metrics)
     saved = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)
@@ -103,7 +103,7 @@ def test_a_file_without_a_network_is_one_line_before_anything_runs(tmp_path):
     module = Module()
     with pytest.raises(UserError) as caught:
         metrics = [FrechetVideoDistance(I3DFeatures(tmp_path / "text.pt"))]
-        trainer(tmp_path, [VideoMetrics(metrics)]).fit(module, datamodule=Data())
+        trainer(tmp_path, [Evaluation(metrics=VideoMetrics(metrics))]).fit(module, datamodule=Data())
     assert "text.pt" in str(caught.value) and "\n" not in str(caught.value) and not module.sampled
     with pytest.raises(UserError, match="mean_track_distance needs tracks"):
         VideoMetrics([MeanTrackDistance()])
@@ -111,11 +111,11 @@ def test_a_file_without_a_network_is_one_line_before_anything_runs(tmp_path):
 
 def test_a_video_that_is_not_finite_is_named(tmp_path):
     class Broken(Module):
-        def sample(self, batch):
-            return super().sample(batch) * float("nan")
+        def sample(self, batch, control):
+            return super().sample(batch, control) * float("nan")
 
     with pytest.raises(UserError, match="square-000: the generated video holds NaN"):
-        trainer(tmp_path, [VideoMetrics()]).fit(Broken(), datamodule=Data())
+        trainer(tmp_path, [Evaluation(metrics=VideoMetrics())]).fit(Broken(), datamodule=Data())
 
 
 class Colour(FeatureNetwork):
@@ -129,9 +129,8 @@ class Colour(FeatureNetwork):
 
 
 def test_test_prints_table_1_and_writes_the_results(tmp_path, capsys):
-    run = trainer(
-        tmp_path, [VideoMetrics(), VideoMetrics([FrechetVideoDistance(Colour()), FrameConsistency()], clips=3)]
-    )
+    overlay = VideoMetrics([FrechetVideoDistance(Colour()), FrameConsistency()], clips=3)
+    run = trainer(tmp_path, [Evaluation(Samples(), VideoMetrics()), Evaluation(metrics=overlay)])
     module, data = Module(), Data()
     data.test_dataloader = data.val_dataloader
     module.test_step = lambda batch, batch_idx: None
@@ -146,15 +145,15 @@ def test_test_prints_table_1_and_writes_the_results(tmp_path, capsys):
 
 @pytest.mark.parametrize("mask_ratio", [None, 0.85])
 def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask_ratio):
-    """The condition is another one while a clip is sampled, its own again afterwards; the reference is the VAE's."""
+    """The control is of another share of the regions; the reference is the VAE's."""
 
     class Conditioned(Module):
         condition = RegionWise(4, 0.5)
         ratios = []
 
-        def sample(self, batch):
-            self.ratios.append(self.condition.mask_ratios)
-            return super().sample(batch)
+        def draw_control(self, batch, condition=None):
+            self.ratios.append((condition or self.condition).mask_ratios)
+            return super().draw_control(batch)
 
     class Half:
         reconstructed = VideoBase.reconstructed
@@ -173,17 +172,18 @@ def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask
     data.test_dataloader = data.val_dataloader
     module.test_step = lambda batch, batch_idx: None
     metric = FrechetVideoDistance(Colour())
-    trainer(tmp_path, [VideoMetrics([metric], mask_ratio=mask_ratio, reference="vae")]).test(module, datamodule=data)
+    part = VideoMetrics([metric], mask_ratio=mask_ratio, reference="vae")
+    trainer(tmp_path, [Evaluation(metrics=part)]).test(module, datamodule=data)
     assert module.ratios == [(0.5, 1.0) if mask_ratio is None else (0.85, 0.85)]
-    assert module.condition.mask_ratios == (0.5, 1.0) and "reference: vae" in metric.protocol
+    assert "reference: vae" in metric.protocol
     video = torch.stack([data.val[i]["video"] for i in range(2)]).float() / 127.5 - 1
     expected = ((video / 2 + 1) * 127.5).round().mean((1, 3, 4)).double().sum(0)
     assert torch.allclose(metric.real_sum.cpu(), expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("arguments", [{"clips": 1}, {"every_n_validations": 0}])
+@pytest.mark.parametrize("arguments", [{"clips": 1}, {"mask_ratio": 1.5}])
 def test_arguments_out_of_range(arguments):
-    with pytest.raises(UserError, match=f"VideoMetrics.{next(iter(arguments))}"):
+    with pytest.raises(UserError, match=f"Evaluation.metrics.{next(iter(arguments))}"):
         VideoMetrics(**arguments)
 
 
@@ -195,8 +195,8 @@ def test_two_metrics_of_one_name_are_refused():
 def test_a_condition_without_regions_refuses_a_mask_ratio_before_a_fit(tmp_path):
     module, data = Module(), Data(val=2)
     module.condition = DenseFlow()
-    with pytest.raises(UserError, match="VideoMetrics: mask_ratio: DenseFlow draws no regions"):
-        trainer(tmp_path, [VideoMetrics(mask_ratio=0.85)]).fit(module, datamodule=data)
+    with pytest.raises(UserError, match="Evaluation.metrics: mask_ratio: DenseFlow draws no regions"):
+        trainer(tmp_path, [Evaluation(metrics=VideoMetrics(mask_ratio=0.85))]).fit(module, datamodule=data)
     assert not module.sampled
 
 
@@ -207,13 +207,13 @@ def test_every_second_validation(tmp_path):
         def on_validation_end(self, trainer, pl_module):
             self.seen.append(len(pl_module.sampled))
 
-    run = trainer(tmp_path, [VideoMetrics(every_n_validations=2), Count()], val_check_interval=1)
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics(), every_n_validations=2), Count()], val_check_interval=1)
     run.fit(Module(), datamodule=Data())
     assert Count.seen == [0, 5, 5, 10]
 
 
 def test_one_validation_clip_is_too_few_for_a_distance_and_no_reason_to_stop(tmp_path):
-    run = trainer(tmp_path, [VideoMetrics()])
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics())])
     with pytest.warns(UserWarning, match="with 1 validation clip, at least 2"):
         run.fit(Module(), datamodule=Data(val=1))
     assert not any("fvd" in name for name in run.callback_metrics)
@@ -275,9 +275,9 @@ from tests.support.callbacks_stand_in import Data, Module, trainer
 
 torch.manual_seed(0)
 module = Module()
-run = trainer(sys.argv[1], [RunFolder(), EMA(0.9), SampleLogger(every_n_steps=1, clips=2), VideoMetrics(), Throughput(),
-              LastCheckpoint(2), BestCheckpoint()], max_steps=2, val_check_interval=2, plugins=[AtomicCheckpointIO()],
-              devices=int(sys.argv[2]), strategy=sys.argv[3])
+run = trainer(sys.argv[1], [RunFolder(), EMA(0.9), Evaluation(Samples(every_n_steps=1, clips=2), VideoMetrics()),
+              Throughput(), LastCheckpoint(2), BestCheckpoint()], max_steps=2, val_check_interval=2,
+              plugins=[AtomicCheckpointIO()], devices=int(sys.argv[2]), strategy=sys.argv[3])
 run.fit(module, datamodule=Data(train=8, val=3, batch_size=1))
 (Path(sys.argv[1]) / f"sampled-{run.global_rank}").write_text(str(len(module.sampled)))
 if run.is_global_zero:
@@ -289,7 +289,7 @@ if run.is_global_zero:
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one_and_do_not_wait_for_each_other(tmp_path):
-    """Three validation clips on two ranks: no padding, uneven work, samples on rank 0 only."""
+    """Three validation clips on two ranks: no padding, uneven work, between validations samples on rank 0 only."""
     environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
     (tmp_path / "script.py").write_text(DDP)
 
@@ -300,10 +300,14 @@ def test_two_processes_give_the_numbers_of_one_and_do_not_wait_for_each_other(tm
         return done.stdout
 
     said = launch("two", "2", "ddp")
-    # rank 0: 2 clips x (sample + denoise) x 2 steps, and 2 of 3 clips for FVD; rank 1: the third
-    assert [(tmp_path / f"two/sampled-{rank}").read_text() for rank in (0, 1)] == ["10", "1"]
+    # rank 0: both samples at step 1, each also denoised; two of three clips at step 2, and its own sample denoised.
+    # Rank 1 has the third clip, which is the other sample
+    assert [(tmp_path / f"two/sampled-{rank}").read_text() for rank in (0, 1)] == ["7", "2"]
     assert said.count("Run folder:") == 1
     assert "is now" in launch("two", "2", "ddp")
     one = launch("one", "1", "auto")
     fvd = [float(re.search(r"FVD ([\d.e+-]+)", text).group(1)) for text in (said, one)]
     assert fvd[0] == pytest.approx(fvd[1], rel=1e-3)
+    for name in ("clip-00.mp4", "clip-01.mp4", "sheet.png"):
+        of_two, of_one = ((tmp_path / run / "run/samples/step-000002" / name).read_bytes() for run in ("two", "one"))
+        assert of_two == of_one

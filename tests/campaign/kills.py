@@ -52,8 +52,8 @@ class Kills:
         trainer = config["trainer"]
         trainer["logger"]["init_args"]["save_dir"] = str(attempt.out)
         trainer |= {"accumulate_grad_batches": accumulate, "val_check_interval": validate * accumulate}
-        logger = next(each for each in trainer["callbacks"] if each["class_path"].endswith("SampleLogger"))
-        logger["init_args"]["every_n_steps"] = sample
+        evaluation = next(each for each in trainer["callbacks"] if each["class_path"].endswith("Evaluation"))
+        evaluation["init_args"]["samples"]["every_n_steps"] = sample
         config["data"]["init_args"] |= {"root": str(self.box.sprites), "num_workers": workers}
         (attempt.inputs / "config.yaml").write_text(yaml.safe_dump(config))
         arguments = ["--config", str(attempt.inputs / "config.yaml")]

@@ -29,9 +29,9 @@ TRAINER = [
     "reload_dataloaders_every_n_epochs", "devices",
 ]  # fmt: skip
 CALLBACKS: dict[str, dict[str, Any]] = {
-    "EMA": {"decay": 0.9}, "SampleLogger": {"clips": 1, "every_n_steps": 2, "sigma": 2.0, "fps": 8.0},
-    "VideoMetrics": {"clips": 2, "every_n_validations": 1, "mask_ratio": 0.5},
-    "ControlErrors": {"clips": 2, "every_n_validations": 1}, "Throughput": {},
+    "EMA": {"decay": 0.9}, "Evaluation": {"every_n_validations": 1},
+    "Evaluation.samples": {"clips": 1, "every_n_steps": 2, "sigma": 2.0, "fps": 8.0},
+    "Evaluation.metrics": {"clips": 2, "mask_ratio": 0.5}, "Evaluation.control_errors": {"clips": 2}, "Throughput": {},
     "LastCheckpoint": {"every_n_train_steps": 2}, "BestCheckpoint": {},
 }  # fmt: skip
 
@@ -208,6 +208,9 @@ class Mutations:
                 config["trainer"][rng.choice(TRAINER)] = value
             else:
                 arguments[name][rng.choice(sorted(arguments[name]))] = value
+            for part in [name for name in arguments if "." in name]:
+                owner, argument = part.split(".")
+                arguments[owner][argument] = arguments.pop(part)
             callbacks = [{"class_path": f"callbacks.{name}", "init_args": given} for name, given in arguments.items()]
             config["trainer"]["callbacks"] = [{"class_path": "callbacks.RunFolder"}, *callbacks]
             path.write_text(yaml.safe_dump(config))

@@ -177,6 +177,12 @@ def test_an_abbreviated_flag_of_a_command_is_refused_with_the_near_name(capsys, 
     assert "unrecognized arguments: " in err and f"; did you mean {near}?" in err and err.count("\n") == 1, err
 
 
+@pytest.mark.parametrize("flag", ["--ima", "--image"])
+def test_what_has_its_place_is_not_offered_as_a_flag(capsys, flag):
+    assert remoco("generate", "embedded", flag, "a.png") == 2
+    assert capsys.readouterr().err.endswith("; image is given without a flag\n")
+
+
 def test_no_command_takes_an_abbreviated_flag():
     entries = [(name, entry) for name, entry in cli.COMMANDS.items() if not isinstance(entry, dict)]
     entries += [

@@ -113,6 +113,7 @@ def test_processes_by_fork_spawn_and_forkserver_import_ours(folder):
 @pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
 def test_a_fit_of_two_ranks_with_workers(sprites, folder, strategy):
     more = {"trainer.devices": 2, "trainer.strategy": strategy, "data.init_args.num_workers": 1}
+    more |= {"trainer.limit_val_batches": 0}
     options = quick(sprites, folder / "runs" / "one", **more, **{"model.init_args.condition": "mine.Mine"})
     done = call(folder, "-m", "lightning", "fit", *options, PYTHONPATH=".")
     assert said(done, folder) and (folder / "runs/one/checkpoints/last.ckpt").is_file()

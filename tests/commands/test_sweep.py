@@ -95,7 +95,11 @@ def test_first_weights_have_the_seed_of_a_trial_where_the_base_draws_them(sweep,
         # what the parser and the modules of a fit refuse
         ({"values": {SIZE.replace("size", "sise"): [4]}}, [], "Option 'region_sise' is not accepted"),
         ({"values": {SIZE: [8, 128]}}, [], "region_size_128: model.condition"),
-        ({}, ["--set", "model.init_args.control.rank=0"], "region_size_4: control.rank is 0"),
+        (
+            {},
+            ["--set", "model.init_args.control.rank=0"],
+            '"control.rank": Expected a whole number of 1 to 4096. Got value: 0',
+        ),
         ({}, ["--set", "data.init_args.scene=grey"], "region_size_4: "),
         ({}, ["--set", "test.trainer.precison=32"], "region_size_4: test: "),
         ({"test": ["configs/eval/webvid.yaml"]}, ["--set", "test.data.init_args.frames=none"], "region_size_4: test: "),
@@ -133,7 +137,7 @@ def test_shipped_sweeps_are_accepted(file, full, tmp_path):
 
 
 def test_both_sizes_are_shipped():
-    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size"]
+    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size", "warp"]
     for folder in ("sweep", "sweep/paper"):
         assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
 
@@ -289,7 +293,8 @@ def test_a_sweep_that_is_killed_comes_to_the_same(sweep, tmp_path):
     trainer = config["trainer"]
     trainer |= {"max_steps": 40, "val_check_interval": 40}
     last = {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}}
-    trainer["callbacks"] = [{"class_path": f"callbacks.{name}"} for name in ("RunFolder", "ControlErrors")] + [last]
+    evaluation = {"class_path": "callbacks.Evaluation", "init_args": {"control_errors": {}}}
+    trainer["callbacks"] = [{"class_path": "callbacks.RunFolder"}, evaluation, last]
     config["data"]["init_args"]["scene"] = "plain"
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(config))
     file = sweep(configs=[str(tmp_path / "tiny.yaml")], seeds=2)

@@ -45,7 +45,7 @@ def test_conditioning(net, batch, monkeypatch):
     monkeypatch.setattr(net.base, "encode", lambda clips: seen.setdefault("encode", (clips, encode(clips)))[1])
     monkeypatch.setattr(net.base, "embed_image", lambda frames: seen.setdefault("embed", (frames, embed(frames)))[1])
     sigma_aug = torch.tensor([0.01, 0.3, 2.0])
-    cond = net.conditioning(batch, sigma_aug)
+    cond = net.conditioning(batch, sigma_aug, net.draw_control(batch))
     flow = flow_to_pixels(batch["flow"], batch["flow_step"]).double()
     magnitude = flow.square().sum(2).sqrt().mean((1, 2, 3))
     assert (batch["motion_bucket"] - magnitude).abs().max() <= batch["flow_step"].max() * 2**0.5  # of the exact tracks
@@ -83,7 +83,7 @@ def test_training_step_trains_the_denoiser_of_the_method(net, batch, monkeypatch
     sigma = seen["sigma"].double().view(-1, 1, 1, 1, 1)
     assert_rounded(seen["noisy"], clean + sigma * net.draw_noise(batch, NOISE, clean.shape[1:]))
     found = seen["cond"]
-    cond = net.conditioning(batch, found.parts["sigma_aug"])
+    cond = net.conditioning(batch, found.parts["sigma_aug"], net.draw_control(batch))
     assert all(torch.equal(value, cond.parts[name]) for name, value in found.parts.items())
     assert found.parts.keys() == found.keep.keys() == set(CONDITIONINGS)
     weight = (sigma**2 + 1) / sigma**2
@@ -127,7 +127,7 @@ def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch
         return noise
 
     monkeypatch.setattr(networks, "euler_sample", sampler)
-    net.sample(batch)
+    net.sample(batch, net.draw_control(batch))
     assert seen["guidance"] == (1.5, 3.5) and seen["steps"] == 25
     assert torch.equal(seen["sigma_aug"], torch.full((3,), 0.02))
     assert seen["noise"].shape == (3, 4, 4, 8, 8)

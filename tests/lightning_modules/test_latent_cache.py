@@ -51,7 +51,7 @@ def test_the_cache_is_what_the_step_would_compute(base, cached):
     assert "video" not in with_latents and plain["key"] == with_latents["key"]
     torch.testing.assert_close(net.clean_latents(with_latents), net.clean_latents(plain), atol=2e-3, rtol=2e-3)
     sigma_aug = torch.full((2,), 0.02)
-    a, b = net.conditioning(plain, sigma_aug), net.conditioning(with_latents, sigma_aug)
+    a, b = (net.conditioning(clips, sigma_aug, net.draw_control(clips)) for clips in (plain, with_latents))
     unit = 2**-8  # of bfloat16; the image encoder's batch is another, and may be summed otherwise
     torch.testing.assert_close(
         b.parts["image_embedding"].float(), a.parts["image_embedding"].float(), atol=16 * unit, rtol=16 * unit

@@ -64,7 +64,7 @@ def test_equals_the_training_sampler_to_the_bit(count, seed):
         num_frames=FRAMES,
         output_type="pt",
     )
-    assert torch.equal(ours.frames, (net.sample(batch) + 1) / 2)
+    assert torch.equal(ours.frames, (net.sample(batch, net.draw_control(batch)) + 1) / 2)
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ def test_an_injection_steers_what_it_is_conditioned_on(sprites):
         dm.prepare_data()
         dm.setup("validate")
         batch = next(iter(dm.val_dataloader()))
-        samples += [net.sample(batch), net.sample(batch, controlled=False)]
+        samples += [net.sample(batch, net.draw_control(batch)), net.sample(batch, None)]
     assert torch.equal(samples[0], samples[1]) and torch.equal(samples[0], samples[3])
     assert not torch.equal(samples[2], samples[3])
     assert plain.motion_encoder is None and len(both.injections) == 2

@@ -78,7 +78,9 @@ def test_a_sample_does_not_depend_on_the_batch_around_it(sprites, monkeypatch):
     # in float64: the networks amplify the roundings of a larger batch
     net.double()
     monkeypatch.setattr(net, "draw_noise", lambda *args: MotionControlModule.draw_noise(net, *args).double())
-    torch.testing.assert_close(net.sample(batch)[1:2], net.sample(one), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        net.sample(batch, net.draw_control(batch))[1:2], net.sample(one, net.draw_control(one)), atol=1e-6, rtol=0
+    )
 
 
 def test_positions_change_the_draws(sprites):
@@ -203,7 +205,7 @@ def test_the_uncontrolled_start_is_the_bare_unet(sprites):
     batch = next(iter(dm.val_dataloader()))
     with torch.no_grad():
         clean = net.clean_latents(batch)
-        cond = net.conditioning(batch, torch.full((1,), 0.02))
+        cond = net.conditioning(batch, torch.full((1,), 0.02), net.draw_control(batch))
         sigma = torch.full((1,), 2.0)
         inputs = clean, sigma, cond
         net.injections[0].set(net.motion_encoder(cond.control))
@@ -230,7 +232,7 @@ def test_sampling_is_deterministic_and_changes_nothing(sprites):
     dm.setup("validate")
     batch = next(iter(dm.val_dataloader()))
     state = copy.deepcopy(net.state_dict())
-    first, second = net.sample(batch), net.sample(batch)
+    first, second = (net.sample(batch, net.draw_control(batch)) for _ in range(2))
     assert torch.equal(first, second)
     assert first.shape == batch["video"].shape and first.abs().max() <= 1
     assert all(torch.equal(v, net.state_dict()[k]) for k, v in state.items())

@@ -92,16 +92,16 @@ class Module(LightningModule):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)
 
     @torch.no_grad()
-    def sample(self, batch):
+    def sample(self, batch, control):
         self.sampled += batch["key"]
         frames = self(batch["first_frame"])
         return frames[:, None].repeat(1, FRAMES, 1, 1, 1)
 
     @torch.no_grad()
     def denoise_once(self, batch, sigma):
-        return self.sample(batch) / (1 + sigma)
+        return self.sample(batch, None) / (1 + sigma)
 
-    def draw_control(self, batch):
+    def draw_control(self, batch, condition=None):
         return torch.cat([batch["flow"], (batch["flow"][:, -1:, :1] > 1).float().expand(-1, FRAMES, -1, -1, -1)], 2)
 
 

@@ -94,7 +94,7 @@ BASE = {
         "plugins": [{"class_path": "callbacks.AtomicCheckpointIO"}],
         "callbacks": [
             {"class_path": "callbacks.RunFolder"},
-            {"class_path": "callbacks.SampleLogger", "init_args": {"clips": 1}},
+            {"class_path": "callbacks.Evaluation", "init_args": {"samples": {"clips": 1}}},
             {"class_path": "callbacks.BestCheckpoint"},
             {"class_path": "callbacks.LastCheckpoint", "init_args": {"every_n_train_steps": 2}},
         ],

@@ -164,7 +164,10 @@ def outputs(case: str) -> dict[str, Tensor]:
         loss = module.training_step(clips, 0)
         loss.backward()
         out["loss"] = loss.detach()
-        out |= {"denoised": _thinned(module.denoise_once(clips, 2.0)), "sample": _thinned(module.sample(clips))}
+        out |= {
+            "denoised": _thinned(module.denoise_once(clips, 2.0)),
+            "sample": _thinned(module.sample(clips, module.draw_control(clips))),
+        }
     gradients = {f"gradient {canonical(name)}": _some(name, p.grad) for name, p in module.optimized().items()}
     bound = ZERO * max(gradient[0] for gradient in gradients.values())
     out |= {name: gradient if gradient[0] > bound else 0 * gradient for name, gradient in gradients.items()}

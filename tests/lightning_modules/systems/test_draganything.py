@@ -34,7 +34,7 @@ INPUTS = {"image", "ids", "timestep", "mask"}
 
 
 @pytest.mark.parametrize(
-    "name", ["control", "net_wide", "pipeline", pytest.param("net_two_layers", marks=pytest.mark.slow)]
+    "name", ["control", "net_wide", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pipeline", "net_two_layers"))]
 )
 def test_recorded_outputs_of_the_original(shared, name):
     recorded = recorded_set(shared / "systems" / "draganything" / f"{name}.json")
@@ -82,6 +82,7 @@ def wide(shared):
     return Wide(shared)
 
 
+@pytest.mark.slow
 def test_the_order_of_the_context_moves_the_prediction_as_recorded(wide):
     fact = wide.recorded.spec["facts"]["one batch vs one by one, max abs"]
     assert wide.moved() < 1e-9
@@ -196,6 +197,7 @@ def brushed(tracks=1):
     return drawing(tracks=tracks)
 
 
+@pytest.mark.slow
 def test_a_released_folder_samples_the_drawing(system):
     state, told = torch.random.get_rng_state(), []
     frames = system(brushed(), 3, lambda step, x, denoised: told.append(step))

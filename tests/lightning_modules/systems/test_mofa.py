@@ -128,6 +128,7 @@ def system(files):
     return MOFAVideo.load(str(files / "controlnet"), str(files), str(files / "svd"), settings=SMALL)
 
 
+@pytest.mark.slow
 def test_the_released_files_sample_the_drawing(system):
     state, told = torch.random.get_rng_state(), []
     flow = system.control(drawing())

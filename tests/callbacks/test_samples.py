@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks import EMA, SampleLogger
+from callbacks import EMA, Evaluation, Samples
 from callbacks.strips import gif, sheet, strip, to_pictures, write_mp4
 from remoco.common.errors import UserError
 from tests.support.callbacks_stand_in import FRAMES, HEIGHT, WIDTH, Data, Module, trainer
@@ -72,7 +72,7 @@ def test_pictures_of_floats_are_clamped():
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("samples")
     module = Module()
-    callback = SampleLogger(every_n_steps=3, clips=2, sigma=1.5)
+    callback = Evaluation(Samples(every_n_steps=3, clips=2, sigma=1.5))
     trainer(folder, [callback], max_steps=6, val_check_interval=4).fit(module, datamodule=Data())
     return folder / "run", module
 
@@ -111,7 +111,7 @@ def test_tensorboard_has_a_moving_picture_per_clip(run):
 def test_training_does_not_notice(tmp_path):
     """The same weights with and without samples; the global random state does not move; modes are restored."""
     results = []
-    for callbacks in ([], [SampleLogger(every_n_steps=1, clips=1)]):
+    for callbacks in ([], [Evaluation(Samples(every_n_steps=1, clips=1))]):
         torch.manual_seed(0)
         module = Module()
         module.frozen.eval()
@@ -127,18 +127,19 @@ class Seen(Module):
         super().__init__()
         self.weights = []
 
-    def sample(self, batch):
+    def sample(self, batch, control):
         assert not torch.is_grad_enabled() and not self.training
         self.weights.append(self.trained.weight.detach().clone())
-        return super().sample(batch)
+        return super().sample(batch, control)
 
     def denoise_once(self, batch, sigma):
-        return super().sample(batch)
+        return super().sample(batch, None)
 
 
 def test_samples_are_of_the_averaged_weights(tmp_path):
     module, ema = Seen(), EMA(0.5)
-    trainer(tmp_path, [ema, SampleLogger(every_n_steps=4, clips=1)], limit_val_batches=0).fit(module, datamodule=Data())
+    callbacks = [ema, Evaluation(Samples(every_n_steps=4, clips=1))]
+    trainer(tmp_path, callbacks, limit_val_batches=0).fit(module, datamodule=Data())
     assert len(module.weights) == 1 and torch.equal(module.weights[0], ema.shadow["trained.weight"])
     assert not ema.swapped
 
@@ -160,7 +161,7 @@ def test_latents_only_clips_have_no_reference(tmp_path):
         def validation_step(self, batch, batch_idx):
             pass
 
-    trainer(tmp_path, [SampleLogger(clips=1)]).fit(Blind(), datamodule=Latents())
+    trainer(tmp_path, [Evaluation(Samples(clips=1))]).fit(Blind(), datamodule=Latents())
     width = -(-192 // WIDTH) * WIDTH
     picture = Image.open(next((tmp_path / "run/samples").glob("*/sheet.png")))
     assert picture.width == 4 * width + 3 * 6 + 2 * 8
@@ -168,5 +169,5 @@ def test_latents_only_clips_have_no_reference(tmp_path):
 
 @pytest.mark.parametrize("argument", ["every_n_steps", "clips", "sigma", "fps"])
 def test_arguments_out_of_range(argument):
-    with pytest.raises(UserError, match=f"SampleLogger.{argument}"):
-        SampleLogger(**{argument: -1})
+    with pytest.raises(UserError, match=f"Evaluation.samples.{argument}"):
+        Samples(**{argument: -1})
