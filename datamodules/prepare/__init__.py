@@ -1,1 +1,1 @@
-"""Videos to shards. `python -m datamodules.prepare` and `remoco prepare` are the same command."""
+"""Videos to shards: `remoco prepare`."""

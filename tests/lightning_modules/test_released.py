@@ -275,7 +275,7 @@ def vae_to_released_names(svd: SVD) -> dict[str, tuple[int, ...]]:
 
 
 def test_command_line_errors_are_one_line(tmp_path):
-    command = [sys.executable, "-m", "lightning_modules.released", "convert", str(tmp_path / "none.pt"), str(tmp_path)]
+    command = [sys.executable, "-m", "remoco", "convert", str(tmp_path / "none.pt"), str(tmp_path)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 2
     assert result.stderr.strip().splitlines()[-1] == (

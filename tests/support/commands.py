@@ -22,7 +22,7 @@ def remoco(*arguments) -> int:
 
 
 def prepare(*arguments) -> int:
-    """`python -m datamodules.prepare ARGUMENTS`."""
+    """`remoco prepare ARGUMENTS`, and `verify` and `latents` by their first word."""
     return remoco(*arguments) if arguments[0] in ("verify", "latents") else remoco("prepare", *arguments)
 
 

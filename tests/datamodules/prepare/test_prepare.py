@@ -143,7 +143,7 @@ def test_verify_lists_what_is_bad(shards, tmp_path, capsys):
 @pytest.mark.slow
 def test_kill_9_loses_no_clip_and_changes_no_byte(folder, shards, tmp_path):
     out = tmp_path / "o"
-    command = [sys.executable, "-m", "datamodules.prepare", str(folder), str(out), *SMALL, "--workers", "1"]
+    command = [sys.executable, "-m", "remoco", "prepare", str(folder), str(out), *SMALL, "--workers", "1"]
     kills = 0
     for _ in range(20):
         process = subprocess.Popen(

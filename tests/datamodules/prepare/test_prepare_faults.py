@@ -171,7 +171,7 @@ def test_unpack_gives_what_was_written(folder, tmp_path):
 def limited(size, *arguments):
     """Run prepare where no file can grow beyond `size` bytes, as on a disk that fills up at that moment."""
     return subprocess.run(
-        [sys.executable, "-m", "datamodules.prepare", *map(str, arguments)],
+        [sys.executable, "-m", "remoco", "prepare", *map(str, arguments)],
         capture_output=True,
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
@@ -231,7 +231,7 @@ def test_ray_reports_a_decoder_that_crashes_or_hangs(tmp_path):
 def test_ray_goes_on_after_kill_9(folder, tmp_path):
     need("ray", "ray")
     out, arguments = tmp_path / "o", [str(folder), *SMALL, "--every", "0.1", "--workers", "1"]
-    command = [sys.executable, "-m", "datamodules.prepare", arguments[0], str(out), *arguments[1:], "--ray", "local"]
+    command = [sys.executable, "-m", "remoco", "prepare", arguments[0], str(out), *arguments[1:], "--ray", "local"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     while process.poll() is None and len(list(out.glob(".prepare/**/*.json"))) < 2:
         time.sleep(0.01)
