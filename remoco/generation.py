@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from callbacks.benchmark import pair_seed, trained_hash
+from callbacks.made_by import RECORD, as_json, clip_seed, made_by, refuse_to_mix
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
 from conditions import control_video
 from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read_drawing
@@ -30,7 +29,7 @@ from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE
 from remoco.common.ranges import within
-from remoco.common.whole_files import check_writable, clear_leftovers, read_object, write_json
+from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
 
@@ -144,7 +143,7 @@ def _write(
     with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            seed = pair_seed(first_seed, job.name) if of_folder else first_seed
+            seed = clip_seed(first_seed, job.name) if of_folder else first_seed
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
@@ -173,7 +172,7 @@ def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loadin
     options = _options(pipe, clip, sampling)
     size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width}
     return Generator(
-        {**size, **options, "trained": trained_hash(pipe.module), "base": pipe.module.base.identity},
+        made_by(pipe.module, size | options),
         options["num_inference_steps"],
         clip.fps,
         lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
@@ -210,7 +209,10 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
     system = load_system(choice, usable_device(loading.device), getattr(torch, dtype))
 
     def panels(drawing: Drawing, _: SceneMotion, seed: int, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
-        video = system(drawing, seed, lambda step, x, denoised: progress(step) and None)
+        def on_step(step: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
+            progress(step)
+
+        video = system(drawing, seed, on_step)
         frames = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
         factor = panel_factor(drawing.size[1])
         size = drawing.size[1] * factor, drawing.size[0] * factor
@@ -382,17 +384,12 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     return pipe
 
 
-def _keep(folder: Path, made_by: dict[str, Any]) -> None:
+def _keep(folder: Path, settings: dict[str, Any]) -> None:
     """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
-    made_by = json.loads(json.dumps(made_by, default=str))
-    path = folder / "generated.json"
-    if path.is_file():
-        stored = {"background": list(WHITE)} | read_object(path)  # older folders do not record it
-        differs = [name for name in made_by if stored.get(name) != made_by[name]]
-        if differs:
-            raise UserError(f"--out {folder}: holds clips made with other {', '.join(differs)}; give another folder")
-    else:
-        write_json(path, made_by)
+    made = as_json(settings)
+    absent = {"background": list(WHITE)}  # older folders do not record it
+    if not refuse_to_mix(folder, made, f"--out {folder}: holds clips", "give another folder", absent):
+        write_json(folder / RECORD, made)
     for kind in ("videos", "strips"):
         for inner in [folder / kind, *(folder / kind).rglob("*/")]:
             clear_leftovers(inner)

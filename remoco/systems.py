@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from remoco.common.errors import UserError, one_line, readable
 from remoco.near import hint
@@ -56,12 +56,12 @@ def system_class(name: str) -> type[System]:
         near = hint(name, SYSTEMS)
         raise UserError(f"system: no system {readable(name)}{near}, expected {', '.join(SYSTEMS)} or a class path")
     try:
-        found = getattr(import_module(module), kind)
+        found: Any = getattr(import_module(module), kind)
     except (ImportError, AttributeError) as error:
         raise UserError(f"system: {readable(path)}: does not import ({readable(str(error))})") from error
     if not inspect.isclass(found) or not callable(getattr(found, "load", None)) or not hasattr(found, "control"):
         raise UserError(f"system: {readable(path)} is no system, expected a class with `load`, `control` and a call")
-    return found
+    return cast("type[System]", found)
 
 
 def arguments(choice: SystemChoice) -> dict[str, Any]:

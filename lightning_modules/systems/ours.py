@@ -89,12 +89,14 @@ class ReMoCo:
         Raises:
             UserError: it is no checkpoint of ours, or over another base; one line.
         """
-        read = MotionControlPipeline.from_pretrained
-        if not Path(path).is_dir():
-            read, path = MotionControlPipeline.from_checkpoint, str(embedded.located(path))
-            if not Path(path).is_file():
-                raise UserError(f"{path}: not found, expected a checkpoint or a folder of save_pretrained")
-        return cls(read(path, svd, str(device), dtype), settings)
+        file = embedded.located(path)
+        if Path(path).is_dir():
+            pipeline = MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
+        elif file.is_file():
+            pipeline = MotionControlPipeline.from_checkpoint(file, svd, str(device), dtype)
+        else:
+            raise UserError(f"{path}: not found, expected a checkpoint or a folder of save_pretrained")
+        return cls(pipeline, settings)
 
     def control(self, drawing: Drawing) -> Tensor:
         """(L, C, H, W), what the condition draws of tracks and brush."""
