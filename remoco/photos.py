@@ -44,8 +44,6 @@ def photos(
     if module is not None and steps is not None:
         module.sampling = module.sampling.but(steps=steps)
     condition = (RegionWise(8, 0.0) if module is None else module.condition).with_mask_ratio(DROPPED)
-    if module is not None:
-        module.condition = condition
     table: dict[str, list[list[float]]] = {}
     for number, scene in _scenes(held, seed, clips):
         real, flow, visibility = _clip(scene)
@@ -102,10 +100,10 @@ def _rows(
     }  # fmt: skip
 
     def sampled() -> Tensor:
-        return module.sample(batch)[0]
+        return module.sample(batch, control[None])[0]
 
     def pasted() -> Tensor:
-        moved, unknown = moved_pixels(first, module.draw_control(batch)[0])
+        moved, unknown = moved_pixels(first, control)
         return torch.where(unknown[:, None], sampled(), moved)
 
     return rows | {

@@ -31,7 +31,7 @@ def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         in which nothing has moved is the first, to the bit.
     """
     host = control.detach().cpu().double().numpy()
-    layers = layers_of(host[:, 0] + 1j * host[:, 1], (host[:, 2] > 0).any(0))
+    layers = layers_of(host[:, 0] + 1j * host[:, 1], np.asarray((host[:, 2] > 0).any(0)))
     moves = np.stack([layer.moves() for layer in layers]).any(0)
     clip = frame.expand(len(control), -1, -1, -1).clone()
     unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
@@ -39,7 +39,7 @@ def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
         return clip, unknown
     plate, known = _plate(frame, layers)
     masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
-    for t in np.flatnonzero(moves):
+    for t in np.flatnonzero(moves).tolist():
         image, coverage = _lowest(plate, known, layers[0], t)
         hidden = coverage < 1 - SEEN
         for layer, mask in zip(layers[1:], masks):

@@ -50,7 +50,7 @@ class Layer:
     def moves(self) -> np.ndarray:
         """(L,) bool: in which frames it is elsewhere than in the first."""
         if self.motion is None:
-            return np.asarray(self.flow).any(1)
+            return np.asarray(np.asarray(self.flow).any(1))
         return np.logical_or(self.motion.turn != 0, self.motion.shift != 0)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
@@ -24,8 +24,8 @@ class Sprites(SVD):
     """A base of SVD's kind with random weights; no global generator moves when they are drawn.
 
     Args:
-        size: Size of the networks: `micro` (two levels, learns on a CPU in minutes), `tiny` (tests), `small` (about
-            40 M parameters, for a CPU) or `full` (SVD's own sizes).
+        size: Size of the networks: `micro` (two levels, learns on a CPU in minutes), `photo` (that of `Photos`), `tiny`
+            (tests), `small` (about 40 M parameters, for a CPU) or `full` (SVD's own sizes).
         init_seed: Seed of the weights.
         latents: Kind of latents. `pca` has the first principal components of 8 x 8 patches, fitted once to the training
             set. `space_to_depth` has the patches' pixels as 192 channels and is invertible. `vae` is a random VAE.
@@ -35,12 +35,12 @@ class Sprites(SVD):
         recompute: Parts of the UNet that are computed again in the backward pass, as for `SVD`.
     """
 
-    named_by = ("size", "init_seed", "latents", "components")
+    named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed", "latents", "components")
     located_by = ()
 
     def __init__(
         self,
-        size: Literal["micro", "tiny", "small", "full"] = "micro",
+        size: Literal["micro", "photo", "tiny", "small", "full"] = "micro",
         init_seed: int = 0,
         latents: Literal["vae", "space_to_depth", "pca"] = "pca",
         components: int = 8,

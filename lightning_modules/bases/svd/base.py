@@ -62,7 +62,7 @@ class SVD(VideoBase):
     unconditional = UNCONDITIONAL
     named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
-    frame_noise = (-3.0, 0.5)
+    frame_noise: ClassVar[tuple[float, float] | None] = (-3.0, 0.5)
     per_frame = "image_latent"
     unet: Any
     image_encoder: Any
