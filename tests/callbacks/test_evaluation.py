@@ -9,10 +9,12 @@ import torch
 from callbacks import ControlErrors, Evaluation, Samples, VideoMetrics
 from metrics import ControlError, FrechetVideoDistance
 from remoco.common.errors import UserError
-from tests.callbacks.test_control_error import Obedient, plain  # noqa: F401 (a fixture)
 from tests.support.callbacks_stand_in import trainer
+from tests.support.obedient import Obedient, plain_sprites
 
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance")
+
+plain = pytest.fixture(scope="module")(plain_sprites)
 
 
 class Counted(Obedient):
@@ -54,7 +56,7 @@ def evaluated(folder, data, **parts) -> tuple[Counted, dict]:
     return module, {name: {k: v for k, v in entry.items() if k != "seconds"} for name, entry in found.items()}
 
 
-def test_each_clip_is_generated_once_under_each_control(tmp_path, plain):  # noqa: F811
+def test_each_clip_is_generated_once_under_each_control(tmp_path, plain):
     """Batches of 4 and 2; the metrics read 5 clips, with another clip's control beside, and the samples 2."""
     data = plain()
     module, together = evaluated(
@@ -73,7 +75,7 @@ def test_each_clip_is_generated_once_under_each_control(tmp_path, plain):  # noq
             assert a.read_bytes() == b.read_bytes()
 
 
-def test_fewer_regions_are_a_control_of_their_own(tmp_path, plain):  # noqa: F811
+def test_fewer_regions_are_a_control_of_their_own(tmp_path, plain):
     """The metrics' clips keep a share of the regions; those of the control errors are the condition's own draw."""
 
     class Regions(Counted):
@@ -90,7 +92,7 @@ def test_fewer_regions_are_a_control_of_their_own(tmp_path, plain):  # noqa: F81
     assert [named[f"sprite-{number:06d}"] for number in range(6)] == [5, 5, 1, 1, 0, 0]
 
 
-def test_what_reads_true_frames_alone_is_measured_once_in_a_fit(tmp_path, plain, monkeypatch):  # noqa: F811
+def test_what_reads_true_frames_alone_is_measured_once_in_a_fit(tmp_path, plain, monkeypatch):
     calls, own = [], ControlError.update
     monkeypatch.setattr(ControlError, "update", lambda self, *args: [calls.append(self), own(self, *args)][1])
     part = ControlErrors()
@@ -100,7 +102,7 @@ def test_what_reads_true_frames_alone_is_measured_once_in_a_fit(tmp_path, plain,
     assert counts == {"": 4, "_standing_still": 2, "_real": 2, "_swapped": 4, "_off": 4, "_stroke": 4}
 
 
-def test_samples_of_a_clip_that_is_not_finite_do_not_stop_a_run(tmp_path, plain):  # noqa: F811
+def test_samples_of_a_clip_that_is_not_finite_do_not_stop_a_run(tmp_path, plain):
     """Nothing is measured on them; people see it."""
 
     class Broken(Counted):
