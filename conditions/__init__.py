@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from conditions.condition import Condition
 from conditions.dense import DenseFlow
+from conditions.discs import MovingDiscs
 from conditions.dragnuwa import DragNUWA
 from conditions.flow import (
     MOTION_NORMS,
@@ -30,6 +31,7 @@ __all__ = [
     "GaussianFiltered",
     "MOTION_NORMS",
     "Motion",
+    "MovingDiscs",
     "RegionWise",
     "average_magnitude",
     "control_picture",
