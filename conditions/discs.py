@@ -36,7 +36,7 @@ def discs(paths: Tensor, height: int, width: int, radius: int, sigma: float) -> 
     x, y = paths.floor().long().unbind(-1)
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     frame = torch.arange(frames, device=paths.device).expand_as(x)
-    squared = torch.full((frames, height, width), math.inf, device=paths.device)
+    squared = torch.full((frames, height, width), math.inf, dtype=torch.float32, device=paths.device)
     squared[frame[inside], y[inside], x[inside]] = 0.0
     for dim in (1, 2):  # the least sum of squares, one axis after the other
         squared = _nearest(squared, dim, radius)

@@ -229,7 +229,7 @@ class RegionWise(SparseCondition):
         batch, frames, _, height, width = flow.shape
         shape = batch, frames, 3, height, width
         fits = out is not None and (out.shape, out.dtype, out.device) == (shape, torch.float32, flow.device)
-        control = out.zero_() if out is not None and fits else torch.zeros(shape)
+        control = out.zero_() if out is not None and fits else torch.zeros(shape, dtype=torch.float32)
         chosen = self.chosen_pixels(global_visibility(visibility), seed).flatten(1)
         steps = torch.as_tensor(step, dtype=torch.float32).expand(batch)
         signed = flow.flatten(3).view(torch.int16)  # torch does not index unsigned ones

@@ -22,6 +22,7 @@ ALLOWED = {
     # as the system raises it, with the name of the file: what reads files tells a missing one by its number
     "OSError": {"remoco/common/whole_files.py", "remoco/common/videos/files.py", "remoco/common/json_files.py",
                 "remoco/common/tensor_files.py"},
+    "ValueError": {"remoco/common/ranges.py"},  # "not of this type" to jsonargparse, which tries the next one
 }  # fmt: skip
 """Built-in error -> the files that may raise it."""
 

@@ -253,7 +253,7 @@ def test_what_fails_while_it_is_generated_is_one_message_and_the_next_one_follow
 
     studio = Studio(pipeline)
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "clip", broken)
+        patch.setattr(jobs, "panels_of", broken)
         found = asyncio.run(events(studio, drawing(), SETTINGS))
     assert found[-1] == {"state": "error", "message": "RuntimeError: no more memory"}
     assert asyncio.run(events(studio, drawing(), SETTINGS))[-1]["state"] == "done"

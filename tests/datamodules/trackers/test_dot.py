@@ -285,8 +285,9 @@ def test_the_version_says_what_the_tracks_depend_on(weights, tmp_path):
             "--dot-refiner-path is missing, expected movi_f_raft_patch_4_alpha.pth, see docs/data.md",
         ),
         ({"estimator_path": "no/where.pth"}, "--dot-estimator-path no/where.pth: no such file, expected cvo_raft"),
-        ({"num_tracks": 0}, "--dot-num-tracks 0: expected at least 1"),
-        ({"width": 60}, "--dot-width 60: expected at least 64 and a multiple of 4"),
+        ({"num_tracks": 0}, "--dot-num-tracks is 0, expected a whole number of at least 1"),
+        ({"width": 60}, "--dot-width is 60, expected a whole number of at least 64"),
+        ({"width": 66}, "--dot-width is 66, expected a multiple of 4"),
         ({"points": "tapir"}, "--dot-points-path is missing, expected a checkpoint of TAPIR or BootsTAPIR"),
         (
             {"points_path": "some.pth"},
