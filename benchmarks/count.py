@@ -175,8 +175,9 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
         empty = lambda t: torch.empty(t.shape, dtype=t.dtype)  # noqa: E731
         cond = type(cond)({name: empty(value) for name, value in cond.parts.items()}, empty(cond.control))
         clean = empty(clean)
-        module.conditioning = lambda batch, sigma_aug: cond
+        module.conditioning = lambda batch, sigma_aug, control: cond
         module.clean_latents = lambda batch: clean
+        module.draw_control = lambda batch: cond.control
         count.phase = "forward"
         with _without_generators(module, shape.batch), torch.autocast("cpu", torch.bfloat16):
             loss = module.training_step({"position": torch.zeros(shape.batch, dtype=torch.int64)}, 0)

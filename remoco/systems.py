@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
+from remoco.common import rooms
 from remoco.common.errors import UserError, one_line, readable
 from remoco.near import hint
 
@@ -55,6 +56,8 @@ def system_class(name: str) -> type[System]:
     if not module:
         near = hint(name, SYSTEMS)
         raise UserError(f"system: no system {readable(name)}{near}, expected {', '.join(SYSTEMS)} or a class path")
+    if name not in SYSTEMS:
+        rooms.here()
     try:
         found: Any = getattr(import_module(module), kind)
     except (ImportError, AttributeError) as error:
@@ -75,7 +78,7 @@ def arguments(choice: SystemChoice) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, value in choice.options.items():
         if name not in parameters or name == "path":
-            known = ", ".join(n for n in parameters if n != "path")
+            known = ", ".join(n for n in parameters if n != "path") or "none"
             near = hint(name, parameters)
             raise UserError(f"{choice.system}: {readable(name)}: unknown option{near}, it has {known}")
         default = parameters[name].default

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from datamodules.trackers.base import Tracker, Tracks
 from datamodules.trackers.options import DotOptions
+from remoco.common import rooms
 from remoco.common.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -44,8 +43,8 @@ def make_tracker(name: str, dot: DotOptions = _DOT, worker: int = 0) -> Tracker:
 
         return DOT(dot, worker)
     module, _, attribute = BUILT_IN.get(name, name).rpartition(".")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # of a console script it is not there, of `python -m` it is
+    if name not in BUILT_IN:
+        rooms.here()
     try:
         tracker = getattr(import_module(module), attribute)()
     except UserError:  # the tracker's own

@@ -53,6 +53,13 @@ def first() -> None:
     _put_first()
 
 
+def here() -> None:
+    """Have modules in the working folder found too, after ours: `python -m` does so, a console script does not."""
+    first()
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+
+
 def hidden() -> dict[str, Path]:
     """Our packages that something else hides, in the working folder as a rule: name -> the file or folder."""
     places = {}
