@@ -137,7 +137,7 @@ def test_shipped_sweeps_are_accepted(file, full, tmp_path):
 
 
 def test_both_sizes_are_shipped():
-    names = ["condition", "injection", "min_mask_ratio", "motion_mask", "region_size", "warp"]
+    names = ["condition", "controls", "injection", "min_mask_ratio", "motion_mask", "region_size", "warp"]
     for folder in ("sweep", "sweep/paper"):
         assert sorted(path.stem for path in (CONFIGS / folder).glob("*.yaml")) == names
 
