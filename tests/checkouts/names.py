@@ -36,14 +36,25 @@ NAMES: dict[str, list[str]] = {
 """What `probe` calls -> where it is, or the attribute that it is, oldest first; the last that is there is called."""
 
 FRAMING = "datamodules/drawings/framing.py"
-INTENDED: dict[str, tuple[str, str]] = {
-    f"drawing, {name}: {stage}": (FRAMING, "a picture is cropped to the frame's shape, and no longer squeezed")
-    for name in ("odd size", "camera, odd size")
-    for stage in ("framed", "control tensor", "motion bucket", "shown motion")
-} | {
-    f"drawing, {name}: parsed": (FRAMING, "a track that starts in the last half pixel stays where it was drawn")
-    for name in ("odd size", "camera, odd size")
-}
+EVALUATION = "callbacks/evaluation.py"
+INTENDED: dict[str, tuple[str, str]] = (
+    {
+        f"drawing, {name}: {stage}": (FRAMING, "a picture is cropped to the frame's shape, and no longer squeezed")
+        for name in ("odd size", "camera, odd size")
+        for stage in ("framed", "control tensor", "motion bucket", "shown motion")
+    }
+    | {
+        f"drawing, {name}: parsed": (FRAMING, "a track that starts in the last half pixel stays where it was drawn")
+        for name in ("odd size", "camera, odd size")
+    }
+    | {
+        f"{name}: samples": (
+            EVALUATION,
+            "samples are made in validation's batch, which gives other last bits than one of one",
+        )
+        for name in ("quickstart", "sprites_lora")
+    }
+)
 """What is compared (first column of the table) -> the file that came with a change on purpose, and what that changed.
 
 Between a checkout without the file and one with it the difference is shown and not counted.
