@@ -14,7 +14,7 @@ import torch
 from datamodules.bench import scoring
 from remoco.common.errors import UserError
 from remoco.common.whole_files import held, read_object, write_atomic
-from remoco.compare.cropped import write_cropped, write_cropped_clips
+from remoco.compare.cropped import CLIPS, write_cropped, write_cropped_clips
 from remoco.compare.rows import Row, read_rows
 from remoco.compare.sampling import ABOUT, check_folder, sample, sample_here, sample_on_ray, videos_of
 from remoco.compare.scores import grouped, score_row, shown_tables
@@ -89,7 +89,7 @@ def compare(
         for name, content in (("tables.txt", f"{text}\n"), ("tables.csv", table), ("tables.tex", latex)):
             write_atomic(folder / name, content.encode())
         print(f"\n{text}\n\nEach number's protocol: {folder / 'tables.csv'}")
-        _show(rows, folder, cropped)
+        _show([row for row in rows if results[row.name]], folder, cropped)
     left_out = [*broken, *(f"{row}: {key}: {why}" for row, keys_of in refused.items() for key, why in keys_of.items())]
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
@@ -106,7 +106,7 @@ def _clips(
     reference: str, bench: str, samples: dict[str, str], out: Path, aspect: tuple[int, int], frames: int
 ) -> Path:
     """The folder of the real clips with a system's number of frames, written unless they are there."""
-    folder = out / "reference" / str(frames)
+    folder = out / CLIPS / str(frames)
     write_cropped_clips(reference, bench, samples, folder, aspect, frames)
     return folder
 
@@ -115,6 +115,8 @@ def _show(rows: list[Row], out: Path, bench: Path) -> None:
     """The page with all systems, and blind pairs of the first system and each other: anew, from what is there now."""
     for name in ("report", "study"):
         shutil.rmtree(out / name, ignore_errors=True)
+    if not rows:
+        return
     report([str(row.folder(out)) for row in rows], str(out / "report"), str(bench))
     first, *others = rows
     for other in others:

@@ -15,6 +15,7 @@ from remoco.common.videos.files import read_video, video_files, write_video
 from remoco.common.whole_files import clear_leftovers, read_object, write_json
 
 RECORD = "cropped.json"
+CLIPS = "reference"  # folder of the real clips, beside the cropped benchmark
 
 
 def crop_of(size: tuple[int, int], aspect: tuple[int, int], starts: np.ndarray | None = None) -> Framing:
@@ -31,7 +32,7 @@ def crop_of(size: tuple[int, int], aspect: tuple[int, int], starts: np.ndarray |
 
 
 def write_cropped(bench: str, out: Path, aspect: tuple[int, int]) -> tuple[dict[str, str], list[str]]:
-    """Write the cropped benchmark, or what of it has changed.
+    """Write the cropped benchmark, or what of it has changed; the cropped real clip of a changed sample is deleted.
 
     Args:
         bench: Root of the benchmark.
@@ -55,6 +56,8 @@ def write_cropped(bench: str, out: Path, aspect: tuple[int, int]) -> tuple[dict[
     for key, fingerprint in tqdm(samples.items(), desc="cropping", unit="sample", delay=1):
         if done.get(key) == fingerprint and (out / key).is_dir():
             continue
+        for clip in (out.parent / CLIPS).glob(f"*/{key}.mp4"):
+            clip.unlink()
         drawing = read_pair(bench, key).drawing
         write_drawing(out / key, drawing.framed(crop_of(drawing.size, aspect, drawing.starts)))
     for key in done.keys() - samples.keys():  # no longer in the benchmark

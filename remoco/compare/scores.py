@@ -33,6 +33,7 @@ def score_row(
     reference: Path | None,
 ) -> dict[str, dict[str, Any]]:
     """Metric -> result of a system's videos; with a benchmark alone `<level>/<metric>`. Kept until a video changes.
+    Nothing of a system that takes none of the samples.
 
     Args:
         row: the system.
@@ -48,6 +49,8 @@ def score_row(
     """
     folder = row.folder(out)
     about = read_object(folder / ABOUT)
+    if refused.keys() >= set(find_pairs(out / "bench")):
+        return {}
     asked = [metric.name for metric in metrics], width, reference is not None, sorted(refused)
     state = hashlib.sha256(repr(asked).encode())
     videos = sorted(path for level in LEVELS for path in (folder / level).glob("*.mp4"))

@@ -22,10 +22,27 @@ from remoco.compare.cropped import crop_of, write_cropped, write_cropped_clips
 from remoco.compare.rows import read_rows
 from remoco.compare.sampling import check_folder
 from remoco.compare.scores import grouped, in_width, shown_tables
+from remoco.systems import SYSTEMS
 from tests.support.commands import remoco
 from tests.support.compared import every_system, sprite_bench, systems_file
 
 NUWA = {"system": "dragnuwa", "weights": "x"}
+TAKES_NONE = """
+from remoco.common.errors import UserError
+
+class TakesNone:
+    name, protocol, size, frames, fps, steps, takes_brush, stand_in = "None", "none", (64, 64), 4, 8.0, 1, True, False
+
+    @classmethod
+    def load(cls, dtype, device):
+        return cls()
+
+    def control(self, drawing):
+        raise UserError("expected a brush of silk")
+
+    def __call__(self, drawing, seed, on_step=None):
+        self.control(drawing)
+"""
 OURS = {"system": "remoco", "weights": "embedded"}
 
 
@@ -120,6 +137,19 @@ def test_videos_of_other_settings_are_not_mixed(tmp_path):
     assert video.is_file()
     check_folder(row, tmp_path, 2, {"Fine_grained_control/a": "y"})  # drawn anew
     assert not video.exists()
+
+
+def test_a_system_that_takes_no_sample_has_an_empty_row(bench, tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(SYSTEMS, "silk", "silk_brushes.TakesNone")
+    (tmp_path / "silk_brushes.py").write_text(TAKES_NONE)
+    rows = systems_file(tmp_path, [OURS | {"settings": {"frames": 4, "steps": 1}}, {"system": "silk"}])
+    assert remoco("compare", bench, "--systems", rows, "--out", tmp_path / "out") == 1
+    shown = capsys.readouterr()
+    assert "left out: silk: Fine_grained_control/sprite-000: expected a brush of silk" in shown.err
+    table = (tmp_path / "out" / "tables.txt").read_text()
+    row = next(line for line in table.splitlines() if line.startswith("silk"))
+    assert row.split()[-4:] == ["-"] * 4 and not list((tmp_path / "out").glob("systems/silk/*/*.mp4"))
 
 
 def test_lengths_are_given_for_one_width():
