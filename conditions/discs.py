@@ -7,16 +7,11 @@ the condition: they need another network.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from conditions.gaussian import region_points
-from conditions.region import SparseCondition, candidate_regions, draw_regions
-from conditions.strokes import draw_strokes, interpolate_track, track_points
+from conditions.moving import MovingPoints
 from remoco.common.errors import UserError
 
 MAX_RADIUS = 1024  # pixels
@@ -55,11 +50,11 @@ def _nearest(squared: Tensor, dim: int, radius: int) -> Tensor:
     return least
 
 
-class MovingDiscs(SparseCondition):
+class MovingDiscs(MovingPoints):
     """Gaussian discs at the moving points, as DragAnything conditions on them, without its entity features.
 
-    One point stands for each selected region, as in `GaussianFiltered`: its visible pixel nearest to the centre, whose
-    track it follows. The first two channels are the same heat map; of discs that overlap the nearer point counts.
+    The points are those of `MovingPoints`. The first two channels are the same heat map; of discs that overlap the
+    nearer point counts.
 
     Args:
         region_size: k, pixels per side of a region, of which one pixel gives the point.
@@ -87,26 +82,6 @@ class MovingDiscs(SparseCondition):
                 raise UserError(f"{name}: expected a finite number above 0, got {value!r:.40}")
         self.radius, self.sigma, self.peak = radius, float(sigma), float(peak)
 
-    def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
-        """Write the heat map of the chosen points; see `SparseCondition.write_trajectory`."""
-        regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, *self.mask_ratios)
-        for target, clip, points in zip(out, flow, region_points(regions, visible, self.region_size)):
-            y, x = points.nonzero(as_tuple=True)
-            paths = (torch.stack([x, y]) + clip[:, :, y, x].float()).permute(2, 0, 1)
-            target.copy_(self._heat(paths, *flow.shape[-2:]))
-
-    def draw(
-        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
-    ) -> Tensor:
-        """Control from strokes; mask as RegionWise's, brush OR regions, where `motion_mask` is set."""
-        self.check(height, width)
-        regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
-        points = [track_points(track, f"track {index}") for index, track in enumerate(tracks)]
-        paths = np.stack([interpolate_track(each, frames) for each in points]) if points else np.zeros((0, frames, 2))
-        mask = (regions.filled | regions.brush) & ~regions.held & self.motion_mask
-        heat = self._heat(torch.from_numpy(paths), height, width)
-        return torch.cat([heat, mask.float().expand(frames, 1, -1, -1)], dim=1)
-
-    def _heat(self, paths: Tensor, height: int, width: int) -> Tensor:
-        """(L, 2, H, W)."""
+    def picture(self, paths: Tensor, height: int, width: int) -> Tensor:
+        """The heat map, twice."""
         return (self.peak * discs(paths, height, width, self.radius, self.sigma))[:, None].expand(-1, 2, -1, -1)

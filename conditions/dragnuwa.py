@@ -6,17 +6,13 @@ the other conditions are from frame 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
-from conditions.gaussian import check_filter, region_points
-from conditions.region import SparseCondition, candidate_regions, draw_regions
-from conditions.strokes import draw_strokes, interpolate_track, track_points
+from conditions.gaussian import check_filter
+from conditions.moving import MovingPoints
 
 KERNEL, SIGMA = 199, 20.0  # of the release, in pixels of 320 x 576
 
@@ -75,12 +71,12 @@ def _profile(at: Tensor, size: int, kernel_size: int, sigma: float) -> Tensor:
     return weight.masked_fill_(distance.abs() > kernel_size // 2, 0.0)
 
 
-class DragNUWA(SparseCondition):
+class DragNUWA(MovingPoints):
     """Step-to-step drags at the moving points, filtered, as DragNUWA 1.5 conditions on them.
 
-    One point stands for each selected region, as in `GaussianFiltered`: its visible pixel nearest to the centre, whose
-    track it follows. Frame i holds the step from frame i - 1 at the pixel where the point was then; frame 1 is zero.
-    Points that have left the frame drag nothing (the release raises there, or wraps to the other side).
+    The points are those of `MovingPoints`. Frame i holds the step from frame i - 1 at the pixel where the point was
+    then; frame 1 is zero. Points that have left the frame drag nothing (the release raises there, or wraps to the other
+    side).
 
     Args:
         region_size: k, pixels per side of a region, of which one pixel gives the point.
@@ -103,24 +99,6 @@ class DragNUWA(SparseCondition):
         self.kernel_size = kernel_size
         self.sigma = float(sigma)
 
-    def write_trajectory(self, out: Tensor, flow: Tensor, visible: Tensor, seed: Tensor) -> None:
-        """Write the filtered drags of the chosen points; see `SparseCondition.write_trajectory`."""
-        regions = draw_regions(candidate_regions(visible, self.region_size, "pixel"), seed, *self.mask_ratios)
-        height, width = flow.shape[-2:]
-        for target, clip, points in zip(out, flow, region_points(regions, visible, self.region_size)):
-            y, x = points.nonzero(as_tuple=True)
-            paths = (torch.stack([x, y]) + clip[:, :, y, x].float()).permute(2, 0, 1)
-            target.copy_(spread(drags(paths, height, width), height, width, self.kernel_size, self.sigma))
-
-    def draw(
-        self, tracks: Sequence[ArrayLike], brush: ArrayLike | None, frames: int, height: int, width: int
-    ) -> Tensor:
-        """Control from strokes; mask as RegionWise's, brush OR regions, where `motion_mask` is set."""
-        self.check(height, width)
-        regions = draw_strokes(tracks, brush, frames, height, width, self.region_size)
-        points = [track_points(track, f"track {index}") for index, track in enumerate(tracks)]
-        paths = np.stack([interpolate_track(each, frames) for each in points]) if points else np.zeros((0, frames, 2))
-        steps = drags(torch.from_numpy(paths), height, width)
-        flow = spread(steps, height, width, self.kernel_size, self.sigma).float()
-        mask = (regions.filled | regions.brush) & ~regions.held & self.motion_mask
-        return torch.cat([flow, mask.float().expand(frames, 1, -1, -1)], dim=1)
+    def picture(self, paths: Tensor, height: int, width: int) -> Tensor:
+        """The filtered drags, frame 1 zero."""
+        return spread(drags(paths, height, width), height, width, self.kernel_size, self.sigma)
