@@ -21,10 +21,10 @@ from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
-from lightning_modules import embedded
 from lightning_modules.bases.said import DRAWING, rate
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
+from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE
@@ -371,10 +371,7 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     place = usable_device(loading.device)
     kind = getattr(torch, loading.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     try:
-        if Path(checkpoint).is_dir():
-            pipe = MotionControlPipeline.from_pretrained(checkpoint, loading.svd, dtype=kind)
-        else:
-            pipe = MotionControlPipeline.from_checkpoint(embedded.located(checkpoint), loading.svd, dtype=kind)
+        pipe = opened(checkpoint, loading.svd, "cpu", kind)
     except UserError as error:
         raise UserError(f"checkpoint: {error}") from None
     try:

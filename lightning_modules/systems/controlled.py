@@ -19,7 +19,8 @@ from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.encoder_copy import EncoderCopy, Joined, Residuals
 from lightning_modules.systems.quirks import CONSTANT_IDS, Quirks
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture, resized, unit_picture
-from lightning_modules.systems.system import draws
+from lightning_modules.systems.system import check_settings, draws
+from remoco.common.ranges import within
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Settings:
     noise: float = 0.02
     scale: float = 1.0
     decode_chunk: int = 8
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        within("settings.decode_chunk", self.decode_chunk, 1, whole=True)
 
 
 Maps = Sequence[Tensor | None]

@@ -21,7 +21,7 @@ from lightning_modules.process.sampler import OnStep, euler_sample
 from lightning_modules.released import Network, build, load_released
 from lightning_modules.released.base import released_component
 from lightning_modules.systems.svd_parts import decoded, embedded, first_latent, picture
-from lightning_modules.systems.system import FramedSystem, check_size, draws, stretched
+from lightning_modules.systems.system import FramedSystem, check_settings, check_size, draws, stretched
 from lightning_modules.systems.tracks import paths, scaled_points
 from remoco.common.errors import UserError
 
@@ -66,6 +66,9 @@ class Settings:
     fps: float = 4
     motion_bucket: float = 4
     noise: float = 0.02
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 AS_RELEASED, RELEASED = Quirks(), Settings()

@@ -15,8 +15,8 @@ from lightning_modules.bases.said import rate
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.sampler import OnStep
-from lightning_modules.systems.system import is_small, protocol, stretched
-from remoco.common.errors import UserError
+from lightning_modules.systems.system import MOST_FPS, MOST_FRAMES, is_small, protocol, stretched
+from remoco.common.ranges import within
 
 USUAL_SHAPE = (3, 5)  # height to width of the first frames that `remoco compare` crops
 
@@ -38,6 +38,11 @@ class Settings:
     motion_bucket_id: float | str | None = None
     """Motion bucket of a base that has one, or `drawing`."""
 
+    def __post_init__(self) -> None:
+        if self.frames is not None:
+            within("settings.frames", self.frames, 2, MOST_FRAMES, whole=True)
+        within("settings.fps", self.fps, 0.1, MOST_FPS)
+
 
 USUAL = Settings()
 
@@ -58,9 +63,9 @@ class ReMoCo:
 
     def __init__(self, pipeline: MotionControlPipeline, settings: Settings = USUAL) -> None:
         self.pipeline, grid, module = pipeline, pipeline.grid, pipeline.module
-        self.size: tuple[int, int] = settings.size or grid.frame(USUAL_SHAPE)
+        self.size: tuple[int, int] = grid.frame(USUAL_SHAPE) if settings.size is None else settings.size
         grid.check(height=self.size[0], width=self.size[1])
-        self.frames: int = settings.frames or pipeline.sampling["num_frames"]
+        self.frames: int = pipeline.sampling["num_frames"] if settings.frames is None else settings.frames
         self.fps = settings.fps
         said = rate(module.base.inputs(), settings.fps) | {"motion_bucket_id": settings.motion_bucket_id}
         self.sampling: Sampling = module.sampling.but(steps=settings.steps, guidance=settings.guidance, inputs=said)
@@ -89,14 +94,7 @@ class ReMoCo:
         Raises:
             UserError: it is no checkpoint of ours, or over another base; one line.
         """
-        file = embedded.located(path)
-        if Path(path).is_dir():
-            pipeline = MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
-        elif file.is_file():
-            pipeline = MotionControlPipeline.from_checkpoint(file, svd, str(device), dtype)
-        else:
-            raise UserError(f"{path}: not found, expected a checkpoint or a folder of save_pretrained")
-        return cls(pipeline, settings)
+        return cls(opened(path, svd, device, dtype), settings)
 
     def control(self, drawing: Drawing) -> Tensor:
         """(L, C, H, W), what the condition draws of tracks and brush."""
@@ -125,3 +123,10 @@ class ReMoCo:
         )
         video: Tensor = output.frames[0].float() * 2 - 1
         return video
+
+
+def opened(path: str, svd: str | None, device: torch.device | str, dtype: torch.dtype) -> MotionControlPipeline:
+    """The pipeline of a checkpoint, of a folder of `save_pretrained`, or `embedded`; UserError where it is none."""
+    if Path(path).is_dir():
+        return MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
+    return MotionControlPipeline.from_checkpoint(embedded.located(path), svd, str(device), dtype)

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from datamodules.drawings import Drawing, Framing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
+from remoco.common.ranges import within
 
+MOST_STEPS, MOST_FRAMES, MOST_FPS, MOST_SCALE = 10_000, 1024, 1000, 1000
 SMALL = 100_000_000  # parameters: each system of the paper's tables has more
 MULTIPLE = 64  # of a frame's sides: 8 by the VAE, 8 by the UNet
 
@@ -112,6 +114,16 @@ def check_size(name: str, size: Sequence[int]) -> None:
 def is_small(network: nn.Module) -> bool:
     """Whether a network has fewer parameters than any released system's."""
     return sum(parameter.numel() for parameter in network.parameters()) < SMALL
+
+
+def check_settings(settings: Any) -> None:
+    """Raise UserError for a number of a system's settings that cannot be sampled with; its size see `check_size`."""
+    within("settings.frames", settings.frames, 2, MOST_FRAMES, whole=True)
+    within("settings.steps", settings.steps, 1, MOST_STEPS, whole=True)
+    for scale in settings.guidance:
+        within("settings.guidance", scale, 0, MOST_SCALE)
+    within("settings.fps", settings.fps, 0.1, MOST_FPS)
+    within("settings.noise", settings.noise, 0, MOST_SCALE)
 
 
 def draws(seed: int, *shapes: Sequence[int]) -> list[Tensor]:

@@ -16,7 +16,7 @@ from remoco.common.errors import UserError
 from remoco.common.whole_files import held, read_object, write_atomic
 from remoco.compare.cropped import CLIPS, write_cropped, write_cropped_clips
 from remoco.compare.rows import Row, read_rows
-from remoco.compare.sampling import ABOUT, check_folder, sample, sample_here, sample_on_ray, videos_of
+from remoco.compare.sampling import ABOUT, check_folder, sample, sample_on_ray, videos_of
 from remoco.compare.scores import grouped, score_row, shown_tables
 from remoco.devices import usable_device
 from remoco.report import report
@@ -72,7 +72,7 @@ def compare(
         keys = list(samples)
         work = partial(_part, out=folder, bench=cropped, keys=keys, seed=seed, device=None if ray else str(place))
         if ray is None:
-            refused = sample_here(rows, work)
+            refused = {row.name: work(row, 0, 1) for row in rows}
         else:
             count = partial(videos_of, rows, folder, samples)
             refused = sample_on_ray(rows, work, ray, count, len(rows) * len(samples))

@@ -100,11 +100,6 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
     return refused
 
 
-def sample_here(rows: list[Row], work: Callable[[Row, int, int], dict[str, str]]) -> dict[str, dict[str, str]]:
-    """All rows, one after the other; `work` does a row's part k of n."""
-    return {row.name: work(row, 0, 1) for row in rows}
-
-
 def sample_on_ray(
     rows: list[Row], work: Callable[[Row, int, int], dict[str, str]], address: str, count: Callable[[], int], total: int
 ) -> dict[str, dict[str, str]]:

@@ -42,7 +42,7 @@ def score_row(
         refused: samples that the system does not take.
         width: of the clips in whose pixels lengths are given.
         device: where the metrics' networks run.
-        reference: folder of the cropped real clips, where there are some: tables 1's numbers are added.
+        reference: folder of the cropped real clips, where there are some: table 1's numbers are added.
 
     Raises:
         UserError: a video is missing, or a metric cannot be computed.
