@@ -38,6 +38,9 @@ def score(
         fit: How the system brought the benchmark's images to its videos' shapes: `crop` as `remoco generate` does,
             `pad`, or `stretch` for a system that squeezes them.
         device: Torch device of the networks, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+
+    Example:
+        remoco score generated/videos --bench bench --json scores.json
     """
     from datamodules.bench import scoring
     from metrics import shown
@@ -101,6 +104,9 @@ def sprite_bench(
         width: Width of the images in pixels.
         frames: Number of frames of a true clip.
         seed: Seed of the scenes.
+
+    Example:
+        remoco sprite-bench bench --pairs 8
     """
     from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 
