@@ -19,10 +19,11 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
+import datamodules
+from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.progress import StepProgress, table
-from callbacks.run_folder import MARKER, rank_zero_print
+from callbacks.run_folder import MARKER, rank_zero_print, run_folder
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
@@ -90,6 +91,8 @@ class CLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
         self.verbose = True
+        for name in datamodules.__all__:
+            getattr(datamodules, name)  # imported, `--data` knows it by its name, and `--help` lists it
         try:
             super().__init__(
                 args=configs.stacked(args),
