@@ -27,6 +27,7 @@ function show(found) {
   });
   root.style.setProperty("--rm-aspect", found.width / found.height);
   $(".rm-about").textContent = found.about;
+  $(".rm-panels").textContent = found.panels.join(", ");
 }
 
 async function generate() {
