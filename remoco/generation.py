@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -25,7 +24,6 @@ from lightning_modules.bases.said import DRAWING, rate
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
 from lightning_modules.systems.ours import opened
-from lightning_modules.systems.system import System
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE
@@ -33,7 +31,9 @@ from remoco.common.ranges import within
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
-from remoco.systems import SystemChoice, fingerprint, load_system, sampled, system_class
+from remoco.other_system import load_other, system_panels
+from remoco.systems import fingerprint, system_class
+from remoco.unseen import unseen
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Generator:
         fps: frames per second of the files.
         framing: the frame that a drawing gets.
         panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
+        unseen: a line where a picture (H, W, 3) uint8 is of a kind that was not trained on, else None.
     """
 
     record: dict[str, Any]
@@ -84,6 +85,7 @@ class Generator:
     fps: float
     framing: Callable[[Drawing], Framing]
     panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
+    unseen: Callable[[np.ndarray], str | None] = lambda picture: None
 
 
 def run(
@@ -142,6 +144,7 @@ def _write(
     first_seed: int,
 ) -> None:
     """Generate the clips and write their files."""
+    warned = False  # once is enough for a folder
     with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
@@ -149,6 +152,9 @@ def _write(
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
+                if not warned and (line := generator.unseen(drawing.image)):
+                    tqdm.write(f"{job.name}: {line}", sys.stderr)
+                    warned = True
                 framing = generator.framing(drawing)
                 drawing, motion = drawing.framed(framing, background), motion.framed(framing)
                 panels = generator.panels(drawing, motion, seed, lambda step: bar.update())
@@ -179,6 +185,7 @@ def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loadin
         clip.fps,
         lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
         lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
+        partial(unseen, pipe),
     )
 
 
@@ -210,27 +217,6 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
         lambda drawing: Framing.of(drawing.size, system.size, clip.fit, drawing.starts),
         lambda drawing, _, seed, progress: system_panels(system, drawing, seed, progress),
     )
-
-
-def load_other(other: OtherSystem, loading: Loading) -> tuple[System, SystemChoice]:
-    """Another system where it is to compute, in float32 unless told otherwise; UserError where it does not load."""
-    options = other.options if loading.svd is None else other.options | {"svd": loading.svd}
-    choice = SystemChoice(str(other.system), other.weights, options)
-    system = load_system(choice, usable_device(loading.device), getattr(torch, loading.dtype or "float32"))
-    return system, choice
-
-
-def system_panels(
-    system: System, drawing: Drawing, seed: int, progress: Callable[[int], object]
-) -> dict[str, np.ndarray]:
-    """Panels of a strip, as of `panels_of`: first frame, tracks, and what another system generates."""
-    from remoco.report.command import control_frames
-
-    frames = sampled(system, drawing, seed, progress)
-    factor = panel_factor(drawing.size[1])
-    size = drawing.size[1] * factor, drawing.size[0] * factor
-    drawn = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in control_frames(drawing, len(frames))]
-    return {"first frame": drawing.image, "tracks": np.stack(drawn), "generated": frames}
 
 
 def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges) -> dict[str, Any]:

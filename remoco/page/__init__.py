@@ -38,6 +38,9 @@ def page(
         background: Colour behind transparent parts of images and driving videos, for example `black` or `#00ff00`.
         fit: How an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as for `remoco generate`.
         other: Another system in the place of the checkpoint.
+
+    Example:
+        remoco page
     """
     behind = colour_of(background, "--background")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:

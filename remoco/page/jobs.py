@@ -63,7 +63,7 @@ class Studio:
         Yields:
             `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
             many are before it; `step` and `steps`; with `done` base64 MP4s `clip` and `strip`, `width`, `height`,
-            `about`, and `panels`, the strip's.
+            `about`.
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         events = asyncio.Queue[dict[str, Any]]()
@@ -196,7 +196,6 @@ class Studio:
             "message": f"done in {time.perf_counter() - start:.1f} s",
             "clip": _mp4(panels["generated"], wanted.fps),
             "strip": _mp4(strip(panels, f"seed {wanted.seed}, {steps} steps"), wanted.fps),
-            "panels": list(panels),
             "width": width,
             "height": height,
             "about": f"seed {wanted.seed}, {wanted.about}, {wanted.frames} frames of {width} x {height}",

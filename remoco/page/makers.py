@@ -21,9 +21,11 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.systems.system import System
 from remoco.common.errors import UserError
 from remoco.generate import Loading, OtherSystem
-from remoco.generation import load_other, load_pipeline, panels_of, system_panels
+from remoco.generation import load_pipeline, panels_of
+from remoco.other_system import load_other, system_panels
 from remoco.page.exchange import MAX_UPLOAD, TAKEN, drawing_in, field
 from remoco.page.form import KNOWN, SIZES, Setting, fit_setting, read, sampling_of, settings
+from remoco.unseen import unseen
 
 PREVIEWED = ("frames", "fps", "size", "fit", "seed")  # settings that a preview depends on; as in settings.js
 PREVIEW_SIDE = 384  # pixels to which small frames are enlarged before arrows are drawn on them
@@ -64,12 +66,14 @@ class Maker(Protocol):
         name: what the page calls it.
         protocol: what does not change from clip to clip; empty where the settings say it all.
         takes: what a drawing may have beside tracks, see `exchange.TAKEN`.
+        panels: those of a strip.
         shows_control: whether its clips have `control`.
     """
 
     name: str
     protocol: str
     takes: Sequence[str]
+    panels: str
     shows_control: bool
 
     def settings(self) -> list[Setting]:
@@ -77,6 +81,9 @@ class Maker(Protocol):
 
     def wanted(self, asked: Mapping[str, Any]) -> Wanted:
         """The clip of a request's settings; UserError where one does not fit."""
+
+    def unseen(self, picture: np.ndarray) -> str | None:
+        """A line where a picture (H, W, 3) uint8 is of a kind that was not trained on."""
 
 
 class Checkpoint:
@@ -89,7 +96,7 @@ class Checkpoint:
     """
 
     takes: Sequence[str] = TAKEN
-    protocol, shows_control = "", True
+    protocol, panels, shows_control = "", "First frame, control, video", True
 
     def __init__(self, pipeline: MotionControlPipeline, name: str = "", fit: Fit = "crop") -> None:
         self.pipeline, self.name, self.fit = pipeline, name, fit
@@ -122,6 +129,10 @@ class Checkpoint:
             control,
         )
 
+    def unseen(self, picture: np.ndarray) -> str | None:
+        """See `Maker`."""
+        return unseen(self.pipeline, picture)
+
 
 class Other:
     """Another system as a `Maker`: its size, length, rate and steps are its own.
@@ -131,6 +142,7 @@ class Other:
         fit: how an image is brought to the frame's shape at first.
     """
 
+    panels = "First frame, tracks, video"
     shows_control = False  # each system's control is of another kind, and not all of them are pictures
 
     def __init__(self, system: System, fit: Fit = "crop") -> None:
@@ -164,6 +176,10 @@ class Other:
             lambda drawing, _, progress: system_panels(system, drawing, seed, progress),
         )
 
+    def unseen(self, picture: np.ndarray) -> str | None:
+        """None: what its authors trained on is not stated."""
+        return None
+
 
 def loaded(checkpoint: str, other: OtherSystem, loading: Loading, fit: Fit, embedded: str) -> Maker:
     """What the command's flags name.
@@ -191,6 +207,7 @@ def about(maker: Maker) -> dict[str, Any]:
     return {
         "checkpoint": maker.name,
         "protocol": maker.protocol,
+        "panels": maker.panels,
         "takes": [*maker.takes, *(["control"] if maker.shows_control else [])],
         "palette": PALETTE,
         "upload": MAX_UPLOAD,

@@ -16,7 +16,7 @@ from fastapi.staticfiles import StaticFiles
 
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import parse_json
-from remoco.page import exchange, makers
+from remoco.page import exchange, makers, snap
 from remoco.page.guard import Guard, Limit
 from remoco.page.jobs import Studio
 
@@ -69,6 +69,8 @@ def application(studio: Studio) -> Guard:
         "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
         "/page/attach": (partial(exchange.attached, takes=maker.takes), LARGE),
         "/page/moving": (studio.moving, LARGE),
+        "/page/snap": (snap.snapped, LARGE),
+        "/page/unseen": (lambda body: {"line": maker.unseen(exchange.picture_in(body))}, LARGE),
     }
     slots = _Slots(AT_ONCE, WAITING)
     for path, (work, limit) in works.items():

@@ -37,6 +37,7 @@ class Slide:
 
     def __init__(self, settings: Settings, wrong: str | None, says: dict):
         self.frames, self.steps, self.wrong, self.began = settings.frames, settings.steps, wrong, 0
+        self.before_step = lambda: None
         self.protocol = f"Slide: 64 x 128, {self.frames} frames, {self.steps} steps"
         for name, value in says.items():
             setattr(self, name, value)
@@ -61,6 +62,7 @@ class Slide:
         picture = torch.from_numpy(stretched(drawing, self.size).image).permute(2, 0, 1).float() / 127.5 - 1
         video = torch.stack([picture.roll(seed + 4 * frame, -1) for frame in range(self.frames)])
         for step in range(self.steps):
+            self.before_step()
             self.began += 1
             if on_step is not None:
                 on_step(step, video, video)
