@@ -1,18 +1,26 @@
-"""What a pipeline returns: the frames in one of diffusers' forms."""
+"""What a pipeline returns: the frames in one of diffusers' forms, and as a video in a notebook."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import base64
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass
 from typing import Any
 
+import numpy as np
 from diffusers.utils import BaseOutput
 from PIL import Image
 from torch import Tensor
 
 from lightning_modules.conditioning import to_uint8
 from remoco.common.errors import UserError
+from remoco.common.videos.mp4 import encode_mp4
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+MOST_CLIPS, MOST_FRAMES = 4, 121  # that a notebook shows
+MOST_BYTES = 2 << 20  # of the videos in one, before base64 makes them a third larger
+SIDES, LEAST_SIDE = (768, 512, 384, 256, 128), 256  # pixels of a shown clip's longer side, tried in turn
+SHOWN_FPS, QUALITY = 8.0, 23  # x264's crf
 
 
 @dataclass
@@ -22,9 +30,62 @@ class MotionControlOutput(BaseOutput):
     Attributes:
         frames: By `output_type`, of B images: `pil` a list of B lists of L images, `np` (B, L, H, W, 3) float32 and
             `pt` (B, L, 3, H, W) in [0, 1], `latent` (B, L, C, H/8, W/8).
+        fps: Frames per second at which a notebook shows them.
     """
 
     frames: Any
+    fps: InitVar[float] = SHOWN_FPS
+
+    def __post_init__(self, fps: float) -> None:  # type: ignore[override]
+        super().__post_init__()
+        object.__setattr__(self, "fps", fps)
+
+    def _repr_html_(self) -> str:
+        """The first clips as videos inside the page, smaller where they would be more than `MOST_BYTES`.
+
+        Jupyter calls it for the last value of a cell.
+        """
+        shown = list(_shown(self.frames))
+        if not shown:
+            return f"<pre>latents {tuple(self.frames.shape)}, not decoded</pre>"
+        videos: list[bytes] = []
+        for side in SIDES:
+            videos = [encode_mp4(_fitted(clip, side), self.fps, QUALITY) for clip in shown]
+            if sum(map(len, videos)) <= MOST_BYTES:
+                break
+        else:
+            return f"<pre>{len(self.frames)} clips, too large for a page</pre>"
+        tags = [
+            '<video controls loop autoplay muted playsinline style="max-width: 100%" '
+            f'src="data:video/mp4;base64,{base64.b64encode(video).decode()}"></video>'
+            for video in videos
+        ]
+        count, length = len(self.frames), len(shown[0])
+        more = f", {len(shown)} of {count} shown" if count > len(shown) else ""
+        height, width = shown[0].shape[2:]
+        return f"{''.join(tags)}<p>{length} frames of {height} x {width} at {self.fps:g} fps{more}</p>"
+
+
+def _shown(frames: Any) -> Iterator[np.ndarray]:
+    """The first clips, (L, 3, H, W) uint8; none of latents."""
+    for clip in frames[:MOST_CLIPS]:
+        part = clip[:MOST_FRAMES]
+        if isinstance(part, list):
+            yield np.stack([np.asarray(frame.convert("RGB")) for frame in part]).transpose(0, 3, 1, 2)
+        elif isinstance(part, np.ndarray):
+            yield (part.clip(0, 1) * 255).round().astype(np.uint8).transpose(0, 3, 1, 2)
+        elif part.shape[1] == 3:
+            yield to_uint8(part * 2 - 1).cpu().numpy()
+
+
+def _fitted(clip: np.ndarray, side: int) -> np.ndarray:
+    """(L, 3, H, W) of even sides, the longer at most this one; small clips are enlarged by whole factors."""
+    longer = max(clip.shape[2:])
+    factor = max(min(side, LEAST_SIDE) // longer, 1.0) if longer <= side else side / longer
+    width, height = (max(2, round(length * factor) // 2 * 2) for length in clip.shape[:1:-1])
+    kind = Image.Resampling.NEAREST if factor > 1 else Image.Resampling.LANCZOS
+    frames = [Image.fromarray(frame.transpose(1, 2, 0)).resize((width, height), kind) for frame in clip]
+    return np.stack([np.asarray(frame) for frame in frames]).transpose(0, 3, 1, 2)
 
 
 def check_output(output_type: str) -> None:

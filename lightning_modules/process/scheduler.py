@@ -1,0 +1,34 @@
+"""A noise process as diffusers' schedulers describe it, for readers: our sampler steps by itself."""
+
+from __future__ import annotations
+
+from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
+
+from lightning_modules.config import Sampling
+from lightning_modules.process.base import NoiseProcess
+from lightning_modules.process.edm import EDM
+
+KARRAS_RHO = 7.0  # the one that EulerDiscreteScheduler has
+# what SVD's own scheduler_config.json says beside the levels; its betas have no effect on continuous timesteps
+SVD = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
+    "timestep_spacing": "leading", "timestep_type": "continuous", "use_karras_sigmas": True,
+}  # fmt: skip
+
+
+def scheduler_of(process: NoiseProcess, sampling: Sampling) -> EulerDiscreteScheduler | EDMEulerScheduler | None:
+    """The scheduler with the same levels, timesteps and steps as our sampler; None for a process that diffusers lacks.
+
+    Args:
+        process: The noise process.
+        sampling: Number of steps and first noise level.
+    """
+    if not isinstance(process, EDM):
+        return None
+    levels = {"sigma_min": process.sigma_min, "sigma_max": sampling.sigma_max, "prediction_type": "v_prediction"}
+    if process.rho == KARRAS_RHO:
+        scheduler = EulerDiscreteScheduler(**levels, **SVD)
+    else:
+        scheduler = EDMEulerScheduler(**levels, sigma_data=1.0, rho=process.rho)
+    scheduler.set_timesteps(sampling.steps)
+    return scheduler
