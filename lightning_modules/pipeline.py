@@ -14,7 +14,7 @@ import torch
 
 from conditions import Condition, mix
 from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
-from datamodules.drawings.arguments import each_of
+from datamodules.drawings.arguments import each_of, unbatched
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded, record
 from lightning_modules.bases.said import DRAWING
@@ -28,10 +28,12 @@ from lightning_modules.pipeline_call import (
     changed,
     check_callback,
     check_finite,
+    check_noise,
     check_whole,
     controlled,
     joined,
     seeds_of,
+    split,
     stepped,
     told,
 )
@@ -221,6 +223,7 @@ class MotionControlPipeline(PipelineParts):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sampling: Sampling | None = None,
         num_videos_per_prompt: int | None = 1,
+        latents: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> MotionControlOutput | tuple[Any]:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
@@ -230,8 +233,9 @@ class MotionControlPipeline(PipelineParts):
         go with it; a warning says so once.
 
         Args:
-            image: First frame: a PIL image, an array or a file, as `datamodules.drawings.read_image` takes them:
-                upright, in sRGB. Or a `datamodules.drawings.Drawing`, which has tracks and brush of its own.
+            image: First frame: a PIL image, an array, a tensor (3, H, W) in [0, 1] or a file, as
+                `datamodules.drawings.read_image` takes them: upright, in sRGB. Or a `datamodules.drawings.Drawing`,
+                which has tracks and brush of its own. Lists of images, and tensors (B, 3, H, W), are batches.
             tracks: Drawn tracks, each (n, 2) points x, y in pixels of `image`, the first where the motion starts.
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
@@ -272,6 +276,7 @@ class MotionControlPipeline(PipelineParts):
             num_videos_per_prompt: Number n of videos of each image, one after the other: an image's, then the next's.
                 Seeds count over them, and video i of an image whose own seed is given has that seed plus i. They are
                 made one by one in the memory of one.
+            latents: (B n, F, C, H/8, W/8) standard normal that the sampler starts from, instead of the seeds'.
             return_dict: Return `(frames,)` instead of a `MotionControlOutput` where it is False.
 
         Raises:
@@ -287,17 +292,20 @@ class MotionControlPipeline(PipelineParts):
         inputs = base_inputs(module.base.inputs(), sampling.inputs, said)
         measured = [name for name, value in inputs.items() if value == DRAWING]
         check_output(output_type)
-        check_callback(callback_on_step_end_tensor_inputs)
+        names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         if control is not None and measured:
             raise UserError(f"{measured[0]}: expected a number beside a control: `drawing` measures tracks and brush")
+        image = unbatched(image)
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
         drawn = self._batch(drawings, controls, bool(measured), frames, fit, colour_of(background), height, width)
         seeds = seeds_of(seed, generator, len(drawn), videos)
         with self.progress_bar(total=sampling.steps * videos) as bar:
-            on_step = stepped(self, callback_on_step_end, callback_on_step_end_tensor_inputs, sampling, bar)
-            clips = [self._clips(drawn, inputs, each, sampling, on_step, output_type, decode_chunk_size)
-                     for each in zip(*seeds, strict=True)]  # fmt: skip
+            on_step = stepped(self, callback_on_step_end, names, sampling, bar)
+            clips = [
+                self._clips(drawn, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
+                for each, noise in zip(zip(*seeds, strict=True), split(latents, len(drawn), videos), strict=True)
+            ]
         output = MotionControlOutput(joined(clips), float(inputs.get("fps", 8)))
         return output if return_dict else (output.frames,)
 
@@ -306,6 +314,7 @@ class MotionControlPipeline(PipelineParts):
         drawn: Sequence[Framed],
         inputs: Mapping[str, Any],
         seeds: Sequence[int],
+        noise: torch.Tensor | None,
         sampling: Sampling,
         on_step: OnStep,
         output_type: str,
@@ -323,7 +332,9 @@ class MotionControlPipeline(PipelineParts):
             if base.frame_noise is not None:
                 augment = randn(streams[AUG_NOISE], first.shape[1:], module.device)
             shape = (base.grid.latents(len(controls[0])), base.channels, *base.grid.size(*first.shape[2:]))
-            noise = randn(streams[INITIAL], shape, module.device).to(exact)
+            drawn_noise = randn(streams[INITIAL], shape, module.device) if noise is None else noise
+            check_noise(drawn_noise, (len(seeds), *shape))
+            noise = drawn_noise.to(module.device, exact)
             try:
                 with torch.no_grad(), self._in_use():
                     cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), augment)

@@ -37,12 +37,16 @@ def changed(usual: Sampling, steps: int | None, low: float | None, high: float |
     return usual.but(steps=steps, guidance=(scales[0], scales[1]))
 
 
-def check_callback(names: Sequence[str]) -> None:
-    """Raise UserError unless a callback may have tensors of these names."""
-    if unknown := set(names) - set(CALLBACK_TENSORS):
+def check_callback(callback: Any, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the tensors that a callback gets; UserError unless it is a function and they are some of ours."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if callback is not None and not callable(callback):
+        raise UserError("callback_on_step_end: expected a function, or None")
+    if unknown := [name for name in names if name not in CALLBACK_TENSORS]:
         raise UserError(
-            f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
+            f"callback_on_step_end_tensor_inputs: {unknown[0]!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
         )
+    return names
 
 
 def base_inputs(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,17 +161,19 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int, videos: int 
         UserError: they are not as many, or no whole numbers.
     """
     if generator is not None:
-        given = list(generator) if isinstance(generator, (list, tuple)) else [generator] * (count * videos)
+        given: list[Any] = list(generator) if isinstance(generator, (list, tuple)) else [generator] * (count * videos)
+        if not all(isinstance(one, torch.Generator) for one in given):
+            raise UserError("generator: expected a torch.Generator, or a list of them")
         _check_count("generator", given, count, videos)
         each = [one for one in given for _ in range(count * videos // len(given))]
         drawn = [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
     else:
-        given = [seed] if not hasattr(seed, "__len__") else list(seed)  # type: ignore[arg-type, list-item]
+        single = hasattr(seed, "__index__") and not getattr(seed, "ndim", 0)
         try:
-            given = [operator.index(one) for one in given]
+            given = [operator.index(one) for one in ([seed] if single else seed)]  # type: ignore[union-attr, list-item]
         except TypeError:
             raise UserError(f"seed is {str(seed)[:60]}, expected a whole number, or a list of them") from None
-        if hasattr(seed, "__len__"):
+        if not single:
             _check_count("seed", given, count, videos)
         drawn = [one + index for one in given for index in range(count * videos // len(given))]
     return [drawn[start : start + videos] for start in range(0, count * videos, videos)]
@@ -190,6 +196,21 @@ def joined(clips: Sequence[Any]) -> Any:
     return torch.stack(list(clips), 1).flatten(0, 1)
 
 
+def split(latents: torch.Tensor | None, count: int, videos: int) -> Sequence[torch.Tensor | None]:
+    """Of (B n, ...) latents, an image's n together, those of the B images for each of the n videos; None is none."""
+    if latents is None:
+        return [None] * videos
+    if len(latents) != count * videos:
+        raise UserError(f"latents: expected {count * videos} clips, got {len(latents)}")
+    return latents.unflatten(0, (count, videos)).unbind(1)
+
+
+def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless latents have this shape and are finite floats."""
+    if tuple(noise.shape) != shape or not noise.is_floating_point() or not noise.isfinite().all():
+        raise UserError(f"latents: expected finite floats of shape {shape}, got {tuple(noise.shape)}")
+
+
 def check_finite(video: torch.Tensor) -> None:
     """Raise UserError where a video holds NaN or infinity."""
     if not video.isfinite().all():
@@ -199,8 +220,8 @@ def check_finite(video: torch.Tensor) -> None:
 def check_least(**numbers: tuple[float, float]) -> None:
     """Raise UserError unless each number is finite and at least the second of its pair."""
     for name, (value, least) in numbers.items():
-        if not value >= least or value == float("inf"):
-            raise UserError(f"{name} is {value}, expected a number of at least {least:g}")
+        if isinstance(value, str) or not value >= least or value == float("inf"):
+            raise UserError(f"{name} is {str(value)[:40]}, expected a number of at least {least:g}")
 
 
 def check_whole(**numbers: tuple[int, int]) -> None:
