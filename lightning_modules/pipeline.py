@@ -21,7 +21,7 @@ from lightning_modules.bases.said import DRAWING
 from lightning_modules.built import built, of_adapter, value_errors
 from lightning_modules.config import Sampling
 from lightning_modules.motion_control import MotionControlModule
-from lightning_modules.output import MotionControlOutput, check_output, converted
+from lightning_modules.output import SHOWN_FPS, MotionControlOutput, check_output, converted
 from lightning_modules.pipeline_call import (
     Framed,
     base_inputs,
@@ -306,7 +306,8 @@ class MotionControlPipeline(PipelineParts):
                 self._clips(drawn, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
                 for each, noise in zip(zip(*seeds, strict=True), split(latents, len(drawn), videos), strict=True)
             ]
-        output = MotionControlOutput(joined(clips), float(inputs.get("fps", 8)))
+        shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
+        output = MotionControlOutput(joined(clips), shown)
         return output if return_dict else (output.frames,)
 
     def _clips(
