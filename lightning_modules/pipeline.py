@@ -347,7 +347,7 @@ class MotionControlPipeline(PipelineParts):
             if output_type == "latent":
                 return latents
             with self._in_use():
-                video = base.decode(latents, decode_chunk).clamp(-1, 1)
+                video = base.finished(base.decode(latents, decode_chunk), cond).clamp(-1, 1)
             check_finite(video)
         return converted(video, output_type)
 

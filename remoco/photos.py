@@ -1,4 +1,4 @@
-"""`remoco photos`: what a model of photographs is worth, beside the pixels moved and inpainted without a network."""
+"""What a model of photographs is worth, beside the pixels moved and filled without a network."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -19,26 +20,13 @@ from lightning_modules.control.pixels import moved_pixels
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object
 from metrics.moved import detail, parts_of, psnr
-from remoco.common.errors import UserError
 
 DROPPED = 0.5  # share of the regions without a track: every thing keeps some, as a person's stroke gives it one
 COLUMNS = ("track px, median", "object dB", "still dB", "uncovered dB", "uncovered detail", "whole dB", "CPU s")
 
 
-def photos(
-    checkpoint: str | None = None, photos: str = "data/photos", clips: int = 24, steps: int | None = None, seed: int = 0
-) -> None:
-    """Print a table over held-out photographs and cut-outs: each row's mean over clips whose camera stands still.
-
-    Args:
-        checkpoint: Checkpoint of configs/photo.yaml; without one only the rows that need no network.
-        photos: Folder of photographs, as data.photos.
-        clips: Number of clips.
-        steps: Number of sampler steps. Default: the checkpoint's.
-        seed: Seed of the clips.
-    """
-    if not 1 <= clips <= 10_000:
-        raise UserError(f"--clips is {clips}, expected 1 to 10000")
+def print_table(checkpoint: str | None, photos: str, clips: int, steps: int | None, seed: int) -> None:
+    """Print the table of `remoco photos`, which says what the arguments are."""
     held = read_photos(photos, train=False)
     module = None if checkpoint is None else MotionControlPipeline.from_checkpoint(checkpoint).module
     if module is not None and steps is not None:
@@ -90,7 +78,8 @@ def _rows(
     """Name -> what makes the clip (L, 3, H, W) in [-1, 1]."""
     rows = {
         "standing still": lambda: first.expand(len(real), -1, -1, -1),
-        "without the network": lambda: moved_pixels(first, control)[0],
+        "moved pixels, cv2.inpaint": lambda: moved_pixels(first, control, inpainted)[0],
+        "moved pixels, filled": lambda: moved_pixels(first, control)[0],
     }
     if module is None:
         return rows
@@ -102,16 +91,16 @@ def _rows(
     def sampled() -> Tensor:
         return module.sample(batch, control[None])[0]
 
-    def pasted() -> Tensor:
-        moved, unknown = moved_pixels(first, control)
-        return torch.where(unknown[:, None], sampled(), moved)
-
     return rows | {
-        "without it, through the latents": lambda: module.base.reconstructed(moved_pixels(first, control)[0][None])[0],
         "the true clip through the latents": lambda: module.base.reconstructed(real[None])[0],
-        "the network": sampled,
-        "the network, known pixels kept": pasted,
+        "with the network": sampled,
     }
+
+
+def inpainted(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """A hole filled by OpenCV's Navier-Stokes inpainting, to compare with; as `fill.filled`."""
+    colours = np.ascontiguousarray(picture.round().clip(0, 255).astype(np.uint8))
+    return cv2.inpaint(colours, hole.astype(np.uint8), 3, cv2.INPAINT_NS).astype(np.float32)
 
 
 def _scores(made: Tensor, truth: Tensor, scene: Scene, real: Tensor, flow: Tensor) -> list[float]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from datamodules.bench import scoring
 from datamodules.drawings import Fit
-from metrics import VideoMetric, shown
-from metrics.published import tables
 from remoco import configs
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_json
-from remoco.devices import usable_device
 from remoco.flags import cause
 
 
@@ -41,7 +38,15 @@ def score(
         fit: How the system brought the benchmark's images to its videos' shapes: `crop` as `remoco generate` does,
             `pad`, or `stretch` for a system that squeezes them.
         device: Torch device of the networks, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+
+    Example:
+        remoco score generated/videos --bench bench --json scores.json
     """
+    from datamodules.bench import scoring
+    from metrics import shown
+    from metrics.published import tables
+    from remoco.devices import usable_device
+
     if (bench is None) == (reference is None):
         raise UserError("--bench, --reference: give exactly one of them")
     if frames < 2:
@@ -65,12 +70,14 @@ def score(
         print(f"wrote {json}")
 
 
-def read_metrics(path: str) -> list[VideoMetric]:
-    """The metrics of a YAML file: a list of `class_path` with `init_args`.
+def read_metrics(path: str) -> list[Any]:
+    """The `metrics.VideoMetric`s of a YAML file: a list of `class_path` with `init_args`.
 
     Raises:
         UserError: the file is missing, or an entry is no metric.
     """
+    from metrics import VideoMetric
+
     if not Path(path).exists():
         raise UserError(f"--metrics {path}: no such file")
     entries = configs.load(Path(path), "--metrics")
@@ -86,7 +93,13 @@ def read_metrics(path: str) -> list[VideoMetric]:
 
 
 def sprite_bench(
-    root: str, pairs: int = 8, height: int = 128, width: int = 192, frames: int = 16, seed: int = 0
+    root: str,
+    pairs: int = 8,
+    height: int = 128,
+    width: int = 192,
+    frames: int = 16,
+    seed: int = 0,
+    scene: Literal["varied", "plain"] = "varied",
 ) -> None:
     """Write a small benchmark with known answers, from sprites: tracks, brushes, and the true clips.
 
@@ -97,6 +110,11 @@ def sprite_bench(
         width: Width of the images in pixels.
         frames: Number of frames of a true clip.
         seed: Seed of the scenes.
+        scene: Kind of scenes. `varied` ones have textured objects and cameras that move; `plain` ones have one even
+            object over a still gradient, which the sprites model of the package knows.
+
+    Example:
+        remoco sprite-bench bench --pairs 8
     """
     from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 
@@ -104,5 +122,5 @@ def sprite_bench(
         raise UserError(f"--pairs is {pairs}, expected at least 1")
     if seed < 0:
         raise UserError(f"--seed is {seed}, expected at least 0")
-    write_sprite_bench(root, pairs, height, width, frames, seed)
+    write_sprite_bench(root, pairs, height, width, frames, seed, scene)
     print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")

@@ -1,7 +1,6 @@
 """VideoBase: what training, sampling and control ask of an image-to-video model. A base is one class of this kind.
 
-Everything that is known of one model only lies in its class: its latents, its network, what that is conditioned on, and
-where control may enter. Nothing here imports diffusers.
+Everything that is known of one model only lies in its class. Nothing here imports diffusers.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.bases.said import Input, class_path
+from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
@@ -135,6 +135,7 @@ class VideoBase(nn.Module, ABC):
         channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
         decode_chunk: Number of frames that `decode` takes at once by default; None is all.
+        trained_on: What the base states of the pictures it was trained on; None where it states nothing.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
@@ -148,6 +149,7 @@ class VideoBase(nn.Module, ABC):
 
     arguments: dict[str, Any]
     trained: bool = False
+    trained_on: TrainedOn | None = None
     decode_chunk: int | None = None
     channels: int
     hashes: dict[str, str]
@@ -230,6 +232,15 @@ class VideoBase(nn.Module, ABC):
             latents: As the sampler gives them.
             chunk: Number of frames to decode at once, for less memory. None: the base's setting, by default all.
         """
+
+    def finished(self, video: Tensor, cond: Conditioning) -> Tensor:
+        """What a clip becomes after `decode`, (B, L, 3, H, W): the same, unless a base knows some of it better.
+
+        Args:
+            video: As `decode` gives it.
+            cond: What it was sampled with, as the injections steered it.
+        """
+        return video
 
     def reconstructed(self, video: Tensor) -> Tensor:
         """(B, L, 3, H, W), uint8 or in [-1, 1], encoded and decoded: the best that a sample can be."""

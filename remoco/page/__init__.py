@@ -33,6 +33,9 @@ def page(
         device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
         background: Colour behind transparent parts of images and driving videos, for example `black` or `#00ff00`.
         fit: How an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as for `remoco generate`.
+
+    Example:
+        remoco page
     """
     behind = colour_of(background, "--background")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:

@@ -6,7 +6,12 @@ import inspect
 import numpy as np
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, StableVideoDiffusionPipeline
+from diffusers import (
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    StableVideoDiffusionPipeline,
+)
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
@@ -14,6 +19,7 @@ from lightning_modules.config import Control, Sampling
 from lightning_modules.layers import cast
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process.edm import EDM
+from lightning_modules.process.flow_matching import FlowMatching
 from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
 from tests.support.modules import perturb
@@ -92,22 +98,33 @@ def test_the_scheduler_has_our_levels_and_steps(pipe):
     config = dict(scheduler.config)
     assert (config["sigma_max"], config["sigma_min"], config["use_karras_sigmas"]) == (700, 0.002, True)
     assert config["prediction_type"] == "v_prediction" and EulerDiscreteScheduler.from_config(config)
-    for process in (EDM(), EDM(0.01, 5.0)):
-        sampling, x = Sampling(steps=7, sigma_max=80.0), torch.linspace(-3, 3, 12).view(1, 1, 3, 2, 2)
+    pipe.scheduler.set_timesteps(3)
+    assert len(pipe.scheduler.timesteps) == pipe.module.sampling.steps  # what is read is a copy
+
+
+@pytest.mark.parametrize("process, kind", [
+    (EDM(), EulerDiscreteScheduler), (EDM(0.01, 5.0), EDMEulerScheduler),
+    (FlowMatching(5.0), FlowMatchEulerDiscreteScheduler),
+])  # fmt: skip
+def test_a_process_is_the_scheduler_of_diffusers(process, kind):
+    """Levels, what the network is given, and a step, of any network."""
+    for highest in (80.0, None) if kind is not FlowMatchEulerDiscreteScheduler else (None,):
+        sampling, x = Sampling(steps=7, sigma_max=highest), torch.linspace(-3, 3, 12).view(1, 1, 3, 2, 2)
         scheduler = scheduler_of(process, sampling)
-        assert isinstance(scheduler, EulerDiscreteScheduler if process.rho == 7 else EDMEulerScheduler)
-        sigmas = process.levels(7, 80.0).float()
-        torch.testing.assert_close(scheduler.sigmas, sigmas, rtol=1e-5, atol=0)
+        assert isinstance(scheduler, kind)
+        sigmas = process.levels(7, highest).float()
+        flow = kind is FlowMatchEulerDiscreteScheduler
+        torch.testing.assert_close(scheduler.sigmas, sigmas / (1 + sigmas) if flow else sigmas, rtol=1e-5, atol=0)
         torch.testing.assert_close(scheduler.timesteps.float(), process.times(sigmas[:-1]), rtol=1e-5, atol=1e-5)
         sigma, following = sigmas[:2]
         noisy, time = process.asked(x, sigma[None])
-        torch.testing.assert_close(scheduler.scale_model_input(x, scheduler.timesteps[0]), noisy, rtol=1e-5, atol=1e-6)
+        if not flow:
+            theirs = scheduler.scale_model_input(x, scheduler.timesteps[0])
+            torch.testing.assert_close(theirs, noisy, rtol=1e-5, atol=1e-6)
         output = torch.cos(noisy)  # of a network
         stepped = process.step(x, process.denoised(x, output, sigma[None]), sigma, following)
         theirs = scheduler.step(output, scheduler.timesteps[0], x).prev_sample
         torch.testing.assert_close(theirs, stepped, rtol=1e-4, atol=1e-4)
-    pipe.scheduler.set_timesteps(3)
-    assert len(pipe.scheduler.timesteps) == pipe.module.sampling.steps  # what is read is a copy
 
 
 # Device and dtype

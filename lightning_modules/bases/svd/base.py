@@ -23,6 +23,7 @@ from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Ne
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
 from lightning_modules.bases.svd.weight_files import config_file, located
 from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
+from lightning_modules.bases.trained_on import read_trained_on
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import check_variant, is_hub_id
 from lightning_modules.layers import cast
@@ -95,13 +96,13 @@ class SVD(VideoBase):
             raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
         folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
         base = located(folder, COMPONENTS, self.revision, self.variant)  # all of them before the first is read
+        self.trained_on = read_trained_on(base)
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
             parts[name] = load_component(base, name, folder, self.variant)
             hashes[name] = weights_hash(parts[name])
         parts["image_encoder"].to(dtype)
-        kind = torch.float32 if self.trained else dtype
-        parts["unet"], hashes["unet"] = load_unet(base, kind, folder, self.variant)
+        parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder, self.variant)
         vae = parts.pop("vae")
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
         ins, outs = parts["unet"].config.in_channels, parts["unet"].config.out_channels
@@ -300,10 +301,12 @@ class SVD(VideoBase):
 
     def record(self) -> dict[str, Any]:
         """As `VideoBase.record`; without a variant it is as before there were any."""
-        record = super().record()
-        if self.variant is None:
-            record["init_args"].pop("variant", None)
-        return record
+        record, named = super().record(), self.variant is not None
+        return (
+            record
+            if named
+            else record | {"init_args": {k: v for k, v in record["init_args"].items() if k != "variant"}}
+        )
 
     def settings(self) -> dict[str, Any]:
         """The VAE's precision."""

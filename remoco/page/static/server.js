@@ -4,6 +4,8 @@ export const $ = (selector) => document.querySelector(selector);
 export const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
 export const copyOf = (template) => $(template).content.firstElementChild.cloneNode(true);
 
+export const UNANSWERED = "the server does not answer; is `remoco page` still running?";
+
 export async function ask(path, body) {
   let answer;
   try {
@@ -13,7 +15,7 @@ export async function ask(path, body) {
       body: JSON.stringify(body),
     });
   } catch {
-    throw new Error("the server does not answer; is `remoco page` still running?");
+    throw new Error(UNANSWERED);
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => null);
