@@ -11,8 +11,9 @@ import torch
 
 from conditions import Condition
 from lightning_modules import checkpoint, record_values
-from lightning_modules.config import Control, Sampling
+from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.process.base import NoiseProcess
 from lightning_modules.restorable import check_tensors
 from remoco.common.errors import UserError
 
@@ -44,11 +45,13 @@ def built(
     record_values.check_sampling(record, base, "the checkpoint")
     sampling = dict(record.get("sampling") or {})
     settings = {name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs") if name in sampling}
+    process = NoiseProcess.from_record(sampling.pop("process")) if "process" in sampling else None
     rank = {"rank": architecture["lora_rank"]} if architecture.get("lora") else {}
     module = MotionControlModule(
         base,
         Condition.from_record(architecture["condition"]),
         Control(injection=architecture.get("injection", []), lora=architecture.get("lora"), **rank),
+        noise=Noise(process),
         sampling=Sampling(**settings),
         start=start,
     )

@@ -85,10 +85,10 @@ class Noise:
 
     process: NoiseProcess | None = None
     """Noise process, by class path. Default: the process of the base."""
-    mean: Mean = 0.7
-    """Mean of ln sigma."""
-    std: Deviation = 1.6
-    """Standard deviation of ln sigma."""
+    mean: Mean | None = None
+    """Mean of ln sigma. Default: the process's, for EDM 0.7."""
+    std: Deviation | None = None
+    """Standard deviation of ln sigma. Default: the process's, for EDM 1.6."""
     spread: bool = False
     """Spread sigma evenly over neighbouring samples instead of drawing it independently."""
     dropout: Share = 0.1
@@ -97,9 +97,17 @@ class Noise:
     def __post_init__(self) -> None:
         if self.process is not None and not hasattr(self.process, "asked"):
             raise UserError("noise.process: expected the class path of a NoiseProcess")
-        within("noise.mean", self.mean, -20, 20)
-        within("noise.std", self.std, 0, 20)
+        if self.mean is not None:
+            within("noise.mean", self.mean, -20, 20)
+        if self.std is not None:
+            within("noise.std", self.std, 0, 20)
         within("noise.dropout", self.dropout, 0, 1)
+
+    def over(self, process: NoiseProcess) -> Noise:
+        """The same with this process, and its mean and standard deviation where none are said."""
+        usual = zip((self.mean, self.std), process.training, strict=True)
+        mean, std = (default if said is None else said for said, default in usual)
+        return dataclasses.replace(self, process=process, mean=mean, std=std)
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,8 @@ class Sampling:
 
     steps: Steps = 25
     """Number of sampler steps."""
-    sigma_max: Sigma = 700.0
-    """Noise level sigma at which sampling starts."""
+    sigma_max: Sigma | None = None
+    """Noise level sigma at which sampling starts. Default: the process's, for EDM 700."""
     guidance: tuple[Scale, Scale] = (1.0, 2.5)
     """Guidance scale of the first and of the last frame; it is linear in between."""
     inputs: dict[str, float | str] = field(default_factory=dict)
@@ -119,7 +127,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
-        within("sampling.sigma_max", self.sigma_max, 0.01, MOST_SIGMA)
+        if self.sigma_max is not None:
+            within("sampling.sigma_max", self.sigma_max, 0.01, MOST_SIGMA)
         if not isinstance(self.guidance, (list, tuple)) or len(self.guidance) != 2:
             raise UserError(f"sampling.guidance is {self.guidance!r:.60}, expected two numbers")
         for scale in self.guidance:
@@ -133,6 +142,10 @@ class Sampling:
     def record(self) -> dict[str, Any]:
         """The settings as plain values."""
         return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
+
+    def over(self, process: NoiseProcess) -> Sampling:
+        """The same with this process's first noise level where none is said."""
+        return self if self.sigma_max is not None else dataclasses.replace(self, sigma_max=process.highest)
 
     def but(self, **changes: Any) -> Sampling:
         """A copy with the changes that are not None; `inputs` are added to the present ones."""

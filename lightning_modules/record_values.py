@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 MAX_RANK = 4096
 MAX_LENGTH = 8192  # of a condition's numbers: pixels of a side
-MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e5
+MAX_STEPS, MAX_FRAMES, MAX_SIGMA = 1000, 1024, 1e6
 # most frames x height x width of a sample unless its caller allows more; 81 x 480 x 832 are half of it
 MAX_PIXELS = 1 << 26
 MAX_PIXELS_SMALL = 1 << 23  # over a small base: 32 frames of 512 x 512
@@ -64,12 +64,16 @@ BASE: dict[str, tuple[Check, str]] = {
 }
 SAMPLING: dict[str, tuple[Check, str]] = {
     "steps": (whole(1, MAX_STEPS), f"a whole number from 1 to {MAX_STEPS}"),
-    "sigma_max": (number(0.01, MAX_SIGMA), f"a number from 0.01 to {MAX_SIGMA:g}"),
+    "sigma_max": (_or_none(number(0.01, MAX_SIGMA)), f"a number from 0.01 to {MAX_SIGMA:g}"),
     "guidance": (
         lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number(0, 1000), value)),
         "two numbers from 0 to 1000",
     ),
     "inputs": (lambda value: isinstance(value, dict) and len(value) <= 64, "values by name"),
+    "process": (
+        lambda value: isinstance(value, dict) and isinstance(value.get("init_args", {}), dict) and len(value) <= 2,
+        "a class path with arguments",
+    ),
     "num_frames": (whole(2, MAX_FRAMES), f"a whole number from 2 to {MAX_FRAMES}"),
     "height": (whole(1, 8192), "a whole number up to 8192"),
     "width": (whole(1, 8192), "a whole number up to 8192"),

@@ -41,6 +41,9 @@ def settings(module: VideoModule) -> dict[str, Plain]:
     values: dict[str, Any] = {"model.seed": module.seed} | {
         f"model.noise.{name}": getattr(module.noise, name) for name in OF_NOISE
     }
+    process = module.process.record()
+    values["model.noise.process"] = process["class_path"]
+    values |= {f"model.noise.process.{name}": value for name, value in process["init_args"].items()}
     values |= {f"model.base.{name}": value for name, value in module.base.settings().items()}
     values |= {f"trainer.{name}": getattr(trainer, name) for name in OF_TRAINER}
     data = getattr(trainer.datamodule, "settings", None)

@@ -10,19 +10,17 @@ from torchmetrics import MeanMetric
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoiser, NoiseProcess
 
-# the 10, 30, 50, 70 and 90 % quantiles of the training distribution N(0.7, 1.6) of log sigma
-SIGMAS = (0.26, 0.87, 2.01, 4.66, 15.7)
-
 
 class FixedSigmaLoss(nn.ModuleList):
-    """Mean loss at each of `SIGMAS`, over the clips of all ranks.
+    """Mean loss at each of the process's `validated` noise levels, over the clips of all ranks.
 
     Args:
         process: Whose loss.
     """
 
     def __init__(self, process: NoiseProcess) -> None:
-        super().__init__(MeanMetric() for _ in SIGMAS)
+        self.sigmas = process.validated()
+        super().__init__(MeanMetric() for _ in self.sigmas)
         self.process = process
 
     def update(self, denoiser: Denoiser, clean: Tensor, cond: Conditioning, noise: Tensor) -> None:
@@ -34,7 +32,7 @@ class FixedSigmaLoss(nn.ModuleList):
             cond: Conditioning of the clips.
             noise: As clean, standard normal; the same at every validation.
         """
-        for value, metric in zip(SIGMAS, self._means(), strict=True):
+        for value, metric in zip(self.sigmas, self._means(), strict=True):
             sigma = clean.new_full((len(clean),), value)
             noisy = self.process.mix(clean, noise, value)
             metric.update(self.process.loss(denoiser(noisy, sigma, cond), clean, sigma))
@@ -43,7 +41,7 @@ class FixedSigmaLoss(nn.ModuleList):
         """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""
         losses = [metric.compute() for metric in self._means()]
         return {"loss": torch.stack(losses).mean()} | {
-            f"loss_sigma_{sigma:g}": loss for sigma, loss in zip(SIGMAS, losses, strict=True)
+            f"loss_sigma_{sigma:g}": loss for sigma, loss in zip(self.sigmas, losses, strict=True)
         }
 
     def reset(self) -> None:

@@ -67,8 +67,8 @@ class VideoModule(LightningModule):
     ) -> None:
         super().__init__()
         self.base, self.condition, self.seed, self.start = base, condition, seed, start
-        self.noise, self.sampling, self.speed = noise, sampling, speed
-        self.process = self.noise.process or base.process()
+        self.process = noise.process or base.process()
+        self.noise, self.sampling, self.speed = noise.over(self.process), sampling.over(self.process), speed
         self.denoiser = Denoiser(base, self.process)
         self.copies, self.shown_loss = CopyStream(), EarlierValue()
         self.strict_loading = False  # on_load_checkpoint compares the names
@@ -325,7 +325,8 @@ class VideoModule(LightningModule):
         clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         return {
             "architecture": self.architecture(), "base": self.base.identity,
-            "sampling": clips | self.sampling.record(), "optimization": self.plan.record(),
+            "sampling": clips | self.sampling.record() | {"process": self.process.record()},
+            "optimization": self.plan.record(),
         } | ({} if self._trainer is None else {resumed.KEY: resumed.settings(self)})  # fmt: skip
 
     def base_name(self) -> dict[str, Any]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.process.edm import EDM
+    from lightning_modules.process.flow_matching import FlowMatching
 
-__all__ = ["EDM"]
+__all__ = ["EDM", "FlowMatching"]
+PLACES = {"EDM": "edm", "FlowMatching": "flow_matching"}
 
 
 def __getattr__(name: str) -> Any:
     """On demand, since importing a settings module must not import torch."""
-    if name != "EDM":
+    if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lightning_modules.process.edm import EDM
-
-    return EDM
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)

@@ -5,20 +5,69 @@ A noise level is one number for all processes: sigma = b / a of x = a clean + b 
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import NormalDist
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_modules import process
 from lightning_modules.conditioning import Conditioning
+from remoco.common.errors import UserError
 
+QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
 
 
 class NoiseProcess(ABC):
-    """How latents are noised, what the network takes and predicts, and how a sampler steps."""
+    """How latents are noised, what the network takes and predicts, and how a sampler steps.
+
+    A subclass keeps each argument of its constructor, a plain value, in an attribute of its name.
+
+    Class or instance attributes:
+        training: Mean and standard deviation of ln sigma in training, where `noise.mean` and `noise.std` say nothing.
+        highest: Noise level that a sampler starts from, where `sampling.sigma_max` says nothing.
+    """
+
+    training: tuple[float, float]
+    highest: float
+
+    def validated(self) -> tuple[float, ...]:
+        """Noise levels of the validation loss: the 10, 30, 50, 70 and 90 % quantiles of `training`."""
+        mean, std = self.training
+        normal = NormalDist()
+        return tuple(float(f"{math.exp(mean + std * normal.inv_cdf(share)):.3g}") for share in QUANTILES)
+
+    def record(self) -> dict[str, Any]:
+        """Class path and arguments, as a YAML would give them; what a checkpoint stores."""
+        names = inspect.signature(type(self)).parameters
+        return {"class_path": path_of(type(self)), "init_args": {name: getattr(self, name) for name in names}}
+
+    @staticmethod
+    def from_record(record: Mapping[str, Any]) -> NoiseProcess:
+        """The process that a record describes, of a class that is imported: a record alone imports nothing.
+
+        Raises:
+            UserError: no such class, or arguments that it does not take.
+        """
+        path, arguments = record.get("class_path"), record.get("init_args", {})
+        for name in process.__all__:
+            getattr(process, name)
+        known = {path_of(kind): kind for kind in _kinds(NoiseProcess)}
+        if path not in known:
+            raise UserError(f"noise.process is {path!r:.80}, expected one that is imported: {', '.join(sorted(known))}")
+        names = inspect.signature(known[path]).parameters
+        plain = all(type(value) in (bool, int, float, str) for value in arguments.values())
+        if not plain or not set(arguments) <= set(names):
+            raise UserError(f"noise.process: {path} takes plain values of {', '.join(names)}")
+        try:
+            return known[path](**arguments)
+        except TypeError as error:
+            raise UserError(f"noise.process: {path} does not take {arguments!r:.80}") from error
 
     @abstractmethod
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -43,8 +92,13 @@ class NoiseProcess(ABC):
         """(B, F), its mean is what training minimises."""
 
     @abstractmethod
-    def levels(self, steps: int, highest: float) -> Tensor:
-        """(steps + 1,) float64 decreasing noise levels of a sampler, the last 0."""
+    def levels(self, steps: int, highest: float | None = None) -> Tensor:
+        """(steps + 1,) float64 decreasing noise levels of a sampler, the last 0.
+
+        Args:
+            steps: Number of steps.
+            highest: The first level, at most; None: the process's own.
+        """
 
     @abstractmethod
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -57,6 +111,20 @@ class NoiseProcess(ABC):
     @abstractmethod
     def times(self, sigmas: Tensor) -> Tensor:
         """The noise levels in the form that networks take, as `asked` returns them."""
+
+
+def path_of(kind: type[NoiseProcess]) -> str:
+    """Where a process is found: `lightning_modules.process.NAME` for ours, module and name for others."""
+    ours = kind.__module__.startswith(f"{process.__name__}.")
+    return f"{process.__name__}.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _kinds(kind: type[NoiseProcess]) -> Iterator[type[NoiseProcess]]:
+    """Subclasses that can be made."""
+    for sub in kind.__subclasses__():
+        if not inspect.isabstract(sub):
+            yield sub
+        yield from _kinds(sub)
 
 
 class Predictor(Protocol):

@@ -8,6 +8,8 @@ from torch import Tensor
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
 
+VALIDATED = (0.26, 0.87, 2.01, 4.66, 15.7)
+
 
 class EDM(NoiseProcess):
     """The process of Stable Video Diffusion.
@@ -16,6 +18,9 @@ class EDM(NoiseProcess):
         sigma_min: The sampler's last noise level but 0.
         rho: How the sampler's levels lie between the first and the last (EDM eq. 5).
     """
+
+    training = (0.7, 1.6)  # the paper's
+    highest = 700.0
 
     def __init__(self, sigma_min: float = 0.002, rho: float = 7.0) -> None:
         if not 0 < sigma_min < 1e6 or not 0 < rho < 100:
@@ -40,9 +45,14 @@ class EDM(NoiseProcess):
         """As `edm_loss`."""
         return edm_loss(denoised, clean, sigma)
 
-    def levels(self, steps: int, highest: float) -> Tensor:
+    def validated(self) -> tuple[float, ...]:
+        """Those of `NoiseProcess.validated` with two or three digits, which named the first runs' logs."""
+        return VALIDATED
+
+    def levels(self, steps: int, highest: float | None = None) -> Tensor:
         """As `karras_sigmas`."""
-        return karras_sigmas(steps, self.sigma_min, highest, self.rho, dtype=torch.float64)
+        top = self.highest if highest is None else highest
+        return karras_sigmas(steps, self.sigma_min, top, self.rho, dtype=torch.float64)
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         """Noise of the variance of a noised clip."""

@@ -81,7 +81,7 @@ def euler_sample(
     cond: Conditioning,
     steps: int = 25,
     guidance: tuple[float, float] = (1.0, 2.5),
-    sigma_max: float = 700.0,
+    sigma_max: float | None = None,
     sigmas: Tensor | None = None,
     on_step: OnStep | None = None,
     recorded: Callable[[Denoise], Denoise] | None = None,
@@ -94,7 +94,7 @@ def euler_sample(
         cond: What the clips are conditioned on.
         steps: Number of steps.
         guidance: Guidance of the first and of the last frame, linear in between.
-        sigma_max: Noise level that the first step starts from.
+        sigma_max: Noise level that the first step starts from; None: the process's own.
         sigmas: (steps + 1,) noise levels instead of the process's.
         on_step: Called after each step, see `euler`.
         recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.

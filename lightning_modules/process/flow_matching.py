@@ -1,0 +1,105 @@
+"""Flow matching as Wan has it: x = (1 - t) clean + t noise, and a network that predicts noise - clean."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lightning_modules.process.base import NoiseProcess
+from remoco.common.errors import UserError
+
+TIMES = 1000  # networks take t in thousandths
+WEIGHTS = ("uniform", "bell")
+
+
+class FlowMatching(NoiseProcess):
+    """The process of Wan and other rectified flows, t = sigma / (1 + sigma).
+
+    Training at logit-normal t with a shift is a normal ln sigma of mean ln shift: `noise.mean` and `noise.std`, where
+    they are said, replace ln shift and 1.
+
+    Args:
+        shift: How far training and sampling lean to the noisy side: t becomes `shift t / (1 + (shift - 1) t)`. Wan's
+            own samplers have 3 at 480 lines and 5 above.
+        weight: Of the training loss at a time t: `uniform`, or `bell`, DiffSynth-Studio's, which has its most at
+            t = 0.5, nothing at 0 and 1, and a mean of 1 over evenly spaced times after the shift.
+    """
+
+    highest = 999_999.0  # t = 1 - 1e-6, where diffusers' UniPC starts too: beyond it there is no signal
+
+    def __init__(self, shift: float = 3.0, weight: Literal["uniform", "bell"] = "uniform") -> None:
+        if not 0.01 <= shift <= 100:
+            raise UserError(f"noise.process: shift is {shift}, expected a number of 0.01 to 100")
+        if weight not in WEIGHTS:
+            raise UserError(f"noise.process: weight is {weight!r:.60}, expected one of {', '.join(WEIGHTS)}")
+        self.shift, self.weight = shift, weight
+        self.training = (math.log(shift), 1.0)
+
+    def shifted(self, time: Tensor) -> Tensor:
+        """Times in [0, 1] after the shift."""
+        return self.shift * time / (1 + (self.shift - 1) * time)
+
+    def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+        """`(1 - t) clean + t noise`."""
+        level = torch.as_tensor(sigma, dtype=clean.dtype, device=clean.device)
+        time = _over(clean, time_of(level).expand(len(clean)))
+        return (1 - time) * clean + time * noise
+
+    def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents as they are, and 1000 t."""
+        return noisy, self.times(sigma)
+
+    def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
+        """`x - t v`."""
+        return noisy - _over(noisy, time_of(sigma)) * output.to(noisy.dtype)
+
+    def loss(self, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        """`weight(t) |v - v^|^2`, which is `|clean - denoised|^2 / t^2`; the mean over every frame's values."""
+        time = time_of(sigma)
+        weight = 1 / time**2
+        if self.weight == "bell":
+            weight = weight * self.bell(time)
+        return weight[:, None] * (denoised - clean).square().flatten(2).mean(2)
+
+    def bell(self, time: Tensor) -> Tensor:
+        """`exp(-2 (t - 1/2)^2)` less its value at 0 and 1, over its mean on 1000 even times after the shift."""
+        even = self.shifted(torch.linspace(1, 0, TIMES + 1, dtype=torch.float64)[:-1])
+        return _bell(time) / _bell(even).mean().to(time.dtype)
+
+    def levels(self, steps: int, highest: float | None = None) -> Tensor:
+        """Times evenly spaced from 1 towards 1/1000, shifted, as diffusers' UniPC has them; the last level is 0."""
+        even = torch.linspace(1, 1 / TIMES, steps + 1, dtype=torch.float64)[:-1]
+        time = self.shifted(even)
+        sigma = (time / (1 - time)).clamp(max=min(self.highest, highest or self.highest))
+        return torch.cat([sigma, sigma.new_zeros(1)])
+
+    def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Noise of the variance of a noised clip."""
+        time = time_of(sigma)
+        return noise * ((1 - time) ** 2 + time**2).sqrt()
+
+    def step(self, x: Tensor, denoised: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
+        """Euler's, along dx/dt = v = (x - denoised) / t."""
+        time, after = time_of(sigma), time_of(following)
+        return x + (after - time) * ((x - denoised) / time)
+
+    def times(self, sigmas: Tensor) -> Tensor:
+        """1000 t."""
+        return TIMES * time_of(sigmas)
+
+
+def time_of(sigma: Tensor) -> Tensor:
+    """The time sigma / (1 + sigma); 1 where sigma is infinite."""
+    return 1 / (1 + 1 / sigma)
+
+
+def _bell(time: Tensor) -> Tensor:
+    return torch.exp(-2 * (time - 0.5) ** 2) - math.exp(-0.5)
+
+
+def _over(latents: Tensor, values: Tensor) -> Tensor:
+    """(B,) values for (B, F, C, h, w) latents, in their dtype."""
+    return values.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
