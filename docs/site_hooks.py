@@ -46,4 +46,6 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = re.sub(r"\]\(([\w/.]+)\.ipynb\)", r"](\1.md)", markdown)
     if page.file.src_uri == "api.md":
         markdown = re.sub(r"^## `([\w.]+)`\n\n(.+)$", r"## `\1`\n\n\2\n\n::: \1\n", markdown, flags=re.M)
+        # half of the pipeline is in the class below it
+        markdown = markdown.replace("::: remoco\n", "::: remoco\n    options: {inherited_members: true}\n")
     return markdown
