@@ -318,7 +318,7 @@ class MotionControlPipeline:
             if output_type == "latent":
                 return MotionControlOutput(latents)
             with self._in_use():
-                video = module.base.decode(latents, decode_chunk_size).clamp(-1, 1)
+                video = module.base.finished(module.base.decode(latents, decode_chunk_size), cond).clamp(-1, 1)
             check_finite(video)
         return MotionControlOutput(converted(video, output_type))
 

@@ -228,6 +228,15 @@ class VideoBase(nn.Module, ABC):
             chunk: Number of frames to decode at once, for less memory. None: the base's setting, by default all.
         """
 
+    def finished(self, video: Tensor, cond: Conditioning) -> Tensor:
+        """What a clip becomes after `decode`, (B, L, 3, H, W): the same, unless a base knows some of it better.
+
+        Args:
+            video: As `decode` gives it.
+            cond: What it was sampled with, as the injections steered it.
+        """
+        return video
+
     def reconstructed(self, video: Tensor) -> Tensor:
         """(B, L, 3, H, W), uint8 or in [-1, 1], encoded and decoded: the best that a sample can be."""
         return self.decode(self.normalise(self.encode(to_float(video)).mean)).clamp(-1, 1)
