@@ -22,8 +22,9 @@ export async function ask(path, body) {
   throw new Error(found?.error || `the server answers ${answer.status}`);
 }
 
-// the checkpoint's name, its settings, the colours of tracks, and the most bytes of an upload; see form.py
+// what makes the clips, its settings, what it takes, the colours of tracks, and the most bytes of an upload; see makers.py
 export const facts = await (await ask("about", {})).json();
+for (const each of document.querySelectorAll("[data-takes]")) each.hidden = !facts.takes.includes(each.dataset.takes);
 
 // the data of server-sent events, each one a text of JSON. An EventSource sends no drawing, and would ask again by itself.
 export async function* events(body) {
