@@ -225,7 +225,7 @@ class MotionControlPipeline(PipelineParts):
         num_videos_per_prompt: int | None = 1,
         latents: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> MotionControlOutput | tuple[Any]:
+    ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
         The frame has the pixels that the model was trained at and the shape nearest to the image's, in multiples of 64
@@ -308,7 +308,7 @@ class MotionControlPipeline(PipelineParts):
             ]
         shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
         output = MotionControlOutput(joined(clips), shown)
-        return output if return_dict else (output.frames,)
+        return output if return_dict else (output.frames,)  # type: ignore[return-value]  # said in the docs alone
 
     def _clips(
         self,

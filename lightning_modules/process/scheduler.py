@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -10,7 +12,6 @@ from lightning_modules.process.base import NoiseProcess
 from lightning_modules.process.edm import EDM
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 
-Scheduler = EulerDiscreteScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler
 KARRAS_RHO = 7.0  # the one that EulerDiscreteScheduler has
 # what SVD's own scheduler_config.json says beside the levels; its betas have no effect on continuous timesteps
 SVD = {
@@ -19,7 +20,7 @@ SVD = {
 }  # fmt: skip
 
 
-def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Scheduler | None:
+def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Any:
     """The scheduler with the same levels, timesteps and steps as our sampler; None for a process that diffusers lacks.
 
     Args:
