@@ -241,8 +241,8 @@ def test_a_fit_does_not_go_on_from_a_model_without_a_run(packed, sprites, tmp_pa
 def test_the_embedded_model_is_small_and_says_how_it_was_made():
     from safetensors import safe_open
 
-    assert embedded.PATH.stat().st_size <= 8e6
-    with safe_open(embedded.PATH, framework="pt") as file:
+    assert embedded.FILES[embedded.SPRITES].stat().st_size <= 8e6
+    with safe_open(embedded.FILES[embedded.SPRITES], framework="pt") as file:
         about = file.metadata()
     assert (
         "lightning fit" in about["commands"] and json.loads(about["remoco"])["base"]["init_args"]["path"] == "embedded"

@@ -30,7 +30,7 @@ def serving(studio):
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # who asks before the thread is ready waits
-    server = connections.server(application(studio, "embedded"))
+    server = connections.server(application(studio, "embedded-sprites"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -133,7 +133,7 @@ def test_three_hundred_hostile_requests_hold_nobody_up(monkeypatch):
     """One person's clip is under way and another one asks for hers in the middle; both come."""
     monkeypatch.setattr(guard, "PATIENCE", 1.0)
     monkeypatch.setattr(connections, "IDLE", 0.5)
-    studio = Studio(MotionControlPipeline.from_checkpoint("embedded"))
+    studio = Studio(MotionControlPipeline.from_checkpoint("embedded-sprites"))
     requests = [*hostile()]
     requests = (requests * (300 // len(requests) + 1))[:330]
     held, stepped = [], threading.Event()
