@@ -19,9 +19,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
+from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint
 from callbacks.loggers import same_folder, same_run, settle
-from callbacks.run_folder import MARKER
+from callbacks.run_folder import MARKER, run_folder
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size

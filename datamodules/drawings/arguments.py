@@ -14,6 +14,7 @@ from remoco.common import picture_files, pictures
 from remoco.common.errors import UserError
 
 Picture = Image.Image | np.ndarray | str | Path
+"""A picture as a caller may give it: opened, as pixels (H, W) or (H, W, 3 or 4), or the path of its file."""
 
 
 def drawings_of(
