@@ -25,7 +25,8 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's (`path: embedded-sprites`).
+        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's base
+            (`path: embedded-sprites`).
         file: Safetensors file to write.
         num_frames: Length in frames that the model was trained for.
         command: Command that made the checkpoint, to be kept in the file; may be repeated.
@@ -91,7 +92,7 @@ def demo(
     from conditions import control_picture
     from datamodules.drawings.panels import enlarged
     from lightning_modules.pipeline import MotionControlPipeline
-    from metrics import match_template, shown
+    from metrics import match_template
 
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
@@ -124,15 +125,15 @@ def demo(
     write_mp4(folder / "clip.mp4", clip, 8.0)
     write_mp4(folder / "strip.mp4", strip(panels, example.name), 8.0)
     path = torch.from_numpy(drawing.paths(frames)[0]).float()
-    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, torch.from_numpy(brush))
+    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, torch.from_numpy(drawing.brushed()))
     positions = positions - positions[:1] + path[:1]
     errors = {
         "control_error": float(torch.linalg.vector_norm(positions[1:] - path[1:], dim=1).mean()),
         "control_error_standing_still": float(torch.linalg.vector_norm(path[1:] - path[:1], dim=1).mean()),
     }
     write_atomic(folder / "metrics.json", json.dumps(errors, indent=2).encode() + b"\n")
-    off, still = (shown(value, 1) for value in errors.values())
-    print(f"{example.thing} is {off} px from the drawn path on average; standing still it would be {still} px")
+    off, still = errors.values()
+    print(f"{example.thing} is {off:.1f} px from the drawn path on average; standing still it would be {still:.1f} px")
     names = ", ".join(str(folder / name) for name in ("clip.mp4", "strip.mp4", "metrics.json"))
     print(f"wrote {names} in {time.perf_counter() - start:.1f} s")
 

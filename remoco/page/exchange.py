@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, write_drawing
+from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, read_drawing, write_drawing
 from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
@@ -30,8 +30,10 @@ from metrics import moving_object
 from remoco.common.errors import UserError
 from remoco.common.picture_files import check_size, data_of, read_image
 from remoco.common.pictures import WHITE
+from remoco.embedded import PHOTOGRAPH
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
+from remoco.unseen import unseen
 
 MAX_UPLOAD = 32 * 2**20  # bytes of all files that are opened together
 MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down to it
@@ -275,9 +277,17 @@ def zipped(drawing: Drawing) -> bytes:
     return file.getvalue()
 
 
+def first_examples(pipeline: Any) -> list[dict[str, Any]]:
+    """The examples, with a photograph before them, which the page opens with, unless the model never saw any."""
+    photograph = read_drawing(PHOTOGRAPH)
+    if unseen(pipeline, photograph.image) is not None:
+        return examples()
+    return [{"name": "a photograph", "drawing": shown(photograph), "opens": True}, *examples()]
+
+
 @functools.cache
 def examples() -> list[dict[str, Any]]:
-    """First frames on which the embedded model was not trained, with the brush and the track of what moves there."""
+    """First frames of plain sprites that no model was trained on, with the brush and the track of what moves there."""
     entries = []
     for scene in (3, 5, 8, 11):
         sprites = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)

@@ -66,7 +66,7 @@ def application(studio: Studio, name: str) -> Guard:
     )  # fmt: skip
     works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
         "/page/about": (lambda body: form.about(studio.pipeline, name, studio.fit), SMALL),
-        "/page/examples": (lambda body: exchange.examples(), SMALL),
+        "/page/examples": (lambda body: exchange.first_examples(studio.pipeline), SMALL),
         "/page/paths": (exchange.paths, SMALL),
         "/page/cancel": (studio.cancel, SMALL),
         "/page/open": (partial(exchange.opened, background=studio.background), LARGE),

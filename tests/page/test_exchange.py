@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import zipfile
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,6 +198,18 @@ def test_settings_out_of_range_name_themselves(field, value):
     Settings(**good)
     with pytest.raises(UserError, match=field):
         Settings(**good | {field: value})
+
+
+def test_a_photograph_comes_first_unless_the_model_never_saw_any():
+    from lightning_modules.bases import SVD
+
+    plain = SimpleNamespace(module=SimpleNamespace(base=SVD("embedded-sprites").build()), trained_size=(64, 64))
+    assert exchange.first_examples(plain) == exchange.examples()
+    first, *rest = exchange.first_examples(object())
+    assert first["opens"] and rest == exchange.examples()
+    inputs = exchange.parsed(first["drawing"])
+    x, y = inputs.tracks[0][0].round().astype(int)
+    assert inputs.size == (320, 512) and len(inputs.tracks) == 1 and inputs.brush[y, x]
 
 
 def test_the_examples_are_drawings():

@@ -72,7 +72,7 @@ ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
 def served(tmp_path_factory):
     """`remoco page` on a free port: (port, the file of its connections elsewhere)."""
     outside = tmp_path_factory.mktemp("server") / "outside.txt"
-    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0"]
+    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "embedded-sprites", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         line = process.stdout.readline()
