@@ -36,8 +36,7 @@ docs: $(VENV)/docs
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)
-	$(BIN)/python -m lightning fit --config configs/quickstart.yaml \
-		$(if $(wildcard $(QUICKSTART)/checkpoints/last.ckpt),--ckpt_path last)
+	$(BIN)/python -m lightning fit --config configs/quickstart.yaml --ckpt_path last
 	@echo "The strips in $(QUICKSTART)/samples come in pairs: one first frame, two motions. The numbers are in $(QUICKSTART)/metrics.json."
 
 # one stroke on a held-out first frame, by the model that the package ships

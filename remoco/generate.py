@@ -130,12 +130,17 @@ class OtherSystem:
     """Another system in the place of a checkpoint (docs/systems.md)."""
 
     system: str | None = None
-    """Another system to sample: dragnuwa, draganything, mofa, sgi2v, or the class path of your own. IMAGE is then the
-    only argument without a flag."""
+    """Another system to sample: dragnuwa, draganything, mofa, sgi2v, or the class path of your own. CHECKPOINT is then
+    left out."""
     weights: str | None = None
     """Released file or folder of that system."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that system, for example `{quirks: corrected, settings: {steps: 10}}`."""
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "options"):
+            if self.system is None and getattr(self, name):
+                raise UserError(f"--{name}: expected --system beside it")
 
 
 _OTHER = OtherSystem()

@@ -115,7 +115,7 @@ def test_your_own_videos(tmp_path):
     call(swapped(prepare, {"VIDEOS": videos}), tmp_path)
     call([*fit, "--trainer.max_steps=2"], tmp_path)
     call([*fit, "--trainer.max_steps=3", "--ckpt_path=last"], tmp_path)
-    assert (tmp_path / "runs" / "own_videos" / "checkpoints" / "last.ckpt").is_file()
+    assert (tmp_path / "runs" / "quickstart-own_videos" / "checkpoints" / "last.ckpt").is_file()
     assert "TensorBoard" in page_of(look, tmp_path)
 
 

@@ -56,7 +56,7 @@ function refresh() {
     $(".rm-about-beside").textContent = other.about;
     together();
   }
-  $(".rm-past").hidden = false;
+  $(".rm-more").hidden = false;
   const compare = $("[data-result=compare]");
   compare.disabled = results.length < 2;
   compare.setAttribute("aria-pressed", String(Boolean(other)));
@@ -108,5 +108,5 @@ const actions = {
     if (await replaced(() => restore(state))) setAll(settings);
   },
 };
-for (const button of root.querySelectorAll("[data-result]")) button.onclick = () => actions[button.dataset.result]();
-for (const each of root.querySelectorAll(".rm-videos video")) each.onclick = () => (each.paused ? each.play() : each.pause());
+for (const button of document.querySelectorAll("[data-result]")) button.onclick = () => actions[button.dataset.result]();
+for (const each of document.querySelectorAll("figure video")) each.onclick = () => (each.paused ? each.play() : each.pause());

@@ -241,7 +241,7 @@ editor.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
   else if ((event.ctrlKey || event.metaKey) && key === "y") actions.redo();
   else if (event.ctrlKey || event.metaKey || event.altKey || !model.image) return;
-  else if (named) setTool(named);
+  else if (named && !$(`[data-tool=${named}]`).hidden) setTool(named);
   else if ((key === "enter" || key === "escape") && model.open) endTrack();
   else if ((key === "backspace" || key === "delete") && view.tab === "draw") actions.unpoint();
   else if (key === " " && event.target === canvas) actions.play();

@@ -4,7 +4,7 @@
 import { attach, kindOf } from "./camera.js";
 import { note, say } from "./hint.js";
 import { addTrack, changed, fromRuns, model, remember, restore, sceneOf, worked } from "./model.js";
-import { $, ask, base64, loadPicture } from "./server.js";
+import { $, ask, base64, facts, loadPicture } from "./server.js";
 import { setAll } from "./settings.js";
 import { layout, repaintBrush, shown } from "./stage.js";
 import { kept } from "./store.js";
@@ -119,6 +119,11 @@ export async function bringBack() {
     const picture = await loadPicture(found.url);
     if (model.image) return;
     restore({ ...found.state, image: { url: found.url, picture, width: picture.naturalWidth, height: picture.naturalHeight } });
+    if (!facts.takes.includes("brush")) {
+      model.brush.fill(0);
+      model.own = false;
+    }
+    if (!facts.takes.includes("camera")) model.scene.kind = "still";
     setAll(found.settings);
     shownAnew();
   } catch {

@@ -92,7 +92,10 @@ function choiceField({ name, value, choices }) {
 }
 
 $("#rm-checkpoint").textContent = facts.checkpoint;
-for (const setting of facts.settings) {
+$(".rm-protocol").textContent = facts.protocol;
+$(".rm-panels").textContent = facts.panels;
+const changes = ({ least, most, choices }) => (choices.length ? choices.length > 1 : least < most);
+for (const setting of facts.settings.filter(changes)) {
   const field = setting.choices.length ? choiceField(setting) : numberField(setting);
   field.id = `rm-${setting.name}`;
   const label = field.querySelector("label");
