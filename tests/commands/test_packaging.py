@@ -105,7 +105,7 @@ def test_the_demo_runs_from_an_empty_folder(kind, unpacked, installed, tmp_path)
     assert run("-m", "remoco", "--version") == f"remoco {__version__}\n"
     run("-m", "remoco", "demo")
     assert [path.name for path in tmp_path.iterdir()] == ["runs"]
-    assert {"clip.mp4", "strip.mp4"} <= {path.name for path in (tmp_path / "runs/demo").iterdir()}
+    assert {"clip.mp4", "strip.mp4", "metrics.json"} <= {path.name for path in (tmp_path / "runs/demo").iterdir()}
 
 
 def test_the_version_is_the_changelog_s_newest_and_each_section_has_its_day():
