@@ -171,3 +171,14 @@ def test_latents_only_clips_have_no_reference(tmp_path):
 def test_arguments_out_of_range(argument):
     with pytest.raises(UserError, match=f"Evaluation.samples.{argument}"):
         Samples(**{argument: -1})
+
+
+def test_a_try_samples_one_batch_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    """`fast_dev_run` finds what a sample would stumble over, whatever the schedule of a whole run."""
+    monkeypatch.chdir(tmp_path)
+    module = Module()
+    evaluation = Evaluation(samples=Samples(clips=4, every_n_steps=1), every_n_validations=3)
+    trainer(tmp_path, [evaluation], fast_dev_run=True).fit(module, datamodule=Data())
+    assert module.sampled == ["square-000", "square-001"] * 2  # generated, and denoised: the one batch of two clips
+    assert "Sampled 2 clips; fast_dev_run writes no files" in capsys.readouterr().out
+    assert not list(tmp_path.rglob("*"))
