@@ -22,7 +22,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.run_folder import MARKER
-from datamodules.lightning_internals import refuse_what_does_not_restore
+from datamodules.lightning_internals import log_without_epoch, refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
 from lightning_modules.video_module import VideoModule
@@ -58,6 +58,7 @@ NUMBERS = {
 }  # fmt: skip
 """Argument of the Trainer -> least and most that it may be: a period of 0 is a division by 0 in the middle of a run."""
 
+MLFLOW = "sqlite:///mlflow.db"  # MLflow's own default; Lightning's is a folder, which MLflow 3 refuses
 WRONG = (
     ValueError, TypeError, OSError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError,
     RuntimeError, NotImplementedError,
@@ -133,11 +134,13 @@ class CLI(LightningCLI):
         if problem := slurm_without_srun(trainer.plugins):
             raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        if self.subcommand == "fit":
-            for logger in loggers:
-                arguments = getattr(logger, "init_args", None)
-                if arguments is not None and "name" in arguments:
-                    arguments.name = run_name(self.words, arguments.name)
+        for arguments in (logger.init_args for logger in loggers if "init_args" in (logger or {})):
+            if "tracking_uri" in arguments and not arguments.tracking_uri:
+                arguments.tracking_uri = MLFLOW
+            if self.subcommand == "fit" and "name" in arguments:
+                arguments.name = run_name(self.words, arguments.name)
+            elif self.subcommand == "fit" and "run_name" in arguments:
+                arguments.run_name = run_name(self.words, arguments.run_name or base_name(self.words))
         if trainer.logger is False and trainer.default_root_dir is None:
             named = run_name(self.words, base_name(self.words)) if self.subcommand == "fit" else base_name(self.words)
             trainer.default_root_dir = str(Path("runs", named or "run"))
@@ -182,6 +185,7 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         trainer = self.trainer
+        log_without_epoch(trainer)
         if kwargs.get("ckpt_path"):
             refuse_what_does_not_restore(trainer, str(kwargs["ckpt_path"]))
         if any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
