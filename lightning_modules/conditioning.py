@@ -23,12 +23,16 @@ class Conditioning:
         keep: Name in `parts` -> (B,) bool, False where it is dropped; names that are absent are kept.
         frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
             pixels; None where the base has no use for one.
+        moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, as `warp` adds them.
+        filled: (B, L, H, W) bool beside it, True where its pixels are guesses.
     """
 
     parts: dict[str, Tensor]
     control: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     frame: Tensor | None = None
+    moved: Tensor | None = None
+    filled: Tensor | None = None
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:
         """The same with dropout.

@@ -18,7 +18,7 @@ from remoco.page import exchange
 
 MOST_SIDE = 320  # pixels of what GrabCut sees
 ROUNDS, SECONDS = 6, 2.0  # at most; a round of 320 x 320 takes about 0.1 s
-REACH = 0.4  # how far from the brush an edge is looked for, as part of the square root of its area
+REACH = 0.5  # how far from the brush an edge is looked for, as part of its longer side
 CORE = 0.5  # what is deeper in the brush than this part of its deepest pixel is the object's for certain
 
 
@@ -56,7 +56,7 @@ def fitted(image: np.ndarray, brush: np.ndarray, value: int = 0) -> np.ndarray:
         raise UserError("the brush: nothing is painted yet; paint roughly over the object first")
     painted = value or int(np.bincount(brush[own]).argmax())
     others = (brush > 0) & ~own
-    reach = max(3.0, REACH * math.sqrt(own.sum()))
+    reach = max(3.0, REACH * max(own[_around(own, 0)].shape))
     part = _around(own, math.ceil(2 * reach))
     scale = min(1.0, MOST_SIDE / max(own[part].shape))
     small = _object(_scaled(image[part], scale), *(_scaled(m[part], scale) for m in (own, others)), reach * scale)
