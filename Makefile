@@ -32,7 +32,7 @@ $(VENV)/docs: $(READY)
 # a link that leads nowhere, or a page that the menu lacks, is an error; the variable keeps an advertisement out of the output
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The site is in site/: open site/index.html, or serve it with python3 -m http.server -d site."
+	@echo "The site is in site/: open site/index.html, or, for the search too, serve it with python3 -m http.server -d site."
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)

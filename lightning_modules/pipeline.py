@@ -79,8 +79,9 @@ class MotionControlPipeline(PipelineParts):
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
         Args:
-            path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
-                which it names, must be imported before: nothing is imported because a file names it.
+            path: The checkpoint; `embedded` is the small one in the package, `embedded-sprites` that of sprites. A
+                condition or injection of your own, which it names, must be imported before: nothing is imported because
+                a file names it.
             svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.

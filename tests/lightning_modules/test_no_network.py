@@ -106,7 +106,7 @@ def test_local_folders_ask_nobody(outcome, tmp_path):
 
 def test_a_saved_folder_asks_nobody_for_what_its_files_name(outcome, tmp_path):
     folder = tmp_path / "saved"
-    MotionControlPipeline.from_pretrained("embedded").save_pretrained(folder)
+    MotionControlPipeline.from_pretrained("embedded-sprites").save_pretrained(folder)
     index = folder / "model_index.json"
     index.write_text(
         json.dumps(json.loads(index.read_text()) | {"unet": ["owner/name", "X"], "_name_or_path": "owner/name"})
