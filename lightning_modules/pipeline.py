@@ -79,8 +79,9 @@ class MotionControlPipeline(PipelineParts):
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
         Args:
-            path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
-                which it names, must be imported before: nothing is imported because a file names it.
+            path: The checkpoint; `embedded` is the small one in the package, `embedded-sprites` that of sprites. A
+                condition or injection of your own, which it names, must be imported before: nothing is imported because
+                a file names it.
             svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
@@ -225,7 +226,7 @@ class MotionControlPipeline(PipelineParts):
         num_videos_per_prompt: int | None = 1,
         latents: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> MotionControlOutput | tuple[Any]:
+    ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
         The frame has the pixels that the model was trained at and the shape nearest to the image's, in multiples of 64
@@ -308,7 +309,7 @@ class MotionControlPipeline(PipelineParts):
             ]
         shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
         output = MotionControlOutput(joined(clips), shown)
-        return output if return_dict else (output.frames,)
+        return output if return_dict else (output.frames,)  # type: ignore[return-value]  # said in the docs alone
 
     def _clips(
         self,

@@ -99,15 +99,14 @@ def _from_hub(source: str, names: list[str], revision: str | None) -> tuple[Path
         record = hub.fetched(source, RECORD, revision)
         if record is None:
             raise _no_record(source, hub.fetched(source, INDEX, revision) is not None)
-        for name in names:
-            weights = hub.fetched(source, name, record.parent.name)  # of the record's commit
-            if weights is not None:
-                return record, weights
+        weights = hub.first_of(source, names, record.parent.name)  # of the record's commit
     except UserError:
         raise
     except hub.UNREADABLE as error:
         raise UserError(f"{source}: {hub.reason(error, source, revision)}") from error
-    raise _no_weights(source, names)
+    if weights is None:
+        raise _no_weights(source, names)
+    return record, weights
 
 
 def _no_record(source: str, is_base: bool) -> UserError:

@@ -50,6 +50,7 @@ HANDLED = (
 )
 
 
+DATA_MODULES = [f"datamodules.{name}" for name in datamodules.__all__ if name.endswith("DataModule")]
 MOST = 2**53  # beyond it a float is no whole number any more
 NUMBERS = {
     "max_steps": (-1, MOST), "min_steps": (0, MOST), "max_epochs": (-1, MOST), "min_epochs": (0, MOST),
@@ -80,6 +81,9 @@ class Parser(Raising, LightningArgumentParser):
         try:
             super().error(_with_config(message), ex)
         except Unparsed as error:
+            unknown = r'key "data": (Expected the path|Import path|Problem with given class_path(?!.*did you mean))'
+            if re.search(unknown, str(error)):
+                error.args = (f"{error}; this package has {', '.join(DATA_MODULES)}",)
             if now := moved(message):  # what a name looks like is no help then
                 error.args = (re.sub(r"; did you mean [^;?]*\?", "", str(error)) + now,)
             raise
@@ -91,8 +95,8 @@ class CLI(LightningCLI):
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
         self.verbose = True
-        for name in datamodules.__all__:
-            getattr(datamodules, name)  # imported, `--data` knows it by its name, and `--help` lists it
+        for name in DATA_MODULES:  # imported, `--data` knows it by its name alone, and `--help` lists it
+            getattr(datamodules, name.removeprefix("datamodules."))
         try:
             super().__init__(
                 args=configs.stacked(args),
@@ -132,11 +136,10 @@ class CLI(LightningCLI):
         if problem := slurm_without_srun(trainer.plugins):
             raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        if self.subcommand == "fit":
-            for logger in loggers:
-                arguments = getattr(logger, "init_args", None)
-                if arguments is not None and "name" in arguments:
-                    arguments.name = run_name(self.words, arguments.name)
+        for logger in loggers:
+            arguments = getattr(logger, "init_args", None)
+            if arguments is not None and "name" in arguments:
+                arguments.name = run_name(self.words, arguments.name, self.subcommand == "fit")
         if trainer.logger is False and trainer.default_root_dir is None:
             named = run_name(self.words, base_name(self.words)) if self.subcommand == "fit" else base_name(self.words)
             trainer.default_root_dir = str(Path("runs", named or "run"))

@@ -43,7 +43,7 @@ class TakesNone:
     def __call__(self, drawing, seed, on_step=None):
         self.control(drawing)
 """
-OURS = {"system": "remoco", "weights": "embedded"}
+OURS = {"system": "remoco", "weights": "embedded-sprites"}
 
 
 @pytest.fixture(scope="module")

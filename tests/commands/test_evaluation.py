@@ -105,7 +105,7 @@ def test_a_benchmark_killed_and_resumed_on_two_ranks(tmp_path):
     """The same videos, bit for bit, as one process that nobody killed, and none of them sampled twice."""
     write_sprite_bench(tmp_path / "bench", pairs=3, height=64, width=64, frames=4)
     configs = [f"--config={CONFIGS / name}" for name in ("sprites_lora.yaml", "eval/quickstart_bench.yaml")]
-    shared = [*configs, f"--data.init_args.root={tmp_path / 'bench'}", "--ckpt_path=embedded",
+    shared = [*configs, f"--data.init_args.root={tmp_path / 'bench'}", "--ckpt_path=embedded-sprites",
               "--trainer.accelerator=cpu", f"--trainer.logger.init_args.save_dir={tmp_path}"]  # fmt: skip
 
     def of(run: str) -> dict[str, Path]:

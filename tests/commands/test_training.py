@@ -149,7 +149,17 @@ def test_a_name_says_what_differs_from_the_base(tmp_path):
     assert run_name([*fit, "--trainer.max_steps", "5", "--ckpt_path=last"], "quickstart") == "quickstart"
     sweep = [*fit, "--model.init_args.condition.init_args.region_size", "4", "--optimizer.init_args.lr=1e-4"]
     assert run_name(sweep, "quickstart") == "quickstart-region_size_4-lr_1e-4"
-    assert run_name([*fit, "--config", gaussian], "condition_gaussian") == "condition_gaussian"
+    over = [run_name(["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", gaussian], "condition_gaussian")
+            for base in ("quickstart", "remoco_svd")]  # fmt: skip
+    assert over == ["quickstart-condition_gaussian", "remoco_svd-condition_gaussian"]
+    bench = tmp_path / "bench.yaml"
+    bench.write_text("trainer: {max_steps: 1}")
+    validate = ["validate", *fit[1:], "--config", gaussian, "--config", str(bench), "--model.init_args.seed=3"]
+    assert run_name(validate, "condition_gaussian", fit=False) == over[0]  # finds what the fit left
+    saved = tmp_path / "config.yaml"
+    saved.write_text("trainer: {logger: {init_args: {name: a-b}}}")
+    again = ["test", "--config", str(saved), "--config", str(bench), "--model.init_args.sampling.steps=9"]
+    assert run_name(again, "a-b", fit=False) == "a-b"
     assert run_name([*fit, f"--config={overlay}"], "quickstart") == "quickstart-wide"
     assert run_name([*fit, "--data.init_args.root", "/data/x", "--data.init_args.seed", "1"], "q") == "q-data_seed_1"
     assert run_name([*sweep, "--trainer.logger.init_args.name", "mine"], "mine") == "mine"

@@ -10,7 +10,7 @@ from tests.support.page import served
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with served(tmp_path_factory) as found:
+    with served(tmp_path_factory, "embedded-sprites") as found:
         yield found
 
 

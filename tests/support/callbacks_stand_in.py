@@ -2,6 +2,7 @@
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -113,7 +114,7 @@ def trainer(folder, callbacks=(), **kwargs) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=kwargs.pop("devices", 1),
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         enable_checkpointing=any("Checkpoint" in type(callback).__name__ for callback in callbacks),
         callbacks=list(callbacks),
