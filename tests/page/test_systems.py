@@ -258,7 +258,9 @@ def test_a_zip_with_a_brush_is_opened_with_a_note_and_generated(opened, tmp_path
     file = tmp_path / "inputs.zip"
     file.write_bytes(exchange.zipped(drawing(brush=brush())))
     page = opened()
-    page.set_input_files(".rm-file", file)
+    with page.expect_file_chooser() as chooser:
+        page.click("[data-do=open] >> nth=0")
+    chooser.value.set_files(file)
     until(page, "document.querySelector('.rm-hint').textContent.includes('takes no brush: left out')")
     generate(page)
     assert not page.evaluate("remoco.drawing().runs.filter((each, i) => i % 2 === 0 && each).length")
