@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.drawings import Drawing, Framing
+from datamodules.drawings import Drawing, FrameArea, Framing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 from remoco.common.ranges import within
@@ -105,10 +105,12 @@ def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
 
 
 def check_size(name: str, size: Sequence[int]) -> None:
-    """Raise UserError unless a frame's sides are multiples of 64."""
-    for side, value in zip(("height", "width"), size, strict=True):
-        if value < MULTIPLE or value % MULTIPLE:
-            raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+    """Raise UserError unless a frame's sides are multiples of 64, up to the largest picture's."""
+    height, width = size
+    try:
+        FrameArea(multiple=MULTIPLE).check(height=height, width=width)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def is_small(network: nn.Module) -> bool:

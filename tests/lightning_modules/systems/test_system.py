@@ -16,8 +16,9 @@ LOADED = {
 }
 
 
+@pytest.mark.parametrize("width", [100, 0, -64, 2**20])
 @pytest.mark.parametrize("name", LOADED)
-def test_a_size_is_refused_before_a_file_is_read(name):
+def test_a_size_is_refused_before_a_file_is_read(name, width):
     kind = dragnuwa.Settings if name == "DragNUWA 1.5" else Settings
-    with pytest.raises(UserError, match=f"^{name}: width is 100, expected a multiple of 64$"):
-        LOADED[name](kind(size=(64, 100), frames=14))
+    with pytest.raises(UserError, match=f"^{name}: width is {width}, expected a multiple of 64 up to 8192$"):
+        LOADED[name](kind(size=(64, width), frames=14))
