@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,8 +14,9 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from tqdm import tqdm
 
-from callbacks.loggers import log_hyperparameters
+from callbacks.loggers import is_mlflow, log_hyperparameters
 from remoco.common.errors import UserError
 from remoco.common.whole_files import write_atomic
 
@@ -27,12 +29,15 @@ def run_folder(trainer: Trainer) -> Path:
     """Where the run keeps its files: its loggers' folder, else `save_dir/NAME` of a logger, else `default_root_dir`.
 
     Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone, and never a folder that runs
-    share, as Weights & Biases' `save_dir` is.
+    share, as Weights & Biases' `save_dir` is. With MLflow, whose runs are in a database or on a server, it is
+    `runs/NAME` below `default_root_dir`.
     """
     for logger in trainer.loggers:
         if folder := getattr(logger, "log_dir", None):
             return Path(folder)
     for logger in trainer.loggers:
+        if is_mlflow(logger):
+            return Path(trainer.default_root_dir, "runs", logger._run_name or logger._experiment_name)  # type: ignore[attr-defined]
         if logger.save_dir is not None:
             name = getattr(logger, "_name", None) or logger.name  # W&B calls its project `name`
             return Path(logger.save_dir) / str(name or "run")
@@ -223,7 +228,8 @@ class SaveRunConfig(SaveConfigCallback):
 @rank_zero_only
 def rank_zero_print(text: str) -> None:
     """Print on rank 0: what a person started the command for, so not a log message that can be filtered out."""
-    print(text, flush=True)
+    tqdm.write(text)  # above a progress bar, not in it
+    sys.stdout.flush()
 
 
 def keeps_files(trainer: Trainer) -> bool:

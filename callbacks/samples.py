@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
 from callbacks.generated import Generated, Reader, sampling
-from callbacks.loggers import log_video
+from callbacks.loggers import log_samples
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
@@ -31,7 +31,7 @@ class Samples(Reader):
 
     At every validation that `Evaluation` runs, and every `every_n_steps` optimizer steps between them, for the first
     clips of the validation set with the same noise each time. Written to `<run folder>/samples/step-000123/`
-    (`clip-00.mp4`, ..., `sheet.png`) and to TensorBoard (a GIF per clip and the sheet).
+    (`clip-00.mp4`, ..., `sheet.png`) and to TensorBoard (a GIF per clip and the sheet), Weights & Biases and MLflow.
 
     Args:
         clips: Number of clips.
@@ -91,7 +91,7 @@ class Samples(Reader):
         return trainer.global_step or self.loaded_step
 
     def _due(self, trainer: Trainer) -> bool:
-        return not trainer.fast_dev_run and self._step(trainer) != self.sampled_at
+        return self._step(trainer) != self.sampled_at
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, pairs: list[Pair]) -> None:
         step = self._step(trainer)
@@ -102,19 +102,22 @@ class Samples(Reader):
 
     def _write_strips(self, trainer: Trainer, pl_module: LightningModule, pairs: list[Pair], step: int) -> None:
         start = time.perf_counter()
-        folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder)
         strips, narrow = [], []
-        for index, (batch, pair) in enumerate(zip(self._batches, pairs)):
+        for batch, pair in zip(self._batches, pairs):
             panels, title = self._panels(pl_module, batch, *pair), f"step {step}   {batch['key'][0]}"
             strips.append(strip(panels, title))
             narrow.append(strip(panels, title, columns=2))  # TensorBoard's cards are some 400 pixels wide
-            write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
+        if trainer.fast_dev_run:  # a trial of all that a run does, but for its files
+            rank_zero_print(f"Sampled {len(strips)} clips; fast_dev_run writes no files")
+            return
+        folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+        for index, moving in enumerate(strips):
+            write_mp4(folder / f"clip-{index:02d}.mp4", moving, self.fps)
         write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
-            for index in range(len(strips)):
-                log_video(logger, f"samples/clip-{index:02d}", folder / f"clip-{index:02d}.mp4", step)
+            log_samples(logger, folder, step)
             if isinstance(logger, TensorBoardLogger):
                 self._to_tensorboard(logger, narrow, step)
                 logger.save()  # a checkpoint will say that this step has its samples

@@ -1,7 +1,6 @@
 """VideoBase: what training, sampling and control ask of an image-to-video model. A base is one class of this kind.
 
-Everything that is known of one model only lies in its class: its latents, its network, what that is conditioned on, and
-where control may enter. Nothing here imports diffusers.
+Everything that is known of one model only lies in its class. Nothing here imports diffusers.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from lightning_modules.bases.said import Input, class_path
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
 
@@ -186,6 +186,11 @@ class VideoBase(nn.Module, ABC):
         Raises:
             UserError: a file or a weight is missing.
         """
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the built networks another compute dtype, as `build` would; what is trained keeps its own."""
+        for network in self.children():
+            cast(network, dtype)
 
     def layout(self) -> VideoBase:
         """The same base without its weights, on the meta device: names and shapes of what `build` makes."""

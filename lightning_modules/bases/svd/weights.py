@@ -31,13 +31,14 @@ COMPONENTS = {
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
-def load_component(base: Path, name: str, called: str) -> Any:
+def load_component(base: Path, name: str, called: str, variant: str | None = None) -> Any:
     """One of SVD's networks from its folder, complete or not at all, in float32 or as stored.
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
         name: Name of the network.
         called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
 
     Raises:
         UserError: a file or a weight is missing.
@@ -47,9 +48,9 @@ def load_component(base: Path, name: str, called: str) -> Any:
         return _load_pca(called, folder)
     options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        variant = variant_of(weight_files(folder, name), name)
+        stored = variant_of(weight_files(folder, name, variant), name, variant)
         check_model(folder, layout_of(name))
-        model, info = cls.from_pretrained(str(base), variant=variant, **options)
+        model, info = cls.from_pretrained(str(base), variant=stored, **options)
     except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
         raise _unreadable(called, name, error) from error
     _require_all(called, name, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
@@ -99,7 +100,7 @@ def _class_name(path: str, folder: Path) -> Any:
     return config.get("_class_name") if isinstance(config, dict) else None
 
 
-def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Module, str]:
+def load_unet(base: Path, dtype: torch.dtype | None, called: str, variant: str | None = None) -> tuple[nn.Module, str]:
     """The UNet in a dtype (float32 by default) and its `weights_hash`, which is that of the stored weights.
 
     Never more than the network in this dtype and a few tensors are in memory.
@@ -108,13 +109,14 @@ def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Mo
         base: The folder that holds the network's, as `weight_files.located` finds it.
         dtype: Dtype of the network.
         called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
 
     Raises:
         UserError: a file or a weight is missing.
     """
     cls = COMPONENTS["unet"]
     try:
-        files = weight_files(base / "unet", "unet")
+        files = weight_files(base / "unet", "unet", variant)
         check_model(base / "unet", layout_of("unet"))
         config = cls.load_config(str(base / "unet"), local_files_only=True)
         with torch.device("meta"):
