@@ -133,7 +133,7 @@ class MotionControlPipeline(PipelineParts):
         source = str(pretrained_model_name_or_path)
         if not use_safetensors:
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
-        if source in embedded.FILES or Path(source).is_file():
+        if source in embedded.FILES or Path(source).is_file() or source.endswith((".ckpt", ".safetensors")):
             return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
