@@ -37,6 +37,8 @@ from lightning_modules.pipeline_call import (
     stepped,
     told,
 )
+from lightning_modules.pipeline_files import RECORD as RECORD
+from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import library_of, read_folder, write_folder
 from lightning_modules.pipeline_parts import PipelineParts, dtype_of
 from lightning_modules.pipeline_text import described
@@ -131,7 +133,7 @@ class MotionControlPipeline(PipelineParts):
         source = str(pretrained_model_name_or_path)
         if not use_safetensors:
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
-        if source == embedded.NAME or Path(source).is_file():
+        if source in embedded.FILES or Path(source).is_file():
             return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
