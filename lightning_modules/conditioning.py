@@ -43,10 +43,15 @@ class Conditioning:
         """The other branch of guidance.
 
         Args:
-            rules: Name in `parts` -> `zero`, or `keep`, which is that of a name without a rule.
+            rules: Name in `parts` -> `zero`, the name of the part that takes its place, or `keep`, which is that of a
+                name without a rule.
         """
-        parts = {k: torch.zeros_like(v) if rules.get(k, "keep") == "zero" else v for k, v in self.parts.items()}
-        return replace(self, parts=parts)
+
+        def ruled(name: str, value: Tensor) -> Tensor:
+            rule = rules.get(name, "keep")
+            return torch.zeros_like(value) if rule == "zero" else value if rule == "keep" else self.parts[rule]
+
+        return replace(self, parts={name: ruled(name, value) for name, value in self.parts.items()})
 
     def followed_by(self, other: Conditioning) -> Conditioning:
         """Both as one batch; the features of the control are the injections', which repeat them for each branch."""

@@ -309,7 +309,8 @@ class MotionControlPipeline:
             noise = noise.to(exact)
             try:
                 with torch.no_grad(), self._in_use():
-                    cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), augment)
+                    known = {"first_frame": first, "frames": num_frames}
+                    cond = base.condition(known, told(inputs, moved, exact, module.device), augment)
                     cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
                 latents = module.denoised(cond, noise, sampling, on_step)
             finally:

@@ -179,7 +179,8 @@ class VideoModule(LightningModule):
         if strength is not None:
             noise = self.draw_noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
             inputs = {**inputs, "noise_aug_strength": strength}
-        return replace(self.base.condition(batch, inputs, noise), control=control)
+        known = {**batch, "frames": batch["flow"].shape[1]}
+        return replace(self.base.condition(known, inputs, noise), control=control)
 
     def inference_conditioning(
         self, batch: Batch, control: Tensor | None, dtype: torch.dtype = torch.float32

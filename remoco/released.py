@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lightning_modules.bases.svd.weights import layout_of
+from lightning_modules.bases.svd.weights import COMPONENTS
+from lightning_modules.bases.weights import layout_of
 from lightning_modules.layers import seeded
 from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
 from lightning_modules.released.base import check_control
@@ -95,7 +96,7 @@ def export(source: str, out: str, base: str | None = None) -> None:
     if len(ranks) != 1:
         raise UserError(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
     try:
-        check_model(folder / "unet", layout_of("unet"))
+        check_model(folder / "unet", layout_of(COMPONENTS["unet"]))
         held = {part: read_safetensors(folder / file) for part, file in WEIGHTS.items() if (folder / part).is_dir()}
         extras = read_safetensors(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
         config = read_json(folder / "unet/config.json")

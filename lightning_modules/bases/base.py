@@ -54,20 +54,20 @@ class Grid:
 
     def check(self, frames: int | None, height: int, width: int) -> None:
         """Raise UserError unless clips of this length (None: any) and size are on the grid."""
-        if height < self.step or width < self.step or height % self.step or width % self.step:
-            raise UserError(
-                f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
-                f"{self._nearest(height)} x {self._nearest(width)}"
-            )
+        for side, pixels in (("height", height), ("width", width)):
+            if pixels < self.step or pixels % self.step:
+                below = pixels // self.step * self.step
+                nearest = f"{below} and {below + self.step}" if below else f"{self.step}"
+                raise UserError(
+                    f"frames of {height} x {width}: {side} is {pixels}, expected a multiple of {self.step}, the "
+                    f"nearest {nearest}"
+                )
         if frames is not None and (frames - 1) % self.time:
             below = self.latents(frames) * self.time - self.time + 1
             raise UserError(
                 f"frames is {frames}, expected 1 plus a multiple of {self.time}, the nearest {below} and "
                 f"{below + self.time}"
             )
-
-    def _nearest(self, pixels: int) -> int:
-        return max(self.step, (pixels + self.step // 2) // self.step * self.step)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class VideoBase(nn.Module, ABC):
     Class attributes:
         grid: Lengths and sizes that it takes.
         conditionings: Names of what the network is conditioned on, in the order of the dropout's draws.
-        unconditional: Name of a conditioning -> `zero` or `keep`: its value in guidance's unconditional branch.
+        unconditional: Name of a conditioning -> its value in guidance's unconditional branch: `zero`, `keep`, or the
+            name of the part of a `Conditioning` that takes its place.
         named_by: Arguments of the constructor that say which weights these are; they are recorded in checkpoints.
         located_by: Those of them that only say where the weights are. Another value is the same base where the hash
             is equal.
@@ -268,7 +269,8 @@ class VideoBase(nn.Module, ABC):
         """The network's conditioning, without control; nothing is dropped.
 
         Args:
-            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
+            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], `frames`, the clips' length L, and what is cached of
+                a clip.
             inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """

@@ -44,21 +44,20 @@ class FlowMatching(NoiseProcess):
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """`(1 - t) clean + t noise`."""
-        level = torch.as_tensor(sigma, dtype=clean.dtype, device=clean.device)
-        time = _over(clean, time_of(level).expand(len(clean)))
+        time = _time_for(clean, torch.as_tensor(sigma, device=clean.device).expand(len(clean)))
         return (1 - time) * clean + time * noise
 
     def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The latents as they are, and 1000 t."""
-        return noisy, self.times(sigma)
+        return noisy, self.times(sigma.to(noisy.dtype))
 
     def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """`x - t v`."""
-        return noisy - _over(noisy, time_of(sigma)) * output.to(noisy.dtype)
+        return noisy - _time_for(noisy, sigma) * output.to(noisy.dtype)
 
     def loss(self, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """`weight(t) |v - v^|^2`, which is `|clean - denoised|^2 / t^2`; the mean over every frame's values."""
-        time = time_of(sigma)
+        time = time_of(sigma.to(clean.dtype))
         weight = 1 / time**2
         if self.weight == "bell":
             weight = weight * self.bell(time)
@@ -100,6 +99,6 @@ def _bell(time: Tensor) -> Tensor:
     return torch.exp(-2 * (time - 0.5) ** 2) - math.exp(-0.5)
 
 
-def _over(latents: Tensor, values: Tensor) -> Tensor:
-    """(B,) values for (B, F, C, h, w) latents, in their dtype."""
-    return values.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+def _time_for(latents: Tensor, sigma: Tensor) -> Tensor:
+    """Times of (B,) levels for (B, F, C, h, w) latents, in their dtype."""
+    return time_of(sigma.to(latents.dtype)).view(-1, *[1] * (latents.ndim - 1))

@@ -11,7 +11,7 @@ from safetensors.torch import load
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
 from datamodules.sprites import sprite
-from lightning_modules.bases.svd.weights import weights_hash
+from lightning_modules.bases.weights import weights_hash
 from remoco import latents
 from tests.support.commands import prepare as run
 from tests.support.nets import random_svd

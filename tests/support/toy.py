@@ -5,7 +5,7 @@ from torch import nn
 
 from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
 from lightning_modules.bases.said import whole_hash
-from lightning_modules.bases.svd.weights import weights_hash
+from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.layers import seeded
 from lightning_modules.process.edm import EDM

@@ -19,7 +19,9 @@ from huggingface_hub.errors import (
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "vae")} | {
+    name: "model" for name in ("image_encoder", "text_encoder")
+}
 VARIANTS = (None, "fp16")  # the full weights where both are there
 PICKLES = ("*.bin", "*.bin.index.json", "*.ckpt", "*.pt", "*.pth")
 UNREADABLE = (OSError, ValueError, EntryNotFoundError)
@@ -39,16 +41,15 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
     """
     if is_hub_id(path):
         return _downloaded(path, names, revision)
-    folder = Path(path).expanduser()
+    folder, names = Path(path).expanduser(), list(names)
+    wanted = ", ".join(f"{name}/" for name in names)
     if folder.is_file():
-        raise UserError(
-            f"base: {folder} is one file, expected a folder with unet/, vae/, image_encoder/ as diffusers writes them"
-        )
+        raise UserError(f"base: {folder} is one file, expected a folder with {wanted} as diffusers writes them")
     for name in names:
         if not (folder / name / "config.json").is_file():
             raise UserError(
-                f"base: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
-                "a diffusers SVD, or a hub id owner/name"
+                f"base: {folder / name / 'config.json'} not found, expected {wanted} as diffusers writes them, "
+                "or a hub id owner/name"
             )
     return folder
 
@@ -68,7 +69,7 @@ def config_file(path: str, name: str, revision: str | None = None) -> Path:
         return located(path, [name]) / name / "config.json"
     try:
         if (config := _fetched(path, name, "config.json", revision)) is None:
-            raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+            raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
     except UNREADABLE as error:
         raise UserError(f"base: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}") from error
     return config
@@ -139,7 +140,7 @@ def _downloaded(repo: str, names: Iterable[str], revision: str | None) -> Path:
         try:
             config = _fetched(repo, name, "config.json", commit)
             if config is None:
-                raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+                raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
             snapshot = config.parents[1]
             commit = snapshot.name  # all files of one commit, also where the branch moves on meanwhile
             _download_weights(repo, name, commit)
