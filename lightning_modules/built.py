@@ -44,7 +44,9 @@ def built(
     base, start = named_base(record["base"], path, **({"trained": True} if architecture.get("train_base") else {}))
     record_values.check_sampling(record, base, "the checkpoint")
     sampling = dict(record.get("sampling") or {})
-    settings = {name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs") if name in sampling}
+    settings = {
+        name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs", "solver") if name in sampling
+    }
     process = NoiseProcess.from_record(sampling.pop("process")) if "process" in sampling else None
     rank = {"rank": architecture["lora_rank"]} if architecture.get("lora") else {}
     module = MotionControlModule(

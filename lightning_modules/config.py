@@ -124,6 +124,8 @@ class Sampling:
     """Inputs of the base beside image and control, by name; the others have the base's defaults. SVD has `fps`,
     `motion_bucket_id` (a mean displacement in pixels, or `drawing` to measure it on the drawing) and
     `noise_aug_strength`."""
+    solver: Literal["euler", "unipc"] = "euler"
+    """How a sampler steps. Flow matching also has `unipc`, of second order."""
 
     def __post_init__(self) -> None:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
@@ -144,7 +146,14 @@ class Sampling:
         return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
 
     def over(self, process: NoiseProcess) -> Sampling:
-        """The same with this process's first noise level where none is said."""
+        """The same with this process's first noise level where none is said.
+
+        Raises:
+            UserError: the process has no such solver.
+        """
+        if self.solver not in process.solvers:
+            known = ", ".join(process.solvers)
+            raise UserError(f"sampling.solver is {self.solver!r:.60}, expected one of {known} with this noise process")
         return self if self.sigma_max is not None else dataclasses.replace(self, sigma_max=process.highest)
 
     def but(self, **changes: Any) -> Sampling:

@@ -135,4 +135,5 @@ def sample(
             sampling.sigma_max,
             on_step=on_step,
             recorded=Recorded if graph else None,
+            solver=sampling.solver,
         )

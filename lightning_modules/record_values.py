@@ -70,6 +70,7 @@ SAMPLING: dict[str, tuple[Check, str]] = {
         "two numbers from 0 to 1000",
     ),
     "inputs": (lambda value: isinstance(value, dict) and len(value) <= 64, "values by name"),
+    "solver": (one_of("euler", "unipc"), "euler or unipc"),
     "process": (
         lambda value: isinstance(value, dict) and isinstance(value.get("init_args", {}), dict) and len(value) <= 2,
         "a class path with arguments",

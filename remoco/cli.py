@@ -52,7 +52,9 @@ COMMANDS: dict[str, Command | dict[str, Command]] = {
     "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
     "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
     "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
-    "photos": Command("remoco.photos:photos", "Measure a model of photographs beside pixels moved without a network."),
+    "photos": Command(
+        "remoco.photos_command:photos", "Measure a model of photographs beside pixels moved without a network."
+    ),
     "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
     "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
     "export": Command("remoco.released:export", "Write a trained controller in the released layout."),

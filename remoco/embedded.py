@@ -7,22 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors.torch import save
 
-from callbacks.strips import panel_factor, strip, write_mp4
-from conditions import control_picture
 from datamodules.drawings import Drawing, FrameArea, write_drawing
-from datamodules.drawings.panels import enlarged
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
-from lightning_modules import checkpoint as checkpoints
-from lightning_modules import embedded
-from lightning_modules.pipeline import MotionControlPipeline
-from metrics import match_template, moving_object, shown
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_atomic
 
+EMBEDDED = "embedded"  # `lightning_modules.embedded.NAME`, without importing torch for `--help`
 STEP, MAX_SIZE = FrameArea.multiple, 1024  # pixels of a side; the model knows 64
 
 
@@ -35,6 +27,12 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
         num_frames: Length in frames that the model was trained for.
         command: Command that made the checkpoint, to be kept in the file; may be repeated.
     """
+    from safetensors.torch import save
+
+    from lightning_modules import checkpoint as checkpoints
+    from lightning_modules import embedded
+    from lightning_modules.pipeline import MotionControlPipeline
+
     record = checkpoints.read_record(checkpoint)
     path = record["base"].get("released") or record["base"].get("init_args", {}).get("path")
     if path not in (None, embedded.NAME):
@@ -51,9 +49,7 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
 
 
-def demo(
-    checkpoint: str = embedded.NAME, out: str = "runs/demo", scene: int = 3, size: int = 64, seed: int = 0
-) -> None:
+def demo(checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int = 3, size: int = 64, seed: int = 0) -> None:
     """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
 
     Args:
@@ -63,6 +59,14 @@ def demo(
         size: Side of the frame in pixels, a multiple of 64.
         seed: Seed of the noise.
     """
+    import torch
+
+    from callbacks.strips import panel_factor, strip, write_mp4
+    from conditions import control_picture
+    from datamodules.drawings.panels import enlarged
+    from lightning_modules.pipeline import MotionControlPipeline
+    from metrics import match_template, moving_object, shown
+
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
         raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")

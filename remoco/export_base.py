@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning_modules import checkpoint as checkpoints
-from lightning_modules.bases.base import VideoBase
-from lightning_modules.expected import check_base
-from lightning_modules.restorable import average_of
 from remoco.common.errors import UserError
 from remoco.common.whole_files import new_folder
 
@@ -19,6 +15,11 @@ def export_base(checkpoint: str, folder: str) -> None:
         checkpoint: Checkpoint of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml trains it.
         folder: New folder for unet/, vae/ and image_encoder/; with `latents: pca` vae/ holds the components.
     """
+    from lightning_modules import checkpoint as checkpoints
+    from lightning_modules.bases.base import VideoBase
+    from lightning_modules.expected import check_base
+    from lightning_modules.restorable import average_of
+
     target = Path(folder)
     if target.exists():
         raise UserError(f"{folder}: exists already; expected a new folder")

@@ -32,6 +32,7 @@ from remoco.common.ranges import within
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
+from remoco.unseen import unseen
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Generator:
         fps: frames per second of the files.
         framing: the frame that a drawing gets.
         panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
+        unseen: a line where a picture (H, W, 3) uint8 is of a kind that was not trained on, else None.
     """
 
     record: dict[str, Any]
@@ -82,6 +84,7 @@ class Generator:
     fps: float
     framing: Callable[[Drawing], Framing]
     panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
+    unseen: Callable[[np.ndarray], str | None] = lambda picture: None
 
 
 def run(
@@ -140,6 +143,7 @@ def _write(
     first_seed: int,
 ) -> None:
     """Generate the clips and write their files."""
+    warned = False  # once is enough for a folder
     with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
@@ -147,6 +151,9 @@ def _write(
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
+                if not warned and (line := generator.unseen(drawing.image)):
+                    tqdm.write(f"{job.name}: {line}", sys.stderr)
+                    warned = True
                 framing = generator.framing(drawing)
                 drawing, motion = drawing.framed(framing, background), motion.framed(framing)
                 panels = generator.panels(drawing, motion, seed, lambda step: bar.update())
@@ -177,6 +184,7 @@ def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loadin
         clip.fps,
         lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
         lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
+        partial(unseen, pipe),
     )
 
 

@@ -1,4 +1,4 @@
-"""`remoco photos`: what a model of photographs is worth, beside the pixels moved and inpainted without a network."""
+"""What a model of photographs is worth, beside the pixels moved and inpainted without a network."""
 
 from __future__ import annotations
 
@@ -19,26 +19,13 @@ from lightning_modules.control.pixels import moved_pixels
 from lightning_modules.pipeline import MotionControlPipeline
 from metrics import match_template, moving_object
 from metrics.moved import detail, parts_of, psnr
-from remoco.common.errors import UserError
 
 DROPPED = 0.5  # share of the regions without a track: every thing keeps some, as a person's stroke gives it one
 COLUMNS = ("track px, median", "object dB", "still dB", "uncovered dB", "uncovered detail", "whole dB", "CPU s")
 
 
-def photos(
-    checkpoint: str | None = None, photos: str = "data/photos", clips: int = 24, steps: int | None = None, seed: int = 0
-) -> None:
-    """Print a table over held-out photographs and cut-outs: each row's mean over clips whose camera stands still.
-
-    Args:
-        checkpoint: Checkpoint of configs/photo.yaml; without one only the rows that need no network.
-        photos: Folder of photographs, as data.photos.
-        clips: Number of clips.
-        steps: Number of sampler steps. Default: the checkpoint's.
-        seed: Seed of the clips.
-    """
-    if not 1 <= clips <= 10_000:
-        raise UserError(f"--clips is {clips}, expected 1 to 10000")
+def print_table(checkpoint: str | None, photos: str, clips: int, steps: int | None, seed: int) -> None:
+    """Print the table of `remoco photos`, which says what the arguments are."""
     held = read_photos(photos, train=False)
     module = None if checkpoint is None else MotionControlPipeline.from_checkpoint(checkpoint).module
     if module is not None and steps is not None:

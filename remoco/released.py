@@ -2,40 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import math
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import save
-from torch import Tensor, nn
-
-from lightning_modules.bases.svd.weights import COMPONENTS
-from lightning_modules.bases.weights import layout_of
-from lightning_modules.layers import seeded
-from lightning_modules.released import Architecture, Released, adapter_of, load_released, names, released_tensors
-from lightning_modules.released.base import check_control
-from lightning_modules.released.encoders import (
-    image_encoder_from_released,
-    image_encoder_to_released,
-    vae_from_released,
-    vae_to_released,
-)
-from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
 from remoco.common.errors import UserError
-from remoco.common.model_folders import check_model
-from remoco.common.tensor_files import read_json, read_safetensors
-from remoco.common.whole_files import atomic_file, write_atomic
-
-EXTRAS = "released_extras.safetensors"  # what diffusers' folders have no place for
-WEIGHTS = {
-    "unet": "unet/diffusion_pytorch_model.safetensors",
-    "vae": "vae/diffusion_pytorch_model.safetensors",
-    "image_encoder": "image_encoder/model.safetensors",
-}
 
 
 def convert(source: str, folder: str, base: bool = False, head_channels: int | None = None) -> None:
@@ -47,32 +16,19 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
         base: Also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
         head_channels: Channels per attention head, which the weights do not show; 64 in the released network.
     """
+    from lightning_modules.released import adapter_of, load_released
+    from lightning_modules.released.base import check_control
+    from lightning_modules.released.files import ADAPTER
+    from remoco.released_files import base_files, save_tensors
+
     released = load_released(source, head_channels)
     check_control(released, source)
-    files: dict[str, Mapping[str, Tensor]] = {ADAPTER: adapter_of(released)}
+    files = {ADAPTER: adapter_of(released)}
     if base:
-        files |= _base_files(released, Path(folder))
+        files |= base_files(released, Path(folder))
     for name, state in files.items():
-        _save(state, Path(folder) / name)
+        save_tensors(state, Path(folder) / name)
         print(f"wrote {Path(folder) / name}")
-
-
-def _base_files(released: Released, folder: Path) -> dict[str, Mapping[str, Tensor]]:
-    """Write the configurations of the frozen networks; file name -> tensors, still to be written."""
-    _config(folder / "unet", {"_class_name": "UNetSpatioTemporalConditionModel", **released.architecture.unet_config()})
-    files: dict[str, Mapping[str, Tensor]] = {WEIGHTS["unet"]: released.unet}
-    others = released.others
-    extras = {PREFIXES["conditioning_vae"] + name: t for name, t in others.get("conditioning_vae", {}).items()}
-    if "vae" in others:
-        config, files[WEIGHTS["vae"]] = vae_from_released(others["vae"])
-        config |= {"_class_name": "AutoencoderKLTemporalDecoder", "force_upcast": True, "scaling_factor": 0.18215}
-        _config(folder / "vae", config)
-    if "image_encoder" in others:
-        config, files[WEIGHTS["image_encoder"]], rest = image_encoder_from_released(others["image_encoder"])
-        names_of_it = {"architectures": ["CLIPVisionModelWithProjection"], "model_type": "clip_vision_model"}
-        _config(folder / "image_encoder", {**names_of_it, **config})
-        extras |= {PREFIXES["image_encoder"] + name: t for name, t in rest.items()}
-    return files | ({EXTRAS: extras} if extras else {})
 
 
 def export(source: str, out: str, base: str | None = None) -> None:
@@ -86,6 +42,15 @@ def export(source: str, out: str, base: str | None = None) -> None:
         out: .pt or .safetensors file to write.
         base: Folder with unet/ and, to be included, vae/ and image_encoder/. Default: the adapter's folder.
     """
+    from lightning_modules.bases.svd.weights import COMPONENTS
+    from lightning_modules.bases.weights import layout_of
+    from lightning_modules.released import Architecture, Released, names, released_tensors
+    from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
+    from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
+    from remoco.common.model_folders import check_model
+    from remoco.common.tensor_files import read_json, read_safetensors
+    from remoco.released_files import EXTRAS, WEIGHTS, lora_start, save_tensors
+
     adapter = Path(source) / ADAPTER if Path(source).is_dir() else Path(source)
     folder = Path(base) if base else adapter.parent
     for file in (adapter, folder / WEIGHTS["unet"], folder / "unet/config.json"):
@@ -105,7 +70,7 @@ def export(source: str, out: str, base: str | None = None) -> None:
     architecture = Architecture.from_unet(config, "linear", ranks.pop())
     for part, name, shape in names(architecture).values():
         if part == "lora" and name not in parts["lora"]:
-            parts["lora"][name] = _start(name, shape)
+            parts["lora"][name] = lora_start(name, shape)
     released = Released(architecture, held["unet"], parts["lora"], parts["motion_encoder"], parts["injection"])
     groups = {"network": released_tensors(released)}
     for group, to_released in (("vae", vae_to_released), ("image_encoder", image_encoder_to_released)):
@@ -113,29 +78,5 @@ def export(source: str, out: str, base: str | None = None) -> None:
             groups[group] = to_released(held[group])
     state = {PREFIXES[group] + name: tensor for group, tensors in groups.items() for name, tensor in tensors.items()}
     state |= extras
-    _save({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
+    save_tensors({f"module.{name}": tensor for name, tensor in state.items()}, Path(out))
     print(f"wrote {out}: {len(state)} tensors")
-
-
-def _start(name: str, shape: tuple[int, ...]) -> Tensor:
-    """A LoRA weight as before training: B zero, A drawn from a seed of its name as peft draws it."""
-    tensor = torch.zeros(shape)
-    if ".lora_A." in name:  # with A zero too, neither would ever have a gradient
-        with seeded(zlib.crc32(name.encode())):
-            nn.init.kaiming_uniform_(tensor, a=math.sqrt(5))
-    return tensor
-
-
-def _config(folder: Path, config: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-
-
-def _save(state: Mapping[str, Tensor], path: Path) -> None:
-    """Write tensors to a safetensors file, or a `.pt` with them under `module`, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        if path.suffix == ".safetensors":
-            file.write(save({name: tensor.contiguous() for name, tensor in state.items()}, metadata={"format": "pt"}))
-        else:
-            torch.save({"module": dict(state)}, file)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from datamodules.bench import scoring
 from datamodules.drawings import Fit
-from metrics import VideoMetric, shown
-from metrics.published import tables
 from remoco import configs
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_json
-from remoco.devices import usable_device
 from remoco.flags import cause
 
 
@@ -42,6 +39,11 @@ def score(
             `pad`, or `stretch` for a system that squeezes them.
         device: Torch device of the networks, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
     """
+    from datamodules.bench import scoring
+    from metrics import shown
+    from metrics.published import tables
+    from remoco.devices import usable_device
+
     if (bench is None) == (reference is None):
         raise UserError("--bench, --reference: give exactly one of them")
     if frames < 2:
@@ -65,12 +67,14 @@ def score(
         print(f"wrote {json}")
 
 
-def read_metrics(path: str) -> list[VideoMetric]:
-    """The metrics of a YAML file: a list of `class_path` with `init_args`.
+def read_metrics(path: str) -> list[Any]:
+    """The `metrics.VideoMetric`s of a YAML file: a list of `class_path` with `init_args`.
 
     Raises:
         UserError: the file is missing, or an entry is no metric.
     """
+    from metrics import VideoMetric
+
     if not Path(path).exists():
         raise UserError(f"--metrics {path}: no such file")
     entries = configs.load(Path(path), "--metrics")

@@ -101,7 +101,8 @@ def drawing_from_json(
         tracks, times, ids = entries["traj_key_points"], entries.get("times"), entries.get("brush")
         eases = entries.get("ease")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}} ({one_line(error)})') from error
+        said = f" ({one_line(error)})" if isinstance(error, UserError) else ""
+        raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}}{said}') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise UserError(f"{name}: {key}: expected a list, got {brief(value)}")

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.bases.said import Input, class_path
+from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
@@ -135,6 +136,7 @@ class VideoBase(nn.Module, ABC):
         channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
         decode_chunk: Number of frames that `decode` takes at once by default; None is all.
+        trained_on: What the base states of the pictures it was trained on; None where it states nothing.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
@@ -148,6 +150,7 @@ class VideoBase(nn.Module, ABC):
 
     arguments: dict[str, Any]
     trained: bool = False
+    trained_on: TrainedOn | None = None
     decode_chunk: int | None = None
     channels: int
     hashes: dict[str, str]

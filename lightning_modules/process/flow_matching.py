@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.process.base import NoiseProcess
+from lightning_modules.process.base import NoiseProcess, Step
 from remoco.common.errors import UserError
 
 TIMES = 1000  # networks take t in thousandths
@@ -28,6 +28,7 @@ class FlowMatching(NoiseProcess):
             t = 0.5, nothing at 0 and 1, and a mean of 1 over evenly spaced times after the shift.
     """
 
+    solvers = ("euler", "unipc")
     highest = 999_999.0  # t = 1 - 1e-6, where diffusers' UniPC starts too: beyond it there is no signal
 
     def __init__(self, shift: float = 3.0, weight: Literal["uniform", "bell"] = "uniform") -> None:
@@ -85,6 +86,10 @@ class FlowMatching(NoiseProcess):
         time, after = time_of(sigma), time_of(following)
         return x + (after - time) * ((x - denoised) / time)
 
+    def solver(self, name: str, sigmas: Tensor) -> Step:
+        """As `NoiseProcess.solver`; `unipc` is diffusers', of second order, which the authors of Wan sample with."""
+        return unipc(sigmas) if name == "unipc" else self.step
+
     def times(self, sigmas: Tensor) -> Tensor:
         """1000 t."""
         return TIMES * time_of(sigmas)
@@ -93,6 +98,30 @@ class FlowMatching(NoiseProcess):
 def time_of(sigma: Tensor) -> Tensor:
     """The time sigma / (1 + sigma); 1 where sigma is infinite."""
     return 1 / (1 + 1 / sigma)
+
+
+def unipc(sigmas: Tensor) -> Step:
+    """Steps of diffusers' UniPC along these noise levels, each once and in their order.
+
+    Its sigmas are our times. Unlike in diffusers' pipelines, they and the times that the network is asked at are not
+    rounded: not to float32, nor to whole thousandths.
+
+    Args:
+        sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
+    """
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    times = time_of(sigmas.double().cpu()).clamp(max=1 - 1e-6)  # the logarithm of the signal at 1 would be infinite
+    scheduler.set_timesteps(len(times) - 1)
+    scheduler.sigmas = times
+    scheduler.set_begin_index(0)
+
+    def step(x: Tensor, denoised: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
+        velocity = (x - denoised) / time_of(sigma)
+        return scheduler.step(velocity, scheduler.timesteps[0], x).prev_sample
+
+    return step
 
 
 def _bell(time: Tensor) -> Tensor:

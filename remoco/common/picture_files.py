@@ -13,9 +13,9 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
-from remoco.common.errors import UserError, one_line
+from remoco.common.errors import UserError
 from remoco.common.json_files import read_regular
-from remoco.common.pictures import WHITE, brushed, shown
+from remoco.common.pictures import DAMAGED, WHITE, brushed, shown
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
@@ -98,14 +98,16 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
     try:
         shape, fortran, dtype = _header(file)
     except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
-        raise UserError(f"{path}: expected an .npy file of {expected} ({one_line(error)})") from None
+        raise UserError(
+            f"{path}: expected an .npy file of {expected}; it is another kind of file or cut short"
+        ) from error
     if dtype.kind not in kinds or len(shape) != ndim or not all(0 < n < 2**31 for n in shape):
-        raise UserError(f"{path}: expected {expected}, got shape {str(shape)[:60]} of {str(dtype)[:40]}")
+        what = "" if dtype.kind in kinds else " of what is no number"
+        raise UserError(f"{path}: expected {expected}, got {_sides(shape)}{what}")
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - file.tell():
-        raise UserError(
-            f"{path}: expected {count * dtype.itemsize} bytes for shape {shape}, got {len(data) - file.tell()}"
-        )
+        held = len(data) - file.tell()
+        raise UserError(f"{path}: expected {count * dtype.itemsize} bytes for {_sides(shape)} numbers, got {held}")
     return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
@@ -130,6 +132,11 @@ def read_depth(source: Source, name: str | None = None) -> np.ndarray:
             f"{name}: expected a depth above 0, up to {FARTHEST:g}, in every pixel; {int(wrong.sum())} are not"
         )
     return depth
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    """A shape in words: `3 x 4`."""
+    return " x ".join(map(str, shape))[:60] or "a single value"
 
 
 def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
@@ -158,8 +165,8 @@ def _opened(source: Source, name: str) -> Image.Image:
     except Image.DecompressionBombError:
         raise UserError(f"{name}: more pixels than the {MAX_SIDE} x {MAX_SIDE} it may have") from None
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
-        said = f": {_foreign(data)}" if _kind(data) == RAW else f" ({one_line(error)})"
-        raise UserError(f"{name}: not a readable picture{said}") from error
+        said = _foreign(data) if _kind(data) == RAW else DAMAGED
+        raise UserError(f"{name}: not a readable picture: {said}") from error
     return picture
 
 
@@ -172,7 +179,8 @@ def _kind(data: bytes) -> str | None:
 def _foreign(data: bytes) -> str:
     """What a file is that is no picture of FORMATS, and what is expected."""
     raw = RAW if data[:4] in (b"II*\0", b"MM\0*") else "of a kind that is not known here"
-    return f"{_kind(data) or raw}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+    kind = _kind(data) or raw
+    return DAMAGED if kind in FORMATS else f"{kind}, expected {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 
 def data_of(source: Source) -> bytes:
@@ -187,7 +195,8 @@ def read_bytes(path: Path) -> bytes:
     try:
         data = read_regular(path, MAX_BYTES)
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: {one_line(error)}") from error
+        said = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"{path}: {said}") from error
     if not data:
         raise UserError(f"{path}: the file is empty")
     return data

@@ -17,9 +17,10 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageCms, ImageColor, ImageOps
 
-from remoco.common.errors import UserError, one_line
+from remoco.common.errors import UserError
 
 WHITE = (255, 255, 255)
+DAMAGED = "it is damaged or cut short; save it again, as PNG or JPEG"
 MODES = "RGB, grey, a palette or CMYK, of 8 bits or 16"
 ARRAYS = "(height, width, 3) RGB or (height, width, 4) RGBA, as uint8, uint16 or floats in 0..1"
 Background = str | Sequence[int]
@@ -60,7 +61,7 @@ def shown(picture: Image.Image, name: str = "image", background: tuple[int, int,
     except UserError:
         raise
     except Exception as error:  # Pillow raises exceptions of many types
-        raise UserError(f"{name}: not a readable picture ({one_line(error)})") from error
+        raise UserError(f"{name}: not a readable picture: {DAMAGED}") from error
     return image if alpha is None else over(image, alpha, background)
 
 
@@ -119,7 +120,8 @@ def _shallow(picture: Image.Image, name: str) -> Image.Image:
     mode = picture.mode
     if not mode.startswith("I;16"):
         if mode.startswith(("I", "F")) or mode in ("LAB", "HSV"):
-            raise UserError(f"{name}: a picture of mode {mode}, expected {MODES} (PIL's I;16)")
+            kind = f"mode {mode}" if mode in ("LAB", "HSV") else "numbers of 32 bits"
+            raise UserError(f"{name}: a picture of {kind}, expected {MODES}")
         return picture
     grey = Image.fromarray(eight_bits(np.asarray(picture)))
     grey.info = {key: value for key, value in picture.info.items() if key != "transparency"}

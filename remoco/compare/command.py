@@ -9,16 +9,10 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
-import torch
-
-from datamodules.bench import scoring
 from remoco.common.errors import UserError
 from remoco.common.whole_files import held, read_object, write_atomic
 from remoco.compare.cropped import CLIPS, write_cropped, write_cropped_clips
 from remoco.compare.rows import Row, read_rows
-from remoco.compare.sampling import ABOUT, check_folder, sample, sample_on_ray, videos_of
-from remoco.compare.scores import grouped, score_row, shown_tables
-from remoco.devices import usable_device
 from remoco.report import report
 from remoco.score import read_metrics
 from remoco.study import pages
@@ -55,6 +49,11 @@ def compare(
         ray: Address of a Ray cluster whose GPUs share the work: `auto`, HOST:PORT, or `local`. Default: one device.
         device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
     """
+    from datamodules.bench import scoring
+    from remoco.compare.sampling import ABOUT, check_folder, sample_on_ray, videos_of
+    from remoco.compare.scores import grouped, score_row, shown_tables
+    from remoco.devices import usable_device
+
     shape = _aspect(aspect)
     if not LEAST_WIDTH <= width <= MOST_WIDTH:
         raise UserError(f"--width is {width}, expected {LEAST_WIDTH} to {MOST_WIDTH}")
@@ -98,6 +97,10 @@ def compare(
 
 def _part(row: Row, part: int, parts: int, *, out: Path, bench: Path, keys: list[str], seed: int, device: str | None):
     """A row's part of the samples; on a cluster the device is the one that Ray gave."""
+    import torch
+
+    from remoco.compare.sampling import sample
+
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return sample(row, out, bench, list(islice(keys, part, None, parts)), seed, device)
 

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from datamodules.drawings.backdrop import file_names
 from datamodules.drawings.files import IMAGE, MASK, META
-from remoco.common.errors import UserError, one_line, readable
+from remoco.common.errors import UserError, readable
 from remoco.common.json_files import parse_json
 
 MAX_ENTRIES = 4096  # each takes a KB in memory, of 46 bytes in the file
@@ -42,7 +42,7 @@ class Archive:
         except UserError:
             raise
         except Exception as error:  # zipfile raises exceptions of many types for broken bytes
-            raise UserError(f"{name}: not a readable zip ({one_line(error)})") from error
+            raise UserError(f"{name}: not a readable zip; it is damaged or cut short, save it again") from error
 
     def _checked(self, entries: list[zipfile.ZipInfo], size: int) -> dict[str, zipfile.ZipInfo]:
         by_name: dict[str, zipfile.ZipInfo] = {}
@@ -82,7 +82,7 @@ class Archive:
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{label}: not readable ({one_line(error)})") from error
+            raise UserError(f"{label}: not readable; the zip is damaged or cut short") from error
         if size != entry.file_size:
             raise UserError(f"{label}: has {size} bytes, and the zip says {entry.file_size}")
         self._left -= size

@@ -38,6 +38,7 @@ MAX_SIDE = 2048  # pixels of an image on the page; larger ones are scaled down t
 MAX_POINTS = 1000  # of all tracks together
 MAX_RUNS = 2**18  # of a brush: two numbers each of the 2**20 that a request may have
 PNG = "data:image/png;base64,"
+WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}  # of JSON
 
 SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
 """Height and width whose pixels the clip has; its shape is the nearest to the image's."""
@@ -93,7 +94,7 @@ def number(value: Any, name: str, least: float, most: float, whole: bool = False
 def field(body: Any, name: str, kind: type) -> Any:
     """An entry of a JSON object; UserError where it is missing or of another type."""
     if not isinstance(body, Mapping) or not isinstance(body.get(name), kind):
-        raise UserError(f"{name}: expected a {kind.__name__} of that name in the request")
+        raise UserError(f"{name}: expected {WORDS[kind]} of that name in the request")
     return body[name]
 
 
@@ -103,24 +104,34 @@ def parsed(sent: Any) -> Drawing:
     Raises:
         UserError: one line that names what does not fit.
     """
+    image = picture_in(sent)
+    meta = field(sent, "meta", dict)
+    if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
+        raise UserError("draw at least one track, or let the camera move; a single point keeps its place still")
+    _check_count(meta.get("traj_key_points"))
+    brush = brush_in(sent, image)
+    files = sent.get("files") or {}
+    if not isinstance(files, dict) or len(files) > 2:
+        raise UserError("files: expected an object of at most 2 files")
+    beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
+    drawing = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
+    drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
+    return drawing
+
+
+def picture_in(sent: Any) -> np.ndarray:
+    """(H, W, 3) uint8 of the `image` that the browser sent; UserError where it is none."""
     text = field(sent, "image", str)
     if not text.startswith(PNG):
         raise UserError(f"image: expected {PNG}...")
     data = _decoded(text.removeprefix(PNG), "image")
     backdrops.check_side(data, "image", MAX_SIDE)
-    image = read_image(data, "image")
-    meta = field(sent, "meta", dict)
-    if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise UserError("draw at least one track, or let the camera move; a single point keeps its place still")
-    _check_count(meta.get("traj_key_points"))
-    brush = _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
-    files = sent.get("files") or {}
-    if not isinstance(files, dict) or len(files) > 2:
-        raise UserError("files: expected a dict of at most 2 files")
-    beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
-    drawing = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
-    drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
-    return drawing
+    return read_image(data, "image")
+
+
+def brush_in(sent: Any, image: np.ndarray) -> np.ndarray:
+    """(H, W) uint8 of the `runs` that the browser sent; UserError where they do not fill the image."""
+    return _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
 
 
 def drawing_in(body: Any) -> Drawing:
@@ -136,7 +147,7 @@ def shown(drawing: Drawing) -> dict[str, Any]:
     files = drawing.backdrop.files() if drawing.backdrop else {}
     return {
         "image": PNG + _text(file.getvalue()),
-        "runs": _runs(brush if drawing.brush_ids is not None else (brush > 0).astype(np.uint8)),
+        "runs": runs_of(brush if drawing.brush_ids is not None else (brush > 0).astype(np.uint8)),
         "meta": drawing.json(),
         "files": {name: _text(data_of(source)) for name, source in files.items()},
     }
@@ -339,7 +350,8 @@ def _brush(runs: Sequence[Any], height: int, width: int) -> np.ndarray:
     return np.repeat(values.astype(np.uint8), counts).reshape(height, width)
 
 
-def _runs(brush: np.ndarray) -> list[int]:
+def runs_of(brush: np.ndarray) -> list[int]:
+    """[value, count, ...] of a brush, row by row; UserError where they are more than MAX_RUNS."""
     flat = brush.ravel()
     starts = np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])
     if len(starts) > MAX_RUNS:

@@ -33,6 +33,7 @@ class Setting:
         whole: whole numbers alone.
         words: words that may be given instead of a number.
         choices: the values to choose from, instead of a number.
+        unit: of the number.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Setting:
     whole: bool = False
     words: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    unit: str = ""
 
     def read(self, asked: Any) -> Any:
         """What a request has in it.
@@ -68,12 +70,12 @@ KNOWN = {
     for known in (
         Setting("seed", "Seed", 0, *RANGES["seed"], step=1, whole=True),
         Setting("frames", "Frames", 0, *RANGES["frames"], RANGES["frames"], 1, True),
-        Setting("fps", "Frames/s", 8.0, *RANGES["fps"], (1, 30), 1),
+        Setting("fps", "Frames per second", 8.0, *RANGES["fps"], (1, 30), 1),
         Setting("steps", "Steps", 0, 1, 100, (1, 100), 1, True),
         Setting("sigma_max", "Noise at the start", 0, 0.01, 1e6),
-        Setting("first_guidance", "Guidance, start", 0, 0, 20, (0, 10), 0.1),
-        Setting("last_guidance", "Guidance, end", 0, 0, 20, (0, 10), 0.1),
-        Setting("motion_bucket_id", "Motion, px", 0, 0, 500, (0, 100), 0.1),
+        Setting("first_guidance", "Guidance, first frame", 0, 0, 20, (0, 10), 0.1),
+        Setting("last_guidance", "Guidance, last frame", 0, 0, 20, (0, 10), 0.1),
+        Setting("motion_bucket_id", "Amount of motion", 0, 0, 500, (0, 100), 0.1, unit="px"),
         Setting("noise_aug_strength", "Noise on the image", 0, 0, 1),
     )
 }
@@ -103,8 +105,8 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
         *inputs.values(),
-        Setting("size", "Frame size, about", size, choices=tuple(SIZES)),
-        Setting("fit", "Fit", fit, choices=get_args(Fit)),
+        Setting("size", "Frame size", size, choices=tuple(SIZES)),
+        Setting("fit", "Fit of the image", fit, choices=get_args(Fit)),
     ]
 
 

@@ -16,9 +16,10 @@ from fastapi.staticfiles import StaticFiles
 
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import parse_json
-from remoco.page import exchange, form
+from remoco.page import exchange, form, snap
 from remoco.page.guard import Guard, Limit
 from remoco.page.jobs import Studio
+from remoco.unseen import unseen
 
 STATIC = Path(__file__).parent / "static"
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and asked for
@@ -72,6 +73,8 @@ def application(studio: Studio, name: str) -> Guard:
         "/page/control": (studio.control, LARGE),
         "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
         "/page/attach": (exchange.attached, LARGE),
+        "/page/snap": (snap.snapped, LARGE),
+        "/page/unseen": (lambda body: {"line": unseen(studio.pipeline, exchange.picture_in(body))}, LARGE),
         "/page/moving": (partial(exchange.moving, background=studio.background), LARGE),
     }
     slots = _Slots(AT_ONCE, WAITING)

@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
 from remoco.common.errors import BadClip, UserError, one_line, readable
 from remoco.common.json_files import open_regular
 from remoco.common.videos.files import video_files
@@ -108,6 +106,8 @@ def _videos(path: Path, problems: list[str]) -> dict[str, Path]:
 
 def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], list[float]]]:
     """The curves that a report draws, of all event files of the run."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     points: dict[str, dict[int, float]] = {}
     for path in sorted(folder.glob("events.out.tfevents.*")):
         try:

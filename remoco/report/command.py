@@ -17,7 +17,6 @@ from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
 from remoco.common.videos.files import read_video, write_video
 from remoco.common.whole_files import naming, new_folder, write_atomic
 from remoco.report.collect import System, read_system
-from remoco.report.page import page
 from remoco.study.pages import draw_tracks
 
 MAX_FPS = 240.0  # of a video on the page
@@ -35,6 +34,8 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
         bench: Root of the benchmark whose drawn tracks are shown. Default: the one that the runs record.
         clips: Largest number of samples that are shown side by side, spread evenly over all.
     """
+    from remoco.report.page import page
+
     if Path(out).exists() and any(Path(out).iterdir()):
         raise UserError(f"--out {out}: holds files already; expected a new or empty folder")
     if clips < 1:

@@ -8,8 +8,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from remoco.common.errors import UserError, one_line, readable
 from remoco.common.json_files import parse_json, read_json, read_regular
 from remoco.common.whole_files import write_json
@@ -142,6 +140,8 @@ def preference_ratios(people: list[dict[str, Any]]) -> dict[str, dict[str, Any]]
             before = seen.setdefault((person["rater"], pair, question), outcome)
             if before != outcome:
                 raise UserError(f"{person['path']}: {person['rater']} answered pair {pair} twice, and differently")
+    from scipy.stats import binomtest
+
     results = {}
     for question in dict.fromkeys(question for _, _, question in seen):
         outcomes = [outcome for (_, _, asked), outcome in seen.items() if asked == question]

@@ -242,7 +242,8 @@ def test_deep_pictures_are_scaled():
         (np.zeros((3, 8, 8), np.uint8), r"\(3, 8, 8\)"), (np.zeros((8, 8, 3), bool), "bool"),
         (np.full((8, 8, 3), 255.0), "floats outside of 0..1"), (np.full((8, 8, 3), np.nan), "floats outside of 0..1"),
         (np.full((8, 8, 3), -0.1), "floats outside"), (np.zeros((8, 8, 2), np.uint8), r"\(8, 8, 2\)"),
-        (Image.new("F", (8, 8)), "mode F"), (Image.new("I", (8, 8)), "mode I"), (Image.new("LAB", (8, 8)), "mode LAB"),
+        (Image.new("F", (8, 8)), "numbers of 32"), (Image.new("I", (8, 8)), "numbers of 32"),
+        (Image.new("LAB", (8, 8)), "mode LAB"),
     ],
 )  # fmt: skip
 def test_what_is_ambiguous_is_refused_in_one_line(given, named):

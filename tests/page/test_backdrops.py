@@ -194,10 +194,10 @@ def test_files_that_cannot_be_attached_are_one_line(kind, name, data, message):
         ({"driving": "driving.mp4"}, {}, "driving.mp4: no such file beside it"),
         ({"driving": "/etc/passwd"}, {}, "expected the name of a file beside it"),
         ({"driving": "a.mp4"}, {"a.mp4": "&"}, "a.mp4: not base64"),
-        ({"driving": "a.mp4"}, {"a.mp4": 5}, "a.mp4: expected a str"),
+        ({"driving": "a.mp4"}, {"a.mp4": 5}, "a.mp4: expected a text"),
         ({"driving": "a.mp4"}, {"a.mp4": "AAAA"}, "driving: expected a video"),
-        ({"driving": "a.mp4"}, [1], "files: expected a dict"),
-        ({"driving": "a.mp4"}, {str(i): "AAAA" for i in range(9)}, "files: expected a dict of at most 2"),
+        ({"driving": "a.mp4"}, [1], "files: expected an object"),
+        ({"driving": "a.mp4"}, {str(i): "AAAA" for i in range(9)}, "files: expected an object of at most 2"),
     ],
 )
 def test_drawings_whose_scene_cannot_move_are_one_line(meta, files, message):

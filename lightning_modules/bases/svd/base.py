@@ -22,6 +22,7 @@ from lightning_modules.bases.svd.clip import clip_input
 from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, lora_targets, places
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
 from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca
+from lightning_modules.bases.trained_on import read_trained_on
 from lightning_modules.bases.weight_files import config_file, is_hub_id, located
 from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
@@ -91,6 +92,7 @@ class SVD(VideoBase):
             raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
         folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
         base = located(folder, COMPONENTS, self.revision)  # all of them before the first is read
+        self.trained_on = read_trained_on(base)
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
             parts[name] = load_component(base, name, folder)

@@ -5,17 +5,19 @@ from __future__ import annotations
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import av
 import numpy as np
-import torch
-from torch import Tensor
 
 from remoco.common.errors import BadClip
 from remoco.common.videos.decode import pictures, reason
 from remoco.common.videos.mp4 import REPEATABLE, picture_of, set_format
 from remoco.common.videos.picture import watched
 from remoco.common.whole_files import atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BYTES = 2 << 30  # of a whole video's pictures: a clip of seconds, not somebody's film
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".gif")
@@ -54,6 +56,8 @@ def read_frames(path: str | Path, frames: int) -> Tensor:
         raise BadClip(f"{path}: has {len(images)} frames, expected at least {frames} to score")
     if len({picture.shape for picture in images}) > 1:
         raise BadClip(f"{path}: changes its size")
+    import torch  # takes a second, and `--help` of the commands that read videos has no need of it
+
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 

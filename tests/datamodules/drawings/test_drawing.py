@@ -144,7 +144,7 @@ IMAGES = {
     "bomb": (header_of(60000, 60000), "more pixels than"),
     "smaller bomb": (header_of(8000, 9000), "9000 x 8000 pixels"),
     "half": (png(IMAGE)[:2000], "not a readable picture"),
-    "float": (saved(np.zeros((40, 60), np.float32), "TIFF"), "a picture of mode F, expected RGB, grey"),
+    "float": (saved(np.zeros((40, 60), np.float32), "TIFF"), "a picture of numbers of 32 bits, expected RGB, grey"),
 }
 MASKS = {
     "other size": (png(np.zeros((41, 60), np.uint8)), "41 x 60, expected the size of the image, 40 x 60"),
@@ -203,10 +203,10 @@ TRACKS = np.full((2, 5, 2), 7.0)
 ARRAYS = {
     "empty": (b"", "the file is empty"),
     "text": (b"1 2 3", "expected an .npy file"),
-    "pickle": (npy(np.array([[[None, 1]]], dtype=object)), "of object"),
-    "flat": (npy(TRACKS[0]), "expected (N, L, 2) numbers, got shape (5, 2)"),
+    "pickle": (npy(np.array([[[None, 1]]], dtype=object)), "got 1 x 1 x 2 of what is no number"),
+    "flat": (npy(TRACKS[0]), "expected (N, L, 2) numbers, got 5 x 2"),
     "three": (npy(np.zeros((2, 5, 3))), "expected shape (N, L, 2)"),
-    "none": (npy(np.zeros((0, 5, 2))), "expected (N, L, 2) numbers, got shape (0, 5, 2)"),
+    "none": (npy(np.zeros((0, 5, 2))), "expected (N, L, 2) numbers, got 0 x 5 x 2"),
     "words": (npy(np.full((2, 5, 2), "a")), "numbers"),
     "half": (npy(TRACKS)[:-8], "expected 160 bytes"),
     "bomb": (npy(TRACKS, **{"(2, 5, 2)": "(9**9, 5, 2)"}), "tracks.npy"),

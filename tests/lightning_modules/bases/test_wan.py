@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -283,25 +283,33 @@ def test_a_training_step_is_diffusers(net, clips, theirs):
     torch.testing.assert_close(ours, torch.stack(losses).mean(), rtol=1e-9, atol=1e-9)
 
 
-def test_a_guided_step_and_four_steps_are_diffusers(net, theirs):
+@pytest.mark.parametrize("solver", ["euler", "unipc"])
+def test_a_guided_step_and_four_steps_are_diffusers(net, theirs, solver):
     """With guidance 5 from a negative prompt, LoRA at zero and no control; the sigmas are given to both."""
     prompts, negative = (wan.embeddings(theirs, prompt) for prompt in ("red dog", "dog"))
     base, x = net.base, draw(1, 3, 4, 4, 6)
     cond = conditioned(base, text=prompts, negative_text=negative)
-    scheduler = wan.pipeline(RandomWan().build()).scheduler
-    scheduler.set_timesteps(4)
-    times = scheduler.sigmas.double()
+    scheduler = UniPCMultistepScheduler.from_config(theirs.scheduler.config, flow_shift=1.0)  # of shifted times
+    theirs.scheduler.set_timesteps(4)
+    times = theirs.scheduler.sigmas.double()
     sampler = Denoiser(base, net.process)
     start = x / ((1 - times[0]) ** 2 + times[0] ** 2).sqrt()  # the sampler scales what it starts from
     states = []
     with wan.lifted(), torch.no_grad():
         for steps in (1, 4):
             sigmas = (times / (1 - times))[: steps + 1]
-            ours = euler_sample(sampler, start, cond, guidance=(5.0, 5.0), sigmas=sigmas)
+            ours = euler_sample(sampler, start, cond, guidance=(5.0, 5.0), sigmas=sigmas, solver=solver)
             latents = x
+            scheduler.set_timesteps(steps)
+            scheduler.sigmas = times[: steps + 1]
+            scheduler.set_begin_index(0)
             for t, after in zip(times[:steps], times[1 : steps + 1], strict=True):
                 u, c = (velocity(theirs.transformer, latents, t, cond, text) for text in (negative, prompts))
-                latents = latents + (after - t) * (u + 5 * (c - u))
+                guided = u + 5 * (c - u)
+                if solver == "unipc":
+                    latents = scheduler.step(guided, scheduler.timesteps[0], latents).prev_sample
+                else:
+                    latents = latents + (after - t) * guided
             torch.testing.assert_close(ours, latents, rtol=0, atol=1e-9)
             states.append(latents)
     assert not torch.allclose(states[0], x, atol=1e-3)
