@@ -23,12 +23,14 @@ class Conditioning:
         keep: Name in `parts` -> (B,) bool, False where it is dropped; names that are absent are kept.
         frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
             pixels; None where the base has no use for one.
+        given: Number of first latents that are known: the network is given them clean, and they are not in the loss.
     """
 
     parts: dict[str, Tensor]
     control: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     frame: Tensor | None = None
+    given: int = 0
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:
         """The same with dropout.
@@ -55,7 +57,8 @@ class Conditioning:
 
     def followed_by(self, other: Conditioning) -> Conditioning:
         """Both as one batch; the features of the control are the injections', which repeat them for each branch."""
-        return Conditioning({name: torch.cat([value, other.parts[name]]) for name, value in self.parts.items()})
+        parts = {name: torch.cat([value, other.parts[name]]) for name, value in self.parts.items()}
+        return Conditioning(parts, given=self.given)
 
     def kept(self, name: str) -> Tensor:
         """(B, ...) value of a part, zero for the clips that drop it."""

@@ -212,7 +212,7 @@ class VideoModule(LightningModule):
         noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
         keep = uniform(self.seeds(batch, DROPOUT), len(names)).to(self.device, non_blocking=True) >= self.noise.dropout
         cond = self.steer(cond).dropping(keep, names)
-        loss = self.process.loss(self.denoiser(noisy, sigma, cond), clean, sigma).mean()
+        loss = self.process.loss(self.denoiser(noisy, sigma, cond), clean, sigma)[:, cond.given :].mean()
         self.log("train/loss", loss.detach(), batch_size=len(clean))
         self.log("loss", self.shown_loss.push(loss), prog_bar=True, logger=False, batch_size=len(clean))
         return loss

@@ -140,7 +140,7 @@ class VideoBase(nn.Module, ABC):
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
-    grid: ClassVar[Grid] = Grid()
+    grid: Grid = Grid()
     conditionings: ClassVar[tuple[str, ...]] = ()
     unconditional: ClassVar[Mapping[str, str]] = {}
     named_by: ClassVar[tuple[str, ...]] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -54,7 +54,9 @@ def layout_of(cls: Any) -> Callable[[dict[str, Any]], nn.Module]:
     return cls.from_config if hasattr(cls, "from_config") else lambda config: cls(cls.config_class.from_dict(config))
 
 
-def read_streamed(base: Path, name: str, cls: Any, dtypes: Dtypes, called: str) -> tuple[nn.Module, str]:
+def read_streamed(
+    base: Path, name: str, cls: Any, dtypes: Dtypes, called: str, changes: Mapping[str, Any] | None = None
+) -> tuple[nn.Module, str]:
     """A network of diffusers and its `weights_hash`, which is that of the stored weights.
 
     Never more than the network in these dtypes and a few tensors are in memory. Buffers that are not stored are on the
@@ -66,16 +68,17 @@ def read_streamed(base: Path, name: str, cls: Any, dtypes: Dtypes, called: str) 
         cls: Its class.
         dtypes: Name of a weight -> the dtype wanted.
         called: What the user calls the base, for errors.
+        changes: Values that count instead of the configuration's.
 
     Raises:
         UserError: a file or a weight is missing.
     """
     try:
         files = weight_files(base / name, name)
-        check_model(base / name, layout_of(cls))
+        check_model(base / name, lambda config: cls.from_config({**config, **(changes or {})}))
         config = cls.load_config(str(base / name), local_files_only=True)
         with torch.device("meta"):
-            model = cls.from_config(config)
+            model = cls.from_config({**config, **(changes or {})})
         wanted = {key: value.shape for key, value in model.state_dict().items()}
         with ExitStack() as stack:
             opened = [stack.enter_context(safe_open(file, "pt")) for file in files]

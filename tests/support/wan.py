@@ -1,4 +1,4 @@
-"""A tiny Wan 2.1, image to video, in the hub's layout, as diffusers writes it; and diffusers' own functions."""
+"""A tiny Wan, image to video, in the hub's layout, as diffusers writes it; and diffusers' own functions."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,17 +35,21 @@ def pipeline(base: RandomWan) -> WanImageToVideoPipeline:
     """diffusers' own, over a base's networks."""
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
     square = {"height": SIDE, "width": SIDE}
-    processor = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square)
+    images = {
+        "image_processor": CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square),
+        "image_encoder": base.image_encoder,
+    }
+    more = {"expand_timesteps": True} if base.image_encoder is None else images
     pipe = WanImageToVideoPipeline(
-        tokenizer(), text_encoder(), base.vae, scheduler, processor, base.image_encoder, base.transformer
+        tokenizer(), text_encoder(), base.vae, scheduler, transformer=base.transformer, **more
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def write(folder: Path, seed: int = 3) -> Path:
+def write(folder: Path, size: str = "tiny_i2v", seed: int = 3) -> Path:
     """Write all components, with random weights."""
-    pipeline(RandomWan(init_seed=seed).build()).save_pretrained(folder)
+    pipeline(RandomWan(size, seed).build()).save_pretrained(folder)
     return folder
 
 

@@ -1,7 +1,8 @@
-"""Wan 2.1 as a base: loaded from a folder in the hub's layout; its latents, conditioning and prediction."""
+"""Wan as a base: loaded from a folder in the hub's layout; its latents, conditioning and prediction."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -17,22 +18,34 @@ from lightning_modules.bases.base import Grid, Posterior, VideoBase
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast
+from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.network import dtype_of, joined, lora_targets, padded, prepare
-from lightning_modules.bases.wan.weights import COMPONENTS, ENCODER, folder_of, load, save_text
+from lightning_modules.bases.wan.per_frame import use_blocks
+from lightning_modules.bases.wan.weights import (
+    COMPONENTS,
+    ENCODER,
+    TIME,
+    changes_of,
+    config_of,
+    load,
+    networks_of,
+    save_text,
+)
 from lightning_modules.bases.weight_files import config_file, is_hub_id
 from lightning_modules.bases.weights import layout_of, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
-from lightning_modules.process.flow_matching import FlowMatching
+from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
-from remoco.common.tensor_files import read_json
 
 RECOMPUTED = ("none", "all")
-NETWORKS = ("transformer", "vae", "image_encoder")  # what a built base holds
 
 
 class Wan(VideoBase):
-    """Wan 2.1, image to video: transformer, causal VAE and CLIP image encoder.
+    """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
+
+    The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
+    2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
 
     Its text encoder is read once, for the embedding of an empty prompt, and not kept. Other prompts come as embeddings,
     with the clips.
@@ -47,11 +60,10 @@ class Wan(VideoBase):
     Attributes:
         transformer: Denoising transformer.
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
-        image_encoder: CLIP vision model, in at least float32.
+        image_encoder: CLIP vision model, in at least float32; None in TI2V.
         empty: (n, D) embedding of an empty prompt.
     """
 
-    grid = Grid(space=8, step=16, time=4)
     conditionings = ("text",)
     unconditional: ClassVar[Mapping[str, str]] = {"text": "negative_text"}
     named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
@@ -75,41 +87,53 @@ class Wan(VideoBase):
         self.path, self.revision = None if path is None else str(path), revision
         self.trained, self.recompute = trained, recompute
 
+    @functools.cached_property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that a built base holds; reads configurations."""
+        return networks_of(self.config("transformer"), self.config("vae"), str(self.path))
+
+    @functools.cached_property
+    def grid(self) -> Grid:  # type: ignore[override]
+        """Of the autoencoder; reads its configuration."""
+        space = self.config("vae").get("scale_factor_spatial", 8)
+        if space not in (8, 16):
+            raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
+        return Grid(space=space, step=2 * space, time=TIME)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a network."""
+        if self.path is None:
+            raise UserError("base: path is missing, expected a folder or hub id of Wan, image to video")
+        return config_of(self.path, name, self.revision)
+
     def build(self, dtype: torch.dtype = torch.float32) -> Wan:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
         """
-        if self.path is None:
-            raise UserError("base: path is missing, expected a folder or hub id of Wan 2.1, image to video")
-        folder = folder_of(self.path, self.revision)  # all of them before the first is read
-        parts, hashes = load(folder, torch.float32 if self.trained else dtype, self.path)
+        networks = self.networks
+        parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> Wan:
         """Built from the configurations alone; no weights are read."""
-        if self.path is None:
-            return self.build()
-        configs = {}
-        for name in NETWORKS:
-            file = config_file(self.path, name, self.revision)
-            if not is_hub_id(self.path):
-                check_model(file.parent, layout_of(COMPONENTS[name]))
-            configs[name] = read_json(file)
-        return type(self)(**self.arguments).outline(configs)
-
-    def outline(self, configs: Mapping[str, Mapping[str, Any]]) -> Wan:
-        """Networks of these configurations, by name, where the default device is: `meta` for names and shapes."""
-        with torch.device("meta"):
-            made = {name: layout_of(COMPONENTS[name])(dict(configs[name])) for name in NETWORKS}
-            empty = torch.empty(1, made["transformer"].config.text_dim)
-        return self.hold(**made, empty=empty)
+        fresh, made = type(self)(**self.arguments), {}
+        for name in self.networks:
+            changes = changes_of(self.networks) if name == "transformer" else {}
+            config = self.config(name) | changes
+            if not is_hub_id(str(self.path)):
+                file = config_file(str(self.path), name, self.revision)
+                check_model(file.parent, lambda _, cls=COMPONENTS[name], config=config: layout_of(cls)(config))
+            with torch.device("meta"):
+                made[name] = layout_of(COMPONENTS[name])(config)
+        return fresh.hold(**made, empty=torch.empty(1, made["transformer"].config.text_dim, device="meta"))
 
     def hold(
         self,
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan,
-        image_encoder: CLIPVisionModel,
+        image_encoder: CLIPVisionModel | None = None,
+        *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
     ) -> Wan:
@@ -118,11 +142,13 @@ class Wan(VideoBase):
         Args:
             transformer: Transformer of diffusers.
             vae: Autoencoder of diffusers.
-            image_encoder: Image encoder of transformers.
+            image_encoder: Image encoder of transformers, where there is one.
             empty: (n, D) embedding of an empty prompt.
             hashes: Of the stored weights, by name; by default they are taken here.
         """
         prepare(transformer)
+        if image_encoder is None:
+            use_blocks(transformer)
         vae.use_slicing = True  # a clip at a time
         self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
         self.requires_grad_(False).eval()
@@ -134,7 +160,7 @@ class Wan(VideoBase):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
-        taken = hashes or {name: weights_hash(getattr(self, name)) for name in NETWORKS} | {
+        taken = hashes or {name: weights_hash(getattr(self, name)) for name in self.networks} | {
             ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(empty)}))
         }
         self.hashes = dict(taken)
@@ -147,7 +173,7 @@ class Wan(VideoBase):
         Args:
             folder: Made here.
         """
-        for name in NETWORKS:
+        for name in self.networks:
             getattr(self, name).save_pretrained(folder / name)
         save_text(self.empty, self.hashes[ENCODER], folder)
 
@@ -156,12 +182,12 @@ class Wan(VideoBase):
         return {"transformer": self.transformer}
 
     def process(self) -> FlowMatching:
-        """Flow matching with the shift of 480 lines."""
-        return FlowMatching(3.0)
+        """Flow matching with the authors' shift for 480 lines, and for TI2V."""
+        return FlowMatching(3.0 if "image_encoder" in self.networks else 5.0)
 
     def usual(self) -> tuple[int, int, int]:
-        """Of the weights for 480 lines."""
-        return 81, 480, 832
+        """Of the weights for 480 lines, and of TI2V."""
+        return (81, 480, 832) if "image_encoder" in self.networks else (121, 704, 1280)
 
     # Latents
 
@@ -220,18 +246,18 @@ class Wan(VideoBase):
             noise: None.
         """
         first = to_float(batch["first_frame"], self.arithmetic())
-        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
-        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
         empty = self.empty_text(len(first))
         text, negative = batch.get("text"), batch.get("negative_text")
-        return Conditioning(
-            {
-                "text": empty if text is None else padded(text, batch.get("text_length")),
-                "negative_text": empty if negative is None else padded(negative),
-                "image_embedding": self.embed_image(first),
-                "y": joined(latents, batch["frames"], self.grid.time),
-            }
-        )
+        texts = {
+            "text": empty if text is None else padded(text, batch.get("text_length")),
+            "negative_text": empty if negative is None else padded(negative),
+        }
+        if self.image_encoder is None:
+            return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
+        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
+        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
+        y = joined(latents, batch["frames"], self.grid.time)
+        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y})
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""
@@ -243,6 +269,8 @@ class Wan(VideoBase):
         text = cond.parts["text"]
         if cond.keep is not None and "text" in cond.keep:
             text = torch.where(cond.keep["text"][:, None, None], text, self.empty_text(len(text)).to(text.dtype))
+        if self.image_encoder is None:
+            return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
         inputs = torch.cat([noisy.to(dtype), cond.parts["y"].to(dtype)], dim=2)
         with without_autocast(inputs):
             return self.transformer(
@@ -253,6 +281,16 @@ class Wan(VideoBase):
                 return_dict=False,
             )[0].transpose(1, 2)
 
+    def _after_first(self, noisy: Tensor, time: Tensor, first: Tensor, text: Tensor) -> Tensor:
+        """TI2V's prediction; for the first latent, which it is given, what leads there in one step."""
+        inputs = torch.cat([first.to(text.dtype), noisy[:, 1:].to(text.dtype)], dim=1)
+        times = time[:, None].repeat(1, noisy.shape[1])
+        times[:, 0] = 0
+        with without_autocast(inputs):
+            out = per_frame.predict(self.transformer, inputs.transpose(1, 2), times, text).transpose(1, 2)
+        straight = (noisy[:, :1] - first) * (TIMES / time.to(noisy.dtype)).view(-1, 1, 1, 1, 1)
+        return torch.cat([straight, out[:, 1:].to(noisy.dtype)], dim=1)
+
     # Control
 
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
@@ -261,7 +299,7 @@ class Wan(VideoBase):
 
     def beside(self) -> list[nn.Module]:
         """Image encoder and VAE."""
-        return [self.image_encoder, self.vae]
+        return [part for part in (self.image_encoder, self.vae) if part is not None]
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Block by block: all have the same code, which is compiled once."""
