@@ -92,15 +92,18 @@ class Place:
 
     Attributes:
         name: `GROUP.INDEX`, under which the place's weights are stored.
-        module: Its output (n*B*F, C, h, w) is what the control is added to; n branches of guidance share a clip's.
+        module: What the control is added to is its output, maps (n*B*F, C, h, w), or its first positional input, tokens
+            (n*B, F h w, C); n branches of guidance share a clip's.
         channels: C.
         level: Index in the base's `levels()`.
+        layout: `maps` or `tokens`, the same for all places of a base.
     """
 
     name: str
     module: nn.Module
     channels: int
     level: int
+    layout: Literal["maps", "tokens"] = "maps"
 
 
 class Posterior(NamedTuple):

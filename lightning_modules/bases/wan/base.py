@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Grid, Posterior, VideoBase
+from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast
@@ -39,6 +39,7 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
 RECOMPUTED = ("none", "all")
+FEATURE_LEAST, FEATURE_MOST = 32, 256  # channels of the control's features
 
 
 class Wan(VideoBase):
@@ -292,6 +293,26 @@ class Wan(VideoBase):
         return torch.cat([straight, out[:, 1:].to(noisy.dtype)], dim=1)
 
     # Control
+
+    def levels(self) -> list[Level]:
+        """Down to one feature for each token: of four frames and 16 x 16 pixels, in TI2V 32 x 32.
+
+        The finer ones are on the way there.
+        """
+        width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+        most = max(FEATURE_LEAST, min(FEATURE_MOST, width // 8 // FEATURE_LEAST * FEATURE_LEAST))
+        halvings = (self.grid.step // 8).bit_length() - 1
+        finer = [Level(max(FEATURE_LEAST, most >> (halvings - n)), 8 * 2**n) for n in range(halvings)]
+        return [*finer, Level(most, self.grid.step, self.grid.time)]
+
+    def places(self) -> list[Place]:
+        """What enters the self-attention of each block, after the adaptive norm: the residual stream is untouched."""
+        coarsest = (self.grid.step // 8).bit_length() - 1
+        blocks = self.transformer.blocks
+        return [
+            Place(f"blocks.{index}", block.attn1, block.attn1.inner_dim, coarsest, "tokens")
+            for index, block in enumerate(blocks)
+        ]
 
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
         """In the transformer's blocks, see `network.lora_targets`."""

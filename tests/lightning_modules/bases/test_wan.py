@@ -409,10 +409,7 @@ def test_another_base_is_refused(run, clips, tmp_path):
         )
 
 
-def test_injections_that_need_places_are_one_line(clips):
-    made = MotionControlModule(RandomWan(), RegionWise(), Control(["modulation"], None))
-    with pytest.raises(UserError, match="RandomWan has no places for"):
-        made.configure_model()
+def test_an_injection_that_needs_a_frame_for_each_latent_is_one_line():
     with pytest.raises(UserError, match="warp needs a base whose first-frame latent"):
         MotionControlModule(RandomWan(), RegionWise(), Control(["warp"], None))
 
