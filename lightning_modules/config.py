@@ -61,6 +61,8 @@ class Control:
     flow_scale: Factor = 1.0
     """Factor on the motion encoder's first weights of dx and dy. Below 1 it balances displacements in pixels against
     the mask, which is 0 or 1."""
+    every: Count = 1
+    """Of the base's places, use the first and every so many after it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.injection, list) or not all(isinstance(kind, str) for kind in self.injection):
@@ -69,6 +71,7 @@ class Control:
             raise UserError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
         if self.lora not in ("attention", "linear", None):
             raise UserError(f"control.lora is {self.lora!r:.60}, expected attention, linear or null")
+        within("control.every", self.every, 1, 2**31 - 1, whole=True)
         within("control.rank", self.rank, 1, MOST_RANK, whole=True)
         within("control.flow_scale", self.flow_scale, 0, MOST_SIGMA)
 
@@ -76,7 +79,7 @@ class Control:
         """The settings that a checkpoint must share."""
         return {
             "injection": list(self.injection), "lora": self.lora, "lora_rank": self.rank if self.lora else None,
-        }  # fmt: skip
+        } | ({} if self.every == 1 else {"every": self.every})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ class Controller:
     def __init__(self, base: VideoBase, control: Control, seed: int = 0):
         kinds = [injection_class(kind) for kind in control.injection]
         placed = any(hasattr(kind, "coefficients") for kind in kinds)
-        levels, places = base.levels(), base.places()
+        levels, places = base.levels(), base.places()[:: control.every]
         if placed and not (levels and places):
             raise UserError(f"control.injection: {type(base).__name__} has no places for {control.injection}")
         widths = [level.channels for level in levels]

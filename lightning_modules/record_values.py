@@ -54,6 +54,7 @@ ARCHITECTURE: dict[str, tuple[Check, str]] = {
     ),
     "lora": (one_of(None, "attention", "linear"), "attention, linear or null"),
     "lora_rank": (_or_none(whole(1, MAX_RANK)), f"a whole number from 1 to {MAX_RANK}"),
+    "every": (whole(1, 2**31 - 1), "a whole number of at least 1"),
     "train_base": (one_of(True, False), "true or false"),
 }
 BASE: dict[str, tuple[Check, str]] = {

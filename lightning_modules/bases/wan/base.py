@@ -183,8 +183,8 @@ class Wan(VideoBase):
         return {"transformer": self.transformer}
 
     def process(self) -> FlowMatching:
-        """Flow matching with the authors' shift for 480 lines, and for TI2V."""
-        return FlowMatching(3.0 if "image_encoder" in self.networks else 5.0)
+        """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
+        return FlowMatching(5.0)
 
     def usual(self) -> tuple[int, int, int]:
         """Of the weights for 480 lines, and of TI2V."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,10 @@ from lightning_modules.control.motion_encoder import Fold, MotionEncoder
 from lightning_modules.control.tokens import KINDS, TokenInjection
 from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.process import FlowMatching
+from remoco import configs
 from remoco.common.errors import UserError
+from remoco.training import Unstarted
 from tests.support.modules import data, perturb, trainer
 from tests.support.same import same
 
@@ -215,3 +220,36 @@ def test_in_bfloat16_it_is_near_float32_and_trains(tmp_path):
     trainer(tmp_path, 2, precision="bf16-mixed").fit(net, data(tmp_path, **clips))
     assert net.base.transformer.blocks[0].attn1.to_q.base_layer.weight.dtype == torch.bfloat16
     assert net.injections[0]._weights[0].project.weight.any()
+
+
+def test_places_of_every_second_block(tmp_path):
+    net = MotionControlModule(RandomWan(), RegionWise(), Control(["add"], None, every=2))
+    net.plan = Plan(adamw(lr=1e-2))
+    trainer(tmp_path, 1).fit(net, data(tmp_path, frames=5, clips=4, val_clips=2))
+    assert [name for name in net.trained() if "injections" in name] == [
+        f"injections.0.blocks.0.project.{part}" for part in ("weight", "bias")
+    ]
+    pipe = MotionControlPipeline.from_checkpoint(tmp_path / "last.ckpt")
+    assert pipe.module.control.every == 2 and len(pipe.module.injections[0]._weights) == 1
+    with pytest.raises(UserError, match="control.every is 0, expected"):
+        Control(every=0)
+
+
+@pytest.mark.parametrize(
+    "name, path, shift, steps, clip",
+    [
+        ("wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 3.0, 40, (81, 480, 832)),
+        ("wan_ti2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0, 50, (121, 704, 1280)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LightningCLI's args")
+def test_the_recipes_have_the_authors_settings(name, path, shift, steps, clip):
+    words = ["fit", "--config", f"configs/{name}.yaml", "--data", "datamodules.SpritesDataModule"]  # shards are yours
+    built = Unstarted(configs.resolved(words))
+    net, shape = built.model, built.datamodule.shape
+    assert net.base.arguments == {"path": path, "revision": None, "trained": False, "recompute": "all"}
+    assert net.process.record()["init_args"] == {"shift": shift, "weight": "uniform"}
+    assert (net.noise.mean, net.noise.std) == (math.log(shift), 1.0)
+    assert net.sampling == Sampling(steps, FlowMatching.highest, (5.0, 5.0), {}, "unipc")
+    assert (shape.frames, shape.height, shape.width) == clip
+    assert net.control == Control(["modulation"], "attention", 32)
