@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/installed
 QUICKSTART := runs/quickstart
 
-.PHONY: test-cpus install lint demo fit test test-slow test-long
+.PHONY: test-cpus install lint docs demo fit test test-slow test-long
 install: $(READY)
 
 # installed again only when what is to be installed changes. `remoco` is what remoco-video was called: it goes first, for uninstalled
@@ -24,6 +24,15 @@ lint: $(VENV)/lint
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+$(VENV)/docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	touch $@
+
+# a link that leads nowhere, or a page that the menu lacks, is an error; the variable keeps an advertisement out of the output
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The site is in site/: open site/index.html, or serve it with python3 -m http.server -d site."
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)

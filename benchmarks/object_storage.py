@@ -26,9 +26,9 @@ from typing import Any
 import harness
 
 from datamodules import WebVidDataModule
+from datamodules.scenes.clips import sprite
 from datamodules.shards import ClipShape, write_index
 from datamodules.shards.writer import ShardWriter
-from datamodules.sprites import sprite
 
 SHAPE = ClipShape(frames=16, height=32, width=48, fps=8.0)
 FULL_SIZE = 670e3  # bytes of a clip of 16 x 320 x 512, what benchmarks/loader.py finds

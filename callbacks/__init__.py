@@ -8,7 +8,7 @@ from callbacks.evaluation import Evaluation
 from callbacks.last_checkpoint import LastCheckpoint
 from callbacks.model_table import ModelTable
 from callbacks.predictions import PredictionWriter
-from callbacks.run_folder import RunFolder, SaveRunConfig, run_folder
+from callbacks.run_folder import RunFolder, SaveRunConfig
 from callbacks.samples import Samples
 from callbacks.throughput import Throughput
 from callbacks.video_metrics import VideoMetrics
@@ -29,5 +29,4 @@ __all__ = [
     "Throughput",
     "VideoMetrics",
     "resolve_checkpoint",
-    "run_folder",
 ]

@@ -124,9 +124,11 @@ class Benchmark(Callback):
         if path.is_file():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        pipeline = MotionControlPipeline(pl_module)
+        pipeline.set_progress_bar_config(disable=True)  # the trainer has its own
         with sampling(trainer, pl_module):
             try:
-                output = MotionControlPipeline(pl_module)(
+                output = pipeline(
                     pair.drawing,
                     height=pair.drawing.size[0],
                     width=pair.drawing.size[1],

@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent: atomic writing, safe reading, and finding `last` and `best` by name."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,17 +95,32 @@ class BestCheckpoint(ModelCheckpoint):
         super().load_state_dict(state_dict)
 
 
-def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None) -> str | None:
+def resolve_checkpoint(trainer: Trainer, ckpt_path: str | None, may_start: bool = False) -> str | None:
     """Turn `last` and `best` into the file in the trainer's run folder; leave anything else as it is.
 
     Lightning itself only warns when there is no last checkpoint, and knows `best` only in the process that made it.
 
+    Args:
+        trainer: Its loggers say where the run folder is.
+        ckpt_path: As on the command line.
+        may_start: Whether `last` is None where the run has no checkpoint at all. What is there under the name is
+            returned, whatever it is: a damaged file is reported where it is read, never skipped.
+
     Raises:
-        UserError: the run folder has no such checkpoint.
+        UserError: the run folder has no such checkpoint, or, with `may_start`, other ones alone.
     """
     if ckpt_path not in ("last", "best"):
         return ckpt_path
     path = run_folder(trainer) / "checkpoints" / f"{ckpt_path}.ckpt"
+    if may_start and ckpt_path == "last":
+        if os.path.lexists(path):
+            return str(path)
+        if not (others := sorted(other.name for other in path.parent.glob("*.ckpt"))):
+            return None
+        raise UserError(
+            f"ckpt_path last: {path.parent} holds {others[0]}, but no last.ckpt; give the path of the one to continue "
+            "from, or start a new run without --ckpt_path"
+        )
     if not path.is_file():
         raise UserError(f"ckpt_path {ckpt_path}: there is no checkpoint {path}")
     return str(path)

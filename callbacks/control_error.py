@@ -132,7 +132,8 @@ class ControlErrors(Reader):
         self._true_known = bool(results)
         if not results or not trainer.is_global_zero:
             return
-        lines = [f"Control error in px, {counts['']} clips, step {trainer.global_step}:"]
+        step = f", step {trainer.global_step}" if trainer.state.fn == "fit" else ""  # it knows it in a fit alone
+        lines = [f"Control error in px, {counts['']} clips{step}:"]
         lines += [f"  {shown(values[kind], 2):>9}  {text}" for kind, text in KINDS.items() if counts[kind]]
         rank_zero_print("\n".join(lines))
         if keeps_files(trainer):

@@ -24,7 +24,7 @@ class Evaluation(Callback):
         samples: Strips to look at.
         metrics: FVD, FID and others.
         control_errors: How far objects are from their tracks, for data that know these.
-        every_n_validations: Run at every n-th validation of a fit; `validate` and `test` always run.
+        every_n_validations: Run at every n-th validation of a fit; `validate`, `test` and `fast_dev_run` always run.
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class Evaluation(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, with this rank's share of the clips."""
-        due = trainer.state.fn != "fit" or (self._validations + 1) % self.every_n_validations == 0
+        alone = trainer.state.fn != "fit" or trainer.fast_dev_run  # no later validation would do it
+        due = alone or (self._validations + 1) % self.every_n_validations == 0
         self._begin(trainer, pl_module, list(self.parts().values()) if due and not trainer.sanity_checking else [])
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

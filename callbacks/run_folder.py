@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
@@ -13,6 +14,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from tqdm import tqdm
 
 from callbacks.loggers import log_hyperparameters
 from remoco.common.errors import UserError
@@ -223,7 +225,8 @@ class SaveRunConfig(SaveConfigCallback):
 @rank_zero_only
 def rank_zero_print(text: str) -> None:
     """Print on rank 0: what a person started the command for, so not a log message that can be filtered out."""
-    print(text, flush=True)
+    tqdm.write(text)  # above a progress bar, not in it
+    sys.stdout.flush()
 
 
 def keeps_files(trainer: Trainer) -> bool:

@@ -91,7 +91,7 @@ class Samples(Reader):
         return trainer.global_step or self.loaded_step
 
     def _due(self, trainer: Trainer) -> bool:
-        return not trainer.fast_dev_run and self._step(trainer) != self.sampled_at
+        return self._step(trainer) != self.sampled_at
 
     def _write(self, trainer: Trainer, pl_module: LightningModule, pairs: list[Pair]) -> None:
         step = self._step(trainer)
@@ -102,15 +102,19 @@ class Samples(Reader):
 
     def _write_strips(self, trainer: Trainer, pl_module: LightningModule, pairs: list[Pair], step: int) -> None:
         start = time.perf_counter()
-        folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        clear_leftovers(folder)
         strips, narrow = [], []
-        for index, (batch, pair) in enumerate(zip(self._batches, pairs)):
+        for batch, pair in zip(self._batches, pairs):
             panels, title = self._panels(pl_module, batch, *pair), f"step {step}   {batch['key'][0]}"
             strips.append(strip(panels, title))
             narrow.append(strip(panels, title, columns=2))  # TensorBoard's cards are some 400 pixels wide
-            write_mp4(folder / f"clip-{index:02d}.mp4", strips[-1], self.fps)
+        if trainer.fast_dev_run:  # a trial of all that a run does, but for its files
+            rank_zero_print(f"Sampled {len(strips)} clips; fast_dev_run writes no files")
+            return
+        folder = run_folder(trainer) / "samples" / f"step-{step:06d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(folder)
+        for index, moving in enumerate(strips):
+            write_mp4(folder / f"clip-{index:02d}.mp4", moving, self.fps)
         write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
             for index in range(len(strips)):

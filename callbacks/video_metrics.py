@@ -28,7 +28,7 @@ class VideoMetrics(Reader):
 
     A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the literature's networks,
     `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
-    only. The protocol (network, resize, frames, n, reference) is printed, logged as text beside each number, and
+    only. The protocol (network, resize, frames, n, reference) is printed once, logged as text beside each number, and
     written to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and
     not on the module, whose checkpoints their networks would fill.
 
@@ -66,6 +66,7 @@ class VideoMetrics(Reader):
         self.clips = clips
         self.mask_ratio = mask_ratio
         self.reference = reference
+        self._said: dict[str, str] = {}  # the protocols that were printed: once in a run
 
     def setup(self, pl_module: LightningModule) -> None:
         """Load the networks, so that a wrong file is found before training."""
@@ -146,7 +147,9 @@ class VideoMetrics(Reader):
             name = f"{stage}/{metric.name}"
             # equal on all ranks already; sync_dist keeps Lightning quiet
             pl_module.log(name, torch.tensor(result["value"], device=pl_module.device), sync_dist=True)
-            rank_zero_print(f"{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
+            said = "" if self._said.get(name) == result["protocol"] else f"   [{result['protocol']}]"
+            self._said[name] = result["protocol"]
+            rank_zero_print(f"{name} = {shown(result['value'], 4)}{said}")
             if trainer.is_global_zero:
                 log_protocol(trainer, name, result["protocol"])
         if trainer.is_global_zero and keeps_files(trainer):

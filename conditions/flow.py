@@ -12,6 +12,7 @@ from torch import Tensor
 from remoco.common.errors import UserError
 
 MOTION_NORMS = ("l2", "squared")
+"""What of a displacement is averaged over a clip for its motion mask: its length, as in the paper, or its square."""
 
 
 def flow_to_pixels(flow: Tensor, step: Tensor | float | None = None) -> Tensor:

@@ -59,7 +59,8 @@ def track_points(track: ArrayLike, name: str) -> np.ndarray:
     if points.size == 0:
         raise UserError(f"{name}: expected at least one point, got none")
     if points.ndim != 2 or points.shape[1] != 2:
-        raise UserError(f"{name}: expected shape (n, 2) as x, y, got {points.shape}")
+        hint = "; tracks are a list, each of them a list of points" if points.shape == (2,) else ""
+        raise UserError(f"{name}: expected shape (n, 2) as x, y, got {points.shape}{hint}")
     if not np.isfinite(points).all():
         wrong = points[~np.isfinite(points).all(axis=1)][0].tolist()
         raise UserError(f"{name}: expected finite points, got x, y = {wrong}")

@@ -1,7 +1,14 @@
 """Clips in, batches out. Names are imported on first use, so that a loader's workers do not import lightning."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datamodules.bench.datamodule import BenchmarkDataModule
+    from datamodules.photos import PhotosDataModule
+    from datamodules.sprites import SpritesDataModule
+    from datamodules.webvid import WebVidDataModule
+    from remoco.common.errors import BadClip, UserError
 
 _HOME = {
     "WebVidDataModule": "datamodules.webvid",
@@ -11,7 +18,7 @@ _HOME = {
     "BadClip": "remoco.common.errors",
     "UserError": "remoco.common.errors",
 }
-__all__ = list(_HOME)
+__all__ = ["BadClip", "BenchmarkDataModule", "PhotosDataModule", "SpritesDataModule", "UserError", "WebVidDataModule"]
 
 
 def __getattr__(name: str) -> Any:

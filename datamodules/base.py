@@ -139,7 +139,8 @@ class ClipDataModule(LightningDataModule):
         values = {"seed": self.seed, "batch_size": self.batch_size, **vars(self.shape)}
         if self.train_set is not None:
             shards = self.train_set.shards
-            values |= {"clips": len(shards), "shards": shards.digest, "latents": self.train_set.use_latents}
+            values |= {"clips": len(shards), "latents": self.train_set.use_latents}
+            values |= {} if shards.digest is None else {"shards": shards.digest}
         return values
 
     # Position

@@ -13,7 +13,8 @@ import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from datamodules.order import Order
-from datamodules.shards import Shards, samples
+from datamodules.shards import samples
+from datamodules.shards.format import Clips
 from remoco.common.errors import BadClip, UserError
 
 ATTEMPTS = 16
@@ -32,7 +33,7 @@ class ClipDataset(Dataset):
         decoder: decoder of the video, `pyav` or `decord`.
     """
 
-    def __init__(self, shards: Shards, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:
+    def __init__(self, shards: Clips, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:
         self.shards, self.order, self.use_latents, self.decoder = shards, order, use_latents, decoder
         self._latent_shapes: list[tuple[int, ...]] = []
 

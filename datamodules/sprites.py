@@ -1,37 +1,37 @@
-"""The synthetic set: sprites with exact tracks, written as shards by the same writer as real videos."""
+"""The synthetic set: sprites with exact tracks, made as they are needed or written as shards."""
 
 import hashlib
 import os
 import shutil
 import time
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from tqdm import tqdm
 
 from datamodules.base import ClipDataModule
-from datamodules.scenes.plain import plain_scene
-from datamodules.scenes.scene import Scene, random_scene, render, tracks
-from datamodules.scenes.varied import varied_scene
-from datamodules.shards import ClipShape, samples, write_index
+from datamodules.dataset import ClipDataset
+from datamodules.made_once import MadeOnce
+from datamodules.order import Order
+from datamodules.scenes.clips import CLIPS_PER_SHARD, VERSION, MadeClips, SceneKind, key_of, sprite
+from datamodules.shards import ClipShape, write_index
 from datamodules.shards.writer import ShardWriter
 from remoco.common.errors import UserError
 from remoco.common.whole_files import json_bytes, sync_folder, write_atomic
 
-VERSION = 4
-CLIPS_PER_SHARD = 64
 MAX_CLIPS = 1_000_000
 ABANDONED = 3600  # seconds without a change; one clip takes less than one
-SceneKind = Literal["textured", "plain", "varied"]
 
 
 class SpritesDataModule(ClipDataModule):
     """Objects that move over a background, with exact flow and visibility.
 
-    `prepare_data` writes the set once, into a folder of `root` that is named after its settings. Later runs reuse it.
+    A clip is made when a run first needs it and kept until the run ends, for all loader workers and ranks of a machine
+    (`datamodules.made_once`). With a `root` the set is written as shards before the first step, and later runs read it.
+    The batches are the same.
 
     Args:
-        root: Folder that holds the sets.
+        root: Folder of written sets, each in a folder that is named after its settings. Default: nothing is written.
         scene: Kind of scene. `textured` has several textured objects over a panning or zooming background. `plain` has
             one shaded disc or box on a bent path over a still gradient. `varied` has one to three textured objects, of
             which some move; the camera moves in half of the clips. In plain and varied sets the second, fourth, ...
@@ -54,7 +54,7 @@ class SpritesDataModule(ClipDataModule):
 
     def __init__(
         self,
-        root: str = "data/sprites",
+        root: str | None = None,
         scene: SceneKind = "textured",
         clips: int = 48,
         val_clips: int = 8,
@@ -80,15 +80,18 @@ class SpritesDataModule(ClipDataModule):
         self.data_seed = data_seed
         self.scene: SceneKind = scene
         digest = hashlib.sha256(json_bytes(self._config())).hexdigest()[:8]
-        self.folder = Path(root) / f"{frames}x{height}x{width}-{clips}+{val_clips}-{digest}"
+        name = f"{frames}x{height}x{width}-{clips}+{val_clips}-{digest}"
+        self.folder = None if root is None else Path(root) / name
 
     def _config(self) -> dict[str, Any]:
         config = {"version": VERSION, "data_seed": self.data_seed, "counts": self.counts, **vars(self.shape)}
         return config if self.scene == "textured" else {**config, "scene": self.scene}
 
     def prepare_data(self) -> None:
-        """Write the set unless it is there. Several processes may do so at once: the first one to finish wins."""
-        if (self.folder / "config.json").exists():
+        """With a `root`, write the set there unless it is there. Several processes may do so at once: the first one to
+        finish wins.
+        """
+        if self.folder is None or (self.folder / "config.json").exists():
             return
         _clear_killed(self.folder)
         temporary = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.tmp")
@@ -96,8 +99,7 @@ class SpritesDataModule(ClipDataModule):
         try:
             with tqdm(total=sum(self.counts.values()), desc="sprites", unit="clip") as bar:
                 for split, count in self.counts.items():
-                    seed = [self.data_seed, list(self.counts).index(split)]
-                    write_split(temporary / split, self.scene, self.shape, seed, count, bar)
+                    write_split(temporary / split, self.scene, self.shape, self._seed(split), count, bar)
             write_atomic(temporary / "config.json", json_bytes(self._config()))
             try:
                 os.replace(temporary, self.folder)
@@ -108,11 +110,34 @@ class SpritesDataModule(ClipDataModule):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
+    def _seed(self, split: str) -> list[int]:
+        return [self.data_seed, list(self.counts).index(split)]
+
     def setup(self, stage: str | None = None) -> None:
-        """Open the set that `prepare_data` wrote."""
+        """Open the set that `prepare_data` wrote, or the one that is made as it is needed."""
         if self.train_set is None:
-            self.train_set = self.open_shards(str(self.folder / "train"), train=True)
-            self.val_set = self.open_shards(str(self.folder / "val"), train=False)
+            self.train_set, self.val_set = self._open("train"), self._open("val")
+
+    def _open(self, split: str) -> ClipDataset:
+        if self.folder is not None:
+            return self.open_shards(str(self.folder / split), train=split == "train")
+        clips = MadeClips(self.shape, self.scene, self._seed(split), self.counts[split])
+        if self.trainer is not None:
+            _share(clips.made, self.trainer)
+        return ClipDataset(clips, Order(clips.counts, self.seed, shuffle=split == "train"))
+
+    def settings(self) -> dict[str, Any]:
+        """What the samples of a run depend on beside the position."""
+        return {**super().settings(), "scene": self.scene, "data_seed": self.data_seed}
+
+
+def _share(made: MadeOnce, trainer: Any) -> None:
+    """One store for the ranks of a machine: that of its first one."""
+    per_node = trainer.world_size // trainer.num_nodes
+    for node in range(trainer.num_nodes if per_node > 1 else 0):  # all ranks take part in each broadcast
+        address = trainer.strategy.broadcast(made.address, src=node * per_node)
+        if node == trainer.node_rank:
+            made.join(address)
 
 
 def _clear_killed(folder: Path) -> None:
@@ -130,25 +155,7 @@ def write_split(folder: Path, kind: SceneKind, shape: ClipShape, seed: list[int]
     for first in range(0, count, CLIPS_PER_SHARD):
         with ShardWriter(folder / f"{first // CLIPS_PER_SHARD:05d}.tar") as writer:
             for number in range(first, min(count, first + CLIPS_PER_SHARD)):
-                writer.write(f"sprite-{number:06d}", sprite(shape, [*seed, number], kind))
+                writer.write(key_of(number), sprite(shape, [*seed, number], kind))
                 bar.update()
         entries.append(writer.entry)
     write_index(folder, shape, entries)
-
-
-def sprite(shape: ClipShape, seed: list[int], kind: SceneKind = "textured") -> dict[str, bytes]:
-    """The members of one synthetic clip."""
-    scene = scene_of(shape, seed, kind)
-    flow, visibility = tracks(scene)
-    source = {"name": "sprites", "seed": seed, "start": 0.0}
-    tracker = {"name": "exact", "version": str(VERSION)}
-    return samples.encode(render(scene), flow, visibility, shape.fps, source, tracker, scene.caption)
-
-
-def scene_of(shape: ClipShape, seed: list[int], kind: SceneKind) -> Scene:
-    """The scene of a clip; `seed` ends with the clip's number."""
-    size = shape.frames, shape.height, shape.width
-    if kind == "textured":
-        return random_scene(seed, *size)
-    draw_scene = plain_scene if kind == "plain" else varied_scene
-    return draw_scene([*seed[:-1], seed[-1] // 2], [*seed, 1], *size)

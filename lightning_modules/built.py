@@ -1,17 +1,18 @@
-"""A module from its record and its tensors."""
+"""A module from its record and its tensors, or from an adapter file and what a caller says of it."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 
 from conditions import Condition
 from lightning_modules import checkpoint, record_values
-from lightning_modules.config import Control, Noise, Sampling
+from lightning_modules.config import Control, Noise, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.process.base import NoiseProcess
 from lightning_modules.restorable import check_tensors
@@ -19,7 +20,11 @@ from remoco.common.errors import UserError
 
 
 def built(
-    record: dict[str, Any], state: dict[str, torch.Tensor], path: str | None, dtype: torch.dtype
+    record: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    path: str | None,
+    dtype: torch.dtype,
+    variant: str | None = None,
 ) -> tuple[MotionControlModule, dict[str, Any]]:
     """The module of a record and its tensors, and what the record says beyond the module.
 
@@ -30,6 +35,7 @@ def built(
         state: The tensors.
         path: Where the base is now, if not where the record says.
         dtype: Dtype of the frozen networks.
+        variant: Variant of the base's weights, if not the one that the record says.
     """
     from lightning_modules.expected import check_expected, named_base  # diffusers takes seconds, for `--help` too
 
@@ -41,7 +47,8 @@ def built(
     for kind in architecture.get("injection") or []:
         if "." in kind and kind.rpartition(".")[0] not in sys.modules:
             raise UserError(f"injection: {kind} is not imported; import its module before, if you trust it")
-    base, start = named_base(record["base"], path, **({"trained": True} if architecture.get("train_base") else {}))
+    trained = {"trained": True} if architecture.get("train_base") else {}
+    base, start = named_base(record["base"], path, variant, **trained)
     record_values.check_sampling(record, base, "the checkpoint")
     sampling = dict(record.get("sampling") or {})
     settings = {
@@ -64,6 +71,29 @@ def built(
     module.on_load_checkpoint({checkpoint.KEY: record, "state_dict": state})
     module.load_state_dict(state, strict=False)
     return module, sampling
+
+
+def of_adapter(
+    path: str | Path,
+    svd: str,
+    condition: Condition,
+    lora: Literal["attention", "linear"],
+    dtype: torch.dtype,
+    variant: str | None,
+) -> MotionControlModule:
+    """The module of an adapter file; the arguments are those of `MotionControlPipeline.from_adapter`."""
+    from lightning_modules.bases import base_at
+    from lightning_modules.expected import check_adapter
+    from lightning_modules.released.files import read_adapter
+
+    parts = read_adapter(path)
+    rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
+    control = Control(lora=lora, rank=rank)
+    base = base_at(svd, variant=variant)
+    module = MotionControlModule(base, condition, control, start=Start("adapter", str(path)))
+    check_adapter(module, parts)
+    module.configure_model(dtype)
+    return module
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ class Conditioning:
         keep: Name in `parts` -> (B,) bool, False where it is dropped; names that are absent are kept.
         frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
             pixels; None where the base has no use for one.
+        moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, as `warp` adds them.
+        filled: (B, L, H, W) bool beside it, True where its pixels are guesses.
         given: Number of first latents that are known: the network is given them clean, and they are not in the loss.
     """
 
@@ -30,6 +32,8 @@ class Conditioning:
     control: Tensor | None = None
     keep: dict[str, Tensor] | None = None
     frame: Tensor | None = None
+    moved: Tensor | None = None
+    filled: Tensor | None = None
     given: int = 0
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:

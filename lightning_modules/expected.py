@@ -23,7 +23,9 @@ from remoco.common.tensor_files import odd_weight
 BUDGET = 1 << 30  # bytes of random weights that a file may ask for beside its own
 
 
-def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) -> tuple[VideoBase, Start | None]:
+def named_base(
+    record: Mapping[str, Any], path: str | None, variant: str | None = None, **arguments: Any
+) -> tuple[VideoBase, Start | None]:
     """The base of a record, not built, and the released file that it is from, if it is: as the caller or record says.
 
     A record may name a base that is drawn from a seed, the one in the package, and a local path, which is read but
@@ -32,6 +34,7 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     Args:
         record: Record of the base.
         path: Where the caller says that its weights are; None if nothing.
+        variant: Which of their variants the caller says; None is the record's.
         **arguments: Arguments of the base, instead of its defaults.
 
     Raises:
@@ -40,14 +43,19 @@ def named_base(record: Mapping[str, Any], path: str | None, **arguments: Any) ->
     kind = class_of(record)
     named = record.get("init_args", {})
     kind.check_named(named)
+    has_variants = "variant" in kind.located_by
+    if variant is not None and not has_variants and path is None:
+        raise UserError(f"variant is {variant}, expected none: {kind.__name__} is not read from files")
+    if has_variants and (path is not None or variant is not None):
+        arguments["variant"] = named.get("variant") if variant is None else variant
     if path is not None:
         if "path" not in kind.located_by:
-            return base_at(path, **arguments), None
+            return base_at(path, **arguments | ({} if variant is None else {"variant": variant})), None
         kept = {name: value for name, value in named.items() if name not in kind.located_by}
         return kind(path=path, **kept, **arguments), None
     released = record.get("released")
     # a revision is a hub id's, which is not read
-    places = [released, *(named.get(name) for name in kind.located_by if name != "revision")]
+    places = [released, *(named.get(name) for name in kind.located_by if name not in ("revision", "variant"))]
     if kind.located_by and not any(places):
         raise UserError("base: the record names none, expected its class_path")
     for place in places:

@@ -1,4 +1,4 @@
-"""Layers that encoder and injection share, and the seed of their first weights."""
+"""Layers that encoder and injection share, the seed of their first weights, and another dtype for a network."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]), torch.device("meta" if meta else "cpu"):
         torch.default_generator.manual_seed(seed)
         yield
+
+
+def cast(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give a network's floats another dtype, in place; its LoRA, and what is trained in it, keep theirs."""
+    named = network.named_parameters()
+    kept = {id(p) for name, p in named if p.requires_grad or ".lora_A." in name or ".lora_B." in name}
+    # not `to`: diffusers' own warns about modules to keep in float32, of which these have none
+    network._apply(lambda x: x if id(x) in kept or not x.is_floating_point() else x.to(dtype))
 
 
 class GroupNorm(nn.GroupNorm):

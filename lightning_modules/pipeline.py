@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import safetensors.torch
 import torch
 
 from conditions import Condition, mix
 from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
-from datamodules.drawings.arguments import each_of
+from datamodules.drawings.arguments import each_of, unbatched
 from lightning_modules import checkpoint as checkpoints
-from lightning_modules import record
+from lightning_modules import embedded, record
 from lightning_modules.bases.said import DRAWING
-from lightning_modules.built import built, value_errors
-from lightning_modules.config import Control, Sampling, Start
+from lightning_modules.built import built, of_adapter, value_errors
+from lightning_modules.config import Sampling
 from lightning_modules.motion_control import MotionControlModule
-from lightning_modules.output import MotionControlOutput, check_output, converted
-from lightning_modules.pipeline_call import base_inputs, check_finite, check_least, controlled, seeds_of, stepped, told
+from lightning_modules.output import SHOWN_FPS, MotionControlOutput, check_output, converted
+from lightning_modules.pipeline_call import (
+    Framed,
+    base_inputs,
+    changed,
+    check_callback,
+    check_finite,
+    check_noise,
+    check_whole,
+    controlled,
+    joined,
+    seeds_of,
+    split,
+    stepped,
+    told,
+)
+from lightning_modules.pipeline_files import library_of, read_folder, write_folder
+from lightning_modules.pipeline_parts import PipelineParts, dtype_of
+from lightning_modules.pipeline_text import described
 from lightning_modules.process.base import randn
+from lightning_modules.process.sampler import OnStep
 from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
-from remoco.common.tensor_files import read_json, read_safetensors
-
-WEIGHTS, RECORD = "motion_control.safetensors", "motion_control.json"
-CALLBACK_TENSORS = ("latents", "denoised")
 
 
-class MotionControlPipeline:
-    """Motion-controlled image-to-video generation with a trained module.
+class MotionControlPipeline(PipelineParts):
+    """Motion-controlled image-to-video generation with a trained module, in diffusers' conventions.
 
     Args:
         module: The module, its networks built.
@@ -46,29 +57,13 @@ class MotionControlPipeline:
     """
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
-        self.module = module.eval()
+        super().__init__(module)
         self.sampling = {"num_frames": 16, **(sampling or {})}
         self._said = False
-        self._offloads = False
 
-    def to(self, device: torch.device | str) -> MotionControlPipeline:
-        """Move the networks to a device; their dtype is chosen where they are built.
-
-        Raises:
-            RuntimeError, AssertionError: torch's own, where it has no such device or too little memory there. The whole
-                pipeline is then where it was.
-        """
-        before = self.module.device
-        torch.zeros(1, device=device).cpu()  # a device that does not compute, `meta` for one, would keep no weights
-        try:
-            self.module.to(device)
-        except BaseException:
-            self.module.to(before)  # some parts have moved
-            if self._offloads:
-                self._move("cpu")
-            raise
-        self._offloads = False
-        return self
+    def __repr__(self) -> str:
+        """What the pipeline holds, on a few lines."""
+        return described(self)
 
     @classmethod
     def from_checkpoint(
@@ -76,8 +71,10 @@ class MotionControlPipeline:
         path: str | Path,
         svd: str | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         ema: bool = True,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
     ) -> MotionControlPipeline:
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
@@ -87,49 +84,82 @@ class MotionControlPipeline:
             svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
-            dtype: Compute dtype of the frozen networks.
+            dtype: Compute dtype of the frozen networks; by default float32.
             ema: Use the averaged weights where the run kept them, as its validation did.
+            torch_dtype: Another name of `dtype`.
+            variant: Variant of the base's weights, for example `fp16`; by default the one that it was trained over.
 
         Raises:
             UserError: not a checkpoint of ours, or over another base; one line.
         """
         with value_errors():
+            kind = dtype_of(dtype, torch_dtype)
             checkpoint = checkpoints.read_checkpoint(path)
             saved = checkpoints.of(checkpoint, str(path))
             state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
-            return cls(*built(saved, state, svd, dtype)).to(device)
+            return cls(*built(saved, state, svd, kind, variant)).to(device)
 
     @classmethod
     def from_pretrained(
         cls,
-        folder: str | Path,
+        pretrained_model_name_or_path: str | Path,
         svd: str | None = None,
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
+        revision: str | None = None,
+        use_safetensors: bool = True,
     ) -> MotionControlPipeline:
-        """Build the pipeline of a folder that `save_pretrained` wrote; the arguments are `from_checkpoint`'s.
+        """Build the pipeline of a folder that `save_pretrained` wrote, on this disk or on the Hugging Face hub.
+
+        Args:
+            pretrained_model_name_or_path: The folder, or a hub id `owner/name`, whose two files come into the hub's
+                cache. A checkpoint or `embedded` is read as by `from_checkpoint`.
+            svd: As of `from_checkpoint`. What the folder says of a base is not fetched.
+            device: Device to run on.
+            dtype: Compute dtype of the frozen networks; by default float32.
+            torch_dtype: Another name of `dtype`.
+            variant: Variant of the weights here, and of those of `svd`.
+            revision: Branch, tag or commit of the hub id.
+            use_safetensors: Only True: no other file is ever read.
 
         Raises:
-            UserError: a file is missing or damaged, or the base is another; one line.
+            UserError: a file is missing or damaged, the hub is not reached, or the base is another; one line.
         """
+        source = str(pretrained_model_name_or_path)
+        if not use_safetensors:
+            raise UserError("use_safetensors is False, expected True: pickles are never opened")
+        if source == embedded.NAME or Path(source).is_file():
+            return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
         with value_errors():
-            try:
-                saved, state = read_json(Path(folder) / RECORD), read_safetensors(Path(folder) / WEIGHTS)
-            except (OSError, ValueError) as error:
-                raise UserError(f"{folder}: expected {RECORD} and {WEIGHTS} of save_pretrained ({error})") from error
-            record_of_it = checkpoints.of({checkpoints.KEY: saved}, f"{folder}/{RECORD}")
-            return cls(*built(record_of_it, state, svd, dtype)).to(device)
+            kind = dtype_of(dtype, torch_dtype)
+            saved, state, name = read_folder(source, variant, revision, svd is not None)
+            record_of_it = checkpoints.of({checkpoints.KEY: saved}, name)
+            return cls(*built(record_of_it, state, svd, kind, None if svd is None else variant)).to(device)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the trained weights and their record, without the frozen base, for `from_pretrained`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in stored.items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS)
-        saved = self.module.own_record()
-        saved |= {"sampling": {**self.sampling, **saved["sampling"]}, "whole": self.module.whole}
-        (folder / RECORD).write_text(json.dumps(saved, indent=1) + "\n")
+    def save_pretrained(
+        self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True
+    ) -> None:
+        """Write the trained weights and their record, without the frozen base, for `from_pretrained`.
+
+        Args:
+            save_directory: Folder, made if it is not there.
+            variant: Variant of the weights: `fp16` and `bf16` store them in half precision, others are names alone.
+            safe_serialization: Only True: no pickle is ever written.
+
+        Raises:
+            UserError: an argument does not fit.
+        """
+        if not safe_serialization:
+            raise UserError("safe_serialization is False, expected True: no pickle is ever written")
+        with self.lora_files.removed():  # they are of others
+            stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
+            fitted = self.module.stored().keys() - self.module.trained().keys()  # pictures are decoded with them
+            saved = self.module.own_record()
+            saved |= {"sampling": {**self.sampling, **saved["sampling"]}, "whole": self.module.whole}
+            index = {name: library_of(part) for name, part in self.components.items()}
+            write_folder(Path(save_directory), stored, set(fitted), saved, index, variant)
 
     @classmethod
     def from_adapter(
@@ -139,7 +169,9 @@ class MotionControlPipeline:
         condition: Condition,
         lora: Literal["attention", "linear"] = "linear",
         device: str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
+        variant: str | None = None,
     ) -> MotionControlPipeline:
         """Build the pipeline of an adapter file; the caller gives what a checkpoint would record.
 
@@ -150,42 +182,20 @@ class MotionControlPipeline:
                 `RegionWise(visibility_rule="block", motion_norm="squared")`.
             lora: Layers with LoRA; the released weights have it on every linear layer.
             device: Device to run on.
-            dtype: Compute dtype of the frozen networks.
+            dtype: Compute dtype of the frozen networks; by default float32.
+            torch_dtype: Another name of `dtype`.
+            variant: Variant of the base's weights, for example `fp16`.
 
         Raises:
             UserError: its tensors are not those of this architecture; one line.
         """
         with value_errors():
-            return cls._of_adapter(path, svd, condition, lora, dtype).to(device)
-
-    @classmethod
-    def _of_adapter(
-        cls, path: str | Path, svd: str, condition: Condition, lora: Literal["attention", "linear"], dtype: torch.dtype
-    ) -> MotionControlPipeline:
-        from lightning_modules.bases import base_at
-        from lightning_modules.expected import check_adapter
-        from lightning_modules.released.files import read_adapter
-
-        parts = read_adapter(path)
-        rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
-        control = Control(lora=lora, rank=rank)
-        module = MotionControlModule(base_at(svd), condition, control, start=Start("adapter", str(path)))
-        check_adapter(module, parts)
-        module.configure_model(dtype)
-        return cls(module)
+            kind = dtype_of(dtype, torch_dtype)
+            return cls(of_adapter(path, svd, condition, lora, kind, variant)).to(device)
 
     def usual_inputs(self) -> dict[str, Any]:
         """The base's inputs where a call gives none."""
         return base_inputs(self.module.base.inputs(), self.module.sampling.inputs, {})
-
-    def enable_model_cpu_offload(self, device: torch.device | str = "cuda") -> None:
-        """Keep image encoder and VAE in the host's memory except while they are used; the rest goes to the device.
-
-        Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
-        """
-        self.to(device)
-        self._offloads = True
-        self._move("cpu")
 
     @torch.no_grad()
     def __call__(
@@ -212,7 +222,10 @@ class MotionControlPipeline:
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         sampling: Sampling | None = None,
-    ) -> MotionControlOutput:
+        num_videos_per_prompt: int | None = 1,
+        latents: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> MotionControlOutput | tuple[Any]:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
         The frame has the pixels that the model was trained at and the shape nearest to the image's, in multiples of 64
@@ -220,8 +233,9 @@ class MotionControlPipeline:
         go with it; a warning says so once.
 
         Args:
-            image: First frame: a PIL image, an array or a file, as `datamodules.drawings.read_image` takes them:
-                upright, in sRGB. Or a `datamodules.drawings.Drawing`, which has tracks and brush of its own.
+            image: First frame: a PIL image, an array, a tensor (3, H, W) in [0, 1] or a file, as
+                `datamodules.drawings.read_image` takes them: upright, in sRGB. Or a `datamodules.drawings.Drawing`,
+                which has tracks and brush of its own. Lists of images, and tensors (B, 3, H, W), are batches.
             tracks: Drawn tracks, each (n, 2) points x, y in pixels of `image`, the first where the motion starts.
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
@@ -239,7 +253,7 @@ class MotionControlPipeline:
             seed: The same seed gives the same clip, whatever batch it is in: a seed for each image, or the first one's,
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
-                images or for each.
+                images, for each, or for each video.
             height: Height of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's
                 shape. By default the frame is as described above; all images have the frame of the first.
             width: Width of the frame, a multiple of 64.
@@ -259,57 +273,72 @@ class MotionControlPipeline:
                 the result, for previews.
             sampling: Steps, guidance and inputs of the base where the arguments above give none; by default the
                 training configuration's.
+            num_videos_per_prompt: Number n of videos of each image, one after the other: an image's, then the next's.
+                Seeds count over them, and video i of an image whose own seed is given has that seed plus i. They are
+                made one by one in the memory of one.
+            latents: (B n, F, C, H/8, W/8) standard normal that the sampler starts from, instead of the seeds'.
+            return_dict: Return `(frames,)` instead of a `MotionControlOutput` where it is False.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
         """
         module = self.module
-        sampling = sampling or module.sampling
-        num_frames = self.sampling["num_frames"] if num_frames is None else num_frames
+        frames = self.sampling["num_frames"] if num_frames is None else num_frames
+        sampling = changed(sampling or module.sampling, num_inference_steps, min_guidance_scale, max_guidance_scale)
+        videos = 1 if num_videos_per_prompt is None else num_videos_per_prompt
+        check_whole(num_frames=(frames, 2), decode_chunk_size=(decode_chunk_size or 1, 1),
+                    num_videos_per_prompt=(videos, 1))  # fmt: skip
         said = {"fps": fps, "motion_bucket_id": motion_bucket_id, "noise_aug_strength": noise_aug_strength}
-        low, high = (
-            usual if scale is None else scale
-            for scale, usual in zip((min_guidance_scale, max_guidance_scale), sampling.guidance, strict=True)
-        )
-        steps = sampling.steps if num_inference_steps is None else num_inference_steps
-        check_least(num_inference_steps=(steps, 1), num_frames=(num_frames, 2),
-               min_guidance_scale=(low, 0), max_guidance_scale=(high, 0),
-               decode_chunk_size=(decode_chunk_size or 1, 1))  # fmt: skip
         inputs = base_inputs(module.base.inputs(), sampling.inputs, said)
-        sampling = sampling.but(steps=steps, guidance=(low, high))
         measured = [name for name, value in inputs.items() if value == DRAWING]
         check_output(output_type)
-        if unknown := set(callback_on_step_end_tensor_inputs) - set(CALLBACK_TENSORS):
-            raise UserError(
-                f"callback_on_step_end_tensor_inputs: {unknown.pop()!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
-            )
+        names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         if control is not None and measured:
             raise UserError(f"{measured[0]}: expected a number beside a control: `drawing` measures tracks and brush")
+        image = unbatched(image)
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
-        drawn = self._batch(drawings, controls, bool(measured), num_frames, fit, colour_of(background), height, width)
+        drawn = self._batch(drawings, controls, bool(measured), frames, fit, colour_of(background), height, width)
+        seeds = seeds_of(seed, generator, len(drawn), videos)
+        with self.progress_bar(total=sampling.steps * videos) as bar:
+            on_step = stepped(self, callback_on_step_end, names, sampling, bar)
+            clips = [
+                self._clips(drawn, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
+                for each, noise in zip(zip(*seeds, strict=True), split(latents, len(drawn), videos), strict=True)
+            ]
+        shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
+        output = MotionControlOutput(joined(clips), shown)
+        return output if return_dict else (output.frames,)
+
+    def _clips(
+        self,
+        drawn: Sequence[Framed],
+        inputs: Mapping[str, Any],
+        seeds: Sequence[int],
+        noise: torch.Tensor | None,
+        sampling: Sampling,
+        on_step: OnStep,
+        output_type: str,
+        decode_chunk: int | None,
+    ) -> Any:
+        """A clip of each drawing at its seed, as `MotionControlOutput.frames`."""
+        module, base = self.module, self.module.base
         frames, controls, moved = zip(*drawn, strict=True)
-        seeds = seeds_of(seed, generator, len(frames))
         first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
         # one stream per purpose, as in training; an inference has no position
         streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        base, exact = module.base, module.base.arithmetic()
-        on_step = None
-        if callback_on_step_end is not None:
-            sigmas = module.process.levels(steps, sampling.sigma_max)[:-1].float()
-            on_step = stepped(
-                self, callback_on_step_end, tuple(callback_on_step_end_tensor_inputs), module.process.times(sigmas)
-            )
+        exact = base.arithmetic()
         with module.autocast():
             augment = None
             if base.frame_noise is not None:
                 augment = randn(streams[AUG_NOISE], first.shape[1:], module.device)
-            shape = (base.grid.latents(num_frames), base.channels, *base.grid.size(*first.shape[2:]))
-            noise = randn(streams[INITIAL], shape, module.device)
-            noise = noise.to(exact)
+            shape = (base.grid.latents(len(controls[0])), base.channels, *base.grid.size(*first.shape[2:]))
+            drawn_noise = randn(streams[INITIAL], shape, module.device) if noise is None else noise
+            check_noise(drawn_noise, (len(seeds), *shape))
+            noise = drawn_noise.to(module.device, exact)
             try:
                 with torch.no_grad(), self._in_use():
-                    known = {"first_frame": first, "frames": num_frames}
+                    known = {"first_frame": first, "frames": len(controls[0])}
                     cond = base.condition(known, told(inputs, moved, exact, module.device), augment)
                     cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
                 latents = module.denoised(cond, noise, sampling, on_step)
@@ -317,11 +346,11 @@ class MotionControlPipeline:
                 module.release()
             check_finite(latents)
             if output_type == "latent":
-                return MotionControlOutput(latents)
+                return latents
             with self._in_use():
-                video = module.base.decode(latents, decode_chunk_size).clamp(-1, 1)
+                video = base.finished(base.decode(latents, decode_chunk), cond).clamp(-1, 1)
             check_finite(video)
-        return MotionControlOutput(converted(video, output_type))
+        return converted(video, output_type)
 
     @property
     def trained_size(self) -> tuple[int, int]:
@@ -344,9 +373,9 @@ class MotionControlPipeline:
         background: tuple[int, int, int],
         height: int | None,
         width: int | None,
-    ) -> list[tuple[np.ndarray, torch.Tensor, float]]:
+    ) -> list[Framed]:
         """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its mean displacement."""
-        drawn: list[tuple[np.ndarray, torch.Tensor, float]] = []
+        drawn: list[Framed] = []
         for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
             if control is not None and height is None and width is None:
                 height, width = control.shape[-2:]
@@ -365,19 +394,3 @@ class MotionControlPipeline:
             drawn.append(controlled(self.module.condition, framed, control, measured, frames))
             height, width = framing.frame
         return drawn
-
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Image encoder and VAE on the device, where they are kept off it otherwise."""
-        if not self._offloads:
-            yield
-            return
-        try:
-            self._move(self.module.device)
-            yield
-        finally:
-            self._move("cpu")
-
-    def _move(self, device: torch.device | str) -> None:
-        for part in self.module.base.beside():
-            torch.nn.Module.to(part, device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -12,11 +13,40 @@ from conditions import Condition
 from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings import Drawing
 from lightning_modules.bases.said import DRAWING, Input, check_inputs
+from lightning_modules.config import Sampling
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning_modules.pipeline import MotionControlPipeline
+
+CALLBACK_TENSORS = ("latents", "denoised")
+Framed: TypeAlias = tuple[np.ndarray, torch.Tensor, float]  # frame, control and mean displacement, see `controlled`
+
+
+def changed(usual: Sampling, steps: int | None, low: float | None, high: float | None) -> Sampling:
+    """Sampling with a call's steps, guidance of the first and guidance of the last frame, where it gives them.
+
+    Raises:
+        UserError: a number is out of its range.
+    """
+    scales = [own if scale is None else scale for scale, own in zip((low, high), usual.guidance, strict=True)]
+    steps = usual.steps if steps is None else steps
+    check_whole(num_inference_steps=(steps, 1))
+    check_least(min_guidance_scale=(scales[0], 0), max_guidance_scale=(scales[1], 0))
+    return usual.but(steps=steps, guidance=(scales[0], scales[1]))
+
+
+def check_callback(callback: Any, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names of the tensors that a callback gets; UserError unless it is a function and they are some of ours."""
+    names = (names,) if isinstance(names, str) else tuple(names)
+    if callback is not None and not callable(callback):
+        raise UserError("callback_on_step_end: expected a function, or None")
+    if unknown := [name for name in names if name not in CALLBACK_TENSORS]:
+        raise UserError(
+            f"callback_on_step_end_tensor_inputs: {unknown[0]!r}, expected some of {', '.join(CALLBACK_TENSORS)}"
+        )
+    return names
 
 
 def base_inputs(known: Mapping[str, Input], usual: Mapping[str, Any], said: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,14 +88,23 @@ def told(
 
 
 def stepped(
-    pipeline: MotionControlPipeline, callback: Callable[..., dict[str, Any] | None], names: Sequence[str], times: Any
+    pipeline: MotionControlPipeline,
+    callback: Callable[..., dict[str, Any] | None] | None,
+    names: Sequence[str],
+    sampling: Sampling,
+    bar: Any,
 ) -> OnStep:
-    """A callback in diffusers' convention as the sampler calls one."""
+    """What the sampler calls: a callback in diffusers' convention, if there is one, and a progress bar."""
+    process = pipeline.module.process
+    times = process.times(process.levels(sampling.steps, sampling.sigma_max)[:-1].float())
 
     def on_step(step: int, latents: torch.Tensor, denoised: torch.Tensor) -> torch.Tensor | None:
         tensors = {"latents": latents, "denoised": denoised}
-        changed = callback(pipeline, step, times[step], {name: tensors[name] for name in names})
-        return (changed or {}).get("latents")
+        answer = None
+        if callback is not None:
+            answer = callback(pipeline, step, times[step], {name: tensors[name] for name in names})
+        bar.update()
+        return (answer or {}).get("latents")
 
     return on_step
 
@@ -76,7 +115,7 @@ def controlled(
     control: torch.Tensor | None,
     measured: bool,
     frames: int,
-) -> tuple[np.ndarray, torch.Tensor, float]:
+) -> Framed:
     """Frame, control and mean displacement of one drawing.
 
     Args:
@@ -109,17 +148,67 @@ def controlled(
     return drawing.image, condition.draw(*strokes), moved
 
 
-def seeds_of(seed: int | Sequence[int], generator: Any, count: int) -> list[int]:
-    """A seed for each image of a batch."""
+def seeds_of(seed: int | Sequence[int], generator: Any, count: int, videos: int = 1) -> list[list[int]]:
+    """For each image of a batch a seed for each of its videos.
+
+    Args:
+        seed: The first one, after which they count; or one for each image, whose videos count from there; or all.
+        generator: Draws them instead: one for all, for each image, or for each video.
+        count: Number of images.
+        videos: Number of videos of an image.
+
+    Raises:
+        UserError: they are not as many, or no whole numbers.
+    """
     if generator is not None:
-        each = list(generator) if isinstance(generator, (list, tuple)) else [generator] * count
-        if len(each) != count:
-            raise UserError(f"generator: expected one, or one for each of {count} images, got {len(each)}")
-        return [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
-    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
-    if len(seeds) != count:
-        raise UserError(f"seed: expected one, or one for each of {count} images, got {len(seeds)}")
-    return seeds
+        given: list[Any] = list(generator) if isinstance(generator, (list, tuple)) else [generator] * (count * videos)
+        if not all(isinstance(one, torch.Generator) for one in given):
+            raise UserError("generator: expected a torch.Generator, or a list of them")
+        _check_count("generator", given, count, videos)
+        each = [one for one in given for _ in range(count * videos // len(given))]
+        drawn = [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
+    else:
+        single = hasattr(seed, "__index__") and not getattr(seed, "ndim", 0)
+        try:
+            given = [operator.index(one) for one in ([seed] if single else seed)]  # type: ignore[union-attr, list-item]
+        except TypeError:
+            raise UserError(f"seed is {str(seed)[:60]}, expected a whole number, or a list of them") from None
+        if not single:
+            _check_count("seed", given, count, videos)
+        drawn = [one + index for one in given for index in range(count * videos // len(given))]
+    return [drawn[start : start + videos] for start in range(0, count * videos, videos)]
+
+
+def _check_count(name: str, given: Sequence[Any], count: int, videos: int) -> None:
+    if len(given) not in (count, count * videos):
+        more = f", or for each of {count * videos} videos" if videos > 1 else ""
+        raise UserError(f"{name}: expected one, or one for each of {count} images{more}, got {len(given)}")
+
+
+def joined(clips: Sequence[Any]) -> Any:
+    """Frames of n videos of each of B images, n times those of B clips, as frames of B n clips: an image's together."""
+    if isinstance(clips[0], list):
+        return [clip for videos in zip(*clips, strict=True) for clip in videos]
+    if len(clips) == 1:
+        return clips[0]
+    if isinstance(clips[0], np.ndarray):
+        return np.stack(clips, 1).reshape(-1, *clips[0].shape[1:])
+    return torch.stack(list(clips), 1).flatten(0, 1)
+
+
+def split(latents: torch.Tensor | None, count: int, videos: int) -> Sequence[torch.Tensor | None]:
+    """Of (B n, ...) latents, an image's n together, those of the B images for each of the n videos; None is none."""
+    if latents is None:
+        return [None] * videos
+    if len(latents) != count * videos:
+        raise UserError(f"latents: expected {count * videos} clips, got {len(latents)}")
+    return latents.unflatten(0, (count, videos)).unbind(1)
+
+
+def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
+    """Raise UserError unless latents have this shape and are finite floats."""
+    if tuple(noise.shape) != shape or not noise.is_floating_point() or not noise.isfinite().all():
+        raise UserError(f"latents: expected finite floats of shape {shape}, got {tuple(noise.shape)}")
 
 
 def check_finite(video: torch.Tensor) -> None:
@@ -131,5 +220,12 @@ def check_finite(video: torch.Tensor) -> None:
 def check_least(**numbers: tuple[float, float]) -> None:
     """Raise UserError unless each number is finite and at least the second of its pair."""
     for name, (value, least) in numbers.items():
-        if not value >= least or value == float("inf"):
-            raise UserError(f"{name} is {value}, expected a number of at least {least:g}")
+        if isinstance(value, str) or not value >= least or value == float("inf"):
+            raise UserError(f"{name} is {str(value)[:40]}, expected a number of at least {least:g}")
+
+
+def check_whole(**numbers: tuple[int, int]) -> None:
+    """Raise UserError unless each number is whole and at least the second of its pair."""
+    for name, (value, least) in numbers.items():
+        if not hasattr(value, "__index__") or value < least:
+            raise UserError(f"{name} is {str(value)[:40]}, expected a whole number of at least {least}")

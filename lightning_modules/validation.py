@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
+from tqdm import tqdm
 
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoiser, NoiseProcess
@@ -68,4 +69,6 @@ def log_losses(module: LightningModule, stage: str, losses: FixedSigmaLoss) -> N
     else:
         return  # a few batches, to see that they work
     if trainer.is_global_zero:
-        print(f"{stage}/loss = {values[f'{stage}/loss'].item():.4f} at step {trainer.global_step}", flush=True)
+        # the trainer knows the step in a fit alone
+        step = f" at step {trainer.global_step}" if trainer.state.fn == "fit" else ""
+        tqdm.write(f"{stage}/loss = {values[f'{stage}/loss'].item():.4f}{step}")  # above a progress bar, not in it

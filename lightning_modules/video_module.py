@@ -246,22 +246,16 @@ class VideoModule(LightningModule):
         clean = self.clean_latents(batch)
         return clean, self.steer(self.inference_conditioning(batch, self.draw_control(batch), clean.dtype))
 
-    def sampled(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
+    @torch.no_grad()
+    def denoised(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
         """Latents (B, F, C, h, w) of new clips.
 
         Args:
-            cond: Their conditioning; without a control the base runs bare. What depends on the clips alone is computed
-                once, not per step.
+            cond: Their conditioning as `steer` returned it; without a control the base runs bare.
             noise: (B, F, C, h, w) standard normal.
             sampling: Steps, guidance and first noise level.
             on_step: Called after each step; see `sampler.euler`.
         """
-        with torch.no_grad():
-            return self.denoised(self.steer(cond), noise, sampling, on_step)
-
-    @torch.no_grad()
-    def denoised(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
-        """As `sampled`, of a conditioning that `steer` returned."""
         from lightning_modules.networks import sample
 
         return sample(self.denoiser, self.base, cond, noise, sampling, on_step, self.speed.sample_graph)
@@ -279,8 +273,9 @@ class VideoModule(LightningModule):
             frames, (height, width) = batch["flow"].shape[1], batch["first_frame"].shape[-2:]
             grid = self.base.grid
             shape = (grid.latents(frames), self.base.channels, *grid.size(height, width))
-            latents = self.sampled(cond, self.draw_noise(batch, INITIAL, shape), self.sampling)
-            return self.base.decode(latents).clamp(-1, 1)
+            cond = self.steer(cond)
+            latents = self.denoised(cond, self.draw_noise(batch, INITIAL, shape), self.sampling)
+            return self.base.finished(self.base.decode(latents), cond).clamp(-1, 1)
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
@@ -288,7 +283,8 @@ class VideoModule(LightningModule):
         with self.autocast():
             clean, cond = self.evaluated(batch)
             noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
-            return self.base.decode(self.denoiser(noisy, clean.new_full((len(clean),), sigma), cond)).clamp(-1, 1)
+            denoised = self.denoiser(noisy, clean.new_full((len(clean),), sigma), cond)
+            return self.base.finished(self.base.decode(denoised), cond).clamp(-1, 1)
 
     def autocast(self) -> torch.autocast:
         """The compute dtype of the frozen networks, for calls outside of a trainer's loop."""

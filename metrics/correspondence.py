@@ -16,6 +16,7 @@ DIFT_TIMESTEP, DIFT_BLOCK, DIFT_ENSEMBLE, DIFT_SEED = 261, 1, 8, 42  # DragDiffu
 CHANNELS_AT_ONCE = 64
 EQUAL = 1e-9  # cosines closer than this are one: float32 features show no finer differences
 MAX_TOKENS = 1024
+NETWORKS = ("vae", "text_encoder", "unet")  # of Stable Diffusion's folders; the others hold settings alone
 
 
 class PointFeatures(nn.Module):
@@ -152,8 +153,15 @@ class DIFTFeatures(PointFeatures):
         for name, kind in parts.items():
             try:
                 _check_folder(Path(self.path) / name, kind)
-                options = {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
-                networks[name] = kind.from_pretrained(self.path, subfolder=name, revision=self.revision, **options)
+                options: dict[str, Any] = {"subfolder": name, "revision": self.revision}
+                if name not in NETWORKS:
+                    networks[name] = kind.from_pretrained(self.path, **options)
+                    continue
+                options |= {"torch_dtype": getattr(torch, self.dtype)} if name == "unet" else {}
+                options |= {"use_safetensors": True, "output_loading_info": True}
+                networks[name], report = kind.from_pretrained(self.path, **options)
+                if missing := sorted({*report["missing_keys"], *map(str, report["mismatched_keys"])}):
+                    raise UserError(f"its file has no {missing[0]}")  # the library would draw it at random
             except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
                 raise UserError(
                     f"feature network {self.path}: no {name} of Stable Diffusion in the diffusers layout "
@@ -173,7 +181,7 @@ class DIFTFeatures(PointFeatures):
             self.register_buffer("prompt", text_encoder(tokens.input_ids)[0])
         self.vae = networks["vae"].eval().requires_grad_(False)
         self.scheduler = networks["scheduler"]
-        for name in ("vae", "text_encoder", "unet"):
+        for name in NETWORKS:
             if odd := [key for key, value in networks[name].state_dict().items() if not finite(value)]:
                 raise UserError(f"feature network {self.path}: {name} {odd[0]} holds NaN or infinite values")
         unet = networks["unet"].eval().requires_grad_(False)

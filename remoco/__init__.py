@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lightning_modules.pipeline import MotionControlPipeline
 
 __all__ = ["MotionControlPipeline"]
+__version__ = "0.2.0"  # setup.cfg reads it; CHANGELOG.md and CITATION.cff name it too
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from remoco import flags
+from remoco import __version__, flags
+from remoco.command_help import menu
 from remoco.common.errors import UserError, one_line
 
 
@@ -27,38 +28,78 @@ class Command(NamedTuple):
     help: str
 
 
-COMMANDS: dict[str, Command | dict[str, Command]] = {
-    "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
-    "verify": Command("datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."),
-    "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
-    "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
-    "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
-    "compare": Command("remoco.compare:compare", "Sample and score several systems on one benchmark."),
-    "report": Command("remoco.report:report", "Turn runs and scores into an offline page."),
-    "study": {
-        "pages": Command("remoco.study:pages", "Make an offline page of blind pairs of two systems' videos."),
-        "ratios": Command("remoco.study:ratios", "Turn answers into preference ratios with 95 % intervals."),
+class Menu(NamedTuple):
+    """Commands below a word, as `remoco sweep run`; what they are for, and a command line of one of them."""
+
+    about: str
+    example: str
+    groups: dict[str, dict[str, Command | Menu]]
+
+    @property
+    def entries(self) -> dict[str, Command | Menu]:
+        """Word -> command, of all groups."""
+        return {word: entry for group in self.groups.values() for word, entry in group.items()}
+
+
+STUDY = Menu(
+    "Ask people which of two systems' videos is better, blind and offline.",
+    "remoco study pages videos/ours videos/theirs --out study",
+    {
+        "commands": {
+            "pages": Command("remoco.study.pages:pages", "Make an offline page of blind pairs of two systems' videos."),
+            "ratios": Command("remoco.study.ratios:ratios", "Turn answers into preference ratios with 95 % intervals."),
+        }
     },
-    "sweep": {
-        "run": Command(
-            "remoco.sweep.command:run", "Run a sweep's trials, each a fit and a test in a run folder of its own."
-        ),
-        "table": Command(
-            "remoco.sweep.command:table", "Print a sweep's results, with seeds as a spread, and write CSV."
-        ),
-        "plot": Command("remoco.sweep.command:plot", "Draw a sweep's results, with seeds as error bars."),
+)
+SWEEP = Menu(
+    "Train and test the points of a grid or a search, and compare them.",
+    "remoco sweep run configs/sweep/region_size.yaml",
+    {
+        "commands": {
+            "run": Command(
+                "remoco.sweep.command:run", "Run the trials: each is a fit and a test in its own run folder."
+            ),
+            "table": Command("remoco.sweep.command:table", "Print the results, with seeds as a spread, and write CSV."),
+            "plot": Command("remoco.sweep.command:plot", "Draw the results, with seeds as error bars."),
+        }
     },
-    "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
-    "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
-    "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
-    "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
-    "photos": Command(
-        "remoco.photos_command:photos", "Measure a model of photographs beside pixels moved without a network."
-    ),
-    "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
-    "export-base": Command("remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."),
-    "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
-}
+)
+TOP = Menu(
+    "Region-wise motion control of image-to-video diffusion. `python -m lightning fit --config CONFIG` trains; "
+    "these are the other commands.",
+    "remoco demo",
+    {
+        "draw and generate": {
+            "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
+            "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
+            "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
+        },
+        "data to train on": {
+            "prepare": Command("datamodules.prepare.command:prepare", "Turn videos into shards with tracks."),
+            "verify": Command(
+                "datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."
+            ),
+            "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
+        },
+        "experiments": {"sweep": SWEEP},
+        "measure and compare": {
+            "score": Command("remoco.score:score", "Score any system's videos with the paper's metrics."),
+            "compare": Command("remoco.compare.command:compare", "Sample and score several systems on one benchmark."),
+            "report": Command("remoco.report.command:report", "Turn runs and scores into an offline page."),
+            "study": STUDY,
+            "sprite-bench": Command("remoco.score:sprite_bench", "Write a small benchmark with known answers."),
+            "photos": Command("remoco.photos_command:photos", "Measure a model of photographs beside moved pixels."),
+        },
+        "weights in other formats": {
+            "convert": Command("remoco.released:convert", "Turn a released weights file into our adapter file."),
+            "export": Command("remoco.released:export", "Write a trained controller in the released layout."),
+            "export-base": Command(
+                "remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."
+            ),
+            "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
+        },
+    },
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -69,12 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("libav").setLevel(logging.CRITICAL)  # broken videos are reported, not shouted about
-    path, function = _find(arguments)
+    path, entry = _find(arguments)
     name = " ".join(["remoco", *path])
-    if function is None:
-        parser = flags.menu(name, _menu(path))
-        parser.parse_args(arguments[len(path) :])
+    if isinstance(entry, Menu):
+        _menu(name, entry, None if path else __version__).parse_args(arguments[len(path) :])
         return 0
+    function = _imported(entry)
     parser = flags.parser(name, function)
     parsed = parser.parse_args(arguments[len(path) :])
     try:
@@ -91,26 +132,27 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def _find(arguments: list[str]) -> tuple[list[str], Callable[..., Any] | None]:
-    """The words that name the command, and its function; None where they name a menu or nothing."""
-    entry: Any = COMMANDS
+def _find(arguments: list[str]) -> tuple[list[str], Command | Menu]:
+    """The words that name a command or a menu, and what they name."""
+    entry: Command | Menu = TOP
     path: list[str] = []
     for word in arguments:
-        if not isinstance(entry, dict) or word not in entry:
+        if not isinstance(entry, Menu) or word not in entry.entries:
             break
-        entry = entry[word]
+        entry = entry.entries[word]
         path.append(word)
-    if isinstance(entry, dict):
-        return path, None
-    module, _, name = entry.function.partition(":")
-    return path, getattr(import_module(module), name)
+    return path, entry
 
 
-def _menu(path: list[str]) -> dict[str, str]:
-    entries: Any = COMMANDS
-    for word in path:
-        entries = entries[word]
-    return {
-        name: entry.help if isinstance(entry, Command) else f"One of: {', '.join(entry)}."
-        for name, entry in entries.items()
+def _imported(command: Command) -> Callable[..., Any]:
+    module, _, name = command.function.partition(":")
+    return getattr(import_module(module), name)
+
+
+def _menu(name: str, entry: Menu, version: str | None) -> flags.Parser:
+    sentences = {
+        title: {word: each.help if isinstance(each, Command) else each.about for word, each in group.items()}
+        for title, group in entry.groups.items()
     }
+    words = {word: text for group in sentences.values() for word, text in group.items()}
+    return flags.menu(name, words, menu(name, entry.about, sentences, entry.example), version)

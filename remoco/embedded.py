@@ -26,6 +26,9 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
         file: Safetensors file to write.
         num_frames: Length in frames that the model was trained for.
         command: Command that made the checkpoint, to be kept in the file; may be repeated.
+
+    Example:
+        remoco pack runs/sprites_lora/checkpoints/last.ckpt model.safetensors
     """
     from safetensors.torch import save
 
@@ -53,11 +56,14 @@ def demo(checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int = 3, siz
     """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
 
     Args:
-        checkpoint: `embedded`, or a checkpoint that was trained on plain sprites.
+        checkpoint: Checkpoint that was trained on plain sprites, or `embedded`, the one in the package.
         out: Folder for the files.
         scene: Number of the held-out scene.
         size: Side of the frame in pixels, a multiple of 64.
         seed: Seed of the noise.
+
+    Example:
+        remoco demo --scene 5
     """
     import torch
 

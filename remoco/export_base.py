@@ -14,6 +14,9 @@ def export_base(checkpoint: str, folder: str) -> None:
     Args:
         checkpoint: Checkpoint of a fit of lightning_modules.BaseModule, as configs/sprites_base.yaml trains it.
         folder: New folder for unet/, vae/ and image_encoder/; with `latents: pca` vae/ holds the components.
+
+    Example:
+        remoco export-base runs/sprites_base/checkpoints/last.ckpt sprites_base
     """
     from lightning_modules import checkpoint as checkpoints
     from lightning_modules.bases.base import VideoBase

@@ -1,7 +1,11 @@
-"""A command's parser: jsonargparse reads the function's signature and docstrings, this gives flags flat names."""
+"""A command's parser: jsonargparse reads the function's signature and docstrings, this gives flags flat names.
+
+A dataclass is a group of the help, titled by its docstring; the example under a function's `Example:` ends the help.
+"""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import inspect
 import re
@@ -12,6 +16,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
 
+from remoco.command_help import Formatter
 from remoco.near import Hinting
 
 LONGEST = 800  # characters of a line of the parser's: it may hold a value of any length
@@ -28,6 +33,11 @@ class Parser(Hinting):
     """The parser of a function. It reports a mistake as one line and exits with 2."""
 
     parameters: Mapping[str, inspect.Parameter] = {}
+    group: Any = None  # of the help, that what is added belongs to
+    text: str | None = None  # the whole help, of a menu
+
+    def format_help(self) -> str:
+        return super().format_help() if self.text is None else self.text
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         """As jsonargparse reads it from the signature, with the name and the form that a command line has."""
@@ -36,7 +46,13 @@ class Parser(Hinting):
         if parameter is None:
             return super().add_argument(*names, **options)
         if dataclasses.is_dataclass(options.get("type")):
+            title = inspect.cleandoc(options["type"].__doc__ or "").partition("\n\n")[0]
+            outer, self.group = (
+                self.group,
+                self.add_argument_group(" ".join(title.split()).partition(". ")[0].rstrip(".")),
+            )
             self.add_class_arguments(options["type"], path, as_group=False)
+            self.group = outer
             return None
         flag = "--" + "-".join(path.split(".")[1:] or [path]).replace("_", "-")
         if typing.get_origin(parameter.annotation) in (list, Sequence):
@@ -49,7 +65,11 @@ class Parser(Hinting):
         if parameter.kind is parameter.POSITIONAL_ONLY:
             options |= {"nargs": "?", "default": parameter.default, "metavar": path.upper()}
             return super().add_argument(path, **options)
-        return super().add_argument(flag, dest=path, **options)
+        added = super().add_argument(flag, dest=path, **options)
+        if self.group is not None:  # jsonargparse's groups would call this method with themselves as the parser
+            self._optionals._group_actions.remove(added)
+            self.group._group_actions.append(added)
+        return added
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print the cause with the flag as it is typed."""
@@ -100,10 +120,25 @@ def parser(name: str, function: Callable[..., Any]) -> Parser:
         name: The command's words, as the help and errors show them.
         function: What it runs.
     """
-    built = Parser(prog=name, description=" ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split()))
+    text = inspect.getdoc(function) or ""
+    built = Parser(prog=name, description=" ".join(text.partition("\n\n")[0].split()), formatter_class=Formatter)
+    built.epilog = "Example:\n" + "\n".join(f"  {line}" for line in example(text)) if example(text) else None
     built.parameters = inspect.signature(function, eval_str=True).parameters
     built.add_function_arguments(function, as_group=False, as_positional=True)
+    places = [_place(action) for action in built._actions if not action.option_strings]
+    built.usage = " ".join(filter(None, [name, *places, "[options]"]))
+    built._positionals.title = "arguments"
     return built
+
+
+def example(text: str) -> list[str]:
+    """The command lines under `Example:` of a docstring."""
+    return [line.strip() for line in text.partition("\nExample:\n")[2].partition("\n\n")[0].splitlines()]
+
+
+def _place(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest)
+    return {"+": f"{name} [{name} ...]", "?": f"[{name}]"}.get(str(action.nargs), name)
 
 
 def bound(function: Callable[..., Any], parsed: Namespace) -> inspect.BoundArguments:
@@ -124,9 +159,17 @@ def _value(kind: Any, parsed: Any) -> Any:
     return kind(**{name: _value(hints[name], value) for name, value in vars(parsed).items()})  # type: ignore[operator]
 
 
-def menu(name: str, entries: dict[str, str]) -> Parser:
-    """A parser that knows the names of the commands alone, for help and for errors."""
-    built = Parser(prog=name, description=f"Run `{name} COMMAND --help` for the flags of a command.")
+def menu(name: str, entries: dict[str, str], text: str | None = None, version: str | None = None) -> Parser:
+    """A parser that knows the names of the commands alone, for help and for errors.
+
+    Args:
+        name: Words of the menu, as the help and errors show them.
+        entries: Command -> its sentence.
+        text: The whole help.
+        version: What `--version` says after the name.
+    """
+    built = Parser(prog=name, version=version)
+    built.text = text
     commands = built.add_subcommands(required=True, dest="command")
     for word, text in entries.items():
         commands.add_subcommand(word, Parser(), help=text)

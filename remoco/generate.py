@@ -87,7 +87,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class SamplingChanges:
-    """What differs from the checkpoint's `lightning_modules.config.Sampling`."""
+    """Changes to the checkpoint's sampling (`lightning_modules.config.Sampling`)."""
 
     steps: Steps | None = None
     """Number of sampler steps. Default: the checkpoint's."""
@@ -130,12 +130,17 @@ class OtherSystem:
     """Another system in the place of a checkpoint (docs/systems.md)."""
 
     system: str | None = None
-    """Another system to sample: dragnuwa, draganything, mofa, sgi2v, or the class path of your own. IMAGE is then the
-    only argument without a flag."""
+    """Another system to sample: dragnuwa, draganything, mofa, sgi2v, or the class path of your own. CHECKPOINT is then
+    left out."""
     weights: str | None = None
     """Released file or folder of that system."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that system, for example `{quirks: corrected, settings: {steps: 10}}`."""
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "options"):
+            if self.system is None and getattr(self, name):
+                raise UserError(f"--{name}: expected --system beside it")
 
 
 _OTHER = OtherSystem()
@@ -162,7 +167,7 @@ def generate(
         motion: What is drawn on the picture, and how the scene behind it moves.
         out: Name of the .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png.
             Default: clip.mp4 in the working folder. With a folder of inputs it names the folder that gets videos/ and
-            strips/. Default: generated.
+            strips/, which is `generated` by default.
         clip: The clip that is made of a picture.
         sampling: What differs from the checkpoint's sampling.
         loading: Where the networks come from, and where they compute.
@@ -170,6 +175,9 @@ def generate(
 
     Returns:
         1 where inputs of a folder were left out, each named on a line; otherwise 0.
+
+    Example:
+        remoco generate embedded image.png --tracks tracks.json --brush mask.png --out clip.mp4
     """
     from remoco.generation import run  # torch and diffusers take seconds, and `--help` has no need of them
 

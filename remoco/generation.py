@@ -9,7 +9,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -32,6 +31,8 @@ from remoco.common.ranges import within
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
+from remoco.other_system import load_other, system_panels
+from remoco.systems import fingerprint, system_class
 from remoco.unseen import unseen
 
 
@@ -194,13 +195,9 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
     Raises:
         UserError: a flag says what the system does not take, or its files are not those it needs.
     """
-    from lightning_modules.conditioning import to_uint8
-    from remoco.report.command import control_frames
-    from remoco.systems import SystemChoice, fingerprint, load_system, system_class
-
     kind = system_class(str(other.system))
     given = [name for name in ("camera", "poses", "depth", "driving") if getattr(motion, name) is not None]
-    given += ["brush"] if motion.brush is not None and not kind.takes_brush else []
+    given += ["brush"] if motion.brush is not None and not getattr(kind, "takes_brush", True) else []
     if given:
         raise UserError(f"--{given[0]}: {other.system} does not take it")
     changed = [
@@ -211,29 +208,15 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
     ]
     if changed:
         raise UserError(f"--{changed[0]}: {other.system} has settings of its own, see --options")
-    options = other.options if loading.svd is None else other.options | {"svd": loading.svd}
-    choice = SystemChoice(str(other.system), other.weights, options)
-    dtype = loading.dtype or "float32"
-    system = load_system(choice, usable_device(loading.device), getattr(torch, dtype))
-
-    def panels(drawing: Drawing, _: SceneMotion, seed: int, progress: Callable[[int], object]) -> dict[str, np.ndarray]:
-        def on_step(step: int, x: torch.Tensor, denoised: torch.Tensor) -> None:
-            progress(step)
-
-        video = system(drawing, seed, on_step)
-        frames = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
-        factor = panel_factor(drawing.size[1])
-        size = drawing.size[1] * factor, drawing.size[0] * factor
-        drawn = [
-            cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in control_frames(drawing, len(frames))
-        ]
-        return {"first frame": drawing.image, "tracks": np.stack(drawn), "generated": frames}
-
-    def framing(drawing: Drawing) -> Framing:
-        return Framing.of(drawing.size, system.size, clip.fit, drawing.starts)
-
-    record = {"choice": asdict(choice), "weights": fingerprint(choice), "dtype": dtype, "protocol": system.protocol}
-    return Generator(record, system.steps, system.fps, framing, panels)
+    system, choice = load_other(other, loading)
+    made_by = {"choice": asdict(choice), "weights": fingerprint(choice), "dtype": loading.dtype or "float32"}
+    return Generator(
+        made_by | {"protocol": system.protocol},
+        system.steps,
+        system.fps,
+        lambda drawing: Framing.of(drawing.size, system.size, clip.fit, drawing.starts),
+        lambda drawing, _, seed, progress: system_panels(system, drawing, seed, progress),
+    )
 
 
 def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges) -> dict[str, Any]:

@@ -32,6 +32,9 @@ def latents(shards: str, out: str, svd: str | None = None, revision: str | None 
         out: Folder for the copy; it is made if missing.
         svd: Folder of Stable Video Diffusion in diffusers' layout, or its hub id.
         revision: Revision of the hub id.
+
+    Example:
+        remoco latents data/mine data/mine_latents --svd svd_folder
     """
     if svd is None:
         raise UserError("--svd is missing, expected a folder of SVD in diffusers' layout, or its hub id")

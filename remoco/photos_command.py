@@ -16,6 +16,9 @@ def photos(
         clips: Number of clips.
         steps: Number of sampler steps. Default: the checkpoint's.
         seed: Seed of the clips.
+
+    Example:
+        remoco photos --checkpoint runs/photo/checkpoints/last.ckpt --photos data/photos
     """
     if not 1 <= clips <= 10_000:
         raise UserError(f"--clips is {clips}, expected 1 to 10000")

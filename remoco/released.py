@@ -15,6 +15,9 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
         folder: Folder that gets adapter.safetensors.
         base: Also write unet/, and vae/ and image_encoder/ where the file has them, for a base's `path`.
         head_channels: Channels per attention head, which the weights do not show; 64 in the released network.
+
+    Example:
+        remoco convert motionpro.pt motionpro --base
     """
     from lightning_modules.released import adapter_of, load_released
     from lightning_modules.released.base import check_control
@@ -39,8 +42,11 @@ def export(source: str, out: str, base: str | None = None) -> None:
 
     Args:
         source: Folder of `remoco convert`, an adapter file, or a training checkpoint.
-        out: .pt or .safetensors file to write.
+        out: File to write, .pt or .safetensors.
         base: Folder with unet/ and, to be included, vae/ and image_encoder/. Default: the adapter's folder.
+
+    Example:
+        remoco export runs/remoco/checkpoints/last.ckpt controller.pt --base svd_folder
     """
     from lightning_modules.bases.svd.weights import COMPONENTS
     from lightning_modules.bases.weights import layout_of

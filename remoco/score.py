@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
@@ -38,6 +38,9 @@ def score(
         fit: How the system brought the benchmark's images to its videos' shapes: `crop` as `remoco generate` does,
             `pad`, or `stretch` for a system that squeezes them.
         device: Torch device of the networks, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+
+    Example:
+        remoco score generated/videos --bench bench --json scores.json
     """
     from datamodules.bench import scoring
     from metrics import shown
@@ -90,7 +93,13 @@ def read_metrics(path: str) -> list[Any]:
 
 
 def sprite_bench(
-    root: str, pairs: int = 8, height: int = 128, width: int = 192, frames: int = 16, seed: int = 0
+    root: str,
+    pairs: int = 8,
+    height: int = 128,
+    width: int = 192,
+    frames: int = 16,
+    seed: int = 0,
+    scene: Literal["varied", "plain"] = "varied",
 ) -> None:
     """Write a small benchmark with known answers, from sprites: tracks, brushes, and the true clips.
 
@@ -101,6 +110,11 @@ def sprite_bench(
         width: Width of the images in pixels.
         frames: Number of frames of a true clip.
         seed: Seed of the scenes.
+        scene: Kind of scenes. `varied` ones have textured objects and cameras that move; `plain` ones have one even
+            object over a still gradient, which the sprites model of the package knows.
+
+    Example:
+        remoco sprite-bench bench --pairs 8
     """
     from datamodules.bench.sprites import TRUE_CLIPS, write_sprite_bench
 
@@ -108,5 +122,5 @@ def sprite_bench(
         raise UserError(f"--pairs is {pairs}, expected at least 1")
     if seed < 0:
         raise UserError(f"--seed is {seed}, expected at least 0")
-    write_sprite_bench(root, pairs, height, width, frames, seed)
+    write_sprite_bench(root, pairs, height, width, frames, seed, scene)
     print(f"wrote {root}: {2 * pairs} pairs, and what a perfect system would generate in {Path(root) / TRUE_CLIPS}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -16,8 +16,10 @@ from remoco.common.errors import UserError, one_line, readable
 from remoco.near import hint
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
+    from datamodules.drawings import Drawing
     from lightning_modules.systems.system import System
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -29,6 +31,17 @@ SYSTEMS = {
     "sgi2v": "lightning_modules.systems.sgi2v.SGI2V",
 }
 """Name -> class."""
+SAYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a text", lambda value: isinstance(value, str)),
+    "protocol": ("a text", lambda value: isinstance(value, str)),
+    "size": ("(height, width)", lambda value: _is_whole(value, 2)),
+    "frames": ("a whole number from 1", lambda value: _is_whole([value], 1)),
+    "steps": ("a whole number from 1", lambda value: _is_whole([value], 1)),
+    "fps": ("a number above 0", lambda value: isinstance(value, (int, float)) and 0 < value < float("inf")),
+    "takes_brush": ("true or false", lambda value: isinstance(value, bool)),
+    "stand_in": ("true or false", lambda value: isinstance(value, bool)),
+}
+"""What a system says of itself -> what is expected, in words and as a test; see `System`."""
 RUNS = {"dtype", "device"}  # arguments of `load` that say where it computes, and change no protocol
 
 
@@ -108,11 +121,49 @@ def load_system(choice: SystemChoice, device: torch.device | str, dtype: torch.d
     """
     given, kind = arguments(choice), system_class(choice.system)
     try:
-        return kind.load(**given, dtype=dtype, device=device)  # type: ignore[attr-defined]
+        system: System = kind.load(**given, dtype=dtype, device=device)  # type: ignore[attr-defined]
     except UserError:
         raise
     except (ValueError, OSError, RuntimeError, TypeError) as error:
         raise UserError(f"{choice.system}: {one_line(error)}") from error
+    for name, (expected, fits) in SAYS.items():
+        value = getattr(system, name, None)
+        if not fits(value):
+            raise UserError(f"{choice.system}: {name} is {readable(str(value), 60)}, expected {expected}")
+    if not callable(system):
+        raise UserError(f"{choice.system}: cannot be called, expected `__call__(drawing, seed, on_step)`")
+    return system
+
+
+def sampled(system: System, drawing: Drawing, seed: int, progress: Callable[[int], object] | None = None) -> np.ndarray:
+    """(L, H, W, 3) uint8 frames of a system's video, which is held to what the system says of itself.
+
+    Args:
+        system: The system.
+        drawing: Drawing of any size, see `System`.
+        seed: Seed of the noise.
+        progress: Called after each step with its number from 0; an exception from it ends the sampling.
+
+    Raises:
+        UserError: the system does not take the drawing, or its frames are not of its length and size, or not finite.
+    """
+    import torch
+
+    from lightning_modules.conditioning import to_uint8
+
+    def on_step(step: int, *_: object) -> None:
+        if progress is not None:
+            progress(step)
+
+    video = system(drawing, seed, on_step)
+    expected = (system.frames, 3, *system.size)
+    if not isinstance(video, torch.Tensor) or tuple(video.shape) != expected or not video.is_floating_point():
+        got = tuple(video.shape) if isinstance(video, torch.Tensor) else "no tensor"
+        raise UserError(f"{system.name}: its video is {got}, expected {expected} with values from -1 to 1")
+    if not torch.isfinite(video).all():
+        raise UserError(f"{system.name}: its video has values that are not finite; float32 has a wider range")
+    frames: np.ndarray = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
+    return frames
 
 
 def fingerprint(choice: SystemChoice) -> str:
@@ -127,6 +178,13 @@ def fingerprint(choice: SystemChoice) -> str:
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _is_whole(values: Any, count: int) -> bool:
+    """Whether these are so many whole numbers from 1."""
+    if not isinstance(values, (list, tuple)) or len(values) != count:
+        return False
+    return all(isinstance(each, int) and not isinstance(each, bool) and each > 0 for each in values)
 
 
 def _is_settings(default: Any) -> bool:

@@ -5,7 +5,6 @@ Beyond LightningCLI: a mistake in the configuration is one line and exit code 2,
 base configuration, `optimizer` and `lr_scheduler` are built over what the module trains.
 """
 
-import logging
 import os
 import re
 import sys
@@ -15,13 +14,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import Namespace, set_parsing_settings
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint, run_folder
+import datamodules
+from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, resolve_checkpoint
 from callbacks.loggers import same_folder, same_run, settle
-from callbacks.run_folder import MARKER
+from callbacks.progress import StepProgress, table
+from callbacks.run_folder import MARKER, rank_zero_print, run_folder
 from datamodules.lightning_internals import refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
@@ -30,8 +32,9 @@ from remoco import configs
 from remoco.common.errors import DISK_ERRORS, UserError, one_line
 from remoco.flags import Raising, Unparsed, cause
 from remoco.moved import moved
-from remoco.run_name import NAME, base_name, run_name
+from remoco.run_name import base_name, run_name
 from remoco.slurm import slurm_without_srun
+from remoco.terminal import one_line_warnings, quiet_log
 
 HANDLED = (
     r".*your dataloader is not resumable",  # the data modules here resume by position
@@ -65,13 +68,6 @@ WRONG = (
 """What classes that a configuration names raise where an argument is not theirs."""
 
 
-class Quiet(logging.Filter):
-    """Leaves out Lightning's advertisement."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        return "litlogger" not in record.getMessage().lower() and "litmodels" not in record.getMessage().lower()
-
-
 class Parser(Raising, LightningArgumentParser):
     """LightningCLI's parser, with our errors, for configs of a command line as `configs.stacked` gives it."""
 
@@ -94,6 +90,9 @@ class CLI(LightningCLI):
 
     def __init__(self, args: list[str]) -> None:
         self.words = list(args)
+        self.verbose = True
+        for name in datamodules.__all__:
+            getattr(datamodules, name)  # imported, `--data` knows it by its name, and `--help` lists it
         try:
             super().__init__(
                 args=configs.stacked(args),
@@ -150,11 +149,15 @@ class CLI(LightningCLI):
             raise UserError(str(error) or one_line(error)) from error
 
     def instantiate_trainer(self, **options: Any) -> Any:
-        """With our table of what trains in the place of Lightning's."""
+        """With our table of what trains and our bar in the place of Lightning's."""
         config = self._get(self.config_init, "trainer", default={})
+        callbacks = config.get("callbacks") or []
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks = [*callbacks, StepProgress()]
         if self.subcommand == "fit" and config.get("enable_model_summary") is not False:
-            config["callbacks"] = [*(config.get("callbacks") or []), ModelTable()]
+            callbacks = [*callbacks, ModelTable()]
             options["enable_model_summary"] = False
+        config["callbacks"] = callbacks
         return super().instantiate_trainer(**options)
 
     def _add_configure_optimizers_method_to_model(self, subcommand: str | None) -> None:
@@ -169,6 +172,13 @@ class CLI(LightningCLI):
         else:
             super()._add_configure_optimizers_method_to_model(subcommand)
 
+    def after_validate(self) -> None:
+        """Print every number of the run."""
+        if self.verbose and self.trainer.is_global_zero and (text := table(self.trainer.callback_metrics)):
+            print(f"\n{text}", flush=True)
+
+    after_test = after_validate
+
     def _settle(self, callback: RunFolder) -> None:
         """Before loggers open anything."""
         if self.subcommand != "fit":
@@ -182,16 +192,17 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         trainer = self.trainer
-        if kwargs.get("ckpt_path"):
-            refuse_what_does_not_restore(trainer, str(kwargs["ckpt_path"]))
+        if "verbose" in kwargs:  # Lightning's table breaks names over lines; ours is printed after the run
+            self.verbose, kwargs["verbose"] = kwargs["verbose"], False
+        asked = kwargs.get("ckpt_path")
+        if asked:
+            refuse_what_does_not_restore(trainer, str(asked))
         if any(isinstance(callback, LastCheckpoint) for callback in trainer.callbacks):
             # set on the trainer, so that a module's setup can refuse the checkpoint before it loads weights
-            try:
-                trainer.ckpt_path = resolve_checkpoint(trainer, kwargs.get("ckpt_path"))
-            except UserError as error:
-                hint = f"; the run's name follows from the overrides, --{NAME} NAME sets it"
-                raise UserError(f"{error}{hint if subcommand == 'fit' else ''}") from None
+            trainer.ckpt_path = resolve_checkpoint(trainer, asked, may_start=subcommand == "fit")
             kwargs["ckpt_path"] = None
+            if asked and trainer.ckpt_path is None:
+                rank_zero_print(f"No checkpoint in {run_folder(trainer)} yet: the run starts from scratch")
         for callback in trainer.callbacks:
             if isinstance(callback, RunFolder):
                 self._settle(callback)
@@ -235,8 +246,8 @@ def main(args: list[str] | None = None) -> None:
     for known in HANDLED:
         warnings.filterwarnings("ignore", message=known)
     warnings.filterwarnings("error", message=r".*there is no last checkpoint available", category=UserWarning)
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch"):
-        logging.getLogger(name).addFilter(Quiet())
+    one_line_warnings("python -m lightning")
+    quiet_log()
     threading.excepthook = _hook
     args = sys.argv[1:] if args is None else args
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from datamodules.bench.pairs import LEVELS
+from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import Layer, Motion, Scene, random_scene, render, tracks
 from remoco.common.errors import UserError
 from remoco.common.videos.files import write_video
@@ -19,17 +21,26 @@ from remoco.common.whole_files import naming, new_folder, write_atomic
 
 TRUE_CLIPS = "true_clips"
 EDGE = 8  # pixels between a track's start and the outline: a patch around it lies on the object
+EVEN = 4  # the same on plain objects, which are smaller
 ALIKE = 0.9  # correlation of two places from which a point on a dotted surface may be any of its dots
+PLAIN = 3  # splits 0 to 2 of `datamodules.SpritesDataModule` are trained and validated on
 
 
 def write_sprite_bench(
-    root: str | Path, pairs: int = 8, height: int = 128, width: int = 192, frames: int = 16, seed: int = 0
+    root: str | Path,
+    pairs: int = 8,
+    height: int = 128,
+    width: int = 192,
+    frames: int = 16,
+    seed: int = 0,
+    scene: Literal["varied", "plain"] = "varied",
 ) -> None:
     """Write `pairs` samples of each level, and `true_clips/<level>/<sample>.mp4`, what a perfect system would generate.
 
     A fine sample has one or two tracks on an object and a brush around their starts; an object sample has one track
-    near the object's middle and the whole object as its brush. A track has a key point per frame, so the curve through
-    them is the exact track at every frame. A pure function of its arguments.
+    near the object's middle and the whole object as its brush. Varied scenes have textured objects, on which a track
+    begins at a corner; plain ones have one even object and one track, which begins in its middle. A track has a key
+    point per frame, so the curve through them is the exact track at every frame. A pure function of its arguments.
 
     Raises:
         UserError: `root` holds something already, or the frames are too small for a scene with a point to follow.
@@ -42,16 +53,24 @@ def write_sprite_bench(
     with new_folder(root) as new, tqdm(total=len(LEVELS) * pairs, desc="benchmark", unit="pair") as bar:
         for number, (folder, level) in enumerate(LEVELS.items()):
             for index in range(pairs):
-                _write_pair(new, folder, f"sprite-{index:03d}", level, (height, width, frames), [seed, number, index])
+                _write_pair(
+                    new, folder, f"sprite-{index:03d}", level, (height, width, frames), [seed, number, index], scene
+                )
                 bar.update()
 
 
-def _write_pair(root: Path, folder: str, name: str, level: str, size: tuple[int, int, int], seed: list[int]) -> None:
+def _write_pair(
+    root: Path, folder: str, name: str, level: str, size: tuple[int, int, int], seed: list[int], kind: str
+) -> None:
     height, width, frames = size
     for attempt in range(100):
-        scene = _gentle(random_scene([*seed, attempt], frames, height, width))
+        if kind == "plain":
+            look = [seed[0], PLAIN, *seed[1:], attempt]
+            scene = plain_scene(look, [*look, 1], frames, height, width)
+        else:
+            scene = _gentle(random_scene([*seed, attempt], frames, height, width))
         video, (flow, visibility) = render(scene), tracks(scene)
-        drawn = _draw(scene, video[0], visibility, level)
+        drawn = _draw(scene, video[0], visibility, level, even=kind == "plain")
         if drawn is not None:
             break
     else:
@@ -84,7 +103,7 @@ def _gentle(scene: Scene) -> Scene:
 
 
 def _draw(
-    scene: Scene, first: np.ndarray, visibility: np.ndarray, level: str
+    scene: Scene, first: np.ndarray, visibility: np.ndarray, level: str, even: bool
 ) -> tuple[list[tuple[int, int]], np.ndarray] | None:
     """Starts (x, y) and the brush on the frontmost object that has a point to follow; None where there is no such."""
     y, x = np.mgrid[: scene.height, : scene.width].astype(np.float64)
@@ -94,18 +113,26 @@ def _draw(
     image = np.ascontiguousarray(first.transpose(1, 2, 0))
     for number in reversed(range(1, len(scene.layers))):
         mask = owner == number
-        inner = cv2.erode(mask.astype(np.uint8), np.ones((2 * EDGE + 1, 2 * EDGE + 1)), borderValue=0) > 0
+        edge = EVEN if even else EDGE
+        inner = cv2.erode(mask.astype(np.uint8), np.ones((2 * edge + 1, 2 * edge + 1)), borderValue=0) > 0
         usable = inner & visibility.all(0)
         if usable.sum() < 25:
             continue
-        starts = _marked_points(image, usable, 1 if level == "object" else 2)
+        starts = [_middle(usable)] if even else _marked_points(image, usable, 1 if level == "object" else 2)
         if not starts:
             continue
         if level == "object":
             return starts, mask
-        near = np.min([np.hypot(x - a, y - b) for a, b in starts], axis=0) < 2 * EDGE
+        near = np.min([np.hypot(x - a, y - b) for a, b in starts], axis=0) < 2 * edge
         return starts, mask & near
     return None
+
+
+def _middle(usable: np.ndarray) -> tuple[int, int]:
+    """The pixel (x, y) of a mask that is nearest to its centre."""
+    places = np.argwhere(usable)
+    y, x = places[np.linalg.norm(places - places.mean(0), axis=1).argmin()]
+    return int(x), int(y)
 
 
 def _marked_points(image: np.ndarray, usable: np.ndarray, count: int) -> list[tuple[int, int]]:

@@ -11,9 +11,10 @@ from PIL import Image, ImageOps
 
 from datamodules.drawings.drawing import Drawing
 from remoco.common import picture_files, pictures
-from remoco.common.errors import UserError
+from remoco.common.errors import UserError, readable
 
 Picture = Image.Image | np.ndarray | str | Path
+"""A picture as a caller may give it: opened, as pixels (H, W) or (H, W, 3 or 4), or the path of its file."""
 
 
 def drawings_of(
@@ -43,6 +44,11 @@ def drawings_of(
     return [_drawing(*each, background) for each in zip(image, strokes, brushes, strict=True)]
 
 
+def unbatched(image: Any) -> Any:
+    """A batch of images, a tuple of them or a tensor (B, 3, H, W), as a list; anything else as it is."""
+    return list(image) if isinstance(image, tuple) or (hasattr(image, "detach") and image.ndim == 4) else image
+
+
 def each_of(name: str, values: Any, count: int, default: Any = None) -> Sequence[Any]:
     """An entry for each of `count` images; UserError unless it is a list of that length."""
     if values is None:
@@ -65,18 +71,32 @@ def read_image(image: Picture, background: pictures.Background = "white") -> np.
 
     Args:
         image: a PIL image of 8 or 16 bits; an array, (H, W, 3) RGB or (H, W, 4) RGBA, of uint8, uint16 or floats in
-            0..1; or a file.
+            0..1; a tensor of them, (3, H, W) or (4, H, W) as in diffusers; or a file.
         background: colour that transparent parts show.
 
     Raises:
         UserError: it is none; the message is one line.
     """
     colour = pictures.colour_of(background)
+    if image is None:
+        raise UserError("image: missing, expected a picture: a PIL image, an array or a file")
+    if isinstance(image, str) and "://" in image:
+        raise UserError(f"image: {readable(image, 200)} is not fetched, expected a file; diffusers' load_image fetches")
     if isinstance(image, (str, Path)):
         return picture_files.read_image(image, background=colour)
     if isinstance(image, Image.Image):
         return pictures.shown(image, "image", colour)
-    return pictures.shown_array(np.asarray(image), "image", colour)
+    return pictures.shown_array(_array(image), "image", colour)
+
+
+def _array(image: Any) -> np.ndarray:
+    """An array as it is; a tensor, whose channels come first, with its channels last."""
+    if not hasattr(image, "detach"):
+        return np.asarray(image)
+    tensor = image.detach().cpu()
+    tensor = tensor.float() if tensor.is_floating_point() else tensor
+    array: np.ndarray = tensor.numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] in (3, 4) else array
 
 
 def read_brush(brush: Picture | Sequence[Any] | None) -> np.ndarray | None:

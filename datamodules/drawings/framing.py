@@ -19,6 +19,7 @@ from remoco.common.picture_files import MAX_SIDE
 from remoco.common.pictures import WHITE
 
 Fit = Literal["crop", "pad", "stretch"]
+"""How an image of another shape is brought to its frame: cut off, shown whole with borders, or squeezed."""
 Size = tuple[int, int]
 """(height, width) in pixels."""
 

@@ -42,6 +42,9 @@ def prepare(
         processes: The processes that prepare videos, and their limits.
         retry: Try again the videos that were left out.
         work: Local folder for the state of the work when `shards` is a URL. Give the same one at each run.
+
+    Example:
+        remoco prepare videos data/mine --tracker dis --height 128 --width 192
     """
     within("--clips-per-shard", clips_per_shard, 1, whole=True)
     if settings.shots:
@@ -85,6 +88,9 @@ def verify(shards: str, workers: int | None = None) -> int:
     Args:
         shards: Folder of shards, glob or brace pattern.
         workers: Number of processes. Default: the number of cores.
+
+    Example:
+        remoco verify data/mine
     """
     from datamodules.prepare.verify import verify_shards
 

@@ -34,7 +34,7 @@ class Settings:
     """What the bytes of a clip depend on."""
 
     tracker: str = "dis"
-    """Tracker: `dis` is optical flow without weights. `tracks` adds sparse tracks to it and takes twice the time.
+    """Tracker: `dis` is optical flow without weights. `tracks` adds sparse tracks to it and takes three times the time.
     `dot` is the tracker of the paper. Or the class path of your own, for example my_module.Tracker."""
     dot: DotOptions = DotOptions()
     frames: Frames = 16

@@ -18,7 +18,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -99,6 +99,33 @@ def write_index(
         **({} if latents is None else {"latents": dict(latents)}),
     }  # fmt: skip
     write_atomic(Path(folder) / INDEX, json_bytes(content))
+
+
+class Clips(Protocol):
+    """What a dataset reads clips from, by (shard number, clip number in the shard): `Shards`, or what makes them."""
+
+    shape: ClipShape
+    pattern: Any  # what errors call the set
+    filled: str | None
+    latent_hashes: dict[str, str] | None
+
+    @property
+    def digest(self) -> str | None:
+        """Of the clips and their order; None where settings say all."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, shard: int, clip: int) -> str:
+        """Key of a clip."""
+
+    def called(self, shard: int, clip: int) -> str:
+        """What errors call a clip."""
+
+    def read(self, shard: int, clip: int, kinds: Sequence[str]) -> dict[str, bytes]:
+        """The members of a clip."""
+
+    def ahead(self, clips: Iterable[tuple[int, int]], kinds: Sequence[str]) -> None:
+        """Prepare to read these clips."""
 
 
 class Shards:
@@ -192,6 +219,13 @@ class Shards:
     def key(self, shard: int, clip: int) -> str:
         """Key of a clip, from the shard's sidecar."""
         return self._sidecar(shard)["keys"][clip]
+
+    def called(self, shard: int, clip: int) -> str:
+        """What errors call a clip: its key, or its place where its shard's sidecar does not read."""
+        try:
+            return self.key(shard, clip)
+        except BadClip:
+            return f"clip {clip} of {self.path(shard).name}"
 
     def read(self, shard: int, clip: int, kinds: Sequence[str]) -> dict[str, bytes]:
         """The members of a clip, each checked against its CRC-32.

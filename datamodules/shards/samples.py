@@ -9,7 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from datamodules.shards import flow_codec, mask_codec
-from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, Shards
+from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, Clips
 from datamodules.shards.index import ClipShape
 from remoco.common.errors import BadClip, one_line
 from remoco.common.json_files import parse_json
@@ -204,7 +204,7 @@ def kinds_of(latents: bool) -> tuple[str, ...]:
 
 
 def load_into(
-    shards: Shards, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav"
+    shards: Clips, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav"
 ) -> dict[str, Any]:
     """Read, check and decode one clip of a set into `out`; the rest, with its `key`, is returned.
 
@@ -215,11 +215,4 @@ def load_into(
         members = shards.read(shard, clip, kinds_of(latents="video" not in out))
         return {**decode_into(members, shards.shape, out, decoder), "key": shards.key(shard, clip)}
     except BadClip as error:
-        raise BadClip(f"{_name(shards, shard, clip)}: {error}") from error
-
-
-def _name(shards: Shards, shard: int, clip: int) -> str:
-    try:
-        return shards.key(shard, clip)
-    except BadClip:
-        return f"clip {clip} of {shards.path(shard).name}"
+        raise BadClip(f"{shards.called(shard, clip)}: {error}") from error

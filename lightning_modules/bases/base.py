@@ -1,7 +1,6 @@
 """VideoBase: what training, sampling and control ask of an image-to-video model. A base is one class of this kind.
 
-Everything that is known of one model only lies in its class: its latents, its network, what that is conditioned on, and
-where control may enter. Nothing here imports diffusers.
+Everything that is known of one model only lies in its class. Nothing here imports diffusers.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from lightning_modules.bases.said import Input, class_path
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
 
@@ -191,6 +191,11 @@ class VideoBase(nn.Module, ABC):
             UserError: a file or a weight is missing.
         """
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """Give the built networks another compute dtype, as `build` would; what is trained keeps its own."""
+        for network in self.children():
+            cast(network, dtype)
+
     def layout(self) -> VideoBase:
         """The same base without its weights, on the meta device: names and shapes of what `build` makes."""
         with torch.device("meta"):
@@ -231,6 +236,15 @@ class VideoBase(nn.Module, ABC):
             latents: As the sampler gives them.
             chunk: Number of frames to decode at once, for less memory. None: the base's setting, by default all.
         """
+
+    def finished(self, video: Tensor, cond: Conditioning) -> Tensor:
+        """What a clip becomes after `decode`, (B, L, 3, H, W): the same, unless a base knows some of it better.
+
+        Args:
+            video: As `decode` gives it.
+            cond: What it was sampled with, as the injections steered it.
+        """
+        return video
 
     def reconstructed(self, video: Tensor) -> Tensor:
         """(B, L, 3, H, W), uint8 or in [-1, 1], encoded and decoded: the best that a sample can be."""

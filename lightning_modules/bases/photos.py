@@ -26,20 +26,24 @@ class Photos(Sprites):
     Args:
         init_seed: Seed of the weights.
         components: Number of principal components of patches.
+        corrected: How many of them the network corrects, the coarsest ones: of finer ones a mean is a blur, and what
+            `warp` fills keeps its own.
         trained: Train the UNet too. Random weights generate nothing by themselves.
         recompute: Parts of the UNet that are computed again in the backward pass, as for `SVD`.
     """
 
-    named_by = ("init_seed", "components")
+    named_by = ("init_seed", "components", "corrected")
     frame_noise = None  # what is known is kept as it is
 
     def __init__(
         self,
         init_seed: int = 0,
         components: int = 64,
+        corrected: int = 16,
         trained: bool = False,
         recompute: Literal["none", "top", "all"] = "none",
     ):
+        self.corrected = corrected
         super().__init__("photo", init_seed, "pca", components, trained, "tf32", recompute)
 
     def usual(self) -> tuple[int, int, int]:
@@ -55,6 +59,13 @@ class Photos(Sprites):
         none = torch.zeros(len(batch["first_frame"]), device=batch["first_frame"].device)
         return super().condition(batch, {**inputs, "noise_aug_strength": none}, None)
 
+    def finished(self, video: Tensor, cond: Conditioning) -> Tensor:
+        """Known pixels as they were moved; elsewhere what the network changed is added to what `warp` filled."""
+        if cond.moved is None or cond.filled is None:
+            return video
+        change = video - self.decode(self.normalise(self.encode(cond.moved).mean))
+        return cond.moved + change * cond.filled[:, :, None]
+
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """As `VideoBase.predict`: with this output EDM's denoised latents are the condition plus the difference."""
         sigma = (4 * time.double()).exp().view(-1, 1, 1, 1, 1)
@@ -65,6 +76,7 @@ class Photos(Sprites):
         scaled = (clip - latent) * (input_scales(sigma / RESIDUAL)[0] / RESIDUAL)
         output = self.network.predict(scaled.to(noisy.dtype), time, cond).double()
         difference = keep * (clip - latent) + out * RESIDUAL * output
+        difference[:, :, self.corrected :] = 0
         if KNOWN in cond.parts:
             difference = difference * (1 - cond.parts[KNOWN])
         skip, scale = output_scales(sigma)

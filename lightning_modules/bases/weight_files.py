@@ -7,15 +7,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, list_repo_files
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import LocalEntryNotFoundError
 
+from lightning_modules.hub import UNREADABLE, fetched, is_hub_id, listed, reason
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
@@ -24,10 +18,9 @@ STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "va
 }
 VARIANTS = (None, "fp16")  # the full weights where both are there
 PICKLES = ("*.bin", "*.bin.index.json", "*.ckpt", "*.pt", "*.pth")
-UNREADABLE = (OSError, ValueError, EntryNotFoundError)
 
 
-def located(path: str, names: Iterable[str], revision: str | None = None) -> Path:
+def located(path: str, names: Iterable[str], revision: str | None = None, variant: str | None = None) -> Path:
     """The local folder that holds some of a base's networks, each in a folder of its own.
 
     Args:
@@ -35,12 +28,13 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
             the configuration and the safetensors of each network, in whichever layout they are there.
         names: Networks, as in `STEMS`.
         revision: Branch, tag or commit of the hub id.
+        variant: Of the weights to download, for example `fp16`; None: the full ones, else fp16's.
 
     Raises:
         UserError: a network has no configuration or no weights there, or the hub is not reached.
     """
     if is_hub_id(path):
-        return _downloaded(path, names, revision)
+        return _downloaded(path, names, revision, variant)
     folder, names = Path(path).expanduser(), list(names)
     wanted = ", ".join(f"{name}/" for name in names)
     if folder.is_file():
@@ -54,11 +48,6 @@ def located(path: str, names: Iterable[str], revision: str | None = None) -> Pat
     return folder
 
 
-def is_hub_id(path: str) -> bool:
-    """Whether a path means a hub id `owner/name`: there is no such folder, and it does not look like one."""
-    return not Path(path).expanduser().exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1
-
-
 def config_file(path: str, name: str, revision: str | None = None) -> Path:
     """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do.
 
@@ -68,32 +57,45 @@ def config_file(path: str, name: str, revision: str | None = None) -> Path:
     if not is_hub_id(path):
         return located(path, [name]) / name / "config.json"
     try:
-        if (config := _fetched(path, name, "config.json", revision)) is None:
+        if (config := fetched(path, "config.json", revision, name)) is None:
             raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
     except UNREADABLE as error:
-        raise UserError(f"base: cannot load {name} of the hub id {path}: {_reason(error, path, revision)}") from error
+        raise UserError(f"base: cannot load {name} of the hub id {path}: {reason(error, path, revision)}") from error
     return config
 
 
-def weight_files(folder: Path, name: str) -> list[Path]:
+def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Path]:
     """The safetensors files of one network: the full weights, whole or in parts, else those of half precision.
+
+    Args:
+        folder: Of the network.
+        name: Name of the network.
+        variant: The variant to take, for example `fp16`; no other is then.
 
     Raises:
         UserError: there are none, or not all that an index lists; the message is one line.
     """
-    for variant in VARIANTS:
-        if (whole := folder / _whole(name, variant)).is_file():
+    for each in _variants(variant):
+        if (whole := folder / _whole(name, each)).is_file():
             return [whole]
-        if (index := folder / _index(name, variant)).is_file():
+        if (index := folder / _index(name, each)).is_file():
             return [folder / part for part in _parts(index)]
-        if parts := sorted(folder.glob(_numbered(name, variant))):
+        if parts := sorted(folder.glob(_numbered(name, each))):
             return parts
-    raise _none([path.name for path in folder.iterdir()], name, str(folder))
+    raise _none([path.name for path in folder.iterdir()], name, str(folder), variant)
 
 
-def variant_of(files: Iterable[Path], name: str) -> str | None:
+def variant_of(files: Iterable[Path], name: str, variant: str | None = None) -> str | None:
     """What diffusers and transformers call the precision of these files: None for the full weights."""
-    return "fp16" if all(file.name.startswith(f"{STEMS[name]}.fp16") for file in files) else None
+    names = [file.name for file in files]
+    for each in _variants(variant):
+        if each is not None and all(file.startswith(f"{STEMS[name]}.{each}") for file in names):
+            return each
+    return None
+
+
+def _variants(variant: str | None) -> tuple[str | None, ...]:
+    return VARIANTS if variant is None else (variant,)
 
 
 def _whole(name: str, variant: str | None) -> str:
@@ -120,7 +122,7 @@ def _parts(index: Path) -> list[str]:
     return parts
 
 
-def _none(names: Iterable[str], name: str, where: str) -> UserError:
+def _none(names: Iterable[str], name: str, where: str, variant: str | None = None) -> UserError:
     """Why a network has no weights among the files of its folder."""
     pickles = sorted(each for each in names if any(fnmatch(each, pattern) for pattern in PICKLES))
     if pickles:
@@ -128,91 +130,51 @@ def _none(names: Iterable[str], name: str, where: str) -> UserError:
             f"{where} has its weights as {pickles[0]} alone, a pickle, which could run code and is never opened; "
             f"expected {_whole(name, None)}, as save_pretrained of diffusers or transformers writes it"
         )
-    return UserError(f"no {_whole(name, None)} or {_whole(name, 'fp16')} in {where}")
+    return UserError(f"no {' or '.join(_whole(name, each) for each in _variants(variant))} in {where}")
 
 
 # The hub
 
 
-def _downloaded(repo: str, names: Iterable[str], revision: str | None) -> Path:
+def _downloaded(repo: str, names: Iterable[str], revision: str | None, variant: str | None) -> Path:
     snapshot, commit = None, revision
     for name in names:
         try:
-            config = _fetched(repo, name, "config.json", commit)
+            config = fetched(repo, "config.json", commit, name)
             if config is None:
                 raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
             snapshot = config.parents[1]
             commit = snapshot.name  # all files of one commit, also where the branch moves on meanwhile
-            _download_weights(repo, name, commit)
+            _download_weights(repo, name, commit, variant)
         except UNREADABLE as error:
             raise UserError(
-                f"base: cannot load {name} of the hub id {repo}: {_reason(error, repo, revision)}"
+                f"base: cannot load {name} of the hub id {repo}: {reason(error, repo, revision)}"
             ) from error
     assert snapshot is not None
     return snapshot
 
 
-def _download_weights(repo: str, name: str, commit: str) -> None:
+def _download_weights(repo: str, name: str, commit: str, variant: str | None) -> None:
     """As `weight_files` looks for them."""
     unreached = None
-    for variant in VARIANTS:
+    for each in _variants(variant):
         try:
-            if _fetched(repo, name, _whole(name, variant), commit) is not None:
+            if fetched(repo, _whole(name, each), commit, name) is not None:
                 return
-            if (index := _fetched(repo, name, _index(name, variant), commit)) is not None:
+            if (index := fetched(repo, _index(name, each), commit, name)) is not None:
                 return _download_parts(repo, name, _parts(index), commit)
         except LocalEntryNotFoundError as error:  # the other precision may be in the cache
             unreached = error
-    names = _listed(repo, name, commit)
-    for variant in VARIANTS:
-        if parts := sorted(each for each in names if fnmatch(each, _numbered(name, variant))):
+    names = listed(repo, name, commit)
+    for each in _variants(variant):
+        if parts := sorted(file for file in names if fnmatch(file, _numbered(name, each))):
             return _download_parts(repo, name, parts, commit)
-    if unreached is not None and not any(fnmatch(each, pattern) for each in names for pattern in PICKLES):
+    if unreached is not None and not any(fnmatch(file, pattern) for file in names for pattern in PICKLES):
         raise unreached
-    raise _none(names, name, f"{repo}/{name}")
+    raise _none(names, name, f"{repo}/{name}", variant)
 
 
 def _download_parts(repo: str, name: str, parts: Iterable[str], commit: str) -> None:
     for part in parts:
-        if _fetched(repo, name, part, commit) is None:
+        if fetched(repo, part, commit, name) is None:
             raise UserError(f"no {name}/{part} there, which its index lists")
-
-
-def _fetched(repo: str, name: str, file: str, revision: str | None) -> Path | None:
-    """Where a file of one network is in the cache; None where the repository has none."""
-    try:
-        return Path(hf_hub_download(repo, file, subfolder=name, revision=revision))
-    except LocalEntryNotFoundError:
-        raise
-    except EntryNotFoundError:
-        return None
-
-
-def _listed(repo: str, name: str, commit: str) -> list[str]:
-    """Names of the files in one folder of a repository; where the hub is not reached, of those in the cache."""
-    try:
-        paths = [Path(path) for path in list_repo_files(repo, revision=commit)]
-    except Exception:  # whatever the libraries raise for a hub's answer
-        paths = [path.relative_to(_cached(repo) / commit) for path in (_cached(repo) / commit / name).glob("*")]
-    return [path.name for path in paths if path.parent == Path(name)]
-
-
-def _cached(repo: str) -> Path:
-    """Where the cache keeps the commits of a repository."""
-    return Path(constants.HF_HUB_CACHE, f"models--{repo.replace('/', '--')}", "snapshots")
-
-
-def _reason(error: BaseException, repo: str, revision: str | None) -> str:
-    """One line for what the hub's library says in several."""
-    if isinstance(error, GatedRepoError):
-        return "accept its licence on its page, then run `hf auth login`"
-    if isinstance(error, RepositoryNotFoundError):
-        return "there is no such repository, or it is private and needs `hf auth login`"
-    if isinstance(error, RevisionNotFoundError):
-        return f"it has no revision {revision}"
-    if isinstance(error, LocalEntryNotFoundError):
-        kept = sorted(path.name for path in _cached(repo).glob("*"))
-        hint = f"; the hub's cache has {', '.join(kept)}, pass it as the revision" if kept and revision is None else ""
-        wanted = f"revision {revision or 'main'} is not whole in the cache ({constants.HF_HUB_CACHE})"
-        return f"{wanted}, and the hub was not reached{hint}"
-    return " ".join(str(error).split())

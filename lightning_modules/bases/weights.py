@@ -22,7 +22,7 @@ UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 Dtypes = Callable[[str], torch.dtype]  # name of a weight -> its dtype
 
 
-def read_whole(base: Path, name: str, cls: Any, called: str, **options: Any) -> Any:
+def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None = None) -> Any:
     """One of a base's networks from its folder, complete or not at all, in float32 or as stored.
 
     Args:
@@ -30,17 +30,17 @@ def read_whole(base: Path, name: str, cls: Any, called: str, **options: Any) -> 
         name: Name of the network.
         cls: Its class, of diffusers or transformers.
         called: What the user calls the base, for errors.
-        **options: Of the class's `from_pretrained`.
+        variant: Of its weights, as for `weight_files`.
 
     Raises:
         UserError: a file or a weight is missing.
     """
     folder = base / name
-    fixed = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
+    options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
     try:
-        variant = variant_of(weight_files(folder, name), name)
+        stored = variant_of(weight_files(folder, name, variant), name, variant)
         check_model(folder, layout_of(cls))
-        model, info = cls.from_pretrained(str(base), variant=variant, **fixed, **options)
+        model, info = cls.from_pretrained(str(base), variant=stored, **options)
     except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
         raise unreadable(called, name, cls, error) from error
     require_all(called, name, cls, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
@@ -55,7 +55,13 @@ def layout_of(cls: Any) -> Callable[[dict[str, Any]], nn.Module]:
 
 
 def read_streamed(
-    base: Path, name: str, cls: Any, dtypes: Dtypes, called: str, changes: Mapping[str, Any] | None = None
+    base: Path,
+    name: str,
+    cls: Any,
+    dtypes: Dtypes,
+    called: str,
+    variant: str | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, str]:
     """A network of diffusers and its `weights_hash`, which is that of the stored weights.
 
@@ -68,13 +74,14 @@ def read_streamed(
         cls: Its class.
         dtypes: Name of a weight -> the dtype wanted.
         called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
         changes: Values that count instead of the configuration's.
 
     Raises:
         UserError: a file or a weight is missing.
     """
     try:
-        files = weight_files(base / name, name)
+        files = weight_files(base / name, name, variant)
         check_model(base / name, lambda config: cls.from_config({**config, **(changes or {})}))
         config = cls.load_config(str(base / name), local_files_only=True)
         with torch.device("meta"):

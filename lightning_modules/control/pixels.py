@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
-import cv2
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_modules.control.fill import filled
 from lightning_modules.control.rigid import Layer, Similarity, layers_of
 
 RIM = 2  # px around a moving layer that still hold some of its colour, and around its edge that are not trusted
-RADIUS = 3  # px, of `cv2.inpaint`
 SEEN = 0.05  # coverage from which a pixel counts
 
+Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
-def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
+
+def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> tuple[Tensor, Tensor]:
     """A clip of the first frame's pixels, moved as the control says.
 
     A layer with a similarity is read at its inverse, by bilinear interpolation; others are splatted. Coverage is
     interpolated as colour is, so edges are soft between pixels and hard at whole ones. What nothing covers is filled
-    from its surroundings by `cv2.inpaint` (Navier-Stokes), once in the lowest layer: it stays the same over the frames.
+    from its surroundings, once in the lowest layer: it stays the same over the frames.
 
     Args:
         frame: (3, H, W) in [-1, 1].
         control: (L, 3, H, W) displacement in pixels from frame 1, zero where none is given, and motion mask.
+        fill: What fills the lowest layer: a picture (H, W, 3) float32 of 0 to 255 and (H, W) bool -> the whole picture.
 
     Returns:
         (L, 3, H, W) the clip, and (L, H, W) bool where its pixels are not known: filled, or at a moved edge. A frame
@@ -37,7 +41,7 @@ def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
     unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
     if not moves.any():
         return clip, unknown
-    plate, known = _plate(frame, layers)
+    plate, known = _plate(frame, layers, fill)
     masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
     for t in np.flatnonzero(moves).tolist():
         image, coverage = _lowest(plate, known, layers[0], t)
@@ -51,7 +55,7 @@ def moved_pixels(frame: Tensor, control: Tensor) -> tuple[Tensor, Tensor]:
     return clip, unknown
 
 
-def _plate(frame: Tensor, layers: list[Layer]) -> tuple[Tensor, Tensor]:
+def _plate(frame: Tensor, layers: list[Layer], fill: Fill) -> tuple[Tensor, Tensor]:
     """The lowest layer as a whole picture (3, H, W), and (1, H, W) 1 where it is the first frame's."""
     seen = torch.from_numpy(layers[0].pixels).to(frame.device)
     if not seen.any():  # every pixel moves by itself: what they leave open shows the first frame
@@ -61,10 +65,8 @@ def _plate(frame: Tensor, layers: list[Layer]) -> tuple[Tensor, Tensor]:
     hole = around if not around.all() else hole
     if not hole.any():
         return frame, torch.ones_like(frame[:1])
-    picture = ((frame.detach().cpu().double().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-    mask = hole.cpu().numpy().astype(np.uint8)
-    filled = cv2.inpaint(np.ascontiguousarray(picture), mask, RADIUS, cv2.INPAINT_NS)
-    colours = torch.from_numpy(filled).to(frame).permute(2, 0, 1) / 127.5 - 1
+    picture = ((frame.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).contiguous().numpy()
+    colours = torch.from_numpy(fill(picture, hole.cpu().numpy())).to(frame).permute(2, 0, 1) / 127.5 - 1
     return torch.where(hole, colours, frame), (~hole).to(frame)[None]
 
 

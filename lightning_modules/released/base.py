@@ -85,7 +85,8 @@ def build_released(base: VideoBase, path: str, lora_rank: int, dtype: torch.dtyp
         unet = UNetSpatioTemporalConditionModel(**released.architecture.unet_config())
     unet.load_state_dict(released.unet, assign=True)
     vae, encoder = (
-        released_component(name, released, path, base.path, base.revision) for name in ("vae", "image_encoder")
+        released_component(name, released, path, base.path, base.revision, base.variant)
+        for name in ("vae", "image_encoder")
     )
     base.hold(unet, encoder, vae, released=path).freeze(dtype)
     return released
@@ -117,7 +118,12 @@ def load_start(module: MotionControlModule, released: Released | None) -> None:
 
 
 def released_component(
-    name: str, released: Released, path: str, folder: str | None = None, revision: str | None = None
+    name: str,
+    released: Released,
+    path: str,
+    folder: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
 ) -> nn.Module:
     """The VAE or the image encoder (`vae`, `image_encoder`) of a released file, or of a diffusers SVD in its place.
 
@@ -125,7 +131,7 @@ def released_component(
         UserError: it is in neither.
     """
     if folder is not None:
-        return load_component(located(folder, [name], revision), name, folder)
+        return load_component(located(folder, [name], revision, variant), name, folder, variant)
     if name not in released.others:
         raise UserError(
             f"start.file: {path} holds no {name}; give model.init_args.base.init_args.path, an SVD to take it from"

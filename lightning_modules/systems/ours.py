@@ -128,5 +128,8 @@ class ReMoCo:
 def opened(path: str, svd: str | None, device: torch.device | str, dtype: torch.dtype) -> MotionControlPipeline:
     """The pipeline of a checkpoint, of a folder of `save_pretrained`, or `embedded`; UserError where it is none."""
     if Path(path).is_dir():
-        return MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
-    return MotionControlPipeline.from_checkpoint(embedded.located(path), svd, str(device), dtype)
+        pipeline = MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
+    else:
+        pipeline = MotionControlPipeline.from_checkpoint(embedded.located(path), svd, str(device), dtype)
+    pipeline.set_progress_bar_config(disable=True)  # commands and page have their own
+    return pipeline

@@ -48,6 +48,9 @@ def compare(
         width: Width in pixels of the clips that lengths are given for.
         ray: Address of a Ray cluster whose GPUs share the work: `auto`, HOST:PORT, or `local`. Default: one device.
         device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+
+    Example:
+        remoco compare bench --systems systems.yaml --out comparison
     """
     from datamodules.bench import scoring
     from remoco.compare.sampling import ABOUT, check_folder, sample_on_ray, videos_of

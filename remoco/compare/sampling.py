@@ -17,7 +17,7 @@ from remoco.common.ray_connection import connected
 from remoco.common.videos.files import write_video
 from remoco.common.whole_files import clear_leftovers, write_json
 from remoco.compare.rows import Row
-from remoco.systems import fingerprint, load_system
+from remoco.systems import fingerprint, load_system, sampled
 
 ABOUT = "system.json"  # what the system says of itself
 ATTEMPTS = 3  # more, after a kill
@@ -69,8 +69,6 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
     """
     import torch
 
-    from lightning_modules.conditioning import to_uint8
-
     folder = row.folder(out)
     missing = [key for key in keys if not (folder / f"{key}.mp4").is_file()]
     if not missing and (folder / ABOUT).is_file():
@@ -85,13 +83,12 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
     for key in tqdm(missing, desc=row.name, unit="video"):
         drawing = read_pair(bench, key).drawing
         try:
-            video = system(drawing, clip_seed(seed, key))
+            frames = sampled(system, drawing, clip_seed(seed, key))
         except UserError as error:
             refused[key] = str(error)
             continue
         except (ValueError, RuntimeError) as error:
             raise UserError(f"{row.name}: {key}: {' '.join(str(error).split())}") from error
-        frames = to_uint8(video[None])[0].movedim(1, -1).contiguous().cpu().numpy()
         write_video(folder / f"{key}.mp4", frames, system.fps)
     del system
     gc.collect()

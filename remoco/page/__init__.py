@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import socket
 from importlib.util import find_spec
-from pathlib import Path
 
 from datamodules.drawings import Fit
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
-from remoco.generate import Loading
+from remoco.generate import Dtype, Loading, OtherSystem
 
 HOST = "127.0.0.1"
 EMBEDDED = "embedded"  # `lightning_modules.embedded.NAME`, without importing torch for `--help`
+_OTHER = OtherSystem()
 
 
 def page(
@@ -21,8 +21,10 @@ def page(
     port: int = 7860,
     svd: str | None = None,
     device: str | None = None,
+    dtype: Dtype | None = None,
     background: str = "white",
     fit: Fit = "crop",
+    other: OtherSystem = _OTHER,
 ) -> None:
     """Serve a page on this machine to open an image, draw tracks and a brush, and generate. Ctrl+C stops it.
 
@@ -31,22 +33,27 @@ def page(
         port: Port on 127.0.0.1; 0 takes a free one.
         svd: Folder or hub id of the base. Default: where the checkpoint says that it is.
         device: Torch device, for example `cuda:0` or `cpu`. Default: the GPU if there is one.
+        dtype: Number format of the frozen networks. Default: bfloat16 on a GPU, float32 on a CPU; of another system
+            float32.
         background: Colour behind transparent parts of images and driving videos, for example `black` or `#00ff00`.
         fit: How an image is brought to the clip's shape: `crop`, `pad` or `stretch`, as for `remoco generate`.
+        other: Another system in the place of the checkpoint.
+
+    Example:
+        remoco page
     """
     behind = colour_of(background, "--background")
     if find_spec("fastapi") is None or find_spec("uvicorn") is None:
         raise UserError("the page needs fastapi and uvicorn: pip install -e '.[page]' -c constraints.txt")
     with _bound(port) as listening:  # before minutes of loading
-        from remoco.generation import load_pipeline
+        from remoco.page.makers import loaded
 
-        pipeline = load_pipeline(checkpoint, Loading(svd, device))
+        maker = loaded(checkpoint, other, Loading(svd, device, dtype), fit, EMBEDDED)
         from remoco.page.connections import server
         from remoco.page.jobs import Studio
         from remoco.page.routes import application
 
-        name = checkpoint if checkpoint == EMBEDDED else Path(checkpoint).name
-        app = application(Studio(pipeline, behind, fit), name)
+        app = application(Studio(maker, behind))
         listening.listen()  # who asks before the server is ready waits
         print(f"http://{HOST}:{listening.getsockname()[1]}", flush=True)
         server(app).run(sockets=[listening])

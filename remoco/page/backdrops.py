@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import warnings
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from conditions.camera import camera_paths
-from datamodules.drawings import Backdrop, Drawing, Fit, FrameArea, Framing
+from datamodules.drawings import Backdrop, Drawing, Framing
 from datamodules.drawings.backdrop import video_kind
 from datamodules.drawings.motion import SceneMotion, first_frames, scene_motion
 from datamodules.drawings.poses import read_poses
@@ -120,47 +119,41 @@ def attached(kind: str, data: bytes, name: str, size: tuple[int, int]) -> tuple[
     return next(iter(Backdrop(**part).files())), data, about
 
 
-def fitted(
-    drawing: Drawing, size: tuple[int, int], background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
-) -> tuple[Drawing, SceneMotion]:
+def fitted(drawing: Drawing, framing: Framing, background: tuple[int, int, int] = WHITE) -> tuple[Drawing, SceneMotion]:
     """A drawing in its frame, and how its scene moves there.
 
     Args:
         drawing: as it is on the page.
-        size: height and width whose pixels the frame has.
+        framing: its frame.
         background: R, G, B around a padded image, and of what transparent parts of a driving video show.
-        fit: how the image is brought to the frame's shape.
     """
-    framing = drawing.framing(FrameArea(math.prod(size)), fit)
     motion = scene_motion(drawing.backdrop, follow, drawing.size, background)
     return drawing.framed(framing, background), motion.framed(framing)
 
 
 def moving(
     drawing: Drawing,
-    size: tuple[int, int],
+    framing: Framing,
     frames: int,
     fps: float,
     fine: int,
     background: tuple[int, int, int] = WHITE,
-    fit: Fit = "crop",
 ) -> dict[str, Any]:
     """Where points of the scene and the tracks are over the clip, in pixels of the image.
 
     Args:
         drawing: as it is on the page.
-        size: see `fitted`.
+        framing: its frame.
         frames: length of the clip.
         fps: frames per second.
         fine: moments for each frame.
         background: see `fitted`.
-        fit: see `fitted`.
 
     Returns:
         `points`: for each [x, y] at (frames - 1) * fine + 1 moments, null where it is not seen; `tracks`: the same as
         the moving camera sees them, null where the picture's points are the camera's.
     """
-    framed, motion = fitted(drawing, size, background, fit)
+    framed, motion = fitted(drawing, framing, background)
     height, width = framed.size
     moments = (frames - 1) * fine + 1
     starts = _grid(height, width)

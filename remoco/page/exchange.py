@@ -12,17 +12,17 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.drawings import Drawing, Fit, Framing, drawing_from_json, write_drawing
+from datamodules.drawings import Drawing, Framing, drawing_from_json, write_drawing
 from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
@@ -40,54 +40,17 @@ MAX_RUNS = 2**18  # of a brush: two numbers each of the 2**20 that a request may
 PNG = "data:image/png;base64,"
 WORDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}  # of JSON
 
-SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
-"""Height and width whose pixels the clip has; its shape is the nearest to the image's."""
-
-RANGES = {
-    "frames": (2, 64),
-    "fps": (1, 60),
-    "seed": (0, 2**53),
-}
-"""Least and most of each number; the most of the seed is what a browser can count to."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The clip that is made of a drawing: what previews depend on too.
-
-    Attributes:
-        frames: length of the clip.
-        fps: frames per second.
-        size: a key of SIZES.
-        fit: how the image is brought to the frame's shape.
-        seed: seed of the noise.
-
-    Raises:
-        UserError: one that is no number, or outside RANGES.
-    """
-
-    frames: int
-    fps: float
-    size: str
-    seed: int = 0
-    fit: Fit = "crop"
-
-    def __post_init__(self) -> None:
-        if self.fit not in get_args(Fit):
-            raise UserError(f"fit: expected one of {', '.join(get_args(Fit))}, got {self.fit!r:.40}")
-        if not isinstance(self.size, str) or self.size not in SIZES:
-            raise UserError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r:.40}")
-        for name in RANGES:
-            whole = name in ("frames", "seed")
-            object.__setattr__(self, name, number(getattr(self, name), name, *RANGES[name], whole=whole))
+TAKEN = ("brush", "camera")
+"""What a drawing may have beside tracks; another system takes less."""
 
 
 def number(value: Any, name: str, least: float, most: float, whole: bool = False) -> Any:
     """A number of the browser within its bounds, as int where it is to be whole; UserError otherwise."""
     right = isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
     if not right or (whole and value != int(value)):
-        kind = "a whole number" if whole else "a number"
-        raise UserError(f"{name}: expected {kind} from {least:g} to {most:g}, got {str(value)[:40]}")
+        wanted = f"{'a whole number' if whole else 'a number'} from {least:g} to {most:g}"
+        wanted = f"{least:g}, which does not change here" if least == most else wanted
+        raise UserError(f"{name}: expected {wanted}, got {str(value)[:40]}")
     return int(value) if whole else float(value)
 
 
@@ -98,8 +61,12 @@ def field(body: Any, name: str, kind: type) -> Any:
     return body[name]
 
 
-def parsed(sent: Any) -> Drawing:
+def parsed(sent: Any, takes: Collection[str] = TAKEN) -> Drawing:
     """The drawing that the browser sent.
+
+    Args:
+        sent: as the text above says.
+        takes: those of TAKEN that it may have.
 
     Raises:
         UserError: one line that names what does not fit.
@@ -107,7 +74,8 @@ def parsed(sent: Any) -> Drawing:
     image = picture_in(sent)
     meta = field(sent, "meta", dict)
     if not (meta.get("traj_key_points") or meta.get("camera") or meta.get("driving")):
-        raise UserError("draw at least one track, or let the camera move; a single point keeps its place still")
+        more = ", or let the camera move; a single point keeps its place still" if "camera" in takes else ""
+        raise UserError(f"draw at least one track{more}")
     _check_count(meta.get("traj_key_points"))
     brush = brush_in(sent, image)
     files = sent.get("files") or {}
@@ -116,6 +84,8 @@ def parsed(sent: Any) -> Drawing:
     beside = {name: _decoded(field(files, name, str), name[:40]) for name in files}
     drawing = drawing_from_json(json.dumps(meta), image, brush, "drawing", beside)
     drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
+    if refused := without(drawing, takes)[1]:
+        raise UserError(f"{refused[0]}: this system takes none")
     return drawing
 
 
@@ -134,9 +104,20 @@ def brush_in(sent: Any, image: np.ndarray) -> np.ndarray:
     return _brush(field(sent, "runs", list), image.shape[0], image.shape[1])
 
 
-def drawing_in(body: Any) -> Drawing:
-    """The drawing of a request; UserError as in `parsed`."""
-    return parsed(field(body, "drawing", dict))
+def without(drawing: Drawing, takes: Collection[str]) -> tuple[Drawing, list[str]]:
+    """A drawing without what a system does not take, and the names of what that leaves out."""
+    has = {"brush": drawing.brushed() is not None, "camera": drawing.backdrop is not None}
+    left_out = [name for name, there in has.items() if there and name not in takes]
+    if "brush" in left_out:
+        drawing = replace(drawing, brush=None, brush_ids=None)
+    if "camera" in left_out:
+        drawing = replace(drawing, backdrop=None)
+    return drawing, left_out
+
+
+def drawing_in(body: Any, takes: Collection[str] = TAKEN) -> Drawing:
+    """The drawing of a request; see `parsed`."""
+    return parsed(field(body, "drawing", dict), takes)
 
 
 def shown(drawing: Drawing) -> dict[str, Any]:
@@ -153,12 +134,13 @@ def shown(drawing: Drawing) -> dict[str, Any]:
     }
 
 
-def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any]:
+def opened(body: Any, background: tuple[int, int, int] = WHITE, takes: Collection[str] = TAKEN) -> dict[str, Any]:
     """The drawing of files: an image; or a zip of inputs in the benchmark's layout, or its files as they are.
 
     Args:
         body: `{"files": [{"name": ..., "data": base64}, ...]}`.
         background: R, G, B of what transparent parts of the image show.
+        takes: those of TAKEN that it may have; the others are left out, and a note says so.
 
     Returns:
         The drawing, with a `note` where it is not quite what the files hold.
@@ -185,17 +167,21 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any
         height, width = (max(1, side * MAX_SIDE // max(drawing.size)) for side in drawing.size)
         notes.append(f"The image was {drawing.size[1]} x {drawing.size[0]}; here it is {width} x {height}.")
         drawing = drawing.framed(Framing.of(drawing.size, (height, width), starts=drawing.starts))
+    drawing, left_out = without(drawing, takes)
+    if left_out:
+        notes.append(f"This system takes no {' and no '.join(left_out)}: left out.")
     drawing.backdrop = backdrops.checked(drawing.backdrop, drawing.size)
     _check_count(drawing.tracks)
     return shown(drawing) | ({"note": " ".join(notes)} if notes else {})
 
 
-def attached(body: Any) -> dict[str, str]:
+def attached(body: Any, takes: Collection[str] = TAKEN) -> dict[str, str]:
     """A file of what moves the scene, as a drawing holds it.
 
     Args:
         body: `kind` (`poses`, `depth`, `driving`), the file's `name` and `data` in base64, `width` and `height` of the
             image.
+        takes: those of TAKEN that a drawing may have.
 
     Returns:
         `name` and `data` of the file among the inputs, and `about`, a few words on it.
@@ -203,6 +189,8 @@ def attached(body: Any) -> dict[str, str]:
     Raises:
         UserError: one line that names the file and what is wrong with it.
     """
+    if "camera" not in takes:
+        raise UserError("camera: this system takes none")
     name = PurePosixPath(field(body, "name", str)).name[:100]
     size = (
         number(body.get("height"), "height", 1, MAX_SIDE, True),
@@ -213,31 +201,12 @@ def attached(body: Any) -> dict[str, str]:
     return {"name": stored_name, "data": _text(data), "about": about}
 
 
-def moving(body: Any, background: tuple[int, int, int] = WHITE) -> dict[str, Any]:
-    """Where points of the scene and the tracks are over the clip, under a camera or a driving video.
-
-    Args:
-        body: `drawing`, `frames`, `fps`, `size`, perhaps `fit`, and `fine`, the samples for each frame.
-        background: R, G, B of what transparent parts of a driving video show.
-
-    Returns:
-        See `backdrops.moving`.
-
-    Raises:
-        UserError: one line that names what does not fit.
-    """
-    settings, fine = settings_of(body), number(body.get("fine"), "fine", 1, 8, True)
-    drawing = drawing_in(body)
-    size = SIZES[settings.size]
-    return backdrops.moving(drawing, size, settings.frames, settings.fps, fine, background, settings.fit)
-
-
-def paths(body: Any) -> dict[str, Any]:
+def paths(body: Any, frames: int) -> dict[str, Any]:
     """Where the points of tracks are over the clip.
 
     Args:
-        body: `width`, `height`, `tracks`, `times`, perhaps `eases`, `frames`, `fps`, `size`, and `fine`, the samples
-            for each frame.
+        body: `width`, `height`, `tracks`, `times`, perhaps `eases`, and `fine`, the samples for each frame.
+        frames: length of the clip.
 
     Returns:
         `paths`: for each track [x, y] at (frames - 1) * fine + 1 moments.
@@ -248,21 +217,14 @@ def paths(body: Any) -> dict[str, Any]:
     height, width, fine = (
         number(field(body, name, int), name, 1, MAX_SIDE, True) for name in ("height", "width", "fine")
     )
-    settings = settings_of(body)
     drawn = field(body, "tracks", list)
     _check_count(drawn)
     blank = np.broadcast_to(np.uint8(0), (height, width, 3))
     times = field(body, "times", list) if drawn else None
     eases = field(body, "eases", list) if drawn and "eases" in body else None
     drawing = Drawing(blank, drawn, times=times, eases=eases)
-    moments = (settings.frames - 1) * min(fine, 8) + 1
+    moments = (frames - 1) * min(fine, 8) + 1
     return {"paths": [path.round(3).tolist() for path in drawing.paths(moments)]}
-
-
-def settings_of(body: Any) -> Settings:
-    """The settings that a preview depends on."""
-    size = field(body, "size", str)
-    return Settings(body.get("frames"), body.get("fps"), size, body.get("seed", 0), fit=body.get("fit", "crop"))
 
 
 def zipped(drawing: Drawing) -> bytes:
@@ -276,8 +238,8 @@ def zipped(drawing: Drawing) -> bytes:
 
 
 @functools.cache
-def examples() -> list[dict[str, Any]]:
-    """First frames on which the embedded model was not trained, with the brush and the track of what moves there."""
+def examples(brushes: bool = True) -> list[dict[str, Any]]:
+    """First frames on which the embedded model was not trained, with the track of what moves there, and its brush."""
     entries = []
     for scene in (3, 5, 8, 11):
         sprites = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)
@@ -287,7 +249,7 @@ def examples() -> list[dict[str, Any]]:
         centre = np.argwhere(brush).mean(0)[::-1]
         times = np.array([0, 2, 5, 7]) / 7
         track = np.clip(centre + ways[0].numpy()[[0, 2, 5, 7]], 0, 63).astype(np.float64).round(2)
-        drawing = Drawing(np.ascontiguousarray(image), [track], brush, [times])
+        drawing = Drawing(np.ascontiguousarray(image), [track], brush if brushes else None, [times])
         entries.append({"name": sprites.caption, "drawing": shown(drawing)})
     return entries
 

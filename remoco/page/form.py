@@ -1,26 +1,28 @@
-"""The settings that the page offers for a checkpoint: the clip's, those of `Sampling`, and its base's inputs."""
+"""The settings that the page offers: of a checkpoint the clip's, those of `Sampling`, and its base's inputs."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
-from datamodules.drawings import Drawing, Fit
-from datamodules.drawings.files import PALETTE
+from datamodules.drawings import Fit
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
-from remoco.page.exchange import MAX_UPLOAD, RANGES, SIZES, Settings, drawing_in, field, number
+from remoco.page.exchange import number
 
 INPUTS = "inputs"  # of Sampling: the base's own, by name
+
+SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
+"""Height and width whose pixels the clip has; its shape is the nearest to the image's."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One field of the form, and what may be asked for in it.
+    """One field of the form, and what may be asked for in it. One with a single value is not shown.
 
     Attributes:
         name: its key in a request.
@@ -64,13 +66,14 @@ class Setting:
         return number(asked, self.name, self.least, self.most, self.whole)
 
 
-# label, bounds and slider of the settings that the page knows; any other one has its name and its own bounds
+# label, bounds and slider of the settings that the page knows; any other one has its name and its own bounds. The most
+# of the seed is what a browser can count to
 KNOWN = {
     known.name: known
     for known in (
-        Setting("seed", "Seed", 0, *RANGES["seed"], step=1, whole=True),
-        Setting("frames", "Frames", 0, *RANGES["frames"], RANGES["frames"], 1, True),
-        Setting("fps", "Frames per second", 8.0, *RANGES["fps"], (1, 30), 1),
+        Setting("seed", "Seed", 0, 0, 2**53, step=1, whole=True),
+        Setting("frames", "Frames", 0, 2, 64, (2, 64), 1, True),
+        Setting("fps", "Frames per second", 8.0, 1, 60, (1, 30), 1),
         Setting("steps", "Steps", 0, 1, 100, (1, 100), 1, True),
         Setting("sigma_max", "Noise at the start", 0, 0.01, 1e6),
         Setting("first_guidance", "Guidance, first frame", 0, 0, 20, (0, 10), 0.1),
@@ -106,8 +109,13 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         fps,
         *inputs.values(),
         Setting("size", "Frame size", size, choices=tuple(SIZES)),
-        Setting("fit", "Fit of the image", fit, choices=get_args(Fit)),
+        fit_setting(fit),
     ]
+
+
+def fit_setting(fit: Fit) -> Setting:
+    """How an image is brought to the frame's shape."""
+    return Setting("fit", "Fit of the image", fit, choices=get_args(Fit))
 
 
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float]]:
@@ -131,23 +139,19 @@ def _setting(
     return replace(known, value=value, least=least, most=most, words=words)
 
 
-def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") -> tuple[Drawing, Settings, Sampling]:
-    """The drawing and the settings in a request for a generation.
-
-    Args:
-        body: `drawing`, and `settings`, a value for each field of the form by its name; a missing one is the
-            checkpoint's.
-        pipeline: the checkpoint's pipeline.
-        fit: the page's default.
+def read(asked: Mapping[str, Any], known: Sequence[Setting]) -> dict[str, Any]:
+    """A value for each field by its name; a missing one is the field's own.
 
     Raises:
         UserError: one line that names what does not fit.
     """
-    asked, known = field(body, "settings", dict), settings(pipeline, fit)
     if unknown := [name for name in asked if name not in {each.name for each in known}]:
         raise UserError(f"settings: {unknown[0]!r:.40}: expected {', '.join(each.name for each in known)}")
-    values = {each.name: each.read(asked.get(each.name, each.value)) for each in known}
-    clip = Settings(values["frames"], values["fps"], values["size"], values["seed"], values["fit"])
+    return {each.name: each.read(asked.get(each.name, each.value)) for each in known}
+
+
+def sampling_of(values: Mapping[str, Any], pipeline: MotionControlPipeline) -> Sampling:
+    """The sampling of a checkpoint with what `read` returned."""
     sampling = pipeline.module.sampling
     changes: dict[str, Any] = {INPUTS: {name: values[name] for name in pipeline.module.base.inputs()}}
     for each in dataclasses.fields(sampling):
@@ -155,20 +159,4 @@ def generation(body: Any, pipeline: MotionControlPipeline, fit: Fit = "crop") ->
             changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
         elif each.name != INPUTS:
             changes[each.name] = values[each.name]
-    return drawing_in(body), clip, sampling.but(**changes)
-
-
-def about(pipeline: MotionControlPipeline, name: str, fit: Fit = "crop") -> dict[str, Any]:
-    """What the page needs to know before anything is drawn.
-
-    Args:
-        pipeline: the checkpoint's pipeline.
-        name: the checkpoint's name.
-        fit: how images are brought to the frame's shape at first.
-    """
-    return {
-        "checkpoint": name,
-        "palette": PALETTE,
-        "upload": MAX_UPLOAD,
-        "settings": [asdict(setting) for setting in settings(pipeline, fit)],
-    }
+    return sampling.but(**changes)

@@ -15,28 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from callbacks.strips import strip, write_mp4
-from conditions import control_video
-from datamodules.drawings import Drawing, Fit
+from datamodules.drawings import Drawing
 from datamodules.drawings.motion import SceneMotion
-from datamodules.drawings.panels import enlarged
-from lightning_modules.config import Sampling
-from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
-from remoco.generation import panels_of
 from remoco.page import backdrops
-from remoco.page.exchange import SIZES, Settings, drawing_in, field, settings_of
+from remoco.page.exchange import drawing_in, field, number
+from remoco.page.makers import Maker, Wanted, preview
 
 log = logging.getLogger(__name__)
 
 FINAL = ("done", "error", "cancelled")
 QUEUE = 8  # generations that may wait
 POLL, SAID = 0.1, 2.0  # seconds after which one that waits looks whether it is its turn, and says again that it waits
-PREVIEW_SIDE = 384  # pixels to which small frames are enlarged before arrows are drawn on them
 
 
 class _Cancelled(Exception):
@@ -44,30 +38,26 @@ class _Cancelled(Exception):
 
 
 class Studio:
-    """A pipeline that one generation at a time uses; the others wait.
+    """What one generation at a time uses; the others wait.
 
     Args:
-        pipeline: a checkpoint's pipeline.
+        maker: what makes the clips.
         background: R, G, B of what transparent parts of images and driving videos show.
-        fit: how an image is brought to the frame's shape, where the page's setting is not changed.
     """
 
-    def __init__(
-        self, pipeline: MotionControlPipeline, background: tuple[int, int, int] = WHITE, fit: Fit = "crop"
-    ) -> None:
-        self.pipeline, self.background, self.fit = pipeline, background, fit
+    def __init__(self, maker: Maker, background: tuple[int, int, int] = WHITE) -> None:
+        self.maker, self.background = maker, background
         self._line: list[threading.Event] = []  # the first is at work; set where one is cancelled
         self._jobs: dict[str, threading.Event] = {}
 
     async def generate(
-        self, drawing: Drawing, settings: Settings, sampling: Sampling, job: str | None = None
+        self, drawing: Drawing, wanted: Wanted, job: str | None = None
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Its place in the line, progress, and last the videos or what went wrong; closing the iterator stops the work.
 
         Args:
             drawing: as it was sent.
-            settings: the clip that is made of it.
-            sampling: how.
+            wanted: the clip that is made of it.
             job: a secret that only the client that asked gets; `cancel` takes it.
 
         Yields:
@@ -89,7 +79,7 @@ class Studio:
 
         def work() -> None:
             try:
-                self._work(drawing, settings, sampling, tell)
+                self._work(drawing, wanted, tell)
             except _Cancelled:
                 send({"state": "cancelled", "message": "cancelled"})
             finally:
@@ -145,28 +135,41 @@ class Studio:
         """The network's control, drawn over the frame: base64 JPEGs, one for each frame of the clip.
 
         Args:
-            body: `drawing`, and what `settings_of` reads.
+            body: `drawing`, and what `preview` reads.
 
         Raises:
             UserError: one line that names what does not fit.
         """
-        settings = settings_of(body)
-        drawing, motion = self._framed(drawing_in(body), settings)
-        condition = self.pipeline.module.condition
-        control, _ = motion.control(condition, drawing, settings.frames, settings.fps, settings.seed)
-        factor = max(1, round(PREVIEW_SIDE / max(drawing.size)))
-        pictures = control_video(*enlarged(control, torch.from_numpy(drawing.image).permute(2, 0, 1), factor))
-        return {"pictures": [_jpeg(picture) for picture in pictures]}
+        wanted = preview(body, self.maker)
+        if wanted.control is None:
+            raise UserError("control: this system's is not shown")
+        drawing, motion = self._framed(drawing_in(body, self.maker.takes), wanted)
+        return {"pictures": [_jpeg(picture) for picture in wanted.control(drawing, motion)]}
 
-    def _framed(self, drawing: Drawing, settings: Settings) -> tuple[Drawing, SceneMotion]:
-        return backdrops.fitted(drawing, SIZES[settings.size], self.background, settings.fit)
+    def moving(self, body: Any) -> dict[str, Any]:
+        """Where points of the scene and the tracks are over the clip, under a camera or a driving video.
 
-    def _work(
-        self, drawing: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
-    ) -> None:
+        Args:
+            body: `drawing`, what `preview` reads, and `fine`, the samples for each frame.
+
+        Returns:
+            See `backdrops.moving`.
+
+        Raises:
+            UserError: one line that names what does not fit.
+        """
+        wanted, fine = preview(body, self.maker), number(body.get("fine"), "fine", 1, 8, True)
+        drawing = drawing_in(body, self.maker.takes)
+        framing = wanted.framing(drawing)
+        return backdrops.moving(drawing, framing, wanted.frames, wanted.fps, fine, self.background)
+
+    def _framed(self, drawing: Drawing, wanted: Wanted) -> tuple[Drawing, SceneMotion]:
+        return backdrops.fitted(drawing, wanted.framing(drawing), self.background)
+
+    def _work(self, drawing: Drawing, wanted: Wanted, tell: Callable[[dict[str, Any]], None]) -> None:
         try:
             tell({"state": "running", "message": "starting"})
-            tell(self._generated(drawing, settings, sampling, tell))
+            tell(self._generated(drawing, wanted, tell))
         except _Cancelled:
             raise
         except Exception as error:
@@ -174,12 +177,10 @@ class Studio:
                 log.exception("a generation failed")
             tell({"state": "error", "message": one_line(error)})
 
-    def _generated(
-        self, sent: Drawing, settings: Settings, sampling: Sampling, tell: Callable[[dict[str, Any]], None]
-    ) -> dict[str, Any]:
-        drawing, motion = self._framed(sent, settings)
+    def _generated(self, sent: Drawing, wanted: Wanted, tell: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        drawing, motion = self._framed(sent, wanted)
         height, width = drawing.size
-        start, steps = time.perf_counter(), sampling.steps
+        start, steps = time.perf_counter(), wanted.steps
 
         def progress(step: int) -> None:
             seconds = time.perf_counter() - start
@@ -189,26 +190,16 @@ class Studio:
             tell({"state": "running", "step": step + 1, "steps": steps, "message": text})
 
         tell({"state": "running", "step": 0, "steps": steps, "message": f"step 1 of {steps}"})
-        options = {"num_frames": settings.frames, "fps": settings.fps, "sampling": sampling}
-        panels = panels_of(self.pipeline, drawing, motion, settings.seed, options, progress)
-        title = f"seed {settings.seed}, {steps} steps"
-        low, high = sampling.guidance
+        panels = wanted.panels(drawing, motion, progress)
         return {
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
-            "clip": _mp4(panels["generated"], settings.fps),
-            "strip": _mp4(strip(panels, title), settings.fps),
+            "clip": _mp4(panels["generated"], wanted.fps),
+            "strip": _mp4(strip(panels, f"seed {wanted.seed}, {steps} steps"), wanted.fps),
             "width": width,
             "height": height,
-            "about": f"{title}, guidance {low:g} to {high:g}, {_motion(sampling)}{settings.frames} frames of "
-            f"{width} x {height}",
+            "about": f"seed {wanted.seed}, {wanted.about}, {wanted.frames} frames of {width} x {height}",
         }
-
-
-def _motion(sampling: Sampling) -> str:
-    """A few words on the base's motion input; none where it has no such input."""
-    bucket = sampling.inputs.get("motion_bucket_id")
-    return "" if bucket is None else f"motion {'as drawn' if isinstance(bucket, str) else f'{bucket:g}'}, "
 
 
 def _mp4(video: np.ndarray, fps: float) -> str:

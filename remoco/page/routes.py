@@ -16,10 +16,9 @@ from fastapi.staticfiles import StaticFiles
 
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import parse_json
-from remoco.page import exchange, form, snap
+from remoco.page import exchange, makers, snap
 from remoco.page.guard import Guard, Limit
 from remoco.page.jobs import Studio
-from remoco.unseen import unseen
 
 STATIC = Path(__file__).parent / "static"
 AT_ONCE, WAITING = 2, 16  # previews, and files that are opened or written: at work, and asked for
@@ -53,29 +52,25 @@ class _Slots:
         self._asked -= 1
 
 
-def application(studio: Studio, name: str) -> Guard:
-    """The ASGI application behind its guard.
-
-    Args:
-        studio: of the pipeline.
-        name: the checkpoint's name, as the page shows it.
-    """
+def application(studio: Studio) -> Guard:
+    """The ASGI application of a studio, behind its guard."""
+    maker = studio.maker
     app = FastAPI(
         docs_url=None, redoc_url=None, openapi_url=None,
         exception_handlers={UserError: _refused, _Busy: _busy, Exception: _failed},
     )  # fmt: skip
     works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
-        "/page/about": (lambda body: form.about(studio.pipeline, name, studio.fit), SMALL),
-        "/page/examples": (lambda body: exchange.examples(), SMALL),
-        "/page/paths": (exchange.paths, SMALL),
+        "/page/about": (lambda body: makers.about(maker), SMALL),
+        "/page/examples": (lambda body: exchange.examples("brush" in maker.takes), SMALL),
+        "/page/paths": (lambda body: exchange.paths(body, makers.preview(body, maker).frames), SMALL),
         "/page/cancel": (studio.cancel, SMALL),
-        "/page/open": (partial(exchange.opened, background=studio.background), LARGE),
+        "/page/open": (partial(exchange.opened, background=studio.background, takes=maker.takes), LARGE),
         "/page/control": (studio.control, LARGE),
         "/page/save": (lambda body: exchange.zipped(exchange.drawing_in(body)), LARGE),
-        "/page/attach": (exchange.attached, LARGE),
+        "/page/attach": (partial(exchange.attached, takes=maker.takes), LARGE),
+        "/page/moving": (studio.moving, LARGE),
         "/page/snap": (snap.snapped, LARGE),
-        "/page/unseen": (lambda body: {"line": unseen(studio.pipeline, exchange.picture_in(body))}, LARGE),
-        "/page/moving": (partial(exchange.moving, background=studio.background), LARGE),
+        "/page/unseen": (lambda body: {"line": maker.unseen(exchange.picture_in(body))}, LARGE),
     }
     slots = _Slots(AT_ONCE, WAITING)
     for path, (work, limit) in works.items():
@@ -108,7 +103,7 @@ def _generation(studio: Studio) -> Callable[..., Any]:
     async def events(request: Request) -> AsyncIterator[AsyncIterator[bytes]]:
         body = await request.body()
         async with slots:
-            asked = await asyncio.to_thread(lambda: form.generation(_parsed(body, LARGE), studio.pipeline, studio.fit))
+            asked = await asyncio.to_thread(lambda: makers.generation(_parsed(body, LARGE), studio.maker))
         job = secrets.token_urlsafe(32)  # only the client that asked gets it; it cancels
         async with aclosing(studio.generate(*asked, job)) as stream:  # closed when the answer ends, however it does
             yield _lines({"job": job}, stream)

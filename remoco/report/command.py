@@ -33,6 +33,9 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
         out: New folder for the page.
         bench: Root of the benchmark whose drawn tracks are shown. Default: the one that the runs record.
         clips: Largest number of samples that are shown side by side, spread evenly over all.
+
+    Example:
+        remoco report runs/quickstart --out report
     """
     from remoco.report.page import page
 

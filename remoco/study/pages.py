@@ -42,6 +42,9 @@ def pages(
         bench: Root of the benchmark that the videos answer to. The page shows its drawn tracks and asks about them.
         pairs: Number of pairs, drawn by the seed. Default: all.
         seed: Seed of the order, and of which system is left and which is right.
+
+    Example:
+        remoco study pages videos/ours videos/theirs --bench bench --out study
     """
     systems = (Path(a).resolve().name, Path(b).resolve().name)
     if systems[0] == systems[1]:

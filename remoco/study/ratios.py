@@ -24,6 +24,9 @@ def ratios(answers: list[str], study: str | None = None, json: str | None = None
         answers: JSON files that the study's page exported, one per person.
         study: Folder of the study's page; answers must then be to its pairs. Default: answers must only agree.
         json: File to write the ratios to.
+
+    Example:
+        remoco study ratios answers-1.json answers-2.json --study study
     """
     asked = None if study is None else read_study(study)
     people = [read_answers(path) for path in answers]

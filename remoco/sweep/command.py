@@ -28,6 +28,9 @@ def run(sweep: str, out: str = "", set: Sequence[str] = (), seeds: int | None = 
         set: KEY=VALUE for every trial, or test.KEY=VALUE for its test; may be repeated.
         seeds: Number of trials of each point. Default: the YAML's.
         ray: Address of a Ray cluster; `auto` is the one this machine belongs to, `local` starts one here.
+
+    Example:
+        remoco sweep run configs/sweep/region_size.yaml --seeds 3
     """
     plan = read_plan(sweep, list(set), seeds)
     folder = Path(out or Path("runs", "sweeps", Path(sweep).stem)).resolve()
@@ -56,6 +59,9 @@ def table(folder: str) -> int:
 
     Args:
         folder: Folder of a `remoco sweep run`.
+
+    Example:
+        remoco sweep table runs/sweeps/region_size
     """
     return _show(Path(folder))
 
@@ -65,6 +71,9 @@ def plot(folder: str) -> int:
 
     Args:
         folder: Folder of a `remoco sweep run`.
+
+    Example:
+        remoco sweep plot runs/sweeps/region_size
     """
     problems: list[str] = []
     trial_results = results.read_results(Path(folder), problems)

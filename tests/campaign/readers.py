@@ -25,6 +25,7 @@ from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
 from remoco.page import exchange
 from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint, preview
 from remoco.sweep.plan import points, read_plan, record, trials_of
 
 
@@ -86,10 +87,10 @@ def drawn(words: list[str]) -> None:
 
 def asked(route: str, body: str) -> None:
     """What the page's server does with a request's body."""
-    studio = Studio(stub())
+    studio = Studio(Checkpoint(stub()))
     routes = {
-        "open": exchange.opened, "paths": exchange.paths, "attach": exchange.attached, "moving": exchange.moving,
-        "control": studio.control, "cancel": studio.cancel,
+        "open": exchange.opened, "attach": exchange.attached, "moving": studio.moving, "control": studio.control,
+        "cancel": studio.cancel, "paths": lambda body: exchange.paths(body, preview(body, studio.maker).frames),
     }  # fmt: skip
     try:
         found = json.dumps(routes[route](parse_json(Path(body).read_bytes())), allow_nan=False)

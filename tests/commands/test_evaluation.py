@@ -49,7 +49,7 @@ def checkout(tmp_path):
 
 
 def test_a_whole_evaluation_with_the_model_in_the_package(checkout):
-    said = [call(words, checkout) for words in documented("All of it, in two minutes")]
+    said = [call(words, checkout) for words in documented("All of it, on small clips")]
     bench, run = checkout / "data" / "sprite_bench", checkout / "runs" / "sprites_lora"
     tables = said[1]
     assert "Table 2" in tables and "Table 3" in tables and "MOFA-Video (quoted)" in tables
@@ -58,7 +58,8 @@ def test_a_whole_evaluation_with_the_model_in_the_package(checkout):
     assert set(ours) == set(true) and all(entry["n"] == 8 for entry in ours.values())
     for level in ("fine", "object"):
         for metric in ("md_vid_lk", "md_img_random_features"):
-            assert true[f"{level}/{metric}"]["value"] < 2 < ours[f"{level}/{metric}"]["value"]
+            assert true[f"{level}/{metric}"]["value"] < 1 < ours[f"{level}/{metric}"]["value"]
+    assert ours["object/md_vid_lk"]["value"] < 6  # scenes that it knows: on the textured ones it was farther off
     assert "fvd_random_features" in said[3]
     report = (checkout / "report" / "index.html").read_text()
     study = (checkout / "study" / "index.html").read_text()

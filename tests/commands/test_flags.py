@@ -1,7 +1,9 @@
 """Flags of the commands: flat names from grouped settings, whole names alone, ranges, help, and what `--help` loads."""
 
 import dataclasses
+import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,7 +15,7 @@ import pytest
 from datamodules.prepare.settings import Processes, Settings
 from datamodules.trackers.options import DotOptions
 from lightning_modules.config import Sampling
-from remoco import cli, flags
+from remoco import __version__, cli, flags
 from remoco.common.errors import UserError
 from remoco.common.ranges import number
 from remoco.generate import Clip, Loading, Motion, SamplingChanges
@@ -87,7 +89,8 @@ def run(monkeypatch, capsys):
     """Run a function as a command with these words: exit code, stdout, stderr."""
 
     def ran(function, *words):
-        monkeypatch.setattr(cli, "_find", lambda arguments: ([], function))
+        monkeypatch.setattr(cli, "_find", lambda arguments: ([], cli.Command("", "")))
+        monkeypatch.setattr(cli, "_imported", lambda entry: function)
         code = remoco(*words)
         out, err = capsys.readouterr()
         return code, out, err
@@ -141,22 +144,82 @@ def test_help_shows_every_field_with_its_sentence_type_and_default(run, monkeypa
     monkeypatch.setenv("COLUMNS", "200")
     text = run(command, "--help")[1]
     for line in (
-        r"files +Files\. \(required, type: str\)",
-        r"--share SHARE +Share of the clips\. \(type: number above 0 to 1, default: 0\.5\)",
-        r"--least-share LEAST_SHARE +Least share\. \(type: number above 0 to 1 \| null, default: null\)",
-        r"--fit \{crop,pad\} +How it fits\. \(type: Literal\['crop', 'pad'\], default: crop\)",
-        r"--shots +Detect cuts\. \(default: False\)",
-        r"--inner-height HEIGHT +Height in pixels, 95 % of it\. \(type: int, default: 3\)",
-        r"--set SET +KEY=VALUE\. \(type: str, default: \[\]\)",
+        r"^usage: remoco image files \[files \.\.\.\] \[options\]$",
+        r"files +Files\.\n",
+        r"--share SHARE +Share of the clips\. \(number above 0 to 1, default: 0\.5\)\n",
+        r"--least-share LEAST_SHARE +Least share\. \(number above 0 to 1\)\n",
+        r"--fit \{crop,pad\} +How it fits\. \(default: crop\)\n",
+        r"--shots +Detect cuts\.\n",
+        r"--inner-height HEIGHT +Height in pixels, 95 % of it\. \(whole number, default: 3\)\n",
+        r"--out OUT +Name of the file\.\n",
+        r"--set SET +KEY=VALUE\.\n",
+        r"--scale SCALE +Scale\. \(number or drawing\)\n",
     ):
-        assert re.search(line, re.sub(r"\n {5,}", " ", text)), (line, text)
+        assert re.search(line, re.sub(r"\n {5,}", " ", text), re.MULTILINE), (line, text)
 
 
-def test_every_field_of_the_commands_settings_has_a_sentence():
-    for name in ("prepare", "generate"):
-        parser = flags.parser(name, cli._find([name])[1])
-        for action in parser._actions[1:]:  # without --help
-            assert action.help and action.help[0].isupper() and action.help.endswith("."), action.dest
+def every_command(menu=cli.TOP, path=()):
+    """The words of each command, its function."""
+    for word, entry in menu.entries.items():
+        if isinstance(entry, cli.Menu):
+            yield from every_command(entry, (*path, word))
+        else:
+            yield (*path, word), cli._imported(entry)
+
+
+COMMANDS = dict(every_command())
+
+
+def parser_of(*words):
+    return flags.parser(" ".join(("remoco", *words)), COMMANDS[words])
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_help_has_a_sentence_for_each_flag_and_an_example_that_parses(words, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = parser_of(*words)
+    for action in parser._actions[1:]:  # without --help
+        assert action.help and action.help[0].isupper() and action.help.rstrip(")").endswith("."), action.dest
+    *_, last = parser.format_help().strip().splitlines()
+    command = shlex.split(last)
+    assert parser.format_help().count("\nExample:\n") == 1 and command[: 1 + len(words)] == ["remoco", *words]
+    parsed = parser.parse_args(command[1 + len(words) :])
+    flags.bound(COMMANDS[words], parsed)
+    for each in [line for line in parser.format_help().splitlines() if line.startswith("usage: ")]:
+        assert each.startswith(f"usage: remoco {' '.join(words)} ") and each.endswith("[options]")
+    assert not re.search(r"type: |Literal|Union|\bnull\b|\[\]|\bstr\b|\bint\b", parser.format_help())
+
+
+@pytest.mark.parametrize(
+    "words", [()] + [(word,) for word, entry in cli.TOP.entries.items() if isinstance(entry, cli.Menu)]
+)
+def test_a_menu_names_each_command_once_with_a_sentence_that_a_command_s_help_begins_with(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert remoco(*words, "--help") == 0
+    text = capsys.readouterr().out
+    _, entry = cli._find(list(words))
+    for word, each in entry.entries.items():
+        sentence = each.help if isinstance(each, cli.Command) else each.about
+        assert re.findall(rf"^  {word} +(.*)$", text, re.MULTILINE) == [sentence] and sentence.endswith(".")
+    assert len({title for title in re.findall(r"^(\S.*):$", text, re.MULTILINE)} - {"Example"}) == len(entry.groups)
+    example = shlex.split(text.partition("Example:\n")[2].splitlines()[0])
+    named, command = cli._find(example[1:])
+    assert isinstance(command, cli.Command) and named[: len(words)] == list(words)
+
+
+def test_a_command_s_settings_are_groups_of_its_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    text = parser_of("generate").format_help()
+    titles = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert titles[:2] == ["arguments", "options"] and titles[-1] == "Example" and len(titles) == 8
+    motion = text.partition("What is drawn on the picture")[2].partition("\n\n")[0]
+    assert re.findall(r"^  --(\S+)", motion, re.MULTILINE) == [field.name for field in dataclasses.fields(Motion)]
+    assert "--dot-points" not in parser_of("prepare").format_help().partition("Files and settings of DOT")[0]
+
+
+def test_version_says_what_is_installed(capsys):
+    assert remoco("--version") == 0
+    assert capsys.readouterr().out == f"remoco {__version__}\n"
 
 
 ABBREVIATED = [
@@ -184,16 +247,9 @@ def test_what_has_its_place_is_not_offered_as_a_flag(capsys, flag):
 
 
 def test_no_command_takes_an_abbreviated_flag():
-    entries = [(name, entry) for name, entry in cli.COMMANDS.items() if not isinstance(entry, dict)]
-    entries += [
-        (f"{one} {two}", entry)
-        for one, menu in cli.COMMANDS.items()
-        if isinstance(menu, dict)
-        for two, entry in menu.items()
-    ]
-    assert len(entries) > 15
-    for name, _ in entries:
-        assert flags.parser(name, cli._find(name.split())[1]).allow_abbrev is False, name
+    assert len(COMMANDS) > 15
+    for words in COMMANDS:
+        assert parser_of(*words).allow_abbrev is False, words
     assert flags.menu("remoco", {"verify": "Verify."}).allow_abbrev is False
 
 
@@ -248,9 +304,9 @@ def test_python_bypasses_the_parser_and_not_the_ranges(make, said):
 
 def test_parsed_settings_are_plain_numbers_and_frozen(run):
     """A checkpoint's record and a worker's task hold them: no class of a parser's may get there."""
-    parser = flags.parser("prepare", cli._find(["prepare"])[1])
+    parser = parser_of("prepare")
     parsed = parser.parse_args(["a", "b", "--frames", "4", "--fps", "6", "--dot-num-tracks", "5", "--every", "1"])
-    settings = flags.bound(cli._find(["prepare"])[1], parsed).arguments["settings"]
+    settings = flags.bound(COMMANDS[("prepare",)], parsed).arguments["settings"]
     assert settings == Settings(frames=4, fps=6.0, every=1.0, dot=DotOptions(num_tracks=5))
     kinds = {type(each) for each in (settings.frames, settings.fps, settings.every, settings.dot.num_tracks)}
     assert kinds == {int, float}
@@ -258,15 +314,18 @@ def test_parsed_settings_are_plain_numbers_and_frozen(run):
         settings.frames = 3
 
 
-def test_help_loads_no_networks():
-    """torch takes seconds, diffusers more."""
+def test_help_and_a_mistake_load_no_networks():
+    """torch takes seconds, diffusers more: of no command's help, and of no mistyped flag."""
+    calls = [[*words, flag] for words in [(), *COMMANDS] for flag in ("--help", "--mistyped")]
     code = (
-        "import sys\nfrom remoco.cli import main\n"
-        "for name in ('generate', 'prepare', 'page', 'verify', 'latents'):\n"
-        "    try:\n        main([name, '--help'])\n"
+        "import json, sys\nfrom remoco.cli import main\n"
+        "for words in json.loads(sys.argv[1]):\n"
+        "    try:\n        main(words)\n"
         "    except SystemExit:\n        pass\n"
-        "found = {'torch', 'diffusers', 'lightning', 'transformers'} & set(sys.modules)\n"
-        "sys.exit(f'loaded: {found}' if found else 0)\n"
+        "    heavy = {'torch', 'lightning', 'diffusers', 'transformers', 'ray', 'tensorboard', 'fastapi'}\n"
+        "    if found := heavy & set(sys.modules):\n        sys.exit(f'{words} loaded {found}')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=REPO)
-    assert done.returncode == 0 and done.stdout.count("usage: remoco ") == 5, done.stderr
+    command = [sys.executable, "-c", code, json.dumps(calls)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO)
+    assert done.returncode == 0 and done.stdout.count("usage: remoco ") == len(calls) // 2, done.stderr
+    assert len(done.stderr.splitlines()) == len(calls) // 2, done.stderr

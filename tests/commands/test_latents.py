@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from datamodules.scenes.clips import sprite
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
-from datamodules.sprites import sprite
 from lightning_modules.bases.weights import weights_hash
 from remoco import latents
 from tests.support.commands import prepare as run

@@ -10,6 +10,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from remoco import generation
 from remoco.page import exchange
 from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint
 from tests.support.commands import remoco
 
 KEY = "object_control/one"
@@ -62,7 +63,7 @@ def test_each_door_frames_alike(size, fit, pipe, drawn, tmp_path, monkeypatch):
     for name, call in {
         "pipeline": lambda: pipe(inputs.image, inputs.tracks, inputs.brush, fit=fit),
         "command": lambda: remoco(*command, "--num-frames", 4, "--steps", 1),
-        "page": lambda: Studio(pipe).control({"drawing": exchange.shown(inputs)} | settings),
+        "page": lambda: Studio(Checkpoint(pipe)).control({"drawing": exchange.shown(inputs)} | settings),
         "benchmark": lambda: pipe(pair.drawing, height=pair.drawing.size[0], width=pair.drawing.size[1]),
     }.items():
         with pytest.raises(Seen):

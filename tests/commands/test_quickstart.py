@@ -1,11 +1,6 @@
-"""The README's commands, run as they are written."""
+"""The recipes that learn, to their ends."""
 
 import json
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -84,40 +79,3 @@ def test_the_recipe_in_small_learns(tmp_path):
         found[f"control_error{end}"]["value"] for end in ("", "_stroke", "_standing_still", "_swapped", "_off")
     )
     assert max(error, stroke) < still / 2 and min(swapped, off) > 0.7 * still
-
-
-def readme_commands(section: str) -> list[list[str]]:
-    """The shell lines of the first block under a heading of the README, continuation lines joined."""
-    text = (REPO / "README.md").read_text().split(f"## {section}\n")[1]
-    block = re.search(r"```\n(.*?)```", text, re.S)[1].replace("\\\n", " ")
-    return [shlex.split(line) for line in block.splitlines()]
-
-
-@pytest.mark.slow
-def test_your_own_videos(tmp_path):
-    """The README's lines, from a folder of videos to a checkpoint that resumes."""
-    from datamodules.scenes.scene import random_scene, render
-    from remoco.common.videos.mp4 import encode_mp4
-
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    for number in range(3):
-        frames = render(random_scene([7, number], 20, 144, 208))
-        (videos / f"video {number}.mp4").write_bytes(encode_mp4(frames, 8.0))
-    activate, prepare, fit = readme_commands("Your own videos")
-    assert activate == [".", ".venv/bin/activate"]
-    swap = {"VIDEOS": str(videos), "data/mine": str(tmp_path / "mine")}
-    prepare, fit = ([swap.get(word, word) for word in words] for words in (prepare, fit))
-    assert prepare[0] == "remoco" and fit[:2] == ["python", "-m"]
-    prepare = ["python", "-m", *prepare]
-    fit += [f"--trainer.logger.init_args.save_dir={tmp_path / 'runs'}", "--trainer.max_steps=2"]
-    for words in (prepare, fit, [*fit[:-1], "--trainer.max_steps=3", "--ckpt_path=last"]):
-        done = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=REPO,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "runs" / "own_videos" / "checkpoints" / "last.ckpt").is_file()

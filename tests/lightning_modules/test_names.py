@@ -14,7 +14,8 @@ COMMANDS = {  # the public flag --svd and what reads it; and two commands for fi
     "remoco/generation.py": {"svd"},
     "remoco/page/__init__.py": {"svd"},
     "remoco/latents.py": {"svd", "SVD", "unet"},
-    "remoco/released.py": {"unet", "unet_config", "from_unet"},
+    "remoco/released.py": {"from_unet"},
+    "remoco/released_files.py": {"unet", "unet_config"},
 }
 
 

@@ -10,7 +10,7 @@ from lightning_modules.process.base import Denoiser
 
 @pytest.fixture(scope="module")
 def base():
-    made = Photos(components=8)
+    made = Photos(components=8, corrected=5)
     made.build(torch.float64)
     made.fit([torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     with torch.no_grad():
@@ -35,7 +35,7 @@ def test_what_is_known_is_kept_and_the_rest_is_the_residual_of_edm(base, sigma):
     latent, level = cond.parts["image_latent"], torch.tensor([sigma], dtype=torch.float64)
     noisy = latent + sigma * noise
     denoised = Denoiser(base, base.process())(noisy, level, cond)
-    kept = known.bool().expand_as(latent)
+    kept = known.bool() | (torch.arange(8) >= 5).view(-1, 1, 1)
     torch.testing.assert_close(denoised[kept], latent[kept], rtol=0, atol=1e-9)
     # EDM (table 1) with sigma_data 0.5, for the difference
     size = (sigma**2 + 0.25) ** 0.5
@@ -44,10 +44,26 @@ def test_what_is_known_is_kept_and_the_rest_is_the_residual_of_edm(base, sigma):
     torch.testing.assert_close(denoised[~kept], expected[~kept], rtol=0, atol=1e-9)
 
 
+def test_a_finished_clip_has_the_moved_pixels_and_the_change_of_the_network_where_they_are_guesses(base):
+    draw = torch.Generator().manual_seed(2)
+    moved = torch.rand(1, 3, 3, 64, 64, generator=draw, dtype=torch.float64) * 2 - 1
+    guessed = torch.zeros(1, 3, 64, 64, dtype=torch.bool)
+    guessed[0, 1:, 10:30, 12:40] = True
+    change = torch.randn(1, 3, base.channels, 8, 8, generator=draw, dtype=torch.float64)
+    latent = base.normalise(base.encode(moved).mean)
+    made = base.finished(base.decode(latent + change), Conditioning({}, moved=moved, filled=guessed))
+    places = guessed[:, :, None].expand_as(moved)
+    assert torch.equal(made[~places], moved[~places])
+    # the codec is linear: what is added to the latent is added to the pixels
+    added = base.decode(change) - base.decode(torch.zeros_like(change))
+    torch.testing.assert_close(made[places], (moved + added)[places], rtol=0, atol=1e-5)
+    assert torch.equal(base.finished(moved, Conditioning({})), moved)
+
+
 def test_it_names_itself_and_takes_no_noise_on_the_first_frame(base):
     assert base.record() == {
         "class_path": "lightning_modules.bases.Photos",
-        "init_args": {"init_seed": 0, "components": 8},
+        "init_args": {"init_seed": 0, "components": 8, "corrected": 5},
     }
     assert "noise_aug_strength" not in base.inputs() and base.usual() == (8, 128, 128)
     again = type(base).from_record(base.record())

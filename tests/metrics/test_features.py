@@ -1,6 +1,7 @@
 """The real loading code on small files in the real format: I3D, Inception, CLIP, Stable Diffusion."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModelWithProjection,
@@ -277,6 +279,28 @@ def test_bfloat16_is_float32s_value_within_its_rounding(clip_folder, sd_folder):
         a, b = whole(frames[0].repeat(1, 2, 2)), half(frames[0].repeat(1, 2, 2))
     assert b.dtype == torch.float32 and not torch.equal(a, b)
     assert F.cosine_similarity(a, b, dim=0).min() > 0.98  # MD-Img compares by cosine
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder", "unet"])
+def test_a_network_that_lacks_a_weight_is_not_drawn_at_random(part, sd_folder, tmp_path):
+    shutil.copytree(sd_folder, tmp_path / "sd")
+    (file,) = (tmp_path / "sd" / part).glob("*.safetensors")
+    state = load_file(file)
+    name = next(name for name in sorted(state) if name.endswith("bias"))
+    del state[name]
+    save_file(state, file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"no {part} of Stable Diffusion .*its file has no {name}") as caught:
+        DIFTFeatures(str(tmp_path / "sd")).load()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pickle_beside_its_config_is_no_network(sd_folder, tmp_path):
+    shutil.copytree(sd_folder, tmp_path / "sd")
+    (file,) = (tmp_path / "sd" / "unet").glob("*.safetensors")
+    torch.save(load_file(file), file.with_suffix(".bin"))
+    file.unlink()
+    with pytest.raises(UserError, match="no unet of Stable Diffusion"):
+        DIFTFeatures(str(tmp_path / "sd")).load()
 
 
 def test_a_folder_without_stable_diffusion_is_one_line(clip_folder):

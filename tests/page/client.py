@@ -6,7 +6,7 @@ import threading
 
 from remoco.page import exchange
 from remoco.page.jobs import Studio
-from remoco.page.routes import application
+from remoco.page.makers import Checkpoint
 from tests.support.page import told, unloaded
 
 HEADERS = [(b"host", b"127.0.0.1:7860"), (b"content-type", b"application/json")]
@@ -17,15 +17,15 @@ class Steps(Studio):
     """A studio whose clips are steps that a test lets go on one by one: `let` is released for each."""
 
     def __init__(self):
-        super().__init__(unloaded())
+        super().__init__(Checkpoint(unloaded(), "a checkpoint"))
         self.let, self.made = threading.Semaphore(0), []
 
-    def _generated(self, drawing, settings, sampling, tell):
-        for step in range(sampling.steps):
+    def _generated(self, drawing, wanted, tell):
+        for step in range(wanted.steps):
             self.let.acquire()
-            self.made.append(settings.seed)
-            tell({"state": "running", "step": step + 1, "steps": sampling.steps, "message": "a step"})
-        return {"state": "done", "message": f"clip of {settings.seed}"}
+            self.made.append(wanted.seed)
+            tell({"state": "running", "step": step + 1, "steps": wanted.steps, "message": "a step"})
+        return {"state": "done", "message": f"clip of {wanted.seed}"}
 
 
 class Client:
@@ -67,10 +67,6 @@ class Client:
 
     def events(self):
         return list(told(self.data.splitlines(keepends=True)))
-
-
-def served(studio):
-    return application(studio, "a checkpoint")
 
 
 def generate(own, seed=0, client=None, **settings):

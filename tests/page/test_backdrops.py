@@ -17,7 +17,9 @@ from datamodules.drawings.backdrop import Backdrop
 from datamodules.drawings.motion import scene_motion
 from remoco.common.errors import UserError
 from remoco.page import backdrops, exchange
-from tests.support.page import png, sent
+from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint
+from tests.support.page import png, sent, unloaded
 
 HEIGHT, WIDTH = 48, 72
 IMAGE = np.random.default_rng(0).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
@@ -88,19 +90,23 @@ def test_the_zip_opens_again_and_generates_the_same(kind, tracks, video, tmp_pat
     assert torch.equal(*controls) and controls[0][1:, :2].abs().max() > 1
 
 
+def moving(body):
+    return Studio(Checkpoint(unloaded())).moving(body)
+
+
 def test_points_and_tracks_are_where_the_camera_sees_them():
     """In closed form: the middle goes by a quarter of the frame's width; a plane at depth 2 moves as one."""
     middle = ((WIDTH - 1) / 2, (HEIGHT - 1) / 2)
-    found = exchange.moving(ASKED | {"drawing": exchange.shown(drawn(Backdrop({"pan": 0.25}), [[middle]]))})
+    found = moving(ASKED | {"drawing": exchange.shown(drawn(Backdrop({"pan": 0.25}), [[middle]]))})
     (seen,) = found["tracks"]
     assert len(seen) == 17 and np.allclose(seen[0], middle, atol=0.01)
     assert np.allclose(seen[-1], (middle[0] - 0.25 * HEIGHT, middle[1]), atol=0.02)  # the frame is a square
     assert len(found["points"]) == 9 * 9 and all(len(path) == 17 for path in found["points"])
-    turned = exchange.moving(ASKED | {"drawing": exchange.shown(drawn(Backdrop({"roll": 90}), [[middle]]))})
+    turned = moving(ASKED | {"drawing": exchange.shown(drawn(Backdrop({"roll": 90}), [[middle]]))})
     assert np.allclose(turned["tracks"][0], middle, atol=0.01)
 
     drawing = exchange.shown(drawn(Backdrop(poses=POSES, depth=DEPTH), [[(20.0, 20.0), (30.0, 20.0)]]))
-    found = exchange.moving(ASKED | {"drawing": drawing})
+    found = moving(ASKED | {"drawing": drawing})
     shift = 0.9 * WIDTH * -0.4 / 2  # focal length, way, depth
     for path in np.array(found["points"], dtype=float):
         assert np.allclose(path[-1] - path[0], (shift, 0), atol=0.03)
@@ -112,7 +118,7 @@ def test_a_video_moves_the_points_and_a_brush_alone_says_where(video):
     brush[:, : WIDTH // 2] = 1
     for fit, shown in (("crop", HEIGHT), ("pad", WIDTH), ("stretch", WIDTH)):
         drawing = exchange.shown(drawn(Backdrop(driving=video)))
-        found = exchange.moving(ASKED | {"drawing": drawing, "fit": fit})
+        found = moving(ASKED | {"drawing": drawing, "fit": fit})
         paths = [path for path in found["points"] if None not in path]
         ways = np.array([np.subtract(path[-1], path[0]) for path in paths])
         assert np.allclose(np.median(ways, axis=0), (8, 0), atol=0.3), fit  # 2 pixels a frame of video and image
@@ -121,7 +127,7 @@ def test_a_video_moves_the_points_and_a_brush_alone_says_where(video):
     counts = {}
     for name, tracks, painted in (("all", (), None), ("brushed", (), brush), ("both", [[(9.0, 9.0)]], brush)):
         drawing = exchange.shown(drawn(Backdrop(driving=video), tracks, painted))
-        found = exchange.moving(ASKED | {"drawing": drawing})
+        found = moving(ASKED | {"drawing": drawing})
         assert found["tracks"] is None
         counts[name] = [path for path in found["points"] if None not in path]
     assert 0.3 < len(counts["brushed"]) / len(counts["all"]) < 0.7 and len(counts["both"]) > len(counts["brushed"])
@@ -129,7 +135,7 @@ def test_a_video_moves_the_points_and_a_brush_alone_says_where(video):
 
 
 def test_without_a_backdrop_nothing_moves():
-    assert exchange.moving(ASKED | {"drawing": exchange.shown(drawn(None))}) == {"points": [], "tracks": None}
+    assert moving(ASKED | {"drawing": exchange.shown(drawn(None))}) == {"points": [], "tracks": None}
 
 
 def attach(kind, name, data, size=(HEIGHT, WIDTH)):
@@ -203,7 +209,7 @@ def test_files_that_cannot_be_attached_are_one_line(kind, name, data, message):
 def test_drawings_whose_scene_cannot_move_are_one_line(meta, files, message):
     drawing = exchange.shown(drawn(None))
     drawing = drawing | {"meta": drawing["meta"] | meta, "files": files}
-    for ask in (exchange.parsed, lambda body: exchange.moving(ASKED | {"drawing": body})):
+    for ask in (exchange.parsed, lambda body: moving(ASKED | {"drawing": body})):
         with pytest.raises(UserError) as caught:
             ask(drawing)
         assert message in str(caught.value) and "\n" not in str(caught.value)
@@ -212,4 +218,4 @@ def test_drawings_whose_scene_cannot_move_are_one_line(meta, files, message):
 def test_a_video_that_ends_too_early_is_one_line(video):
     drawing = exchange.shown(drawn(Backdrop(driving=video)))
     with pytest.raises(UserError, match="driving: ends too early: 64 frames at 8 fps"):
-        exchange.moving(ASKED | {"drawing": drawing, "frames": 64})
+        moving(ASKED | {"drawing": drawing, "frames": 64})

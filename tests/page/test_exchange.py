@@ -13,8 +13,9 @@ from datamodules.bench import find_pairs, read_pair
 from datamodules.drawings import Drawing
 from remoco.common.errors import UserError
 from remoco.page import exchange
-from remoco.page.exchange import Settings
-from tests.support.page import IMAGE, ROUND, bomb, png, sent
+from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint, preview
+from tests.support.page import IMAGE, ROUND, bomb, png, sent, unloaded
 
 
 def drawn(height=40, width=60, ids=True):
@@ -166,21 +167,28 @@ def test_drawings_that_cannot_be_used_are_one_line(change, message):
 
 @pytest.mark.parametrize("body", [None, [], 7, "x", {}, {"files": 3}, {"files": [None]}, {"files": []}])
 def test_requests_of_other_shapes_are_one_line(body):
-    for function in (exchange.opened, exchange.paths, exchange.settings_of, exchange.parsed):
+    studio = Studio(Checkpoint(unloaded()))
+    for function in (
+        exchange.opened,
+        lambda body: exchange.paths(body, 8),
+        exchange.parsed,
+        studio.control,
+        studio.moving,
+    ):
         with pytest.raises(UserError):
             function(body)
 
 
 def test_paths_are_what_is_generated():
     inputs = drawn()
-    body = {"width": 60, "height": 40, "frames": 9, "fps": 8, "size": "64 x 64", "fine": 4}
+    body = {"width": 60, "height": 40, "fine": 4}
     body |= {"tracks": [t.tolist() for t in inputs.tracks], "times": [inputs.times[0].tolist(), None]}
-    without = exchange.paths(body)
-    assert without["paths"][0] == exchange.paths(body | {"eases": [None, "in"]})["paths"][0]
+    without = exchange.paths(body, 9)
+    assert without["paths"][0] == exchange.paths(body | {"eases": [None, "in"]}, 9)["paths"][0]
     body |= {"tracks": [[[0, 0], [8, 0]]], "times": [None]}
-    assert [x for x, _ in exchange.paths(body | {"eases": ["in"]})["paths"][0][::8]] == [0, 0.5, 2, 4.5, 8]
+    assert [x for x, _ in exchange.paths(body | {"eases": ["in"]}, 9)["paths"][0][::8]] == [0, 0.5, 2, 4.5, 8]
     body |= {"tracks": [t.tolist() for t in inputs.tracks], "times": [inputs.times[0].tolist(), None]}
-    found = exchange.paths(body)
+    found = exchange.paths(body, 9)
     for path, expected in zip(found["paths"], inputs.paths(9), strict=True):
         assert np.allclose(np.array(path)[::4], expected, atol=1e-3) and len(path) == 33
 
@@ -194,9 +202,10 @@ def test_paths_are_what_is_generated():
 )  # fmt: skip
 def test_settings_out_of_range_name_themselves(field, value):
     good = {"frames": 8, "fps": 8, "size": "64 x 64"}
-    Settings(**good)
+    maker = Checkpoint(unloaded())
+    assert preview(good, maker).frames == 8
     with pytest.raises(UserError, match=field):
-        Settings(**good | {field: value})
+        preview(good | {field: value}, maker)
 
 
 def test_the_examples_are_drawings():

@@ -1,17 +1,16 @@
 """The settings that the page offers: those of `Sampling` and of the base, within what the page has room for."""
 
 from dataclasses import dataclass, fields
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_modules.bases.base import Input
 from lightning_modules.config import Sampling
 from remoco.common.errors import UserError
-from remoco.page import exchange, form
+from remoco.page import form
 from tests.support.page import unloaded
 from tests.support.toy import Toy
-
-DRAWING = exchange.examples()[0]["drawing"]
 
 
 class Other(Toy):
@@ -22,7 +21,8 @@ class Other(Toy):
 
 
 def asked(pipeline, **settings):
-    return form.generation({"drawing": DRAWING, "settings": settings}, pipeline)
+    values = form.read(settings, form.settings(pipeline))
+    return SimpleNamespace(**values), form.sampling_of(values, pipeline)
 
 
 def named(pipeline):
@@ -32,21 +32,21 @@ def named(pipeline):
 def test_what_is_not_asked_is_the_checkpoints_own():
     own = Sampling(7, 99.0, (1.5, 3.0), {"motion_bucket_id": 21.5, "fps": 12.0})
     pipeline = unloaded(own)
-    _, clip, sampling = asked(pipeline)
+    clip, sampling = asked(pipeline)
     assert (clip.frames, clip.fps, clip.size, clip.seed) == (8, 12.0, "64 x 64", 0)
     told = {"fps": 12.0, "motion_bucket_id": 21.5, "noise_aug_strength": 0.02}
     assert sampling == Sampling(7, 99.0, (1.5, 3.0), told)
 
 
 def test_what_is_asked_reaches_sampling_and_the_base():
-    _, clip, sampling = asked(
+    clip, sampling = asked(
         unloaded(), frames=5, fps=10, size="128 x 128", seed=2**53, steps=9, sigma_max=70.5, first_guidance=0,
         last_guidance=4.25, motion_bucket_id=0, noise_aug_strength=0.5,
     )  # fmt: skip
     assert (clip.frames, clip.fps, clip.size, clip.seed) == (5, 10.0, "128 x 128", 2**53)
     told = {"fps": 10.0, "motion_bucket_id": 0.0, "noise_aug_strength": 0.5}
     assert sampling == Sampling(9, 70.5, (0.0, 4.25), told)
-    assert asked(unloaded(), motion_bucket_id="drawing")[2].inputs["motion_bucket_id"] == "drawing"
+    assert asked(unloaded(), motion_bucket_id="drawing")[1].inputs["motion_bucket_id"] == "drawing"
 
 
 def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_not_know():
@@ -63,7 +63,7 @@ def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_no
             assert name in known, name
         assert isinstance(value, (tuple, dict)) or known[each.name].value == value
     assert known["eta"].label == "Eta" and known["churn"].whole and not known["eta"].whole
-    sampling = asked(unloaded(More()), eta=0.75, churn=3)[2]
+    sampling = asked(unloaded(More()), eta=0.75, churn=3)[1]
     assert (sampling.eta, sampling.churn) == (0.75, 3)
     with pytest.raises(UserError, match="churn: expected a whole number"):
         asked(unloaded(More()), churn=0.5)
@@ -76,13 +76,13 @@ def test_a_base_of_ones_own_is_asked_for_what_it_is_told():
     assert (wind.label, wind.value, wind.least, wind.most) == ("Wind speed", 3.0, -5, 12)
     assert wind.words == ("calm", "storm")
     for value in (-5.0, 12.0, "storm"):
-        assert asked(unloaded(Sampling(), Other()), wind_speed=value)[2].inputs == {"wind_speed": value}
+        assert asked(unloaded(Sampling(), Other()), wind_speed=value)[1].inputs == {"wind_speed": value}
     for value in (-5.1, 13, "breeze", None, True, [1]):
         with pytest.raises(UserError, match="wind_speed: expected a number from -5 to 12"):
             asked(unloaded(Sampling(), Other()), wind_speed=value)
     with pytest.raises(UserError, match="to 12, or calm or storm, got 'breeze'"):
         asked(unloaded(Sampling(), Other()), wind_speed="breeze")
-    assert asked(unloaded(Sampling(), Toy()))[2].inputs == {}
+    assert asked(unloaded(Sampling(), Toy()))[1].inputs == {}
 
 
 def test_a_checkpoints_own_value_is_never_refused():

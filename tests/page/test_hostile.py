@@ -15,6 +15,7 @@ pytest.importorskip("uvicorn", reason="make install installs it")
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.page import connections, exchange, guard
 from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint
 from remoco.page.routes import application
 from tests.page.client import Steps
 from tests.support.page import bomb, sent, told
@@ -30,7 +31,7 @@ def serving(studio):
     listening = socket.socket()
     listening.bind(("127.0.0.1", 0))
     listening.listen()  # who asks before the thread is ready waits
-    server = connections.server(application(studio, "embedded"))
+    server = connections.server(application(studio))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     try:
@@ -133,7 +134,7 @@ def test_three_hundred_hostile_requests_hold_nobody_up(monkeypatch):
     """One person's clip is under way and another one asks for hers in the middle; both come."""
     monkeypatch.setattr(guard, "PATIENCE", 1.0)
     monkeypatch.setattr(connections, "IDLE", 0.5)
-    studio = Studio(MotionControlPipeline.from_checkpoint("embedded"))
+    studio = Studio(Checkpoint(MotionControlPipeline.from_checkpoint("embedded")))
     requests = [*hostile()]
     requests = (requests * (300 // len(requests) + 1))[:330]
     held, stepped = [], threading.Event()

@@ -16,8 +16,9 @@ from lightning_modules.bases.base import Input
 from lightning_modules.config import Control, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
-from remoco.page import exchange, form, jobs
+from remoco.page import exchange, jobs, makers
 from remoco.page.jobs import Studio
+from remoco.page.makers import Checkpoint
 from tests.support.toy import Toy
 
 SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "motion_bucket_id": 1.0}
@@ -57,11 +58,11 @@ def drawing(index=0):
 
 def generation(pipeline, drawing, settings):
     """What a studio generates of a browser's drawing."""
-    return form.generation({"drawing": drawing, "settings": settings}, pipeline)
+    return makers.generation({"drawing": drawing, "settings": settings}, Checkpoint(pipeline))
 
 
 async def events(studio, *asked):
-    return [event async for event in studio.generate(*generation(studio.pipeline, *asked))]
+    return [event async for event in studio.generate(*generation(studio.maker.pipeline, *asked))]
 
 
 def decoded(data):
@@ -70,7 +71,7 @@ def decoded(data):
 
 
 def test_every_step_is_told_and_last_the_videos(pipeline):
-    found = asyncio.run(events(Studio(pipeline), drawing(), SETTINGS))
+    found = asyncio.run(events(Studio(Checkpoint(pipeline)), drawing(), SETTINGS))
     assert [event["step"] for event in found if "step" in event] == [0, 1, 2, 3]
     assert {event["state"] for event in found[:-1]} == {"running"}
     done = found[-1]
@@ -87,7 +88,7 @@ def test_every_step_is_told_and_last_the_videos(pipeline):
 
 def test_a_motion_as_drawn_is_the_drawings_and_zero_is_none(pipeline):
     def generated(bucket):
-        return asyncio.run(events(Studio(pipeline), drawing(), SETTINGS | {"motion_bucket_id": bucket}))[-1]
+        return asyncio.run(events(Studio(Checkpoint(pipeline)), drawing(), SETTINGS | {"motion_bucket_id": bucket}))[-1]
 
     inputs = exchange.parsed(drawing())
     flow = drawn_motion(inputs.strokes(8), inputs.masks(), 8, 64, 64, 8).flow
@@ -101,7 +102,7 @@ def test_a_motion_as_drawn_is_the_drawings_and_zero_is_none(pipeline):
 def test_a_base_that_is_told_no_rate_and_no_motion_generates(base):
     module = MotionControlModule(base(3), RegionWise(), Control(["modulation"], "linear", 2), sampling=Sampling(2))
     module.configure_model()
-    studio = Studio(MotionControlPipeline(module, {"num_frames": 3, "height": 64, "width": 64}))
+    studio = Studio(Checkpoint(MotionControlPipeline(module, {"num_frames": 3, "height": 64, "width": 64})))
     settings = {"steps": 2, "fps": 4} | ({"wind_speed": -2.5} if base is Windy else {})
     done = asyncio.run(events(studio, drawing(), settings))[-1]
     assert done["state"] == "done" and "motion" not in done["about"], done
@@ -110,10 +111,10 @@ def test_a_base_that_is_told_no_rate_and_no_motion_generates(base):
 
 def test_closing_stops_the_work_after_its_step(pipeline):
     counted = Counted(pipeline)
-    studio = Studio(counted)
+    studio = Studio(Checkpoint(counted))
 
     async def some():
-        found = studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}))
+        found = studio.generate(*generation(studio.maker.pipeline, drawing(), SETTINGS | {"steps": 100}))
         async for event in found:
             if event.get("step") == 2:
                 break
@@ -127,12 +128,12 @@ def test_closing_stops_the_work_after_its_step(pipeline):
 
 def test_who_knows_the_job_cancels_it(pipeline):
     counted = Counted(pipeline)
-    studio = Studio(counted)
+    studio = Studio(Checkpoint(counted))
 
     async def some():
         found = []
         async for event in studio.generate(
-            *generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}), "secret"
+            *generation(studio.maker.pipeline, drawing(), SETTINGS | {"steps": 100}), "secret"
         ):
             found.append(event)
             if event.get("step") == 2:
@@ -147,11 +148,13 @@ def test_who_knows_the_job_cancels_it(pipeline):
 
 def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
     counted = Counted(pipeline)
-    studio = Studio(counted)
+    studio = Studio(Checkpoint(counted))
     told = {name: [] for name in "abc"}
 
     async def one(name, steps):
-        async for event in studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": steps}), name):
+        async for event in studio.generate(
+            *generation(studio.maker.pipeline, drawing(), SETTINGS | {"steps": steps}), name
+        ):
             told[name].append(event)
 
     def places(name):
@@ -183,12 +186,12 @@ def test_who_waits_is_told_its_place_and_can_cancel(pipeline):
 
 
 def test_the_line_has_an_end(pipeline):
-    studio = Studio(Counted(pipeline))
+    studio = Studio(Checkpoint(Counted(pipeline)))
 
     async def some():
-        first = studio.generate(*generation(studio.pipeline, drawing(), SETTINGS | {"steps": 100}))
+        first = studio.generate(*generation(studio.maker.pipeline, drawing(), SETTINGS | {"steps": 100}))
         await anext(first)
-        waiting = [studio.generate(*generation(studio.pipeline, drawing(), SETTINGS)) for _ in range(jobs.QUEUE)]
+        waiting = [studio.generate(*generation(studio.maker.pipeline, drawing(), SETTINGS)) for _ in range(jobs.QUEUE)]
         assert [(await anext(each))["place"] for each in waiting] == list(range(1, jobs.QUEUE + 1))
         refused = await events(studio, drawing(), SETTINGS)
         assert [event["state"] for event in refused] == ["error"] and "8 generations are waiting" in refused[0][
@@ -205,7 +208,7 @@ def test_the_line_has_an_end(pipeline):
 
 
 def test_a_camera_is_in_the_control_and_in_the_video(pipeline):
-    studio = Studio(pipeline)
+    studio = Studio(Checkpoint(pipeline))
     still = drawing()
     moved = still | {"meta": still["meta"] | {"camera": {"pan": 0.4}}}
     alone = moved | {"meta": {"traj_key_points": [], "camera": {"pan": 0.4}}}
@@ -220,7 +223,7 @@ def test_a_camera_is_in_the_control_and_in_the_video(pipeline):
 
 def test_one_at_a_time_and_each_its_own(pipeline, monkeypatch):
     monkeypatch.setattr(jobs, "_mp4", lambda video, fps: video.tobytes())  # the encoder's bits depend on its threads
-    studio = Studio(pipeline)
+    studio = Studio(Checkpoint(pipeline))
 
     async def two():
         return await asyncio.gather(*(events(studio, drawing(i), SETTINGS | {"seed": i}) for i in (0, 1)))
@@ -251,16 +254,16 @@ def test_what_fails_while_it_is_generated_is_one_message_and_the_next_one_follow
     def broken(*asked):
         raise RuntimeError("no more\nmemory")
 
-    studio = Studio(pipeline)
+    studio = Studio(Checkpoint(pipeline))
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "panels_of", broken)
+        patch.setattr(makers, "panels_of", broken)
         found = asyncio.run(events(studio, drawing(), SETTINGS))
     assert found[-1] == {"state": "error", "message": "RuntimeError: no more memory"}
     assert asyncio.run(events(studio, drawing(), SETTINGS))[-1]["state"] == "done"
 
 
 def test_the_control_is_a_picture_for_each_frame(pipeline):
-    studio = Studio(pipeline)
+    studio = Studio(Checkpoint(pipeline))
     body = {"frames": 5, "fps": 8, "size": "64 x 64", "drawing": drawing()}
     found = studio.control(body)["pictures"]
     pictures = [np.array(Image.open(io.BytesIO(base64.b64decode(p.partition(",")[2])))) for p in found]

@@ -40,7 +40,7 @@ class Headed(Client):
 )  # fmt: skip
 def test_every_answer_has_the_policy(method, path, body, status):
     async def test():
-        client = Headed(application(Steps(), "a checkpoint"), path, body, method)
+        client = Headed(application(Steps()), path, body, method)
         assert (await client.answer())[0] == status
         told = client.headers
         assert told["x-frame-options"] == "DENY" and told["x-content-type-options"] == "nosniff"
@@ -65,7 +65,7 @@ def test_a_fault_of_ours_is_told_with_the_policy_and_without_where(monkeypatch, 
     async def test():
         studio = Steps()
         monkeypatch.setattr(studio, "cancel", broken)
-        client = Headed(application(studio, "a checkpoint"), "/page/cancel", b"{}")
+        client = Headed(application(studio), "/page/cancel", b"{}")
         with pytest.raises(kind):  # the server's log has it
             await client.task
         assert client.status == 500 and json.loads(client.data) == {"error": f"{kind.__name__}: no idea"}
@@ -77,7 +77,7 @@ def test_a_fault_of_ours_is_told_with_the_policy_and_without_where(monkeypatch, 
 def test_a_generation_is_a_stream_of_server_sent_events():
     async def test():
         studio = Steps()
-        client = generate(application(studio, "a checkpoint"), 3, Headed, steps=1)
+        client = generate(application(studio), 3, Headed, steps=1)
         studio.let.release()
         await client.answer()
         assert client.headers["content-type"].partition(";")[0] == "text/event-stream"
@@ -115,7 +115,7 @@ def test_each_file_is_served_as_what_it_is_and_names_no_other_machine(path):
     kinds = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 
     async def test():
-        client = Headed(application(Steps(), "a checkpoint"), f"/static/{path.name}", method="GET")
+        client = Headed(application(Steps()), f"/static/{path.name}", method="GET")
         assert await client.answer() == (200, path.read_bytes())
         kind = client.headers["content-type"].partition(";")[0]
         assert kind.replace("application/javascript", "text/javascript") == kinds[path.suffix]

@@ -11,8 +11,8 @@ import pytest
 
 from remoco.page import exchange, guard, routes
 from remoco.page.jobs import QUEUE
-from remoco.page.routes import STATIC
-from tests.page.client import SETTINGS, Client, Steps, generate, run, served
+from remoco.page.routes import STATIC, application
+from tests.page.client import SETTINGS, Client, Steps, generate, run
 
 
 def test_a_small_get_is_answered_while_a_large_body_is_parsed(monkeypatch):
@@ -26,7 +26,7 @@ def test_a_small_get_is_answered_while_a_large_body_is_parsed(monkeypatch):
     monkeypatch.setattr(routes, "parse_json", parsed)
 
     async def test():
-        own = served(Steps())
+        own = application(Steps())
         for route in ("open", "generate", "paths"):
             began.clear(), answered.clear()
             large = Client(
@@ -50,7 +50,7 @@ def test_brackets_are_refused_by_their_first_piece(body, monkeypatch):
     async def test():
         pieces = [body[i : i + 65536] for i in range(0, len(body), 65536)]
         for route in ("open", "control", "save", "attach", "moving", "generate", "paths", "cancel", "examples"):
-            client = Client(served(Steps()), f"/page/{route}", pieces)
+            client = Client(application(Steps()), f"/page/{route}", pieces)
             assert (await client.answer())[0] in (400, 413) and len(client._parts) > len(pieces) - 40
 
     run(test())
@@ -60,7 +60,7 @@ def test_brackets_are_refused_by_their_first_piece(body, monkeypatch):
 def test_beside_what_holds_files_a_body_is_small(route):
     async def test():
         pieces = [b" " * 65536] * 20
-        status, data = await Client(served(Steps()), f"/page/{route}", pieces).answer()
+        status, data = await Client(application(Steps()), f"/page/{route}", pieces).answer()
         assert status == 413 and b"at most 1048576 bytes" in data
 
     run(test())
@@ -69,7 +69,7 @@ def test_beside_what_holds_files_a_body_is_small(route):
 def test_a_generation_ends_at_its_next_step_when_its_client_leaves_and_the_next_begins():
     async def test():
         studio = Steps()
-        own = served(studio)
+        own = application(studio)
         leaves, stays = generate(own, 1), generate(own, 2, steps=2)
         await leaves.event(lambda event: event.get("state") == "running")
         assert (await stays.event(lambda event: event.get("state") == "waiting"))["place"] == 1
@@ -102,7 +102,7 @@ def test_a_generation_ends_when_its_client_takes_no_more_of_it(monkeypatch):
 
     async def test():
         studio = Steps()
-        own = served(studio)
+        own = application(studio)
         deaf, other = generate(own, 1, Deaf), generate(own, 2, steps=1)
         await other.event(lambda event: event.get("state") == "waiting")
         studio.let.release()
@@ -121,7 +121,7 @@ def test_a_generation_ends_when_its_client_takes_no_more_of_it(monkeypatch):
 def test_who_leaves_the_line_makes_room():
     async def test():
         studio = Steps()
-        own = served(studio)
+        own = application(studio)
         first = generate(own, 0)
         await first.event(lambda event: event.get("state") == "running")
         waiting = [generate(own, 1 + i, steps=1) for i in range(QUEUE)]
@@ -149,7 +149,7 @@ def test_a_job_is_cancelled_by_its_owner_alone():
 
     async def test():
         studio = Steps()
-        own = served(studio)
+        own = application(studio)
         mine, others = generate(own, 1), generate(own, 2)
         secret = (await mine.event(lambda event: "job" in event))["job"]
         other = (await others.event(lambda event: "job" in event))["job"]
@@ -183,11 +183,11 @@ def test_a_job_is_cancelled_by_its_owner_alone():
 
 def test_previews_that_wait_are_counted_and_a_generation_is_let_in(monkeypatch):
     held = threading.Event()
-    monkeypatch.setattr(exchange, "moving", lambda body, background: held.wait(30) and {})
+    monkeypatch.setattr(Steps, "moving", lambda self, body: held.wait(30) and {})
 
     async def test():
         studio = Steps()
-        own = served(studio)
+        own = application(studio)
         many = [Client(own, "/page/moving", b"{}") for _ in range(40)]
         while sum(client.status == 503 for client in many) < 40 - routes.WAITING:
             await asyncio.sleep(0.001)

@@ -26,8 +26,10 @@ def prepare(*arguments) -> int:
     return remoco(*arguments) if arguments[0] in ("verify", "latents") else remoco("prepare", *arguments)
 
 
-def quick(root: Path, run: Path, **more) -> list[str]:
-    """Arguments that shrink the quick start to seconds: the small sprites, a run folder of our own."""
+def quick(root: Path | None, run: Path, **more) -> list[str]:
+    """Arguments that shrink the quick start to seconds: the small sprites, written in `root` or made as they are
+    needed, and a run folder of our own.
+    """
     options = {
         "trainer.accelerator": "cpu",
         "trainer.max_steps": 2,
@@ -47,6 +49,8 @@ def quick(root: Path, run: Path, **more) -> list[str]:
         "model.init_args.sampling.steps": 2,
     }
     options |= more
+    if root is None:
+        del options["data.init_args.root"]
     return ["--config", str(CONFIGS / "quickstart.yaml"), *(f"--{k}={v}" for k, v in options.items())]
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 from lightning_modules.bases import Sprites
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline_call import base_inputs
+from lightning_modules.process import EDM
 
 
 def png(picture):
@@ -58,6 +59,7 @@ def told(lines):
 def unloaded(sampling=None, base=None):
     """What stands for a pipeline where no more than its settings is asked."""
     sampling = sampling or Sampling(4, 80.0, (1.0, 2.5), {"motion_bucket_id": "drawing"})
+    sampling = sampling.over(EDM())
     module = SimpleNamespace(sampling=sampling, base=base or Sprites("micro"))
     trained = {"num_frames": 8, "height": 64, "width": 64}
     usual = base_inputs(module.base.inputs(), sampling.inputs, {})
@@ -69,10 +71,10 @@ ROUND = json.dumps({"traj_key_points": [[[1, 1], [2, 2]]]}).encode()
 
 
 @contextmanager
-def served(tmp_path_factory):
-    """`remoco page` on a free port: (port, the file of its connections elsewhere)."""
+def served(tmp_path_factory, *words):
+    """`remoco page WORDS` on a free port: (port, the file of its connections elsewhere)."""
     outside = tmp_path_factory.mktemp("server") / "outside.txt"
-    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0"]
+    command = [sys.executable, "-m", "tests.page.recorded", str(outside), "page", "--port", "0", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     try:
         line = process.stdout.readline()

@@ -122,8 +122,9 @@ def sample_bare(
     with diffusers_eps(svd) if settings.stock_eps else nullcontext(), without_lora(svd.unet):
         sampled = euler_sample(denoiser, latents.to(device, dtype), cond, steps=settings.steps, guidance=guidance)
     if output_type == "latent":
-        return MotionControlOutput(sampled)
-    return MotionControlOutput(converted(svd.decode(sampled, decode_chunk_size).clamp(-1, 1), output_type))
+        return MotionControlOutput(sampled, None)
+    video = svd.decode(sampled, decode_chunk_size).clamp(-1, 1)
+    return MotionControlOutput(converted(video, output_type), settings.fps)
 
 
 def _framed(picture: np.ndarray, height: int, width: int, squash: bool) -> np.ndarray:

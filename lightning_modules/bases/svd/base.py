@@ -23,9 +23,11 @@ from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Ne
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
 from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca
 from lightning_modules.bases.trained_on import read_trained_on
-from lightning_modules.bases.weight_files import config_file, is_hub_id, located
+from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.hub import check_variant, is_hub_id
+from lightning_modules.layers import cast
 from lightning_modules.process.edm import EDM
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
@@ -48,6 +50,7 @@ class SVD(VideoBase):
         vae_precision: Precision of the VAE on a GPU. Products have 10 bits of mantissa in `tf32` and 7 in `bfloat16`.
         recompute: Parts of the UNet that are computed again in the backward pass, to save memory: `none`, the `top`
             level, which holds most activations, or `all` levels.
+        variant: Variant of the weights, for example `fp16`. Default: the full weights, else those of `fp16`.
 
     Attributes:
         unet: Denoising UNet.
@@ -62,8 +65,8 @@ class SVD(VideoBase):
     grid = Grid(space=8, step=64)
     conditionings = CONDITIONINGS
     unconditional = UNCONDITIONAL
-    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
-    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    named_by: ClassVar[tuple[str, ...]] = ("path", "revision", "variant")
+    located_by: ClassVar[tuple[str, ...]] = ("path", "revision", "variant")
     frame_noise: ClassVar[tuple[float, float] | None] = (-3.0, 0.5)
     per_frame = "image_latent"
     unet: Any
@@ -78,9 +81,11 @@ class SVD(VideoBase):
         trained: bool = False,
         vae_precision: Literal["float32", "tf32", "bfloat16"] = "tf32",
         recompute: Literal["none", "top", "all"] = "none",
+        variant: str | None = None,
     ):
         _check(vae_precision, recompute)
-        self.path, self.revision = None if path is None else str(path), revision
+        check_variant(variant)
+        self.path, self.revision, self.variant = None if path is None else str(path), revision, variant
         self.trained, self.vae_precision, self.recompute = trained, vae_precision, recompute
 
     def build(self, dtype: torch.dtype = torch.float32) -> SVD:
@@ -91,14 +96,14 @@ class SVD(VideoBase):
         if self.path is None:
             raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
         folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
-        base = located(folder, COMPONENTS, self.revision)  # all of them before the first is read
+        base = located(folder, COMPONENTS, self.revision, self.variant)  # all of them before the first is read
         self.trained_on = read_trained_on(base)
         parts, hashes = {}, {}
         for name in ("image_encoder", "vae"):  # the UNet, the largest, comes when these are in their dtype
-            parts[name] = load_component(base, name, folder)
+            parts[name] = load_component(base, name, folder, self.variant)
             hashes[name] = weights_hash(parts[name])
         parts["image_encoder"].to(dtype)
-        parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder)
+        parts["unet"], hashes["unet"] = load_unet(base, torch.float32 if self.trained else dtype, folder, self.variant)
         vae = parts.pop("vae")
         channels = len(vae.scale) if isinstance(vae, PatchPCA) else vae.config.latent_channels
         ins, outs = parts["unet"].config.in_channels, parts["unet"].config.out_channels
@@ -197,6 +202,12 @@ class SVD(VideoBase):
             dtype: Dtype of the frozen UNet and image encoder. float64 also applies to the VAE, unless that is bfloat16.
         """
         self.requires_grad_(False).eval()
+        self.cast(dtype)
+        self.unet.requires_grad_(self.trained)
+        return self
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """As `VideoBase.cast`, in the dtypes of `freeze`."""
         precise = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
         dtypes = {
             "image_encoder": dtype,
@@ -205,10 +216,7 @@ class SVD(VideoBase):
             "pca": precise,
         }
         for name, part in self.named_children():
-            # diffusers' own `to` warns about modules to keep in float32, of which there are none
-            nn.Module.to(part, dtypes[name])
-        self.unet.requires_grad_(self.trained)
-        return self
+            cast(part, dtypes[name])
 
     def denoisers(self) -> dict[str, nn.Module]:
         """The UNet."""
@@ -279,6 +287,15 @@ class SVD(VideoBase):
         with torch.autocast(first_frame.device.type, enabled=False):
             pixels = clip_input(first_frame, encoder.config.image_size).to(encoder.dtype)
             return encoder(pixels).image_embeds[:, None]
+
+    def record(self) -> dict[str, Any]:
+        """As `VideoBase.record`; without a variant it is as before there were any."""
+        record, named = super().record(), self.variant is not None
+        return (
+            record
+            if named
+            else record | {"init_args": {k: v for k, v in record["init_args"].items() if k != "variant"}}
+        )
 
     def settings(self) -> dict[str, Any]:
         """The VAE's precision."""

@@ -26,20 +26,21 @@ COMPONENTS = {
 }
 
 
-def load_component(base: Path, name: str, called: str) -> Any:
+def load_component(base: Path, name: str, called: str, variant: str | None = None) -> Any:
     """One of SVD's networks, as `weights.read_whole`; of `vae` also the components of patches.
 
     Args:
         base: The folder that holds the network's, as `weight_files.located` finds it.
         name: Name of the network.
         called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
 
     Raises:
         UserError: a file or a weight is missing.
     """
     if name == "vae" and _class_name(called, base / name) == PatchPCA.__name__:
         return _load_pca(called, base / name)
-    return read_whole(base, name, COMPONENTS[name], called)
+    return read_whole(base, name, COMPONENTS[name], called, variant)
 
 
 def save_pca(pca: PatchPCA, folder: Path) -> None:
@@ -77,6 +78,6 @@ def _class_name(path: str, folder: Path) -> Any:
     return config.get("_class_name") if isinstance(config, dict) else None
 
 
-def load_unet(base: Path, dtype: torch.dtype | None, called: str) -> tuple[nn.Module, str]:
+def load_unet(base: Path, dtype: torch.dtype | None, called: str, variant: str | None = None) -> tuple[nn.Module, str]:
     """The UNet in a dtype (float32 by default) and its hash, as `weights.read_streamed`."""
-    return read_streamed(base, "unet", COMPONENTS["unet"], lambda _: dtype or torch.float32, called)
+    return read_streamed(base, "unet", COMPONENTS["unet"], lambda _: dtype or torch.float32, called, variant)

@@ -19,7 +19,7 @@ from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.wan import per_frame
-from lightning_modules.bases.wan.network import dtype_of, joined, lora_targets, padded, prepare
+from lightning_modules.bases.wan.network import cast_transformer, joined, lora_targets, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.weights import (
     COMPONENTS,
@@ -31,9 +31,11 @@ from lightning_modules.bases.wan.weights import (
     networks_of,
     save_text,
 )
-from lightning_modules.bases.weight_files import config_file, is_hub_id
+from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.hub import is_hub_id
+from lightning_modules.layers import cast
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
@@ -167,6 +169,13 @@ class Wan(VideoBase):
         self.hashes = dict(taken)
         self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
         return self
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """As `VideoBase.cast`; what stays in float32 does."""
+        cast_transformer(self.transformer, dtype)
+        for network in self.beside():
+            cast(network, torch.promote_types(dtype, torch.float32))
+        self.empty = self.empty.to(dtype)
 
     def export(self, folder: Path) -> None:
         """Write transformer/, vae/, image_encoder/ and the embedding of an empty prompt, as `Wan` loads them.
@@ -326,9 +335,3 @@ class Wan(VideoBase):
         """Block by block: all have the same code, which is compiled once."""
         for block in self.transformer.blocks:
             block.compile(*args, **options)
-
-
-def in_dtype(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
-    """Give a transformer's weights a dtype, except for those that stay in float32."""
-    for name, parameter in transformer.named_parameters():
-        parameter.data = parameter.data.to(dtype_of(name, dtype))

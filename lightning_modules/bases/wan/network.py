@@ -27,6 +27,13 @@ def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 and KEPT.intersection(name.split(".")) else dtype
 
 
+def cast_transformer(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Give a transformer's weights a dtype, but for those that stay in float32, its LoRA, and what is trained in it."""
+    for name, parameter in transformer.named_parameters():
+        if not parameter.requires_grad and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype_of(name, dtype))
+
+
 def prepare(transformer: WanTransformer3DModel) -> None:
     """Give the transformer its tables where only its weights were loaded, and refuse what would drop LoRA."""
     rope = transformer.rope

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
 
 from lightning_modules.bases.base import VideoBase
-from lightning_modules.bases.wan.base import Wan, in_dtype
+from lightning_modules.bases.wan.base import Wan
 from lightning_modules.bases.wan.weights import COMPONENTS
 from lightning_modules.bases.weights import layout_of
 from lightning_modules.layers import seeded
@@ -98,12 +97,8 @@ class RandomWan(Wan):
         with seeded(self.init_seed):
             parts = {name: layout_of(COMPONENTS[name])(self.config(name)) for name in self.networks}
             empty = torch.randn(1, parts["transformer"].config.text_dim)
-        dtype = torch.float32 if self.trained else dtype
-        precise = torch.promote_types(dtype, torch.float32)
-        for name in self.networks[1:]:
-            nn.Module.to(parts[name], precise)  # diffusers' own `to` warns about weights to keep: none
-        in_dtype(parts["transformer"], dtype)
-        self.hold(**parts, empty=empty.to(dtype))
+        self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
+        self.cast(dtype)
         return self
 
     def layout(self) -> VideoBase:  # type: ignore[override]

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import config_file, is_hub_id, located
+from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import UNREADABLE, read_streamed, read_whole, weights_hash
+from lightning_modules.hub import is_hub_id
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_config
 from remoco.common.tensor_files import read_json
@@ -90,7 +91,12 @@ def load(
         hashes[name] = weights_hash(parts[name])
     parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path)
     parts["transformer"], hashes["transformer"] = read_streamed(
-        base, "transformer", COMPONENTS["transformer"], lambda name: dtype_of(name, dtype), path, changes_of(networks)
+        base,
+        "transformer",
+        COMPONENTS["transformer"],
+        lambda name: dtype_of(name, dtype),
+        path,
+        changes=changes_of(networks),
     )
     check(parts["transformer"].config, parts["vae"].config, path)
     if (width := parts["transformer"].config.text_dim) != parts["empty"].shape[1]:

@@ -1,10 +1,11 @@
 // The camera's tab: what moves the scene behind the tracks, its files, and how points of the scene will move.
 
-import { hint, say } from "./hint.js";
+import { note, say } from "./hint.js";
 import { changed, drawing, model, onChange, remember, sceneMoves, sceneWords, version } from "./model.js";
-import { $, facts, ask, base64, clamp, copyOf, sometimes } from "./server.js";
+import { $, ask, base64, clamp, copyOf, sometimes } from "./server.js";
 import { previewed } from "./settings.js";
 import { FINE, canvas, draw, shown, view } from "./stage.js";
+import { Cancelled, checkTotal, choose, upload } from "./upload.js";
 
 // `to` and `from`: the slider's value of an amount and back; the number takes all that the command takes
 const PRESETS = {
@@ -19,7 +20,7 @@ const WAITING = {
   driving: "MP4, MOV, WebM, MKV or AVI: the clip takes its motion from its start",
 };
 const ENDINGS = { txt: "poses", npy: "depth", mp4: "driving", mov: "driving", m4v: "driving", webm: "driving", mkv: "driving", avi: "driving" };
-const attaching = $(".rm-attach");
+const ACCEPTED = { poses: ".txt,text/plain", depth: ".npy,image/png", driving: "video/*,.mkv" };
 let sliding = false; // one step of the history for each stroke of a slider
 
 export const kindOf = (name) => ENDINGS[name.toLowerCase().split(".").pop()];
@@ -31,21 +32,20 @@ function setKind(kind) {
 }
 
 export async function attach(kind, chosen) {
-  say(null);
-  hint.replaceChildren(`Reading ${chosen.name}…`);
   try {
-    if (!model.image) throw new Error("open an image first");
-    if (chosen.size > facts.upload) throw new Error(`${chosen.name}: ${(chosen.size / 2 ** 20).toFixed(0)} MB is too large`);
+    if (!model.image) throw new Error("open a picture first");
+    checkTotal([chosen]);
     const { width, height } = model.image;
     const sent = { kind, name: chosen.name, data: await base64(chosen), width, height };
-    const { name, data, about } = await (await ask("attach", sent)).json();
+    const { name, data, about } = await upload("attach", sent, chosen.name);
     remember();
     const files = { ...model.scene.files, [kind]: { name, data, about: `${chosen.name}: ${about}` } };
     Object.assign(model.scene, { kind: kind === "driving" ? "driving" : "poses", files });
     setTab("camera");
     changed();
   } catch (error) {
-    say(error);
+    if (error instanceof Cancelled) note(error.message);
+    else say(error);
   }
 }
 
@@ -154,16 +154,9 @@ for (const tab of tabs) {
   };
 }
 for (const button of document.querySelectorAll("[data-attach]")) {
-  button.onclick = () => {
-    attaching.dataset.of = button.dataset.attach;
-    attaching.accept = { poses: ".txt,text/plain", depth: ".npy,image/png", driving: "video/*,.mkv" }[button.dataset.attach];
-    attaching.click();
-  };
+  const kind = button.dataset.attach;
+  button.onclick = () => choose({ accept: ACCEPTED[kind] }, ([file]) => attach(kind, file));
 }
-attaching.onchange = () => {
-  if (attaching.files.length) attach(attaching.dataset.of, attaching.files[0]);
-  attaching.value = "";
-};
 onChange(() => {
   refreshCamera();
   askMoving();

@@ -1,22 +1,25 @@
 // The editor's controls and keyboard, and when the server is asked for files, paths, control and zip.
 
-import { attach, kindOf, sceneHint } from "./camera.js";
-import { hint, hintIs, say } from "./hint.js";
-import { AT_REST, PALETTE, addTrack, changed, drawing, easeOf, fromRuns, model, onChange, remember, removePoint, removeTrack, sceneMoves, sceneOf, setSpeed, travel, version } from "./model.js";
+import "./banner.js";
+import { sceneHint } from "./camera.js";
+import { hintIs, note, say } from "./hint.js";
+import "./keyboard.js";
+import { AT_REST, PALETTE, changed, drawing, easeOf, fromRuns, missing, model, onChange, remember, removePoint, removeTrack, sceneMoves, setSpeed, travel, version } from "./model.js";
+import { OPENED, bringBack, openFiles, showExamples } from "./opening.js";
 import { play, seek } from "./playback.js";
-import { $, facts, ask, base64, copyOf, download, loadPicture, sometimes } from "./server.js";
-import { onSetting, previewed, settings } from "./settings.js";
+import { $, ask, copyOf, download, loadPicture, sometimes } from "./server.js";
+import { isPreviewed, onSetting, previewed, settings } from "./settings.js";
 import { drawPlot } from "./speed.js";
 import { FINE, brushValue, canvas, colourOf, draw, endTrack, layout, repaintBrush, shown, view } from "./stage.js";
+import { choose } from "./upload.js";
 
 const editor = $(".rm-editor");
-const file = $(".rm-file");
 
 hintIs(() => {
-  if (!model.image) return ["An image, what may move, and where to."];
+  if (!model.image) return [];
   if (view.tab === "camera") return [sceneHint()];
-  if (view.tool === "brush") return ["Paint what may move. Without a brush only the squares around the starts of the tracks do."];
-  if (view.tool === "erase") return ["Take back what is brushed."];
+  if (view.tool === "brush") return ["Paint what may move; a rough brush can be snapped to the edges. Without a brush only the squares around the starts of the tracks move."];
+  if (view.tool === "erase") return ["Erase parts of the brush."];
   if (!model.open) return ["Drag to draw a track, or click to set its points one by one. Points can be dragged."];
   const done = document.createElement("button");
   Object.assign(done, { type: "button", className: "rm-button rm-done", textContent: "Finish track", onclick: endTrack });
@@ -51,7 +54,7 @@ const askPaths = sometimes(40, async () => {
 });
 
 const askControl = sometimes(250, async () => {
-  if (!shown.wantsControl || !model.image) return;
+  if (!shown.wantsControl || missing()) return;
   const asked = version;
   editor.classList.add("rm-busy");
   try {
@@ -68,67 +71,20 @@ const askControl = sometimes(250, async () => {
   }
 });
 
-async function setDrawing(found) {
-  const picture = await loadPicture(found.image);
-  const [width, height] = [picture.naturalWidth, picture.naturalHeight];
-  const meta = found.meta;
-  Object.assign(model, {
-    image: { url: found.image, picture, width, height },
-    tracks: [],
-    brush: fromRuns(found.runs, width * height),
-    own: Boolean(meta.brush),
-    scene: sceneOf(found),
-    open: false,
-    past: [],
-    future: [],
-  });
-  meta.traj_key_points.forEach((points, i) => {
-    addTrack(points, null);
-    const track = model.tracks[i];
-    const times = meta.times?.[i];
-    if (times) Object.assign(track, { times, drawn: [...times], speed: "drawn" });
-    if (meta.ease?.[i]) track.speed = `ease ${meta.ease[i]}`;
-    if (meta.brush?.[i]) track.colour = meta.brush[i];
-  });
-  model.selected = model.tracks.length - 1;
-  Object.assign(shown, { paths: [], points: [], seen: null, control: null, frame: 0 });
-  layout();
-  repaintBrush();
-  changed();
-  if (found.note) say(found.note);
-}
-
-async function openFiles(chosen) {
-  const files = [...chosen];
-  if (!files.length) return;
-  if (files.every((each) => kindOf(each.name))) {
-    for (const each of files) await attach(kindOf(each.name), each);
-    return;
-  }
-  say(null);
-  hint.replaceChildren("Reading…");
-  try {
-    const total = files.reduce((sum, each) => sum + each.size, 0);
-    if (total > facts.upload) throw new Error(`${(total / 2 ** 20).toFixed(0)} MB, expected at most ${facts.upload / 2 ** 20} MB`);
-    const sent = await Promise.all(files.map(async (each) => ({ name: each.name, data: await base64(each) })));
-    await setDrawing(await (await ask("open", { files: sent })).json());
-  } catch (error) {
-    say(error);
-  }
-}
-
 const actions = {
-  open: () => file.click(),
+  open: () => choose({ accept: OPENED, multiple: true }, openFiles),
   async save() {
     try {
+      if (missing()) throw new Error(missing());
       const zip = await (await ask("save", { drawing: drawing() })).blob();
       download(URL.createObjectURL(zip), "inputs.zip");
+      model.edited = false;
     } catch (error) {
       say(error);
     }
   },
-  undo: () => travel(model.past, model.future) && afterTravel(),
-  redo: () => travel(model.future, model.past) && afterTravel(),
+  undo: () => goTo(model.past, model.future),
+  redo: () => goTo(model.future, model.past),
   clear() {
     remember();
     Object.assign(model, { tracks: [], selected: -1, open: false });
@@ -145,6 +101,23 @@ const actions = {
     model.brush.fill(brushValue() || 1);
     afterTravel();
   },
+  async snap() {
+    const asked = version;
+    editor.classList.add("rm-busy");
+    try {
+      const { image, runs } = drawing();
+      const value = model.own ? brushValue() : 0;
+      const found = await (await ask("snap", { image, runs, value })).json();
+      if (asked !== version) return note("The drawing has changed since; snap again.");
+      remember();
+      model.brush = fromRuns(found.runs, model.brush.length);
+      afterTravel();
+    } catch (error) {
+      say(error);
+    } finally {
+      editor.classList.remove("rm-busy");
+    }
+  },
   unpoint() {
     const track = model.tracks[model.selected];
     if (!track) return;
@@ -154,6 +127,14 @@ const actions = {
   },
   play,
 };
+
+function goTo(from, to) {
+  const before = model.image;
+  if (!travel(from, to)) return;
+  if (model.image !== before) Object.assign(shown, { paths: [], points: [], seen: null, control: null, frame: 0 });
+  if (model.image !== before) layout();
+  afterTravel();
+}
 
 function afterTravel() {
   repaintBrush();
@@ -187,6 +168,7 @@ function refresh() {
   $("[data-do=redo]").disabled = !model.future.length;
   $("[data-do=clear]").disabled = !model.image;
   $("[data-do=save]").disabled = $("[data-do=fill]").disabled = !model.image;
+  $("[data-do=snap]").disabled = !model.brush?.some(Boolean);
   $("[data-do=play]").disabled = $(".rm-time").disabled = !model.tracks.length && !sceneMoves();
   $(".rm-control").disabled = !model.image;
   $(".rm-time").max = settings.frames - 1;
@@ -209,7 +191,7 @@ function trackRow(track, index) {
   const row = copyOf("#rm-track");
   row.className = index === model.selected ? "rm-chosen" : "";
   const [chip, name, remove] = row.children;
-  chip.style.background = colourOf(track.colour);
+  chip.firstElementChild.style.background = colourOf(track.colour);
   chip.ariaLabel = `Colour of track ${index + 1}`;
   chip.onclick = () => {
     remember();
@@ -223,7 +205,7 @@ function trackRow(track, index) {
     Object.assign(model, { selected: index, open: false });
     changed();
   };
-  remove.ariaLabel = `Take away track ${index + 1}`;
+  remove.ariaLabel = `Remove track ${index + 1}`;
   remove.onclick = () => {
     remember();
     removeTrack(index);
@@ -232,35 +214,8 @@ function trackRow(track, index) {
   return row;
 }
 
-async function showExamples() {
-  try {
-    const found = await (await ask("examples", {})).json();
-    $(".rm-examples").replaceChildren(
-      ...found.map((example, i) => {
-        const button = document.createElement("button");
-        button.type = "button";
-        button.className = "rm-example";
-        button.title = `Example ${i + 1}: ${example.name}`;
-        button.setAttribute("aria-label", button.title);
-        const picture = document.createElement("img");
-        picture.src = example.drawing.image;
-        picture.alt = "";
-        button.append(picture);
-        button.onclick = () => setDrawing(structuredClone(example.drawing)).catch(say);
-        return button;
-      }),
-    );
-  } catch (error) {
-    say(error);
-  }
-}
-
 for (const button of editor.querySelectorAll("[data-do]")) button.onclick = () => actions[button.dataset.do]();
 for (const button of editor.querySelectorAll("button[data-tool]")) button.onclick = () => setTool(button.dataset.tool);
-file.onchange = () => {
-  openFiles(file.files);
-  file.value = "";
-};
 $(".rm-radius").oninput = (event) => (view.radius = Number(event.target.value));
 $(".rm-own").onchange = (event) => {
   remember();
@@ -286,7 +241,7 @@ editor.addEventListener("keydown", (event) => {
   if ((event.ctrlKey || event.metaKey) && key === "z") actions[event.shiftKey ? "redo" : "undo"]();
   else if ((event.ctrlKey || event.metaKey) && key === "y") actions.redo();
   else if (event.ctrlKey || event.metaKey || event.altKey || !model.image) return;
-  else if (named) setTool(named);
+  else if (named && !$(`[data-tool=${named}]`).hidden) setTool(named);
   else if ((key === "enter" || key === "escape") && model.open) endTrack();
   else if ((key === "backspace" || key === "delete") && view.tab === "draw") actions.unpoint();
   else if (key === " " && event.target === canvas) actions.play();
@@ -309,6 +264,7 @@ new ResizeObserver(() => {
 }).observe(stage);
 
 onSetting((name) => {
+  if (!isPreviewed(name)) return;
   if (name === "frames") Object.assign(shown, { control: null, frame: Math.min(shown.frame, settings.frames - 1) });
   changed();
 });
@@ -316,3 +272,4 @@ onSetting((name) => {
 window.remoco = { drawing }; // for the browser's console, and for tests
 refresh();
 showExamples();
+bringBack();

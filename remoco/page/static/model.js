@@ -1,10 +1,11 @@
-// What is drawn: tracks, brush, history, and the listeners for changes. No DOM in here.
+// What is drawn: image, tracks, brush, history, and the listeners for changes. No DOM in here.
 
 import { facts } from "./server.js";
 
 export const PALETTE = facts.palette;
 export const STAYS = 200; // the brush value of what must stay: no track has it
 const MOST_STEPS = 100; // of the history
+const MOST_PICTURES = 8; // that the history holds beside the one that is shown
 
 export const AT_REST = { pan: 0, tilt: 0, zoom: 1, roll: 0 };
 
@@ -16,6 +17,7 @@ export const model = {
   selected: -1,
   open: false, // the selected track takes the next click
   scene: stillScene(), // what moves behind the tracks
+  edited: false, // since it was opened, or its inputs were downloaded
   past: [],
   future: [],
 };
@@ -92,23 +94,43 @@ export function fromRuns(found, length) {
   return brush;
 }
 
-function snapshot() {
-  const { tracks, own, selected, open } = model;
-  const { kind, amounts, files } = model.scene; // files are large and never changed, only replaced
-  return { tracks: structuredClone(tracks), runs: runs(model.brush), own, selected, open, scene: { kind, amounts: { ...amounts }, files } };
+// all that is drawn; image and files are large and never changed, only replaced
+export function snapshot() {
+  const { image, tracks, own, selected, open, edited } = model;
+  const { kind, amounts, files } = model.scene;
+  const scene = { kind, amounts: { ...amounts }, files };
+  return { image, tracks: structuredClone(tracks), runs: image && runs(model.brush), own, selected, open, edited, scene };
 }
 
-function restore(kept) {
-  const { runs: found, scene, ...rest } = kept;
-  Object.assign(model, structuredClone(rest), { scene: { ...scene, amounts: { ...scene.amounts } } });
-  model.brush = fromRuns(found, model.brush.length);
+export function restore({ image, runs: found, scene, tracks, ...rest }) {
+  Object.assign(model, rest, { image, tracks: structuredClone(tracks), scene: { ...scene, amounts: { ...scene.amounts } } });
+  model.brush = image && fromRuns(found, image.width * image.height);
 }
 
 // before every change
 export function remember() {
   model.past.push(snapshot());
-  if (model.past.length > MOST_STEPS) model.past.shift();
+  const pictures = new Set();
+  const kept = model.past.findLastIndex(({ image }) => pictures.add(image).size > MOST_PICTURES) + 1;
+  model.past.splice(0, Math.max(kept, model.past.length - MOST_STEPS));
   model.future = [];
+  model.edited = true;
+}
+
+// whether something would be lost with the drawing
+export const worked = () => model.edited && (model.tracks.length > 0 || model.brush?.some(Boolean) || sceneMoves());
+
+// why nothing can be made of the drawing yet, in a line; null where it can
+export function missing() {
+  const { kind, files } = model.scene;
+  if (!model.image) return "open a picture first";
+  if (kind === "poses" && !(files.poses && files.depth)) {
+    const wanted = ["poses", "depth"].filter((name) => !files[name]).map((name) => ({ poses: "the file of poses", depth: "the depth map" })[name]);
+    return `Camera, Poses: add ${wanted.join(" and ")} first, or choose Still`;
+  }
+  if (kind === "driving" && !files.driving) return "Camera, Video: add the video first, or choose Still";
+  if (model.tracks.length || sceneMoves()) return null;
+  return "draw at least one track, or let the camera move; a single point keeps its place still";
 }
 
 export function travel(from, to) {

@@ -1,13 +1,13 @@
-// A generation: asked for, cancelled, its progress and its videos, from the events that the server sends; see jobs.py.
+// A generation: asked for, cancelled, and its progress, from the events that the server sends; see jobs.py.
 // It lasts as long as somebody listens: closing the page ends it.
 
-import { drawing, model } from "./model.js";
+import { addResult } from "./earlier.js";
+import { drawing, missing, onChange, snapshot } from "./model.js";
 import { $, ask, events } from "./server.js";
-import { settings } from "./settings.js";
+import { allSettings, onSetting } from "./settings.js";
 
 const ENDS = ["done", "error", "cancelled"];
 const root = $(".rm-result");
-let urls = [];
 let job = null; // the secret that cancels it
 
 function show(found) {
@@ -15,24 +15,20 @@ function show(found) {
   const part = found.state === "done" ? 1 : (found.step || 0) / (found.steps || 1);
   $(".rm-bar > div").style.width = `${100 * part}%`;
   $(".rm-said").textContent = found.message || "";
-  if (found.state !== "done") return;
-  urls.forEach((url) => URL.revokeObjectURL(url));
-  urls = [found.clip, found.strip].map((data) => {
-    const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));
-    return URL.createObjectURL(new Blob([bytes], { type: "video/mp4" }));
-  });
-  [".rm-clip", ".rm-strip"].forEach((name, i) => {
-    $(name).src = urls[i];
-    $(name).closest("figure").querySelector("a").href = urls[i];
-  });
-  root.style.setProperty("--rm-aspect", found.width / found.height);
-  $(".rm-about").textContent = found.about;
+}
+
+// what went wrong is no news once something has changed
+function forget() {
+  if (["error", "cancelled"].includes(root.dataset.state)) show({ state: "idle" });
 }
 
 async function generate() {
-  if (!model.image) return show({ state: "error", message: "open an image and draw a track first" });
+  const why = missing();
+  if (why) return show({ state: "error", message: why });
   $("#rm-generate").disabled = true;
+  show({ state: "waiting", message: "sending" });
   let last = { state: "idle" };
+  const [state, settings] = [snapshot(), allSettings()];
   try {
     for await (const event of events((await ask("generate", { drawing: drawing(), settings })).body)) {
       if (event.job) job = event.job;
@@ -40,6 +36,7 @@ async function generate() {
       $("#rm-cancel").disabled = !job || ENDS.includes(last.state);
     }
     if (!ENDS.includes(last.state)) throw new Error("the server has ended the generation");
+    if (last.state === "done") addResult(last, state, settings);
   } catch (error) {
     show({ state: "error", message: String(error.message || error) });
   } finally {
@@ -49,6 +46,7 @@ async function generate() {
   }
 }
 
-for (const video of root.querySelectorAll("video")) video.onclick = () => (video.paused ? video.play() : video.pause());
 $("#rm-generate").onclick = generate;
 $("#rm-cancel").onclick = () => ask("cancel", { job }).catch((error) => show({ state: "error", message: error.message }));
+onChange(forget);
+onSetting(forget);

@@ -4,6 +4,8 @@ export const $ = (selector) => document.querySelector(selector);
 export const clamp = (value, least, most) => Math.max(least, Math.min(most, value));
 export const copyOf = (template) => $(template).content.firstElementChild.cloneNode(true);
 
+export const UNANSWERED = "the server does not answer; is `remoco page` still running?";
+
 export async function ask(path, body) {
   let answer;
   try {
@@ -13,15 +15,16 @@ export async function ask(path, body) {
       body: JSON.stringify(body),
     });
   } catch {
-    throw new Error("the server does not answer; is `remoco page` still running?");
+    throw new Error(UNANSWERED);
   }
   if (answer.ok) return answer;
   const found = await answer.json().catch(() => null);
   throw new Error(found?.error || `the server answers ${answer.status}`);
 }
 
-// the checkpoint's name, its settings, the colours of tracks, and the most bytes of an upload; see form.py
+// what makes the clips, its settings, what it takes, the colours of tracks, and the most bytes of an upload; see makers.py
 export const facts = await (await ask("about", {})).json();
+for (const each of document.querySelectorAll("[data-takes]")) each.hidden = !facts.takes.includes(each.dataset.takes);
 
 // the data of server-sent events, each one a text of JSON. An EventSource sends no drawing, and would ask again by itself.
 export async function* events(body) {

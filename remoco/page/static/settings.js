@@ -8,12 +8,20 @@ const WORDS = { drawing: "as drawn" };
 const watchers = [];
 
 export const previewed = () => Object.fromEntries(PREVIEWED.map((name) => [name, settings[name]]));
+export const isPreviewed = (name) => PREVIEWED.includes(name);
 export const onSetting = (call) => watchers.push(call);
+export const allSettings = () => ({ ...settings });
+
+// of fields by name: sets one to a value of it, and passes over what is none
+const fields = {};
+export function setAll(values) {
+  for (const [name, value] of Object.entries(values || {})) fields[name]?.(value);
+}
 
 function set(name, value) {
   if (settings[name] === value) return;
   settings[name] = value;
-  if (PREVIEWED.includes(name)) watchers.forEach((call) => call(name));
+  watchers.forEach((call) => call(name));
 }
 
 function numberField({ name, label, value, least, most, slider, step, whole, words }) {
@@ -51,6 +59,10 @@ function numberField({ name, label, value, least, most, slider, step, whole, wor
   });
   number.value = value;
   show(value);
+  fields[name] = (now) => {
+    if (words.includes(now)) show(now);
+    else if (typeof now === "number" && now === fitting(now)) show((number.value = now));
+  };
   if (name === "seed") field.append(otherSeed(number, show, most));
   return field;
 }
@@ -75,15 +87,19 @@ function choiceField({ name, value, choices }) {
   select.append(...choices.map((choice) => new Option(choice)));
   select.value = value;
   select.onchange = () => set(name, select.value);
+  fields[name] = (now) => choices.includes(now) && set(name, (select.value = now));
   return field;
 }
 
 $("#rm-checkpoint").textContent = facts.checkpoint;
-for (const setting of facts.settings) {
+$(".rm-protocol").textContent = facts.protocol;
+$(".rm-panels").textContent = facts.panels;
+const changes = ({ least, most, choices }) => (choices.length ? choices.length > 1 : least < most);
+for (const setting of facts.settings.filter(changes)) {
   const field = setting.choices.length ? choiceField(setting) : numberField(setting);
   field.id = `rm-${setting.name}`;
   const label = field.querySelector("label");
-  label.textContent = setting.label;
+  label.textContent = setting.unit ? `${setting.label}, ${setting.unit}` : setting.label;
   label.htmlFor = field.querySelector("[type=number], select").id = `rm-${setting.name}-value`;
   $(".rm-settings").append(field);
 }

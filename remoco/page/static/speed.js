@@ -1,5 +1,6 @@
 // The speed curve of the selected track: how far along its way it is (up) at what part of the clip (to the right).
 
+import { speak } from "./hint.js";
 import { changed, fractions, growing, model, remember, timesOf } from "./model.js";
 import { $, clamp } from "./server.js";
 import { settings } from "./settings.js";
@@ -7,7 +8,8 @@ import { colourOf, shown } from "./stage.js";
 
 const plot = $(".rm-plot");
 const PAD = { left: 30, right: 12, top: 10, bottom: 20 };
-let held = null;
+let held = null; // by the pointer
+let chosen = 0; // by the keyboard
 
 function plotArea() {
   const [width, height] = [plot.clientWidth, plot.clientHeight];
@@ -70,15 +72,16 @@ export function drawPlot() {
     ctx.lineTo(now, area.top + area.height);
     ctx.stroke();
   }
-  for (const [x, y] of plotPoints(track)) {
+  const focused = document.activeElement === plot;
+  plotPoints(track).forEach(([x, y], i) => {
     ctx.beginPath();
-    ctx.arc(x, y, 5, 0, 7);
+    ctx.arc(x, y, focused && i === chosen ? 8 : 5, 0, 7);
     ctx.fillStyle = "white";
     ctx.strokeStyle = colourOf(track.colour);
     ctx.lineWidth = 2.5;
     ctx.fill();
     ctx.stroke();
-  }
+  });
 }
 
 function plotPointer(event) {
@@ -103,14 +106,35 @@ plot.addEventListener("pointermove", (event) => {
   const track = model.tracks[model.selected];
   if (held === null || !track) return;
   const area = plotArea();
-  const times = timesOf(track);
-  const gap = 0.01;
-  const least = held ? times[held - 1] + gap : 0;
-  const most = held < times.length - 1 ? times[held + 1] - gap : 1;
-  times[held] = clamp((plotPointer(event)[0] - area.left) / area.width, least, Math.max(least, most));
-  Object.assign(track, { times: growing(times), speed: "own" });
+  setTime(track, held, (plotPointer(event)[0] - area.left) / area.width);
   changed({ quietly: true });
 });
+
+// between the times of the points before and after it
+function setTime(track, point, time) {
+  const times = timesOf(track);
+  const gap = 0.01;
+  const least = point ? times[point - 1] + gap : 0;
+  const most = point < times.length - 1 ? times[point + 1] - gap : 1;
+  times[point] = clamp(time, least, Math.max(least, most));
+  Object.assign(track, { times: growing(times), speed: "own" });
+}
+
+plot.addEventListener("keydown", (event) => {
+  const track = model.tracks[model.selected];
+  const [step, along] = { ArrowDown: [-1, 0], ArrowUp: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] }[event.key] || [0, 0];
+  if (!track || track.points.length < 2 || (!step && !along)) return;
+  event.preventDefault();
+  chosen = clamp(chosen + step, 0, track.points.length - 1);
+  if (along) {
+    remember();
+    setTime(track, chosen, timesOf(track)[chosen] + along * (event.shiftKey ? 0.01 : 0.05));
+    changed();
+  }
+  drawPlot();
+  speak(`Point ${chosen + 1} of ${track.points.length} at ${Math.round(100 * timesOf(track)[chosen])} percent of the clip`);
+});
+for (const type of ["focus", "blur"]) plot.addEventListener(type, drawPlot);
 
 for (const type of ["pointerup", "pointercancel"]) {
   plot.addEventListener(type, () => {

@@ -4,13 +4,14 @@ import { PALETTE, STAYS, addTrack, appendPoint, changed, freeColour, growing, mo
 import { $, clamp } from "./server.js";
 
 const MARGIN = 16; // around the image, so that points can be put at its border and a little outside
-const REACH = 13; // CSS pixels in which a point is hit
+const REACH = 13; // CSS pixels in which a point is hit by a mouse
+const FINGER = 22; // and by a finger
 const DRAG = 5; // a movement below is a click
 export const FINE = 4; // samples of a path for each frame
 
 export const canvas = $(".rm-canvas");
 const painted = document.createElement("canvas"); // the brush, a pixel for each of the image's
-export const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", tab: "draw", radius: 10, stays: false };
+export const view = { scale: 1, left: 0, top: 0, width: 0, height: 0, tool: "track", tab: "draw", radius: 10, stays: false, cursor: null, held: null };
 export const shown = { paths: [], points: [], seen: null, control: null, wantsControl: false, frame: 0, playing: false };
 let gesture = null;
 let hover = null;
@@ -20,13 +21,13 @@ const STILL = [150, 150, 150];
 const paletteOf = (value) => (value === STAYS ? STILL : PALETTE[1 + ((value - 1) % (PALETTE.length - 1))]);
 export const colourOf = (value) => `rgb(${paletteOf(value).join(" ")})`;
 const toImage = (at) => [(at[0] - view.left) / view.scale - 0.5, (at[1] - view.top) / view.scale - 0.5];
-const toScreen = ([x, y]) => [view.left + (x + 0.5) * view.scale, view.top + (y + 0.5) * view.scale];
+export const toScreen = ([x, y]) => [view.left + (x + 0.5) * view.scale, view.top + (y + 0.5) * view.scale];
 const inside = ([x, y]) => x >= 0 && y >= 0 && x < model.image.width && y < model.image.height;
 const brushRadius = () => view.radius / view.scale;
 
 export function layout() {
   const width = canvas.parentElement.clientWidth;
-  const most = Math.max(280, Math.min(window.innerHeight * 0.66, 680));
+  const most = Math.max(280, Math.min(window.innerHeight * 0.6, 680));
   const size = model.image || { width: 3, height: 2 };
   view.scale = Math.min((width - 2 * MARGIN) / size.width, (most - 2 * MARGIN) / size.height);
   view.width = width;
@@ -81,11 +82,28 @@ export function draw() {
   }
   drawMoving(ctx);
   if (gesture && gesture.trail) polyline(ctx, gesture.trail.map((entry) => toScreen(entry.at)), colourOf(freeColour()), 3);
+  drawCursor(ctx);
   if (hover && view.tab === "draw" && (view.tool === "brush" || view.tool === "erase")) {
     ctx.beginPath();
     ctx.arc(...hover, Math.max(view.radius, 2), 0, 7);
     stroke(ctx, "white", 1.5);
   }
+}
+
+// where the arrow keys are, and the point that they move
+function drawCursor(ctx) {
+  const held = view.held && model.tracks[view.held[0]]?.points[view.held[1]];
+  if (!(held || view.cursor) || view.tab !== "draw") return;
+  const [x, y] = toScreen(held || view.cursor);
+  ctx.beginPath();
+  for (const [a, b] of [[-16, -6], [6, 16]]) {
+    ctx.moveTo(x + a, y);
+    ctx.lineTo(x + b, y);
+    ctx.moveTo(x, y + a);
+    ctx.lineTo(x, y + b);
+  }
+  if (held) ctx.rect(x - 12, y - 12, 24, 24);
+  stroke(ctx, "white", 1.5);
 }
 
 function stroke(ctx, colour, width) {
@@ -203,11 +221,11 @@ function pointer(event) {
 }
 
 // the key point under the pointer, of the selected track first: [track, point]
-function hit(at) {
+function hit(at, reach = REACH) {
   const order = model.tracks.map((_, index) => index).reverse();
   if (model.selected >= 0) order.unshift(model.selected);
   for (const index of order) {
-    let [best, nearest] = [-1, REACH];
+    let [best, nearest] = [-1, reach];
     model.tracks[index].points.forEach((point, i) => {
       const [x, y] = toScreen(point);
       const far = Math.hypot(x - at[0], y - at[1]);
@@ -228,8 +246,9 @@ function hitLine(at) {
 }
 
 // a start lies in the image; the other points may leave it by the margin, which is as far as one can drag
-function placed(at, first) {
-  const [x, y] = toImage(at);
+const placed = (at, first) => bounded(toImage(at), first);
+
+export function bounded([x, y], first) {
   const beyond = first ? 0 : MARGIN / view.scale;
   const { width, height } = model.image;
   const rounded = (value) => Math.round(value * 100) / 100;
@@ -241,6 +260,7 @@ export const brushValue = () => (view.tool === "erase" ? 0 : view.stays && model
 canvas.addEventListener("pointerdown", (event) => {
   if (!model.image || event.button > 0 || gesture || view.tab !== "draw") return;
   event.preventDefault();
+  Object.assign(view, { cursor: null, held: null });
   canvas.focus({ preventScroll: true });
   canvas.setPointerCapture(event.pointerId);
   const at = pointer(event);
@@ -250,7 +270,7 @@ canvas.addEventListener("pointerdown", (event) => {
     paintTo(at);
     return;
   }
-  const found = hit(at);
+  const found = hit(at, event.pointerType === "touch" ? FINGER : REACH);
   gesture = { from: at, found, moved: false, trail: null, began: event.timeStamp };
   if (found && found[0] !== model.selected) Object.assign(model, { selected: found[0], open: false });
   draw();
@@ -285,6 +305,12 @@ function beginDrag() {
   gesture.moved = true;
   if (gesture.found) return remember();
   gesture.trail = [{ at: placed(gesture.from, true), when: gesture.began }];
+}
+
+// a disc of the brush at a point of the image
+export function paintDisc(at) {
+  paint(at, at, brushRadius(), brushValue());
+  repaintBrush();
 }
 
 function paintTo(at) {
@@ -325,7 +351,7 @@ function finishTrail(trail) {
 }
 
 // a click puts a point: the next one of the track that is open, or the first of a new one
-function click(at) {
+export function click(at) {
   const open = model.open && model.tracks[model.selected];
   const line = open ? -1 : hitLine(at);
   if (line >= 0) {

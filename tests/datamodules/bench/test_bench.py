@@ -122,6 +122,26 @@ def test_the_sprite_benchmark_is_read_back_with_its_exact_tracks(tmp_path):
         write_sprite_bench(tmp_path / "a")
 
 
+def test_the_plain_benchmark_has_one_even_object_that_its_track_follows(tmp_path):
+    """What the sprites model of the package knows: a stray camera or texture would be seen in the corner's pixel."""
+    write_sprite_bench(tmp_path / "bench", pairs=2, height=64, width=64, frames=5, scene="plain")
+    samples, broken = usable_samples(tmp_path / "bench")
+    assert len(samples) == 4 and not broken
+    for key in samples:
+        pair = read_pair(tmp_path / "bench", key)
+        (track,), image = pair.drawing.tracks, pair.drawing.image.astype(int)
+        clip = read_frames(tmp_path / "bench" / "true_clips" / f"{key}.mp4", 5).permute(0, 2, 3, 1).numpy().astype(int)
+        corners = np.array([[0, 0], [63, 63]])
+        away = np.linalg.norm(track[:, None] - corners, axis=2).min(0)
+        x, y = corners[away.argmax()]  # where the object never is
+        assert np.abs(clip[:, y, x] - image[y, x]).max() < 12
+        x, y = track[0].astype(int)
+        for frame, (to_x, to_y) in zip(clip, track.round().astype(int)):
+            assert np.abs(frame[to_y, to_x] - image[y, x]).max() < 25
+        step = np.linalg.norm(track[-1] - track[0])
+        assert 16 <= step <= 39  # 0.25 to 0.6 of the side, as in `plain_scene`
+
+
 def test_a_point_among_equal_dots_is_not_asked_for():
     """Whoever looks for one of them finds any: a true clip would score as a bad one."""
     image = np.zeros((64, 64, 3), np.uint8)

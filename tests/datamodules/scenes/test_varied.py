@@ -3,10 +3,10 @@
 import numpy as np
 
 from datamodules import SpritesDataModule
+from datamodules.scenes.clips import scene_of
 from datamodules.scenes.scene import render, tracks
 from datamodules.scenes.varied import varied_scene
 from datamodules.shards import ClipShape
-from datamodules.sprites import scene_of
 
 SIZE = (8, 64, 64)
 

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
+from datamodules.scenes.clips import sprite
 from datamodules.shards import LATENT
-from datamodules.sprites import sprite
 from tests.support.broken_shards import CLIPS, SHAPE, latents, write
 
 

@@ -13,9 +13,9 @@ import torch
 
 import conditions
 from conditions import MOTION_NORMS, GaussianFiltered, RegionWise, motion_bucket
+from datamodules.scenes.clips import sprite
 from datamodules.scenes.scene import random_scene, render, tracks
 from datamodules.shards import MEMBERS, ClipShape, flow_codec, mask_codec, samples
-from datamodules.sprites import sprite
 from remoco.common.errors import BadClip
 from remoco.common.videos import mp4
 

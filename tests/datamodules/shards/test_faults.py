@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from datamodules.scenes.clips import sprite
 from datamodules.shards import FLOW, LATENT, META, ClipShape, Shards, samples
-from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
 from remoco.common.errors import BadClip, UserError
 from tests.support.broken_shards import CLIPS, HASHES, KINDS, SHAPE, epoch, latents, module, rewrite, write

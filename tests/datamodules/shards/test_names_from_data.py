@@ -8,9 +8,9 @@ import torch
 
 from callbacks import PredictionWriter
 from datamodules.prepare.video import part_path
+from datamodules.scenes.clips import sprite
 from datamodules.shards import INDEX, Shards, sidecar, unpack, write_index
 from datamodules.shards.writer import ShardWriter
-from datamodules.sprites import sprite
 from remoco.common.errors import BadClip, UserError
 from remoco.common.whole_files import inside
 from tests.support.broken_shards import SHAPE

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from datamodules.prepare.verify import verify_shards
+from datamodules.scenes.clips import sprite
 from datamodules.shards import INDEX, ClipShape, Shards, remote, write_index
 from datamodules.shards.remote import RangeCache, Remote
 from datamodules.shards.writer import ShardWriter
-from datamodules.sprites import sprite
 from datamodules.webvid import WebVidDataModule
 from remoco.common.errors import UserError
 from tests.support.commands import prepare

@@ -93,8 +93,13 @@ def test_frozen_in_bfloat16_with_what_stays_in_float32(folder):
     for network in (base.vae, base.image_encoder):
         assert {value.dtype for value in network.parameters()} == {torch.float32}
     assert not any(value.requires_grad for value in base.parameters())
-    drawn = RandomWan().build(torch.bfloat16).transformer
-    assert {name: value.dtype for name, value in drawn.named_parameters()} == dtypes
+    drawn = RandomWan().build(torch.bfloat16)
+    assert {name: value.dtype for name, value in drawn.transformer.named_parameters()} == dtypes
+    assert drawn.identity == RandomWan().build().identity
+    base.cast(torch.float32)
+    base.cast(torch.bfloat16)
+    assert {name: value.dtype for name, value in base.transformer.named_parameters()} == dtypes
+    assert {value.dtype for value in base.vae.parameters()} == {torch.float32}
     trained = RandomWan(trained=True).build(torch.bfloat16)
     assert {value.dtype for value in trained.transformer.parameters()} == {torch.float32}
     assert {name for name, value in trained.named_parameters() if value.requires_grad} == {

@@ -18,6 +18,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import EDM, FlowMatching
 from lightning_modules.process.base import NoiseProcess
 from lightning_modules.process.sampler import euler
+from lightning_modules.process.scheduler import scheduler_of
 from remoco import configs
 from remoco.common.errors import UserError
 from remoco.training import Unstarted
@@ -81,6 +82,8 @@ def test_levels_are_those_of_diffusers(shift):
     process = FlowMatching(shift)
     levels = process.levels(7)
     torch.testing.assert_close((process.times(levels) / 1000).float(), scheduler.sigmas, rtol=0, atol=1e-7)
+    named = scheduler_of(process, Sampling(7, solver="unipc"))  # what a pipeline shows
+    assert isinstance(named, UniPCMultistepScheduler) and torch.equal(named.sigmas, scheduler.sigmas)
     assert levels[0] == process.highest and process.levels(7, 20.0)[0] == 20 and levels.dtype == torch.float64
 
 
