@@ -131,7 +131,7 @@ def path_of(kind: type[NoiseProcess]) -> str:
     return f"{process.__name__}.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _kinds(kind: type[NoiseProcess]) -> Iterator[type[NoiseProcess]]:
+def _kinds(kind: Any) -> Iterator[type[NoiseProcess]]:
     """Subclasses that can be made."""
     for sub in kind.__subclasses__():
         if not inspect.isabstract(sub):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import torch
 from diffusers import (
     EDMEulerScheduler,
@@ -15,7 +17,9 @@ from lightning_modules.process.base import NoiseProcess
 from lightning_modules.process.edm import EDM
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 
-Scheduler = EulerDiscreteScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
+Scheduler: TypeAlias = (
+    EulerDiscreteScheduler | EDMEulerScheduler | FlowMatchEulerDiscreteScheduler | UniPCMultistepScheduler
+)
 KARRAS_RHO = 7.0  # the one that EulerDiscreteScheduler has
 # what SVD's own scheduler_config.json says beside the levels; its betas have no effect on continuous timesteps
 SVD = {

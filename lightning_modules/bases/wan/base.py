@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -120,15 +121,15 @@ class Wan(VideoBase):
 
     def layout(self) -> Wan:
         """Built from the configurations alone; no weights are read."""
-        fresh, made = type(self)(**self.arguments), {}
+        made: dict[str, Any] = {}
         for name in self.networks:
             changes = changes_of(self.networks) if name == "transformer" else {}
-            config = self.config(name) | changes
+            make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
             if not is_hub_id(str(self.path)):
-                file = config_file(str(self.path), name, self.revision)
-                check_model(file.parent, lambda _, cls=COMPONENTS[name], config=config: layout_of(cls)(config))
+                check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
-                made[name] = layout_of(COMPONENTS[name])(config)
+                made[name] = make()
+        fresh = type(self)(**self.arguments)
         return fresh.hold(**made, empty=torch.empty(1, made["transformer"].config.text_dim, device="meta"))
 
     def hold(

@@ -95,7 +95,7 @@ class RandomWan(Wan):
     def build(self, dtype: torch.dtype = torch.float32) -> RandomWan:
         """Draw the weights; on the meta device nothing is drawn or allocated."""
         with seeded(self.init_seed):
-            parts = {name: layout_of(COMPONENTS[name])(self.config(name)) for name in self.networks}
+            parts: dict[str, Any] = {name: layout_of(COMPONENTS[name])(self.config(name)) for name in self.networks}
             empty = torch.randn(1, parts["transformer"].config.text_dim)
         self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
         self.cast(dtype)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from conditions import RegionWise
@@ -23,6 +24,7 @@ from lightning_modules.process import FlowMatching
 from remoco import configs
 from remoco.common.errors import UserError
 from remoco.training import Unstarted
+from tests.support import wan
 from tests.support.modules import data, perturb, trainer
 from tests.support.same import same
 
@@ -253,3 +255,32 @@ def test_the_recipes_have_the_authors_settings(name, path, shift, steps, clip):
     assert net.sampling == Sampling(steps, FlowMatching.highest, (5.0, 5.0), {}, "unipc")
     assert (shape.frames, shape.height, shape.width) == clip
     assert net.control == Control(["modulation"], "attention", 32)
+
+
+@pytest.mark.parametrize("lora", ["attention", "linear"])
+def test_its_lora_is_read_by_diffusers_own_pipeline(lora, tmp_path):
+    """Under diffusers' names; their network then predicts what ours does without control. And ours reads it too."""
+    net = perturb(module(lora=lora, kinds=()))
+    pipe = MotionControlPipeline(net)
+    pipe.save_lora_weights(tmp_path)
+    x, time, cond, _ = asked(net)
+    theirs = wan.pipeline(RandomWan("tiny_i2v", 3).build())
+    theirs.load_lora_weights(tmp_path)
+    found = {name for name, m in theirs.transformer.named_modules() if isinstance(m, LoraLayer)}
+    assert found >= {name for name, m in net.base.transformer.named_modules() if isinstance(m, LoraLayer)}
+    nn.Module.to(theirs.transformer, torch.float64)
+    inputs = torch.cat([x, cond.parts["y"]], 2).transpose(1, 2)
+    with wan.lifted(), torch.no_grad():
+        ours = net.base.predict(x, time, cond)
+        image = cond.parts["image_embedding"]
+        other = theirs.transformer(inputs, time, cond.parts["text"], image, return_dict=False)[0].transpose(1, 2)
+        bare = module(lora=None, kinds=())
+        without = bare.base.predict(x, time, cond)
+        reader = MotionControlPipeline(bare)
+        reader.load_lora_weights(tmp_path)
+        read = bare.base.predict(x, time, cond)
+    assert (ours - without).abs().max() > 1e-3
+    torch.testing.assert_close(other, ours, rtol=0, atol=1e-6)  # the file's factors are float32
+    torch.testing.assert_close(read, ours, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="^save_lora_weights: the controller has no LoRA"):
+        MotionControlPipeline(module(lora=None)).save_lora_weights(tmp_path / "none")
