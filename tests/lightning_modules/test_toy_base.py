@@ -14,7 +14,7 @@ from conditions import RegionWise
 from datamodules.drawings import Drawing
 from datamodules.drawings.motion import SceneMotion
 from lightning_modules import MotionControlModule
-from lightning_modules.bases.base import Grid
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.optimizer import Plan, adamw

@@ -14,7 +14,8 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import DRAWING, Input, whole_hash
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks

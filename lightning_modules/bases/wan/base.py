@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast

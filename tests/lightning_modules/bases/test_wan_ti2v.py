@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline
+from PIL import Image
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
@@ -21,6 +22,7 @@ from lightning_modules.process.sampler import euler_sample
 from lightning_modules.video_module import NOISE
 from remoco.common.errors import UserError
 from tests.support import wan
+from tests.support.commands import remoco
 from tests.support.modules import data, trainer
 from tests.support.same import same
 
@@ -205,7 +207,7 @@ def test_a_guided_step_and_four_steps_are_diffusers(net, theirs, solver):
     torch.testing.assert_close(ours[:, :1], first, rtol=0, atol=1e-9)
 
 
-def test_it_trains_resumes_and_is_sampled(clips, tmp_path):
+def test_it_trains_resumes_and_is_sampled(clips, tmp_path, capsys):
     def module():
         made = MotionControlModule(
             RandomWan(SIZE, 3), RegionWise(min_mask_ratio=0.5), Control([], "attention", 2), Noise(dropout=0.5),
@@ -229,3 +231,10 @@ def test_it_trains_resumes_and_is_sampled(clips, tmp_path):
     first = pipe.module.base.condition({"first_frame": frame, "frames": 5}, {}, None).parts["first"]
     assert clip.shape == (1, 2, 4, 4, 6)
     torch.testing.assert_close(clip[:, :1], first, rtol=0, atol=1e-4)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    (tmp_path / "a.json").write_text(json.dumps({"traj_key_points": [[[9, 9], [50, 9]]]}))
+    command = ["generate", whole / "last.ckpt", tmp_path / "a.png", "--tracks", tmp_path / "a.json"]
+    assert remoco(*command, "--out", tmp_path / "a.mp4") == 0 and (tmp_path / "a.mp4").is_file()
+    assert remoco(*command, "--out", tmp_path / "b.mp4", "--num-frames", 8) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "frames is 8, expected 1 plus a multiple of 4, the nearest 5 and 9" in error
