@@ -17,7 +17,7 @@ def read_checkpoint(path: str | Path, tensors: bool = True) -> dict[str, Any]:
     """The one reader of checkpoint files: plain values and dense tensors only, whatever the file says.
 
     Args:
-        path: A local file, or `embedded` for the one in the package.
+        path: A local file, or `embedded` or `embedded-sprites` for those in the package.
         tensors: Compare their checksums. They stay in the file, memory-mapped, and are read where they are used.
 
     Raises:

@@ -24,7 +24,7 @@ class Conditioning:
         frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
             pixels; None where the base has no use for one.
         moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, as `warp` adds them.
-        filled: (B, L, H, W) bool beside it, True where its pixels are guesses.
+        filled: (B, L, H, W) beside it, the share of a pixel's colour that is a guess.
         given: Number of first latents that are known: the network is given them clean, and they are not in the loss.
     """
 

@@ -1,7 +1,8 @@
 """A whole small model in one half-precision file: networks, fitted latents, record, and the commands that made it.
 
-The package ships one, `embedded`: what demo, page and evaluation use where nothing has been trained yet. It also ships
-a base without a controller, in diffusers' folders, which `bases.SVD` with `path: embedded` is.
+The package ships two: `embedded` moves things in photographs, and is what demo and page use where nothing has been
+trained yet; `embedded-sprites` is the recipe in small. It also ships the latter's base without a controller, in
+diffusers' folders, which `bases.SVD` with `path: embedded-sprites` is.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from remoco.common.errors import UserError
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import read_header, read_safetensors
 
-NAME = "embedded"
-PATH = Path(__file__).with_name("embedded.safetensors")
+NAME, SPRITES = "embedded", "embedded-sprites"
+FILES = {name: Path(__file__).with_name(f"{name.replace('-', '_')}.safetensors") for name in (NAME, SPRITES)}
 BASE = Path(__file__).with_name("sprites_base")
 KEY = "remoco"
 
 
 def located(path: str | Path) -> Path:
-    """The file that a CHECKPOINT argument names: `embedded` is the one in the package."""
-    return PATH if str(path) == NAME else Path(path)
+    """The file that a CHECKPOINT argument names: `embedded` and `embedded-sprites` are those in the package."""
+    return FILES.get(str(path), Path(path))
 
 
 def tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:

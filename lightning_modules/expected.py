@@ -59,7 +59,7 @@ def named_base(
     if kind.located_by and not any(places):
         raise UserError("base: the record names none, expected its class_path")
     for place in places:
-        if place is None or place == embedded.NAME:
+        if place is None or place in embedded.FILES:
             continue
         if not isinstance(place, str) or not (_is_local(place) and Path(place).expanduser().exists()):
             raise UserError(
@@ -130,8 +130,10 @@ def _expected(module: MotionControlModule, whole: bool) -> tuple[dict[str, Tenso
     if module.released is not None:
         layout = layout_of_released(base, module.released)
     else:
-        if whole and base.located_by and base.arguments.get("path") != embedded.NAME:
-            raise UserError(f"base: a file that brings its base has one of random weights, or `path: {embedded.NAME}`")
+        if whole and base.located_by and base.arguments.get("path") not in embedded.FILES:
+            raise UserError(
+                f"base: a file that brings its base has one of random weights, or `path: {embedded.SPRITES}`"
+            )
         layout = base.layout()
     with torch.device("meta"):
         control = add_control(layout, module.control)

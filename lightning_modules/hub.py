@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import constants, hf_hub_download, list_repo_files
@@ -49,6 +50,20 @@ def fetched(repo: str, file: str, revision: str | None, folder: str | None = Non
         raise
     except EntryNotFoundError:
         return None
+
+
+def first_of(repo: str, names: Sequence[str], revision: str | None) -> Path | None:
+    """As `fetched`, of the first of these files that there is; where the hub is not reached, the first in the cache."""
+    unreached = None
+    for name in names:
+        try:
+            if (file := fetched(repo, name, revision)) is not None:
+                return file
+        except LocalEntryNotFoundError as error:
+            unreached = error
+    if unreached is not None:
+        raise unreached
+    return None
 
 
 def listed(repo: str, folder: str, commit: str) -> list[str]:

@@ -37,7 +37,7 @@ class MotionControlOutput(BaseOutput):
     frames: Any
     fps: InitVar[float | None] = SHOWN_FPS
 
-    def __post_init__(self, fps: float | None) -> None:  # type: ignore[override]
+    def __post_init__(self, fps: float | None) -> None:
         super().__post_init__()
         object.__setattr__(self, "fps", fps)
 
@@ -46,7 +46,7 @@ class MotionControlOutput(BaseOutput):
 
         Jupyter calls it for the last value of a cell.
         """
-        rate: float | None = self.fps  # type: ignore[assignment]
+        rate: float | None = self.fps
         if rate is None:
             return f"<pre>latents {tuple(self.frames.shape)}, not decoded</pre>"
         clips = list(_shown(self.frames))

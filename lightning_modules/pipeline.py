@@ -37,6 +37,8 @@ from lightning_modules.pipeline_call import (
     stepped,
     told,
 )
+from lightning_modules.pipeline_files import RECORD as RECORD
+from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import library_of, read_folder, write_folder
 from lightning_modules.pipeline_parts import PipelineParts, dtype_of
 from lightning_modules.pipeline_text import described
@@ -79,8 +81,9 @@ class MotionControlPipeline(PipelineParts):
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
         Args:
-            path: The checkpoint; `embedded` is the small one in the package. A condition or injection of your own,
-                which it names, must be imported before: nothing is imported because a file names it.
+            path: The checkpoint; `embedded` is the small one in the package, `embedded-sprites` that of sprites. A
+                condition or injection of your own, which it names, must be imported before: nothing is imported because
+                a file names it.
             svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
@@ -130,7 +133,7 @@ class MotionControlPipeline(PipelineParts):
         source = str(pretrained_model_name_or_path)
         if not use_safetensors:
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
-        if source == embedded.NAME or Path(source).is_file():
+        if source in embedded.FILES or Path(source).is_file():
             return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
@@ -225,7 +228,7 @@ class MotionControlPipeline(PipelineParts):
         num_videos_per_prompt: int | None = 1,
         latents: torch.Tensor | None = None,
         return_dict: bool = True,
-    ) -> MotionControlOutput | tuple[Any]:
+    ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
         The frame has the pixels that the model was trained at and the shape nearest to the image's, in multiples of 64
@@ -308,7 +311,7 @@ class MotionControlPipeline(PipelineParts):
             ]
         shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
         output = MotionControlOutput(joined(clips), shown)
-        return output if return_dict else (output.frames,)
+        return output if return_dict else (output.frames,)  # type: ignore[return-value]  # said in the docs alone
 
     def _clips(
         self,

@@ -169,8 +169,9 @@ def seeds_of(seed: int | Sequence[int], generator: Any, count: int, videos: int 
         drawn = [int(torch.randint(2**62, (), generator=one, device=one.device)) for one in each]
     else:
         single = hasattr(seed, "__index__") and not getattr(seed, "ndim", 0)
+        seeds: Any = [seed] if single else seed
         try:
-            given = [operator.index(one) for one in ([seed] if single else seed)]  # type: ignore[union-attr, list-item]
+            given = [operator.index(one) for one in seeds]
         except TypeError:
             raise UserError(f"seed is {str(seed)[:60]}, expected a whole number, or a list of them") from None
         if not single:
@@ -217,7 +218,7 @@ def check_finite(video: torch.Tensor) -> None:
         raise UserError("the generated video holds NaN or infinite values")
 
 
-def check_least(**numbers: tuple[float, float]) -> None:
+def check_least(**numbers: tuple[Any, float]) -> None:
     """Raise UserError unless each number is finite and at least the second of its pair."""
     for name, (value, least) in numbers.items():
         if isinstance(value, str) or not value >= least or value == float("inf"):

@@ -38,7 +38,7 @@ class PipelineParts:
 
     def __init__(self, module: MotionControlModule) -> None:
         self.module = module.eval()
-        self.lora_files = LoraFiles(module.base.denoisers())
+        self.lora_files = LoraFiles(module.base)
         self._offloads = False
         self._progress_bar: dict[str, Any] = {}
 

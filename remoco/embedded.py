@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from datamodules.drawings import Drawing, FrameArea, write_drawing
+from datamodules.drawings import Drawing, FrameArea, read_drawing, write_drawing
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from remoco.common.errors import UserError
 from remoco.common.whole_files import check_writable, write_atomic
 
 EMBEDDED = "embedded"  # `lightning_modules.embedded.NAME`, without importing torch for `--help`
-STEP, MAX_SIZE = FrameArea.multiple, 1024  # pixels of a side; the model knows 64
+PHOTOGRAPH = Path(__file__).with_name("demo")  # first frame, brush and track
+STEP, MAX_SIZE = FrameArea.multiple, 1024  # pixels of a side of sprites; their model knows 64
 
 
-def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = ()) -> None:
+def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str] = (), side: int | None = None) -> None:
     """Put a whole small model, averaged weights and frozen networks too, into one half-precision file.
 
     Args:
-        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's (`path: embedded`).
+        checkpoint: Checkpoint of a run that trained its base too, or of one over the package's base
+            (`path: embedded-sprites`).
         file: Safetensors file to write.
         num_frames: Length in frames that the model was trained for.
         command: Command that made the checkpoint, to be kept in the file; may be repeated.
+        side: Side in pixels of a square of as many pixels as a clip gets where nobody says its size. Default: as it
+            was trained.
 
     Example:
         remoco pack runs/sprites_lora/checkpoints/last.ckpt model.safetensors
@@ -38,32 +44,47 @@ def pack(checkpoint: str, file: str, num_frames: int = 8, command: Sequence[str]
 
     record = checkpoints.read_record(checkpoint)
     path = record["base"].get("released") or record["base"].get("init_args", {}).get("path")
-    if path not in (None, embedded.NAME):
+    if path not in (None, *embedded.FILES):
         raise UserError(
             f"{checkpoint}: its base is {path!s:.200}, which the file would still need; expected a run that trained "
-            f"its base, or one over `path: {embedded.NAME}`"
+            f"its base, or one over `path: {embedded.SPRITES}`"
         )
     step = checkpoints.read_checkpoint(checkpoint)["global_step"]
     module = MotionControlPipeline.from_checkpoint(checkpoint).module
     stored = embedded.tensors(module.stored(whole=True))
     sampling = record.get("sampling", {}) | module.sampling.record() | {"num_frames": num_frames}
+    if side is not None:
+        sampling |= {"height": side, "width": side}
     about = embedded.metadata(record | {"sampling": sampling}, stored, list(command), step)
     write_atomic(Path(file), save(stored, metadata=about))
     print(f"wrote {file}, {Path(file).stat().st_size / 1e6:.1f} MB")
 
 
-def demo(checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int = 3, size: int = 64, seed: int = 0) -> None:
-    """Draw one stroke on a held-out first frame and generate the clip; writes clip.mp4, strip.mp4, inputs/ to OUT.
+@dataclass
+class _Example:
+    """What is drawn on, and the true clip where there is one: (L, H, W, 3) uint8."""
+
+    drawing: Drawing
+    name: str
+    thing: str
+    true: np.ndarray | None = None
+
+
+def demo(
+    checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int | None = None, size: int = 64, seed: int = 0
+) -> None:
+    """Move a flower in a photograph along one stroke; writes clip.mp4, strip.mp4, metrics.json and inputs/ to OUT.
 
     Args:
-        checkpoint: Checkpoint that was trained on plain sprites, or `embedded`, the one in the package.
+        checkpoint: Checkpoint of configs/photo.yaml, or `embedded`, the one in the package.
         out: Folder for the files.
-        scene: Number of the held-out scene.
-        size: Side of the frame in pixels, a multiple of 64.
+        scene: Draw on a held-out scene of plain sprites of this number instead, for a checkpoint of those, for example
+            `embedded-sprites`.
+        size: Side of such a scene in pixels, a multiple of 64.
         seed: Seed of the noise.
 
     Example:
-        remoco demo --scene 5
+        remoco demo --checkpoint embedded-sprites --scene 5
     """
     import torch
 
@@ -71,12 +92,12 @@ def demo(checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int = 3, siz
     from conditions import control_picture
     from datamodules.drawings.panels import enlarged
     from lightning_modules.pipeline import MotionControlPipeline
-    from metrics import match_template, moving_object, shown
+    from metrics import match_template
 
     start = time.perf_counter()
     if size % STEP or not STEP <= size <= MAX_SIZE:
         raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
-    if scene < 0:
+    if scene is not None and scene < 0:
         raise UserError(f"--scene is {scene}, expected at least 0")
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
@@ -84,30 +105,52 @@ def demo(checkpoint: str = EMBEDDED, out: str = "runs/demo", scene: int = 3, siz
     except UserError as error:
         raise UserError(f"--checkpoint: {error}") from None
     frames = int(pipeline.sampling["num_frames"])
-    example = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
-    real, flow = render(example), torch.from_numpy(tracks(example)[0])
-    masks, paths = moving_object(flow[None])
-    brush, path = masks[0].numpy(), paths[0].numpy()
-    centre = np.argwhere(brush).mean(0)[::-1]
-    stroke = np.clip(centre + path, 0, size - 1)
-    output = pipeline(real[0].transpose(1, 2, 0), [stroke], brush, motion_bucket_id="drawing", seed=seed,
-                      height=size, width=size)  # fmt: skip
+    example = _photograph() if scene is None else _sprites(scene, size, frames)
+    drawing, (height, width) = example.drawing, example.drawing.size
+    brush, strokes = drawing.masks(), drawing.strokes(frames)
+    output = pipeline(drawing.image, strokes, brush, motion_bucket_id="drawing", seed=seed, height=height, width=width)
     clip = np.stack(output.frames[0])
-    control = pipeline.module.condition.draw([stroke], brush, frames, size, size)
-    first = torch.from_numpy(real[0])
+    control = pipeline.module.condition.draw(strokes, brush, frames, height, width)
+    first = torch.from_numpy(drawing.image.transpose(2, 0, 1).copy())
     panels = {
-        "first frame": real[0].transpose(1, 2, 0),
-        "one stroke": control_picture(*enlarged(control, first, panel_factor(size))),
+        "first frame": drawing.image,
+        "one stroke": control_picture(*enlarged(control, first, panel_factor(height))),
         "generated": clip,
-        "true clip": real.transpose(0, 2, 3, 1),
     }
+    if example.true is not None:
+        panels["true clip"] = example.true
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    write_drawing(folder / "inputs", Drawing(panels["first frame"], [stroke], brush))
+    write_drawing(folder / "inputs", drawing)
     write_mp4(folder / "clip.mp4", clip, 8.0)
-    write_mp4(folder / "strip.mp4", strip(panels, f"{example.caption}, scene {scene}"), 8.0)
-    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, masks[0])
-    off = shown(float(torch.linalg.vector_norm(positions[1:] - paths[0, 1:], dim=1).mean()), 1)
-    still = shown(float(torch.linalg.vector_norm(paths[0, 1:], dim=1).mean()), 1)
-    print(f"the object is {off} px from the drawn path on average; standing still it would be {still} px")
-    print(f"wrote {folder / 'clip.mp4'} and {folder / 'strip.mp4'} in {time.perf_counter() - start:.1f} s")
+    write_mp4(folder / "strip.mp4", strip(panels, example.name), 8.0)
+    path = torch.from_numpy(drawing.paths(frames)[0]).float()
+    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, torch.from_numpy(drawing.brushed()))
+    positions = positions - positions[:1] + path[:1]
+    errors = {
+        "control_error": float(torch.linalg.vector_norm(positions[1:] - path[1:], dim=1).mean()),
+        "control_error_standing_still": float(torch.linalg.vector_norm(path[1:] - path[:1], dim=1).mean()),
+    }
+    write_atomic(folder / "metrics.json", json.dumps(errors, indent=2).encode() + b"\n")
+    off, still = errors.values()
+    print(f"{example.thing} is {off:.1f} px from the drawn path on average; standing still it would be {still:.1f} px")
+    names = ", ".join(str(folder / name) for name in ("clip.mp4", "strip.mp4", "metrics.json"))
+    print(f"wrote {names} in {time.perf_counter() - start:.1f} s")
+
+
+def _photograph() -> _Example:
+    return _Example(read_drawing(PHOTOGRAPH), "flower.jpg by vultilion, CC BY 2.0", "the flower")
+
+
+def _sprites(scene: int, size: int, frames: int) -> _Example:
+    import torch
+
+    from metrics import moving_object
+
+    example = plain_scene([0, 2, scene], [0, 2, scene, 1], frames, size, size)
+    real = render(example).transpose(0, 2, 3, 1)
+    masks, paths = moving_object(torch.from_numpy(tracks(example)[0])[None])
+    brush = masks[0].numpy()
+    stroke = np.clip(np.argwhere(brush).mean(0)[::-1] + paths[0].numpy(), 0, size - 1)
+    drawing = Drawing(np.ascontiguousarray(real[0]), [stroke], brush)
+    return _Example(drawing, f"{example.caption}, scene {scene}", "the object", real)

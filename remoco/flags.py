@@ -102,6 +102,11 @@ def cause(message: Any) -> str:
     line = re.sub(
         r"Not of type ((?:whole )?number [^:]+): (?:got|.*?:) '?(.*?)'?(?= - |$)", r"Expected a \1. Got value: \2", line
     )
+    line = re.sub(
+        r"(?:- )?Expected a path but (.*?) either not accessible or invalid - Expected a dot import path string: .*",
+        r"Expected the path of a YAML, or a class path such as package.Class. Got value: \1", line,
+    )  # fmt: skip
+    line = re.sub(r"(?:- )?Expected a path but .*? either not accessible or invalid - (?=Problem|Import)", "", line)
     line = re.sub(r" Subclass types expect one of: - a class path .*? \(implicit class_path\)", "", line)
     line = re.sub(r"(?<=.) - Not a valid subclass of \w+", "", line)
     line = re.sub(r"Not a valid subclass of (\w+)\.?", r"Expected the class path of a \1, and init_args.", line)

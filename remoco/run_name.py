@@ -41,8 +41,10 @@ def base_name(words: list[str]) -> str:
     return _named(first) or first.stem
 
 
-def run_name(words: list[str], configured: str | None) -> str | None:
+def run_name(words: list[str], configured: str | None, fit: bool = True) -> str | None:
     """The name of a fit: from the command line, else made of base, overlays and the options that differ.
+
+    The base is always in it: the same overlay over two bases makes two folders.
 
     >>> run_name(["fit", "--model.init_args.control.rank", "8", "--data.init_args.num_workers=2"], "quickstart")
     'quickstart-rank_8'
@@ -50,6 +52,8 @@ def run_name(words: list[str], configured: str | None) -> str | None:
     Args:
         words: the command line.
         configured: the name in the parsed configuration.
+        fit: whether a run begins or resumes. Others look for one: configurations without a name of their own, and
+            options, then say how it is evaluated, not which it is.
     """
     pairs = options(words)
     if any(key == NAME or (key.startswith("trainer.logger") and "name" in key + value) for key, value in pairs):
@@ -57,11 +61,9 @@ def run_name(words: list[str], configured: str | None) -> str | None:
     configs = [path for key, value in pairs if key == "config" for path in _naming(value)]
     parts = [configured] if configured else []
     if len(configs) > 1:
-        names = [_named(path) or path.stem for path in configs]
-        named = [name for name, path in zip(names[1:], configs[1:], strict=True) if _named(path)]
-        parts = names[1:] if len(named) == len(names) - 1 else names
+        parts = list(dict.fromkeys(name for path in configs if (name := _named(path) or (path.stem if fit else ""))))
     last = {}
-    for key, value in pairs:
+    for key, value in pairs if fit else []:
         field = re.sub(r"\.(init_args|class_path|dict_kwargs)\b", "", key)
         tail = field.split(".")[-1]
         if field.split(".")[0] in SPEAKING and tail not in SILENT and "/" not in value:

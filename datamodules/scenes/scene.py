@@ -116,6 +116,8 @@ def tracks(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         owner[layer.covers(0, x, y)] = number
     for number, layer in enumerate(scene.layers):
         pixels = owner == number
+        if not pixels.any():  # hidden behind the others
+            continue
         u, v = layer.motion.to_layer(0, x[pixels], y[pixels])
         for t in range(1, scene.frames):
             to_x, to_y = layer.motion.to_image(t, u, v)

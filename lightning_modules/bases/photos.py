@@ -46,6 +46,12 @@ class Photos(Sprites):
         self.corrected = corrected
         super().__init__("photo", init_seed, "pca", components, trained, "tf32", recompute)
 
+    def started(self, unet: Any) -> Any:
+        """The network with a last layer of zeros: it starts from its condition, and learns to leave it."""
+        for parameter in unet.conv_out.parameters():
+            torch.nn.init.zeros_(parameter)
+        return unet
+
     def usual(self) -> tuple[int, int, int]:
         """Frames, height and width that it is trained on."""
         return 8, 128, 128
@@ -60,7 +66,7 @@ class Photos(Sprites):
         return super().condition(batch, {**inputs, "noise_aug_strength": none}, None)
 
     def finished(self, video: Tensor, cond: Conditioning) -> Tensor:
-        """Known pixels as they were moved; elsewhere what the network changed is added to what `warp` filled."""
+        """The moved pixels; what the network changed is added where they show what `warp` filled."""
         if cond.moved is None or cond.filled is None:
             return video
         change = video - self.decode(self.normalise(self.encode(cond.moved).mean))

@@ -20,9 +20,9 @@ from scipy import fft, linalg, ndimage
 LARGE = 256  # px of the shorter side from which a picture is halved before its holes are kriged
 RANGE, NUGGET = 40.0, 0.05  # px over which the covariance falls to 1/e, and the share of it that is noise
 NEAR, FAR, MOST = 3, 24, 900  # px around a hole that are witnesses: every second, every fourth in both ways; and most
-BLOCK, BORDER, SIZE = 8, 20, 64  # px of a block's side, of its surroundings, and of the transform
+BLOCK, BORDER, SIZE = 8, 20, 48  # px of a block's side, of its surroundings, and of the transform
 FALL = 0.85  # weight of a pixel per pixel of distance from the block's centre
-FILLED, COARSE = 0.5, 0.01  # weights of what is already extrapolated, and of the coarser fill
+FILLED, COARSE = 0.5, 0.015  # weights of what is already extrapolated, and of the coarser fill
 ITERATIONS, SHARE = 20, 0.5  # frequencies that are chosen, and how much of each is taken at a time
 BATCH = 128  # blocks at once
 FINE, RING, RAISED = 2.0, 12, 2.5  # px of what is fine, of the surroundings compared with, and most that it is raised

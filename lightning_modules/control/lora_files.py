@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -20,10 +20,17 @@ from remoco.common.errors import UserError, readable
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import odd_weight, read_header, read_json, read_safetensors
 
+if TYPE_CHECKING:
+    from lightning_modules.bases.base import VideoBase
+
 DIFFUSERS, PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors"
 SETTINGS = {DIFFUSERS: "lora_adapter_metadata", PEFT: "adapter_config.json"}  # in the header, and beside the file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WRAPPER = "base_model.model."  # what peft puts before names
+OLDER = {  # diffusers' names before peft's -> peft's
+    r"\.processor\.": ".", r"\.to_([qkv])_lora\.": r".to_\1.lora.", r"\.to_out_lora\.": ".to_out.0.lora.",
+    r"\.lora\.down\b": ".lora_A", r"\.lora\.up\b": ".lora_B",
+}  # fmt: skip
 REFUSED = {"use_dora": False, "lora_bias": False, "bias": "none", "peft_type": "LORA", "fan_in_fan_out": False}
 
 
@@ -52,25 +59,31 @@ class LoraFiles:
     """LoRA files in the weights of a base's networks. They come out again to the bit.
 
     Args:
-        networks: Name -> network, as a base's `denoisers`.
+        base: Whose `denoisers` they are for; built when they are used.
 
     Attributes:
         files: Name -> layer -> factors, of all that were read.
         active: Name -> factor, of those in the weights.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
-        self.networks = dict(networks)
+    def __init__(self, base: VideoBase) -> None:
+        self.base = base
         self.files: dict[str, dict[str, Factors]] = {}
         self.active: dict[str, float] = {}
         self._before: dict[str, Tensor] = {}  # in the host's memory
 
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """Name -> network."""
+        return self.base.denoisers()
+
     def use(self, active: Mapping[str, float]) -> None:
         """Put these files into the weights, by name with a factor, and take all others out."""
         self._restore()
+        networks = self.networks
         try:
             for layer in sorted({layer for name in active for layer in self.files[name]}):
-                weight = weight_of(self.networks, layer)
+                weight = weight_of(networks, layer)
                 self._before[layer] = weight.detach().to("cpu", copy=True)
                 total = weight.detach()
                 for name, factor in active.items():
@@ -93,8 +106,9 @@ class LoraFiles:
             self.use(active)
 
     def _restore(self) -> None:
+        networks = self.networks
         for layer, weight in self._before.items():
-            weight_of(self.networks, layer).data.copy_(weight)
+            weight_of(networks, layer).data.copy_(weight)
         self._before.clear()
         self.active = {}
 
@@ -120,8 +134,9 @@ def weight_of(networks: Mapping[str, nn.Module], layer: str) -> nn.Parameter:
         AttributeError: there is no such layer.
     """
     network, _, name = layer.partition(".")
-    module = networks[network].get_submodule(name)
-    return (module.get_base_layer() if isinstance(module, LoraLayer) else module).weight
+    module: Any = networks[network].get_submodule(name)
+    weight: nn.Parameter = (module.get_base_layer() if isinstance(module, LoraLayer) else module).weight
+    return weight
 
 
 def read_lora(
@@ -173,14 +188,14 @@ def _located(source: str, weight_name: str | None, revision: str | None) -> Path
     if not hub.is_hub_id(source):
         raise UserError(f"load_lora_weights: {source}: no such file or folder, and no hub id owner/name")
     try:
-        for name in names:
-            if (file := hub.fetched(source, name, revision)) is not None:
-                if SETTINGS.get(name, "").endswith(".json"):
-                    hub.fetched(source, SETTINGS[name], file.parent.name)  # to where `_settings` looks for it
-                return file
+        file = hub.first_of(source, names, revision)
+        if file is not None and file.name == PEFT:
+            hub.fetched(source, SETTINGS[PEFT], file.parent.name)  # to where `_settings` looks for it
     except hub.UNREADABLE as error:
         raise UserError(f"load_lora_weights: {source}: {hub.reason(error, source, revision)}") from error
-    raise UserError(f"load_lora_weights: {source} holds no {' or '.join(names)}, expected weight_name to say which")
+    if file is None:
+        raise UserError(f"load_lora_weights: {source} holds no {' or '.join(names)}, expected weight_name to say which")
+    return file
 
 
 def _settings(file: Path, wrapped: bool) -> dict[str, Any]:
@@ -212,8 +227,10 @@ def factors_of(
     """
     first = next(iter(networks))
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in convert_unet_state_dict_to_peft(dict(state)).items():
+    for key, tensor in state.items():
         own = key.removeprefix(WRAPPER)
+        for old, new in OLDER.items():
+            own = re.sub(old, new, own)
         own = own if own.partition(".")[0] in networks else f"{first}.{own}"
         layer, _, part = own.removesuffix(".weight").rpartition(".")
         if part not in ("lora_A", "lora_B", "alpha"):

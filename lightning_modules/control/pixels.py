@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_modules.control.fill import filled
-from lightning_modules.control.rigid import Layer, Similarity, layers_of
+from lightning_modules.control.rigid import Layer, Shared, layers_of
 
 RIM = 2  # px around a moving layer that still hold some of its colour, and around its edge that are not trusted
 SEEN = 0.05  # coverage from which a pixel counts
@@ -18,10 +19,24 @@ SEEN = 0.05  # coverage from which a pixel counts
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
-def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> tuple[Tensor, Tensor]:
+class Moved(NamedTuple):
+    """A clip of the first frame's pixels.
+
+    Attributes:
+        clip: (L, 3, H, W) in [-1, 1]; a frame in which nothing has moved is the first, to the bit.
+        unknown: (L, H, W) bool, where its pixels are not known: filled, or at a moved edge.
+        filled: (L, H, W), the share of a pixel's colour that was filled.
+    """
+
+    clip: Tensor
+    unknown: Tensor
+    filled: Tensor
+
+
+def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
     """A clip of the first frame's pixels, moved as the control says.
 
-    A layer with a similarity is read at its inverse, by bilinear interpolation; others are splatted. Coverage is
+    A layer of one motion is read at its inverse, by bilinear interpolation; others are splatted. Coverage is
     interpolated as colour is, so edges are soft between pixels and hard at whole ones. What nothing covers is filled
     from its surroundings, once in the lowest layer: it stays the same over the frames.
 
@@ -29,30 +44,27 @@ def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> tuple[T
         frame: (3, H, W) in [-1, 1].
         control: (L, 3, H, W) displacement in pixels from frame 1, zero where none is given, and motion mask.
         fill: What fills the lowest layer: a picture (H, W, 3) float32 of 0 to 255 and (H, W) bool -> the whole picture.
-
-    Returns:
-        (L, 3, H, W) the clip, and (L, H, W) bool where its pixels are not known: filled, or at a moved edge. A frame
-        in which nothing has moved is the first, to the bit.
     """
     host = control.detach().cpu().double().numpy()
     layers = layers_of(host[:, 0] + 1j * host[:, 1], np.asarray((host[:, 2] > 0).any(0)))
     moves = np.stack([layer.moves() for layer in layers]).any(0)
     clip = frame.expand(len(control), -1, -1, -1).clone()
     unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
+    guessed = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=frame.dtype, device=frame.device)
     if not moves.any():
-        return clip, unknown
+        return Moved(clip, unknown, guessed)
     plate, known = _plate(frame, layers, fill)
     masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
     for t in np.flatnonzero(moves).tolist():
         image, coverage = _lowest(plate, known, layers[0], t)
-        hidden = coverage < 1 - SEEN
+        hidden, guess = coverage < 1 - SEEN, 1 - coverage
         for layer, mask in zip(layers[1:], masks):
             above, alpha = _drawn(frame, mask, layer, t)
-            image = image * (1 - alpha) + above
+            image, guess = image * (1 - alpha) + above, guess * (1 - alpha)
             edge = _grown(alpha > SEEN) & ~_shrunk(alpha > SEEN)
             hidden = (hidden & (alpha < 1 - SEEN)) | edge
-        clip[t], unknown[t] = image, hidden
-    return clip, unknown
+        clip[t], unknown[t], guessed[t] = image, hidden, guess
+    return Moved(clip, unknown, guessed)
 
 
 def _plate(frame: Tensor, layers: list[Layer], fill: Fill) -> tuple[Tensor, Tensor]:
@@ -95,7 +107,7 @@ def _drawn(frame: Tensor, mask: Tensor, layer: Layer, t: int) -> tuple[Tensor, T
     return whole[:3], whole[3]
 
 
-def _landing(layer: Layer, motion: Similarity, t: int) -> tuple[slice, slice]:
+def _landing(layer: Layer, motion: Shared, t: int) -> tuple[slice, slice]:
     """Rows and columns of the frame outside of which nothing of a layer comes to lie in frame t."""
     rows, columns = (np.flatnonzero(layer.pixels.any(axis)) for axis in (1, 0))
     corners = np.array([x + 1j * y for x in (columns[0] - 1, columns[-1] + 1) for y in (rows[0] - 1, rows[-1] + 1)])
@@ -107,7 +119,7 @@ def _landing(layer: Layer, motion: Similarity, t: int) -> tuple[slice, slice]:
     return within(corners.imag, layer.pixels.shape[0]), within(corners.real, layer.pixels.shape[1])
 
 
-def _sources(motion: Similarity, t: int, rows: slice, columns: slice, device: torch.device) -> tuple[Tensor, Tensor]:
+def _sources(motion: Shared, t: int, rows: slice, columns: slice, device: torch.device) -> tuple[Tensor, Tensor]:
     """X and y in frame 1 of a part of frame t, float64."""
     y, x = np.mgrid[rows, columns]
     at = motion.source(t, x + 1j * y)

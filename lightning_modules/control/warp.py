@@ -62,12 +62,12 @@ class Warp(nn.Module):
             raise UserError(f"control.injection: {type(base).__name__}.condition gives warp no first frame to move")
         with torch.no_grad(), torch.autocast(control.device.type, enabled=False):
             made = [moved_pixels(*clip) for clip in zip(frame, control, strict=True)]
-            clips, hidden = (torch.stack(part) for part in zip(*made))
+            clips, hidden, filled = (torch.stack(part) for part in zip(*made))
             latent = base.encode(clips).mean
             unknown = unknown_cells(hidden.to(latent.dtype), base)
         marks = self.unknown(unknown.flatten(0, 1).to(self.unknown.weight.dtype)).unflatten(0, unknown.shape[:2])
         parts = {**conditioning.parts, name: latent + marks.to(latent.dtype), KNOWN: 1 - unknown}
-        return replace(conditioning, parts=parts, moved=clips, filled=hidden)
+        return replace(conditioning, parts=parts, moved=clips, filled=filled)
 
 
 def unknown_cells(unknown: Tensor, base: VideoBase) -> Tensor:

@@ -85,7 +85,7 @@ class ReMoCo:
         """Read a checkpoint or a folder of `save_pretrained`.
 
         Args:
-            path: The file or folder; `embedded` is the small one in the package.
+            path: The file or folder; `embedded` is the small one in the package, `embedded-sprites` that of sprites.
             svd: Folder or hub id of the base, where it is not in the folder that the checkpoint names.
             settings: How it is sampled.
             dtype: Compute dtype of the frozen networks.

@@ -12,7 +12,7 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datamodules.drawings import Drawing, Framing, drawing_from_json, write_drawing
+from datamodules.drawings import Drawing, Framing, drawing_from_json, read_drawing, write_drawing
 from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
@@ -30,6 +30,7 @@ from metrics import moving_object
 from remoco.common.errors import UserError
 from remoco.common.picture_files import check_size, data_of, read_image
 from remoco.common.pictures import WHITE
+from remoco.embedded import PHOTOGRAPH
 from remoco.page import backdrops
 from remoco.page.archives import first_sample, named_in
 
@@ -237,9 +238,21 @@ def zipped(drawing: Drawing) -> bytes:
     return file.getvalue()
 
 
+def first_examples(unseen: Callable[[np.ndarray], str | None]) -> list[dict[str, Any]]:
+    """The examples of a model: it opens with a photograph, unless it never saw any.
+
+    Args:
+        unseen: A line where a picture (H, W, 3) uint8 is of a kind that the model never saw, else None.
+    """
+    drawing = read_drawing(PHOTOGRAPH)
+    if unseen(drawing.image) is not None:
+        return examples()
+    return [{"name": "a photograph", "drawing": shown(drawing), "opens": True}, *examples()]
+
+
 @functools.cache
 def examples(brushes: bool = True) -> list[dict[str, Any]]:
-    """First frames on which the embedded model was not trained, with the track of what moves there, and its brush."""
+    """First frames of plain sprites that no model was trained on, with the track of what moves there, and its brush."""
     entries = []
     for scene in (3, 5, 8, 11):
         sprites = plain_scene([0, 2, scene], [0, 2, scene, 1], 8, 64, 64)

@@ -27,7 +27,7 @@ CONTENT = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
     "require-trusted-types-for 'script'; trusted-types 'none'"
 )
-# of every answer: the browser runs and loads this server's files alone, in no other site's frame, and keeps nothing
+# of every answer: the browser runs and loads this server's files alone, in no other site's frame, and caches nothing
 HEADERS = [
     (b"content-security-policy", CONTENT.encode()),
     (b"x-frame-options", b"DENY"),

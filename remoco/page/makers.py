@@ -23,7 +23,8 @@ from remoco.common.errors import UserError
 from remoco.generate import Loading, OtherSystem
 from remoco.generation import load_pipeline, panels_of
 from remoco.other_system import load_other, system_panels
-from remoco.page.exchange import MAX_UPLOAD, TAKEN, drawing_in, field
+from remoco.page.exchange import MAX_UPLOAD, TAKEN, drawing_in, field, first_examples
+from remoco.page.exchange import examples as sprites
 from remoco.page.form import KNOWN, SIZES, Setting, fit_setting, read, sampling_of, settings
 from remoco.unseen import unseen
 
@@ -200,6 +201,11 @@ def loaded(checkpoint: str, other: OtherSystem, loading: Loading, fit: Fit, embe
     if checkpoint != embedded:
         raise UserError(f"{checkpoint}: expected no checkpoint beside --system, whose file is --weights")
     return Other(load_other(other, loading)[0], fit)
+
+
+def examples(maker: Maker) -> list[dict[str, Any]]:
+    """What the page offers to begin with, of what this takes."""
+    return first_examples(maker.unseen) if isinstance(maker, Checkpoint) else sprites("brush" in maker.takes)
 
 
 def about(maker: Maker) -> dict[str, Any]:

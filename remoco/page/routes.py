@@ -61,7 +61,7 @@ def application(studio: Studio) -> Guard:
     )  # fmt: skip
     works: dict[str, tuple[Callable[[Any], Any], Limit]] = {
         "/page/about": (lambda body: makers.about(maker), SMALL),
-        "/page/examples": (lambda body: exchange.examples("brush" in maker.takes), SMALL),
+        "/page/examples": (lambda body: makers.examples(maker), SMALL),
         "/page/paths": (lambda body: exchange.paths(body, makers.preview(body, maker).frames), SMALL),
         "/page/cancel": (studio.cancel, SMALL),
         "/page/open": (partial(exchange.opened, background=studio.background, takes=maker.takes), LARGE),

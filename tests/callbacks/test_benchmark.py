@@ -94,8 +94,8 @@ def test_a_video_with_nan_is_named_and_not_written(cli, bench, tmp_path, monkeyp
     monkeypatch.setattr(networks, "sample", lambda *args, **options: own(*args, **options) * float("nan"))
     code, said = cli(
         "test", f"--config={CONFIGS / 'sprites_lora.yaml'}", f"--config={CONFIGS / 'eval' / 'quickstart_bench.yaml'}",
-        f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}", "--ckpt_path=embedded",
-        "--model.init_args.sampling.steps=2", "--trainer.accelerator=cpu",
+        f"--data.init_args.root={bench}", f"--trainer.logger.init_args.save_dir={tmp_path}",
+        "--ckpt_path=embedded-sprites", "--model.init_args.sampling.steps=2", "--trainer.accelerator=cpu",
     )  # fmt: skip
     assert code == 2 and "Fine_grained_control/sprite-000: the generated video holds NaN" in said
     assert not list(tmp_path.rglob("*.mp4"))

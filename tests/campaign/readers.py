@@ -82,7 +82,7 @@ def drawn(words: list[str]) -> None:
         return {"first frame": inputs.image, "control": shown, "generated": np.stack([inputs.image] * len(control))}
 
     generation.load_pipeline, generation.panels_of = (lambda *args: stub()), panels_of
-    sys.exit(remoco(["generate", "embedded", *words, "--out", "../out/clip.mp4"]))
+    sys.exit(remoco(["generate", "embedded-sprites", *words, "--out", "../out/clip.mp4"]))
 
 
 def asked(route: str, body: str) -> None:

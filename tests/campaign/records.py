@@ -13,7 +13,7 @@ import torch
 from tests.campaign.values import changed
 
 HUGE = [2**31, 2**40, 10**6, -1, 0, 2.5, None, "x", [1], True]
-BASES = ["stabilityai/stable-video-diffusion-img2vid", "../x", "/etc", "http://127.0.0.1/x", "embedded"]
+BASES = ["stabilityai/stable-video-diffusion-img2vid", "../x", "/etc", "http://127.0.0.1/x", "embedded-sprites"]
 
 
 def write(rng: random.Random, folder: Path, sound: dict[str, Path]) -> list[Any]:

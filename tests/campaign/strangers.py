@@ -72,5 +72,5 @@ class Strangers:
             raise SystemExit(f"no sound checkpoint:\n{self.box.forks.said[-3000:]}")
         from lightning_modules import embedded
 
-        packed.write_bytes(embedded.PATH.read_bytes())
+        packed.write_bytes(embedded.FILES[embedded.SPRITES].read_bytes())
         return {"ckpt": path, "packed": packed}

@@ -117,7 +117,9 @@ def use(side: Side) -> None:
     probe = Path(__file__).with_name("probe.py")
     side.run("drawings", "-P", probe, SHARED / "request.json", side.out / "drawings.npz")
     stroke = ("--tracks", SHARED / "tracks.json", "--brush", SHARED / "brush.png", "--out", side.out / "clip.mp4")
-    side.run("generate", "-m", "remoco", "generate", "embedded", SHARED / "image.png", *stroke, "--device", "cpu")
+    side.run(
+        "generate", "-m", "remoco", "generate", "embedded-sprites", SHARED / "image.png", *stroke, "--device", "cpu"
+    )
     for number in range(2):  # the second has videos of the same names as the first's, which show other things
         if not (root := SHARED / f"bench-{number}").exists():
             side.run(f"sprite-bench {number}", "-m", "remoco", "sprite-bench", root, *BENCH, "--seed", str(number))

@@ -98,7 +98,7 @@ def test_study_and_report(capsys, tmp_path, bench):
 def test_generate_and_demo(capsys, tmp_path, bench):
     words = (
         "generate",
-        "embedded",
+        "embedded-sprites",
         bench / "Fine_grained_control" / "sprite-000",
         "--out",
         tmp_path / "g.mp4",
@@ -110,7 +110,9 @@ def test_generate_and_demo(capsys, tmp_path, bench):
 
 
 def test_pack(capsys, tmp_path):
-    assert f"error: {tmp_path}/a.safetensors: " in refused(capsys, 500, "pack", "embedded", tmp_path / "a.safetensors")
+    assert f"error: {tmp_path}/a.safetensors: " in refused(
+        capsys, 500, "pack", "embedded-sprites", tmp_path / "a.safetensors"
+    )
 
 
 def test_sweep(capsys, tmp_path, finished):  # noqa: F811

@@ -64,8 +64,8 @@ def test_a_picture_becomes_a_video_and_a_strip(bench, tmp_path, written):
     sample = bench / "object_control" / "sprite-3"
     files = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
     out = tmp_path / "new" / "clip.mp4"
-    assert remoco("generate", "embedded", sample / "first_frame.png", *files, "--out", out, *FEW) == 0
-    assert remoco("generate", "embedded", sample, "--out", tmp_path / "same.mp4", *FEW) == 0
+    assert remoco("generate", "embedded-sprites", sample / "first_frame.png", *files, "--out", out, *FEW) == 0
+    assert remoco("generate", "embedded-sprites", sample, "--out", tmp_path / "same.mp4", *FEW) == 0
     video, fps = read_video(out)
     assert video.shape == (3, 64, 64, 3) and fps == 8
     assert read_video(out.with_name("clip-strip.mp4"))[0].shape[2] > 3 * 192
@@ -91,7 +91,7 @@ def test_without_out_it_says_before_the_work_what_it_writes_and_where(bench, tmp
         ([sample / "first_frame.png", *files], ["clip.mp4", "clip-strip.mp4", "clip-strip.png"]),
         ([sample], ["generated/videos", "generated/strips"]),
     ):
-        assert remoco("generate", "embedded", *given, *FEW) == 0
+        assert remoco("generate", "embedded-sprites", *given, *FEW) == 0
         line = f"{', '.join(names[:-1])} and {names[-1]}"
         assert said.pop().splitlines() == [f"without --out this writes {line} in {tmp_path}"]
         assert capsys.readouterr().out.splitlines() == [f"wrote {line}"]
@@ -112,7 +112,7 @@ def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypa
         return sampled(self, *arguments, **options)
 
     monkeypatch.setattr(MotionControlPipeline, "__call__", counted)
-    command = ("generate", "embedded", bench, "--out", out, *FEW)
+    command = ("generate", "embedded-sprites", bench, "--out", out, *FEW)
     assert remoco(*command) == 130
     first = out / "videos/object_control/sprite-3.mp4"
     before = first.read_bytes()
@@ -126,7 +126,7 @@ def test_a_folder_goes_on_where_it_was_stopped(bench, tmp_path, capsys, monkeypa
     assert remoco(*command, "--seed", "4") == 2 and len(calls) == 3
     assert "holds clips made with other seed" in capsys.readouterr().err
     broken.joinpath("first_frame.png").unlink()
-    fresh = ("generate", "embedded", bench, "--out", tmp_path / "fresh")
+    fresh = ("generate", "embedded-sprites", bench, "--out", tmp_path / "fresh")
     assert remoco(*fresh, "--steps", "0") == 2  # and is not what the folder holds from now on
     assert not (tmp_path / "fresh").exists()
 
@@ -147,7 +147,7 @@ def test_edited_inputs_are_made_again(tmp_path, capsys, monkeypatch, written):
     write_drawing(tmp_path / "in" / "pan", Drawing(image, [], backdrop=Backdrop({"pan": 0.2})))
     write_drawing(tmp_path / "in" / "posed", Drawing(image, track, backdrop=posed))
     write_drawing(tmp_path / "in" / "track", Drawing(image, track))
-    command = ("generate", "embedded", tmp_path / "in", "--out", tmp_path / "out", *FEW)
+    command = ("generate", "embedded-sprites", tmp_path / "in", "--out", tmp_path / "out", *FEW)
     assert remoco(*command) == 0 and len(made) == 3 and remoco(*command) == 0 and len(made) == 3
     assert "3 of 3 are there already" in capsys.readouterr().out
     assert len({written[f"{name}.mp4"].tobytes() for name in ("pan", "posed", "track")}) == 3
@@ -167,7 +167,7 @@ def test_edited_inputs_are_made_again(tmp_path, capsys, monkeypatch, written):
         ("over", picture.parent, ("--camera", "pan:-0.2")),
         ("other", picture, ("--camera", "pan:-0.2")),
     ):
-        assert remoco("generate", "embedded", given, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
+        assert remoco("generate", "embedded-sprites", given, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
     assert np.array_equal(written["own.mp4"], written["flag.mp4"])
     assert np.array_equal(written["over.mp4"], written["other.mp4"])
     assert not np.array_equal(written["own.mp4"], written["over.mp4"])
@@ -177,7 +177,7 @@ def test_tracks_of_a_tracker(tmp_path):
     Image.new("RGB", (64, 64), (90, 40, 10)).save(tmp_path / "image.png")
     np.save(tmp_path / "tracks.npy", np.linspace((20, 20), (40, 44), 5)[None])
     np.save(tmp_path / "visibility.npy", np.ones((1, 5), bool))
-    assert remoco("generate", "embedded", tmp_path, "--out", tmp_path / "x.mp4", *FEW) == 0
+    assert remoco("generate", "embedded-sprites", tmp_path, "--out", tmp_path / "x.mp4", *FEW) == 0
     assert read_video(tmp_path / "x.mp4")[0].shape == (3, 64, 64, 3)
 
 
@@ -200,7 +200,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         "driven": ["--driving", tmp_path / "video.mp4"],
     }
     for name, flags in ways.items():
-        assert remoco("generate", "embedded", image, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0, name
+        assert remoco("generate", "embedded-sprites", image, *flags, "--out", tmp_path / f"{name}.mp4", *FEW) == 0, name
     assert np.array_equal(written["png.mp4"], written["npy.mp4"])
     assert len({written[f"{name}.mp4"].tobytes() for name in ways}) == 4
     (tmp_path / "short.txt").write_text(pose.format(0, 0))
@@ -231,7 +231,7 @@ def test_cameras_and_driving_videos(bench, tmp_path, written):
         with pytest.raises(UserError) as error:
             parsed = flags.split()
             motion = Motion(**{k[2:]: v for k, v in zip(parsed[::2], parsed[1::2], strict=True)})
-            generate("embedded", str(image), motion, str(tmp_path / "x.mp4"), sampling=SamplingChanges(steps=1))
+            generate("embedded-sprites", str(image), motion, str(tmp_path / "x.mp4"), sampling=SamplingChanges(steps=1))
         assert said in str(error.value) and "\n" not in str(error.value), flags
 
 
@@ -247,8 +247,11 @@ def test_transparent_parts_show_the_background_in_pictures_and_driving_videos(tm
     ):
         flat = np.where(rgba[..., 3:] > 0, rgba[..., :3], np.array(colour, np.uint8))
         Image.fromarray(flat.astype(np.uint8)).save(tmp_path / "flat.png")
-        assert remoco("generate", "embedded", *drawn, *background, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
-        assert remoco("generate", "embedded", tmp_path / "flat.png", *drawn[1:], "--out", tmp_path / "f.mp4", *FEW) == 0
+        assert remoco("generate", "embedded-sprites", *drawn, *background, "--out", tmp_path / f"{name}.mp4", *FEW) == 0
+        assert (
+            remoco("generate", "embedded-sprites", tmp_path / "flat.png", *drawn[1:], "--out", tmp_path / "f.mp4", *FEW)
+            == 0
+        )
         assert np.array_equal(written[f"{name}.mp4"], written["f.mp4"])
     assert not np.array_equal(written["white.mp4"], written["green.mp4"])
     with av.open(str(tmp_path / "layer.mov"), "w") as container:
@@ -263,7 +266,7 @@ def test_transparent_parts_show_the_background_in_pictures_and_driving_videos(tm
     motion = scene_motion(backdrop, lambda: lambda frames: frames, (64, 64), (0, 255, 0))
     shown = first_frames(motion.driving, 3, 8, 64, 64, motion.background)
     assert shown[1, :, 2, 2].tolist() == [0, 255, 0] and shown[1, :, 32, 32].tolist() == [200, 30, 30]
-    for command in (["generate", "embedded", *drawn], ["page"]):
+    for command in (["generate", "embedded-sprites", *drawn], ["page"]):
         assert remoco(*command, "--background", "no colour") == 2
         assert "--background is no colour, expected a colour as `white`" in capsys.readouterr().err
 
@@ -336,7 +339,7 @@ def bad(tmp_path) -> dict[str, tuple[list, str]]:
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     for kind, (arguments, said) in bad(tmp_path).items():
-        checkpoint = tmp_path / "other.ckpt" if kind == "checkpoint" else "embedded"
+        checkpoint = tmp_path / "other.ckpt" if kind == "checkpoint" else "embedded-sprites"
         out = [] if "--out" in arguments else ["--out", tmp_path / "clip.mp4"]
         assert remoco("generate", checkpoint, *arguments, *out) == 2, kind
         line = capsys.readouterr().err.strip().splitlines()[-1]

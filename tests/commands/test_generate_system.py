@@ -79,10 +79,10 @@ def test_what_a_system_does_not_take_is_one_line(more, message, weights, inputs,
 
 
 def test_a_checkpoint_beside_a_system_is_one_line(capsys):
-    assert remoco("generate", "embedded", "image.png", "--system", "dragnuwa") == 2
+    assert remoco("generate", "embedded-sprites", "image.png", "--system", "dragnuwa") == 2
     assert "expected the image alone beside --system" in capsys.readouterr().err
 
 
 def test_without_a_system_an_image_is_missing(capsys):
-    assert remoco("generate", "embedded") == 2
+    assert remoco("generate", "embedded-sprites") == 2
     assert "image: missing, expected a checkpoint and an image" in capsys.readouterr().err

@@ -23,7 +23,7 @@ class Seen(Exception):
 @pytest.fixture(scope="module")
 def pipe():
     """The small pipeline as one that was trained on 128 x 128."""
-    pipe = MotionControlPipeline.from_checkpoint("embedded")
+    pipe = MotionControlPipeline.from_checkpoint("embedded-sprites")
     pipe.sampling |= {"height": 128, "width": 128}
     return pipe
 
@@ -59,7 +59,7 @@ def test_each_door_frames_alike(size, fit, pipe, drawn, tmp_path, monkeypatch):
     bench = BenchmarkDataModule(str(tmp_path), 128, 128, num_workers=0, fit=fit)
     bench.setup("test")
     (pair,) = (batch["pair"] for batch in bench.test_dataloader())
-    command = ["generate", "embedded", tmp_path / KEY, "--fit", fit, "--out", tmp_path / "clip.mp4"]
+    command = ["generate", "embedded-sprites", tmp_path / KEY, "--fit", fit, "--out", tmp_path / "clip.mp4"]
     for name, call in {
         "pipeline": lambda: pipe(inputs.image, inputs.tracks, inputs.brush, fit=fit),
         "command": lambda: remoco(*command, "--num-frames", 4, "--steps", 1),

@@ -40,17 +40,20 @@ LOGGERS = {
     "both": ["--trainer.logger", json.dumps([TENSORBOARD, CSV])],
     "wandb": ["--trainer.logger", "WandbLogger", "--trainer.logger.init_args.offline", "true"],
 }
+MLFLOW = {"mlflow": ["--trainer.logger", "MLFlowLogger"]}  # two runs at once share its database
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in ("wandb", "mlflow") else ()) for k in LOGGERS | MLFLOW]
+)
 def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
     """Two one after the other, one resumed; another run beside them is not touched."""
-    if kind == "wandb":
-        pytest.importorskip("wandb")
+    if kind in ("wandb", "mlflow"):
+        pytest.importorskip(kind)
     other = tmp_path / "runs" / "other"
     (other / "checkpoints").mkdir(parents=True)
     (other / "checkpoints" / "last.ckpt").write_text("another run")
-    fit = ["fit", "--config", base, *LOGGERS[kind]]
+    fit = ["fit", "--config", base, *(LOGGERS | MLFLOW)[kind]]
     run = tmp_path / "runs" / "base"
     for expected in ({"base"}, {"base", "base.previous-1"}):
         code, said = lightning(*fit, cwd=tmp_path)
@@ -149,7 +152,17 @@ def test_a_name_says_what_differs_from_the_base(tmp_path):
     assert run_name([*fit, "--trainer.max_steps", "5", "--ckpt_path=last"], "quickstart") == "quickstart"
     sweep = [*fit, "--model.init_args.condition.init_args.region_size", "4", "--optimizer.init_args.lr=1e-4"]
     assert run_name(sweep, "quickstart") == "quickstart-region_size_4-lr_1e-4"
-    assert run_name([*fit, "--config", gaussian], "condition_gaussian") == "condition_gaussian"
+    over = [run_name(["fit", "--config", str(CONFIGS / f"{base}.yaml"), "--config", gaussian], "condition_gaussian")
+            for base in ("quickstart", "remoco_svd")]  # fmt: skip
+    assert over == ["quickstart-condition_gaussian", "remoco_svd-condition_gaussian"]
+    bench = tmp_path / "bench.yaml"
+    bench.write_text("trainer: {max_steps: 1}")
+    validate = ["validate", *fit[1:], "--config", gaussian, "--config", str(bench), "--model.init_args.seed=3"]
+    assert run_name(validate, "condition_gaussian", fit=False) == over[0]  # finds what the fit left
+    saved = tmp_path / "config.yaml"
+    saved.write_text("trainer: {logger: {init_args: {name: a-b}}}")
+    again = ["test", "--config", str(saved), "--config", str(bench), "--model.init_args.sampling.steps=9"]
+    assert run_name(again, "a-b", fit=False) == "a-b"
     assert run_name([*fit, f"--config={overlay}"], "quickstart") == "quickstart-wide"
     assert run_name([*fit, "--data.init_args.root", "/data/x", "--data.init_args.seed", "1"], "q") == "q-data_seed_1"
     assert run_name([*sweep, "--trainer.logger.init_args.name", "mine"], "mine") == "mine"

@@ -26,7 +26,7 @@ class Pipeline:
 
 @pytest.fixture(scope="module")
 def sprites():
-    return Pipeline(SVD("embedded").build())
+    return Pipeline(SVD("embedded-sprites").build())
 
 
 def photograph(height, width):
@@ -83,10 +83,10 @@ def test_generate_says_the_same_line_once(sprites, tmp_path, capsys, monkeypatch
         file = io.BytesIO()
         Image.fromarray(picture).save(file, "PNG")
         (tmp_path / f"{name}.png").write_bytes(file.getvalue())
-    arguments = ["--camera", "pan:0.2", "--steps", "1", "--num-frames", "2", "--svd", "embedded"]
+    arguments = ["--camera", "pan:0.2", "--steps", "1", "--num-frames", "2", "--svd", "embedded-sprites"]
     for name, times in (("photo", 1), ("sprite", 0)):
         path = tmp_path / f"{name}.png"
-        assert main(["generate", "embedded", str(path), *arguments, "--out", f"{name}.mp4"]) == 0
+        assert main(["generate", "embedded-sprites", str(path), *arguments, "--out", f"{name}.mp4"]) == 0
         said = capsys.readouterr().err
         assert said.count("This model has only seen") == times
         assert times == 0 or unseen(sprites, photograph(200, 300)) in said

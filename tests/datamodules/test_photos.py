@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import struct
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 
 from datamodules import PhotosDataModule
 from datamodules.scenes import gather
-from datamodules.scenes.photos import held_out, photo_scene, read_photos
-from datamodules.scenes.scene import render, tracks
+from datamodules.scenes.photos import Photo, held_out, photo_scene, read_photos
+from datamodules.scenes.scene import Motion, Scene, render, tracks
 
 NAMES = [f"picture{number}" for number in range(16)]
 
@@ -121,3 +122,18 @@ def _resource(folder: str, name: str, data: bytes) -> bytes:
     return (
         struct.pack(">4sIIII", b"qres", 2, head, head + len(tree), head + len(tree) + len(body)) + tree + body + names
     )
+
+
+def test_a_thing_that_starts_behind_another_has_no_tracks_and_is_no_error(folder):
+    photos = read_photos(folder, True)
+    scenes = (photo_scene(photos, [0, number], 4, 64, 64) for number in range(400))
+    ground, front = next(scene.layers for scene in scenes if len(scene.layers) == 2)
+    cut = next(
+        scene.layers[1] for scene in (photo_scene(photos, [1, number], 4, 64, 64) for number in range(400))
+        if len(scene.layers) == 2 and isinstance(scene.layers[1].texture, Photo) and scene.layers[1].texture.scale > 1
+    )  # fmt: skip
+    centre, still = np.full((4, 2), 32.0), np.zeros(4)
+    hidden = replace(cut, motion=Motion(centre, still, np.full(4, 0.2)))
+    cover = replace(front, motion=Motion(centre, still, np.full(4, 2.0)))
+    flow, visibility = tracks(Scene((ground, hidden, cover), 4, 64, 64))
+    assert np.isfinite(flow).all() and visibility[0].all()

@@ -128,15 +128,15 @@ def test_a_controller_is_trained_on_it(fit, exported, capsys):
 def test_the_base_in_the_package_is_a_trained_one(tmp_path):
     """Small enough to ship, the same by name and by folder; it denoises held-out sprites (untrained: 1)."""
     assert sum(path.stat().st_size for path in embedded.BASE.rglob("*") if path.is_file()) < 8e6
-    by_name, by_folder = (SVD(base).build().identity for base in ("embedded", embedded.BASE))
-    assert by_name["hash"] == by_folder["hash"] and by_name["init_args"]["path"] == "embedded"
+    by_name, by_folder = (SVD(base).build().identity for base in ("embedded-sprites", embedded.BASE))
+    assert by_name["hash"] == by_folder["hash"] and by_name["init_args"]["path"] == "embedded-sprites"
     data = SpritesDataModule(
         root=str(tmp_path), scene="plain", clips=1, val_clips=8, frames=8, height=64, width=64, num_workers=0,
         val_batch_size=8,
     )  # fmt: skip
     data.prepare_data()
     data.setup()
-    module = motion_control(RegionWise(region_size=8), path="embedded", mean=0.7, std=1.2)
+    module = motion_control(RegionWise(region_size=8), path="embedded-sprites", mean=0.7, std=1.2)
     module.configure_model()
     with torch.no_grad():
         loss = float(module.training_step(next(iter(data.val_dataloader())), 0))
@@ -149,7 +149,7 @@ def test_mistakes_are_one_line(trained, fit, exported, tmp_path, capsys):
         MotionControlPipeline.from_checkpoint(last)
     assert remoco("export-base", last, exported) == 2
     assert "exists already" in capsys.readouterr().err
-    assert remoco("export-base", "embedded", tmp_path / "a") == 2
+    assert remoco("export-base", "embedded-sprites", tmp_path / "a") == 2
     assert "holds a controller" in capsys.readouterr().err and not (tmp_path / "a").exists()
     with pytest.raises(SystemExit):
         fit(

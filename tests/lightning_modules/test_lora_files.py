@@ -182,9 +182,7 @@ def test_a_file_of_the_hub_in_the_cache(pipe, files, tmp_path, monkeypatch):
     for name in ("diffusers", "peft"):
         pipe.load_lora_weights(files[name][0])
         expected = output(pipe.unet)
-        pipe.load_lora_weights(
-            f"owner/{name}", weight_name=None if name == "diffusers" else "adapter_model.safetensors"
-        )
+        pipe.load_lora_weights(f"owner/{name}")
         assert torch.equal(output(pipe.unet), expected)
     with pytest.raises(UserError, match="owner/none: .*not reached") as caught:
         pipe.load_lora_weights("owner/none")

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from lightning_modules.pipeline import MotionControlPipeline
 from tests.support import strangers
 from tests.support.forks import Forks
 
@@ -100,6 +102,33 @@ def test_local_folders_ask_nobody(outcome, tmp_path):
     clip.save_pretrained(tmp_path / "clip")
     CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32).save_pretrained(tmp_path / "clip")
     assert outcome("clip", tmp_path / "clip")[1:] == (0, [])
+
+
+def test_a_saved_folder_asks_nobody_for_what_its_files_name(outcome, tmp_path):
+    folder = tmp_path / "saved"
+    MotionControlPipeline.from_pretrained("embedded-sprites").save_pretrained(folder)
+    index = folder / "model_index.json"
+    index.write_text(
+        json.dumps(json.loads(index.read_text()) | {"unet": ["owner/name", "X"], "_name_or_path": "owner/name"})
+    )
+    assert outcome("folder", folder)[1:] == (0, [])
+    record = json.loads((folder / "motion_control.json").read_text())
+    record["base"]["init_args"]["path"] = "owner/name"
+    (folder / "motion_control.json").write_text(json.dumps(record))
+    said, code, asked = outcome("folder", folder)
+    assert code == 2 and asked == [] and "owner/name" in said and "\n" not in said, said
+
+
+def test_settings_beside_lora_ask_nobody(outcome, tmp_path):
+    """peft fetches the model that an adapter's config names."""
+    layer = "base_model.model.down_blocks.0.resnets.0.spatial_res_block.conv1"
+    factors = {f"{layer}.lora_A.weight": torch.ones(2, 32, 3, 3), f"{layer}.lora_B.weight": torch.ones(32, 2, 1, 1)}
+    save_file(factors, tmp_path / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "lora_alpha": 2, "base_model_name_or_path": "owner/name", "revision": "main"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert outcome("lora", tmp_path)[1:] == (0, [])
+    said, code, asked = outcome("lora", "owner/name")  # which the user names
+    assert code == 2 and any("owner/name" in path for path in asked) and "\n" not in said, said
 
 
 @pytest.mark.parametrize("door, part", [("base", "image_encoder"), ("base", "unet"), ("clip", "image_encoder")])

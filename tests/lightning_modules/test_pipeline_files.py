@@ -80,7 +80,7 @@ def test_variants_of_the_weights(pipe, tmp_path, variant, kind):
 
 
 def test_components_of_patches_keep_their_precision(tmp_path):
-    pipe = MotionControlPipeline.from_pretrained("embedded")
+    pipe = MotionControlPipeline.from_pretrained("embedded-sprites")
     pipe.save_pretrained(tmp_path, variant="fp16")
     kinds = {(name.startswith("base.pca."), tensor.dtype) for name, tensor in
              load_file(tmp_path / "motion_control.fp16.safetensors").items()}  # fmt: skip

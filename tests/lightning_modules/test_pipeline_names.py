@@ -79,8 +79,8 @@ def test_components(latents, has):
 
 def test_components_of_a_base_of_ones_own():
     own = MotionControlModule(Toy(), RegionWise(), Control(lora=None))
-    own.configure_model(torch.float32)
     pipe = MotionControlPipeline(own)
+    own.configure_model(torch.float32)  # also when it is built after
     assert list(pipe.components) == ["network", "motion_encoder", "injections", "scheduler"]
     assert pipe.network is pipe.module.base.network and "Toy(init_seed=0)" in repr(pipe)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conditions import DenseFlow, RegionWise
+from conditions.camera import camera_tracks, dense_control, preset_camera
 from lightning_modules import MotionControlModule
 from lightning_modules.bases.grid import Grid
 from lightning_modules.conditioning import KNOWN
@@ -54,7 +55,7 @@ def straight(x: float, y: float) -> np.ndarray:
 
 def test_a_box_moved_by_whole_pixels_is_the_picture_shifted_to_the_bit():
     picture, mask = noise(), box(10, 6, 16)
-    clip, unknown = moved_pixels(picture, drawn((mask, (16, 12), straight(5, 3))))
+    clip, unknown, _ = moved_pixels(picture, drawn((mask, (16, 12), straight(5, 3))))
     around = box(10 - RIM, 6 - RIM, 16 + 2 * RIM)
     for t in range(FRAMES):
         moved = box(10 + 3 * t, 6 + 5 * t, 16)
@@ -68,13 +69,13 @@ def test_a_box_moved_by_whole_pixels_is_the_picture_shifted_to_the_bit():
 
 @pytest.mark.parametrize("control", [drawn(), drawn((box(4, 4, 20), (9, 9), straight(0, 0)))])
 def test_where_nothing_moves_each_frame_is_the_first(control):
-    clip, unknown = moved_pixels(noise(), control)
+    clip, unknown, _ = moved_pixels(noise(), control)
     assert torch.equal(clip, noise().expand(FRAMES, -1, -1, -1)) and not unknown.any()
 
 
 def test_a_brushed_part_without_a_track_stays():
     control = drawn((box(2, 2, 10), (4, 4), straight(2, 1)), (box(30, 30, 12), (32, 32), straight(0, 0)))
-    clip, unknown = moved_pixels(noise(), control)
+    clip, unknown, _ = moved_pixels(noise(), control)
     assert torch.equal(clip[:, :, 28:, 28:], noise().expand(FRAMES, -1, -1, -1)[:, :, 28:, 28:])
     assert not unknown[:, 28:, 28:].any()
 
@@ -105,7 +106,7 @@ def test_a_turn_and_growth_seen_in_one_region_carries_the_whole_thing():
     region = box(14, 14, 6)
     control[:, 0][:, region] = torch.from_numpy(flow.real)[:, region].float()
     control[:, 1][:, region] = torch.from_numpy(flow.imag)[:, region].float()
-    clip, unknown = moved_pixels(ramp(), control)
+    clip, unknown, _ = moved_pixels(ramp(), control)
     source = (points - centre) / (1 + turn[-1]) + centre
     rows, columns = (part.round().astype(int) % SIDE for part in (source.imag, source.real))
     inside = mask[rows, columns]
@@ -121,7 +122,7 @@ def test_a_camera_pan_carries_the_border_on_as_unknown():
     seen = torch.ones(1, FRAMES, SIDE, SIDE, dtype=torch.bool)
     control = RegionWise(8, 0.9)(flow, seen, torch.tensor([3]))[0]
     picture = noise()
-    clip, unknown = moved_pixels(picture, control)
+    clip, unknown, _ = moved_pixels(picture, control)
     for t in range(FRAMES):
         kept = SIDE - 4 * t
         assert torch.equal(clip[t, :, :, :kept], picture[:, :, 4 * t :])
@@ -137,7 +138,7 @@ def test_a_thing_before_a_moving_camera_has_its_own_motion():
     flow[0, :, 0][:, thing], flow[0, :, 1][:, thing] = -2.0 * time[:, 0], 2.0 * time[:, 0]
     control = RegionWise(4, 0.0).with_mask_ratio(0.0)(flow, torch.ones(1, FRAMES, SIDE, SIDE).bool(), torch.tensor([0]))
     picture = noise()
-    clip, _ = moved_pixels(picture, control[0])
+    clip, *_ = moved_pixels(picture, control[0])
     moved = box(16 + 6, 16 - 6, 14)
     assert torch.equal(clip[3][:, moved], picture[:, thing.nonzero()[:, 0].unique()][:, :, 16:30].reshape(3, -1))
     assert torch.equal(clip[3, :, :10, 9:], picture[:, :10, :-9])
@@ -147,7 +148,7 @@ def test_of_two_things_the_smaller_is_in_front_and_both_cover_what_stays():
     large, small = box(4, 4, 20), box(30, 8, 8)
     control = drawn((large, (10, 10), straight(2, 2)), (small, (32, 10), straight(1, -6)))
     picture = noise()
-    clip, _ = moved_pixels(picture, control)
+    clip, *_ = moved_pixels(picture, control)
     front, behind = box(12, 11, 8), box(10, 10, 20)
     assert torch.equal(clip[3][:, front], picture[:, small])
     covered = torch.zeros(3, SIDE, SIDE).double()
@@ -171,7 +172,7 @@ def test_tracks_that_share_no_motion_are_splatted_each_on_its_own_way():
     layer = next(layer for layer in layers if layer.motion is None)
     picture = noise()
     only = flow * torch.from_numpy(layer.pixels)
-    clip, _ = moved_pixels(picture, flow)
+    clip, *_ = moved_pixels(picture, flow)
     hits = np.zeros((SIDE, SIDE), int)
     ends = []
     for y, x in zip(*np.nonzero(mask.numpy())):
@@ -202,7 +203,7 @@ def test_each_frame_of_svd_is_conditioned_on_its_own_pixels(latents):
     control[:, :, 2, 8:32, 8:32] = 1
     control[:, 1:, 0, 16:20, 16:20] = 8.0
     steered = net.injections[1].steer(control, cond, net.base)
-    clip, _ = moved_pixels(frame[0], control[0])
+    clip, *_ = moved_pixels(frame[0], control[0])
     expected = net.base.encode(clip[None]).mean
     assert torch.equal(steered.parts["image_latent"], expected) and expected.shape[:2] == (1, FRAMES)
     known = steered.parts[KNOWN]
@@ -258,3 +259,17 @@ def test_latents_of_several_frames_are_known_where_all_their_frames_are():
     unknown[0, 3, 2, 9] = 1
     cells = unknown_cells(unknown, SimpleNamespace(grid=Grid(space=8, step=16, time=4)))
     assert cells.shape == (1, 3, 1, 2, 2) and cells.sum() == 1 and cells[0, 1, 0, 0, 1] == 1
+
+
+@pytest.mark.parametrize("camera", [{"pan": 0.2}, {"tilt": -0.15, "roll": 8.0}, {"pan": 0.1, "zoom": 1.3}])
+def test_a_turning_camera_is_one_motion_of_the_whole_picture(camera):
+    height, width = 160, 224
+    flow, visible = camera_tracks(preset_camera(FRAMES, height, width, **camera), height, width, None)
+    control = dense_control(RegionWise(8, 0.0), flow, visible, 0, np.ones((height, width))).double().numpy()
+    (layer,) = layers_of(control[:, 0] + 1j * control[:, 1], control[:, 2].any(0))
+    y, x = np.mgrid[:height, :width]
+    points, true = (x + 1j * y).ravel(), np.asarray(flow, float).reshape(FRAMES, 2, -1)
+    assert layer.pixels.all() and np.abs(layer.motion.displacement(points) - true[:, 0] - 1j * true[:, 1]).max() < 0.05
+    for t in range(FRAMES):
+        ends = points + true[t, 0] + 1j * true[t, 1]
+        assert np.abs(layer.motion.source(t, ends) - points).max() < 0.05

@@ -31,6 +31,13 @@ def until(page, expression, arg=None, seconds=120):
         page.wait_for_timeout(30)
 
 
+def open_files(page, *paths, button="[data-do=open]"):
+    """Chooses files as a person does; the page has no input for them."""
+    with page.expect_file_chooser() as chooser:
+        page.click(f"{button} >> nth=0")
+    chooser.value.set_files(list(paths))
+
+
 def example(page, index=0):
     page.click(f".rm-example >> nth={index}")
     until(page, "remoco.drawing()?.meta.traj_key_points.length === 1")

@@ -10,7 +10,7 @@ from tests.support.page import served
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with served(tmp_path_factory) as found:
+    with served(tmp_path_factory, "embedded-sprites") as found:
         yield found
 
 
@@ -34,7 +34,7 @@ def opened(server, chromium):
         options = {"viewport": {"width": 1280, "height": 900}} | options
         contexts.append(chromium.new_context(**options, accept_downloads=True))
         page = contexts[-1].new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(60_000)
         contexts[-1].on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda said: wrong.append(said.text) if said.type == "error" else None)

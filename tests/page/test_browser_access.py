@@ -7,7 +7,7 @@ from tests.page.browser import IN_A_BROWSER, camera, drag, example, generate, me
 pytestmark = IN_A_BROWSER
 
 NAMELESS = """[...document.querySelectorAll('button, input, select, summary, a[href], video, canvas, [role]')]
-    .filter((e) => e.role !== 'status')
+    .filter((e) => e.role !== 'status' && !e.closest('[aria-hidden=true]'))
     .filter((e) => e.checkVisibility() && !e.ariaLabel && !e.textContent.trim() && !e.labels?.length)
     .map((e) => e.outerHTML)"""
 # WCAG's contrast of each text that is shown on the nearest opaque background; disabled controls are not held to it
@@ -49,12 +49,130 @@ def test_all_has_a_name_and_a_contrast_that_can_be_read(opened, scheme):
     for kind in ("presets", "poses", "driving"):
         camera(page, kind)
         check(30)
+    camera(page, "still")
     generate(page)
     check(35)
     page.click("[data-tab=draw]")
     page.click("[data-do=clear]")
     generate(page, "error")
     check(30)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_buttons_are_readable_while_the_pointer_is_over_them(opened, scheme):
+    """Pressed ones too: white text on a light ground is what a rule for `:hover` alone makes of them."""
+    page = opened(color_scheme=scheme)
+    example(page)
+    page.click("[data-tool=brush]")
+    page.check(".rm-own")
+    set_number(page, "steps", 2)
+    generate(page)
+    seen = 0
+    for tab in ("draw", "camera"):
+        page.click(f"[data-tab={tab}]")
+        for button in page.locator("button:visible:enabled, a.rm-button:visible").all():
+            button.hover()
+            page.wait_for_timeout(30)
+            _, faint = page.evaluate(FAINT)
+            assert not faint, button.evaluate("e => e.outerHTML")
+            seen += button.get_attribute("aria-pressed") == "true"
+    assert seen >= 4  # the tool, the kind of camera, the result twice
+
+
+@pytest.mark.parametrize("width", [390, 1024, 1440])
+def test_what_is_touched_is_44_pixels(opened, width):
+    page = opened(viewport={"width": width, "height": 844})
+    small = """[...document.querySelectorAll('button, a[href], select, input, summary, [role=tab]')]
+        .filter((e) => e.checkVisibility({visibilityProperty: true}))
+        .map((e) => [e.type === 'checkbox' ? e.closest('label') : e, e])
+        .filter(([e]) => Math.min(e.offsetWidth, e.offsetHeight) < 44).map(([_, e]) => e.outerHTML)"""
+    assert page.evaluate(small) == []
+    example(page)
+    page.click("[data-tool=brush]")
+    page.check(".rm-own")
+    set_number(page, "steps", 2)
+    set_number(page, "seed", 5)
+    generate(page)
+    assert page.evaluate(small) == []
+    for kind in ("presets", "poses", "driving"):
+        camera(page, kind)
+        assert page.evaluate(small) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened, scheme):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    page = opened(color_scheme=scheme)
+
+    def check():
+        found = axe.run(page).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert not serious, [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in serious]
+
+    check()
+    example(page)
+    page.click("[data-tool=brush]")
+    page.check(".rm-own")
+    check()
+    set_number(page, "steps", 2)
+    for seed in (1, 2):
+        set_number(page, "seed", seed)
+        generate(page)
+        page.wait_for_selector("#rm-generate:enabled")
+    page.click("[data-result=compare]")
+    page.mouse.move(0, 0)
+    check()
+    for kind in ("presets", "poses", "driving"):
+        camera(page, kind)
+        check()
+    generate(page, "error")
+    page.click("[data-tab=draw]")
+    page.click("[data-tool=track]")
+    drag(page, [(10, 50), (40, 50)])
+    page.click(".rm-example >> nth=1")
+    page.wait_for_selector("dialog.rm-ask[open]")
+    check()
+
+
+def test_points_are_placed_and_moved_by_the_keyboard_and_announced(opened):
+    page = opened()
+    example(page)
+    page.click("[data-do=clear]")
+    page.focus(".rm-canvas")
+    spoken = page.locator("#rm-spoken")
+    assert spoken.get_attribute("aria-live") == "polite"
+
+    def press(*keys):
+        for key in keys:
+            page.keyboard.press(key)
+        page.wait_for_timeout(50)
+        return spoken.inner_text()
+
+    assert press("ArrowRight") == "32, 32 of 64 by 64"
+    assert press("ArrowLeft", "ArrowLeft", "ArrowUp") == "28, 30 of 64 by 64"
+    assert press("Enter") == "Track 1 starts at 28, 30"
+    press("ArrowRight", "ArrowRight", "Shift+ArrowRight")
+    assert press("Enter") == "Track 1, point 2 at 33, 30"
+    assert press("Escape") == "Track 1 has ended"
+    press("ArrowDown", "ArrowDown", "Enter", "Escape")
+    assert [track.tolist() for track in tracks(page)] == [[[28, 30], [33, 30]], [[33, 34]]]
+    assert press("n") == "Moving point 1 of 2 of track 1, at 28, 30"
+    assert press("n") == "Moving point 2 of 2 of track 1, at 33, 30"
+    press("ArrowDown", "Shift+ArrowDown")
+    assert press("Enter") == "The point stays at 33, 33"
+    assert tracks(page)[0].tolist() == [[28, 30], [33, 33]]
+    press("Control+z")
+    assert tracks(page)[0].tolist() == [[28, 30], [33, 30]]  # the move is one step
+    assert press("p") == "Moving point 1 of 1 of track 2, at 33, 34"
+    press("Escape", "Backspace")
+    assert len(tracks(page)) == 1
+    press("b", "ArrowUp")
+    assert "Painted around" in press("Enter") and len(page.evaluate("remoco.drawing().runs")) > 2
+    page.select_option(".rm-preset", "steady")
+    page.focus(".rm-plot")
+    assert press("ArrowUp") == "Point 2 of 2 at 100 percent of the clip"
+    assert press("ArrowLeft") == "Point 2 of 2 at 95 percent of the clip"
+    assert abs(meta(page)["times"][0][1] - 0.95) < 1e-6
 
 
 def test_it_is_used_by_the_keyboard_alone(opened):

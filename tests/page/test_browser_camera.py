@@ -6,7 +6,19 @@ import numpy as np
 
 from callbacks.strips import write_mp4
 from datamodules.drawings import read_drawing
-from tests.page.browser import IN_A_BROWSER, PIXELS, amount, camera, drag, example, generate, meta, tracks, until
+from tests.page.browser import (
+    IN_A_BROWSER,
+    PIXELS,
+    amount,
+    camera,
+    drag,
+    example,
+    generate,
+    meta,
+    open_files,
+    tracks,
+    until,
+)
 
 pytestmark = IN_A_BROWSER
 
@@ -60,10 +72,10 @@ def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
     with zipfile.ZipFile(tmp_path / "inputs.zip") as archive:
         archive.extractall(tmp_path / "sample")
     assert read_drawing(tmp_path / "sample").backdrop.presets == moves
-    page.reload()
-    page.wait_for_selector(".rm-example")
-    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
-    until(page, "remoco.drawing() !== null")
+    example(page, 1)
+    assert "camera" not in meta(page)
+    open_files(page, tmp_path / "inputs.zip")
+    until(page, "remoco.drawing().meta.camera")
     assert meta(page)["camera"] == moves
     page.click("[data-tab=camera]")
     assert page.locator("[data-preset=pan] input[type=range]").input_value() == "0.3"
@@ -115,8 +127,9 @@ def test_poses_over_a_depth_and_a_driving_video_are_attached(opened, tmp_path):
     kept = page.evaluate("remoco.drawing().files")
     page.click("[data-kind=poses]")
     assert meta(page)["camera"] == {"poses": "poses.txt", "depth": "depth.npy"}  # still there
-    page.set_input_files(".rm-file", tmp_path / "inputs.zip")
+    open_files(page, tmp_path / "inputs.zip")
+    page.click("[data-answer=yes]")
     until(page, "remoco.drawing().meta.driving === 'driving.mp4'")
     assert page.evaluate("remoco.drawing().files") == kept
-    page.set_input_files(".rm-file", tmp_path / "way.txt")  # as if it were dropped on the image
+    open_files(page, tmp_path / "way.txt")  # as if it were dropped on the image
     until(page, "document.querySelector('[data-kind=poses]').ariaPressed === 'true'")

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import zipfile
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from remoco.common.errors import UserError
 from remoco.page import exchange
 from remoco.page.jobs import Studio
 from remoco.page.makers import Checkpoint, preview
+from remoco.unseen import unseen
 from tests.support.page import IMAGE, ROUND, bomb, png, sent, unloaded
 
 
@@ -206,6 +209,18 @@ def test_settings_out_of_range_name_themselves(field, value):
     assert preview(good, maker).frames == 8
     with pytest.raises(UserError, match=field):
         preview(good | {field: value}, maker)
+
+
+def test_a_photograph_comes_first_unless_the_model_never_saw_any():
+    from lightning_modules.bases import SVD
+
+    plain = SimpleNamespace(module=SimpleNamespace(base=SVD("embedded-sprites").build()), trained_size=(64, 64))
+    assert exchange.first_examples(partial(unseen, plain)) == exchange.examples()
+    first, *rest = exchange.first_examples(lambda picture: None)
+    assert first["opens"] and rest == exchange.examples()
+    inputs = exchange.parsed(first["drawing"])
+    x, y = inputs.tracks[0][0].round().astype(int)
+    assert inputs.size == (320, 512) and len(inputs.tracks) == 1 and inputs.brush[y, x]
 
 
 def test_the_examples_are_drawings():

@@ -55,9 +55,10 @@ def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_no
         eta: float = 0.25
         churn: int = 2
 
-    known = named(unloaded(More()))
+    pipeline = unloaded(More())
+    known = named(pipeline)
     for each in fields(More):
-        value = getattr(More(), each.name)
+        value = getattr(pipeline.module.sampling, each.name)
         own = {"guidance": {"first_guidance", "last_guidance"}, "inputs": {"fps", "motion_bucket_id"}}
         for name in own.get(each.name, {each.name}):
             assert name in known, name

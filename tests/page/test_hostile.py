@@ -134,7 +134,7 @@ def test_three_hundred_hostile_requests_hold_nobody_up(monkeypatch):
     """One person's clip is under way and another one asks for hers in the middle; both come."""
     monkeypatch.setattr(guard, "PATIENCE", 1.0)
     monkeypatch.setattr(connections, "IDLE", 0.5)
-    studio = Studio(Checkpoint(MotionControlPipeline.from_checkpoint("embedded")))
+    studio = Studio(Checkpoint(MotionControlPipeline.from_checkpoint("embedded-sprites")))
     requests = [*hostile()]
     requests = (requests * (300 // len(requests) + 1))[:330]
     held, stepped = [], threading.Event()

@@ -26,7 +26,7 @@ SETTINGS = {"frames": 8, "fps": 8, "size": "64 x 64", "seed": 3, "steps": 3, "mo
 
 @pytest.fixture(scope="module")
 def pipeline():
-    return MotionControlPipeline.from_checkpoint("embedded")
+    return MotionControlPipeline.from_checkpoint("embedded-sprites")
 
 
 class Windy(Toy):

@@ -20,7 +20,7 @@ from remoco.page.jobs import Studio
 from remoco.page.makers import Other
 from remoco.page.routes import application
 from remoco.systems import SystemChoice, load_system
-from tests.page.browser import IN_A_BROWSER, example, generate, until
+from tests.page.browser import IN_A_BROWSER, example, generate, open_files, until
 from tests.page.client import Client, run
 from tests.support.page import png, sent, served
 from tests.support.systems.files import write_dragnuwa
@@ -258,7 +258,7 @@ def test_a_zip_with_a_brush_is_opened_with_a_note_and_generated(opened, tmp_path
     file = tmp_path / "inputs.zip"
     file.write_bytes(exchange.zipped(drawing(brush=brush())))
     page = opened()
-    page.set_input_files(".rm-file", file)
+    open_files(page, file)
     until(page, "document.querySelector('.rm-hint').textContent.includes('takes no brush: left out')")
     generate(page)
     assert not page.evaluate("remoco.drawing().runs.filter((each, i) => i % 2 === 0 && each).length")

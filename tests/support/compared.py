@@ -32,7 +32,8 @@ def every_system(folder: Path) -> list[dict[str, Any]]:
     write_stable_diffusion(folder / "sd", (320, 32, 32, 32))
     nuwa = {"system": "dragnuwa", "weights": str(weights), "head_channels": 32, "settings": SMALL}
     return [
-        {"name": "Ours", "system": "remoco", "weights": "embedded", "settings": {"frames": 6, "size": [64, 64]}},
+        {"name": "Ours", "system": "remoco", "weights": "embedded-sprites",
+         "settings": {"frames": 6, "size": [64, 64]}},
         {"name": "DragNUWA 1.5", **nuwa},
         {"name": "DragNUWA 1.5 corrected", **nuwa, "quirks": "corrected"},
         {

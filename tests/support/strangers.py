@@ -91,7 +91,8 @@ def _command(*words):
 DOORS = {
     "checkpoint": lambda path: MotionControlPipeline.from_checkpoint(path) and 0,
     "folder": lambda path: MotionControlPipeline.from_pretrained(path) and 0,
-    "adapter": lambda path: MotionControlPipeline.from_adapter(path, "embedded", RegionWise()) and 0,
+    "lora": lambda path: MotionControlPipeline.from_pretrained("embedded-sprites").load_lora_weights(path) or 0,
+    "adapter": lambda path: MotionControlPipeline.from_adapter(path, "embedded-sprites", RegionWise()) and 0,
     "released": lambda path: load_released(path) and 0,
     "base": lambda path: SVD(path).build() and 0,
     "tracker": lambda path: read_weights(Path(path), "--tracker-path") and 0,

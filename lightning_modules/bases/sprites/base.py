@@ -66,9 +66,13 @@ class Sprites(SVD):
             image_encoder = CLIPVisionModelWithProjection(CLIPVisionConfig(**sizes.image_encoder))
             vae = AutoencoderKLTemporalDecoder(**sizes.vae) if self.latents == "vae" else None
         pca = PatchPCA(channels) if self.latents == "pca" else None
-        self.hold(unet, image_encoder, vae, pca)
+        self.hold(self.started(unet), image_encoder, vae, pca)
         self.freeze(dtype)
         return self
+
+    def started(self, unet: Any) -> Any:
+        """The network as its training starts: as it was drawn."""
+        return unet
 
     def layout(self) -> VideoBase:  # type: ignore[override]
         """The networks on the meta device."""

@@ -44,8 +44,8 @@ class SVD(VideoBase):
     """Stable Video Diffusion, image to video: UNet, VAE and CLIP image encoder.
 
     Args:
-        path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded`, the small base of plain sprites
-            in the package.
+        path: Local folder or hub id `owner/name` in diffusers' layout, or `embedded-sprites`, the small base of plain
+            sprites in the package.
         revision: Revision of the hub id.
         trained: Train the UNet too. It is then in float32.
         vae_precision: Precision of the VAE on a GPU. Products have 10 bits of mantissa in `tf32` and 7 in `bfloat16`.
@@ -86,7 +86,9 @@ class SVD(VideoBase):
     ):
         _check(vae_precision, recompute)
         check_variant(variant)
-        self.path, self.revision, self.variant = None if path is None else str(path), revision, variant
+        # what it was called before there was a model of photographs: in records of then
+        named = embedded.SPRITES if path == embedded.NAME else path
+        self.path, self.revision, self.variant = None if named is None else str(named), revision, variant
         self.trained, self.vae_precision, self.recompute = trained, vae_precision, recompute
 
     def build(self, dtype: torch.dtype = torch.float32) -> SVD:
@@ -95,8 +97,8 @@ class SVD(VideoBase):
         In a local folder `vae/` may also hold the components of patches, as `export` writes them.
         """
         if self.path is None:
-            raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded`")
-        folder = str(embedded.BASE if self.path == embedded.NAME else self.path)
+            raise UserError("base: path is missing, expected a folder or hub id of SVD, or `embedded-sprites`")
+        folder = str(embedded.BASE if self.path == embedded.SPRITES else self.path)
         base = located(folder, COMPONENTS, self.revision, self.variant)  # all of them before the first is read
         self.trained_on = read_trained_on(base)
         parts, hashes = {}, {}
@@ -119,7 +121,7 @@ class SVD(VideoBase):
     def layout(self) -> SVD:
         """Built from the configurations alone. No weights are read, except those of the small base in the package."""
         fresh = type(self)(**self.arguments)
-        if self.path == embedded.NAME:
+        if self.path == embedded.SPRITES:
             return fresh.build()
         path = str(self.path)
         patches = read_json(config_file(path, "vae", self.revision))

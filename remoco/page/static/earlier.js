@@ -20,8 +20,11 @@ function video(data) {
 
 // of all results; pictures and files that several share are counted once
 function held() {
-  const inputs = new Set(results.flatMap(({ state }) => [state.image.url, ...Object.values(state.scene.files).map((file) => file.data)]));
-  return [...inputs].reduce((sum, text) => sum + text.length, 0) + results.reduce((sum, { bytes }) => sum + bytes, 0);
+  const sum = (numbers) => numbers.reduce((whole, each) => whole + each, 0);
+  const images = [...new Set(results.map(({ state }) => state.image))];
+  const files = [...new Set(results.flatMap(({ state }) => Object.values(state.scene.files).map((file) => file.data)))];
+  const pictures = images.map(({ url, width, height }) => url.length + 4 * width * height); // as a file, and decoded
+  return sum(pictures) + sum(files.map((data) => data.length)) + sum(results.map(({ bytes }) => bytes));
 }
 
 export function addResult(found, state, settings) {
@@ -56,7 +59,7 @@ function refresh() {
     $(".rm-about-beside").textContent = other.about;
     together();
   }
-  $(".rm-past").hidden = false;
+  $(".rm-more").hidden = false;
   const compare = $("[data-result=compare]");
   compare.disabled = results.length < 2;
   compare.setAttribute("aria-pressed", String(Boolean(other)));
@@ -108,5 +111,5 @@ const actions = {
     if (await replaced(() => restore(state))) setAll(settings);
   },
 };
-for (const button of root.querySelectorAll("[data-result]")) button.onclick = () => actions[button.dataset.result]();
-for (const each of root.querySelectorAll(".rm-videos video")) each.onclick = () => (each.paused ? each.play() : each.pause());
+for (const button of document.querySelectorAll("[data-result]")) button.onclick = () => actions[button.dataset.result]();
+for (const each of document.querySelectorAll("figure video")) each.onclick = () => (each.paused ? each.play() : each.pause());

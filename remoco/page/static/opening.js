@@ -90,6 +90,8 @@ export async function showExamples() {
   try {
     const found = await (await ask("examples", {})).json();
     $(".rm-examples").replaceChildren(...found.map(exampleButton));
+    const first = found.find((each) => each.opens);
+    if (first && !model.image && !(await kept()) && !model.image) await setDrawing(structuredClone(first.drawing));
   } catch (error) {
     say(error);
   }

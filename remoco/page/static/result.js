@@ -9,6 +9,7 @@ import { allSettings, onSetting } from "./settings.js";
 const ENDS = ["done", "error", "cancelled"];
 const root = $(".rm-result");
 let job = null; // the secret that cancels it
+let sending = null; // what ends it before there is one
 
 function show(found) {
   root.dataset.state = found.state;
@@ -26,19 +27,23 @@ async function generate() {
   const why = missing();
   if (why) return show({ state: "error", message: why });
   $("#rm-generate").disabled = true;
-  show({ state: "waiting", message: "sending" });
+  $("#rm-cancel").disabled = false;
+  show({ state: "sending", message: "sending the drawing" });
+  sending = new AbortController();
+  const { signal } = sending;
   let last = { state: "idle" };
   const [state, settings] = [snapshot(), allSettings()];
   try {
-    for await (const event of events((await ask("generate", { drawing: drawing(), settings })).body)) {
+    for await (const event of events((await ask("generate", { drawing: drawing(), settings }, signal)).body)) {
       if (event.job) job = event.job;
       else show((last = event));
-      $("#rm-cancel").disabled = !job || ENDS.includes(last.state);
+      $("#rm-cancel").disabled = ENDS.includes(last.state);
     }
     if (!ENDS.includes(last.state)) throw new Error("the server has ended the generation");
     if (last.state === "done") addResult(last, state, settings);
   } catch (error) {
-    show({ state: "error", message: String(error.message || error) });
+    if (signal.aborted) show({ state: "cancelled", message: "cancelled" });
+    else show({ state: "error", message: String(error.message || error) });
   } finally {
     job = null;
     $("#rm-generate").disabled = false;
@@ -47,6 +52,9 @@ async function generate() {
 }
 
 $("#rm-generate").onclick = generate;
-$("#rm-cancel").onclick = () => ask("cancel", { job }).catch((error) => show({ state: "error", message: error.message }));
+$("#rm-cancel").onclick = () => {
+  if (!job) return sending.abort();
+  ask("cancel", { job }).catch((error) => show({ state: "error", message: error.message }));
+};
 onChange(forget);
 onSetting(forget);

@@ -6,15 +6,17 @@ export const copyOf = (template) => $(template).content.firstElementChild.cloneN
 
 export const UNANSWERED = "the server does not answer; is `remoco page` still running?";
 
-export async function ask(path, body) {
+export async function ask(path, body, signal = null) {
   let answer;
   try {
     answer = await fetch(`page/${path}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: JSON.stringify(body),
+      signal,
     });
-  } catch {
+  } catch (error) {
+    if (signal?.aborted) throw error;
     throw new Error(UNANSWERED);
   }
   if (answer.ok) return answer;
