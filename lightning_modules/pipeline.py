@@ -341,7 +341,8 @@ class MotionControlPipeline(PipelineParts):
             noise = drawn_noise.to(module.device, exact)
             try:
                 with torch.no_grad(), self._in_use():
-                    cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), augment)
+                    known = {"first_frame": first, "frames": len(controls[0])}
+                    cond = base.condition(known, told(inputs, moved, exact, module.device), augment)
                     cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
                 latents = module.denoised(cond, noise, sampling, on_step)
             finally:
