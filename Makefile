@@ -47,7 +47,7 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal
 
-# a server of S3, Weights & Biases and a browser's driver, for the long tests alone
+# a server of S3, Weights & Biases, MLflow and a browser's driver, for the long tests alone
 $(VENV)/slow: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slow]' -c constraints.txt
 	touch $@

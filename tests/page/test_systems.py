@@ -199,13 +199,13 @@ def test_a_system_that_says_nonsense_of_itself_is_one_line(says, message):
 @pytest.mark.parametrize(
     "checkpoint, other, message",
     [
-        ("embedded-sprites", ("dragnua", None, {}), "no system dragnua; did you mean dragnuwa"),
-        ("embedded-sprites", ("dragnuwa", None, {}), "dragnuwa: weights: missing"),
-        ("embedded-sprites", ("dragnuwa", "nowhere.pth", {}), "nowhere.pth"),
-        ("embedded-sprites", ("dragnuwa", "nowhere.pth", {"step": 3}), "step: unknown option"),
-        ("embedded-sprites", (SLIDE, "a.pth", {}), "weights: expected none"),
-        ("embedded-sprites", ("tests.support.systems.slide.Slid", None, {}), "does not import"),
-        ("embedded-sprites", ("tests.support.systems.slid.Slide", None, {}), "does not import"),
+        ("embedded", ("dragnua", None, {}), "no system dragnua; did you mean dragnuwa"),
+        ("embedded", ("dragnuwa", None, {}), "dragnuwa: weights: missing"),
+        ("embedded", ("dragnuwa", "nowhere.pth", {}), "nowhere.pth"),
+        ("embedded", ("dragnuwa", "nowhere.pth", {"step": 3}), "step: unknown option"),
+        ("embedded", (SLIDE, "a.pth", {}), "weights: expected none"),
+        ("embedded", ("tests.support.systems.slide.Slid", None, {}), "does not import"),
+        ("embedded", ("tests.support.systems.slid.Slide", None, {}), "does not import"),
         ("my.ckpt", (SLIDE, None, {}), "my.ckpt: expected no checkpoint beside --system"),
     ],
 )

@@ -73,7 +73,7 @@ class Module(LightningModule):
         nn.init.eye_(self.trained.weight.data.view(3, 3))
         nn.init.zeros_(self.trained.bias)
         self.sampled: list[str] = []
-        self.sampling = Sampling()
+        self.sampling = Sampling(sigma_max=700.0)
 
     def forward(self, frames):
         return self.trained(frames.float() / 127.5 - 1)
