@@ -36,8 +36,8 @@ class Parser(Hinting):
     group: Any = None  # of the help, that what is added belongs to
     text: str | None = None  # the whole help, of a menu
 
-    def format_help(self) -> str:
-        return super().format_help() if self.text is None else self.text
+    def format_help(self, *args: Any, **options: Any) -> str:
+        return super().format_help(*args, **options) if self.text is None else self.text
 
     def add_argument(self, *names: str, **options: Any) -> Any:
         """As jsonargparse reads it from the signature, with the name and the form that a command line has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from remoco.common.errors import UserError
 
@@ -26,7 +27,7 @@ def convert(source: str, folder: str, base: bool = False, head_channels: int | N
 
     released = load_released(source, head_channels)
     check_control(released, source)
-    files = {ADAPTER: adapter_of(released)}
+    files: dict[str, Any] = {ADAPTER: adapter_of(released)}
     if base:
         files |= base_files(released, Path(folder))
     for name, state in files.items():
