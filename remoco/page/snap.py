@@ -60,7 +60,8 @@ def fitted(image: np.ndarray, brush: np.ndarray, value: int = 0) -> np.ndarray:
     reach = max(3.0, REACH * max(own[_around(own, 0)].shape))
     part = _around(own, math.ceil(2 * reach))
     scale = min(1.0, MOST_SIDE / max(own[part].shape))
-    small = _object(_scaled(image[part], scale), *(_scaled(m[part], scale) for m in (own, others)), reach * scale)
+    seen, brushed, kept = (_scaled(each[part], scale) for each in (image, own, others))
+    small = _object(seen, brushed, kept, reach * scale)
     height, width = own[part].shape
     found = cv2.resize(small.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
     found &= ~others[part]
@@ -97,10 +98,10 @@ def _object(image: np.ndarray, own: np.ndarray, others: np.ndarray, reach: float
     if not (labels == cv2.GC_BGD).any():  # the brush fills the picture, or nearly
         raise UserError("the brush: no edge was found around it; paint a part of the object only, or paint it by hand")
     cv2.setRNGSeed(0)  # of this thread; the same brush gives the same result
-    models = np.zeros((1, 65)), np.zeros((1, 65))
+    back, front = np.zeros((1, 65)), np.zeros((1, 65))  # the two models
     mode, before, start = cv2.GC_INIT_WITH_MASK, None, time.monotonic()
     for _ in range(ROUNDS):
-        cv2.grabCut(image, labels, None, *models, 1, mode)
+        cv2.grabCut(image, labels, (0, 0, 0, 0), back, front, 1, mode)
         if (before is not None and np.array_equal(before, labels)) or time.monotonic() - start > SECONDS:
             break
         mode, before = cv2.GC_EVAL, labels.copy()
