@@ -44,8 +44,8 @@ def named_base(
     named = record.get("init_args", {})
     kind.check_named(named)
     has_variants = "variant" in kind.located_by
-    if variant is not None and not has_variants and path is None:
-        raise UserError(f"variant is {variant}, expected none: {kind.__name__} is not read from files")
+    if variant is not None and not has_variants and (path is None or "path" in kind.located_by):
+        raise UserError(f"variant is {variant}, expected none: {kind.__name__} is not read in variants")
     if has_variants and (path is not None or variant is not None):
         arguments["variant"] = named.get("variant") if variant is None else variant
     if path is not None:

@@ -15,6 +15,7 @@ from diffusers import (
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
+from lightning_modules.bases.wan.random import RandomWan
 from lightning_modules.config import Control, Sampling
 from lightning_modules.layers import cast
 from lightning_modules.pipeline import MotionControlPipeline
@@ -83,6 +84,24 @@ def test_components_of_a_base_of_ones_own():
     own.configure_model(torch.float32)  # also when it is built after
     assert list(pipe.components) == ["network", "motion_encoder", "injections", "scheduler"]
     assert pipe.network is pipe.module.base.network and "Toy(init_seed=0)" in repr(pipe)
+
+
+def test_a_base_with_a_transformer():
+    module = MotionControlModule(RandomWan("tiny_ti2v"), RegionWise(), Control(injection=[], rank=2))
+    module.configure_model(torch.float32)
+    pipe = MotionControlPipeline(module)
+    pipe.set_progress_bar_config(disable=True)
+    assert pipe.transformer is module.base.transformer and pipe.vae is module.base.vae and not hasattr(pipe, "unet")
+    assert isinstance(pipe.scheduler, FlowMatchEulerDiscreteScheduler)
+    layer = "transformer.blocks.0.attn1.to_q"
+    before = module.base.get_submodule(layer).base_layer.weight.clone()
+    width = len(before)
+    factors = {f"{layer}.lora_A.weight": torch.ones(1, width), f"{layer}.lora_B.weight": torch.ones(width, 1)}
+    pipe.load_lora_weights(factors)
+    assert torch.equal(module.base.get_submodule(layer).base_layer.weight, before + 1)
+    pipe.unload_lora_weights()
+    assert pipe.to(torch.bfloat16).dtype == torch.bfloat16
+    assert torch.equal(module.base.get_submodule(layer).base_layer.weight, before.bfloat16())
 
 
 @pytest.mark.parametrize("name", ["unet", "transformer", "vae", "image_encoder", "scheduler"])
