@@ -32,7 +32,7 @@ $(VENV)/docs: $(READY)
 # a link that leads nowhere, or a page that the menu lacks, is an error; the variable keeps an advertisement out of the output
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "The site is in site/: open site/index.html, or serve it with python3 -m http.server -d site."
+	@echo "The site is in site/: open site/index.html, or, for the search too, serve it with python3 -m http.server -d site."
 
 # goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)
@@ -47,7 +47,7 @@ demo: $(READY)
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n logical --dist worksteal
 
-# a server of S3, Weights & Biases and a browser's driver, for the long tests alone
+# a server of S3, Weights & Biases, MLflow and a browser's driver, for the long tests alone
 $(VENV)/slow: $(READY)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[slow]' -c constraints.txt
 	touch $@

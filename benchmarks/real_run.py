@@ -131,7 +131,7 @@ def check(work: Path, precision: str, steps: int, batch: int) -> tuple[list[floa
     found = saved["global_step"], saved["WebVidDataModule"]["position"]
     if found != (steps, steps * batch):
         sys.exit(f"{precision}: last.ckpt is at step and position {found}, expected {(steps, steps * batch)}")
-    return losses, max(logged(folder, "throughput/clips_per_s").values())
+    return losses, max(logged(folder, "usage/clips_per_s").values())
 
 
 def main() -> None:
@@ -162,7 +162,7 @@ def main() -> None:
             more = ("--ckpt_path", "last") if part else ()
             done = need(fit(work, shards, precision, steps, args, *more), f"{precision} to step {steps}")
             losses, speed = check(work, precision, steps, args.batch)
-            held = max(logged(work / "runs" / precision, "memory/peak_gib").values())
+            held = max(logged(work / "runs" / precision, "usage/peak_gib").values())
             rows.append([precision, steps, f"{losses[0]:.3f}", f"{losses[-1]:.3f}", f"{speed:.2f}", f"{held:.1f}",
                          f"{done.peak:.1f}", f"{done.seconds:.0f}"])  # fmt: skip
             print(f"{precision}: {steps} steps", flush=True)

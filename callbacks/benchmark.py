@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from callbacks.generated import sampling
 from callbacks.made_by import RECORD, clip_seed, made_by, refuse_to_mix
 from callbacks.run_folder import rank_zero_print, run_folder
-from datamodules.bench import LEVELS, scoring
+from datamodules.bench import LEVELS, data_of, scoring
 from datamodules.bench.datamodule import BenchmarkDataModule
 from lightning_modules.bases.said import check_inputs, rate
 from lightning_modules.config import Sampling
@@ -155,4 +155,5 @@ class Benchmark(Callback):
             rank_zero_print(f"test/{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
         if trainer.is_global_zero:
             write_json(self.folder / "scores.json", results)
-        rank_zero_print(f"\n{tables({run_folder(trainer).name: results})}\n\nVideos and scores: {self.folder}")
+        text = tables({run_folder(trainer).name: results}, data_of(data.root))
+        rank_zero_print(f"\n{text}\n\nVideos and scores: {self.folder}")

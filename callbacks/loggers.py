@@ -2,6 +2,7 @@
 
 import csv
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,18 @@ from torch.utils.tensorboard.summary import hparams
 
 from remoco.common.json_files import read_json
 
+LONGEST_TAG = 5000  # characters of a tag's value in MLflow
 OF_TRAINER = ("max_steps", "precision", "accumulate_grad_batches", "gradient_clip_val")
 
 
 def is_wandb(logger: Logger) -> bool:
     """Whether this is Weights & Biases' logger, without importing it."""
     return type(logger).__name__ == "WandbLogger"
+
+
+def is_mlflow(logger: Logger) -> bool:
+    """Whether this is MLflow's logger, without importing it."""
+    return type(logger).__name__ == "MLFlowLogger"
 
 
 def same_folder(trainer: Trainer) -> None:
@@ -41,18 +48,24 @@ def settle(trainer: Trainer, folder: Path, marker: str) -> None:
 
 
 def same_run(trainer: Trainer, folder: Path, marker: str) -> None:
-    """Weights & Biases resumes the run of the folder whose checkpoint is used, in a test as in a fit.
+    """Weights & Biases and MLflow resume the run of the folder whose checkpoint is used, in a test as in a fit.
 
     Args:
         trainer: `ckpt_path` set.
         folder: folder of the run.
         marker: name of the file in it that knows the loggers' identities.
     """
+    if not trainer.ckpt_path or not Path(trainer.ckpt_path).is_relative_to(folder):
+        return
     for logger in trainer.loggers:
-        if is_wandb(logger) and trainer.ckpt_path and Path(trainer.ckpt_path).is_relative_to(folder):
-            identity = _identities(folder / marker).get("WandbLogger")
-            if isinstance(identity, str) and not logger.version:
-                logger._id = logger._wandb_init["id"] = identity
+        identity = _identities(folder / marker).get(type(logger).__name__)
+        if not isinstance(identity, str):
+            continue
+        if is_wandb(logger) and not logger.version:
+            logger._id = logger._wandb_init["id"] = identity
+        if is_mlflow(logger) and logger._run_id is None:  # its `version` would begin a run
+            with suppress(Exception):  # another server or database, where the run begins anew; of many types
+                logger._run_id = logger._mlflow_client.get_run(identity).info.run_id
 
 
 def _identities(path: Path) -> dict[str, Any]:
@@ -90,8 +103,19 @@ def log_hyperparameters(trainer: Trainer, config: dict[str, Any]) -> None:
             for part in hparams(plain, dict.fromkeys(shown, 0.0)):
                 logger.experiment._get_file_writer().add_summary(part)
             logger.experiment.flush()
+        elif is_mlflow(logger):
+            _log_parameters(logger, flat)
         else:
             logger.log_hyperparams(flat)
+
+
+def _log_parameters(logger: Any, flat: dict[str, Any]) -> None:
+    """A parameter of MLflow never changes, so what a resumed run has otherwise is a tag of its name."""
+    there = logger.experiment.get_run(logger.run_id).data.params
+    logger.log_hyperparams({name: value for name, value in flat.items() if name not in there})
+    for name, value in flat.items():
+        if there.get(name, str(value)[:250]) != str(value)[:250]:  # Lightning cuts them there
+            logger.experiment.set_tag(logger.run_id, name, str(value)[:250])
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -107,18 +131,28 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def log_video(logger: Any, tag: str, path: Path, step: int) -> None:
-    """An mp4 to Weights & Biases; other loggers have the file in the run folder, TensorBoard a GIF."""
+def log_samples(logger: Logger, folder: Path, step: int) -> None:
+    """The strips of a step, `clip-NN.mp4`, and `sheet.png`, to Weights & Biases as media, to MLflow as artifacts.
+
+    Other loggers have the files in the run folder, TensorBoard GIFs of narrower strips too.
+    """
     if is_wandb(logger):
         import wandb
 
-        logger.experiment.log({tag: wandb.Video(str(path), format="mp4"), "trainer/global_step": step})
+        strips = {f"samples/{p.stem}": wandb.Video(str(p), format="mp4") for p in sorted(folder.glob("clip-*.mp4"))}
+        strips["samples/sheet"] = wandb.Image(str(folder / "sheet.png"))
+        logger.experiment.log({**strips, "trainer/global_step": step})
+    elif is_mlflow(logger):
+        for path in (*sorted(folder.glob("clip-*.mp4")), folder / "sheet.png"):
+            logger.experiment.log_artifact(logger.version, str(path), f"samples/{folder.name}")
 
 
 def log_protocol(trainer: Trainer, name: str, protocol: str) -> None:
-    """How a number was computed: text in TensorBoard, in W&B's summary; `metrics.json` has it for all loggers."""
+    """How a number was computed: text in TensorBoard, in W&B's summary, a tag in MLflow; `metrics.json` has it too."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(f"{name}_protocol", protocol, trainer.global_step)
         elif is_wandb(logger):
             logger.experiment.summary[f"{name}_protocol"] = protocol
+        elif is_mlflow(logger):
+            logger.experiment.set_tag(logger.version, f"{name}_protocol", protocol[:LONGEST_TAG])

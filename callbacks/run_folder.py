@@ -16,7 +16,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from tqdm import tqdm
 
-from callbacks.loggers import log_hyperparameters
+from callbacks.loggers import is_mlflow, log_hyperparameters
 from remoco.common.errors import UserError
 from remoco.common.whole_files import write_atomic
 
@@ -29,12 +29,15 @@ def run_folder(trainer: Trainer) -> Path:
     """Where the run keeps its files: its loggers' folder, else `save_dir/NAME` of a logger, else `default_root_dir`.
 
     Like `trainer.log_dir`, but without its broadcast, so that one rank may ask alone, and never a folder that runs
-    share, as Weights & Biases' `save_dir` is.
+    share, as Weights & Biases' `save_dir` is. With MLflow, whose runs are in a database or on a server, it is
+    `runs/NAME` below `default_root_dir`.
     """
     for logger in trainer.loggers:
         if folder := getattr(logger, "log_dir", None):
             return Path(folder)
     for logger in trainer.loggers:
+        if is_mlflow(logger):
+            return Path(trainer.default_root_dir, "runs", logger._run_name or logger._experiment_name)  # type: ignore[attr-defined]
         if logger.save_dir is not None:
             name = getattr(logger, "_name", None) or logger.name  # W&B calls its project `name`
             return Path(logger.save_dir) / str(name or "run")

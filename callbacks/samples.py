@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard.summary import Summary
 
 from callbacks.generated import Generated, Reader, sampling
-from callbacks.loggers import log_video
+from callbacks.loggers import log_samples
 from callbacks.run_folder import rank_zero_print, run_folder
 from callbacks.strips import gif, panel_factor, sheet, strip, to_pictures, write_mp4, write_png
 from conditions import control_picture
@@ -31,7 +31,7 @@ class Samples(Reader):
 
     At every validation that `Evaluation` runs, and every `every_n_steps` optimizer steps between them, for the first
     clips of the validation set with the same noise each time. Written to `<run folder>/samples/step-000123/`
-    (`clip-00.mp4`, ..., `sheet.png`) and to TensorBoard (a GIF per clip and the sheet).
+    (`clip-00.mp4`, ..., `sheet.png`) and to TensorBoard (a GIF per clip and the sheet), Weights & Biases and MLflow.
 
     Args:
         clips: Number of clips.
@@ -117,8 +117,7 @@ class Samples(Reader):
             write_mp4(folder / f"clip-{index:02d}.mp4", moving, self.fps)
         write_png(folder / "sheet.png", sheet(strips))
         for logger in trainer.loggers:
-            for index in range(len(strips)):
-                log_video(logger, f"samples/clip-{index:02d}", folder / f"clip-{index:02d}.mp4", step)
+            log_samples(logger, folder, step)
             if isinstance(logger, TensorBoardLogger):
                 self._to_tensorboard(logger, narrow, step)
                 logger.save()  # a checkpoint will say that this step has its samples

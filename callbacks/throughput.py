@@ -13,8 +13,9 @@ from lightning.pytorch.callbacks import Callback
 class Throughput(Callback):
     """Logs clips per second, waiting for data, and peak memory every `log_every_n_steps`.
 
-    `throughput/clips_per_s` is over all ranks. `throughput/data_wait` is the share of the training time between the end
-    of a step and the arrival of the next batch. Validation counts neither as waiting nor as training; writing a
+    `usage/clips_per_s` is over all ranks. `usage/data_wait` is the share of the training time between the end of a step
+    and the arrival of the next batch, `usage/peak_gib` the memory. Dashboards sort by name, so the losses come first.
+    Validation counts neither as waiting nor as training; writing a
     checkpoint counts as training time. The device is waited for once per log, not in every step (which Lightning's
     ThroughputMonitor does). Put it after callbacks that work in a step's end.
     """
@@ -68,9 +69,9 @@ class Throughput(Callback):
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize(pl_module.device)
         seconds = max(time.perf_counter() - self._window_start - self._pause, 1e-9)
-        pl_module.log("throughput/clips_per_s", self._clips / seconds, prog_bar=True, rank_zero_only=True)
-        pl_module.log("throughput/data_wait", self._wait / seconds, rank_zero_only=True)
-        pl_module.log("memory/peak_gib", peak_memory_bytes(pl_module.device) / 2**30, rank_zero_only=True)
+        pl_module.log("usage/clips_per_s", self._clips / seconds, prog_bar=True, rank_zero_only=True)
+        pl_module.log("usage/data_wait", self._wait / seconds, rank_zero_only=True)
+        pl_module.log("usage/peak_gib", peak_memory_bytes(pl_module.device) / 2**30, rank_zero_only=True)
 
 
 def peak_memory_bytes(device: torch.device) -> int:

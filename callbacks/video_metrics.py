@@ -1,5 +1,6 @@
 """Metrics of generated clips against the real ones they begin like, at validation and in `test`."""
 
+import re
 from functools import partial
 from typing import Any, Literal, final
 
@@ -15,10 +16,12 @@ from callbacks.run_folder import keeps_files, rank_zero_print, run_folder
 from conditions import flow_to_pixels
 from lightning_modules.conditioning import to_uint8
 from metrics import Clip, FrechetImageDistance, FrechetVideoDistance, VideoMetric, add_clip, shown
-from metrics.frechet import FrechetDistance
-from metrics.published import table
+from metrics.frechet import PUBLISHED_CLIPS, FrechetDistance
+from metrics.published import WEBVID, data_said, table, with_data
 from remoco.common.errors import UserError
 
+WEBVID_KEY = re.compile(r"\d+_\d+_\d+-[0-9a-f]{16}")  # page_dir and videoid, as `remoco prepare` names clips
+PUBLISHED_FRAMES = 16
 GIVEN = ("reference", "flow", "visibility", "other")  # the fields of a clip that are known here
 
 
@@ -28,9 +31,10 @@ class VideoMetrics(Reader):
 
     A metric's name says what it is: `val/fvd_i3d_styleganv` and `val/fid_inception` with the literature's networks,
     `val/fvd_random_features` and `val/fid_random_features` with seeded random ones, which compare runs of one project
-    only. The protocol (network, resize, frames, n, reference) is printed once, logged as text beside each number, and
-    written to `metrics.json` in the run's folder; `test` prints table 1 of the paper with it. The metrics live here and
-    not on the module, whose checkpoints their networks would fill.
+    only. The protocol (network, resize, frames, n, reference, data) is printed once, logged as text beside each number
+    and written to `metrics.json` in the run's folder; `test` prints a table in the columns of the paper's table 1, with
+    its rows where the clips are WebVid-10M's. The metrics live here and not on the module, whose checkpoints their
+    networks would fill.
 
     Args:
         metrics: Metrics to measure; null means FVD and FID with seeded random features.
@@ -66,6 +70,7 @@ class VideoMetrics(Reader):
         self.clips = clips
         self.mask_ratio = mask_ratio
         self.reference = reference
+        self._of_webvid = True  # whether all clips so far are of WebVid, of the published length
         self._said: dict[str, str] = {}  # the protocols that were printed: once in a run
 
     def setup(self, pl_module: LightningModule) -> None:
@@ -80,6 +85,7 @@ class VideoMetrics(Reader):
 
     def begin(self, trainer: Trainer, pl_module: LightningModule, loader: Any) -> int:
         """The reference's features are the same at a fit's next validation, and kept for it."""
+        self._of_webvid = True
         for metric in self.metrics:
             if isinstance(metric, FrechetDistance) and trainer.state.fn != "fit":
                 metric.forget_reference()
@@ -92,6 +98,7 @@ class VideoMetrics(Reader):
         """Judge each clip."""
         try:
             for clip in self._clips(generated, rows):
+                self._of_webvid &= WEBVID_KEY.fullmatch(clip.key) is not None and len(clip.video) == PUBLISHED_FRAMES
                 add_clip(self.metrics, clip)
         except ValueError as error:
             raise UserError(f"Evaluation.metrics: {error}") from error
@@ -121,7 +128,7 @@ class VideoMetrics(Reader):
             if isinstance(metric, FrechetDistance) and trainer.state.fn == "fit" and int(metric.clips):
                 metric.keep_reference()
         if stage == "test" and any(name.startswith(("fvd", "fid")) for name in results):
-            rank_zero_print(table({"this run": results}, 1))
+            rank_zero_print(table({"this run": results}, 1, data_said([results])))
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> dict[str, Any]:
         if not self.metrics:
@@ -129,6 +136,8 @@ class VideoMetrics(Reader):
         counts = [int(trainer.strategy.reduce(metric.clips.float(), reduce_op="sum")) for metric in self.metrics]
         if not any(counts):
             return {}
+        webvid = trainer.strategy.reduce_boolean_decision(self._of_webvid, all=True) and min(counts) >= PUBLISHED_CLIPS
+        data = ", ".join(filter(None, ("validation clips", getattr(trainer.datamodule, "about", ""))))
         results = {}
         for metric, count in zip(self.metrics, counts, strict=True):
             if count == 0:
@@ -143,6 +152,7 @@ class VideoMetrics(Reader):
             result = metric.result()
             if self.mask_ratio is not None:
                 result["protocol"] += f"; {1 - self.mask_ratio:.0%} of the regions given"
+            result["protocol"] = with_data(result["protocol"], WEBVID if webvid else data)
             results[metric.name] = result
             name = f"{stage}/{metric.name}"
             # equal on all ranks already; sync_dist keeps Lightning quiet

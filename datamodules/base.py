@@ -82,7 +82,12 @@ class ClipDataModule(LightningDataModule):
     """Loaders over `train_set` and `val_set`, which a subclass opens; the position is the only state.
 
     Args are those of the subclasses; see `WebVidDataModule`.
+
+    Attributes:
+        kind: what the clips show, as a table's title says it.
     """
+
+    kind = "clips"
 
     def __init__(
         self, shape: ClipShape, batch_size: int, val_batch_size: int | None, num_workers: int, seed: int
@@ -121,6 +126,11 @@ class ClipDataModule(LightningDataModule):
         shards.require(self.shape)
         cached = use_latents and shards.latent_hashes is not None
         return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder)
+
+    @property
+    def about(self) -> str:
+        """What tables call the clips: their size and what they show."""
+        return f"{self.shape.height} x {self.shape.width} {self.kind}"
 
     @property
     def latent_hashes(self) -> dict[str, str] | None:

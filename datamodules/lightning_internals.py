@@ -23,7 +23,7 @@ NEEDED = {
         "batch_progress", "manual_optimization", "automatic_optimization", "val_loop", "_batches_that_stepped",
     ),
     "fit_loop.epoch_loop.val_loop": ("run", "batch_progress", "restarting", "reset_restart_stage"),
-    "_logger_connector": ("_first_loop_iter",),
+    "_logger_connector": ("_first_loop_iter", "log_metrics"),
     "_accelerator_connector": ("cluster_environment",),
     "fit_loop.epoch_loop.batch_progress": ("total", "current", "is_last_batch"),
     "fit_loop.epoch_loop.batch_progress.total": ("ready", "started", "processed", "completed"),
@@ -121,6 +121,22 @@ def count_log_steps(trainer: Any) -> int:
 def restore_log_steps(trainer: Any, before: int) -> None:
     """Undo `count_log_steps`."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = before
+
+
+def log_without_epoch(trainer: Any) -> None:
+    """Log no `epoch` beside what is logged: a run of steps has one epoch, and its chart would be the first.
+
+    Lightning adds it wherever it chooses the step itself, so the same step is given to it.
+    """
+    connector = trainer._logger_connector
+    inner = connector.log_metrics
+
+    def log_metrics(metrics: Any, step: int | None = None) -> None:
+        if step is None and "step" not in metrics:
+            step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        inner(metrics, step)
+
+    connector.log_metrics = log_metrics
 
 
 class UnfinishedFitLoop(_FitLoop):

@@ -81,6 +81,8 @@ class PhotosDataModule(ClipDataModule):
         UserError: a bad argument.
     """
 
+    kind = "photographs"
+
     def __init__(
         self,
         photos: str | list[str] = "data/photos",

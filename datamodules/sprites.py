@@ -52,6 +52,8 @@ class SpritesDataModule(ClipDataModule):
         UserError: a bad argument.
     """
 
+    kind = "sprites"
+
     def __init__(
         self,
         root: str | None = None,

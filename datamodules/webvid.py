@@ -59,4 +59,5 @@ class WebVidDataModule(ClipDataModule):
         kept = None if cache is None else RangeCache(Path(cache), int(cache_gb * 1e9))
         self.train_set = self.open_shards(shards, train=True, use_latents=use_latents, decoder=decoder, cache=kept)
         if val_shards is not None:
+            self.kind = f"clips of {val_shards if isinstance(val_shards, str) else ', '.join(val_shards)}"[:100]
             self.val_set = self.open_shards(val_shards, train=False, decoder=decoder, cache=kept)

@@ -41,9 +41,15 @@ def as_page(path: Path) -> str:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to what the site has elsewhere; under each heading `package` of api.md what mkdocstrings says of it."""
+    """Links to what the site has elsewhere; under each heading `package` of api.md what mkdocstrings says of it.
+
+    Python's Markdown wants what belongs to an item of a list 4 spaces in, where GitHub is content with 2.
+    """
+    markdown = re.sub(r"^  (?=\|)", "    ", markdown, flags=re.M)
     markdown = re.sub(r"\]\(\.\./(CONTRIBUTING|CHANGELOG|benchmarks/)", r"](\1", markdown)
     markdown = re.sub(r"\]\(([\w/.]+)\.ipynb\)", r"](\1.md)", markdown)
     if page.file.src_uri == "api.md":
         markdown = re.sub(r"^## `([\w.]+)`\n\n(.+)$", r"## `\1`\n\n\2\n\n::: \1\n", markdown, flags=re.M)
+        # half of the pipeline is in the class below it
+        markdown = markdown.replace("::: remoco\n", "::: remoco\n    options: {inherited_members: true}\n")
     return markdown

@@ -72,13 +72,13 @@ def built(
 
 def of_adapter(
     path: str | Path,
-    svd: str,
+    base_path: str,
     condition: Condition,
     lora: Literal["attention", "linear"],
     dtype: torch.dtype,
     variant: str | None,
 ) -> MotionControlModule:
-    """The module of an adapter file; the arguments are those of `MotionControlPipeline.from_adapter`."""
+    """The module of an adapter file; as `MotionControlPipeline.from_adapter`; `base_path` is where the base is."""
     from lightning_modules.bases import base_at
     from lightning_modules.expected import check_adapter
     from lightning_modules.released.files import read_adapter
@@ -86,7 +86,7 @@ def of_adapter(
     parts = read_adapter(path)
     rank = max((t.shape[0] for name, t in parts["lora"].items() if ".lora_A." in name and t.ndim), default=1)
     control = Control(lora=lora, rank=rank)
-    base = base_at(svd, variant=variant)
+    base = base_at(base_path, variant=variant)
     module = MotionControlModule(base, condition, control, start=Start("adapter", str(path)))
     check_adapter(module, parts)
     module.configure_model(dtype)

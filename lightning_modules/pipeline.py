@@ -37,6 +37,8 @@ from lightning_modules.pipeline_call import (
     stepped,
     told,
 )
+from lightning_modules.pipeline_files import RECORD as RECORD
+from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import library_of, read_folder, write_folder
 from lightning_modules.pipeline_parts import PipelineParts, dtype_of
 from lightning_modules.pipeline_text import described

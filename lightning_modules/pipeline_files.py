@@ -16,13 +16,14 @@ from remoco.common.errors import UserError
 from remoco.common.tensor_files import read_json, read_safetensors
 from remoco.common.whole_files import atomic_path, write_json
 
-STEM, RECORD, INDEX = "motion_control", "motion_control.json", "model_index.json"
+STEM = "motion_control"
+RECORD, WEIGHTS, INDEX = f"{STEM}.json", f"{STEM}.safetensors", "model_index.json"
 STORED = {"fp16": torch.float16, "bf16": torch.bfloat16}  # variants that say how weights are stored
 
 
 def weights_name(variant: str | None = None) -> str:
     """Name of the file with the trained weights."""
-    return f"{STEM}.{variant}.safetensors" if variant else f"{STEM}.safetensors"
+    return f"{STEM}.{variant}.safetensors" if variant else WEIGHTS
 
 
 def write_folder(
@@ -74,7 +75,7 @@ def read_folder(
         UserError: a file is missing or damaged, or the hub is not reached; one line.
     """
     hub.check_variant(variant)
-    names = [weights_name(variant)] + ([weights_name()] if variant and other else [])
+    names = [weights_name(variant)] + ([WEIGHTS] if variant and other else [])
     files = _from_hub(source, names, revision) if hub.is_hub_id(source) else _from_disk(source, names)
     try:
         return read_json(files[0]), read_safetensors(files[1]), f"{source}/{RECORD}"

@@ -1,6 +1,6 @@
 """Tables 1 to 3 of the paper: their columns, the published rows, and your own row beside them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from metrics.base import shown
@@ -35,6 +35,7 @@ PUBLISHED: dict[int, dict[str, tuple[float, float, float]]] = {
 }
 # which metric fills a column: by the beginning of its name, so that a stand-in does, under its own name
 PREFIX = {"FVD": "fvd", "FID": "fid", "MD-Img": "md_img", "MD-Vid": "md_vid", "Frame Consis.": "frame_consistency"}
+WEBVID = "WebVid-10M"  # the set of table 1
 FLOW = "flow_magnitude"  # always read beside frame consistency, which rewards stillness
 # the names that the published numbers have here; FVD may be either I3D, the paper does not say which
 REAL = ("fvd_i3d_disco", "fvd_i3d_styleganv", "fid_inception", "md_img", "md_vid", "frame_consistency")
@@ -75,7 +76,7 @@ def numbers_of(rows: Mapping[str, Mapping[str, Any]]) -> dict[int, str]:
     return {number: level for number, level in {2: "fine", 3: "object"}.items() if level in levels} or {1: ""}
 
 
-def tables(rows: Mapping[str, Mapping[str, Any]], data: str | None = None) -> str:
+def tables(rows: Mapping[str, Mapping[str, Any]], data: str | None) -> str:
     """The tables that the rows' results fill, as text; see `lines`."""
     found = []
     for number, level in numbers_of(rows).items():
@@ -83,23 +84,58 @@ def tables(rows: Mapping[str, Mapping[str, Any]], data: str | None = None) -> st
     return "\n\n".join(found)
 
 
-def title(number: int, data: str | None = None) -> str:
-    """The paper's title of a table; of other data what was measured there, and on what."""
+def title(number: int, data: str | None) -> str:
+    """The paper's title of a table on the paper's set (None); of other data what was measured there, and on what."""
     if data is None:
         return TITLES[number]
-    what = TITLES[number].partition(": ")[2].partition(" on ")[0].capitalize()
-    return f"{what} beside real clips on {data}" if number == 1 else f"{what} on {data}"
+    if number == 1:
+        return data[:1].upper() + data[1:]
+    return f"{TITLES[number].partition(': ')[2].partition(' on ')[0].capitalize()} on {data}"
 
 
-def lines(
-    rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None = None
-) -> tuple[list[list[str]], list[str]]:
+def quoted(rows: Iterable[Mapping[str, Any]], number: int, data: str | None) -> dict[str, list[float | None]]:
+    """The published rows that may stand under these: on the paper's set, and in each column whose published metric was
+    measured there; None elsewhere.
+
+    Args:
+        rows: results of each system.
+        number: of the table.
+        data: what was generated from; None is the paper's set.
+    """
+    measured = [any(cell and cell[0] in REAL for cell in column) for column in zip(*(cells(r, number) for r in rows))]
+    if data is not None or not any(measured):
+        return {}
+    published = PUBLISHED[number].items()
+    return {name: [v if there else None for v, there in zip(values, measured)] for name, values in published}
+
+
+def quoted_cell(value: float | None) -> str:
+    """A quoted number as published."""
+    return "-" if value is None else f"{value:.4f}" if value < 1 else f"{value:.2f}"
+
+
+def with_data(protocol: str, data: str) -> str:
+    """A protocol that says what was generated from, where `data_said` finds it."""
+    return f"{protocol}; data: {data}"
+
+
+def data_said(rows: Iterable[Mapping[str, Any]]) -> str | None:
+    """What the protocols of table 1's results say was generated from: one text, or None for the paper's set."""
+    results = [entry for row in rows for name, entry in row.items() if name.startswith(tuple(PREFIX.values()))]
+    said = {entry.get("protocol", "").rpartition("; data: ")[2] if "; data: " in entry.get("protocol", "") else ""
+            for entry in results}  # fmt: skip
+    if said == {WEBVID}:
+        return None
+    return said.pop() if len(said) == 1 and said != {""} else "videos beside real clips"
+
+
+def lines(rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None) -> tuple[list[list[str]], list[str]]:
     """The lines of a table, its head first, and the names of the stand-ins in it, which have a `*`.
 
     Args:
         rows: name of the system -> metric -> result (`value`, `protocol`, `n`, `seconds`).
         number: 1, 2 or 3.
-        data: what was generated from, where it is not the paper's set. Then there are no quoted rows.
+        data: what was generated from; None is the paper's set, and the only one with quoted rows, see `quoted`.
     """
     text, notes = [["", *COLUMNS[number], "flow magnitude, px"]], set()
     for system, results in rows.items():
@@ -109,12 +145,12 @@ def lines(
             if cell is not None and cell[0] not in REAL:
                 notes.add(cell[0])
         text.append([*line, flow_cell(results) or "-"])
-    for system, values in PUBLISHED[number].items() if data is None else ():
-        text.append([f"{system} (quoted)", *(f"{v:.4f}" if v < 1 else f"{v:.2f}" for v in values), "-"])
+    for system, values in quoted(rows.values(), number, data).items():
+        text.append([f"{system} (quoted)", *map(quoted_cell, values), "-"])
     return text, sorted(notes)
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None = None) -> str:
+def table(rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None) -> str:
     """A table of the paper as text: your own rows, then the published ones, marked as quoted; see `lines`."""
     text, notes = lines(rows, number, data)
     widths = [max(len(line[i]) for line in text) for i in range(len(text[0]))]
@@ -123,11 +159,11 @@ def table(rows: Mapping[str, Mapping[str, Any]], number: int, data: str | None =
         padded = [value.rjust(width) for value, width in zip(values, widths[1:], strict=True)]
         aligned.append("  ".join([name.ljust(widths[0]), *padded]).rstrip())
     if notes:
-        aligned.append(f"* not the published metric, not comparable with the quoted rows: {', '.join(notes)}")
+        aligned.append(f"* a stand-in, not comparable with published numbers: {', '.join(notes)}")
     return "\n".join(aligned)
 
 
-def latex(rows: Mapping[str, Mapping[str, Any]], data: str | None = None) -> str:
+def latex(rows: Mapping[str, Mapping[str, Any]], data: str | None) -> str:
     """The tables that the rows' results fill, for LaTeX with the package booktabs; see `lines`."""
     found = []
     for number, level in numbers_of(rows).items():

@@ -42,7 +42,7 @@ def score(
     Example:
         remoco score generated/videos --bench bench --json scores.json
     """
-    from datamodules.bench import scoring
+    from datamodules.bench import data_of, scoring
     from metrics import shown
     from metrics.published import tables
     from remoco.devices import usable_device
@@ -64,7 +64,8 @@ def score(
     results = scoring.score_folder(folder, judges, place)
     for name, result in results.items():
         print(f"{name} = {shown(result['value'], 4)}   [{result['protocol']}]")
-    print("\n" + tables({Path(videos).resolve().name: results}))
+    data = data_of(bench) if bench is not None else f"videos beside the real clips of {reference}"
+    print("\n" + tables({videos: results}, data))
     if json is not None:
         write_json(Path(json), results)
         print(f"wrote {json}")

@@ -24,7 +24,7 @@ from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, reso
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.progress import StepProgress, table
 from callbacks.run_folder import MARKER, rank_zero_print, run_folder
-from datamodules.lightning_internals import refuse_what_does_not_restore
+from datamodules.lightning_internals import log_without_epoch, refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
 from lightning_modules.video_module import VideoModule
@@ -62,6 +62,7 @@ NUMBERS = {
 }  # fmt: skip
 """Argument of the Trainer -> least and most that it may be: a period of 0 is a division by 0 in the middle of a run."""
 
+MLFLOW = "sqlite:///mlflow.db"  # MLflow's own default; Lightning's is a folder, which MLflow 3 refuses
 WRONG = (
     ValueError, TypeError, OSError, ImportError, ArithmeticError, AttributeError, LookupError, AssertionError,
     RuntimeError, NotImplementedError,
@@ -136,10 +137,13 @@ class CLI(LightningCLI):
         if problem := slurm_without_srun(trainer.plugins):
             raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        for logger in loggers:
-            arguments = getattr(logger, "init_args", None)
-            if arguments is not None and "name" in arguments:
+        for arguments in (getattr(logger, "init_args", ()) for logger in loggers):
+            if "name" in arguments:
                 arguments.name = run_name(self.words, arguments.name, self.subcommand == "fit")
+            elif "tracking_uri" in arguments:  # MLflow's
+                called = arguments.run_name or base_name(self.words)
+                arguments.run_name = run_name(self.words, called, self.subcommand == "fit")
+                arguments.tracking_uri = arguments.tracking_uri or MLFLOW
         if trainer.logger is False and trainer.default_root_dir is None:
             named = run_name(self.words, base_name(self.words)) if self.subcommand == "fit" else base_name(self.words)
             trainer.default_root_dir = str(Path("runs", named or "run"))
@@ -195,6 +199,7 @@ class CLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         trainer = self.trainer
+        log_without_epoch(trainer)
         if "verbose" in kwargs:  # Lightning's table breaks names over lines; ours is printed after the run
             self.verbose, kwargs["verbose"] = kwargs["verbose"], False
         asked = kwargs.get("ckpt_path")

@@ -3,6 +3,6 @@
 `datamodules.BenchmarkDataModule` is theirs too; it needs lightning, which scoring does without.
 """
 
-from datamodules.bench.pairs import LEVELS, Pair, find_pairs, read_pair, usable_samples
+from datamodules.bench.pairs import LEVELS, Pair, data_of, find_pairs, is_published, named, read_pair, usable_samples
 
-__all__ = ["LEVELS", "Pair", "find_pairs", "read_pair", "usable_samples"]
+__all__ = ["LEVELS", "Pair", "data_of", "find_pairs", "is_published", "named", "read_pair", "usable_samples"]

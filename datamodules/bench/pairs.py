@@ -13,6 +13,8 @@ from remoco.common.errors import BadClip, UserError
 
 LEVELS = {"Fine_grained_control": "fine", "object_control": "object"}  # folder -> what we call it
 
+PUBLISHED_IMAGES, PUBLISHED_TRACKS = 412, {"fine": 460, "object": 680}  # of ReMoCo-Bench
+
 
 class Pair(NamedTuple):
     """One sample of a benchmark.
@@ -90,3 +92,28 @@ def usable_samples(
     if not usable:
         raise UserError(f"benchmark {root}: none of its {len(broken)} samples can be used; the first: {broken[0]}")
     return usable, broken
+
+
+def is_published(root: str | Path) -> bool:
+    """Whether a benchmark has as many images and tracks as ReMoCo-Bench."""
+    keys = find_pairs(root)
+    if len(keys) != PUBLISHED_IMAGES:
+        return False
+    counts = dict.fromkeys(PUBLISHED_TRACKS, 0)
+    for key in keys:
+        try:
+            pair = read_pair(root, key)
+        except BadClip:
+            return False
+        counts[pair.level] += len(pair.drawing.tracks)
+    return counts == PUBLISHED_TRACKS
+
+
+def named(root: str | Path, count: int) -> str:
+    """What tables call a benchmark of which so many pairs are used."""
+    return f"{Path(root).resolve().name} ({count} pairs)"
+
+
+def data_of(root: str | Path) -> str | None:
+    """What a table is titled by: None for ReMoCo-Bench itself, else the benchmark's name and size."""
+    return None if is_published(root) else named(root, len(find_pairs(root)))

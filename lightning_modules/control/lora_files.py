@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.utils import convert_unet_state_dict_to_peft
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
@@ -26,6 +26,10 @@ DIFFUSERS, PEFT = "pytorch_lora_weights.safetensors", "adapter_model.safetensors
 SETTINGS = {DIFFUSERS: "lora_adapter_metadata", PEFT: "adapter_config.json"}  # in the header, and beside the file
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 WRAPPER = "base_model.model."  # what peft puts before names
+OLDER = {  # diffusers' names before peft's -> peft's
+    r"\.processor\.": ".", r"\.to_([qkv])_lora\.": r".to_\1.lora.", r"\.to_out_lora\.": ".to_out.0.lora.",
+    r"\.lora\.down\b": ".lora_A", r"\.lora\.up\b": ".lora_B",
+}  # fmt: skip
 REFUSED = {"use_dora": False, "lora_bias": False, "bias": "none", "peft_type": "LORA", "fan_in_fan_out": False}
 
 
@@ -208,8 +212,10 @@ def factors_of(
     """
     first = next(iter(networks))
     parts: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in convert_unet_state_dict_to_peft(dict(state)).items():
+    for key, tensor in state.items():
         own = key.removeprefix(WRAPPER)
+        for old, new in OLDER.items():
+            own = re.sub(old, new, own)
         own = own if own.partition(".")[0] in networks else f"{first}.{own}"
         layer, _, part = own.removesuffix(".weight").rpartition(".")
         if part not in ("lora_A", "lora_B", "alpha"):

@@ -14,7 +14,7 @@ from lightning_modules.process.flow_matching import TIMES, FlowMatching
 
 KARRAS_RHO = 7.0  # the one that EulerDiscreteScheduler has
 # what SVD's own scheduler_config.json says beside the levels; its betas have no effect on continuous timesteps
-SVD = {
+CONTINUOUS = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
     "timestep_spacing": "leading", "timestep_type": "continuous", "use_karras_sigmas": True,
 }  # fmt: skip
@@ -37,7 +37,7 @@ def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Any:
     highest = process.highest if sampling.sigma_max is None else sampling.sigma_max
     levels = {"sigma_min": process.sigma_min, "sigma_max": highest, "prediction_type": "v_prediction"}
     if process.rho == KARRAS_RHO:
-        euler = EulerDiscreteScheduler(**levels, **SVD)
+        euler = EulerDiscreteScheduler(**levels, **CONTINUOUS)
         euler.set_timesteps(sampling.steps)
         return euler
     edm = EDMEulerScheduler(**levels, sigma_data=1.0, rho=process.rho)

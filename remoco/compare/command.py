@@ -12,8 +12,8 @@ from pathlib import Path
 from remoco.common.errors import UserError
 from remoco.common.whole_files import held, read_object, write_atomic
 from remoco.compare.cropped import CLIPS, write_cropped, write_cropped_clips
-from remoco.compare.rows import Row, read_rows
-from remoco.report import report
+from remoco.compare.rows import Row, called, read_rows
+from remoco.report.command import write_report
 from remoco.score import read_metrics
 from remoco.study import pages
 
@@ -91,7 +91,7 @@ def compare(
         for name, content in (("tables.txt", f"{text}\n"), ("tables.csv", table), ("tables.tex", latex)):
             write_atomic(folder / name, content.encode())
         print(f"\n{text}\n\nEach number's protocol: {folder / 'tables.csv'}")
-        _show([row for row in rows if results[row.name]], folder, cropped)
+        _show([row for row in rows if results[row.name]], stand_ins, folder, cropped)
     left_out = [*broken, *(f"{row}: {key}: {why}" for row, keys_of in refused.items() for key, why in keys_of.items())]
     for line in left_out:
         print(f"left out: {line}", file=sys.stderr)
@@ -117,13 +117,15 @@ def _clips(
     return folder
 
 
-def _show(rows: list[Row], out: Path, bench: Path) -> None:
+def _show(rows: list[Row], stand_ins: set[str], out: Path, bench: Path) -> None:
     """The page with all systems, and blind pairs of the first system and each other: anew, from what is there now."""
     for name in ("report", "study"):
         shutil.rmtree(out / name, ignore_errors=True)
     if not rows:
         return
-    report([str(row.folder(out)) for row in rows], str(out / "report"), str(bench))
+    names = [called(row.name, stand_ins) for row in rows]
+    folders = {name: str(row.folder(out)) for name, row in zip(names, rows)}
+    write_report(folders, str(out / "report"), str(bench), quoting=not any(row.name in stand_ins for row in rows))
     first, *others = rows
     for other in others:
         target = out / "study" / f"{first.name} - {other.name}"

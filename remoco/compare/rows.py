@@ -83,3 +83,8 @@ def _row(entry: Any) -> Row:
     choice = SystemChoice(system, entry.get("weights"), options)
     arguments(choice)
     return Row(name, choice, dtype, bool(entry.get("stand_in")))
+
+
+def called(name: str, stand_ins: set[str]) -> str:
+    """What tables and pages call a row: those with stand-in weights say so."""
+    return f"{name} (stand-in weights)" if name in stand_ins else name

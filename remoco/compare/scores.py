@@ -11,16 +11,15 @@ from typing import Any
 
 import torch
 
-from datamodules.bench import LEVELS, find_pairs, read_pair, scoring
+from datamodules.bench import LEVELS, find_pairs, is_published, named, scoring
 from metrics import VideoMetric
-from metrics.published import COLUMNS, PUBLISHED, cells, latex, level_of, numbers_of, tables
+from metrics.published import COLUMNS, cells, latex, level_of, numbers_of, quoted, tables
 from remoco.common.errors import UserError
 from remoco.common.whole_files import read_object, write_json
-from remoco.compare.rows import Row
+from remoco.compare.rows import Row, called
 from remoco.compare.sampling import ABOUT
 
 SCORES, SCORED = "scores.json", "scored.json"
-PUBLISHED_IMAGES, PUBLISHED_TRACKS = 412, {"fine": 460, "object": 680}  # of ReMoCo-Bench
 
 
 def score_row(
@@ -85,26 +84,14 @@ def in_width(result: dict[str, Any], scale: float) -> None:
             result[name] *= scale
 
 
-def is_published(bench: Path) -> bool:
-    """Whether a benchmark has as many images and tracks as ReMoCo-Bench."""
-    keys = find_pairs(bench)
-    if len(keys) != PUBLISHED_IMAGES:
-        return False
-    counts = dict.fromkeys(PUBLISHED_TRACKS, 0)
-    for key in keys:
-        pair = read_pair(bench, key)
-        counts[pair.level] += len(pair.drawing.tracks)
-    return counts == PUBLISHED_TRACKS
-
-
 def grouped(
     rows: Mapping[str, Mapping[str, Any]], stand_ins: set[str], bench: Path, count: int
 ) -> dict[str | None, dict[str, Mapping[str, Any]]]:
     """Rows by the data that their tables are titled by; None is the paper's set, where no stand-in may stand."""
-    name = f"{bench.resolve().name} ({count} pairs)"
+    name = named(bench, count)
     data = None if is_published(bench) else name
     own = {row: results for row, results in rows.items() if row not in stand_ins}
-    others = {f"{row} (stand-in weights)": results for row, results in rows.items() if row in stand_ins}
+    others = {called(row, stand_ins): results for row, results in rows.items() if row in stand_ins}
     groups: dict[str | None, dict[str, Mapping[str, Any]]] = {}
     for title, group in ((data, own), (name, others)):
         if group:
@@ -120,8 +107,11 @@ def shown_tables(groups: Mapping[str | None, Mapping[str, Mapping[str, Any]]]) -
         for part in (of_levels(group, True), of_levels(group, False)):
             if not any(part.values()):
                 continue
-            texts.append(tables(part, data))
-            latexes.append(latex(part, data))
+            levels = any("/" in name for results in part.values() for name in results)
+            # table 1's set is WebVid-10M's clips, and these are a benchmark's
+            about = data if levels else f"videos beside real clips of {data or 'the benchmark'}"
+            texts.append(tables(part, about))
+            latexes.append(latex(part, about))
             for number, level in numbers_of(part).items():
                 for system, results in part.items():
                     own = level_of(results, level)
@@ -130,18 +120,19 @@ def shown_tables(groups: Mapping[str | None, Mapping[str, Mapping[str, Any]]]) -
                             result, where = own[cell[0]], data or "published"
                             value, protocol = str(result["value"]), result["protocol"]
                             rows.append([where, str(number), system, "measured", cell[0], value, protocol])
-                rows += [] if data is not None else _quoted(number)
+                rows += _quoted([level_of(results, level) for results in part.values()], number, about)
     written = io.StringIO()
     csv.writer(written, lineterminator="\n").writerows(rows)
     return "\n\n".join(texts), written.getvalue(), "\n".join(latexes)
 
 
-def _quoted(number: int) -> list[list[str]]:
-    """The paper's rows of a table, as lines of the CSV."""
+def _quoted(measured: list[dict[str, Any]], number: int, data: str | None) -> list[list[str]]:
+    """The paper's rows that stand in a table, as lines of the CSV."""
     return [
         ["published", str(number), system, "quoted", column, str(value), "as published"]
-        for system, values in PUBLISHED[number].items()
+        for system, values in quoted(measured, number, data).items()
         for column, value in zip(COLUMNS[number], values, strict=True)
+        if value is not None
     ]
 
 

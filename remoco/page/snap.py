@@ -19,6 +19,7 @@ from remoco.page import exchange
 MOST_SIDE = 320  # pixels of what GrabCut sees
 ROUNDS, SECONDS = 6, 2.0  # at most; a round of 320 x 320 takes about 0.1 s
 REACH = 0.5  # how far from the brush an edge is looked for, as part of its longer side
+HOLE = 0.05  # a hole of less than this part of the object is filled
 CORE = 0.5  # what is deeper in the brush than this part of its deepest pixel is the object's for certain
 
 
@@ -105,4 +106,11 @@ def _object(image: np.ndarray, own: np.ndarray, others: np.ndarray, reach: float
         mode, before = cv2.GC_EVAL, labels.copy()
     found = np.isin(labels, (cv2.GC_FGD, cv2.GC_PR_FGD))
     _, parts = cv2.connectedComponents(found.astype(np.uint8))
-    return found & np.isin(parts, parts[core])
+    return _without_holes(found & np.isin(parts, parts[core])) & ~others
+
+
+def _without_holes(mask: np.ndarray) -> np.ndarray:
+    """A mask with what it encloses, up to HOLE of its own area: eyes, and other spots of another colour."""
+    _, parts, stats, _ = cv2.connectedComponentsWithStats(np.pad(~mask, 1, constant_values=True).astype(np.uint8))
+    inner = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < HOLE * mask.sum())
+    return mask | (np.isin(parts, inner)[1:-1, 1:-1] & ~mask)

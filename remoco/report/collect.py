@@ -15,7 +15,16 @@ from remoco.common.json_files import open_regular
 from remoco.common.videos.files import video_files
 from remoco.result_files import read_part, read_results
 
-CURVES = ("train/loss", "val/loss", "val/control_error", "val/fvd_", "val/fid_", "throughput/clips_per_s")
+CURVES = (
+    "train/loss",
+    "val/loss",
+    "val/control_error",
+    "val/fvd_",
+    "val/fid_",
+    "usage/clips_per_s",
+    "throughput/clips_per_s",
+)  # the last is what earlier versions called the one before it
+CONSTANT = ("_standing_still", "_real")  # of the validation clips, whatever the model: measured once a run
 MAX_CURVES = 60
 MAX_EVENTS = 1 << 30  # bytes of an event file
 MAX_STRIP = 1 << 28  # bytes of a video of samples
@@ -26,7 +35,7 @@ class System:
     """One row of the tables.
 
     Attributes:
-        name: the folder's.
+        name: what the page calls it.
         results: metric -> result of the run itself (`metrics.json`).
         bench: metric -> result on a benchmark, `<level>/<metric>`.
         bench_root: the benchmark's folder, or None.
@@ -34,6 +43,7 @@ class System:
         strips: the last samples of training, as strips.
         step: at which they were made.
         curves: tag -> (steps, values).
+        constants: tag -> value of what no training changes.
         problems: a line for each part of the folder that cannot be used.
     """
 
@@ -45,10 +55,16 @@ class System:
     strips: list[Path] = field(default_factory=list)
     step: int | None = None
     curves: dict[str, tuple[list[int], list[float]]] = field(default_factory=dict)
+    constants: dict[str, float] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
 
-def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, and not one of videos alone."""
+    return (path / "config.yaml").is_file() or (path / "benchmark").is_dir() or os.path.lexists(path / "metrics.json")
+
+
+def read_system(folder: str | Path, bench: str | Path | None = None, name: str | None = None) -> System:
     """A run's folder, or a folder of any system's videos with the `scores.json` that `remoco score --json` wrote there.
 
     They may be untrusted: each part that cannot be used is a line in `problems`, and the rest is read.
@@ -56,6 +72,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     Args:
         folder: Folder of the run or of the videos.
         bench: Root of the benchmark to read, where the run has videos of several.
+        name: What it is called. Default: the folder's name.
 
     Raises:
         UserError: neither of the two, or a run with videos of several benchmarks and none of them named.
@@ -63,15 +80,13 @@ def read_system(folder: str | Path, bench: str | Path | None = None) -> System:
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder}: no such folder")
-    system = System(path.resolve().name)
-    if (
-        not (path / "config.yaml").is_file()
-        and not (path / "benchmark").is_dir()
-        and not os.path.lexists(path / "metrics.json")
-    ):
+    system = System(name or path.resolve().name)
+    if not is_run(path):
         return _read_videos(path, system)
     system.results = read_results(path / "metrics.json", system.problems)
-    system.curves = _curves(path, system.problems)
+    curves = _curves(path, system.problems)
+    system.constants = {tag: values[-1] for tag, (_, values) in curves.items() if tag.endswith(CONSTANT)}
+    system.curves = {tag: c for tag, c in curves.items() if not tag.endswith(CONSTANT) and len(c[0]) > 1}
     benchmarks = sorted((path / "benchmark").glob("*/"))
     if bench is not None:
         benchmarks = [inner for inner in benchmarks if inner.name == Path(bench).resolve().name]
@@ -128,7 +143,7 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], lis
         problems.append(
             f"{readable(str(folder))}: {len(tags)} curves in its event files, the first {MAX_CURVES} are shown"
         )
-    drawn = {tag: points[tag] for tag in tags[:MAX_CURVES] if len(points[tag]) > 1}
+    drawn = {tag: points[tag] for tag in tags[:MAX_CURVES] if points[tag]}
     return {tag: (sorted(curve), [curve[step] for step in sorted(curve)]) for tag, curve in drawn.items()}
 
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from datamodules.bench import find_pairs, read_pair
+from datamodules.bench import data_of, find_pairs, named, read_pair
 from datamodules.drawings import Drawing
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, readable
 from remoco.common.videos.files import read_video, write_video
-from remoco.common.whole_files import naming, new_folder, write_atomic
-from remoco.report.collect import System, read_system
+from remoco.common.whole_files import atomic_path, naming, new_folder, write_atomic
+from remoco.report.collect import System, is_run, read_system
 from remoco.study.pages import draw_tracks
 
 MAX_FPS = 240.0  # of a video on the page
@@ -28,8 +31,8 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
     The exit code is 1 where a part was left out.
 
     Args:
-        runs: Run folders, and folders of other systems' videos with the scores.json of `remoco score --json`. Each
-            needs another name.
+        runs: Run folders, and folders of other systems' videos with the scores.json of `remoco score --json`. The page
+            calls a run by its name and a folder of videos by its path.
         out: New folder for the page.
         bench: Root of the benchmark whose drawn tracks are shown. Default: the one that the runs record.
         clips: Largest number of samples that are shown side by side, spread evenly over all.
@@ -37,6 +40,22 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
     Example:
         remoco report runs/quickstart --out report
     """
+    return write_report(_named(runs), out, bench, clips)
+
+
+def _named(runs: list[str]) -> dict[str, str]:
+    """Name on the page -> folder: a run's own name, a folder of videos by its path; a name of two, by their paths."""
+    names = [Path(run).resolve().name if is_run(Path(run)) else os.path.normpath(run) for run in runs]
+    names = [name if names.count(name) == 1 else os.path.normpath(run) for name, run in zip(names, runs)]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"runs: {readable(twice)} is there twice, give each folder once")
+    return dict(zip(names, runs))
+
+
+def write_report(
+    folders: Mapping[str, str], out: str, bench: str | None = None, clips: int = 24, quoting: bool = True
+) -> int:
+    """`report` of folders under these names; `quoting` allows published rows, on the paper's benchmark."""
     from remoco.report.page import page
 
     if Path(out).exists() and any(Path(out).iterdir()):
@@ -45,32 +64,50 @@ def report(runs: list[str], out: str = "report", bench: str | None = None, clips
         raise UserError(f"--clips is {clips}, expected at least 1")
     if bench is not None:
         find_pairs(bench)
-    systems = [read_system(run, bench) for run in runs]
-    if len({system.name for system in systems}) < len(systems):
-        raise UserError(
-            "runs: two folders have the same name; rename one, since the page names systems by their folders"
-        )
+    systems = [read_system(folder, bench, name) for name, folder in folders.items()]
     roots = [Path(bench)] if bench is not None else [s.bench_root for s in systems if s.bench_root is not None]
     problems = [problem for system in systems for problem in system.problems]
     with new_folder(out) as folder:
         gallery = _gallery(systems, roots[0] if roots else None, folder, clips, problems)
         if problems and not gallery and not any(s.results or s.bench or s.curves or s.strips for s in systems):
             raise UserError(problems[0])
-        strips: dict[str, list[Any]] = {}
-        for number, system in enumerate(systems):
-            strips[system.name] = []
-            for path in system.strips:
-                target = f"videos/samples/{number}-{_plain(system.name)}-{_plain(path.name)}"
-                (folder / target).parent.mkdir(parents=True, exist_ok=True)
-                with naming(folder / target) as copy:
-                    shutil.copyfile(path, copy)
-                strips[system.name].append(target)
-        text = page(systems, gallery, strips, problems)
+        strips = {system.name: _copied(system, number, folder) for number, system in enumerate(systems)}
+        text = page(systems, gallery, strips, problems, _benchmark(roots, quoting))
         write_atomic(folder / "index.html", text.encode(errors="backslashreplace"))  # names need not be UTF-8
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     print(f"wrote {out}: open {Path(out) / 'index.html'}")
     return 1 if problems else 0
+
+
+def _benchmark(roots: list[Path], quoting: bool) -> str | None:
+    """What tables 2 and 3 are titled by; None where all that are known are the paper's benchmark."""
+    try:
+        if roots and not quoting:
+            return named(roots[0], len(find_pairs(roots[0])))
+        return next(filter(None, map(data_of, roots)), None) if roots else "a benchmark that is not here"
+    except UserError:  # no longer a benchmark, which is a line of its own
+        return "a benchmark that is not here"
+
+
+def _copied(system: System, number: int, folder: Path) -> list[str]:
+    """Copy a system's strips, each with its poster; their names on the page."""
+    targets = []
+    for path in system.strips:
+        target = f"videos/samples/{number}-{_plain(system.name)}-{_plain(path.name)}"
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        with naming(folder / target) as copy:
+            shutil.copyfile(path, copy)
+        with suppress(BadClip):  # a browser may play what does not read here
+            write_poster(folder / target, read_video(path)[0][0])
+        targets.append(target)
+    return targets
+
+
+def write_poster(video: Path, frame: np.ndarray) -> None:
+    """The first frame (H, W, 3) uint8 beside a video: what a page shows before it plays, and where it cannot."""
+    with atomic_path(video.with_suffix(".jpg")) as path:
+        Image.fromarray(frame).save(path, format="JPEG", quality=85)
 
 
 def _gallery(
@@ -109,6 +146,7 @@ def _gallery(
                     raise
                 problems.append(f"{readable(name)}: {readable(key)}: cannot be written as a video that browsers play")
                 continue
+            write_poster(folder / target, video[0])
             panels[name] = target
         if panels:
             rows.append((key.replace("_", " ").replace("/", " · "), panels))
@@ -131,4 +169,4 @@ def control_frames(inputs: Drawing, frames: int) -> np.ndarray:
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"[^\w.-]+", "_", name)
+    return re.sub(r"[^\w.-]+", "_", name)[-80:]

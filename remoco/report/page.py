@@ -9,7 +9,7 @@ from importlib.resources import files
 from typing import Any
 
 from metrics import shown
-from metrics.published import COLUMNS, PREFIX, PUBLISHED, REAL, TITLES, cells, flow_cell, level_of
+from metrics.published import COLUMNS, PREFIX, REAL, cells, data_said, flow_cell, level_of, quoted, quoted_cell, title
 from remoco.report.charts import chart
 from remoco.report.collect import System
 
@@ -23,6 +23,7 @@ def page(
     gallery: list[tuple[str, dict[str, str]]],
     strips: dict[str, list[str]],
     problems: list[str] | None = None,
+    benchmark: str | None = "",
 ) -> str:
     """The whole page.
 
@@ -31,11 +32,12 @@ def page(
         gallery: caption and name of a panel -> its video, relative to the page.
         strips: system -> its strips, relative to the page.
         problems: a line for each part that was left out.
+        benchmark: what tables 2 and 3 are titled by; None is the paper's benchmark.
     """
     colours = {system.name: number % COLOURS for number, system in enumerate(systems)}
     legend = "".join(f'<li><span class="dot c{colours[s.name]}"></span>{html.escape(s.name)}</li>' for s in systems)
     sections = [
-        _section("Tables", _tables(systems)),
+        _section("Tables", _tables(systems, benchmark)),
         _section("What was measured", _measured(systems)),
         _section("Curves", _curves(systems, colours)),
         _section("Side by side", _gallery(gallery)),
@@ -54,8 +56,8 @@ def _section(title: str, body: str) -> str:
     return f'<section id="{anchor}"><h2>{title}</h2>{body}</section>' if body else ""
 
 
-def _tables(systems: list[System]) -> str:
-    """Tables 1 to 3, where a system has something for them, with the published rows marked as quoted."""
+def _tables(systems: list[System], benchmark: str | None) -> str:
+    """Tables 1 to 3, where a system has something for them; on the paper's sets with published rows, marked so."""
     built = []
     for number, columns in COLUMNS.items():
         level = LEVELS.get(number)
@@ -65,16 +67,17 @@ def _tables(systems: list[System]) -> str:
             continue
         head = "".join(f"<th>{column}&nbsp;{BETTER[column]}</th>" for column in columns) + "<th>Flow magnitude, px</th>"
         body = "".join(_row(name, scores, number) for name, scores in rows.items())
-        for name, values in PUBLISHED[number].items():
-            numbers = "".join(f"<td>{v:.4f}</td>" if v < 1 else f"<td>{v:.2f}</td>" for v in values)
+        data = benchmark if level else data_said(rows.values())
+        for name, values in quoted(rows.values(), number, data).items():
+            numbers = "".join(f"<td>{quoted_cell(value)}</td>" for value in values)
             body += (
                 f'<tr class="quoted"><th scope="row">{html.escape(name)} <em>quoted</em></th>{numbers}<td></td></tr>'
             )
         note = ""
         if any(cell and cell[0] not in REAL for scores in rows.values() for cell in cells(scores, number)):
-            note = '<p class="note">* a stand-in that needs no weights: not comparable with the quoted rows.</p>'
+            note = '<p class="note">* a stand-in that needs no weights: not comparable with published numbers.</p>'
         built.append(
-            f'<h3 class="table" id="table-{number}">{TITLES[number]}</h3><div class="scroll">'
+            f'<h3 class="table" id="table-{number}">{html.escape(title(number, data))}</h3><div class="scroll">'
             f'<table aria-labelledby="table-{number}"><thead><tr><th></th>{head}</tr></thead>'
             f"<tbody>{body}</tbody></table></div>{note}"
         )
@@ -129,7 +132,14 @@ def _digits(values: list[float]) -> int:
 
 def _curves(systems: list[System], colours: dict[str, int]) -> str:
     tags = list(dict.fromkeys(tag for system in systems for tag in system.curves))
-    drawn = [chart(tag, {s.name: s.curves[tag] for s in systems if tag in s.curves}, colours) for tag in tags]
+    drawn = []
+    for tag in tags:
+        constants = {}  # the clips' own: those of the first system that has them
+        for system in systems:
+            for name, value in system.constants.items():
+                if name.startswith(f"{tag}_"):
+                    constants.setdefault(name.removeprefix(f"{tag}_").replace("_", " "), value)
+        drawn.append(chart(tag, {s.name: s.curves[tag] for s in systems if tag in s.curves}, colours, constants))
     return f'<div class="charts">{"".join(drawn)}</div>' if drawn else ""
 
 
@@ -147,17 +157,15 @@ def _gallery(gallery: list[tuple[str, dict[str, str]]]) -> str:
 
 
 def _video(source: str) -> str:
-    return f'<video muted playsinline preload="metadata" src="{html.escape(source)}"></video>'
+    poster = html.escape(source.removesuffix(".mp4") + ".jpg")
+    return f'<video muted playsinline preload="metadata" poster="{poster}" src="{html.escape(source)}"></video>'
 
 
 def _strips(systems: list[System], strips: dict[str, list[str]]) -> str:
     built = []
     for system in systems:
         if sources := strips.get(system.name):
-            videos = "".join(
-                f'<figure class="wide"><video muted playsinline preload="metadata" src="{html.escape(source)}"></video></figure>'  # noqa: E501
-                for source in sources
-            )
+            videos = "".join(f'<figure class="wide">{_video(source)}</figure>' for source in sources)
             title = f"{html.escape(system.name)}, step {system.step}"
             built.append(f'<article class="strip"><h3>{title}</h3>{videos}</article>')
     return "".join(built)

@@ -128,7 +128,7 @@ class Colour(FeatureNetwork):
         return videos.float().mean((1, 3, 4))
 
 
-def test_test_prints_table_1_and_writes_the_results(tmp_path, capsys):
+def test_test_prints_a_table_and_writes_the_results(tmp_path, capsys):
     overlay = VideoMetrics([FrechetVideoDistance(Colour()), FrameConsistency()], clips=3)
     run = trainer(tmp_path, [Evaluation(Samples(), VideoMetrics()), Evaluation(metrics=overlay)])
     module, data = Module(), Data()
@@ -137,7 +137,7 @@ def test_test_prints_table_1_and_writes_the_results(tmp_path, capsys):
     run.test(module, datamodule=data)
     assert len(module.sampled) == 3  # the last of the two measures, and it alone
     said = capsys.readouterr().out
-    assert "Table 1" in said and "DragNUWA (quoted)" in said and "fvd_colour" in said
+    assert "\nValidation clips\n" in said and "quoted" not in said and "fvd_colour" in said
     results = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert set(results) == {"fvd_colour", "frame_consistency_random_features"}
     assert all(set(entry) == {"value", "protocol", "n", "seconds"} and entry["n"] == 3 for entry in results.values())
@@ -246,11 +246,11 @@ def test_throughput_counts_clips_and_waiting(tmp_path, monkeypatch):
     run = trainer(tmp_path, [Throughput()], max_steps=8, log_every_n_steps=2, val_check_interval=3)
     run.fit(Slow(), datamodule=Data())
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    rates, waits = (events.Scalars(f"throughput/{name}") for name in ("clips_per_s", "data_wait"))
+    rates, waits = (events.Scalars(f"usage/{name}") for name in ("clips_per_s", "data_wait"))
     assert [event.step for event in rates] == [1, 3, 5, 7]
     assert [event.value for event in rates] == pytest.approx([0.5] * 4)
     assert [event.value for event in waits] == pytest.approx([0.25] * 4)
-    assert 0.05 < events.Scalars("memory/peak_gib")[0].value < 100
+    assert 0.05 < events.Scalars("usage/peak_gib")[0].value < 100
 
 
 def test_writing_a_checkpoint_is_not_waiting_for_data(tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_writing_a_checkpoint_is_not_waiting_for_data(tmp_path, monkeypatch):
     run = trainer(tmp_path, [Throughput(), LastCheckpoint(1)], max_steps=6, log_every_n_steps=2)
     run.fit(Slow(), datamodule=Data())
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    assert max(event.value for event in events.Scalars("throughput/data_wait")) == 0
+    assert max(event.value for event in events.Scalars("usage/data_wait")) == 0
 
 
 DDP = """

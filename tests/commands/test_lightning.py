@@ -49,7 +49,6 @@ def test_fit_test_and_predict(cli, sprites, tmp_path):
         (["--data.init_args.root=/dev/null"], "/dev/null"),
         (["--trainer.logger.init_args.save_dir=/dev/null"], "/dev/null"),
         (["--ckpt_path=no/such.ckpt"], "no/such.ckpt"),
-        (["--ckpt_path=last"], "last"),
         (["--ckpt_path=best"], "best"),
         (["--model.class_path=lightning_modules.Nope"], "lightning_modules.Nope"),
         (["--config=no-such.yaml"], "no-such.yaml"),

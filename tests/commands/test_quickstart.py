@@ -27,7 +27,7 @@ def check_learned(run: Path) -> None:
         found[f"control_error{end}"]["value"] for end in ("", "_standing_still", "_real", "_swapped", "_off")
     )
     assert error < still / 2 and real < still / 10 and min(swapped, off) > 0.8 * still
-    assert scalars(run, "memory/peak_gib")[-1] < 6
+    assert scalars(run, "usage/peak_gib")[-1] < 6
     assert len(scalars(run, "val/fvd_random_features")) == 2
     strips = sorted((run / "samples").glob("step-*/clip-*.mp4"))
     assert len(strips) == 8 and all(path.stat().st_size > 1000 for path in strips)

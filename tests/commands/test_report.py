@@ -6,10 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from datamodules.bench.sprites import write_sprite_bench
-from remoco.common.videos.files import read_frames, write_video
+from remoco.common.videos.files import read_frames, read_video, write_video
 from remoco.report.charts import chart, nice_ticks, thinned
 from tests.support.commands import remoco
 
@@ -60,22 +61,26 @@ def test_the_page_holds_tables_curves_and_videos_and_nothing_from_outside(run, o
     page = (out / "index.html").read_text()
     assert "http" not in page and "{{" not in page
     for text in (
-        "Table 3",
+        "Object-level motion control on bench (2 pairs)",
         "3.456",
         "7.89",
-        "DragAnything",
-        "quoted",
+        str(other),
         "1.25",
         "p &lt;of&gt; it",
         "train/loss",
         "step 7",
     ):
         assert text in page, text
-    assert "Table 1" not in page and "Table 2" not in page  # nothing was measured for them
+    assert not re.search(r"Table \d|<em>quoted", page)  # on no set of the paper
+    posters = re.findall(r'poster="([^"]+)"', page)
     sources = re.findall(r'src="([^"]+)"', page)
     assert sorted(sources) == sorted(set(sources)) and all((out / source).is_file() for source in sources)
     assert len(sources) == 4  # control, ours and theirs; and the strip of the training
     assert {str(path.relative_to(out)) for path in out.rglob("*.mp4")} == set(sources)
+    assert [poster.removesuffix(".jpg") for poster in posters] == [source.removesuffix(".mp4") for source in sources]
+    for poster, source in zip(posters, sources):
+        frame = read_video(out / source)[0][0].astype(int)
+        assert np.abs(np.asarray(Image.open(out / poster)).astype(int) - frame).mean() < 4
 
 
 def test_of_several_benchmarks_one_is_meant(run, tmp_path, capsys):
@@ -93,7 +98,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     for arguments, said in (
         ([tmp_path / "nowhere"], "no such folder"),
         ([tmp_path / "empty"], "neither a run's folder nor a folder of videos"),
-        ([run, run], "two folders have the same name"),
+        ([run, run], f"runs: {run} is there twice"),
         ([run, "--out", run], "holds files already"),
         ([run, "--clips", "-1"], "--clips is -1, expected at least 1"),
         ([run, "--bench", tmp_path / "nowhere"], "benchmark " + str(tmp_path / "nowhere") + ": no such folder"),
@@ -129,12 +134,14 @@ def test_where_nothing_can_be_shown_nothing_is_left_behind(run, tmp_path, capsys
     assert {path.name for path in tmp_path.iterdir()} == before
 
 
-def test_names_that_a_file_cannot_have_are_kept_apart(run, other, tmp_path):
+def test_names_that_a_file_cannot_have_are_kept_apart(run, other, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     systems = [other.rename(tmp_path / "a+b"), tmp_path / "a_b", tmp_path / "control"]
     for number, system in enumerate(systems[1:], 1):
         shutil.copytree(systems[0], system)
         write_video(system / f"{KEY}.mp4", np.full((4, 64, 64, 3), 40 + 60 * number, np.uint8), 8)
-    assert remoco("report", *systems, "--bench", tmp_path / "bench", "--out", tmp_path / "page") == 0
+    names = [system.name for system in systems]  # their paths from here
+    assert remoco("report", *names, "--bench", tmp_path / "bench", "--out", tmp_path / "page") == 0
     shown = re.findall(r'src="([^"]+)"></video><figcaption>([^<]+)<', (tmp_path / "page" / "index.html").read_text())
     assert [name for _, name in shown] == ["control (drawn)", "a+b", "a_b", "control"]
     greys = [read_frames(tmp_path / "page" / source, 4).float().mean().item() for source, _ in shown[1:]]
@@ -154,3 +161,46 @@ def test_a_chart_draws_every_system_within_its_frame():
     points = [tuple(map(float, p.split(","))) for line in re.findall(r'points="([^"]+)"', svg) for p in line.split()]
     assert all(0 <= x <= 420 and 0 <= y <= 240 for x, y in points)
     assert len(thinned(*curves["a"])[0]) <= 160
+
+
+def test_on_the_paper_s_benchmark_published_rows_stand_beside_published_metrics(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("datamodules.bench.pairs.is_published", lambda root: True)
+    scores = {"object/md_vid": result(8.5), "object/md_img_random_features": result(2.0)}
+    (run / "benchmark/bench/scores.json").write_text(json.dumps(scores))
+    assert remoco("report", run, "--out", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "Table 3: object-level" in page and "11.37" in page and "12.30" not in page  # DragAnything's MD-Vid, MD-Img
+
+
+def test_a_constant_is_a_line_across_its_chart(run, tmp_path):
+    """What standing still costs is measured once a run; it belongs beside the curve that it bounds."""
+    writer = SummaryWriter(str(run))
+    writer.add_scalar("val/control_error_standing_still", 17.25, 0)
+    for step in range(2):
+        writer.add_scalar("val/control_error", 9.0 - step, step)
+    writer.close()
+    assert remoco("report", run, "--out", tmp_path / "page") == 0
+    page = (tmp_path / "page" / "index.html").read_text()
+    (figure,) = [each for each in page.split("<figure") if "<figcaption>val/control_error" in each]
+    assert "standing still 17.2" in figure and figure.count('class="constant"') == 1
+    (line,) = re.findall(r'class="constant" x1="(\S+)" x2="(\S+)" y1="(\S+)" y2="(\S+)"', figure)
+    tops = [float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', figure)[1].split()]
+    assert line[2] == line[3] and float(line[2]) < min(tops)  # above the curve
+
+
+@pytest.mark.parametrize("value", [5.0, 0.0, -2.0, 1e-7])
+def test_a_curve_that_does_not_change_is_a_line_in_the_middle(value):
+    figure = chart("c", {"a": ([0, 10], [value, value])}, {"a": 0})
+    tops = {float(point.split(",")[1]) for point in re.search(r'points="([^"]+)"', figure)[1].split()}
+    assert len(tops) == 1 and 60 < tops.pop() < 180
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", figure)
+    assert len(labels) == len(set(labels[:-4])) + len(labels[-4:])
+
+
+@pytest.mark.parametrize(("steps", "values"), [([0, 160000], [1.0, 2.0]), ([0, 9], [1e-5, 3e-5]), ([0, 9], [1e6, 9e6])])
+def test_no_label_of_a_chart_is_cut(steps, values):
+    figure = chart("c", {"a": (steps, values)}, {"a": 0})
+    for x, anchor, label in re.findall(r'<text x="([\d.]+)"[^>]*text-anchor="(\w+)"[^>]*>([^<]*)<', figure):
+        width = 6.5 * len(label)
+        left = float(x) - {"end": width, "middle": width / 2}[anchor]
+        assert left >= 0 and left + width <= 420.5, label

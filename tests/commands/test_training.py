@@ -40,17 +40,20 @@ LOGGERS = {
     "both": ["--trainer.logger", json.dumps([TENSORBOARD, CSV])],
     "wandb": ["--trainer.logger", "WandbLogger", "--trainer.logger.init_args.offline", "true"],
 }
+MLFLOW = {"mlflow": ["--trainer.logger", "MLFlowLogger"]}  # two runs at once share its database
 
 
-@pytest.mark.parametrize("kind", [pytest.param(k, marks=pytest.mark.slow if k == "wandb" else ()) for k in LOGGERS])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in ("wandb", "mlflow") else ()) for k in LOGGERS | MLFLOW]
+)
 def test_runs_stay_apart_with_any_logger(lightning, base, tmp_path, kind):
     """Two one after the other, one resumed; another run beside them is not touched."""
-    if kind == "wandb":
-        pytest.importorskip("wandb")
+    if kind in ("wandb", "mlflow"):
+        pytest.importorskip(kind)
     other = tmp_path / "runs" / "other"
     (other / "checkpoints").mkdir(parents=True)
     (other / "checkpoints" / "last.ckpt").write_text("another run")
-    fit = ["fit", "--config", base, *LOGGERS[kind]]
+    fit = ["fit", "--config", base, *(LOGGERS | MLFLOW)[kind]]
     run = tmp_path / "runs" / "base"
     for expected in ({"base"}, {"base", "base.previous-1"}):
         code, said = lightning(*fit, cwd=tmp_path)

@@ -26,7 +26,7 @@ from metrics import (
     shown,
 )
 from metrics.correspondence import match
-from metrics.published import cells, table, tables
+from metrics.published import TITLES, WEBVID, cells, data_said, latex, table, tables, with_data
 from remoco.common.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:FVD over", "ignore:a Frechet distance", "ignore:The ``compute`` method")
@@ -90,7 +90,7 @@ def test_flow_magnitude_of_a_known_flow():
     metric.update(torch.zeros(3, 3, 8, 8, dtype=torch.uint8))
     assert metric.compute().item() == pytest.approx(7.5, abs=1e-9) and metric.name == "flow_magnitude_known"
     assert "in pixels of clips 8 wide, frames 2 to L" in metric.result()["protocol"]
-    assert "7.50 (8 wide)" in table({"ours": {metric.name: metric.result()}}, 1)
+    assert "7.50 (8 wide)" in table({"ours": {metric.name: metric.result()}}, 1, "clips")
     other = MeanFlowMagnitude(Known())
     other.update(torch.zeros(3, 3, 8, 24, dtype=torch.uint8))
     for name, reduction in metric._reductions.items():  # of another rank
@@ -98,7 +98,7 @@ def test_flow_magnitude_of_a_known_flow():
     metric._computed = None
     found = metric.result()
     assert (found["narrowest"], found["widest"]) == (8, 24) and "clips 8 to 24 wide" in found["protocol"]
-    assert "7.50 (8 to 24 wide)" in table({"ours": {metric.name: found}}, 1)
+    assert "7.50 (8 to 24 wide)" in table({"ours": {metric.name: found}}, 1, "clips")
 
 
 @pytest.mark.parametrize("starts", [[(30, 20)], [(20, 12), (40, 30)], [(1, 2), (60, 20), (30, 46)]])
@@ -273,10 +273,10 @@ def test_a_small_number_is_not_zero_in_a_table():
     """What was printed as 0.00 and 0.0000."""
     small = {"fvd_i3d_disco": {"value": 1.25e-3}, "fid_inception": {"value": 4e-9},
              "frame_consistency": {"value": 1e-5}, "flow_magnitude_dis": {"value": 0.000123456789}}  # fmt: skip
-    row = next(line for line in table({"ours": small}, 1).splitlines() if line.startswith("ours")).split()
+    row = next(line for line in table({"ours": small}, 1, "clips").splitlines() if line.startswith("ours")).split()
     assert row == ["ours", "0.00125", "4e-09", "0.00001", "0.000123457"]
     near = {name: {"value": value} for name, value in (("md_vid", 8.123456789), ("frame_consistency", 0.99999987))}
-    assert "8.12346" in table({"ours": near}, 2) and " 1.0000" in table({"ours": near}, 2)
+    assert "8.12346" in table({"ours": near}, 2, None) and " 1.0000" in table({"ours": near}, 2, None)
 
 
 def test_random_point_features_are_seeded():
@@ -286,16 +286,36 @@ def test_random_point_features_are_seeded():
 
 
 def test_tables_quote_and_mark():
-    real = {"md_img": 9.994, "md_vid": 8.1, "frame_consistency": 0.99444, "flow_magnitude_dis": 5.0}
+    real = {"md_img": 9.994, "md_vid": 8.1, "frame_consistency": 0.99444, "flow_magnitude": 5.0}
     ours = {f"fine/{name}": {"value": value} for name, value in real.items()}
     stand_ins = {f"object/{name}_lk": {"value": value} for name, value in real.items()}
-    text = tables({"ours": ours | stand_ins})
-    fine, objects = text.split("\n\n")
+    fine, objects = tables({"ours": ours | stand_ins}, None).split("\n\n")
+    assert fine.startswith("Table 2") and objects.startswith("Table 3")
     assert "ours" in fine and "9.99" in fine and "0.9944" in fine and "*" not in fine and "5.00" in fine
-    assert "MOFA-Video (quoted)" in fine and "10.50" in fine and "DragAnything (quoted)" in objects
-    assert "8.10 *" in objects and "not the published metric" in objects and "md_vid_lk" in objects
+    assert "MOFA-Video (quoted)" in fine and "10.50" in fine
+    assert "8.10 *" in objects and "a stand-in" in objects and "md_vid_lk" in objects
     assert cells({}, 1) == [None] * 3
     both = {"md_vid_lk": {"value": 1.0}, "md_vid": {"value": 2.0}}
     assert cells(both, 2)[1] == ("md_vid", "2.00")  # the published metric, whichever was measured first
-    rows = [line.split() for line in table({"empty": {}}, 1).splitlines()]
-    assert ["DragNUWA", "(quoted)", "96.65", "13.19", "0.9888", "-"] in rows and ["empty", "-", "-", "-", "-"] in rows
+
+
+def test_quoted_rows_stand_beside_published_metrics_on_the_published_set_alone():
+    fvd, fid = {"fvd_i3d_styleganv": {"value": 60.0}}, {"fid_random_features": {"value": 3.0}}
+
+    def rows(measured, data):
+        lines = table({"ours": measured}, 1, data).splitlines()
+        return lines[0], [line.split()[:4] for line in lines if "DragNUWA" in line]
+
+    assert rows(fvd | fid, None) == (TITLES[1], [["DragNUWA", "(quoted)", "96.65", "-"]])  # not above a stand-in
+    assert rows(fid, None) == (TITLES[1], []) and rows({}, None) == (TITLES[1], [])
+    assert rows(fvd, "validation clips, 64 x 64 sprites") == ("Validation clips, 64 x 64 sprites", [])
+    assert "quoted" not in latex({"ours": fvd}, "clips") and "DragNUWA (quoted)" in latex({"ours": fvd}, None)
+
+
+def test_the_data_of_a_table_are_those_of_its_protocols():
+    def said(*data):
+        return data_said([{"fid_inception": {"protocol": with_data("p; q", each) if each else "p"}} for each in data])
+
+    assert said(WEBVID, WEBVID) is None and said("64 x 64 sprites") == "64 x 64 sprites"
+    for mixed in ((WEBVID, "64 x 64 sprites"), (WEBVID, ""), ("",)):
+        assert said(*mixed) == "videos beside real clips"

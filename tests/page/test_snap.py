@@ -35,6 +35,13 @@ def test_a_sloppy_brush_gets_the_ears_and_loses_what_lies_beside(size, part):
     assert overlap(disc(part), mask) < 0.75 < 0.9 < overlap(found > 0, mask)
 
 
+def test_an_eye_is_part_of_the_object():
+    image, mask, disc = animal(240, 320)
+    eye = (slice(110, 122), slice(140, 152))
+    image[eye] = image[0, 0]  # of the background's colour
+    assert snap.fitted(image, disc(0.8).astype(np.uint8))[eye].all()
+
+
 def test_other_brushes_stay_and_the_same_brush_gives_the_same():
     image, mask, disc = animal(120, 160)
     brush = np.where(disc(0.8), 2, 0).astype(np.uint8)

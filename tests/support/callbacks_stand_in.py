@@ -2,6 +2,7 @@
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -72,7 +73,7 @@ class Module(LightningModule):
         nn.init.eye_(self.trained.weight.data.view(3, 3))
         nn.init.zeros_(self.trained.bias)
         self.sampled: list[str] = []
-        self.sampling = Sampling()
+        self.sampling = Sampling(sigma_max=700.0)
 
     def forward(self, frames):
         return self.trained(frames.float() / 127.5 - 1)
@@ -113,7 +114,7 @@ def trainer(folder, callbacks=(), **kwargs) -> Trainer:
     return Trainer(
         accelerator="cpu",
         devices=kwargs.pop("devices", 1),
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(callback, ProgressBar) for callback in callbacks),
         enable_model_summary=False,
         enable_checkpointing=any("Checkpoint" in type(callback).__name__ for callback in callbacks),
         callbacks=list(callbacks),

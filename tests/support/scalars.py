@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-TIMED = ("throughput/", "memory/")
+TIMED = "usage/"
 
 
 def points(run: Path) -> dict[str, set[tuple[int, float]]]:

@@ -1,17 +1,24 @@
 // A line above the image where the model was trained on nothing like it.
 
-import { drawing, model, onChange } from "./model.js";
+import { model, onChange } from "./model.js";
 import { $, ask } from "./server.js";
 
 const banner = $(".rm-banner");
 let known = null; // the image that was asked for
 
+async function lineOf(url) {
+  try {
+    return (await (await ask("unseen", { image: url })).json()).line;
+  } catch {
+    return null; // what is wrong with the server or the picture is said where it is used
+  }
+}
+
 onChange(async () => {
   const { image } = model;
   if (image === known) return;
   known = image;
-  let line = null;
-  if (image) line = (await (await ask("unseen", { image: drawing().image })).json().catch(() => ({}))).line;
+  const line = image && (await lineOf(image.url));
   if (image !== known) return; // another one was opened since
   banner.textContent = line || "";
   banner.hidden = !line;

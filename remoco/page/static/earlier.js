@@ -20,8 +20,11 @@ function video(data) {
 
 // of all results; pictures and files that several share are counted once
 function held() {
-  const inputs = new Set(results.flatMap(({ state }) => [state.image.url, ...Object.values(state.scene.files).map((file) => file.data)]));
-  return [...inputs].reduce((sum, text) => sum + text.length, 0) + results.reduce((sum, { bytes }) => sum + bytes, 0);
+  const sum = (numbers) => numbers.reduce((whole, each) => whole + each, 0);
+  const images = [...new Set(results.map(({ state }) => state.image))];
+  const files = [...new Set(results.flatMap(({ state }) => Object.values(state.scene.files).map((file) => file.data)))];
+  const pictures = images.map(({ url, width, height }) => url.length + 4 * width * height); // as a file, and decoded
+  return sum(pictures) + sum(files.map((data) => data.length)) + sum(results.map(({ bytes }) => bytes));
 }
 
 export function addResult(found, state, settings) {

@@ -106,7 +106,7 @@ const actions = {
     editor.classList.add("rm-busy");
     try {
       const { image, runs } = drawing();
-      const value = model.own ? brushValue() : 0;
+      const value = model.own ? brushValue() || model.tracks[model.selected]?.colour || 0 : 0;
       const found = await (await ask("snap", { image, runs, value })).json();
       if (asked !== version) return note("The drawing has changed since; snap again.");
       remember();

@@ -15,6 +15,7 @@ function put(parts) {
 
 // an error stays until the next action
 export function say(error) {
+  if (!error && hint.querySelector(".rm-sending")) return; // it can still be cancelled
   hint.classList.toggle("rm-error", Boolean(error));
   put(error ? [String(error.message || error)] : usual());
 }

@@ -46,6 +46,7 @@ export function upload(path, body, name) {
     };
     request.onerror = () => reject(new Error(UNANSWERED));
     request.onabort = () => reject(new Cancelled("cancelled; nothing has changed"));
+    request.onloadend = () => row.remove();
     request.responseType = "json";
     request.open("POST", `page/${path}`);
     request.setRequestHeader("Content-Type", "application/json");
