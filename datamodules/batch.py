@@ -18,6 +18,9 @@ class Batch(TypedDict):
         latent_mean: (B, L, C, H/8, W/8) mean of the VAE's posterior, not scaled, when latents are cached.
         latent_std: Its standard deviation.
         image_embedding: (B, 1, D) of the image encoder, when latents are cached.
+        text: (B, n, D) embeddings of prompts, where they are known.
+        text_length: (B,) int64, each prompt's own number of tokens of those.
+        negative_text: (B, n, D) embeddings of the prompts that guidance leads away from.
         flow: (B, L, 2, H, W) displacement (x, y) from frame 1, which is zero: float pixels, or uint16 with `flow_step`.
         flow_step: (B,) float32, pixels per unit of a stored flow, whose zero is 32768.
         visibility: (B, L, H, W) bool, whether frame 1's pixel is seen in the frame; frame 1 is all true.
@@ -34,6 +37,9 @@ class Batch(TypedDict):
     latent_mean: NotRequired[Tensor]
     latent_std: NotRequired[Tensor]
     image_embedding: NotRequired[Tensor]
+    text: NotRequired[Tensor]
+    text_length: NotRequired[Tensor]
+    negative_text: NotRequired[Tensor]
     flow: Tensor
     flow_step: NotRequired[Tensor]
     visibility: Tensor

@@ -51,13 +51,16 @@ def built(
     base, start = named_base(record["base"], path, variant, **trained)
     record_values.check_sampling(record, base, "the checkpoint")
     sampling = dict(record.get("sampling") or {})
-    settings = {name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs") if name in sampling}
+    settings = {
+        name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs", "solver") if name in sampling
+    }
     process = NoiseProcess.from_record(sampling.pop("process")) if "process" in sampling else None
+    every = {"every": architecture["every"]} if "every" in architecture else {}
     rank = {"rank": architecture["lora_rank"]} if architecture.get("lora") else {}
     module = MotionControlModule(
         base,
         Condition.from_record(architecture["condition"]),
-        Control(injection=architecture.get("injection", []), lora=architecture.get("lora"), **rank),
+        Control(injection=architecture.get("injection", []), lora=architecture.get("lora"), **every, **rank),
         noise=Noise(process),
         sampling=Sampling(**settings),
         start=start,

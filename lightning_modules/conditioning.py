@@ -25,6 +25,7 @@ class Conditioning:
             pixels; None where the base has no use for one.
         moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, as `warp` adds them.
         filled: (B, L, H, W) beside it, the share of a pixel's colour that is a guess.
+        given: Number of first latents that are known: the network is given them clean, and they are not in the loss.
     """
 
     parts: dict[str, Tensor]
@@ -33,6 +34,7 @@ class Conditioning:
     frame: Tensor | None = None
     moved: Tensor | None = None
     filled: Tensor | None = None
+    given: int = 0
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:
         """The same with dropout.
@@ -47,14 +49,20 @@ class Conditioning:
         """The other branch of guidance.
 
         Args:
-            rules: Name in `parts` -> `zero`, or `keep`, which is that of a name without a rule.
+            rules: Name in `parts` -> `zero`, the name of the part that takes its place, or `keep`, which is that of a
+                name without a rule.
         """
-        parts = {k: torch.zeros_like(v) if rules.get(k, "keep") == "zero" else v for k, v in self.parts.items()}
-        return replace(self, parts=parts)
+
+        def ruled(name: str, value: Tensor) -> Tensor:
+            rule = rules.get(name, "keep")
+            return torch.zeros_like(value) if rule == "zero" else value if rule == "keep" else self.parts[rule]
+
+        return replace(self, parts={name: ruled(name, value) for name, value in self.parts.items()})
 
     def followed_by(self, other: Conditioning) -> Conditioning:
         """Both as one batch; the features of the control are the injections', which repeat them for each branch."""
-        return Conditioning({name: torch.cat([value, other.parts[name]]) for name, value in self.parts.items()})
+        parts = {name: torch.cat([value, other.parts[name]]) for name, value in self.parts.items()}
+        return Conditioning(parts, given=self.given)
 
     def kept(self, name: str) -> Tensor:
         """(B, ...) value of a part, zero for the clips that drop it."""

@@ -61,6 +61,8 @@ class Control:
     flow_scale: Factor = 1.0
     """Factor on the motion encoder's first weights of dx and dy. Below 1 it balances displacements in pixels against
     the mask, which is 0 or 1."""
+    every: Count = 1
+    """Of the base's places, use the first and every so many after it."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.injection, list) or not all(isinstance(kind, str) for kind in self.injection):
@@ -69,6 +71,7 @@ class Control:
             raise UserError(f"control.injection is {self.injection!r:.60}, expected different entries, at most 8")
         if self.lora not in ("attention", "linear", None):
             raise UserError(f"control.lora is {self.lora!r:.60}, expected attention, linear or null")
+        within("control.every", self.every, 1, 2**31 - 1, whole=True)
         within("control.rank", self.rank, 1, MOST_RANK, whole=True)
         within("control.flow_scale", self.flow_scale, 0, MOST_SIGMA)
 
@@ -76,7 +79,7 @@ class Control:
         """The settings that a checkpoint must share."""
         return {
             "injection": list(self.injection), "lora": self.lora, "lora_rank": self.rank if self.lora else None,
-        }  # fmt: skip
+        } | ({} if self.every == 1 else {"every": self.every})  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,8 @@ class Sampling:
     """Inputs of the base beside image and control, by name; the others have the base's defaults. SVD has `fps`,
     `motion_bucket_id` (a mean displacement in pixels, or `drawing` to measure it on the drawing) and
     `noise_aug_strength`."""
+    solver: Literal["euler", "unipc"] = "euler"
+    """How a sampler steps. Flow matching also has `unipc`, of second order."""
 
     def __post_init__(self) -> None:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
@@ -144,7 +149,14 @@ class Sampling:
         return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
 
     def over(self, process: NoiseProcess) -> Sampling:
-        """The same with this process's first noise level where none is said."""
+        """The same with this process's first noise level where none is said.
+
+        Raises:
+            UserError: the process has no such solver.
+        """
+        if self.solver not in process.solvers:
+            known = ", ".join(process.solvers)
+            raise UserError(f"sampling.solver is {self.solver!r:.60}, expected one of {known} with this noise process")
         return self if self.sigma_max is not None else dataclasses.replace(self, sigma_max=process.highest)
 
     def but(self, **changes: Any) -> Sampling:

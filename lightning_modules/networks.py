@@ -14,6 +14,7 @@ from lightning_modules.config import Control, Sampling
 from lightning_modules.control.injection import Injection, attach, injection_class
 from lightning_modules.control.lora import add_lora, merged_lora
 from lightning_modules.control.motion_encoder import MotionEncoder
+from lightning_modules.control.tokens import attach_tokens
 from lightning_modules.process.base import Denoiser
 from lightning_modules.process.graphs import Recorded
 from lightning_modules.process.sampler import OnStep, euler_sample
@@ -36,18 +37,20 @@ class Controller:
     def __init__(self, base: VideoBase, control: Control, seed: int = 0):
         kinds = [injection_class(kind) for kind in control.injection]
         placed = any(hasattr(kind, "coefficients") for kind in kinds)
-        levels, places = base.levels(), base.places()
+        levels, places = base.levels(), base.places()[:: control.every]
         if placed and not (levels and places):
             raise UserError(f"control.injection: {type(base).__name__} has no places for {control.injection}")
         widths = [level.channels for level in levels]
         self.motion_encoder: MotionEncoder | None = None
         if placed:
             check_levels(base)
-            self.motion_encoder = MotionEncoder(widths, seed=seed)
+            times = [level.time for level in levels]
+            self.motion_encoder = MotionEncoder(widths, seed=seed, times=times)
             with torch.no_grad():  # the first convolution's weight
                 next(self.motion_encoder.stem.parameters())[:, :2] *= control.flow_scale
+        put = attach_tokens if places and places[0].layout == "tokens" else attach
         self.injections = nn.ModuleList(
-            attach(places, widths, name, seed) if hasattr(kind, "coefficients") else _steering(kind, base)
+            put(places, widths, name, seed) if hasattr(kind, "coefficients") else _steering(kind, base)
             for name, kind in zip(control.injection, kinds, strict=True)
         )
 
@@ -86,11 +89,11 @@ def _steering(kind: Any, base: VideoBase) -> nn.Module:
 
 def check_levels(base: VideoBase) -> None:
     """Raise UserError unless the motion encoder makes features of the base's levels."""
-    wanted = [(8 * 2**index, 1) for index in range(len(base.levels()))]
-    if [(level.space, level.time) for level in base.levels()] != wanted:
+    wanted = [8 * 2**index for index in range(len(base.levels()))]
+    if [level.space for level in base.levels()] != wanted:
         raise UserError(
             f"control: {type(base).__name__} wants features of another grid than the motion encoder's, which are one "
-            "for each frame and every 8, 16, ... pixels"
+            "for every 8, 16, ... pixels"
         )
 
 
@@ -135,4 +138,5 @@ def sample(
             sampling.sigma_max,
             on_step=on_step,
             recorded=Recorded if graph else None,
+            solver=sampling.solver,
         )

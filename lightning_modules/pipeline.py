@@ -133,7 +133,7 @@ class MotionControlPipeline(PipelineParts):
         source = str(pretrained_model_name_or_path)
         if not use_safetensors:
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
-        if source in embedded.FILES or Path(source).is_file():
+        if source in embedded.FILES or Path(source).is_file() or source.endswith((".ckpt", ".safetensors")):
             return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
@@ -341,7 +341,8 @@ class MotionControlPipeline(PipelineParts):
             noise = drawn_noise.to(module.device, exact)
             try:
                 with torch.no_grad(), self._in_use():
-                    cond = base.condition({"first_frame": first}, told(inputs, moved, exact, module.device), augment)
+                    known = {"first_frame": first, "frames": len(controls[0])}
+                    cond = base.condition(known, told(inputs, moved, exact, module.device), augment)
                     cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
                 latents = module.denoised(cond, noise, sampling, on_step)
             finally:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lightning_modules.control.lora_files import LoraFiles, factors_of, read_lora
+from lightning_modules.control.lora_files import DIFFUSERS, LoraFiles, factors_of, read_lora, trained_lora
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
@@ -175,6 +176,22 @@ class PipelineParts:
         state, settings, said = read_lora(pretrained_model_name_or_path_or_dict, weight_name, revision)
         files.files[name] = factors_of(state, settings, files.networks, said)
         files.use({name: 1.0})
+
+    def save_lora_weights(self, save_directory: str | Path) -> None:
+        """Write the LoRA that was trained here, without the control, as `load_lora_weights` of diffusers reads it.
+
+        Args:
+            save_directory: Folder that gets `pytorch_lora_weights.safetensors`.
+
+        Raises:
+            UserError: none was trained.
+        """
+        tensors = trained_lora(self.module.base.denoisers())
+        if not tensors:
+            raise UserError("save_lora_weights: the controller has no LoRA, its control.lora is null")
+        folder = Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / DIFFUSERS, {"format": "pt"})
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None

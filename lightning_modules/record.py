@@ -15,7 +15,8 @@ from remoco.common.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-    from lightning_modules.bases.base import Grid, VideoBase
+    from lightning_modules.bases.base import VideoBase
+    from lightning_modules.bases.grid import Grid
 
 
 def stored(networks: nn.Module, trained: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:

@@ -54,6 +54,7 @@ ARCHITECTURE: dict[str, tuple[Check, str]] = {
     ),
     "lora": (one_of(None, "attention", "linear"), "attention, linear or null"),
     "lora_rank": (_or_none(whole(1, MAX_RANK)), f"a whole number from 1 to {MAX_RANK}"),
+    "every": (whole(1, 2**31 - 1), "a whole number of at least 1"),
     "train_base": (one_of(True, False), "true or false"),
 }
 BASE: dict[str, tuple[Check, str]] = {
@@ -70,6 +71,7 @@ SAMPLING: dict[str, tuple[Check, str]] = {
         "two numbers from 0 to 1000",
     ),
     "inputs": (lambda value: isinstance(value, dict) and len(value) <= 64, "values by name"),
+    "solver": (one_of("euler", "unipc"), "euler or unipc"),
     "process": (
         lambda value: isinstance(value, dict) and isinstance(value.get("init_args", {}), dict) and len(value) <= 2,
         "a class path with arguments",

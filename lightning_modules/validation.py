@@ -36,7 +36,7 @@ class FixedSigmaLoss(nn.ModuleList):
         for value, metric in zip(self.sigmas, self._means(), strict=True):
             sigma = clean.new_full((len(clean),), value)
             noisy = self.process.mix(clean, noise, value)
-            metric.update(self.process.loss(denoiser(noisy, sigma, cond), clean, sigma))
+            metric.update(self.process.loss(denoiser(noisy, sigma, cond), clean, sigma)[:, cond.given :])
 
     def compute(self) -> dict[str, Tensor]:
         """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""

@@ -179,7 +179,8 @@ class VideoModule(LightningModule):
         if strength is not None:
             noise = self.draw_noise(batch, AUG_NOISE, batch["first_frame"].shape[1:])
             inputs = {**inputs, "noise_aug_strength": strength}
-        return replace(self.base.condition(batch, inputs, noise), control=control)
+        known = {**batch, "frames": batch["flow"].shape[1]}
+        return replace(self.base.condition(known, inputs, noise), control=control)
 
     def inference_conditioning(
         self, batch: Batch, control: Tensor | None, dtype: torch.dtype = torch.float32
@@ -211,7 +212,7 @@ class VideoModule(LightningModule):
         noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
         keep = uniform(self.seeds(batch, DROPOUT), len(names)).to(self.device, non_blocking=True) >= self.noise.dropout
         cond = self.steer(cond).dropping(keep, names)
-        loss = self.process.loss(self.denoiser(noisy, sigma, cond), clean, sigma).mean()
+        loss = self.process.loss(self.denoiser(noisy, sigma, cond), clean, sigma)[:, cond.given :].mean()
         self.log("train/loss", loss.detach(), batch_size=len(clean))
         self.log("loss", self.shown_loss.push(loss), prog_bar=True, logger=False, batch_size=len(clean))
         return loss

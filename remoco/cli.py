@@ -70,7 +70,7 @@ TOP = Menu(
     "remoco demo",
     {
         "draw and generate": {
-            "demo": Command("remoco.embedded:demo", "Draw one stroke on a held-out frame and generate the clip."),
+            "demo": Command("remoco.embedded:demo", "Move a flower in a photograph along one stroke."),
             "page": Command("remoco.page:page", "Serve a page to draw on an image and generate from it."),
             "generate": Command("remoco.generate:generate", "Turn an image and drawn tracks into a video."),
         },

@@ -48,7 +48,8 @@ def export(source: str, out: str, base: str | None = None) -> None:
     Example:
         remoco export runs/remoco/checkpoints/last.ckpt controller.pt --base svd_folder
     """
-    from lightning_modules.bases.svd.weights import layout_of
+    from lightning_modules.bases.svd.weights import COMPONENTS
+    from lightning_modules.bases.weights import layout_of
     from lightning_modules.released import Architecture, Released, names, released_tensors
     from lightning_modules.released.encoders import image_encoder_to_released, vae_to_released
     from lightning_modules.released.files import ADAPTER, PREFIXES, read_adapter
@@ -66,7 +67,7 @@ def export(source: str, out: str, base: str | None = None) -> None:
     if len(ranks) != 1:
         raise UserError(f"{adapter} has LoRA of ranks {sorted(ranks)}, the released layout has one")
     try:
-        check_model(folder / "unet", layout_of("unet"))
+        check_model(folder / "unet", layout_of(COMPONENTS["unet"]))
         held = {part: read_safetensors(folder / file) for part, file in WEIGHTS.items() if (folder / part).is_dir()}
         extras = read_safetensors(folder / EXTRAS) if (folder / EXTRAS).is_file() else {}
         config = read_json(folder / "unet/config.json")

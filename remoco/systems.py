@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import re
+from collections import abc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
 from remoco.common import rooms
 from remoco.common.errors import UserError, one_line, readable
@@ -42,6 +45,7 @@ SAYS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "stand_in": ("true or false", lambda value: isinstance(value, bool)),
 }
 """What a system says of itself -> what is expected, in words and as a test; see `System`."""
+PLAIN = {str: "a text", bool: "true or false", int: "a whole number", float: "a number", NoneType: "null"}
 RUNS = {"dtype", "device"}  # arguments of `load` that say where it computes, and change no protocol
 
 
@@ -55,7 +59,7 @@ class SystemChoice:
     """Its released file or folder; for remoco a checkpoint, a folder of `save_pretrained`, or `embedded`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the class's `load`: `svd`, `cmp`, `features`, `quirks` (`as_released`, `corrected` or a
-    mapping of its fields), `settings` (a mapping of its fields)."""
+    mapping of its fields), `settings` (a mapping of its fields), `segment` (the class path of a function)."""
 
 
 def system_class(name: str) -> type[System]:
@@ -65,16 +69,10 @@ def system_class(name: str) -> type[System]:
         UserError: no system of this name, and no class of this path that is one.
     """
     path = SYSTEMS.get(name, name)
-    module, _, kind = path.rpartition(".")
-    if not module:
+    if "." not in path:
         near = hint(name, SYSTEMS)
         raise UserError(f"system: no system {readable(name)}{near}, expected {', '.join(SYSTEMS)} or a class path")
-    if name not in SYSTEMS:
-        rooms.here()
-    try:
-        found: Any = getattr(import_module(module), kind)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"system: {readable(path)}: does not import ({readable(str(error))})") from error
+    found = _imported("system", path)
     if not inspect.isclass(found) or not callable(getattr(found, "load", None)) or not hasattr(found, "control"):
         raise UserError(f"system: {readable(path)} is no system, expected a class with `load`, `control` and a call")
     return cast("type[System]", found)
@@ -87,17 +85,24 @@ def arguments(choice: SystemChoice) -> dict[str, Any]:
         UserError: weights are missing or not taken, an option is unknown, or a value does not fit its field; one line.
     """
     kind: Any = system_class(choice.system)
-    parameters = {n: p for n, p in inspect.signature(kind.load).parameters.items() if n not in RUNS}
+    try:
+        signature = inspect.signature(kind.load, eval_str=True)
+    except NameError:  # annotated with what is imported for type checkers alone
+        signature = inspect.signature(kind.load)
+    parameters = {n: p for n, p in signature.parameters.items() if n not in RUNS}
     given: dict[str, Any] = {}
     for name, value in choice.options.items():
         if name not in parameters or name == "path":
             known = ", ".join(n for n in parameters if n != "path") or "none"
             near = hint(name, parameters)
             raise UserError(f"{choice.system}: {readable(name)}: unknown option{near}, it has {known}")
-        default = parameters[name].default
-        given[name] = _settings(f"{choice.system}: {name}", default, value) if _is_settings(default) else value
+        where, default = f"{choice.system}: {name}", parameters[name].default
+        if _is_settings(default):
+            given[name] = _settings(where, default, value)
+        else:
+            given[name] = _option(where, parameters[name].annotation, value)
     if "path" in parameters:
-        if choice.weights is None:
+        if not choice.weights:
             raise UserError(f"{choice.system}: weights: missing, expected its file or folder")
         given["path"] = choice.weights
     elif choice.weights is not None:
@@ -167,17 +172,63 @@ def sampled(system: System, drawing: Drawing, seed: int, progress: Callable[[int
 
 
 def fingerprint(choice: SystemChoice) -> str:
-    """SHA-256 over the system's name, its options and the bytes of its own weights: of other videos another one."""
+    """SHA-256 over the system's name, its options and the bytes of its weights and of files that options name: of other
+    videos another one. A folder that an option names, a base for example, counts by its name.
+    """
     digest = hashlib.sha256(repr((choice.system, sorted(choice.options.items()))).encode())
     path = None if choice.weights is None else Path(choice.weights)
     if path is None or not path.exists():
         digest.update(str(path).encode())
-        return digest.hexdigest()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        files = []
+    else:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    files += [Path(value) for _, value in sorted(choice.options.items()) if isinstance(value, str)]
+    for file in files:
         if file.is_file():
             with open(file, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
+
+
+def _imported(where: str, path: str) -> Any:
+    """What a class path names, the user's own modules in the working folder too."""
+    module, _, name = path.rpartition(".")
+    if not module or not all(part.isidentifier() for part in path.split(".")):
+        raise UserError(f"{where}: {readable(path)}: expected a class path, for example my_module.MySystem")
+    if path not in SYSTEMS.values():
+        rooms.here()
+    try:
+        return getattr(import_module(module), name)
+    except UserError:
+        raise
+    except Exception as error:  # what a user's module does on import
+        reason = str(error) if isinstance(error, (ImportError, AttributeError)) else one_line(error)
+        raise UserError(f"{where}: {readable(path)}: does not import ({readable(reason)})") from error
+
+
+def _option(where: str, annotation: Any, value: Any) -> Any:
+    """A plain value as `load` annotates it; a function is given by its class path.
+
+    Raises:
+        UserError: another type, or no such function; one line.
+    """
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    plain = tuple(each for each in members if each in PLAIN)
+    functions = any(get_origin(each) is abc.Callable for each in members)
+    if len(plain) + functions < len(members):  # of a kind that only the system knows
+        return value
+    if (isinstance(value, plain) and not (isinstance(value, bool) and bool not in plain)) or (
+        float in plain and type(value) is int
+    ):
+        return value
+    if functions and callable(value):
+        return value
+    if functions and str not in plain and isinstance(value, str):
+        found = _imported(where, value)
+        if callable(found):
+            return found
+    words = [PLAIN[each] for each in plain if each is not NoneType] + ["the class path of a function"] * functions
+    raise UserError(f"{where} is {readable(str(value), 60)}, expected {' or '.join(words)}")
 
 
 def _is_whole(values: Any, count: int) -> bool:
@@ -221,5 +272,6 @@ def _parsed(where: str, default: Any, values: dict[str, Any]) -> Any:
     try:
         parsed = parser.instantiate_classes(parser.parse_object(now | values))
     except Exception as error:  # jsonargparse's own, and the checks of the settings
-        raise UserError(f"{where}: {cause(error)}") from error
+        said = re.sub(r'Parser key "([\w.]+)": ', r"\1: ", cause(error))
+        raise UserError(f"{where}: {said}") from error
     return dataclasses.replace(default, **{name: getattr(parsed, name) for name in values})

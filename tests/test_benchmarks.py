@@ -80,6 +80,12 @@ def test_startup(repo):
 
 
 @pytest.mark.slow
+def test_help(repo):
+    out = script(repo, "help.py", "--rounds", "1", "--only", "sweep", "table", "--other", str(repo))
+    assert "| `--help` of | other checkout | this one |" in out and "| `remoco sweep table` | 0." in out
+
+
+@pytest.mark.slow
 def test_object_storage(repo):
     rows = [line for line in script(repo, "object_storage.py", "--seconds", "1").splitlines() if line.startswith("| ")]
     assert [row.split("|")[1:3] for row in rows[2:]] == [

@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from lightning_modules.bases.photos import Photos
     from lightning_modules.bases.sprites.base import Sprites
     from lightning_modules.bases.svd.base import SVD
+    from lightning_modules.bases.wan.base import Wan
+    from lightning_modules.bases.wan.random import RandomWan
 
-__all__ = ["SVD", "Photos", "Sprites", "VideoBase"]
-PLACES = {"SVD": "svd.base", "Photos": "photos", "Sprites": "sprites.base", "VideoBase": "base"}
+__all__ = ["SVD", "Photos", "RandomWan", "Sprites", "VideoBase", "Wan"]
+PLACES = {
+    "SVD": "svd.base", "Photos": "photos", "RandomWan": "wan.random", "Sprites": "sprites.base", "VideoBase": "base",
+    "Wan": "wan.base",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -18,57 +18,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input, class_path
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Which clips a base takes, and how many latents they become.
-
-    Attributes:
-        space: Pixels per latent along a side.
-        step: Height and width in pixels are multiples of this.
-        time: Frames per latent. 1 allows any length; n > 1 allows 1 plus a multiple of n (a causal autoencoder, whose
-            first latent holds the first frame alone).
-    """
-
-    space: int = 8
-    step: int = 64
-    time: int = 1
-
-    def latents(self, frames: int) -> int:
-        """Number F of latents of a clip of that many frames."""
-        return (frames - 1) // self.time + 1
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the latents of frames of this size."""
-        return height // self.space, width // self.space
-
-    def fitting(self, pixels: int) -> int:
-        """The largest side on the grid of at most that many pixels, at least one step."""
-        return max(self.step, pixels // self.step * self.step)
-
-    def check(self, frames: int | None, height: int, width: int) -> None:
-        """Raise UserError unless clips of this length (None: any) and size are on the grid."""
-        if height < self.step or width < self.step or height % self.step or width % self.step:
-            raise UserError(
-                f"frames of {height} x {width}: height and width must be multiples of {self.step}, the nearest "
-                f"{self._nearest(height)} x {self._nearest(width)}"
-            )
-        if frames is not None and (frames - 1) % self.time:
-            below = self.latents(frames) * self.time - self.time + 1
-            raise UserError(
-                f"frames is {frames}, expected 1 plus a multiple of {self.time}, the nearest {below} and "
-                f"{below + self.time}"
-            )
-
-    def _nearest(self, pixels: int) -> int:
-        return max(self.step, (pixels + self.step // 2) // self.step * self.step)
 
 
 @dataclass(frozen=True)
@@ -92,15 +48,18 @@ class Place:
 
     Attributes:
         name: `GROUP.INDEX`, under which the place's weights are stored.
-        module: Its output (n*B*F, C, h, w) is what the control is added to; n branches of guidance share a clip's.
+        module: What the control is added to is its output, maps (n*B*F, C, h, w), or its first positional input, tokens
+            (n*B, F h w, C); n branches of guidance share a clip's.
         channels: C.
         level: Index in the base's `levels()`.
+        layout: `maps` or `tokens`, the same for all places of a base.
     """
 
     name: str
     module: nn.Module
     channels: int
     level: int
+    layout: Literal["maps", "tokens"] = "maps"
 
 
 class Posterior(NamedTuple):
@@ -121,7 +80,8 @@ class VideoBase(nn.Module, ABC):
     Class attributes:
         grid: Lengths and sizes that it takes.
         conditionings: Names of what the network is conditioned on, in the order of the dropout's draws.
-        unconditional: Name of a conditioning -> `zero` or `keep`: its value in guidance's unconditional branch.
+        unconditional: Name of a conditioning -> its value in guidance's unconditional branch: `zero`, `keep`, or the
+            name of the part of a `Conditioning` that takes its place.
         named_by: Arguments of the constructor that say which weights these are; they are recorded in checkpoints.
         located_by: Those of them that only say where the weights are. Another value is the same base where the hash
             is equal.
@@ -139,7 +99,7 @@ class VideoBase(nn.Module, ABC):
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
 
-    grid: ClassVar[Grid] = Grid()
+    grid: Grid = Grid()
     conditionings: ClassVar[tuple[str, ...]] = ()
     unconditional: ClassVar[Mapping[str, str]] = {}
     named_by: ClassVar[tuple[str, ...]] = ()
@@ -285,7 +245,8 @@ class VideoBase(nn.Module, ABC):
         """The network's conditioning, without control; nothing is dropped.
 
         Args:
-            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], and what is cached of a clip.
+            batch: `first_frame` (B, 3, H, W), uint8 or in [-1, 1], `frames`, the clips' length L, and what is cached of
+                a clip.
             inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """

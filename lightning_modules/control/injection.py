@@ -16,7 +16,7 @@ from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 from remoco.common.errors import UserError
 
 GROUPS = 32
-Conv = TypeVar("Conv", bound=nn.Module)
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class AdaptiveScale(nn.Module):
@@ -130,15 +130,15 @@ def injection_class(kind: str) -> type[nn.Module]:
 
 
 def per_clip(h: Tensor, part: Tensor) -> Tensor:
-    """(n*B*L, C, h, w) -> (n, B*L, C, h, w): guidance runs n branches that share the clips' motion."""
+    """(n*B*L, ...) -> (n, B*L, ...), or (n*B, ...) of clips: guidance runs n branches that share the clips' motion."""
     return h.unflatten(0, (-1, len(part)))
 
 
-def zero(conv: Conv) -> Conv:
-    """The convolution with weight and bias set to zero."""
-    for parameter in conv.parameters():
+def zero(layer: Layer) -> Layer:
+    """The layer with weight and bias set to zero."""
+    for parameter in layer.parameters():
         nn.init.zeros_(parameter)
-    return conv
+    return layer
 
 
 class Injection(nn.Module):
@@ -153,11 +153,19 @@ class Injection(nn.Module):
         places: Places of the base; their weights are drawn in this order.
         feature_channels: Channels of the motion features, level by level.
         seed: Seed of the initial weights.
+        made: Class of the weights at a place; by default the kind's.
     """
 
-    def __init__(self, kind: str, places: Sequence[Place], feature_channels: Sequence[int], seed: int = 0):
+    def __init__(
+        self,
+        kind: str,
+        places: Sequence[Place],
+        feature_channels: Sequence[int],
+        seed: int = 0,
+        made: type[nn.Module] | None = None,
+    ):
         super().__init__()
-        make = injection_class(kind)
+        make = made or injection_class(kind)
         self._levels = [place.level for place in places]
         self._weights: list[nn.Module] = []  # also registered, by the places' names
         with seeded(seed):

@@ -15,6 +15,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from lightning_modules import hub
+from lightning_modules.control.lora import ADAPTER
 from remoco.common.errors import UserError, readable
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import odd_weight, read_header, read_json, read_safetensors
@@ -110,6 +111,20 @@ class LoraFiles:
             weight_of(networks, layer).data.copy_(weight)
         self._before.clear()
         self.active = {}
+
+
+def trained_lora(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The LoRA that was trained here, by the names of diffusers' files; its alpha is its rank, as they take it to be.
+
+    Args:
+        networks: Name -> network, as a base's `denoisers`.
+    """
+    return {
+        f"{name}.{key.replace(f'.{ADAPTER}.', '.')}": value.detach().cpu().contiguous()
+        for name, network in networks.items()
+        for key, value in network.state_dict().items()
+        if ".lora_A." in key or ".lora_B." in key
+    }
 
 
 def weight_of(networks: Mapping[str, nn.Module], layer: str) -> nn.Parameter:

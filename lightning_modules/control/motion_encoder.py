@@ -70,6 +70,34 @@ class Stage(nn.Module):
         return self.down(self.conv(F.silu(self.norm(x)), frames))
 
 
+class Fold(nn.Module):
+    """Frames 1 + n t to n + 1 features: the first frame alone, then t at a time, as a causal autoencoder groups them.
+
+    One linear map of the t frames of a group, so that a path inside a group is kept; the first frame's is t times it.
+
+    Args:
+        channels: Channels of a feature.
+        time: Frames t of a group.
+    """
+
+    def __init__(self, channels: int, time: int):
+        super().__init__()
+        self.time = time
+        self.conv = nn.Conv2d(time * channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 1 + n t, C, h, w) -> (B, n + 1, C, h, w).
+
+        Raises:
+            UserError: another number of frames.
+        """
+        if (x.shape[1] - 1) % self.time:
+            raise UserError(f"control: {x.shape[1]} frames, expected 1 plus a multiple of {self.time}")
+        repeated = torch.cat([x[:, :1]] * (self.time - 1) + [x], 1)
+        groups = repeated.unflatten(1, (-1, self.time)).flatten(2, 3)
+        return self.conv(groups.flatten(0, 1)).unflatten(0, groups.shape[:2])
+
+
 class MotionEncoder(nn.Module):
     """Control tensor -> one feature map per scale of the base's network (69,195,440 parameters at SVD's size).
 
@@ -77,15 +105,26 @@ class MotionEncoder(nn.Module):
         channels: Channels of the features, finest first, as the base's `levels`. The first is a multiple of 32.
         control_channels: Channels of the control: dx, dy, mask.
         seed: Seed of the initial weights.
+        times: Frames per feature, level by level, where not each has one for every frame.
     """
 
-    def __init__(self, channels: Sequence[int] = (320, 640, 1280, 1280), control_channels: int = 3, seed: int = 0):
+    def __init__(
+        self,
+        channels: Sequence[int] = (320, 640, 1280, 1280),
+        control_channels: int = 3,
+        seed: int = 0,
+        times: Sequence[int] = (),
+    ):
         super().__init__()
         if any(width % (4 * ENCODER_GROUPS if i == 0 else ENCODER_GROUPS) for i, width in enumerate(channels)):
             raise UserError(f"channels {tuple(channels)}: the first must be a multiple of 32, the others of 8")
         with seeded(seed):
             self.stem = Stem(control_channels, channels[0])
             self.stages = nn.ModuleList(Stage(i, o) for i, o in zip(channels, channels[1:]))
+            folds = zip(channels, times, strict=True) if times else ()
+            self.folds = nn.ModuleDict(
+                {str(level): Fold(width, time) for level, (width, time) in enumerate(folds) if time > 1}
+            )
 
     def forward(self, control: Tensor) -> list[Tensor]:
         """Features of a batch of controls.
@@ -94,11 +133,15 @@ class MotionEncoder(nn.Module):
             control: (B, L, 3, H, W) dx and dy in pixels, mask in {0, 1}; H and W multiples of 8.
 
         Returns:
-            One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up.
+            One (B, L, C_s, h_s, w_s) per scale, h_s = H/8, H/16, ... rounded up; (B, F, ...) where frames are folded.
         """
         frames = control.shape[1]
         x = self.stem(control.flatten(0, 1).to(next(self.parameters()).dtype), frames)
         features = [x]
         for stage in self.stages:
             features.append(stage(features[-1], frames))
-        return [feature.unflatten(0, (-1, frames)) for feature in features]
+        clips = [feature.unflatten(0, (-1, frames)) for feature in features]
+        return [
+            self.folds[str(level)](feature) if str(level) in self.folds else feature
+            for level, feature in enumerate(clips)
+        ]

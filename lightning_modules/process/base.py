@@ -21,6 +21,7 @@ from remoco.common.errors import UserError
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 Denoise = Callable[[Tensor, Tensor], Tensor]  # (x, sigma (B,)) -> denoised x
+Step = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # (x, denoised, sigma, following) -> x at the following level
 
 
 class NoiseProcess(ABC):
@@ -31,10 +32,12 @@ class NoiseProcess(ABC):
     Class or instance attributes:
         training: Mean and standard deviation of ln sigma in training, where `noise.mean` and `noise.std` say nothing.
         highest: Noise level that a sampler starts from, where `sampling.sigma_max` says nothing.
+        solvers: Values of `sampling.solver` that `solver` knows.
     """
 
     training: tuple[float, float]
     highest: float
+    solvers: tuple[str, ...] = ("euler",)
 
     def validated(self) -> tuple[float, ...]:
         """Noise levels of the validation loss: the 10, 30, 50, 70 and 90 % quantiles of `training`."""
@@ -108,6 +111,15 @@ class NoiseProcess(ABC):
     def step(self, x: Tensor, denoised: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
         """Latents at the following noise level."""
 
+    def solver(self, name: str, sigmas: Tensor) -> Step:
+        """What steps along noise levels, for one sampling.
+
+        Args:
+            name: One of `solvers`.
+            sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
+        """
+        return self.step
+
     @abstractmethod
     def times(self, sigmas: Tensor) -> Tensor:
         """The noise levels in the form that networks take, as `asked` returns them."""
@@ -119,7 +131,7 @@ def path_of(kind: type[NoiseProcess]) -> str:
     return f"{process.__name__}.{kind.__name__}" if ours else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _kinds(kind: type[NoiseProcess]) -> Iterator[type[NoiseProcess]]:
+def _kinds(kind: Any) -> Iterator[type[NoiseProcess]]:
     """Subclasses that can be made."""
     for sub in kind.__subclasses__():
         if not inspect.isabstract(sub):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_modules.process.base import NoiseProcess
+from lightning_modules.process.base import NoiseProcess, Step
 from remoco.common.errors import UserError
 
 TIMES = 1000  # networks take t in thousandths
@@ -28,6 +28,7 @@ class FlowMatching(NoiseProcess):
             t = 0.5, nothing at 0 and 1, and a mean of 1 over evenly spaced times after the shift.
     """
 
+    solvers = ("euler", "unipc")
     highest = 999_999.0  # t = 1 - 1e-6, where diffusers' UniPC starts too: beyond it there is no signal
 
     def __init__(self, shift: float = 3.0, weight: Literal["uniform", "bell"] = "uniform") -> None:
@@ -44,21 +45,20 @@ class FlowMatching(NoiseProcess):
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """`(1 - t) clean + t noise`."""
-        level = torch.as_tensor(sigma, dtype=clean.dtype, device=clean.device)
-        time = _over(clean, time_of(level).expand(len(clean)))
+        time = _time_for(clean, torch.as_tensor(sigma, device=clean.device).expand(len(clean)))
         return (1 - time) * clean + time * noise
 
     def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """The latents as they are, and 1000 t."""
-        return noisy, self.times(sigma)
+        return noisy, self.times(sigma.to(noisy.dtype))
 
     def denoised(self, noisy: Tensor, output: Tensor, sigma: Tensor) -> Tensor:
         """`x - t v`."""
-        return noisy - _over(noisy, time_of(sigma)) * output.to(noisy.dtype)
+        return noisy - _time_for(noisy, sigma) * output.to(noisy.dtype)
 
     def loss(self, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
         """`weight(t) |v - v^|^2`, which is `|clean - denoised|^2 / t^2`; the mean over every frame's values."""
-        time = time_of(sigma)
+        time = time_of(sigma.to(clean.dtype))
         weight = 1 / time**2
         if self.weight == "bell":
             weight = weight * self.bell(time)
@@ -86,6 +86,10 @@ class FlowMatching(NoiseProcess):
         time, after = time_of(sigma), time_of(following)
         return x + (after - time) * ((x - denoised) / time)
 
+    def solver(self, name: str, sigmas: Tensor) -> Step:
+        """As `NoiseProcess.solver`; `unipc` is diffusers', of second order, which the authors of Wan sample with."""
+        return unipc(sigmas) if name == "unipc" else self.step
+
     def times(self, sigmas: Tensor) -> Tensor:
         """1000 t."""
         return TIMES * time_of(sigmas)
@@ -96,10 +100,34 @@ def time_of(sigma: Tensor) -> Tensor:
     return 1 / (1 + 1 / sigma)
 
 
+def unipc(sigmas: Tensor) -> Step:
+    """Steps of diffusers' UniPC along these noise levels, each once and in their order.
+
+    Its sigmas are our times. Unlike in diffusers' pipelines, they and the times that the network is asked at are not
+    rounded: not to float32, nor to whole thousandths.
+
+    Args:
+        sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
+    """
+    from diffusers import UniPCMultistepScheduler
+
+    scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
+    times = time_of(sigmas.double().cpu()).clamp(max=1 - 1e-6)  # the logarithm of the signal at 1 would be infinite
+    scheduler.set_timesteps(len(times) - 1)
+    scheduler.sigmas = times
+    scheduler.set_begin_index(0)
+
+    def step(x: Tensor, denoised: Tensor, sigma: Tensor, following: Tensor) -> Tensor:
+        velocity = (x - denoised) / time_of(sigma)
+        return scheduler.step(velocity, scheduler.timesteps[0], x).prev_sample
+
+    return step
+
+
 def _bell(time: Tensor) -> Tensor:
     return torch.exp(-2 * (time - 0.5) ** 2) - math.exp(-0.5)
 
 
-def _over(latents: Tensor, values: Tensor) -> Tensor:
-    """(B,) values for (B, F, C, h, w) latents, in their dtype."""
-    return values.to(latents.dtype).view(-1, *[1] * (latents.ndim - 1))
+def _time_for(latents: Tensor, sigma: Tensor) -> Tensor:
+    """Times of (B,) levels for (B, F, C, h, w) latents, in their dtype."""
+    return time_of(sigma.to(latents.dtype)).view(-1, *[1] * (latents.ndim - 1))

@@ -20,8 +20,9 @@ def euler(
     x: Tensor,
     sigmas: Tensor,
     on_step: OnStep | None = None,
+    solver: str = "euler",
 ) -> Tensor:
-    """The process's steps from one noise level to the next; EDM's are Euler's (EDM alg. 1 without churn).
+    """A process's steps from one noise level to the next; EDM's are Euler's (EDM alg. 1 without churn).
 
     Args:
         process: Whose steps.
@@ -29,10 +30,12 @@ def euler(
         x: (B, ...) latents at noise level sigmas[0].
         sigmas: (steps + 1,) decreasing noise levels, the last may be 0.
         on_step: Called after each step: for progress, previews, or other latents. What it raises ends the sampling.
+        solver: One of the process's `solvers`.
     """
+    make = process.solver(solver, sigmas)
     for step, (sigma, following) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
         denoised = denoise(x, sigma.expand(len(x)))
-        x = process.step(x, denoised, sigma, following)
+        x = make(x, denoised, sigma, following)
         if on_step is not None:
             changed = on_step(step, x, denoised)
             x = x if changed is None else changed
@@ -85,6 +88,7 @@ def euler_sample(
     sigmas: Tensor | None = None,
     on_step: OnStep | None = None,
     recorded: Callable[[Denoise], Denoise] | None = None,
+    solver: str = "euler",
 ) -> Tensor:
     """Latents (B, F, C, h, w) of new clips, in the dtype of `noise`.
 
@@ -98,6 +102,7 @@ def euler_sample(
         sigmas: (steps + 1,) noise levels instead of the process's.
         on_step: Called after each step, see `euler`.
         recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.
+        solver: One of the process's `solvers`.
     """
     process = denoiser.process
     if sigmas is None:
@@ -105,4 +110,4 @@ def euler_sample(
     scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
     denoise = guided(denoiser, cond, scale)
     denoise = denoise if recorded is None else recorded(denoise)
-    return euler(process, denoise, process.start(noise, sigmas[0]), sigmas, on_step)
+    return euler(process, denoise, process.start(noise, sigmas[0]), sigmas, on_step, solver)

@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import EDMEulerScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    EDMEulerScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 
 from lightning_modules.config import Sampling
 from lightning_modules.process.base import NoiseProcess
@@ -27,6 +32,11 @@ def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Any:
         process: The noise process.
         sampling: Number of steps and first noise level.
     """
+    if isinstance(process, FlowMatching) and sampling.solver == "unipc":
+        options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": process.shift}
+        unipc = UniPCMultistepScheduler(TIMES, **options)
+        unipc.set_timesteps(sampling.steps)
+        return unipc
     if isinstance(process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(TIMES, shift=process.shift)
         even = torch.linspace(1, 1 / TIMES, sampling.steps + 1, dtype=torch.float64)[:-1]

@@ -11,8 +11,8 @@ from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.bases.svd.base import SVD
-from lightning_modules.bases.svd.weight_files import located
 from lightning_modules.bases.svd.weights import load_component
+from lightning_modules.bases.weight_files import located
 from lightning_modules.layers import seeded
 from lightning_modules.released.encoders import image_encoder_from_released, vae_from_released
 from lightning_modules.released.files import load_released, load_weights

@@ -45,8 +45,14 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
             error lists the unknown, missing and misshapen ones.
     """
     groups = split_groups(read_tensors(path))
-    head_channels = head_channels or _head_channels(Path(path))
-    released = take_apart(groups.pop("network"), head_channels)
+    if head_channels is None:
+        head_channels = _head_channels(Path(path))
+    elif not 1 <= head_channels <= MAX_HEAD_CHANNELS:
+        raise UserError(f"released: head_channels is {head_channels}, expected 1 to {MAX_HEAD_CHANNELS}")
+    try:
+        released = take_apart(groups.pop("network"), head_channels)
+    except UserError as error:
+        raise UserError(f"released: {path}: {str(error).removeprefix('released: ')}") from error
     released.others = groups
     used = {group: state for group, state in groups.items() if group in PREFIXES}
     for state in (released.unet, released.lora, released.motion_encoder, released.injection, *used.values()):
@@ -75,6 +81,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     The files are memory-mapped and nothing in them is executed.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"released: {path} is a folder, expected one file")
     if not path.is_file():
         raise UserError(f"released: no file {path}")
     try:

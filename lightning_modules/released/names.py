@@ -62,7 +62,7 @@ class Architecture:
         try:
             architecture = cls._of(plain, shapes, head_channels)
         except (KeyError, IndexError, ValueError, StopIteration) as error:
-            needed = error or "attn2.to_k.weight"
+            needed = error if isinstance(error, KeyError) else "input_blocks and attn2.to_k.weight"
             raise UserError(
                 f"released: no network in the released layout: its sizes cannot be read without {needed}"
             ) from error

@@ -238,7 +238,7 @@ def drawn(points: np.ndarray, masks: Sequence[np.ndarray], feature: Tensor, quir
     places = (np.trunc(points) if quirks.whole_pixels else np.rint(points)).astype(int)
     blob, frames = blob_picture(), points.shape[1]
     heatmap = np.zeros((frames, height, width), np.uint8)
-    entity = np.zeros((frames, height, width), np.uint8)
+    entity = np.zeros((frames, height, width), np.int32)
     vectors = [torch.zeros(ENTITY_CHANNELS)]
     for number, (track, mask) in enumerate(zip(places, masks, strict=True), 1):
         inside = (mask == 255).astype(np.uint8)

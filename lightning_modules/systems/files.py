@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_modules.bases.svd.weight_files import located
 from lightning_modules.bases.svd.weights import load_component
+from lightning_modules.bases.weight_files import located
 from lightning_modules.released.files import read_tensors
 from remoco.common.errors import UserError
 from remoco.common.tensor_files import odd_weight

@@ -21,7 +21,7 @@ from lightning_modules.process.sampler import OnStep
 from lightning_modules.systems.controlled import FrameConditioning, Settings, SVDSampler, timestep_of
 from lightning_modules.systems.files import base_parts
 from lightning_modules.systems.quirks import Quirks
-from lightning_modules.systems.system import FramedSystem, check_size, stretched
+from lightning_modules.systems.system import FramedSystem, check_size, in_words, stretched
 from lightning_modules.systems.tracks import paths, track_brushes
 from remoco.common.errors import UserError
 
@@ -245,7 +245,7 @@ class SGI2V(FramedSystem):
 
     def __init__(self, svd: SGI2VSampler):
         box = f"a box around the brush under each start, else of {BOX} pixels at height 576"
-        super().__init__(svd.settings, f"{svd.optimisation}; {box}", svd.unet)
+        super().__init__(svd.settings, f"{in_words(svd.optimisation)}; {box}", svd.unet)
         self.svd = svd
 
     @classmethod

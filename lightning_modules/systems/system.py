@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from datamodules.drawings import Drawing, Framing
+from datamodules.drawings import Drawing, FrameArea, Framing
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 from remoco.common.ranges import within
@@ -94,8 +95,20 @@ def protocol(name: str, settings: Any, how: object) -> str:
     (height, width), (low, high) = settings.size, settings.guidance
     return (
         f"{name}: {height} x {width}, {settings.frames} frames, {settings.steps} steps, guidance {low:g} to {high:g}, "
-        f"{how}"
+        f"{how if isinstance(how, str) else in_words(how)}"
     )
+
+
+def in_words(how: Any) -> str:
+    """Each field of a dataclass or entry of a mapping with its value; of quirks first whether all are as released, or
+    none.
+    """
+    fields = dict(how) if isinstance(how, Mapping) else dataclasses.asdict(how)
+    said = [f"{name} {'yes' if value is True else 'no' if value is False else value}" for name, value in fields.items()]
+    if hasattr(how, "corrected"):
+        kind = type(how)
+        said = ["as released"] * (how == kind()) + ["corrected"] * (how == kind.corrected()) + said
+    return ", ".join(said) or "no inputs"
 
 
 def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
@@ -105,10 +118,12 @@ def stretched(drawing: Drawing, size: Sequence[int]) -> Drawing:
 
 
 def check_size(name: str, size: Sequence[int]) -> None:
-    """Raise UserError unless a frame's sides are multiples of 64."""
-    for side, value in zip(("height", "width"), size, strict=True):
-        if value < MULTIPLE or value % MULTIPLE:
-            raise UserError(f"{name}: {side} is {value}, expected a multiple of {MULTIPLE}")
+    """Raise UserError unless a frame's sides are multiples of 64, up to the largest picture's."""
+    height, width = size
+    try:
+        FrameArea(multiple=MULTIPLE).check(height=height, width=width)
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def is_small(network: nn.Module) -> bool:

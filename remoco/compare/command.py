@@ -53,7 +53,7 @@ def compare(
         remoco compare bench --systems systems.yaml --out comparison
     """
     from datamodules.bench import scoring
-    from remoco.compare.sampling import ABOUT, check_folder, sample_on_ray, videos_of
+    from remoco.compare.sampling import ABOUT, check_folder, check_loads, sample_on_ray, videos_of
     from remoco.compare.scores import grouped, score_row, shown_tables
     from remoco.devices import usable_device
 
@@ -72,6 +72,8 @@ def compare(
         for row in rows:
             check_folder(row, folder, seed, samples)
         keys = list(samples)
+        for row in rows if len(rows) > 1 else []:
+            check_loads(row, folder, keys, str(place))
         work = partial(_part, out=folder, bench=cropped, keys=keys, seed=seed, device=None if ray else str(place))
         if ray is None:
             refused = {row.name: work(row, 0, 1) for row in rows}

@@ -6,7 +6,7 @@ import gc
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -18,6 +18,9 @@ from remoco.common.videos.files import write_video
 from remoco.common.whole_files import clear_leftovers, write_json
 from remoco.compare.rows import Row
 from remoco.systems import fingerprint, load_system, sampled
+
+if TYPE_CHECKING:
+    from lightning_modules.systems.system import System
 
 ABOUT = "system.json"  # what the system says of itself
 ATTEMPTS = 3  # more, after a kill
@@ -50,6 +53,17 @@ def check_folder(row: Row, out: Path, seed: int, samples: dict[str, str]) -> Non
     write_json(folder / RECORD, made | {"inputs": known | samples})
 
 
+def check_loads(row: Row, out: Path, keys: list[str], device: str) -> None:
+    """Load a system that has videos to sample, and let go of it: hours of others' samples come after its errors.
+
+    Raises:
+        UserError: it does not load; one line.
+    """
+    if any(not (row.folder(out) / f"{key}.mp4").is_file() for key in keys):
+        _loaded(row, out, device)
+        _free()
+
+
 def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device: str) -> dict[str, str]:
     """Sample the videos that are not there.
 
@@ -67,18 +81,11 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
     Raises:
         UserError: the system does not load, or does not sample; one line.
     """
-    import torch
-
     folder = row.folder(out)
     missing = [key for key in keys if not (folder / f"{key}.mp4").is_file()]
     if not missing and (folder / ABOUT).is_file():
         return {}
-    try:
-        system = load_system(row.choice, torch.device(device), getattr(torch, row.dtype))
-    except UserError as error:
-        raise UserError(f"{row.name}: {error}") from error
-    about = {"title": system.name, "protocol": system.protocol, "size": system.size, "frames": system.frames}
-    write_json(folder / ABOUT, about | {"fps": system.fps, "stand_in": row.stand_in or system.stand_in})
+    system = _loaded(row, out, device)
     refused: dict[str, str] = {}
     for key in tqdm(missing, desc=row.name, unit="video"):
         drawing = read_pair(bench, key).drawing
@@ -91,10 +98,30 @@ def sample(row: Row, out: Path, bench: Path, keys: list[str], seed: int, device:
             raise UserError(f"{row.name}: {key}: {' '.join(str(error).split())}") from error
         write_video(folder / f"{key}.mp4", frames, system.fps)
     del system
+    _free()
+    return refused
+
+
+def _loaded(row: Row, out: Path, device: str) -> System:
+    """A row's system, whose description is written."""
+    import torch
+
+    try:
+        system = load_system(row.choice, torch.device(device), getattr(torch, row.dtype))
+    except UserError as error:
+        raise UserError(f"{row.name}: {error}") from error
+    about = {"title": system.name, "protocol": system.protocol, "size": system.size, "frames": system.frames}
+    write_json(row.folder(out) / ABOUT, about | {"fps": system.fps, "stand_in": row.stand_in or system.stand_in})
+    return system
+
+
+def _free() -> None:
+    """The memory of a system that nothing holds any more."""
+    import torch
+
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return refused
 
 
 def sample_on_ray(

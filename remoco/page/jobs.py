@@ -24,7 +24,7 @@ from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
 from remoco.page import backdrops
 from remoco.page.exchange import drawing_in, field, number
-from remoco.page.makers import Maker, Wanted, preview
+from remoco.page.makers import Maker, Wanted, counted, preview
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +195,7 @@ class Studio:
             "state": "done",
             "message": f"done in {time.perf_counter() - start:.1f} s",
             "clip": _mp4(panels["generated"], wanted.fps),
-            "strip": _mp4(strip(panels, f"seed {wanted.seed}, {steps} steps"), wanted.fps),
+            "strip": _mp4(strip(panels, f"seed {wanted.seed}, {counted(steps)}"), wanted.fps),
             "width": width,
             "height": height,
             "about": f"seed {wanted.seed}, {wanted.about}, {wanted.frames} frames of {width} x {height}",

@@ -241,9 +241,14 @@ def preview(body: Any, maker: Maker) -> Wanted:
     return maker.wanted({name: asked[name] for name in PREVIEWED if name in asked})
 
 
+def counted(steps: int) -> str:
+    """A number of steps in words."""
+    return f"{steps} step" if steps == 1 else f"{steps} steps"
+
+
 def _about(sampling: Sampling) -> str:
     """Guidance, and the base's motion where it has such an input."""
     low, high = sampling.guidance
     bucket = sampling.inputs.get("motion_bucket_id")
     motion = "" if bucket is None else f", motion {'as drawn' if isinstance(bucket, str) else f'{bucket:g}'}"
-    return f"{sampling.steps} steps, guidance {low:g} to {high:g}{motion}"
+    return f"{counted(sampling.steps)}, guidance {low:g} to {high:g}{motion}"

@@ -54,10 +54,10 @@ def chart(
             x, text = float(place(tick, low).split(",")[0]), f"{tick:.10g}"
             x = min(x, WIDTH - LETTER * len(text) / 2 - 1)  # whole at the right edge too
             parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 10}" text-anchor="middle">{text}</text>')
-    for label, value in constants.items():
-        y = place(first, value).split(",")[1]
+    for label, constant in constants.items():
+        y = place(first, constant).split(",")[1]
         parts.append(f'<line class="constant" x1="{left}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
-        text, y = html.escape(f"{label} {value:.3g}"), f"{float(y) - 4:.1f}"
+        text, y = html.escape(f"{label} {constant:.3g}"), f"{float(y) - 4:.1f}"
         parts.append(f'<text x="{WIDTH - RIGHT}" y="{y}" text-anchor="end">{text}</text>')
     for system, (at, value) in curves.items():
         line = " ".join(place(s, v) for s, v in zip(*thinned(at, value)))

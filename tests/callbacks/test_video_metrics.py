@@ -143,6 +143,31 @@ def test_test_prints_a_table_and_writes_the_results(tmp_path, capsys):
     assert all(set(entry) == {"value", "protocol", "n", "seconds"} and entry["n"] == 3 for entry in results.values())
 
 
+@pytest.mark.parametrize(("key", "clips", "published"), [
+    ("006001_006050_{}-0123456789abcdef", 3, True),
+    ("006001_006050_{}-0123456789abcdef", 4, False),  # fewer than the published number
+    ("{}-0123456789abcdef", 3, False),
+])  # fmt: skip
+def test_published_rows_are_for_clips_of_webvid(tmp_path, capsys, monkeypatch, key, clips, published):
+    monkeypatch.setattr("callbacks.video_metrics.PUBLISHED_CLIPS", clips)
+    monkeypatch.setattr("callbacks.video_metrics.PUBLISHED_FRAMES", 6)
+    monkeypatch.setattr(Colour, "name", "i3d_styleganv")
+    run = trainer(tmp_path, [Evaluation(metrics=VideoMetrics([FrechetVideoDistance(Colour())], clips=3))])
+    module, data = Module(), Data()
+    get = type(data.val).__getitem__
+    named = {"__getitem__": lambda self, index: get(self, index) | {"key": key.format(index)}}
+    data.val.__class__ = type("Named", (type(data.val),), named)
+    data.about = "24 x 32 squares"
+    data.test_dataloader = data.val_dataloader
+    module.test_step = lambda batch, batch_idx: None
+    run.test(module, datamodule=data)
+    said = capsys.readouterr().out
+    assert ("Table 1: " in said) == ("96.65" in said) == ("DragNUWA (quoted)" in said) == published
+    assert ("\nValidation clips, 24 x 32 squares\n" in said) != published
+    (result,) = json.loads((tmp_path / "run" / "metrics.json").read_text()).values()
+    assert result["protocol"].endswith(f"; data: {'WebVid-10M' if published else 'validation clips, 24 x 32 squares'}")
+
+
 @pytest.mark.parametrize("mask_ratio", [None, 0.85])
 def test_the_regions_and_the_reference_of_the_released_evaluation(tmp_path, mask_ratio):
     """The control is of another share of the regions; the reference is the VAE's."""

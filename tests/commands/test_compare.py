@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from datamodules.bench import read_pair
@@ -156,6 +157,24 @@ def test_a_system_that_takes_no_sample_has_an_empty_row(bench, tmp_path, capsys,
     table = (tmp_path / "out" / "tables.txt").read_text()
     row = next(line for line in table.splitlines() if line.startswith("silk"))
     assert row.split()[-4:] == ["-"] * 4 and not list((tmp_path / "out").glob("systems/silk/*/*.mp4"))
+
+
+def test_a_later_row_that_does_not_load_is_one_line_before_the_first_video(bench, tmp_path, capsys):
+    pickle = tmp_path / "other.pth"
+    torch.save({"weight": torch.zeros(3)}, pickle)
+    rows = systems_file(tmp_path, [OURS | {"settings": {"frames": 4, "steps": 1}}, NUWA | {"weights": str(pickle)}])
+    assert remoco("compare", bench, "--systems", rows, "--out", tmp_path / "out") == 2
+    (line,) = [each for each in capsys.readouterr().err.splitlines() if "error" in each]
+    assert f"dragnuwa: released: {pickle}: no network in the released layout" in line
+    assert not list((tmp_path / "out").glob("systems/*/*/*.mp4"))
+
+
+def test_a_video_that_is_not_finite_is_left_out_and_named(bench, tmp_path, capsys):
+    rows = systems_file(tmp_path, [{"system": "tests.support.systems.slide.Slide", "wrong": "nan"}])
+    assert remoco("compare", bench, "--systems", rows, "--out", tmp_path / "out") == 1
+    err = capsys.readouterr().err
+    assert "left out: tests.support.systems.slide.Slide: Fine_grained_control/sprite-000: Slide: its video has" in err
+    assert not list((tmp_path / "out").glob("systems/*/*/*.mp4"))
 
 
 def test_lengths_are_given_for_one_width():

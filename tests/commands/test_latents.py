@@ -11,7 +11,7 @@ from safetensors.torch import load
 from datamodules.scenes.clips import sprite
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
-from lightning_modules.bases.svd.weights import weights_hash
+from lightning_modules.bases.weights import weights_hash
 from remoco import latents
 from tests.support.commands import prepare as run
 from tests.support.nets import random_svd

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from remoco import configs
+from remoco import __version__, configs
 from remoco.common import rooms
 from remoco.common.errors import UserError
 
@@ -74,6 +74,7 @@ def test_the_wheel_holds_the_rooms_the_configs_and_one_file_for_lightning(instal
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == ROOMS | {"lightning"}
     for room in ROOMS:
         assert {path.relative_to(REPO).as_posix() for path in (REPO / room).rglob("*.py")} <= set(names)
+        assert f"{room}/py.typed" in names
     assert {path.relative_to(REPO).as_posix() for path in (REPO / "remoco/page/static").iterdir()} <= set(names)
     found = {path.relative_to(REPO / "configs").as_posix() for path in (REPO / "configs").rglob("*.yaml")}
     assert found == {name.removeprefix("remoco/packaged/") for name in names if name.endswith(".yaml")}
@@ -85,6 +86,54 @@ def run(target: Path, cwd: Path, *arguments) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", code, str(target / "lightning/__main__.py"), *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(target)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["checkout", "sdist", "wheel"])
+def test_the_demo_runs_from_an_empty_folder(kind, unpacked, installed, tmp_path):
+    home = {"checkout": REPO, "sdist": unpacked, "wheel": installed}[kind]
+    environment = {**os.environ, "PYTHONPATH": str(home), "OMP_NUM_THREADS": "1"}
+    where = "import lightning_modules, remoco; print(lightning_modules.__file__, remoco.__file__, sep='\\n')"
+
+    def run(*words) -> str:
+        command = [sys.executable, *words]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    assert all(Path(line).is_relative_to(home) for line in run("-c", where).split())
+    assert run("-m", "remoco", "--version") == f"remoco {__version__}\n"
+    run("-m", "remoco", "demo")
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert {"clip.mp4", "strip.mp4", "metrics.json"} <= {path.name for path in (tmp_path / "runs/demo").iterdir()}
+
+
+def test_the_version_is_the_changelog_s_newest_and_each_section_has_its_day():
+    sections = re.split(r"^## ", (REPO / "CHANGELOG.md").read_text(), flags=re.MULTILINE)[1:]
+    released = [section for section in sections if not section.startswith("Unreleased\n")]
+    heads = [re.match(r"(\d+\.\d+\.\d+)\n\n(\d{4}-\d\d-\d\d)\.\n\n- ", section) for section in released]
+    assert all(heads) and heads[0][1] == __version__
+    assert [head[2] for head in heads] == sorted((head[2] for head in heads), reverse=True)
+    citation = (REPO / "CITATION.cff").read_text()
+    assert f"\nversion: {__version__}\ndate-released: {heads[0][2]}\n" in citation
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_types_are_meant_for_who_imports_a_package(room):
+    assert (REPO / room / "py.typed").is_file()
+
+
+def test_what_make_install_brings_is_all_that_the_page_sweeps_and_plots_need():
+    settings = configparser.ConfigParser()
+    settings.read(REPO / "setup.cfg")
+    extras = settings["options.extras_require"]
+    reached, ahead = set(), ["all"]
+    while ahead:
+        reached.add(name := ahead.pop())
+        inner = [each for names in re.findall(r"remoco-video\[(.*)\]", extras[name]) for each in names.split(",")]
+        ahead += [each for each in inner if each not in reached]
+    assert {"page", "plots", "ray", "shots", "sweep", "tpe"} <= reached
+    assert "'.[all]'" in (REPO / "Makefile").read_text()
 
 
 @pytest.fixture
@@ -128,7 +177,7 @@ def test_make_install_upgrades_an_environment_of_any_age(checkout, before):
         (checkout / "setup.cfg").write_text(settings)
     call("make", "install")
     names = call(python, "-m", "pip", "--disable-pip-version-check", "list", "--format=freeze")
-    assert [line for line in names.splitlines() if line.startswith("remoco")] == ["remoco-video==0.1.0"]
+    assert [line for line in names.splitlines() if line.startswith("remoco")] == [f"remoco-video=={__version__}"]
     origin = "import importlib.util; print(importlib.util.find_spec('lightning.__main__').origin)"
     assert call(python, "-c", origin).strip() == str(checkout / "entry/__main__.py")
     assert "prepare" in call(str(checkout / ".venv/bin/remoco"), "--help")

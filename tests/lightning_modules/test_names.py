@@ -12,6 +12,7 @@ PIPELINE = {"svd", "motion_bucket_id"}  # arguments of its callers
 COMMANDS = {  # the public flag --svd and what reads it; and two commands for files of that base alone
     "remoco/generate.py": {"svd"},
     "remoco/generation.py": {"svd"},
+    "remoco/other_system.py": {"svd"},
     "remoco/page/__init__.py": {"svd"},
     "remoco/latents.py": {"svd", "SVD", "unet"},
     "remoco/released.py": {"from_unet"},

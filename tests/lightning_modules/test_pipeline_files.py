@@ -173,6 +173,12 @@ def test_a_hub_id_is_read_from_the_cache(cache, pipe):
         assert torch.equal(clip(loaded), expected)
 
 
+def test_a_variant_of_a_base_of_the_hub(cache, base):
+    local = SVD(str(base), variant="fp16").build().identity["hash"]
+    assert SVD("owner/base", variant="fp16").build().identity["hash"] == local
+    assert SVD("owner/base").build().identity["hash"] == SVD(str(base)).build().identity["hash"] != local
+
+
 def test_a_base_of_the_hub_is_read_where_the_user_names_it(cache, base):
     own = made(str(base))
     folder = cache("controller")
@@ -187,6 +193,7 @@ def test_a_base_of_the_hub_is_read_where_the_user_names_it(cache, base):
 @pytest.mark.parametrize("name, said", [
     ("owner/never", "owner/never: revision main is not whole in the cache .* the hub was not reached"),
     ("owner/base", "owner/base: revision .* not whole in the cache"), ("owner/other", "owner/other: .* not whole"),
+    ("runs/last.ckpt", "checkpoint runs/last.ckpt: no such file"),
     ("nowhere", "nowhere: no such folder, expected one of save_pretrained, or a hub id owner/name"),
 ])  # fmt: skip
 def test_what_is_not_there_is_one_line(cache, name, said):

@@ -11,8 +11,9 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning_modules import networks
 from lightning_modules.bases import SVD
 from lightning_modules.bases.svd.network import conditioning
-from lightning_modules.bases.svd.weight_files import weight_files
-from lightning_modules.bases.svd.weights import load_unet, weights_hash
+from lightning_modules.bases.svd.weights import load_unet
+from lightning_modules.bases.weight_files import weight_files
+from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.config import Sampling
 from lightning_modules.host import EarlierValue

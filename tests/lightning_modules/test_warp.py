@@ -11,7 +11,7 @@ import torch
 from conditions import DenseFlow, RegionWise
 from conditions.camera import camera_tracks, dense_control, preset_camera
 from lightning_modules import MotionControlModule
-from lightning_modules.bases.base import Grid
+from lightning_modules.bases.grid import Grid
 from lightning_modules.conditioning import KNOWN
 from lightning_modules.config import Control
 from lightning_modules.control.pixels import RIM, moved_pixels

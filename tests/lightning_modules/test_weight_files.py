@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lightning_modules.bases import SVD
-from lightning_modules.bases.svd.weight_files import STEMS, located, weight_files
+from lightning_modules.bases.svd.weights import COMPONENTS
+from lightning_modules.bases.weight_files import STEMS, located, weight_files
 from remoco.common.errors import UserError
 from tests.support.forks import Forks
 from tests.support.nets import random_svd
@@ -77,7 +78,7 @@ def bases(tmp_path_factory):
     root = tmp_path_factory.mktemp("bases")
     random_svd("tiny", seed=3).export(root / "source")
     for layout, write in {**LAYOUTS, "bin": pickled}.items():
-        for name, stem in STEMS.items():
+        for name, stem in ((name, STEMS[name]) for name in COMPONENTS):
             (root / layout / name).mkdir(parents=True)
             shutil.copy(root / "source" / name / "config.json", root / layout / name)
             write(load_file(root / "source" / name / f"{stem}.safetensors"), root / layout / name, name)
@@ -133,14 +134,16 @@ def files(base, revision=None, offline=False):
 
     constants.HF_HUB_OFFLINE = offline
     try:
-        print("found", json.dumps(hashes(located(base, STEMS, revision))))
+        print("found", json.dumps(hashes(located(base, COMPONENTS, revision))))
     except UserError as error:
         print("error", error)
 
 
 def hashes(folder) -> dict[str, str]:
     """File -> SHA-256 of what is read of a base."""
-    found = [path for name in STEMS for path in (folder / name / "config.json", *weight_files(folder / name, name))]
+    found = [
+        path for name in COMPONENTS for path in (folder / name / "config.json", *weight_files(folder / name, name))
+    ]
     return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in found}
 
 

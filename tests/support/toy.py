@@ -3,9 +3,10 @@
 import torch
 from torch import nn
 
-from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import whole_hash
-from lightning_modules.bases.svd.weights import weights_hash
+from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.layers import seeded
 from lightning_modules.process.edm import EDM

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,16 +13,19 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
-from lightning_modules.bases.base import Grid, Level, Place, Posterior, VideoBase
+from lightning_modules.bases.arithmetic import exact, vae_arithmetic
+from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import DRAWING, Input, whole_hash
 from lightning_modules.bases.sprites.pca import PatchPCA
 from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks
 from lightning_modules.bases.svd.clip import clip_input
 from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, lora_targets, places
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
-from lightning_modules.bases.svd.weight_files import config_file, located
-from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca, weights_hash
+from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca
 from lightning_modules.bases.trained_on import read_trained_on
+from lightning_modules.bases.weight_files import config_file, located
+from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import check_variant, is_hub_id
 from lightning_modules.layers import cast
@@ -209,12 +211,12 @@ class SVD(VideoBase):
 
     def cast(self, dtype: torch.dtype) -> None:
         """As `VideoBase.cast`, in the dtypes of `freeze`."""
-        exact = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
+        precise = torch.promote_types(dtype, torch.float32)  # float64 goes through from the picture to the frames
         dtypes = {
             "image_encoder": dtype,
             "unet": torch.float32 if self.trained else dtype,
-            "vae": VAE_DTYPES[self.vae_precision] if self.vae_precision == "bfloat16" else exact,
-            "pca": exact,
+            "vae": VAE_DTYPES[self.vae_precision] if self.vae_precision == "bfloat16" else precise,
+            "pca": precise,
         }
         for name, part in self.named_children():
             cast(part, dtypes[name])
@@ -239,12 +241,12 @@ class SVD(VideoBase):
         """
         frames = video.flatten(0, 1)
         if self.vae is None:
-            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(_exact(frames), self.grid.space)
+            mean = self.pca.encode(frames) if self.pca else F.pixel_unshuffle(exact(frames), self.grid.space)
             std = torch.zeros_like(mean)
         else:
-            with self._vae_arithmetic(frames.device):
+            with vae_arithmetic(frames.device, self.vae_precision == "tf32"):
                 parts = [self.vae.encode(part.to(self.vae.dtype)).latent_dist for part in frames.split(chunk)]
-            mean, std = (_exact(torch.cat(part)) for part in ([p.mean for p in parts], [p.std for p in parts]))
+            mean, std = (exact(torch.cat(part)) for part in ([p.mean for p in parts], [p.std for p in parts]))
         return Posterior(*(part.unflatten(0, video.shape[:2]) for part in (mean, std)))
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -260,10 +262,10 @@ class SVD(VideoBase):
             chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
                 a seam between passes. None: `decode_chunk`.
         """
-        latents = _exact(latents) / self.latent_scale
+        latents = exact(latents) / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, self.grid.space)
-        with self._vae_arithmetic(latents.device):
+        with vae_arithmetic(latents.device, self.vae_precision == "tf32"):
             clips = latents.to(self.vae.dtype)
             return torch.stack([_decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
 
@@ -279,18 +281,6 @@ class SVD(VideoBase):
         """As `VideoBase.fit`."""
         if self.pca is not None:
             self.pca.fit(videos)
-
-    @contextmanager
-    def _vae_arithmetic(self, device: torch.device) -> Iterator[None]:
-        """No autocast, and TF32 where it is the VAE's precision, not where something else left it on."""
-        matmul, cudnn, tf32 = torch.backends.cuda.matmul, torch.backends.cudnn, self.vae_precision == "tf32"
-        before, matmul.allow_tf32 = matmul.allow_tf32, tf32
-        flags = cudnn.flags(cudnn.enabled, cudnn.benchmark, cudnn.benchmark_limit, cudnn.deterministic, tf32)
-        try:
-            with flags, torch.autocast(device.type, enabled=False):
-                yield
-        finally:
-            matmul.allow_tf32 = before
 
     @torch.no_grad()
     def embed_image(self, first_frame: Tensor) -> Tensor:
@@ -391,10 +381,5 @@ def _check(vae_precision: str, recompute: str) -> None:
 
 def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
     """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
-    parts = [_exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
+    parts = [exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-
-def _exact(x: Tensor) -> Tensor:
-    """Float32, or float64 where it is that already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -18,6 +18,7 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import EDM, FlowMatching
 from lightning_modules.process.base import NoiseProcess
 from lightning_modules.process.sampler import euler
+from lightning_modules.process.scheduler import scheduler_of
 from remoco import configs
 from remoco.common.errors import UserError
 from remoco.training import Unstarted
@@ -81,6 +82,8 @@ def test_levels_are_those_of_diffusers(shift):
     process = FlowMatching(shift)
     levels = process.levels(7)
     torch.testing.assert_close((process.times(levels) / 1000).float(), scheduler.sigmas, rtol=0, atol=1e-7)
+    named = scheduler_of(process, Sampling(7, solver="unipc"))  # what a pipeline shows
+    assert isinstance(named, UniPCMultistepScheduler) and torch.equal(named.sigmas, scheduler.sigmas)
     assert levels[0] == process.highest and process.levels(7, 20.0)[0] == 20 and levels.dtype == torch.float64
 
 
@@ -131,6 +134,38 @@ def test_its_shift_is_the_training_distribution():
     assert Sampling().over(EDM()).sigma_max == 700 and Sampling(sigma_max=3.0).over(process).sigma_max == 3
 
 
+def test_unipc_is_exact_where_the_clean_latents_are_constant():
+    """It integrates the flow to one point without error; Euler does too; nothing is rounded to float32."""
+    x, clean = latents(2, batch=1)
+    process = FlowMatching(5.0)
+    for solver in process.solvers:
+        end = euler(process, lambda x, sigma: clean, x, process.levels(5), solver=solver)
+        torch.testing.assert_close(end, clean, rtol=0, atol=1e-12)
+
+
+def test_unipc_is_of_a_higher_order():
+    """The flow of Gaussian latents of variance 4 has a closed form: x scales as its standard deviation does."""
+    x = latents(1, batch=1)[0]
+    process, levels = FlowMatching(1.0), torch.linspace(2.0, 0.1, 9, dtype=torch.float64)
+    t = levels / (1 + levels)
+    spread = ((1 - t) ** 2 * 4 + t**2).sqrt()
+
+    def denoise(x, sigma):
+        t = (sigma / (1 + sigma)).view(-1, 1, 1, 1, 1)
+        return 4 * (1 - t) / (4 * (1 - t) ** 2 + t**2) * x
+
+    errors = {
+        solver: (euler(process, denoise, x, levels, solver=solver) - x * spread[-1] / spread[0]).abs().max().item()
+        for solver in process.solvers
+    }
+    assert 0 < errors["unipc"] < 0.1 * errors["euler"]
+
+
+def test_solvers_that_a_process_lacks_are_one_line():
+    with pytest.raises(UserError, match="^sampling.solver is 'unipc', expected one of euler with this noise process$"):
+        MotionControlModule(Toy(3), RegionWise(), Control([], None), sampling=Sampling(2, solver="unipc"))
+
+
 @pytest.mark.parametrize("arguments", [{"shift": 0.0}, {"shift": float("nan")}, {"weight": "mode"}])
 def test_bad_arguments_are_one_line(arguments):
     with pytest.raises(UserError, match="^noise.process: .*expected") as error:
@@ -140,7 +175,11 @@ def test_bad_arguments_are_one_line(arguments):
 
 def toy(process=None, **noise):
     net = MotionControlModule(
-        Toy(3), RegionWise(min_mask_ratio=0.5), Control([], "linear", 2), Noise(process, **noise), Sampling(2)
+        Toy(3),
+        RegionWise(min_mask_ratio=0.5),
+        Control([], "linear", 2),
+        Noise(process, **noise),
+        Sampling(2, solver="unipc" if process else "euler"),
     )
     net.plan = Plan(adamw(lr=1e-3))
     return net
@@ -160,6 +199,7 @@ def test_a_checkpoint_samples_with_its_shift_and_says_so(run, sprites):
     assert record["sampling"]["process"] == said and record["sampling"]["sigma_max"] == FlowMatching.highest
     pipe = MotionControlPipeline.from_checkpoint(run)
     assert pipe.module.process.record() == said and pipe.module.noise.mean == math.log(5)
+    assert pipe.module.sampling.solver == "unipc"
     image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     clips = []
     for process in (pipe.module.process, FlowMatching(1.0), EDM()):

@@ -165,6 +165,19 @@ def test_blobs_are_squeezed_at_the_border():
     assert np.array_equal(picture, before)  # nothing of it is inside
 
 
+def test_more_entities_than_a_byte_counts_have_their_own_vectors():
+    size, count = (320, 576), 300
+    at = np.array([(20.0 + 18 * (i % 30), 12.0 + 30 * (i // 30)) for i in range(count)])
+    masks = []
+    for x, y in at.astype(int):
+        masks.append(np.zeros(size, np.uint8))
+        masks[-1][y - 6 : y + 7, x - 6 : x + 7] = 255
+    feature = torch.rand(320, 40, 72, generator=torch.Generator().manual_seed(0))
+    control = drawn(at[:, None].repeat(2, 1), masks, feature)
+    assert [control.entity[0, int(y), int(x)].item() for x, y in at] == list(range(1, count + 1))
+    assert len(control.vectors) == count + 1
+
+
 def test_a_mask_that_vanishes_is_one_line():
     mask = np.zeros((64, 64), np.uint8)
     mask[1, 1] = 255
@@ -204,7 +217,7 @@ def test_a_released_folder_samples_the_drawing(system):
     assert frames.shape == (3, 3, 64, 128) and frames.isfinite().all() and frames.abs().max() <= 1 and told == [0, 1]
     assert torch.equal(frames, system(brushed(), 3)) and not torch.equal(frames, system(brushed(), 4))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert "DragAnything: 64 x 128" in system.protocol and "entity='channel_0'" in system.protocol
+    assert "DragAnything: 64 x 128" in system.protocol and "entity channel_0" in system.protocol
 
 
 def test_each_track_needs_a_mask(system):

@@ -140,7 +140,7 @@ def test_the_released_files_sample_the_drawing(system):
     system.control = lambda own: torch.zeros_like(flow)
     assert not torch.equal(frames, system(drawing(), 3))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert "MOFA-Video: 64 x 128" in system.protocol and "context_order='pixel_clip'" in system.protocol
+    assert "MOFA-Video: 64 x 128" in system.protocol and "context_order pixel_clip" in system.protocol
 
 
 def test_other_files_are_one_line(tmp_path, files):

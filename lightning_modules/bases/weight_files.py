@@ -13,7 +13,9 @@ from lightning_modules.hub import UNREADABLE, fetched, is_hub_id, listed, reason
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
-STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "image_encoder": "model"}
+STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "vae")} | {
+    name: "model" for name in ("image_encoder", "text_encoder")
+}
 VARIANTS = (None, "fp16")  # the full weights where both are there
 PICKLES = ("*.bin", "*.bin.index.json", "*.ckpt", "*.pt", "*.pth")
 
@@ -33,16 +35,15 @@ def located(path: str, names: Iterable[str], revision: str | None = None, varian
     """
     if is_hub_id(path):
         return _downloaded(path, names, revision, variant)
-    folder = Path(path).expanduser()
+    folder, names = Path(path).expanduser(), list(names)
+    wanted = ", ".join(f"{name}/" for name in names)
     if folder.is_file():
-        raise UserError(
-            f"base: {folder} is one file, expected a folder with unet/, vae/, image_encoder/ as diffusers writes them"
-        )
+        raise UserError(f"base: {folder} is one file, expected a folder with {wanted} as diffusers writes them")
     for name in names:
         if not (folder / name / "config.json").is_file():
             raise UserError(
-                f"base: {folder / name / 'config.json'} not found, expected unet/, vae/ and image_encoder/ of "
-                "a diffusers SVD, or a hub id owner/name"
+                f"base: {folder / name / 'config.json'} not found, expected {wanted} as diffusers writes them, "
+                "or a hub id owner/name"
             )
     return folder
 
@@ -57,7 +58,7 @@ def config_file(path: str, name: str, revision: str | None = None) -> Path:
         return located(path, [name]) / name / "config.json"
     try:
         if (config := fetched(path, "config.json", revision, name)) is None:
-            raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+            raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
     except UNREADABLE as error:
         raise UserError(f"base: cannot load {name} of the hub id {path}: {reason(error, path, revision)}") from error
     return config
@@ -141,7 +142,7 @@ def _downloaded(repo: str, names: Iterable[str], revision: str | None, variant: 
         try:
             config = fetched(repo, "config.json", commit, name)
             if config is None:
-                raise UserError(f"no {name}/config.json there, expected the folders of a diffusers SVD")
+                raise UserError(f"no {name}/config.json there, expected folders as diffusers writes them")
             snapshot = config.parents[1]
             commit = snapshot.name  # all files of one commit, also where the branch moves on meanwhile
             _download_weights(repo, name, commit, variant)

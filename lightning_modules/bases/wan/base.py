@@ -1,0 +1,339 @@
+"""Wan as a base: loaded from a folder in the hub's layout; its latents, conditioning and prediction."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import CLIPVisionModel
+
+from lightning_modules.bases.arithmetic import exact, vae_arithmetic
+from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.said import whole_hash
+from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
+from lightning_modules.bases.svd.network import without_autocast
+from lightning_modules.bases.wan import per_frame
+from lightning_modules.bases.wan.network import cast_transformer, joined, lora_targets, padded, prepare
+from lightning_modules.bases.wan.per_frame import use_blocks
+from lightning_modules.bases.wan.weights import (
+    COMPONENTS,
+    ENCODER,
+    TIME,
+    changes_of,
+    config_of,
+    load,
+    networks_of,
+    save_text,
+)
+from lightning_modules.bases.weight_files import config_file
+from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.hub import is_hub_id
+from lightning_modules.layers import cast
+from lightning_modules.process.flow_matching import TIMES, FlowMatching
+from remoco.common.errors import UserError
+from remoco.common.model_folders import check_model
+
+RECOMPUTED = ("none", "all")
+FEATURE_LEAST, FEATURE_MOST = 32, 256  # channels of the control's features
+
+
+class Wan(VideoBase):
+    """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
+
+    The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
+    2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
+
+    Its text encoder is read once, for the embedding of an empty prompt, and not kept. Other prompts come as embeddings,
+    with the clips.
+
+    Args:
+        path: Local folder or hub id `owner/name` in diffusers' layout.
+        revision: Revision of the hub id.
+        trained: Train the transformer too. It is then in float32.
+        recompute: Blocks of the transformer that are computed again in the backward pass, to save memory: `none`, or
+            `all`.
+
+    Attributes:
+        transformer: Denoising transformer.
+        vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
+        image_encoder: CLIP vision model, in at least float32; None in TI2V.
+        empty: (n, D) embedding of an empty prompt.
+    """
+
+    conditionings = ("text",)
+    unconditional: ClassVar[Mapping[str, str]] = {"text": "negative_text"}
+    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    transformer: Any
+    vae: Any
+    image_encoder: Any
+    empty: Tensor
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        revision: str | None = None,
+        trained: bool = False,
+        recompute: Literal["none", "all"] = "none",
+    ):
+        if recompute not in RECOMPUTED:
+            raise UserError(f"base: recompute is {recompute!r:.60}, expected one of {', '.join(RECOMPUTED)}")
+        self.path, self.revision = None if path is None else str(path), revision
+        self.trained, self.recompute = trained, recompute
+
+    @functools.cached_property
+    def networks(self) -> tuple[str, ...]:
+        """Names of the networks that a built base holds; reads configurations."""
+        return networks_of(self.config("transformer"), self.config("vae"), str(self.path))
+
+    @functools.cached_property
+    def grid(self) -> Grid:  # type: ignore[override]
+        """Of the autoencoder; reads its configuration."""
+        space = self.config("vae").get("scale_factor_spatial", 8)
+        if space not in (8, 16):
+            raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
+        return Grid(space=space, step=2 * space, time=TIME)
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a network."""
+        if self.path is None:
+            raise UserError("base: path is missing, expected a folder or hub id of Wan, image to video")
+        return config_of(self.path, name, self.revision)
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Wan:
+        """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
+
+        In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
+        """
+        networks = self.networks
+        parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
+        return self.hold(**parts, hashes=hashes)
+
+    def layout(self) -> Wan:
+        """Built from the configurations alone; no weights are read."""
+        made: dict[str, Any] = {}
+        for name in self.networks:
+            changes = changes_of(self.networks) if name == "transformer" else {}
+            make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
+            if not is_hub_id(str(self.path)):
+                check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
+            with torch.device("meta"):
+                made[name] = make()
+        fresh = type(self)(**self.arguments)
+        return fresh.hold(**made, empty=torch.empty(1, made["transformer"].config.text_dim, device="meta"))
+
+    def hold(
+        self,
+        transformer: WanTransformer3DModel,
+        vae: AutoencoderKLWan,
+        image_encoder: CLIPVisionModel | None = None,
+        *,
+        empty: Tensor,
+        hashes: Mapping[str, str] | None = None,
+    ) -> Wan:
+        """Take these networks, in their dtypes, as the base's own, and freeze them.
+
+        Args:
+            transformer: Transformer of diffusers.
+            vae: Autoencoder of diffusers.
+            image_encoder: Image encoder of transformers, where there is one.
+            empty: (n, D) embedding of an empty prompt.
+            hashes: Of the stored weights, by name; by default they are taken here.
+        """
+        prepare(transformer)
+        if image_encoder is None:
+            use_blocks(transformer)
+        vae.use_slicing = True  # a clip at a time
+        self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
+        self.requires_grad_(False).eval()
+        transformer.requires_grad_(self.trained)
+        if self.recompute == "all":
+            transformer.enable_gradient_checkpointing()
+        self.channels = vae.config.z_dim
+        for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
+            column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
+            self.register_buffer(name, column, persistent=False)
+        self.register_buffer("empty", empty, persistent=False)
+        taken = hashes or {name: weights_hash(getattr(self, name)) for name in self.networks} | {
+            ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(empty)}))
+        }
+        self.hashes = dict(taken)
+        self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
+        return self
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """As `VideoBase.cast`; what stays in float32 does."""
+        cast_transformer(self.transformer, dtype)
+        for network in self.beside():
+            cast(network, torch.promote_types(dtype, torch.float32))
+        self.empty = self.empty.to(dtype)
+
+    def export(self, folder: Path) -> None:
+        """Write transformer/, vae/, image_encoder/ and the embedding of an empty prompt, as `Wan` loads them.
+
+        Args:
+            folder: Made here.
+        """
+        for name in self.networks:
+            getattr(self, name).save_pretrained(folder / name)
+        save_text(self.empty, self.hashes[ENCODER], folder)
+
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The transformer."""
+        return {"transformer": self.transformer}
+
+    def process(self) -> FlowMatching:
+        """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
+        return FlowMatching(5.0)
+
+    def usual(self) -> tuple[int, int, int]:
+        """Of the weights for 480 lines, and of TI2V."""
+        return (81, 480, 832) if "image_encoder" in self.networks else (121, 704, 1280)
+
+    # Latents
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Posterior:
+        """As `VideoBase.encode`: the mode, which Wan is trained on, so with a standard deviation of 0.
+
+        The autoencoder is causal: latent 0 is that of the first frame alone, and each other one that of four frames.
+
+        Args:
+            video: (B, L, 3, H, W) in [-1, 1].
+        """
+        with vae_arithmetic(video.device, tf32=False):
+            frames = video.transpose(1, 2).to(self.vae.dtype)
+            mode = exact(self.vae.encode(frames).latent_dist.mode()).transpose(1, 2)
+        return Posterior(mode, torch.zeros_like(mode))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """By mean and standard deviation of each channel."""
+        return (latents - self.latent_mean.to(latents.dtype)) / self.latent_std.to(latents.dtype)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, chunk: int | None = None) -> Tensor:
+        """As `VideoBase.decode`, clip by clip and latent by latent, whatever the chunk, without seams."""
+        latents = exact(latents)
+        latents = latents * self.latent_std.to(latents.dtype) + self.latent_mean.to(latents.dtype)
+        with vae_arithmetic(latents.device, tf32=False):
+            video = self.vae.decode(latents.transpose(1, 2).to(self.vae.dtype)).sample
+        return exact(video).transpose(1, 2)
+
+    # Conditioning and prediction
+
+    @torch.no_grad()
+    def embed_image(self, first_frame: Tensor) -> Tensor:
+        """CLIP's tokens (B, n, D) of frames (B, 3, H, W) in [-1, 1], before its last block, as the authors take them.
+
+        The whole frame is squeezed into CLIP's square, by bicubic interpolation without a blur.
+        """
+        encoder = self.image_encoder
+        side = encoder.config.image_size
+        with torch.autocast(first_frame.device.type, enabled=False):
+            frames = first_frame.to(encoder.dtype)
+            square = F.interpolate(frames, size=(side, side), mode="bicubic", align_corners=False)
+            mean, std = torch.tensor((CLIP_MEAN, CLIP_STD), dtype=frames.dtype)[..., None, None].to(frames.device)
+            states = encoder(((square + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states
+        return states[-2]
+
+    @torch.no_grad()
+    def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], noise: Tensor | None) -> Conditioning:
+        """As `VideoBase.condition`.
+
+        Args:
+            batch: Also, where prompts are known, their embeddings `text` (B, n, D) with their `text_length` (B,), and
+                `negative_text` (B, n, D), which guidance leads away from; each is by default that of an empty prompt.
+            inputs: None.
+            noise: None.
+        """
+        first = to_float(batch["first_frame"], self.arithmetic())
+        empty = self.empty_text(len(first))
+        text, negative = batch.get("text"), batch.get("negative_text")
+        texts = {
+            "text": empty if text is None else padded(text, batch.get("text_length")),
+            "negative_text": empty if negative is None else padded(negative),
+        }
+        if self.image_encoder is None:
+            return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
+        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
+        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
+        y = joined(latents, batch["frames"], self.grid.time)
+        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y})
+
+    def empty_text(self, count: int) -> Tensor:
+        """(count, 512, D) embedding of an empty prompt."""
+        return padded(self.empty[None]).expand(count, -1, -1)
+
+    def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
+        """As `VideoBase.predict`, in the transformer's dtype. Text that is dropped is that of an empty prompt."""
+        dtype = self.transformer.patch_embedding.weight.dtype
+        text = cond.parts["text"]
+        if cond.keep is not None and "text" in cond.keep:
+            text = torch.where(cond.keep["text"][:, None, None], text, self.empty_text(len(text)).to(text.dtype))
+        if self.image_encoder is None:
+            return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
+        inputs = torch.cat([noisy.to(dtype), cond.parts["y"].to(dtype)], dim=2)
+        with without_autocast(inputs):
+            return self.transformer(
+                inputs.transpose(1, 2),
+                time,
+                text.to(dtype),
+                cond.parts["image_embedding"].to(dtype),
+                return_dict=False,
+            )[0].transpose(1, 2)
+
+    def _after_first(self, noisy: Tensor, time: Tensor, first: Tensor, text: Tensor) -> Tensor:
+        """TI2V's prediction; for the first latent, which it is given, what leads there in one step."""
+        inputs = torch.cat([first.to(text.dtype), noisy[:, 1:].to(text.dtype)], dim=1)
+        times = time[:, None].repeat(1, noisy.shape[1])
+        times[:, 0] = 0
+        with without_autocast(inputs):
+            out = per_frame.predict(self.transformer, inputs.transpose(1, 2), times, text).transpose(1, 2)
+        straight = (noisy[:, :1] - first) * (TIMES / time.to(noisy.dtype)).view(-1, 1, 1, 1, 1)
+        return torch.cat([straight, out[:, 1:].to(noisy.dtype)], dim=1)
+
+    # Control
+
+    def levels(self) -> list[Level]:
+        """Down to one feature for each token: of four frames and 16 x 16 pixels, in TI2V 32 x 32.
+
+        The finer ones are on the way there.
+        """
+        width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
+        most = max(FEATURE_LEAST, min(FEATURE_MOST, width // 8 // FEATURE_LEAST * FEATURE_LEAST))
+        halvings = (self.grid.step // 8).bit_length() - 1
+        finer = [Level(max(FEATURE_LEAST, most >> (halvings - n)), 8 * 2**n) for n in range(halvings)]
+        return [*finer, Level(most, self.grid.step, self.grid.time)]
+
+    def places(self) -> list[Place]:
+        """What enters the self-attention of each block, after the adaptive norm: the residual stream is untouched."""
+        coarsest = (self.grid.step // 8).bit_length() - 1
+        blocks = self.transformer.blocks
+        return [
+            Place(f"blocks.{index}", block.attn1, block.attn1.inner_dim, coarsest, "tokens")
+            for index, block in enumerate(blocks)
+        ]
+
+    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
+        """In the transformer's blocks, see `network.lora_targets`."""
+        return {"transformer": lora_targets(self.transformer, kind)}
+
+    def beside(self) -> list[nn.Module]:
+        """Image encoder and VAE."""
+        return [part for part in (self.image_encoder, self.vae) if part is not None]
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Block by block: all have the same code, which is compiled once."""
+        for block in self.transformer.blocks:
+            block.compile(*args, **options)

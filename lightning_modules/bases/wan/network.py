@@ -1,0 +1,88 @@
+"""Wan's transformer: its dtypes, its inputs, and where LoRA goes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from diffusers import WanTransformer3DModel
+from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
+from torch import Tensor, nn
+
+from remoco.common.errors import UserError
+
+TEXT_LENGTH = 512  # the network counts its image tokens as those beyond so many text tokens
+ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+# parts of names whose weights stay in float32 in a half-precision network, as diffusers loads it
+KEPT = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
+
+
+def dtype_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Dtype of a weight of the transformer.
+
+    Args:
+        name: Its name.
+        dtype: Dtype of the network.
+    """
+    return torch.float32 if dtype.itemsize < 4 and KEPT.intersection(name.split(".")) else dtype
+
+
+def cast_transformer(transformer: WanTransformer3DModel, dtype: torch.dtype) -> None:
+    """Give a transformer's weights a dtype, but for those that stay in float32, its LoRA, and what is trained in it."""
+    for name, parameter in transformer.named_parameters():
+        if not parameter.requires_grad and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype_of(name, dtype))
+
+
+def prepare(transformer: WanTransformer3DModel) -> None:
+    """Give the transformer its tables where only its weights were loaded, and refuse what would drop LoRA."""
+    rope = transformer.rope
+    if rope.freqs_cos.is_meta and not transformer.patch_embedding.weight.is_meta:
+        transformer.rope = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
+    transformer.fuse_qkv_projections = _refuse_fusing
+
+
+def _refuse_fusing(*args: Any, **kwargs: Any) -> None:
+    raise UserError("fuse_qkv_projections joins the base's weights alone and drops LoRA; expected no call of it")
+
+
+def joined(first: Tensor, frames: int, time: int) -> Tensor:
+    """The condition y of the network: what is known of each latent frame, and the latents of what is known.
+
+    Args:
+        first: (B, F, C, h, w) normalised latents of [first frame, grey, ...].
+        frames: Length L of the clip.
+        time: Frames per latent.
+
+    Returns:
+        (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, 1 for the first frame, which
+        counts for all of latent 0; then the latents.
+    """
+    known = first.new_zeros(frames + time - 1)
+    known[:time] = 1
+    mask = known.view(1, -1, time, 1, 1).expand(len(first), -1, -1, *first.shape[3:])
+    return torch.cat([mask, first], dim=2)
+
+
+def padded(text: Tensor, lengths: Tensor | None = None) -> Tensor:
+    """Embeddings (B, n, D) with zeros up to 512 tokens, beyond each prompt's own length (B,) too.
+
+    Raises:
+        UserError: they are longer.
+    """
+    if text.shape[1] > TEXT_LENGTH:
+        raise UserError(f"text: {text.shape[1]} tokens, expected at most {TEXT_LENGTH}")
+    if lengths is not None:
+        inside = torch.arange(text.shape[1], device=text.device) < lengths.to(text.device)[:, None]
+        text = text * inside[..., None]
+    return nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
+
+
+def lora_targets(transformer: nn.Module, kind: Literal["attention", "linear"]) -> list[str]:
+    """Names of the layers in the blocks: `attention`: q, k, v and output of both attentions; `linear`: every one."""
+    names = [
+        name for name, module in transformer.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
+    ]
+    if kind == "attention":
+        names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
+    return names

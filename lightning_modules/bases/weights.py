@@ -1,0 +1,147 @@
+"""Files of the frozen networks: read memory-mapped, hashed as they are stored, built straight in the compute dtype."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lightning_modules.bases.weight_files import variant_of, weight_files
+from remoco.common.errors import UserError
+from remoco.common.model_folders import check_model
+from remoco.common.tensor_files import finite
+
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
+Dtypes = Callable[[str], torch.dtype]  # name of a weight -> its dtype
+
+
+def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None = None) -> Any:
+    """One of a base's networks from its folder, complete or not at all, in float32 or as stored.
+
+    Args:
+        base: The folder that holds the network's, as `weight_files.located` finds it.
+        name: Name of the network.
+        cls: Its class, of diffusers or transformers.
+        called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
+
+    Raises:
+        UserError: a file or a weight is missing.
+    """
+    folder = base / name
+    options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True, "local_files_only": True}
+    try:
+        stored = variant_of(weight_files(folder, name, variant), name, variant)
+        check_model(folder, layout_of(cls))
+        model, info = cls.from_pretrained(str(base), variant=stored, **options)
+    except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
+        raise unreadable(called, name, cls, error) from error
+    require_all(called, name, cls, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
+    if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
+        raise unreadable(called, name, cls, UserError(f"{odd[0]} holds NaN or infinite values"))
+    return model
+
+
+def layout_of(cls: Any) -> Callable[[dict[str, Any]], nn.Module]:
+    """Builds a network of a class of diffusers or transformers from its config, without weights."""
+    return cls.from_config if hasattr(cls, "from_config") else lambda config: cls(cls.config_class.from_dict(config))
+
+
+def read_streamed(
+    base: Path,
+    name: str,
+    cls: Any,
+    dtypes: Dtypes,
+    called: str,
+    variant: str | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[nn.Module, str]:
+    """A network of diffusers and its `weights_hash`, which is that of the stored weights.
+
+    Never more than the network in these dtypes and a few tensors are in memory. Buffers that are not stored are on the
+    meta device.
+
+    Args:
+        base: The folder that holds the network's, as `weight_files.located` finds it.
+        name: Name of the network.
+        cls: Its class.
+        dtypes: Name of a weight -> the dtype wanted.
+        called: What the user calls the base, for errors.
+        variant: Of its weights, as for `weight_files`.
+        changes: Values that count instead of the configuration's.
+
+    Raises:
+        UserError: a file or a weight is missing.
+    """
+    try:
+        files = weight_files(base / name, name, variant)
+        check_model(base / name, lambda config: cls.from_config({**config, **(changes or {})}))
+        config = cls.load_config(str(base / name), local_files_only=True)
+        with torch.device("meta"):
+            model = cls.from_config({**config, **(changes or {})})
+        wanted = {key: value.shape for key, value in model.state_dict().items()}
+        with ExitStack() as stack:
+            opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
+            where = {key: file for file in opened for key in file.keys()}
+            wrong = [key for key in wanted if key not in where or _shape(where[key], key) != tuple(wanted[key])]
+
+            def read(key: str) -> tuple[bytes, Tensor]:
+                stored = where[key].get_tensor(key)
+                if not finite(stored):
+                    raise UserError(f"{key} holds NaN or infinite values")
+                return digest(key, stored), stored.to(dtypes(key), copy=True)
+
+            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+                loaded = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
+    except UNREADABLE as error:
+        raise unreadable(called, name, cls, error) from error
+    require_all(called, name, cls, sorted(wrong))
+    model.load_state_dict({key: tensor for key, (_, tensor) in loaded.items()}, assign=True)
+    return model.eval(), hash_of(one for one, _ in loaded.values())
+
+
+def _shape(file: safe_open, key: str) -> tuple[int, ...]:
+    return tuple(file.get_slice(key).get_shape())
+
+
+def require_all(path: str, name: str, cls: Any, wrong: list[str]) -> None:
+    """Raise UserError where weights of a network are missing or of another shape."""
+    if wrong:
+        raise UserError(f"base: {path}/{name} lacks {len(wrong)} weights of {cls.__name__}, the first is {wrong[0]}")
+
+
+def unreadable(path: str, name: str, cls: Any, error: Exception) -> UserError:
+    """Why a network is not loaded, as one line."""
+    reason = " ".join(str(error).split())
+    return UserError(f"base: cannot load {name} of {path} as {cls.__name__}: {reason}")
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and float32 values of all parameters and buffers; "meta" where there are no values.
+
+    Half-precision weights hash as the float32 they convert to. The cost is one reading of the weights per core.
+    """
+    state = sorted(module.state_dict().items())
+    if any(tensor.is_meta for _, tensor in state):
+        return "meta"
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return hash_of(pool.map(lambda item: digest(*item), state))
+
+
+def digest(name: str, tensor: Tensor) -> bytes:
+    """SHA-256 of one tensor's name, shape and float32 values."""
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    content = hashlib.sha256(values.numpy().data).digest()
+    return hashlib.sha256(f"{name}{tuple(values.shape)}".encode() + content).digest()
+
+
+def hash_of(digests: Iterable[bytes]) -> str:
+    """The hash of a network from its tensors' digests, in the order of their names."""
+    return hashlib.sha256(b"".join(digests)).hexdigest()
