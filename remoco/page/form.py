@@ -119,12 +119,12 @@ def fit_setting(fit: Fit) -> Setting:
 
 
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float]]:
-    """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
+    """Names in a request, and values, of all numbers that `Sampling` holds but the base's inputs."""
     for each in dataclasses.fields(sampling):
         value = getattr(sampling, each.name)
         if isinstance(value, tuple):
             yield from zip((f"first_{each.name}", f"last_{each.name}"), value, strict=True)
-        elif each.name != INPUTS:
+        elif each.name != INPUTS and not isinstance(value, str):  # a solver is the checkpoint's
             yield each.name, value
 
 
@@ -157,6 +157,6 @@ def sampling_of(values: Mapping[str, Any], pipeline: MotionControlPipeline) -> S
     for each in dataclasses.fields(sampling):
         if isinstance(getattr(sampling, each.name), tuple):
             changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
-        elif each.name != INPUTS:
+        elif each.name in values:
             changes[each.name] = values[each.name]
     return sampling.but(**changes)
