@@ -137,7 +137,7 @@ class CLI(LightningCLI):
         if problem := slurm_without_srun(trainer.plugins):
             raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        for arguments in (getattr(logger, "init_args", ()) for logger in loggers):
+        for arguments in (getattr(logger, "init_args", Namespace()) for logger in loggers):
             if "name" in arguments:
                 arguments.name = run_name(self.words, arguments.name, self.subcommand == "fit")
             elif "tracking_uri" in arguments:  # MLflow's
