@@ -131,7 +131,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     return flat
 
 
-def log_samples(logger: Logger, folder: Path, step: int) -> None:
+def log_samples(logger: Any, folder: Path, step: int) -> None:
     """The strips of a step, `clip-NN.mp4`, and `sheet.png`, to Weights & Biases as media, to MLflow as artifacts.
 
     Other loggers have the files in the run folder, TensorBoard GIFs of narrower strips too.
@@ -139,7 +139,8 @@ def log_samples(logger: Logger, folder: Path, step: int) -> None:
     if is_wandb(logger):
         import wandb
 
-        strips = {f"samples/{p.stem}": wandb.Video(str(p), format="mp4") for p in sorted(folder.glob("clip-*.mp4"))}
+        clips = sorted(folder.glob("clip-*.mp4"))
+        strips: dict[str, Any] = {f"samples/{p.stem}": wandb.Video(str(p), format="mp4") for p in clips}
         strips["samples/sheet"] = wandb.Image(str(folder / "sheet.png"))
         logger.experiment.log({**strips, "trainer/global_step": step})
     elif is_mlflow(logger):

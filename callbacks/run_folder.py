@@ -37,7 +37,7 @@ def run_folder(trainer: Trainer) -> Path:
             return Path(folder)
     for logger in trainer.loggers:
         if is_mlflow(logger):
-            return Path(trainer.default_root_dir, "runs", logger._run_name or logger._experiment_name)  # type: ignore[attr-defined]
+            return Path(trainer.default_root_dir, "runs", logger._run_name or logger._experiment_name)
         if logger.save_dir is not None:
             name = getattr(logger, "_name", None) or logger.name  # W&B calls its project `name`
             return Path(logger.save_dir) / str(name or "run")

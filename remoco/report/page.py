@@ -134,7 +134,7 @@ def _curves(systems: list[System], colours: dict[str, int]) -> str:
     tags = list(dict.fromkeys(tag for system in systems for tag in system.curves))
     drawn = []
     for tag in tags:
-        constants = {}  # the clips' own: those of the first system that has them
+        constants: dict[str, float] = {}  # the clips' own: those of the first system that has them
         for system in systems:
             for name, value in system.constants.items():
                 if name.startswith(f"{tag}_"):
