@@ -104,7 +104,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         inputs[motion.name] = replace(motion, slider=(0, farthest))
     return [
         KNOWN["seed"],
-        *(_setting(name, value) for name, value in _sampling(pipeline.module.sampling)),
+        *(_of_sampling(name, value, pipeline) for name, value in _sampling(pipeline.module.sampling)),
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
         *inputs.values(),
@@ -118,7 +118,15 @@ def fit_setting(fit: Fit) -> Setting:
     return Setting("fit", "Fit of the image", fit, choices=get_args(Fit))
 
 
-def _sampling(sampling: Sampling) -> Iterator[tuple[str, float]]:
+def _of_sampling(name: str, value: float | str, pipeline: MotionControlPipeline) -> Setting:
+    """A number, or a word of those that the noise process has: `solver` is one of its `solvers`."""
+    if not isinstance(value, str):
+        return _setting(name, value)
+    known = getattr(getattr(pipeline.module, "process", None), f"{name}s", ())
+    return Setting(name, name.replace("_", " ").capitalize(), value, choices=tuple(known) or (value,))
+
+
+def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
     """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
     for each in dataclasses.fields(sampling):
         value = getattr(sampling, each.name)
