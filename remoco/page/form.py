@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args
 
 from datamodules.drawings import Fit
 from lightning_modules.config import Sampling
@@ -104,7 +104,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         inputs[motion.name] = replace(motion, slider=(0, farthest))
     return [
         KNOWN["seed"],
-        *(_of_sampling(name, value) for name, value in _sampling(pipeline.module.sampling)),
+        *(_of_sampling(name, value, pipeline) for name, value in _sampling(pipeline.module.sampling)),
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
         *inputs.values(),
@@ -118,6 +118,14 @@ def fit_setting(fit: Fit) -> Setting:
     return Setting("fit", "Fit of the image", fit, choices=get_args(Fit))
 
 
+def _of_sampling(name: str, value: float | str, pipeline: MotionControlPipeline) -> Setting:
+    """A number, or a word of those that the noise process has: `solver` is one of its `solvers`."""
+    if not isinstance(value, str):
+        return _setting(name, value)
+    known = getattr(getattr(pipeline.module, "process", None), f"{name}s", ())
+    return Setting(name, name.replace("_", " ").capitalize(), value, choices=tuple(known) or (value,))
+
+
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
     """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
     for each in dataclasses.fields(sampling):
@@ -126,13 +134,6 @@ def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
             yield from zip((f"first_{each.name}", f"last_{each.name}"), value, strict=True)
         elif each.name != INPUTS:
             yield each.name, value
-
-
-def _of_sampling(name: str, value: float | str) -> Setting:
-    """A field of `Sampling`: a number, or a word of those that it may be."""
-    if not isinstance(value, str):
-        return _setting(name, value)
-    return Setting(name, name.replace("_", " ").capitalize(), value, choices=get_args(get_type_hints(Sampling)[name]))
 
 
 def _setting(
