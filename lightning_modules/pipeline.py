@@ -364,7 +364,7 @@ class MotionControlPipeline(PipelineParts):
     @property
     def grid(self) -> FrameArea:
         """The frames that images get by default, of as many pixels as the model was trained at."""
-        return FrameArea(math.prod(self.trained_size), self.module.base.grid.step)
+        return FrameArea(math.prod(self.trained_size), self.module.base.grid.step, self.module.base.grid.only_size)
 
     def _batch(
         self,

@@ -37,10 +37,12 @@ class FrameArea:
     Attributes:
         area: pixels of the frames that it was trained at.
         multiple: height and width are multiples of it.
+        only: the one frame that it takes, where there is but one.
     """
 
     area: int = 320 * 512
     multiple: int = 64
+    only: Size | None = None
 
     def check(self, **sides: int | None) -> None:
         """Raise UserError with the name of a side that is not None and no side of a frame."""
@@ -57,6 +59,8 @@ class FrameArea:
         Of all of at most the area, the one with the least |ln| of its aspect over the picture's plus half of ln of the
         area over its own.
         """
+        if self.only is not None:
+            return self.only
         cells = max(1, self.area // self.multiple**2)
         most = MAX_SIDE // self.multiple
         aspect = math.log(size[1] / size[0])

@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_modules.bases.base import VideoBase
+    from lightning_modules.bases.cogvideox.base import CogVideoX
+    from lightning_modules.bases.cogvideox.random import RandomCogVideoX
     from lightning_modules.bases.photos import Photos
     from lightning_modules.bases.sprites.base import Sprites
     from lightning_modules.bases.svd.base import SVD
     from lightning_modules.bases.wan.base import Wan
     from lightning_modules.bases.wan.random import RandomWan
 
-__all__ = ["SVD", "Photos", "RandomWan", "Sprites", "VideoBase", "Wan"]
+__all__ = ["SVD", "CogVideoX", "Photos", "RandomCogVideoX", "RandomWan", "Sprites", "VideoBase", "Wan"]
 PLACES = {
-    "SVD": "svd.base", "Photos": "photos", "RandomWan": "wan.random", "Sprites": "sprites.base", "VideoBase": "base",
-    "Wan": "wan.base",
+    "CogVideoX": "cogvideox.base", "SVD": "svd.base", "Photos": "photos", "RandomCogVideoX": "cogvideox.random",
+    "RandomWan": "wan.random", "Sprites": "sprites.base", "VideoBase": "base", "Wan": "wan.base",
 }  # fmt: skip
 
 

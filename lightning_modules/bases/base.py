@@ -48,8 +48,8 @@ class Place:
 
     Attributes:
         name: `GROUP.INDEX`, under which the place's weights are stored.
-        module: What the control is added to is its output, maps (n*B*F, C, h, w), or its first positional input, tokens
-            (n*B, F h w, C); n branches of guidance share a clip's.
+        module: What the control is added to is its output, maps (n*B*F, C, h, w), or its input, tokens (n*B, F h w, C),
+            the first positional one or `hidden_states`; n branches of guidance share a clip's.
         channels: C.
         level: Index in the base's `levels()`.
         layout: `maps` or `tokens`, the same for all places of a base.

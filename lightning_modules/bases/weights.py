@@ -13,13 +13,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lightning_modules.bases.weight_files import variant_of, weight_files
+from lightning_modules.bases.weight_files import config_file, variant_of, weight_files
+from lightning_modules.hub import is_hub_id
 from remoco.common.errors import UserError
-from remoco.common.model_folders import check_model
-from remoco.common.tensor_files import finite
+from remoco.common.model_folders import check_config, check_model
+from remoco.common.tensor_files import finite, read_json
 
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 Dtypes = Callable[[str], torch.dtype]  # name of a weight -> its dtype
+
+
+def config_of(path: str, name: str, revision: str | None) -> dict[str, Any]:
+    """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do."""
+    file = config_file(path, name, revision)
+    return check_config(file) if not is_hub_id(path) else read_json(file)
 
 
 def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None = None) -> Any:

@@ -18,6 +18,7 @@ from lightning_modules.control.injection import Injection, per_clip, zero
 from remoco.common.errors import UserError
 
 EPS = 1e-6
+TOKENS = "hidden_states"  # what diffusers' attention calls them where they have a name
 
 
 class TokenModulation(nn.Module):
@@ -112,14 +113,16 @@ def attach_tokens(places: Sequence[Place], feature_channels: Sequence[int], kind
     """Hook an injection onto what enters a base's places, as `injection.attach` does onto what leaves them."""
     injection = TokenInjection(kind, places, feature_channels, seed)
     for index, place in enumerate(places):
-        place.module.register_forward_pre_hook(_hook(injection, index))
+        place.module.register_forward_pre_hook(_hook(injection, index), with_kwargs=True)
     return injection
 
 
 def _hook(injection: TokenInjection, index: int):
     weights = injection._weights[index]
 
-    def hook(module: nn.Module, args: tuple) -> tuple:
-        return (injection.inject(weights, index, args[0]), *args[1:])
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if TOKENS in kwargs:
+            return args, {**kwargs, TOKENS: injection.inject(weights, index, kwargs[TOKENS])}
+        return (injection.inject(weights, index, args[0]), *args[1:]), kwargs
 
     return hook

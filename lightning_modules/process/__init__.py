@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_modules.process.edm import EDM
     from lightning_modules.process.flow_matching import FlowMatching
+    from lightning_modules.process.v_prediction import VPrediction
 
-__all__ = ["EDM", "FlowMatching"]
-PLACES = {"EDM": "edm", "FlowMatching": "flow_matching"}
+__all__ = ["EDM", "FlowMatching", "VPrediction"]
+PLACES = {"EDM": "edm", "FlowMatching": "flow_matching", "VPrediction": "v_prediction"}
 
 
 def __getattr__(name: str) -> Any:

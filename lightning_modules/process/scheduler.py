@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -16,12 +17,18 @@ from lightning_modules.config import Sampling
 from lightning_modules.process.base import NoiseProcess
 from lightning_modules.process.edm import EDM
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
+from lightning_modules.process.v_prediction import VPrediction
 
 KARRAS_RHO = 7.0  # the one that EulerDiscreteScheduler has
 # what SVD's own scheduler_config.json says beside the levels; its betas have no effect on continuous timesteps
 CONTINUOUS = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1,
     "timestep_spacing": "leading", "timestep_type": "continuous", "use_karras_sigmas": True,
+}  # fmt: skip
+# what CogVideoX-5b-I2V's says
+ZERO_SNR = {
+    "clip_sample": False, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
 }  # fmt: skip
 
 
@@ -42,6 +49,10 @@ def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Any:
         even = torch.linspace(1, 1 / TIMES, sampling.steps + 1, dtype=torch.float64)[:-1]
         scheduler.set_timesteps(sigmas=even.tolist())  # which the scheduler shifts
         return scheduler
+    if isinstance(process, VPrediction) and sampling.steps <= TIMES:
+        ddim = CogVideoXDDIMScheduler(TIMES, **ZERO_SNR, snr_shift_scale=process.shift)
+        ddim.set_timesteps(sampling.steps)
+        return ddim
     if not isinstance(process, EDM):
         return None
     highest = process.highest if sampling.sigma_max is None else sampling.sigma_max

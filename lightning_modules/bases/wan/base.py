@@ -16,25 +16,18 @@ from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.dit import lora_targets, token_levels
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast
+from lightning_modules.bases.text import ENCODER, save_text
 from lightning_modules.bases.wan import per_frame
-from lightning_modules.bases.wan.network import cast_transformer, joined, lora_targets, padded, prepare
+from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.weights import (
-    COMPONENTS,
-    ENCODER,
-    TIME,
-    changes_of,
-    config_of,
-    load,
-    networks_of,
-    save_text,
-)
+from lightning_modules.bases.wan.weights import COMPONENTS, TIME, changes_of, load, networks_of
 from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.bases.weights import config_of, layout_of, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
@@ -43,7 +36,6 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
 RECOMPUTED = ("none", "all")
-FEATURE_LEAST, FEATURE_MOST = 32, 256  # channels of the control's features
 
 
 class Wan(VideoBase):
@@ -306,27 +298,20 @@ class Wan(VideoBase):
     # Control
 
     def levels(self) -> list[Level]:
-        """Down to one feature for each token: of four frames and 16 x 16 pixels, in TI2V 32 x 32.
-
-        The finer ones are on the way there.
-        """
-        width = self.transformer.config.num_attention_heads * self.transformer.config.attention_head_dim
-        most = max(FEATURE_LEAST, min(FEATURE_MOST, width // 8 // FEATURE_LEAST * FEATURE_LEAST))
-        halvings = (self.grid.step // 8).bit_length() - 1
-        finer = [Level(max(FEATURE_LEAST, most >> (halvings - n)), 8 * 2**n) for n in range(halvings)]
-        return [*finer, Level(most, self.grid.step, self.grid.time)]
+        """Down to one feature for each token: of four frames and 16 x 16 pixels, in TI2V 32 x 32."""
+        config = self.transformer.config
+        return token_levels(self.grid, config.num_attention_heads * config.attention_head_dim)
 
     def places(self) -> list[Place]:
         """What enters the self-attention of each block, after the adaptive norm: the residual stream is untouched."""
-        coarsest = (self.grid.step // 8).bit_length() - 1
-        blocks = self.transformer.blocks
+        coarsest, blocks = len(self.levels()) - 1, self.transformer.blocks
         return [
             Place(f"blocks.{index}", block.attn1, block.attn1.inner_dim, coarsest, "tokens")
             for index, block in enumerate(blocks)
         ]
 
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
-        """In the transformer's blocks, see `network.lora_targets`."""
+        """In the transformer's blocks, see `dit.lora_targets`."""
         return {"transformer": lora_targets(self.transformer, kind)}
 
     def beside(self) -> list[nn.Module]:

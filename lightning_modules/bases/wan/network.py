@@ -1,18 +1,16 @@
-"""Wan's transformer: its dtypes, its inputs, and where LoRA goes."""
+"""Wan's transformer: its dtypes and its inputs."""
 
 from __future__ import annotations
-
-from typing import Any, Literal
 
 import torch
 from diffusers import WanTransformer3DModel
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from torch import Tensor, nn
 
+from lightning_modules.bases.dit import refuse_fusing
 from remoco.common.errors import UserError
 
 TEXT_LENGTH = 512  # the network counts its image tokens as those beyond so many text tokens
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 # parts of names whose weights stay in float32 in a half-precision network, as diffusers loads it
 KEPT = frozenset({"rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"})
 
@@ -39,11 +37,7 @@ def prepare(transformer: WanTransformer3DModel) -> None:
     rope = transformer.rope
     if rope.freqs_cos.is_meta and not transformer.patch_embedding.weight.is_meta:
         transformer.rope = WanRotaryPosEmbed(rope.attention_head_dim, rope.patch_size, rope.max_seq_len)
-    transformer.fuse_qkv_projections = _refuse_fusing
-
-
-def _refuse_fusing(*args: Any, **kwargs: Any) -> None:
-    raise UserError("fuse_qkv_projections joins the base's weights alone and drops LoRA; expected no call of it")
+    transformer.fuse_qkv_projections = refuse_fusing
 
 
 def joined(first: Tensor, frames: int, time: int) -> Tensor:
@@ -76,13 +70,3 @@ def padded(text: Tensor, lengths: Tensor | None = None) -> Tensor:
         inside = torch.arange(text.shape[1], device=text.device) < lengths.to(text.device)[:, None]
         text = text * inside[..., None]
     return nn.functional.pad(text, (0, 0, 0, TEXT_LENGTH - text.shape[1]))
-
-
-def lora_targets(transformer: nn.Module, kind: Literal["attention", "linear"]) -> list[str]:
-    """Names of the layers in the blocks: `attention`: q, k, v and output of both attentions; `linear`: every one."""
-    names = [
-        name for name, module in transformer.named_modules() if type(module) is nn.Linear and name.startswith("blocks.")
-    ]
-    if kind == "attention":
-        names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
-    return names

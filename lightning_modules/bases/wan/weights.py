@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
+from lightning_modules.bases.text import ENCODER, empty_prompt, text_networks
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import config_file, located
-from lightning_modules.bases.weights import UNREADABLE, read_streamed, read_whole, weights_hash
-from lightning_modules.hub import is_hub_id
+from lightning_modules.bases.weight_files import located
+from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
 from remoco.common.errors import UserError
-from remoco.common.model_folders import check_config
-from remoco.common.tensor_files import read_json
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -27,9 +22,7 @@ COMPONENTS = {
     "image_encoder": CLIPVisionModel,
     "text_encoder": UMT5EncoderModel,
 }
-TEXT = Path("text", "embeddings.safetensors")  # stands in a folder of ours for its text encoder
 TIME = 4  # frames per latent, and channels of the mask
-ENCODER = "text_encoder"  # in that file's metadata: the encoder's hash
 
 
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
@@ -56,12 +49,6 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
     )
 
 
-def config_of(path: str, name: str, revision: str | None) -> dict[str, Any]:
-    """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do."""
-    file = config_file(path, name, revision)
-    return check_config(file) if not is_hub_id(path) else read_json(file)
-
-
 def changes_of(networks: Sequence[str]) -> dict[str, Any]:
     """What counts instead of a transformer's configuration: TI2V has no image tokens, also where that says so."""
     return {} if "image_encoder" in networks else {"image_dim": None, "added_kv_proj_dim": None}
@@ -81,15 +68,14 @@ def load(
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(path).expanduser() / TEXT).is_file() else (ENCODER,)
-    base = located(path, [*networks, *text], revision)  # all of them before the first is read
+    base = located(path, [*networks, *text_networks(path)], revision)  # all of them before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     exact = torch.promote_types(dtype, torch.float32)
     for name in networks[1:]:
         parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
         hashes[name] = weights_hash(parts[name])
-    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path)
+    parts["empty"], hashes[ENCODER] = empty_prompt(base, COMPONENTS[ENCODER], 1, dtype, path)
     parts["transformer"], hashes["transformer"] = read_streamed(
         base,
         "transformer",
@@ -110,43 +96,3 @@ def check(transformer: Any, vae: Any, called: str) -> None:
         raise UserError(f"base: {called}: its transformer has {transformer.out_channels} channels, its vae {vae.z_dim}")
     if vae.scale_factor_temporal != TIME or tuple(transformer.patch_size) != (1, 2, 2):
         raise UserError(f"base: {called}: expected {TIME} frames per latent and patches of 1 x 2 x 2, as Wan has them")
-
-
-def empty_prompt(base: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
-    """Embedding (n, D) of an empty prompt in a dtype, and the hash of the text encoder.
-
-    The encoder is in memory meanwhile, as it is stored, and never on a GPU: Wan's has 5.7 billion weights.
-    """
-    if (base / TEXT).is_file():
-        return _stored_text(base / TEXT, dtype, called)
-    encoder = read_whole(base, ENCODER, COMPONENTS[ENCODER], called)
-    digest = weights_hash(encoder)
-    end = encoder.config.eos_token_id
-    if type(end) is not int or not 0 <= end < encoder.config.vocab_size:
-        raise UserError(f"base: {called}/{ENCODER}: its eos_token_id is no token, expected 1")
-    with torch.no_grad(), torch.device("cpu"):  # an empty prompt is its end alone
-        states = encoder.eval().to(dtype)(torch.tensor([[end]]), torch.tensor([[1]])).last_hidden_state
-    return states[0], digest
-
-
-def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            empty, digest = file.get_tensor("empty"), (file.metadata() or {}).get(ENCODER)
-    except UNREADABLE as error:
-        raise UserError(f"base: cannot load {TEXT} of {called}: {' '.join(str(error).split())}") from error
-    if empty.ndim != 2 or not empty.is_floating_point() or not empty.isfinite().all() or not digest:
-        raise UserError(f"base: {called}/{TEXT}: expected `empty` (n, D), finite, and the hash of its {ENCODER}")
-    return empty.to(dtype), digest
-
-
-def save_text(empty: Tensor, digest: str, folder: Path) -> None:
-    """Write the embedding of an empty prompt where `load` looks before it looks for a text encoder.
-
-    Args:
-        empty: (n, D).
-        digest: Hash of the text encoder.
-        folder: Of the base.
-    """
-    (folder / TEXT).parent.mkdir(parents=True)
-    save_file({"empty": empty.detach().cpu().contiguous()}, folder / TEXT, {ENCODER: digest})

@@ -1,0 +1,49 @@
+"""A tiny CogVideoX, image to video, in the hub's layout, as diffusers writes it; and diffusers' own functions."""
+
+from pathlib import Path
+
+import torch
+from diffusers import CogVideoXDDIMScheduler, CogVideoXImageToVideoPipeline
+from transformers import T5Config, T5EncoderModel
+
+from lightning_modules.bases import RandomCogVideoX
+from lightning_modules.layers import seeded
+from tests.support.wan import tokenizer
+
+TOKENS = 12  # of text, padding included
+
+
+def scheduler() -> CogVideoXDDIMScheduler:
+    """With the settings of CogVideoX-5b-I2V's."""
+    return CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_shift_scale=1.0, timestep_spacing="trailing",
+        clip_sample=False,
+    )  # fmt: skip
+
+
+def text_encoder(seed: int = 5) -> T5EncoderModel:
+    with seeded(seed):
+        sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu")).eval()
+
+
+def pipeline(base: RandomCogVideoX) -> CogVideoXImageToVideoPipeline:
+    """diffusers' own, over a base's networks."""
+    pipe = CogVideoXImageToVideoPipeline(tokenizer(), text_encoder(), base.vae, base.transformer, scheduler())
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def write(folder: Path, seed: int = 3) -> Path:
+    """Write all components, with random weights."""
+    pipeline(RandomCogVideoX("tiny_i2v", seed).build()).save_pretrained(folder)
+    return folder
+
+
+def embeddings(pipe: CogVideoXImageToVideoPipeline, *prompts: str) -> torch.Tensor:
+    """(B, n, D) of prompts, by diffusers' pipeline."""
+    return pipe.encode_prompt([*prompts], None, False, max_sequence_length=TOKENS, device="cpu")[0].detach()
+
+
+def rotary(pipe: CogVideoXImageToVideoPipeline, height: int, width: int, latents: int) -> tuple[torch.Tensor, ...]:
+    return pipe._prepare_rotary_positional_embeddings(height, width, latents, torch.device("cpu"))
