@@ -257,9 +257,9 @@ class MotionControlPipeline(PipelineParts):
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
                 images, for each, or for each video.
-            height: Height of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's
-                shape. By default the frame is as described above; all images have the frame of the first.
-            width: Width of the frame, a multiple of 64.
+            height: Height of the frame, on the base's grid. With `height` or `width` alone the other follows the
+                image's shape. By default the frame is as described above; all images have the frame of the first.
+            width: Width of the frame, on the base's grid.
             control: (L, 3, H, W) control of the frame instead of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
                 where the configuration says `drawing`. The frame is by default the control's.

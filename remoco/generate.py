@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from datamodules.drawings.backdrop import Backdrop, backdrop_from_flags
-from datamodules.drawings.framing import Fit, FrameArea, check_fit
+from datamodules.drawings.framing import LEAST_STEP, Fit, FrameArea, check_fit
 from lightning_modules.config import MOST_STEPS, Scale, Steps
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
@@ -69,10 +69,11 @@ class Clip:
     seed: int = 0
     """Seed of the noise; in a folder of inputs each name has its own, derived from this one."""
     height: int | None = None
-    """Height of the clip in pixels, a multiple of 64. With height or width alone the other follows the image's shape;
-    with neither, the clip has as many pixels as the checkpoint was trained at, in the shape nearest to the image's."""
+    """Height of the clip in pixels, a multiple of the base's step, 64 for Stable Video Diffusion. With height or width
+    alone the other follows the image's shape; with neither, the clip has as many pixels as the checkpoint was trained
+    at, in the shape nearest to the image's."""
     width: int | None = None
-    """Width of the clip in pixels, a multiple of 64."""
+    """Width of the clip in pixels; see height."""
     fit: Fit = "crop"
     """How an image is brought to the clip's shape. `crop` scales it to cover the clip and cuts off the rest, `pad`
     puts the background around it, `stretch` squeezes it."""
@@ -81,7 +82,7 @@ class Clip:
         if self.num_frames is not None:
             within("--num-frames", self.num_frames, 2, MOST_FRAMES, whole=True)
         within("--fps", self.fps, LEAST_FPS, MOST_FPS)
-        FrameArea().check(**{"--height": self.height, "--width": self.width})
+        FrameArea(multiple=LEAST_STEP).check(**{"--height": self.height, "--width": self.width})
         check_fit(self.fit)
 
 

@@ -18,6 +18,7 @@ from remoco.common.errors import UserError
 from remoco.common.picture_files import MAX_SIDE
 from remoco.common.pictures import WHITE
 
+LEAST_STEP = 16  # of our bases, a token of Wan: what is checked before the base is known, which checks again
 Fit = Literal["crop", "pad", "stretch"]
 """How an image of another shape is brought to its frame: cut off, shown whole with borders, or squeezed."""
 Size = tuple[int, int]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
+from datamodules.drawings.framing import LEAST_STEP
 from datamodules.shards.flow_codec import STEP
 from datamodules.shards.index import ClipShape
 from datamodules.trackers.options import DotOptions
@@ -12,7 +13,6 @@ from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
 from remoco.common.ranges import number, within
 
-SIZE_FACTOR = 64  # of the networks: 8 by the VAE, and three halvings in the UNet; training refuses other sizes
 DOT_SIDE = 128  # pixels of the least clip that DOT tracks
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0
@@ -42,9 +42,9 @@ class Settings:
     fps: Positive = 8.0
     """Frames per second of a clip."""
     height: Number = 320
-    """Height of a clip in pixels, a multiple of 64."""
+    """Height of a clip in pixels, a multiple of 16; Stable Video Diffusion takes multiples of 64."""
     width: Number = 512
-    """Width of a clip in pixels, a multiple of 64."""
+    """Width of a clip in pixels, a multiple of 16; see `--height`."""
     every: Positive | None = None
     """Seconds from the start of a clip to the start of the next. Default: one clip from the middle of each video."""
     shots: bool = False
@@ -64,10 +64,10 @@ class Settings:
         within("--fps", self.fps, 0, above=True)
         for name, size in (("--height", self.height), ("--width", self.width)):
             within(name, size, 1, whole=True)
-            if size % SIZE_FACTOR:
-                below = size // SIZE_FACTOR * SIZE_FACTOR
-                nearest = f"{below} or {below + SIZE_FACTOR}" if below else f"{SIZE_FACTOR}"
-                raise UserError(f"{name} {size}: expected a multiple of {SIZE_FACTOR}, such as {nearest}")
+            if size % LEAST_STEP:
+                below = size // LEAST_STEP * LEAST_STEP
+                nearest = f"{below} or {below + LEAST_STEP}" if below else f"{LEAST_STEP}"
+                raise UserError(f"{name} {size}: expected a multiple of {LEAST_STEP}, such as {nearest}")
             if self.tracker == "dot" and size < DOT_SIDE:
                 raise UserError(f"{name} {size}: expected at least {DOT_SIDE} for --tracker dot")
         if self.every is not None:

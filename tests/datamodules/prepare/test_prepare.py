@@ -81,6 +81,13 @@ def test_a_finished_job_is_left_alone_and_another_is_refused(folder, shards, cap
     assert error.startswith("remoco prepare: error: ") and "every is None, not 1.0" in error and error.count("\n") == 1
 
 
+def test_the_size_is_one_that_a_base_takes(folder, tmp_path):
+    """480 x 832 is no multiple of 64: Wan's and CogVideoX's clips are of multiples of 16."""
+    assert run(folder / "sub", tmp_path / "o", *SMALL, "--height", 48, "--width", 80, "--workers", 1) == 0
+    found = Shards(str(tmp_path / "o"))
+    assert (found.shape.height, found.shape.width) == (48, 80) and found.counts.sum() == 1
+
+
 def test_every_n_seconds(folder, tmp_path):
     assert run(folder / "sub", tmp_path / "o", *SMALL, "--every", 0.5, "--workers", 1) == 0
     found = Shards(str(tmp_path / "o"))
@@ -97,8 +104,8 @@ def test_every_n_seconds(folder, tmp_path):
     [
         (False, (), "is not there, expected a folder"),
         (True, (), "no video file under"),
-        (True, ("--height", 20), "--height 20: expected a multiple of 64, such as 64"),
-        (True, ("--width", 500), "--width 500: expected a multiple of 64, such as 448 or 512"),
+        (True, ("--height", 10), "--height 10: expected a multiple of 16, such as 16"),
+        (True, ("--width", 500), "--width 500: expected a multiple of 16, such as 496 or 512"),
         (True, ("--frames", 1), "--frames: Expected a whole number of at least 2"),
         (True, ("--workers", 0), "--workers: Expected a whole number of at least 1"),
         (True, ("--every", -1), "--every: Expected a number above 0"),

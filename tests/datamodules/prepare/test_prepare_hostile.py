@@ -18,6 +18,7 @@ from datamodules.prepare import clips, folder, job, sources
 from datamodules.prepare import video as work
 from datamodules.prepare.sources import videos_in
 from lightning_modules.record import check_size
+from remoco.common.errors import UserError
 from remoco.common.videos import decode
 from remoco.common.whole_files import held
 from tests.support.commands import prepare as run
@@ -264,13 +265,20 @@ def test_damaged_records_are_one_line(tmp_path, capsys, damage, name):
         assert name in error and error.count("\n") == 1, error
 
 
-def test_sizes_that_training_refuses_are_refused():
+def test_sizes_that_no_base_takes_are_refused():
+    """And those that are taken have a base: training says where it is another."""
     from conditions import DenseFlow
-    from datamodules.prepare.settings import SIZE_FACTOR
-    from lightning_modules.bases import SVD
+    from datamodules.prepare.settings import LEAST_STEP, Settings
+    from lightning_modules.bases import SVD, RandomCogVideoX, RandomWan
 
-    check_size(SVD.grid, DenseFlow(), SIZE_FACTOR, 3 * SIZE_FACTOR)
-    for size in range(8, 2 * SIZE_FACTOR, 8):
-        if size % SIZE_FACTOR:
-            with pytest.raises(Exception, match="a multiple of"):
-                check_size(SVD.grid, DenseFlow(), size, SIZE_FACTOR)
+    check_size(SVD.grid, DenseFlow(), 64, 192)
+    grids = [SVD.grid, RandomWan().grid, RandomWan("tiny_ti2v").grid, RandomCogVideoX("i2v_5b").grid]
+    for size in range(8, 8 * LEAST_STEP + 1, 8):
+        if size % LEAST_STEP == 0:
+            check_size(RandomWan().grid, DenseFlow(), Settings(height=size).height, size)
+            continue
+        with pytest.raises(UserError, match="expected a multiple of"):
+            Settings(height=size)
+        for grid in grids:
+            with pytest.raises(UserError, match="expected"):
+                check_size(grid, DenseFlow(), size, size)
