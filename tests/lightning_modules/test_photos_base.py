@@ -58,7 +58,7 @@ def test_a_finished_clip_has_the_moved_pixels_and_the_change_of_the_network_wher
     assert torch.equal(made[~places], moved[~places])
     # the codec is linear: what is added to the latent is added to the pixels
     added = base.decode(change) - base.decode(torch.zeros_like(change))
-    torch.testing.assert_close(made[places], (moved + added)[places], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[places], (moved + added)[places], rtol=0, atol=1e-9)
     assert torch.equal(base.finished(moved, Conditioning({})), moved)
 
 
