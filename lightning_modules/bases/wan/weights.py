@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def load(
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(path).expanduser() / TEXT).is_file() else (ENCODER,)
+    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
     base = located(path, [*networks, *text], revision)  # all of them before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
@@ -141,8 +142,8 @@ def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, s
     sound = empty.ndim == 2 and 0 < len(empty) <= TEXT_LENGTH and empty.is_floating_point()
     if not sound or not empty.isfinite().all() or not digest:
         raise UserError(
-            f"base: {called}/{TEXT}: expected `empty` (n, D), finite, of at most {TEXT_LENGTH} tokens, and the hash of its "
-            f"{ENCODER}"
+            f"base: {called}/{TEXT}: expected `empty` (n, D), finite, of at most {TEXT_LENGTH} tokens, and the hash of "
+            f"its {ENCODER}"
         )
     return empty.to(dtype), digest
 

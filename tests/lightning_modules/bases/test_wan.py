@@ -164,7 +164,7 @@ def no_prompt(copy):
         (not_finite, "proj_out.bias holds NaN"),
         (no_prompt, "expected `empty` .n, D., finite, of at most 512 tokens, and the hash of its text_encoder"),
         (long_prompt, "expected `empty` .n, D., finite, of at most 512 tokens"),
-        (configured(_class_name="WanAnimateTransformer3DModel"), "transformer is a WanAnimateTransformer3DModel, expec"),
+        (configured(_class_name="WanAnimateTransformer3DModel"), "transformer is a WanAnimateTransformer3DModel, exp"),
         (configured(_class_name=["a\nb"]), "transformer is a .*, expected a WanTransformer3DModel"),
         (configured(pos_embed_seq_len=514), "transformer is given a first and a last frame, expected"),
     ],
