@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lightning_modules.bases import Photos
+from lightning_modules.bases import Photos, VideoBase
 from lightning_modules.conditioning import KNOWN, Conditioning
 from lightning_modules.process.base import Denoiser
+from remoco.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,14 @@ def test_it_names_itself_and_takes_no_noise_on_the_first_frame(base):
     assert "noise_aug_strength" not in base.inputs() and base.usual() == (8, 128, 128)
     again = type(base).from_record(base.record())
     assert again.components == 8 and again.size == "photo"
+
+
+@pytest.mark.parametrize("corrected", ["x", -3, 1.5, 193, True])
+def test_a_record_of_another_kind_of_number_is_one_line(base, corrected):
+    """A file names it: what a slice does not take would end a sample half way."""
+    record = base.record()
+    record["init_args"]["corrected"] = corrected
+    for made in (lambda: VideoBase.from_record(record), lambda: Photos(corrected=corrected)):
+        with pytest.raises(UserError, match="corrected is .*, expected a whole number of 0 to 192") as error:
+            made()
+        assert "\n" not in str(error.value)
