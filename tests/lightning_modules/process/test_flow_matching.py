@@ -190,6 +190,12 @@ def test_solvers_that_a_process_lacks_are_one_line():
         MotionControlModule(Toy(3), RegionWise(), Control([], None), sampling=Sampling(2, solver="unipc"))
 
 
+def test_levels_that_would_rise_are_one_line():
+    with pytest.raises(UserError, match="^sampling.sigma_max is 3, expected more than the process's sigma_min, 5$"):
+        MotionControlModule(Toy(3), RegionWise(), Control([], None), Noise(EDM(5.0)), Sampling(2, sigma_max=3.0))
+    assert EDM(rho=0.1).levels(3, 1e6).isfinite().all()
+
+
 @pytest.mark.parametrize("arguments", [{"shift": 0.0}, {"shift": float("nan")}, {"weight": "mode"}])
 def test_bad_arguments_are_one_line(arguments):
     with pytest.raises(UserError, match="^noise.process: .*expected") as error:
@@ -258,6 +264,7 @@ def test_draws_are_functions_of_seed_and_position():
         {"class_path": "lightning_modules.process.FlowMatching", "init_args": {"shift": 1e9}},
         {"class_path": "lightning_modules.process.FlowMatching", "init_args": {"shift": [3]}},
         {"class_path": "lightning_modules.process.EDM", "init_args": {"shift": 3}},
+        {"class_path": "lightning_modules.process.EDM", "init_args": {"rho": 0.001}},  # 700 to the power of 1000
         {"class_path": 5},
     ],
 )
