@@ -75,7 +75,7 @@ def test_the_statement_is_of_the_base_not_of_a_name(sprites):
         base.trained_on = before
 
 
-def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, sprites, tmp_path):
+def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, sprites, tmp_path, capsys):
     """So do the folder that is written of it, and not a checkpoint of before, whose record says nothing."""
     run = tmp_path / "runs" / "one"
     code, said = lightning("fit", *quick(sprites, run), "--trainer.limit_val_batches=0")
@@ -87,6 +87,8 @@ def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, sprites, t
         pipeline = MotionControlPipeline.from_pretrained(path)
         assert "only seen plain discs and boxes over smooth colours, 64 x 64" in unseen(pipeline, photograph(320, 512))
         assert unseen(pipeline, photograph(64, 64)) is None
+    assert main(["demo", "--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "demo")]) == 0
+    assert "only seen plain discs and boxes" in capsys.readouterr().err  # its photograph is none
     del saved[KEY][STATED]
     module, _ = built(checkpoint_of(saved, "earlier"), saved["state_dict"], None, torch.float32)
     assert module.base.trained_on is None and STATED not in module.own_record()
