@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from lightning_modules.bases import SVD
 from lightning_modules.bases.svd.weights import COMPONENTS
@@ -279,3 +280,9 @@ def test_the_shared_layouts(shared, tmp_path, hub, repo):
         assert found == hashes(tmp_path / cached.get(name, name)), name
     assert "a pickle" in hub(tmp_path / "bin_only", function="load")
     assert "is one file" in hub(tmp_path / "single/svd.safetensors")
+
+
+def test_loading_shows_no_bar_and_leaves_the_users_setting(capfd):
+    enabled = logging.is_progress_bar_enabled()
+    SVD("embedded-sprites").build()
+    assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled() == enabled
