@@ -15,6 +15,7 @@ import torch
 from diffusers import UNetSpatioTemporalConditionModel, WanTransformer3DModel
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
 from lightning_modules.bases import SVD, Wan
 from lightning_modules.bases.svd.weights import COMPONENTS
@@ -302,3 +303,9 @@ def test_the_shared_layouts(shared, tmp_path, hub, repo):
         assert found == hashes(tmp_path / cached.get(name, name)), name
     assert "a pickle" in hub(tmp_path / "bin_only", function="load")
     assert "is one file" in hub(tmp_path / "single/svd.safetensors")
+
+
+def test_loading_shows_no_bar_and_leaves_the_users_setting(capfd):
+    enabled = logging.is_progress_bar_enabled()
+    SVD("embedded-sprites").build()
+    assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled() == enabled
