@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
+from lightning.pytorch import Trainer
 from PIL import Image
 
+from callbacks import Benchmark
 from conditions import RegionWise
+from datamodules import BenchmarkDataModule
 from datamodules.drawings import Drawing, read_drawing, write_drawing
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import RandomWan, Wan
@@ -21,7 +24,9 @@ from lightning_modules.bases.wan import text as source
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import FlowMatching
+from metrics import FrameConsistency
 from remoco.common.errors import UserError
+from remoco.common.videos.files import read_video
 from remoco.page.form import read, sampling_of, settings
 from tests.support import wan
 from tests.support.commands import remoco
@@ -314,3 +319,22 @@ def test_an_export_takes_prompts_where_its_encoder_lies_beside(folder, tmp_path)
     for name in ("text_encoder", "tokenizer"):
         shutil.copytree(folder / name, tmp_path / "out" / name)
     assert torch.equal(alone.embed_text(["dog"])[0], base.embed_text(["dog"])[0])
+
+
+def test_each_pair_of_a_benchmark_has_its_own_prompt(folder, tmp_path, readings):
+    videos = []
+    for prompts in (("dog", "red"), ("dog", "dog")):
+        root = tmp_path / "-".join(prompts)
+        for name, prompt in zip("ab", prompts, strict=True):
+            drawing = Drawing(picture().repeat(2, 0)[:64, :48], TRACKS, np.ones((64, 48), np.uint8), prompt=prompt)
+            write_drawing(root / "bench" / "object_control" / name, drawing)
+        module = pipeline(Wan(folder), negative_prompt="red dog").module
+        run = Trainer(
+            default_root_dir=root, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False,
+            callbacks=[Benchmark([FrameConsistency()], frames=5)],
+        )  # fmt: skip
+        run.test(module, BenchmarkDataModule(str(root / "bench"), height=64, width=64, num_workers=0), verbose=False)
+        videos.append([read_video(path)[0] for path in sorted((root).rglob("*.mp4"))])
+    assert readings == ["text_encoder"] * 2  # once for all pairs of each
+    (one, red), (same, dog) = videos
+    assert np.array_equal(one, same) and not np.array_equal(red, dog)
