@@ -261,6 +261,10 @@ class VideoBase(nn.Module, ABC):
         """
         raise UserError("prompt: this base takes no text, expected none")
 
+    def text_hashes(self) -> dict[str, str]:
+        """`tokenizer` -> hash of the file that `embed_text` reads, where it is there, for caches of embeddings."""
+        return {}
+
     @abstractmethod
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
         """The network's output (B, F, C, h, w).

@@ -20,10 +20,11 @@ from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input, whole_hash
 from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
 from lightning_modules.bases.svd.network import without_autocast
+from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.network import cast_transformer, joined, lora_targets, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.text import embedded
+from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import (
     COMPONENTS,
     ENCODER,
@@ -289,12 +290,25 @@ class Wan(VideoBase):
         if new and self.path is None:
             raise UserError("prompt: random weights have no text encoder, expected no prompt")
         if new:
-            made = embedded(str(self.path), self.revision, new, self.hashes[ENCODER], self.empty.dtype)
-            self.embeddings |= dict(zip(new, made, strict=True))
+            clean = [cleaned(text) for text in new]
+            reader = TextReader(str(self.path), self.revision)
+            tokens = reader.tokens(clean)
+            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
+                raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
+            self.embeddings |= {
+                text: reader.embed(ids, self.empty.dtype) for text, ids in zip(new, tokens, strict=True)
+            }
         found = [self.embeddings[text] if text.strip() else self.empty for text in texts]
         while len(self.embeddings) > MOST_KEPT:
             del self.embeddings[next(iter(self.embeddings))]
         return found
+
+    def text_hashes(self) -> dict[str, str]:
+        """As `VideoBase.text_hashes`."""
+        try:
+            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
+        except UserError:  # an export has none
+            return {}
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""

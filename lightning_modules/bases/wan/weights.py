@@ -132,11 +132,12 @@ def end_of(encoder: Any, called: str) -> int:
     return end
 
 
-def states(encoder: Any, tokens: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Embedding (n, D) of n tokens by a text encoder, which then has this dtype."""
-    with torch.no_grad(), torch.device("cpu"):
+def states(encoder: Any, tokens: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Embedding (n, D) of n tokens by a text encoder, which is then on this device and has this dtype."""
+    with torch.no_grad(), torch.device(device):
         ids = torch.tensor([list(tokens)])
-        return encoder.eval().to(dtype)(ids, torch.ones_like(ids)).last_hidden_state[0]
+        embedding: Tensor = encoder.eval().to(device, dtype)(ids, torch.ones_like(ids)).last_hidden_state[0]
+    return embedding
 
 
 def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
