@@ -86,9 +86,11 @@ class ClipDataModule(LightningDataModule):
 
     Attributes:
         kind: what the clips show, as a table's title says it.
+        shows: the same in words that end a sentence, where the module knows it of every clip; else None.
     """
 
     kind = "clips"
+    shows: str | None = None
 
     def __init__(
         self, shape: ClipShape, batch_size: int, val_batch_size: int | None, num_workers: int, seed: int

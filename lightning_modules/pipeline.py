@@ -60,7 +60,7 @@ class MotionControlPipeline(PipelineParts):
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
         super().__init__(module)
-        self.sampling = {"num_frames": 16, **(sampling or {})}
+        self.sampling = {"num_frames": module.base.usual()[0], **(sampling or {})}
         self.said_framing = False
 
     def __repr__(self) -> str:
@@ -245,7 +245,7 @@ class MotionControlPipeline(PipelineParts):
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
-            num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
+            num_frames: Length L of the clip, at least 2; by default that of training, or the base's usual one.
             fps: Frames per second, by default 8. The network gets this number; diffusers' own pipeline gives it
                 fps - 1.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush

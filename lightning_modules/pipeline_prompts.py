@@ -56,7 +56,8 @@ def _each(name: str, value: Any, count: int) -> list[str]:
 def text_rows(base: VideoBase, texts: Mapping[str, Sequence[str]]) -> dict[str, Tensor]:
     """(B, n, D) embeddings of texts, zero beyond each one's own length, as `VideoBase.condition` takes them.
 
-    All of them are embedded at once: a text encoder is read for that alone.
+    All of them are embedded at once: a text encoder is read for that alone. What is empty for all clips is left out: it
+    is the base's own, and guidance without a prompt then has one branch.
 
     Args:
         base: What they are for.
@@ -65,6 +66,7 @@ def text_rows(base: VideoBase, texts: Mapping[str, Sequence[str]]) -> dict[str, 
     Raises:
         UserError: the base has nothing that reads them.
     """
+    texts = {name: each for name, each in texts.items() if any(text.strip() for text in each)}
     every = iter(base.embed_text([text for each in texts.values() for text in each])) if texts else iter(())
     device = next(next(iter(base.denoisers().values())).parameters()).device
     return {

@@ -376,7 +376,7 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     try:
         pipe = opened(checkpoint, loading.svd, "cpu", kind)
     except UserError as error:
-        raise UserError(f"checkpoint: {error}") from None
+        raise UserError(f"checkpoint: {str(error).removeprefix('checkpoint ')}") from None
     try:
         pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:

@@ -88,6 +88,7 @@ class VideoBase(nn.Module, ABC):
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
         per_frame: Name of the conditioning that is the first frame's latent and may be (B, F, C, h, w), one for each
             frame: what `encode` gives of it. `condition` then gives the frame too. None: the base takes no such.
+        drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
 
     Attributes:
         arguments: Arguments of the constructor, by name.
@@ -106,6 +107,7 @@ class VideoBase(nn.Module, ABC):
     located_by: ClassVar[tuple[str, ...]] = ()
     frame_noise: ClassVar[tuple[float, float] | None] = None
     per_frame: ClassVar[str | None] = None
+    drawn: ClassVar[bool] = False
 
     arguments: dict[str, Any]
     trained: bool = False

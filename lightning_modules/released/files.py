@@ -52,7 +52,7 @@ def load_released(path: str | Path, head_channels: int | None = None) -> Release
     try:
         released = take_apart(groups.pop("network"), head_channels)
     except UserError as error:
-        raise UserError(f"released: {path}: {str(error).removeprefix('released: ')}") from error
+        raise UserError(f"{path}: {error}") from error
     released.others = groups
     used = {group: state for group, state in groups.items() if group in PREFIXES}
     for state in (released.unet, released.lora, released.motion_encoder, released.injection, *used.values()):

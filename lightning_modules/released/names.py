@@ -61,6 +61,8 @@ class Architecture:
             raise UserError(f"released: LoRA of different ranks {sorted(ranks)}, expected one rank")
         try:
             architecture = cls._of(plain, shapes, head_channels)
+        except UserError:
+            raise
         except (KeyError, IndexError, ValueError, StopIteration) as error:
             needed = error if isinstance(error, KeyError) else "input_blocks and attn2.to_k.weight"
             raise UserError(
@@ -145,7 +147,7 @@ class Architecture:
 def _number(text: str) -> int:
     """A block's number in a name; as many blocks are built, if only to be compared with the file."""
     if not text.isdecimal() or int(text[:6]) > MAX_BLOCKS:
-        raise UserError(f"a block's number of at most {MAX_BLOCKS}, not {text[:20]}")
+        raise UserError(f"released: {text[:20]} is no block's number of at most {MAX_BLOCKS}")
     return int(text[:6])
 
 

@@ -18,7 +18,7 @@ from remoco.page.exchange import number
 INPUTS = "inputs"  # of Sampling: the base's own, by name
 
 SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
-"""Height and width whose pixels the clip has; its shape is the nearest to the image's."""
+"""Height and width whose pixels the clip has, beside the checkpoint's own; its shape is the nearest to the image's."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,6 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         fit: the first value of that field.
     """
     trained = pipeline.trained_size
-    size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
     usual = pipeline.usual_inputs()
     inputs = {
         name: _text(name, usual[name]) if each.text else _setting(name, usual[name], each.least, each.most, each.words)
@@ -114,9 +113,19 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
         *inputs.values(),
-        Setting("size", "Frame size", size, choices=tuple(SIZES)),
+        Setting("size", "Frame size", _named(trained), choices=tuple(sizes(pipeline))),
         fit_setting(fit),
     ]
+
+
+def sizes(pipeline: MotionControlPipeline) -> dict[str, tuple[int, int]]:
+    """SIZES and what the checkpoint was trained at, from small to large."""
+    every = SIZES | {_named(pipeline.trained_size): pipeline.trained_size}
+    return dict(sorted(every.items(), key=lambda each: math.prod(each[1])))
+
+
+def _named(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def fit_setting(fit: Fit) -> Setting:

@@ -24,9 +24,10 @@ CONFIGS: dict[str, list[tuple[str, ...]]] = {
 NAMES: dict[str, list[str]] = {
     "opened": ["remoco.page.exchange.opened"],
     "inputs_of": ["remoco.page.exchange.inputs_of", "remoco.page.exchange.parsed"],
-    "moving": ["remoco.page.exchange.moving"],
-    "SIZES": ["remoco.page.exchange.SIZES"],
+    "moving": ["remoco.page.backdrops.moving"],
+    "SIZES": ["remoco.page.exchange.SIZES", "remoco.page.form.SIZES"],
     "fitted": ["remoco.page.backdrops.fitted"],
+    "FrameArea": ["datamodules.drawings.framing.FrameArea"],
     "RegionWise": ["conditions.RegionWise"],
     "Drawing.image": ["image"],
     "Drawing.paths": ["paths"],

@@ -7,7 +7,9 @@ REQUEST has `names` (as NAMES in names.py) and `drawings`; RESULT has an array f
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -41,7 +43,8 @@ def stages(request: dict[str, Any], names: Names) -> dict[str, Any]:
     """What a drawing is after each step on its way to the network: parsed, framed, control tensor, motion bucket."""
     drawing = request.get("drawing") or names.get("opened")({"files": request["files"]})
     inputs = names.get("inputs_of")(drawing)
-    framed, motion = names.get("fitted")(inputs, names.get("SIZES")[request["size"]])
+    fitted = names.get("fitted")
+    framed, motion = fitted(inputs, _frame(fitted, inputs, request, names))
     condition = names.get("RegionWise")(region_size=8, min_mask_ratio=0.5)
     control, bucket = names.get("SceneMotion.control", motion)(
         condition, framed, request["frames"], request["fps"], request["seed"]
@@ -53,10 +56,18 @@ def stages(request: dict[str, Any], names: Names) -> dict[str, Any]:
         "motion bucket": bucket(),
     }
     if request.get("moves"):
-        body = {name: request[name] for name in ("frames", "fps", "size", "seed")} | {"drawing": drawing, "fine": 2}
-        shown = names.get("moving")(body)
+        moving = names.get("moving")
+        shown = moving(inputs, _frame(moving, inputs, request, names), request["frames"], request["fps"], 2)
         found["shown motion"] = {name: [_points(path) for path in paths or []] for name, paths in shown.items()}
     return found
+
+
+def _frame(function: Any, inputs: Any, request: dict[str, Any], names: Names) -> Any:
+    """The frame as a function takes it: its framing, or height and width in an older checkout."""
+    size = names.get("SIZES")[request["size"]]
+    if "framing" not in inspect.signature(function).parameters:
+        return size
+    return inputs.framing(names.get("FrameArea")(math.prod(size)), "crop")
 
 
 def _parts(inputs: Any, frames: int, names: Names) -> dict[str, Any]:

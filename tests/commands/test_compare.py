@@ -165,7 +165,7 @@ def test_a_later_row_that_does_not_load_is_one_line_before_the_first_video(bench
     rows = systems_file(tmp_path, [OURS | {"settings": {"frames": 4, "steps": 1}}, NUWA | {"weights": str(pickle)}])
     assert remoco("compare", bench, "--systems", rows, "--out", tmp_path / "out") == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if "error" in each]
-    assert f"dragnuwa: released: {pickle}: no network in the released layout" in line
+    assert f"dragnuwa: {pickle}: released: no network in the released layout" in line
     assert not list((tmp_path / "out").glob("systems/*/*/*.mp4"))
 
 

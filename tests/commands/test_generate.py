@@ -75,7 +75,8 @@ def test_a_picture_becomes_a_video_and_a_strip(bench, tmp_path, written):
 def test_without_out_it_says_before_the_work_what_it_writes_and_where(bench, tmp_path, capsys, monkeypatch):
     assert remoco("generate", "--help") == 0
     text = "".join(capsys.readouterr().out.split())  # words are broken at hyphens
-    for part in ("NAME-strip.mp4 and NAME-strip.png", "Default: clip.mp4 in the working folder", "Default: generated"):
+    parts = ("NAME-strip.mp4 and NAME-strip.png", "Default: clip.mp4 in the working folder", "`generated` by default")
+    for part in parts:
         assert part.replace(" ", "") in text
     sample = bench / "object_control" / "sprite-3"
     files = ["--tracks", sample / "meta_data.json", "--brush", sample / "first_frame_mask.png"]
@@ -325,7 +326,7 @@ def bad(tmp_path) -> dict[str, tuple[list, str]]:
         "text": ([tmp_path / "text.png"], "text.png: not a readable picture"),
         "none": ([tmp_path / "nowhere.png"], "nowhere.png: no such file"),
         "folder": ([tmp_path / "folder"], "folder: no inputs, expected folders with first_frame.png"),
-        "checkpoint": ([image, *good], "checkpoint: "),
+        "checkpoint": ([image, *good], f"error: checkpoint: {tmp_path / 'other.ckpt'}: not a readable"),
         "out": ([image, *good, "--out", tmp_path / "clip.avi"], "clip.avi: expected the name of an .mp4"),
         "height": ([image, *good, "--height", "100"], "--height is 100, expected a multiple of 64"),
         "size": ([image, *good, "--width", "64000"], "--width is 64000, expected a multiple of 64 up to 8192"),

@@ -5,6 +5,7 @@ import builtins
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -48,10 +49,13 @@ def modules():
             yield path.relative_to(REPO).as_posix(), ast.parse(path.read_text())
 
 
-def returned(tree):
+@cache
+def returned():
     """Name of a function -> the error that it says it returns."""
-    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns is not None)
-    return {function.name: ast.unparse(function.returns) for function in functions}
+    nodes = (node for _, tree in modules() for node in ast.walk(tree))
+    functions = (node for node in nodes if isinstance(node, ast.FunctionDef) and node.returns is not None)
+    said = {function.name: ast.unparse(function.returns) for function in functions}
+    return {name: error for name, error in said.items() if error in TOLD}
 
 
 def caught_names(tree):
@@ -64,9 +68,9 @@ def caught_names(tree):
 
 def raised(tree):
     """(line, name) of each error that is raised anew; one that was caught and goes on is not."""
-    caught, made = set(caught_names(tree)), returned(tree)
+    caught, made = set(caught_names(tree)), returned()
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    asked = {id(node) for each in functions if each.name == "__getattr__" for node in ast.walk(each)}
+    asked = {id(node) for each in functions if each.name in ("__getattr__", "__setattr__") for node in ast.walk(each)}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Raise) or node.exc is None:
             continue
@@ -149,7 +153,8 @@ def test_a_command_prints_one_line(monkeypatch, capsys, error, line):
     def command():
         raise error
 
-    monkeypatch.setattr(cli, "_find", lambda arguments: (["command"], command))
+    monkeypatch.setattr(cli, "_find", lambda arguments: (["command"], cli.Command("here:command", "")))
+    monkeypatch.setattr(cli, "_imported", lambda entry: command)
     assert cli.main(["command"]) == 2
     assert capsys.readouterr().err == f"remoco command: error: {line}\n"
 
@@ -158,7 +163,8 @@ def test_what_nobody_can_mend_keeps_its_traceback(monkeypatch):
     def command():
         raise ValueError("a defect of ours")
 
-    monkeypatch.setattr(cli, "_find", lambda arguments: (["command"], command))
+    monkeypatch.setattr(cli, "_find", lambda arguments: (["command"], cli.Command("here:command", "")))
+    monkeypatch.setattr(cli, "_imported", lambda entry: command)
     with pytest.raises(ValueError, match="a defect of ours"):
         cli.main(["command"])
 

@@ -195,6 +195,9 @@ def test_an_upload_shows_how_much_is_sent_and_is_cancelled(opened, tmp_path):
     open_files(page, tmp_path / "large.png")
     until(page, "document.querySelector('.rm-sending progress')?.value > 0.1")
     assert "Sending large.png" in page.locator(".rm-sending").inner_text()
+    open_files(page, tmp_path / "large.png")  # takes its place, with a bar of its own
+    page.wait_for_timeout(300)
+    assert "Sending large.png" in page.locator(".rm-sending").inner_text()
     page.click(".rm-sending button")
     page.wait_for_selector(".rm-hint:has-text('cancelled')")
     assert page.locator(".rm-sending").count() == page.locator(".rm-error").count() == 0

@@ -18,7 +18,7 @@ from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input, whole_hash
-from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
+from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
@@ -249,8 +249,7 @@ class Wan(VideoBase):
         with torch.autocast(first_frame.device.type, enabled=False):
             frames = first_frame.to(encoder.dtype)
             square = F.interpolate(frames, size=(side, side), mode="bicubic", align_corners=False)
-            mean, std = torch.tensor((CLIP_MEAN, CLIP_STD), dtype=frames.dtype)[..., None, None].to(frames.device)
-            states = encoder(((square + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states
+            states = encoder(standardised(square), output_hidden_states=True).hidden_states
         return states[-2]
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.wan.network import dtype_of
+from lightning_modules.bases.wan.network import TEXT_LENGTH, dtype_of
 from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import UNREADABLE, read_streamed, read_whole, weights_hash
-from lightning_modules.hub import is_hub_id
-from remoco.common.errors import UserError
+from remoco.common.errors import UserError, readable
 from remoco.common.model_folders import check_config
-from remoco.common.tensor_files import read_json
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -37,11 +36,17 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
 
     The transformer of Wan 2.1 image-to-video takes noisy latents, a mask and the first frame's latents; that of Wan 2.2
     TI2V the noisy latents alone, and there is no image encoder. So do those of text-to-video, with the autoencoder of
-    2.1: they know no first frame.
+    2.1: they know no first frame. Transformers of other classes, and the one that is given two frames, can have the
+    channels of Wan 2.1 image-to-video, and weights of its names.
 
     Raises:
         UserError: it is of neither.
     """
+    ours = COMPONENTS["transformer"].__name__
+    if (kind := config.get("_class_name", ours)) != ours:
+        raise UserError(f"base: {called}/transformer is a {readable(str(kind), 60)}, expected a {ours}")
+    if config.get("pos_embed_seq_len") is not None:
+        raise UserError(f"base: {called}/transformer is given a first and a last frame, expected one of a first alone")
     ins, outs = config.get("in_channels"), config.get("out_channels")
     image = config.get("image_dim") is not None
     if type(ins) is int and type(outs) is int:
@@ -58,8 +63,7 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
 
 def config_of(path: str, name: str, revision: str | None) -> dict[str, Any]:
     """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do."""
-    file = config_file(path, name, revision)
-    return check_config(file) if not is_hub_id(path) else read_json(file)
+    return check_config(config_file(path, name, revision))
 
 
 def changes_of(networks: Sequence[str]) -> dict[str, Any]:
@@ -81,7 +85,7 @@ def load(
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(path).expanduser() / TEXT).is_file() else (ENCODER,)
+    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
     base = located(path, [*networks, *text], revision)  # all of them before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
@@ -146,8 +150,12 @@ def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, s
             empty, digest = file.get_tensor("empty"), (file.metadata() or {}).get(ENCODER)
     except UNREADABLE as error:
         raise UserError(f"base: cannot load {TEXT} of {called}: {' '.join(str(error).split())}") from error
-    if empty.ndim != 2 or not empty.is_floating_point() or not empty.isfinite().all() or not digest:
-        raise UserError(f"base: {called}/{TEXT}: expected `empty` (n, D), finite, and the hash of its {ENCODER}")
+    sound = empty.ndim == 2 and 0 < len(empty) <= TEXT_LENGTH and empty.is_floating_point()
+    if not sound or not empty.isfinite().all() or not digest:
+        raise UserError(
+            f"base: {called}/{TEXT}: expected `empty` (n, D), finite, of at most {TEXT_LENGTH} tokens, and the hash of "
+            f"its {ENCODER}"
+        )
     return empty.to(dtype), digest
 
 

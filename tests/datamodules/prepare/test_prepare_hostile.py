@@ -272,5 +272,5 @@ def test_sizes_that_training_refuses_are_refused():
     check_size(SVD.grid, DenseFlow(), SIZE_FACTOR, 3 * SIZE_FACTOR)
     for size in range(8, 2 * SIZE_FACTOR, 8):
         if size % SIZE_FACTOR:
-            with pytest.raises(Exception, match="multiples of"):
+            with pytest.raises(Exception, match="a multiple of"):
                 check_size(SVD.grid, DenseFlow(), size, SIZE_FACTOR)

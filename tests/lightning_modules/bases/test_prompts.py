@@ -338,3 +338,10 @@ def test_each_pair_of_a_benchmark_has_its_own_prompt(folder, tmp_path, readings)
     assert readings == ["text_encoder"] * 2  # once for all pairs of each
     (one, red), (same, dog) = videos
     assert np.array_equal(one, same) and not np.array_equal(red, dog)
+
+
+def test_without_a_prompt_guidance_has_one_branch(pipe):
+    for said, branches in (({}, 1), ({"prompt": " ", "negative_prompt": ""}, 1), ({"negative_prompt": "dog"}, 2)):
+        with mock.patch.object(pipe.module.base, "predict", wraps=pipe.module.base.predict) as predict:
+            clip(pipe, **said)
+        assert {len(call.args[0]) for call in predict.call_args_list} == {branches}
