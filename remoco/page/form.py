@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from datamodules.drawings import Fit
+from lightning_modules.bases.said import check_text
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
@@ -36,6 +37,7 @@ class Setting:
         words: words that may be given instead of a number.
         choices: the values to choose from, instead of a number.
         unit: of the number.
+        text: whether it is any text, instead of a number.
     """
 
     name: str
@@ -49,13 +51,17 @@ class Setting:
     words: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     unit: str = ""
+    text: bool = False
 
     def read(self, asked: Any) -> Any:
         """What a request has in it.
 
         Raises:
-            UserError: a number out of its range, or a word that is not among `words`.
+            UserError: a number out of its range, a word that is not among `words`, or no text where one is wanted.
         """
+        if self.text:
+            check_text(self.name, asked)
+            return asked
         if isinstance(asked, str) and asked in (*self.words, *self.choices):
             return asked
         if self.choices:
@@ -94,7 +100,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     trained = pipeline.trained_size
     usual = pipeline.usual_inputs()
     inputs = {
-        name: _setting(name, usual[name], each.least, each.most, each.words)
+        name: _text(name, usual[name]) if each.text else _setting(name, usual[name], each.least, each.most, each.words)
         for name, each in pipeline.module.base.inputs().items()
     }
     fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base has no such input
@@ -154,6 +160,11 @@ def _setting(
     if not isinstance(value, str):
         least, most = min(least, value), max(most, value)
     return replace(known, value=value, least=least, most=most, words=words)
+
+
+def _text(name: str, value: str) -> Setting:
+    """A field for any text."""
+    return Setting(name, name.replace("_", " ").capitalize(), value, text=True)
 
 
 def read(asked: Mapping[str, Any], known: Sequence[Setting]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from datamodules.drawings import Drawing, Fit, FrameArea, Framing
 from datamodules.drawings.files import PALETTE
 from datamodules.drawings.motion import SceneMotion
 from datamodules.drawings.panels import enlarged
+from lightning_modules.bases.said import PROMPT
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.systems.system import System
@@ -113,6 +114,8 @@ class Checkpoint:
         frames, fps, seed = (values[name] for name in ("frames", "fps", "seed"))
         area = FrameArea(math.prod(sizes(self.pipeline)[values["size"]]), self.pipeline.module.base.grid.step)
         options = {"num_frames": frames, "fps": fps, "sampling": sampling}
+        if values.get(PROMPT):  # what the field holds, instead of a drawing's own
+            options[PROMPT] = values[PROMPT]
 
         def control(drawing: Drawing, motion: SceneMotion) -> np.ndarray:
             drawn, _ = motion.control(self.pipeline.module.condition, drawing, frames, fps, seed)

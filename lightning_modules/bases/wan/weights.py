@@ -125,12 +125,23 @@ def empty_prompt(base: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, s
         return _stored_text(base / TEXT, dtype, called)
     encoder = read_whole(base, ENCODER, COMPONENTS[ENCODER], called)
     digest = weights_hash(encoder)
+    return states(encoder, [end_of(encoder, called)], dtype), digest  # an empty prompt is its end alone
+
+
+def end_of(encoder: Any, called: str) -> int:
+    """The token that ends each prompt; UserError where a text encoder's configuration has none."""
     end = encoder.config.eos_token_id
     if type(end) is not int or not 0 <= end < encoder.config.vocab_size:
         raise UserError(f"base: {called}/{ENCODER}: its eos_token_id is no token, expected 1")
-    with torch.no_grad(), torch.device("cpu"):  # an empty prompt is its end alone
-        states = encoder.eval().to(dtype)(torch.tensor([[end]]), torch.tensor([[1]])).last_hidden_state
-    return states[0], digest
+    return end
+
+
+def states(encoder: Any, tokens: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
+    """Embedding (n, D) of n tokens by a text encoder, which is then on this device and has this dtype."""
+    with torch.no_grad(), torch.device(device):
+        ids = torch.tensor([list(tokens)])
+        embedding: Tensor = encoder.eval().to(device, dtype)(ids, torch.ones_like(ids)).last_hidden_state[0]
+    return embedding
 
 
 def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:

@@ -64,6 +64,7 @@ function fill(found, picture) {
 async function setDrawing(found) {
   const picture = await loadPicture(found.image);
   const done = await replaced(() => fill(found, picture));
+  if (done && found.meta.prompt) setAll({ prompt: found.meta.prompt });
   if (done && found.note) note(found.note);
   else if (!done) say(null);
 }
