@@ -34,7 +34,7 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "The site is in site/: open site/index.html, or, for the search too, serve it with python3 -m http.server -d site."
 
-# goes on where an earlier `make fit` stopped; delete runs/quickstart to start over
+# resumes where an earlier `make fit` stopped; delete runs/quickstart to start over
 fit: $(READY)
 	$(BIN)/python -m lightning fit --config configs/quickstart.yaml --ckpt_path last
 	@echo "The strips in $(QUICKSTART)/samples come in pairs: one first frame, two motions. The numbers are in $(QUICKSTART)/metrics.json."

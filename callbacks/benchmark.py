@@ -13,7 +13,7 @@ from callbacks.made_by import RECORD, clip_seed, made_by, refuse_to_mix
 from callbacks.run_folder import rank_zero_print, run_folder
 from datamodules.bench import LEVELS, data_of, scoring
 from datamodules.bench.datamodule import BenchmarkDataModule
-from lightning_modules.bases.said import check_inputs, rate
+from lightning_modules.bases.said import NEGATIVE, PROMPT, check_inputs, rate
 from lightning_modules.config import Sampling
 from metrics import VideoMetric, shown
 from metrics.published import tables
@@ -99,6 +99,10 @@ class Benchmark(Callback):
                     (self.folder / "videos" / f"{key}.mp4").unlink(missing_ok=True)
             root = {"root": str(data.root.resolve())}  # for `remoco report`; the benchmark may move
             write_json(self.folder / RECORD, root | made | {"inputs": known | data.samples})
+        if data.prompts and PROMPT in pl_module.base.inputs():
+            pl_module.base.embed_text(
+                [*sorted(data.prompts), pl_module.sampling.inputs.get(NEGATIVE, "")]
+            )  # a text encoder is read once for all pairs
         trainer.strategy.barrier()
 
     def _sampling(self, pl_module: LightningModule) -> Sampling:

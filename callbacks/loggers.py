@@ -34,7 +34,7 @@ def same_folder(trainer: Trainer) -> None:
 
 
 def settle(trainer: Trainer, folder: Path, marker: str) -> None:
-    """Before loggers open anything, on rank 0: what is logged is kept and gone on with.
+    """Before loggers open anything, on rank 0: what is logged is kept and continued.
 
     Args:
         trainer: trainer of a fit that is about to start, `ckpt_path` set.

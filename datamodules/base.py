@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
 from datamodules import forking
+from datamodules.captions import Captions
 from datamodules.dataset import REFUSED, ClipDataset, collate, exit_with
 from datamodules.lightning_internals import align_progress, limited, only_steps, remaining_batches
 from datamodules.order import EachOnce, Order, PositionSampler
@@ -85,9 +86,11 @@ class ClipDataModule(LightningDataModule):
 
     Attributes:
         kind: what the clips show, as a table's title says it.
+        shows: the same in words that end a sentence, where the module knows it of every clip; else None.
     """
 
     kind = "clips"
+    shows: str | None = None
 
     def __init__(
         self, shape: ClipShape, batch_size: int, val_batch_size: int | None, num_workers: int, seed: int
@@ -120,12 +123,14 @@ class ClipDataModule(LightningDataModule):
         use_latents: bool = False,
         decoder: str = "pyav",
         cache: RangeCache | None = None,
+        text: str | None = None,
     ) -> ClipDataset:
         """Open a set and check it against this module's arguments; its cached latents, if any, only where asked."""
         shards = Shards(pattern, cache)
         shards.require(self.shape)
         cached = use_latents and shards.latent_hashes is not None
-        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder)
+        captions = None if text is None else Captions(text, shards.digest, shards.counts)
+        return ClipDataset(shards, Order(shards.counts, self.seed, shuffle=train), cached, decoder, captions)
 
     @property
     def about(self) -> str:
@@ -137,6 +142,12 @@ class ClipDataModule(LightningDataModule):
         """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
         opened = self.train_set
         return opened.shards.latent_hashes if opened is not None and opened.use_latents else None
+
+    @property
+    def captions(self) -> list[Captions]:
+        """Embeddings of the captions of training and validation, where there are some."""
+        opened = [dataset.captions for dataset in (self.train_set, self.val_set) if dataset is not None]
+        return [captions for captions in opened if captions is not None]
 
     @property
     def filled(self) -> str | None:
@@ -151,6 +162,9 @@ class ClipDataModule(LightningDataModule):
             shards = self.train_set.shards
             values |= {"clips": len(shards), "latents": self.train_set.use_latents}
             values |= {} if shards.digest is None else {"shards": shards.digest}
+            values |= (
+                {} if self.train_set.captions is None else {"text": self.train_set.captions.hashes["text_encoder"]}
+            )
         return values
 
     # Position

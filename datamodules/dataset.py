@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, default_collate, get_worker_info
 
+from datamodules.captions import Captions, batched
 from datamodules.order import Order
 from datamodules.shards import samples
 from datamodules.shards.format import Clips
@@ -31,10 +32,19 @@ class ClipDataset(Dataset):
         order: which clip is at which position.
         use_latents: return the cached latents instead of the video.
         decoder: decoder of the video, `pyav` or `decord`.
+        captions: embeddings of the clips' captions; None for none.
     """
 
-    def __init__(self, shards: Clips, order: Order, use_latents: bool = False, decoder: str = "pyav") -> None:
+    def __init__(
+        self,
+        shards: Clips,
+        order: Order,
+        use_latents: bool = False,
+        decoder: str = "pyav",
+        captions: Captions | None = None,
+    ) -> None:
         self.shards, self.order, self.use_latents, self.decoder = shards, order, use_latents, decoder
+        self.captions = captions
         self._latent_shapes: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
@@ -81,6 +91,8 @@ class ClipDataset(Dataset):
         ]
         numbers = ("flow_step", "motion_bucket", "fps", "position", "replaced", *(_LATENTS if self.use_latents else ()))
         batch.update({name: torch.from_numpy(np.stack([row[name] for row in rest])) for name in numbers})
+        if self.captions is not None:
+            batch |= batched([row["text"] for row in rest], self.captions.negative())
         return {**batch, "key": [row["key"] for row in rest], "bad": [row["bad"] for row in rest]}
 
     def _fill(self, position: int, out: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -88,7 +100,10 @@ class ClipDataset(Dataset):
         failures: list[str] = []
         for attempt in range(ATTEMPTS):
             try:
-                clip = samples.load_into(self.shards, *self.order.candidate(position, attempt), out, self.decoder)
+                place = self.order.candidate(position, attempt)
+                clip = samples.load_into(self.shards, *place, out, self.decoder)
+                if self.captions is not None:
+                    clip["text"] = self.captions.of(*place)
                 self._require_same_latents(clip)
             except BadClip as error:
                 failures.append(str(error))

@@ -20,6 +20,11 @@ from remoco.common.errors import UserError
 from remoco.common.whole_files import json_bytes, sync_folder, write_atomic
 
 MAX_CLIPS = 1_000_000
+SHOWS: dict[SceneKind, str] = {
+    "textured": "textured shapes over textured backgrounds",
+    "plain": "plain discs and boxes over smooth colours",
+    "varied": "one to three textured shapes over varied backgrounds",
+}
 ABANDONED = 3600  # seconds without a change; one clip takes less than one
 
 
@@ -84,6 +89,7 @@ class SpritesDataModule(ClipDataModule):
         digest = hashlib.sha256(json_bytes(self._config())).hexdigest()[:8]
         name = f"{frames}x{height}x{width}-{clips}+{val_clips}-{digest}"
         self.folder = None if root is None else Path(root) / name
+        self.shows = SHOWS[scene]
 
     def _config(self) -> dict[str, Any]:
         config = {"version": VERSION, "data_seed": self.data_seed, "counts": self.counts, **vars(self.shape)}

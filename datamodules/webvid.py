@@ -30,6 +30,9 @@ class WebVidDataModule(ClipDataModule):
             `image_embedding`; no `video`); validation always decodes its videos.
         decoder: Library that decodes the mp4 files: `pyav`, which measured faster, or `decord`. Their pixels are equal.
         cache: Local folder that keeps the bytes read from URLs. Without it every epoch reads them again.
+        text: File of embeddings of the captions, as `remoco captions` writes it, for a base that takes text. Without it
+            the prompt is empty.
+        val_text: The same of the validation shards.
         cache_gb: Size limit of the cache in 10^9 bytes. The least recently used bytes are deleted first.
 
     Raises:
@@ -52,12 +55,18 @@ class WebVidDataModule(ClipDataModule):
         decoder: Literal["pyav", "decord"] = "pyav",
         cache: str | None = None,
         cache_gb: float = 100.0,
+        text: str | None = None,
+        val_text: str | None = None,
     ) -> None:
         super().__init__(ClipShape(frames, height, width, fps), batch_size, val_batch_size, num_workers, seed)
         if not 0 < cache_gb <= 1e6:
             raise UserError(f"data.cache_gb={cache_gb}: expected above 0, at most 1000000")
         kept = None if cache is None else RangeCache(Path(cache), int(cache_gb * 1e9))
-        self.train_set = self.open_shards(shards, train=True, use_latents=use_latents, decoder=decoder, cache=kept)
+        self.train_set = self.open_shards(
+            shards, train=True, use_latents=use_latents, decoder=decoder, cache=kept, text=text
+        )
+        if val_shards is None and val_text is not None:
+            raise UserError("data.val_text: expected data.val_shards beside it")
         if val_shards is not None:
             self.kind = f"clips of {val_shards if isinstance(val_shards, str) else ', '.join(val_shards)}"[:100]
-            self.val_set = self.open_shards(val_shards, train=False, decoder=decoder, cache=kept)
+            self.val_set = self.open_shards(val_shards, train=False, decoder=decoder, cache=kept, text=val_text)

@@ -12,6 +12,7 @@ import torch
 
 from conditions import Condition
 from lightning_modules import checkpoint, record_values
+from lightning_modules.bases.trained_on import of_record
 from lightning_modules.config import Control, Noise, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.process.base import NoiseProcess
@@ -70,6 +71,8 @@ def built(
     module.configure_model(dtype)
     module.on_load_checkpoint({checkpoint.KEY: record, "state_dict": state})
     module.load_state_dict(state, strict=False)
+    if base.drawn:
+        base.trained_on = of_record(record)
     return module, sampling
 
 

@@ -152,11 +152,12 @@ class Sampling:
         """The same with this process's first noise level where none is said.
 
         Raises:
-            UserError: the process has no such solver.
+            UserError: the process has no such solver, or no levels from there on.
         """
         if self.solver not in process.solvers:
             known = ", ".join(process.solvers)
             raise UserError(f"sampling.solver is {self.solver!r:.60}, expected one of {known} with this noise process")
+        process.levels(self.steps, self.sigma_max)  # refused now, not at the first sample
         return self if self.sigma_max is not None else dataclasses.replace(self, sigma_max=process.highest)
 
     def but(self, **changes: Any) -> Sampling:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def named_base(
     for place in places:
         if place is None or place in embedded.FILES:
             continue
-        if not isinstance(place, str) or not (_is_local(place) and Path(place).expanduser().exists()):
+        if not isinstance(place, str) or not (_is_local(place) and Path(os.path.expanduser(place)).exists()):
             raise UserError(
                 f"its base is {place!s:.200}, which is not on this disk, and is not fetched because a file says so: "
                 "name it yourself, a folder or a hub id, with --svd (svd= in Python)"

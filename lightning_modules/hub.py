@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")  # part of a file's name
 
 def is_hub_id(path: str) -> bool:
     """Whether a path means a hub id `owner/name`: there is no such folder, and it does not look like one."""
-    return not Path(path).expanduser().exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1
+    return not Path(os.path.expanduser(path)).exists() and not path.startswith(("/", ".", "~")) and path.count("/") == 1
 
 
 def check_variant(variant: str | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import torch
 
 from conditions import Condition, mix
 from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
-from datamodules.drawings.arguments import each_of, unbatched
+from datamodules.drawings.arguments import unbatched
 from lightning_modules import checkpoint as checkpoints
-from lightning_modules import embedded, record
+from lightning_modules import embedded
 from lightning_modules.bases.said import DRAWING
 from lightning_modules.built import built, of_adapter, value_errors
 from lightning_modules.config import Sampling
@@ -30,7 +29,7 @@ from lightning_modules.pipeline_call import (
     check_finite,
     check_noise,
     check_whole,
-    controlled,
+    drawn_batch,
     joined,
     seeds_of,
     split,
@@ -41,6 +40,7 @@ from lightning_modules.pipeline_files import RECORD as RECORD
 from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import library_of, read_folder, write_folder
 from lightning_modules.pipeline_parts import PipelineParts, dtype_of
+from lightning_modules.pipeline_prompts import prompts_of, text_rows
 from lightning_modules.pipeline_text import described
 from lightning_modules.process.base import randn
 from lightning_modules.process.sampler import OnStep
@@ -60,8 +60,8 @@ class MotionControlPipeline(PipelineParts):
 
     def __init__(self, module: MotionControlModule, sampling: Mapping[str, Any] | None = None):
         super().__init__(module)
-        self.sampling = {"num_frames": 16, **(sampling or {})}
-        self._said = False
+        self.sampling = {"num_frames": module.base.usual()[0], **(sampling or {})}
+        self.said_framing = False
 
     def __repr__(self) -> str:
         """What the pipeline holds, on a few lines."""
@@ -228,6 +228,8 @@ class MotionControlPipeline(PipelineParts):
         num_videos_per_prompt: int | None = 1,
         latents: torch.Tensor | None = None,
         return_dict: bool = True,
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
@@ -243,7 +245,7 @@ class MotionControlPipeline(PipelineParts):
             brush: (H, W) array, PIL image (its alpha, if it has one) or file of the image's size, non-zero where things
                 may move; all ones is camera motion, None the drawn regions alone. Or (M, H, W) bool, a brush for each
                 track: what it covers moves with its own track, and what the brushes after them cover stays.
-            num_frames: Length L of the clip, at least 2; by default what the checkpoint was trained for, or 16.
+            num_frames: Length L of the clip, at least 2; by default that of training, or the base's usual one.
             fps: Frames per second, by default 8. The network gets this number; diffusers' own pipeline gives it
                 fps - 1.
             motion_bucket_id: Mean displacement in pixels, or `drawing` for that of the clip which tracks and brush
@@ -257,9 +259,9 @@ class MotionControlPipeline(PipelineParts):
                 after which they count.
             generator: Draws the seeds instead: the same state gives the same clip, and two calls differ. One for all
                 images, for each, or for each video.
-            height: Height of the frame, on the base's grid. With `height` or `width` alone the other follows the
-                image's shape. By default the frame is as described above; all images have the frame of the first.
-            width: Width of the frame, on the base's grid.
+            height: Height of the frame, a multiple of 64. With `height` or `width` alone the other follows the image's
+                shape. By default the frame is as described above; all images have the frame of the first.
+            width: Width of the frame, a multiple of 64.
             control: (L, 3, H, W) control of the frame instead of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
                 where the configuration says `drawing`. The frame is by default the control's.
@@ -281,6 +283,9 @@ class MotionControlPipeline(PipelineParts):
                 made one by one in the memory of one.
             latents: (B n, F, C, H/8, W/8) standard normal that the sampler starts from, instead of the seeds'.
             return_dict: Return `(frames,)` instead of a `MotionControlOutput` where it is False.
+            prompt: What the clip shows, in words, for a base that takes text: for all images or for each. By default a
+                drawing's own, else the training configuration's, else none.
+            negative_prompt: What guidance leads away from, likewise; by default the training configuration's.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
@@ -293,6 +298,7 @@ class MotionControlPipeline(PipelineParts):
                     num_videos_per_prompt=(videos, 1))  # fmt: skip
         said = {"fps": fps, "motion_bucket_id": motion_bucket_id, "noise_aug_strength": noise_aug_strength}
         inputs = base_inputs(module.base.inputs(), sampling.inputs, said)
+        usual = {name: inputs.pop(name) for name, each in module.base.inputs().items() if each.text}
         measured = [name for name, value in inputs.items() if value == DRAWING]
         check_output(output_type)
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
@@ -301,12 +307,14 @@ class MotionControlPipeline(PipelineParts):
         image = unbatched(image)
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
-        drawn = self._batch(drawings, controls, bool(measured), frames, fit, colour_of(background), height, width)
+        drawn = drawn_batch(self, drawings, controls, bool(measured), frames, fit, colour_of(background), height, width)
         seeds = seeds_of(seed, generator, len(drawn), videos)
+        texts = prompts_of(usual, prompt, negative_prompt, drawings)
+        known = text_rows(module.base, texts) | {"frames": frames}
         with self.progress_bar(total=sampling.steps * videos) as bar:
             on_step = stepped(self, callback_on_step_end, names, sampling, bar)
             clips = [
-                self._clips(drawn, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
+                self._clips(drawn, known, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
                 for each, noise in zip(zip(*seeds, strict=True), split(latents, len(drawn), videos), strict=True)
             ]
         shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
@@ -316,6 +324,7 @@ class MotionControlPipeline(PipelineParts):
     def _clips(
         self,
         drawn: Sequence[Framed],
+        known: Mapping[str, Any],
         inputs: Mapping[str, Any],
         seeds: Sequence[int],
         noise: torch.Tensor | None,
@@ -341,8 +350,8 @@ class MotionControlPipeline(PipelineParts):
             noise = drawn_noise.to(module.device, exact)
             try:
                 with torch.no_grad(), self._in_use():
-                    known = {"first_frame": first, "frames": len(controls[0])}
-                    cond = base.condition(known, told(inputs, moved, exact, module.device), augment)
+                    clips = {**known, "first_frame": first}
+                    cond = base.condition(clips, told(inputs, moved, exact, module.device), augment)
                     cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
                 latents = module.denoised(cond, noise, sampling, on_step)
             finally:
@@ -365,35 +374,3 @@ class MotionControlPipeline(PipelineParts):
     def grid(self) -> FrameArea:
         """The frames that images get by default, of as many pixels as the model was trained at."""
         return FrameArea(math.prod(self.trained_size), self.module.base.grid.step, self.module.base.grid.only_size)
-
-    def _batch(
-        self,
-        drawings: list[Drawing],
-        controls: Any,
-        measured: bool,
-        frames: int,
-        fit: Fit,
-        background: tuple[int, int, int],
-        height: int | None,
-        width: int | None,
-    ) -> list[Framed]:
-        """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its mean displacement."""
-        drawn: list[Framed] = []
-        for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
-            if control is not None and height is None and width is None:
-                height, width = control.shape[-2:]
-            framing = drawing.framing(self.grid, fit, height, width)
-            with value_errors():
-                record.check_size(self.module.base.grid, self.module.condition, *framing.frame, frames)
-            if not framing.same and not self._said:
-                self._said = True
-                (h, w), (rows, columns) = framing.size, framing.frame
-                warnings.warn(
-                    f"the image is {w} x {h}, the clip {columns} x {rows}: image, tracks and brush are scaled, "
-                    f"with fit {fit!r}",
-                    stacklevel=4,
-                )
-            framed = drawing.framed(framing, background)
-            drawn.append(controlled(self.module.condition, framed, control, measured, frames))
-            height, width = framing.frame
-        return drawn

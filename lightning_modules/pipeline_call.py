@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -11,8 +12,11 @@ import torch
 
 from conditions import Condition
 from conditions.strokes import drawn_bucket, drawn_motion
-from datamodules.drawings import Drawing
+from datamodules.drawings import Drawing, Fit
+from datamodules.drawings.arguments import each_of
+from lightning_modules import record
 from lightning_modules.bases.said import DRAWING, Input, check_inputs
+from lightning_modules.built import value_errors
 from lightning_modules.config import Sampling
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
@@ -107,6 +111,42 @@ def stepped(
         return (answer or {}).get("latents")
 
     return on_step
+
+
+def drawn_batch(
+    pipeline: MotionControlPipeline,
+    drawings: Sequence[Drawing],
+    controls: Any,
+    measured: bool,
+    frames: int,
+    fit: Fit,
+    background: tuple[int, int, int],
+    height: int | None,
+    width: int | None,
+) -> list[Framed]:
+    """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its mean displacement.
+
+    All have the frame of the first. A warning says once for a pipeline that images are scaled.
+    """
+    module, drawn = pipeline.module, list[Framed]()
+    for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
+        if control is not None and height is None and width is None:
+            height, width = control.shape[-2:]
+        framing = drawing.framing(pipeline.grid, fit, height, width)
+        with value_errors():
+            record.check_size(module.base.grid, module.condition, *framing.frame, frames)
+        if not framing.same and not pipeline.said_framing:
+            pipeline.said_framing = True
+            (h, w), (rows, columns) = framing.size, framing.frame
+            warnings.warn(
+                f"the image is {w} x {h}, the clip {columns} x {rows}: image, tracks and brush are scaled, "
+                f"with fit {fit!r}",
+                stacklevel=4,
+            )
+        framed = drawing.framed(framing, background)
+        drawn.append(controlled(module.condition, framed, control, measured, frames))
+        height, width = framing.frame
+    return drawn
 
 
 def controlled(

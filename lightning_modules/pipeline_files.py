@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def read_folder(
 
 
 def _from_disk(source: str, names: list[str]) -> tuple[Path, Path]:
-    folder = Path(source).expanduser()
+    folder = Path(os.path.expanduser(source))
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder, expected one of save_pretrained, or a hub id owner/name")
     if not (folder / RECORD).is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -211,8 +212,9 @@ class PipelineParts:
             raise UserError(f"adapter_names: {unknown[0]!r:.60} is not loaded, expected some of {loaded}")
         weights = 1.0 if adapter_weights is None else adapter_weights
         factors = [weights] * len(names) if isinstance(weights, (int, float)) else list(weights)
-        if len(factors) != len(names) or not all(isinstance(each, (int, float)) for each in factors):
-            raise UserError(f"adapter_weights: expected a number, or one for each of {len(names)} names")
+        numbers = all(isinstance(each, (int, float)) and math.isfinite(each) for each in factors)
+        if len(factors) != len(names) or not numbers:
+            raise UserError(f"adapter_weights: expected a finite number, or one for each of {len(names)} names")
         self.lora_files.use(dict(zip(names, map(float, factors), strict=True)))
 
     def get_active_adapters(self) -> list[str]:

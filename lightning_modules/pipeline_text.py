@@ -24,7 +24,7 @@ def described(pipeline: MotionControlPipeline) -> str:
     condition = module.condition.record()
     settings = ", ".join(f"{name}={value!r}" for name, value in condition["init_args"].items())
     height, width = pipeline.trained_size
-    inputs = ", ".join(f"{name} {value}" for name, value in pipeline.usual_inputs().items())
+    inputs = ", ".join(f"{name} {value}" for name, value in pipeline.usual_inputs().items() if value != "")
     low, high = sampling.guidance
     lines = {
         "base": f"{class_path(type(base)).rpartition('.')[2]}({named})",
@@ -32,7 +32,7 @@ def described(pipeline: MotionControlPipeline) -> str:
         "control": f"{', '.join(control.injection) or 'none'}{lora}; {_millions(trained)} trained parameters",
         "condition": f"{condition['class_path']}({settings})",
         "sampler": f"{type(module.process).__name__}, {sampling.steps} steps, guidance {low:g} to {high:g}",
-        "clips": f"{pipeline.sampling['num_frames']} frames of {height} x {width}; {inputs}",
+        "clips": f"{pipeline.sampling['num_frames']} frames of {height} x {width}{f'; {inputs}' if inputs else ''}",
         "computes": f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}",
     }
     if pipeline.lora_files.files:

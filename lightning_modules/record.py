@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from remoco.common.errors import UserError
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from datamodules.captions import Captions
     from lightning_modules.bases.base import VideoBase
     from lightning_modules.bases.grid import Grid
 
@@ -77,6 +78,30 @@ def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
             raise UserError(
                 f"data.shards: the cached latents were made with another {name} (hash {digest[:12]}) than this base's "
                 f"({hashes.get(name, 'none')[:12]}); cache them with this base or set data.use_latents to false"
+            )
+
+
+def check_text(captions: Iterable[Captions], base: VideoBase, negative: object) -> None:
+    """Raise unless embeddings of captions were made with a base's own text encoder and tokenizer.
+
+    Args:
+        captions: Of the training and of the validation set.
+        base: The built base.
+        negative: The negative prompt of sampling; None for none.
+    """
+    for each in captions:
+        if "text" not in base.conditionings:
+            raise UserError(f"data.text: {each.path}: this base takes no text, expected none")
+        for name, digest in {**base.hashes, **base.text_hashes()}.items():
+            if each.hashes.get(name, digest) != digest:
+                raise UserError(
+                    f"data.text: {each.path} was made with another {name} (hash {each.hashes[name][:12]}) than this "
+                    f"base's ({digest[:12]}); make it again with `remoco captions`"
+                )
+        if negative and each.negative_prompt != negative:
+            raise UserError(
+                f"data.text: {each.path} has another negative prompt than sampling.inputs.negative_prompt; make it "
+                "again with `remoco captions --negative-prompt`"
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from lightning_modules.bases.said import check_inputs
+from lightning_modules.bases.trained_on import KEY as TRAINED_ON
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -97,6 +98,8 @@ def check_record(record: Mapping[str, Any], name: str) -> None:
             raise _wrong(name, part, record[part], "a mapping")
     if not one_of(True, False)(record.get("whole", False)):
         raise _wrong(name, "whole", record["whole"], "true or false")
+    if not _or_none(text())(record.get(TRAINED_ON)):
+        raise _wrong(name, TRAINED_ON, record[TRAINED_ON], "words")
 
 
 def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> None:

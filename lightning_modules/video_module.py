@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, flow_to_pixels, mix, motion_of, uniform
 from lightning_modules import checkpoint, record, resumed
-from lightning_modules.bases.said import check_inputs
+from lightning_modules.bases import trained_on
+from lightning_modules.bases.said import NEGATIVE, check_inputs
 from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
 from lightning_modules.config import Noise, Sampling, Speed, Start
@@ -131,6 +132,8 @@ class VideoModule(LightningModule):
         if self.speed.compile:
             self.base.compile()
         self.built = True
+        captions = getattr(getattr(self._trainer, "datamodule", None), "captions", [])
+        record.check_text(captions, self.base, self.sampling.inputs.get(NEGATIVE))
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
@@ -318,12 +321,13 @@ class VideoModule(LightningModule):
 
     def own_record(self) -> dict[str, Any]:
         """What the trained tensors belong to, as plain values."""
-        shape = getattr(getattr(self._trainer, "datamodule", None), "shape", None)
+        data = getattr(self._trainer, "datamodule", None)
+        shape = getattr(data, "shape", None)
         clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
         return {
             "architecture": self.architecture(), "base": self.base.identity,
             "sampling": clips | self.sampling.record() | {"process": self.process.record()},
-            "optimization": self.plan.record(),
+            "optimization": self.plan.record(), **trained_on.stated(self.base, data, self.start is None),
         } | ({} if self._trainer is None else {resumed.KEY: resumed.settings(self)})  # fmt: skip
 
     def base_name(self) -> dict[str, Any]:

@@ -79,6 +79,9 @@ TOP = Menu(
             "verify": Command(
                 "datamodules.prepare.command:verify", "Read all of a set of shards and list what is bad."
             ),
+            "captions": Command(
+                "remoco.captions:captions", "Embed the captions of shards, for a base that takes text."
+            ),
             "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
         },
         "experiments": {"sweep": SWEEP},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,13 +93,10 @@ def demo(
     from conditions import control_picture
     from datamodules.drawings.panels import enlarged
     from lightning_modules.pipeline import MotionControlPipeline
-    from metrics import match_template
+    from remoco.unseen import unseen
 
     start = time.perf_counter()
-    if size % STEP or not STEP <= size <= MAX_SIZE:
-        raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
-    if scene is not None and scene < 0:
-        raise UserError(f"--scene is {scene}, expected at least 0")
+    _check(scene, size)
     check_writable(Path(out) / "clip.mp4", "--out")
     try:
         pipeline = MotionControlPipeline.from_checkpoint(checkpoint)
@@ -107,6 +105,8 @@ def demo(
     frames = int(pipeline.sampling["num_frames"])
     example = _photograph() if scene is None else _sprites(scene, size, frames)
     drawing, (height, width) = example.drawing, example.drawing.size
+    if line := unseen(pipeline, drawing.image):
+        print(line, file=sys.stderr)
     brush, strokes = drawing.masks(), drawing.strokes(frames)
     output = pipeline(drawing.image, strokes, brush, motion_bucket_id="drawing", seed=seed, height=height, width=width)
     clip = np.stack(output.frames[0])
@@ -124,18 +124,38 @@ def demo(
     write_drawing(folder / "inputs", drawing)
     write_mp4(folder / "clip.mp4", clip, 8.0)
     write_mp4(folder / "strip.mp4", strip(panels, example.name), 8.0)
-    path = torch.from_numpy(drawing.paths(frames)[0]).float()
-    positions = match_template(torch.from_numpy(clip).permute(0, 3, 1, 2), first, torch.from_numpy(drawing.brushed()))
-    positions = positions - positions[:1] + path[:1]
-    errors = {
-        "control_error": float(torch.linalg.vector_norm(positions[1:] - path[1:], dim=1).mean()),
-        "control_error_standing_still": float(torch.linalg.vector_norm(path[1:] - path[:1], dim=1).mean()),
-    }
+    errors = _errors(drawing, clip)
     write_atomic(folder / "metrics.json", json.dumps(errors, indent=2).encode() + b"\n")
     off, still = errors.values()
     print(f"{example.thing} is {off:.1f} px from the drawn path on average; standing still it would be {still:.1f} px")
     names = ", ".join(str(folder / name) for name in ("clip.mp4", "strip.mp4", "metrics.json"))
     print(f"wrote {names} in {time.perf_counter() - start:.1f} s")
+
+
+def _check(scene: int | None, size: int) -> None:
+    if size % STEP or not STEP <= size <= MAX_SIZE:
+        raise UserError(f"--size is {size}, expected a multiple of {STEP} up to {MAX_SIZE}")
+    if scene is not None and scene < 0:
+        raise UserError(f"--scene is {scene}, expected at least 0")
+
+
+def _errors(drawing: Drawing, clip: np.ndarray) -> dict[str, float]:
+    """How far what is brushed is from its stroke in a clip (L, H, W, 3) uint8, and how far where it does not move: mean
+    distance in pixels over the frames after the first.
+    """
+    import torch
+
+    from metrics import match_template
+
+    video = torch.from_numpy(clip).permute(0, 3, 1, 2)
+    first = torch.from_numpy(drawing.image).permute(2, 0, 1)
+    path = torch.from_numpy(drawing.paths(len(clip))[0]).float()
+    positions = match_template(video, first, torch.from_numpy(drawing.brushed()))
+    positions = positions - positions[:1] + path[:1]
+    return {
+        "control_error": float(torch.linalg.vector_norm(positions[1:] - path[1:], dim=1).mean()),
+        "control_error_standing_still": float(torch.linalg.vector_norm(path[1:] - path[:1], dim=1).mean()),
+    }
 
 
 def _photograph() -> _Example:

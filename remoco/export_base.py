@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 from remoco.common.errors import UserError
-from remoco.common.whole_files import new_folder
+from remoco.common.whole_files import new_folder, write_json
 
 
 def export_base(checkpoint: str, folder: str) -> None:
@@ -20,6 +21,7 @@ def export_base(checkpoint: str, folder: str) -> None:
     """
     from lightning_modules import checkpoint as checkpoints
     from lightning_modules.bases.base import VideoBase
+    from lightning_modules.bases.trained_on import NAME, of_record
     from lightning_modules.expected import check_base
     from lightning_modules.restorable import average_of
 
@@ -41,4 +43,6 @@ def export_base(checkpoint: str, folder: str) -> None:
         raise UserError(f"{checkpoint}: {unknown[0]} is not a weight of its base")
     with new_folder(target) as written:
         base.export(written)
+        if (seen := of_record(record)) is not None:
+            write_json(written / NAME, asdict(seen))
     print(f"wrote {target}, step {loaded['global_step']}: --model.init_args.base.init_args.path {target}")

@@ -99,6 +99,11 @@ class SamplingChanges:
     motion_bucket_id: float | Literal["drawing"] | None = None
     """Mean displacement in pixels that the network gets as input, or `drawing` for that of the drawing. Default: the
     checkpoint's."""
+    prompt: str | None = None
+    """What the clip shows, in words, where the checkpoint's base takes text. Default: `prompt` in the JSON of the
+    tracks, else the checkpoint's."""
+    negative_prompt: str | None = None
+    """What the clip shall not show, in words. Default: the checkpoint's."""
 
     def __post_init__(self) -> None:
         if self.steps is not None:

@@ -20,9 +20,10 @@ from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import Tracker, make_tracker
-from lightning_modules.bases.said import DRAWING, rate
+from lightning_modules.bases.said import DRAWING, NEGATIVE, PROMPT, rate
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
+from lightning_modules.pipeline_prompts import embed_prompts
 from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
 from remoco.common.json_files import read_json
@@ -38,13 +39,16 @@ from remoco.unseen import unseen
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint."""
+    """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint, and
+    their prompt.
+    """
 
     name: str
     read: Callable[[], tuple[Drawing, SceneMotion]]
     video: Path
     strip: Path
     fingerprint: str
+    prompt: str | None = None
 
     @property
     def files(self) -> tuple[Path, Path, Path]:
@@ -78,6 +82,7 @@ class Generator:
         framing: the frame that a drawing gets.
         panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
         unseen: a line where a picture (H, W, 3) uint8 is of a kind that was not trained on, else None.
+        embed: makes the embeddings of the drawings' prompts, before the first clip; all at once.
     """
 
     record: dict[str, Any]
@@ -86,6 +91,7 @@ class Generator:
     framing: Callable[[Drawing], Framing]
     panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
     unseen: Callable[[np.ndarray], str | None] = lambda picture: None
+    embed: Callable[[Sequence[str | None]], object] = lambda prompts: None
 
 
 def run(
@@ -131,6 +137,7 @@ def run(
     written = [folder / "videos", folder / "strips"] if folder else [*jobs[0].files]
     if out is None and jobs:
         print(f"without --out this writes {_listed(written)} in {Path.cwd()}", flush=True)
+    generator.embed([job.prompt for job in jobs])
     _write(jobs, folder is not None, generator, motion.colour, clip.seed)
     print(f"wrote {_listed(written)}")
     return int(left_out > 0)
@@ -186,6 +193,7 @@ def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loadin
         lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
         lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
         partial(unseen, pipe),
+        lambda prompts: embed_prompts(pipe, prompts, options),
     )
 
 
@@ -232,11 +240,14 @@ def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges)
     ]
     frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
     within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
-    try:
-        inputs = base_inputs(pipe.module.base.inputs(), usual.inputs, {"motion_bucket_id": sampling.motion_bucket_id})
-    except UserError as error:
-        raise UserError(f"--motion-bucket-id: {error}") from None
-    return {
+    inputs: dict[str, Any] = {}
+    for name in ("motion_bucket_id", PROMPT, NEGATIVE):
+        try:
+            inputs |= base_inputs(pipe.module.base.inputs(), usual.inputs, {name: getattr(sampling, name)})
+        except UserError as error:
+            raise UserError(f"--{name.replace('_', '-')}: {error}") from None
+    texts = {name: getattr(sampling, name) for name in (PROMPT, NEGATIVE) if getattr(sampling, name) is not None}
+    return texts | {
         "num_frames": frames,
         "num_inference_steps": usual.steps if sampling.steps is None else sampling.steps,
         "min_guidance_scale": scales[0],
@@ -273,11 +284,12 @@ def panels_of(
     known, sampling = pipe.module.base.inputs(), options.get("sampling", pipe.module.sampling)
     said = rate(known, options["fps"]) | {"motion_bucket_id": options.get("motion_bucket_id")}
     inputs = base_inputs(known, sampling.inputs, said)
-    if DRAWING in inputs.values():
-        moved = drawn()
-        inputs = {name: moved if value == DRAWING else value for name, value in inputs.items()}
+    if measured := [name for name, value in inputs.items() if value == DRAWING and not known[name].text]:
+        inputs |= dict.fromkeys(measured, drawn())
     options = {name: value for name, value in options.items() if name not in ("fps", "motion_bucket_id")}
     options["sampling"] = sampling.but(inputs=inputs)
+    if drawing.prompt is not None and PROMPT in known:
+        options.setdefault(PROMPT, drawing.prompt)
     output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
     frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {
@@ -338,14 +350,14 @@ def _jobs(
             left_out += 1
             continue
         video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
-        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint()))
+        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint(), inputs.prompt))
     if not jobs:
         raise UserError(f"{source}: none of its {left_out} inputs can be used")
     return jobs, folder, left_out
 
 
 def _single(name: str, read: Callable[[], tuple[Drawing, SceneMotion]], path: Path, inputs: Drawing) -> Job:
-    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint())
+    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint(), inputs.prompt)
 
 
 def _check_file(path: Path) -> None:
@@ -364,7 +376,7 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     try:
         pipe = opened(checkpoint, loading.svd, "cpu", kind)
     except UserError as error:
-        raise UserError(f"checkpoint: {error}") from None
+        raise UserError(f"checkpoint: {str(error).removeprefix('checkpoint ')}") from None
     try:
         pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:

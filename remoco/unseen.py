@@ -19,7 +19,7 @@ def unseen(pipeline: Any, picture: np.ndarray) -> str | None:
     """What to tell before a clip is made of a picture; None where the model's training is not stated, or has the like.
 
     A picture is unlike the training set where it has sides of more than LARGER times as many pixels, or where the
-    base's own latents hold less of it than of any training picture.
+    base's own latents hold less of it than of any training picture, if the base states how much that is.
 
     Args:
         pipeline: A `MotionControlPipeline`; anything without a base states nothing.
@@ -36,6 +36,8 @@ def unseen(pipeline: Any, picture: np.ndarray) -> str | None:
     )
     if max(picture.shape[:2]) > LARGER * max(size):
         return line
+    if not seen.psnr:
+        return None
     framed = Drawing(picture, []).framed(Drawing(picture, []).framing(FrameArea(height * width)))
     frame = to_float(torch.from_numpy(framed.image).permute(2, 0, 1)[None, None])
     coder = getattr(base, "vae", None) or getattr(base, "pca", None) or base  # the rest may be on another device

@@ -50,6 +50,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
         has_clips: whether batches hold real clips; here they do not.
         samples: key -> fingerprint of the inputs of each usable sample, after `setup`.
         broken: a line for each that is not usable.
+        prompts: those of the usable samples that have one.
 
     Args:
         root: Folder of the benchmark.
@@ -80,6 +81,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
         self.fit: Fit = fit
         self.samples: dict[str, str] | None = None
         self.broken: list[str] = []
+        self.prompts: set[str] = set()
 
     def setup(self, stage: str | None = None) -> None:
         """Read every sample once: what is broken is known before the first video is sampled."""
@@ -94,6 +96,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
 
     def _check(self, drawing: Drawing) -> None:
         drawing.framing(self.grid, self.fit).tracks(drawing.tracks)
+        self.prompts |= {drawing.prompt} if drawing.prompt else set()
 
     def test_dataloader(self) -> DataLoader:
         """Loader over all usable pairs, split over the ranks."""

@@ -35,6 +35,7 @@ class Drawing:
         backdrop: how what lies behind the objects moves; None: it does not.
         eases: for each track one of `conditions.strokes.EASES`, its speed along the way, or None; one with times has
             none. None for all of them.
+        prompt: what the clip shows, in words, for a base that takes text; None: nothing is said.
 
     Raises:
         UserError: one line that names the field and what was expected.
@@ -47,6 +48,7 @@ class Drawing:
     brush_ids: list[int | None] | None = None
     backdrop: Backdrop | None = None
     eases: list[str | None] | None = None
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -145,6 +147,8 @@ class Drawing:
             entries["ease"] = self.eases
         if self.brush_ids is not None:
             entries["brush"] = self.brush_ids
+        if self.prompt is not None:
+            entries["prompt"] = self.prompt
         return entries if self.backdrop is None else entries | self.backdrop.json()
 
     def fingerprint(self) -> str:

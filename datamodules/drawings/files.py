@@ -24,6 +24,7 @@ from remoco.common.pictures import WHITE
 from remoco.common.whole_files import write_atomic
 
 MAX_TEXT = 16 * 2**20  # bytes of a meta_data.json
+MOST_PROMPT = 10_000  # characters
 META = ("meta_data.json", "meta_data_new.json")  # some copies of the benchmark have the second name
 IMAGE, MASK = "first_frame.png", "first_frame_mask.png"
 PALETTE = (
@@ -85,7 +86,8 @@ def drawing_from_json(
     Args:
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
             track, `ease`, one of `conditions.strokes.EASES` or null for each track, and `brush`, a mask's value or null
-            for each track; and what `datamodules.drawings.backdrop` reads, with which there may be no tracks.
+            for each track; `prompt`, a text; and what `datamodules.drawings.backdrop` reads, with which there may be no
+            tracks.
         image: (H, W, 3) uint8.
         brush: the mask.
         name: what errors call the text.
@@ -99,13 +101,15 @@ def drawing_from_json(
     try:
         entries = parse_json(data)
         tracks, times, ids = entries["traj_key_points"], entries.get("times"), entries.get("brush")
-        eases = entries.get("ease")
+        eases, prompt = entries.get("ease"), entries.get("prompt")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         said = f" ({one_line(error)})" if isinstance(error, UserError) else ""
         raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}}{said}') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise UserError(f"{name}: {key}: expected a list, got {brief(value)}")
+    if prompt is not None and (not isinstance(prompt, str) or len(prompt) > MOST_PROMPT):
+        raise UserError(f"{name}: prompt: expected a text of at most {MOST_PROMPT} characters, got {brief(prompt)}")
     backdrop = backdrop_from_json(entries, beside, name)
     if not tracks and backdrop is None:
         raise UserError(f"{name}: traj_key_points: expected at least one track, got none")
@@ -119,7 +123,7 @@ def drawing_from_json(
     if ids is not None:
         values = set() if brush is None else set(np.unique(brush).tolist()) - {0}
         ids = checked_ids(ids, len(tracks), values, f"{name}: brush")
-    return Drawing(image, tracks, brush, times, ids, backdrop, eases)
+    return Drawing(image, tracks, brush, times, ids, backdrop, eases, prompt)
 
 
 def write_drawing(folder: str | Path, drawing: Drawing) -> None:

@@ -195,14 +195,14 @@ class CoTracker(_Network):
         self.name: str = model
         self._code = code
         self._local = _is_folder(code)
-        if self._local and not (Path(code).expanduser() / "hubconf.py").is_file():
+        if self._local and not (Path(os.path.expanduser(code)) / "hubconf.py").is_file():
             raise UserError(
                 f"--dot-points-code {code}: hubconf.py is missing there, expected a checkout of {CO_TRACKER}"
             )
 
     def _build(self) -> tuple[nn.Module, nn.Module]:
         entry = "cotracker3_offline" if self.name == "cotracker3" else "cotracker2"
-        source = str(Path(self._code).expanduser()) if self._local else self._code
+        source = str(Path(os.path.expanduser(self._code))) if self._local else self._code
         try:
             model = torch.hub.load(
                 source, entry, source="local" if self._local else "github", trust_repo=True, pretrained=False
@@ -241,7 +241,7 @@ class Tapir(_Network):
         self._corner = 0.5 if centres == "half" else 0.0
         if centres == "half":
             self.version = self.version.replace("1-", "2-", 1)
-        self._code = Path(code).expanduser().absolute() if code else None
+        self._code = Path(os.path.expanduser(code)).absolute() if code else None
         if self._code and not (self._code / "tapnet" / "torch" / "tapir_model.py").is_file():
             raise UserError(
                 f"--dot-points-code {code}: tapnet/torch/tapir_model.py is missing there, "
@@ -295,7 +295,7 @@ def _inside(points: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
 
 def _is_folder(code: str) -> bool:
     """Whether `code` is a path; `owner/name` for torch.hub is one only where such a folder lies."""
-    return Path(code).expanduser().is_dir() or code.startswith((".", "~", os.sep)) or code.count("/") != 1
+    return Path(os.path.expanduser(code)).is_dir() or code.startswith((".", "~", os.sep)) or code.count("/") != 1
 
 
 @contextlib.contextmanager

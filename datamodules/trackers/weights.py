@@ -23,7 +23,7 @@ def existing(path: str | os.PathLike | None, option: str, what: str) -> Path:
     """
     if path is None:
         raise UserError(f"{option} is missing, expected {what}")
-    file = Path(path).expanduser().absolute()
+    file = Path(os.path.expanduser(path)).absolute()
     if not file.is_file():
         raise UserError(f"{option} {path}: no such file, expected {what}")
     return file

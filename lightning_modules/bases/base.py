@@ -9,7 +9,7 @@ import functools
 import inspect
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -88,6 +88,7 @@ class VideoBase(nn.Module, ABC):
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
         per_frame: Name of the conditioning that is the first frame's latent and may be (B, F, C, h, w), one for each
             frame: what `encode` gives of it. `condition` then gives the frame too. None: the base takes no such.
+        drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
 
     Attributes:
         arguments: Arguments of the constructor, by name.
@@ -106,6 +107,7 @@ class VideoBase(nn.Module, ABC):
     located_by: ClassVar[tuple[str, ...]] = ()
     frame_noise: ClassVar[tuple[float, float] | None] = None
     per_frame: ClassVar[str | None] = None
+    drawn: ClassVar[bool] = False
 
     arguments: dict[str, Any]
     trained: bool = False
@@ -250,6 +252,20 @@ class VideoBase(nn.Module, ABC):
             inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
+
+    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
+        """Embeddings (n, D) of texts, each of its own length, for a base that has the inputs `said.TEXTS`.
+
+        They reach `condition` with zeros behind them: `text`, `text_length` and `negative_text` of its batch.
+
+        Raises:
+            UserError: it takes no text, or has nothing that reads it.
+        """
+        raise UserError("prompt: this base takes no text, expected none")
+
+    def text_hashes(self) -> dict[str, str]:
+        """`tokenizer` -> hash of the file that `embed_text` reads, where it is there, for caches of embeddings."""
+        return {}
 
     @abstractmethod
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:

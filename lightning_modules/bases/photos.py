@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_modules.bases.said import Input
-from lightning_modules.bases.sprites.base import Sprites
+from lightning_modules.bases.sprites.base import MOST_CHANNELS, Sprites
 from lightning_modules.conditioning import KNOWN, Conditioning
 from lightning_modules.process.edm import input_scales, output_scales
+from remoco.common.errors import UserError
 
 RESIDUAL = 0.5  # standard deviation of what is added, in latents of standard deviation 1
 
@@ -43,8 +44,17 @@ class Photos(Sprites):
         trained: bool = False,
         recompute: Literal["none", "top", "all"] = "none",
     ):
-        self.corrected = corrected
         super().__init__("photo", init_seed, "pca", components, trained, "tf32", recompute)
+        Photos.check_named({"corrected": corrected})
+        self.corrected = corrected
+
+    @classmethod
+    def check_named(cls, arguments: Mapping[str, Any]) -> None:
+        """As `VideoBase.check_named`; the number of corrected components is in its range too."""
+        super().check_named(arguments)
+        value = arguments.get("corrected", 0)
+        if type(value) is not int or not 0 <= value <= MOST_CHANNELS:
+            raise UserError(f"base: corrected is {value!r:.60}, expected a whole number of 0 to {MOST_CHANNELS}")
 
     def started(self, unet: Any) -> Any:
         """The network with a last layer of zeros: it starts from its condition, and learns to leave it."""

@@ -1,80 +1,98 @@
-"""The embedding of an empty prompt: from a text encoder, which is not kept, or from a file that stands for it."""
+"""Texts as diffusers gives them to a text encoder: cleaned, and as the tokens of the tokenizer beside it."""
 
 from __future__ import annotations
 
+import hashlib
+import html
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from tokenizers import Tokenizer
 
-from lightning_modules.bases.weights import UNREADABLE, read_whole, weights_hash
-from remoco.common.errors import UserError
+from lightning_modules.hub import UNREADABLE, fetched, is_hub_id, reason
+from remoco.common.errors import UserError, one_line
+from remoco.common.tensor_files import regular_size
 
-TEXT = Path("text", "embeddings.safetensors")  # stands in a folder of ours for its text encoder
-ENCODER = "text_encoder"  # in that file's metadata: the encoder's hash
+TOKENIZER, FILE = "tokenizer", "tokenizer.json"  # folder and file
+MAX_BYTES = 64 << 20  # of that file; UMT5's has 17 MB
 
 
-def text_networks(path: str) -> tuple[str, ...]:
-    """The text encoder's name, unless a local folder holds the embedding that stands for it."""
-    return () if (Path(path).expanduser() / TEXT).is_file() else (ENCODER,)
-
-
-def empty_prompt(base: Path, encoder_class: Any, length: int, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
-    """Embedding (n, D) of an empty prompt in a dtype, and the hash of the text encoder.
-
-    The encoder is in memory meanwhile, as it is stored, and never on a GPU: those of video models have billions of
-    weights.
-
-    Args:
-        base: The folder that holds the networks'.
-        encoder_class: The text encoder's, of transformers: a T5.
-        length: Number n of tokens: the prompt's end, then padding, which is attended to as any token.
-        dtype: Dtype of the embedding, which the encoder computes in.
-        called: What the user calls the base, for errors.
+def cleaned(text: str) -> str:
+    """A text as diffusers' pipelines clean it, with the library `ftfy` where it has more than ASCII.
 
     Raises:
-        UserError: a file or a weight is missing.
+        UserError: it needs that library, which is not installed.
     """
-    if (base / TEXT).is_file():
-        return _stored(base / TEXT, dtype, called)
-    encoder = read_whole(base, ENCODER, encoder_class, called)
-    digest = weights_hash(encoder)
-    ids = [_token(encoder.config, "eos_token_id", called)]
-    if length > 1:
-        ids += [_token(encoder.config, "pad_token_id", called)] * (length - 1)
-    with torch.no_grad(), torch.device("cpu"):
-        states = encoder.eval().to(dtype)(torch.tensor([ids]), torch.ones(1, length, dtype=torch.long))
-    return states.last_hidden_state[0], digest
+    if not text.isascii():
+        try:
+            import ftfy
+        except ImportError:
+            raise UserError(
+                "prompt: letters beyond ASCII need the library ftfy: pip install -e '.[text]' -c constraints.txt"
+            ) from None
+        text = ftfy.fix_text(text)
+    return re.sub(r"\s+", " ", html.unescape(html.unescape(text))).strip()
 
 
-def _token(config: Any, name: str, called: str) -> int:
-    token = getattr(config, name, None)
-    if type(token) is not int or not 0 <= token < config.vocab_size:
-        raise UserError(f"base: {called}/{ENCODER}: its {name} is no token, expected one of {config.vocab_size}")
-    return token
-
-
-def _stored(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            empty, digest = file.get_tensor("empty"), (file.metadata() or {}).get(ENCODER)
-    except UNREADABLE as error:
-        raise UserError(f"base: cannot load {TEXT} of {called}: {' '.join(str(error).split())}") from error
-    if empty.ndim != 2 or not empty.is_floating_point() or not empty.isfinite().all() or not digest:
-        raise UserError(f"base: {called}/{TEXT}: expected `empty` (n, D), finite, and the hash of its {ENCODER}")
-    return empty.to(dtype), digest
-
-
-def save_text(empty: Tensor, digest: str, folder: Path) -> None:
-    """Write the embedding of an empty prompt where a load looks before it looks for a text encoder.
+def tokenizer_file(path: str, revision: str | None = None) -> Path:
+    """The file of a base's tokenizer; of a hub id it comes into the cache.
 
     Args:
-        empty: (n, D).
-        digest: Hash of the text encoder.
-        folder: Of the base.
+        path: Folder of the base, or its hub id.
+        revision: Of the hub id.
+
+    Raises:
+        UserError: there is none, or the hub is not reached.
     """
-    (folder / TEXT).parent.mkdir(parents=True)
-    save_file({"empty": empty.detach().cpu().contiguous()}, folder / TEXT, {ENCODER: digest})
+    if not is_hub_id(path):
+        file = Path(path).expanduser() / TOKENIZER / FILE
+        if not file.is_file():
+            raise UserError(f"prompt: {file} not found, expected it beside the text encoder, or no prompt")
+        return file
+    try:
+        if (kept := fetched(path, FILE, revision, TOKENIZER)) is None:
+            raise UserError(f"no {TOKENIZER}/{FILE} there")
+    except UNREADABLE as error:
+        raise UserError(
+            f"prompt: cannot load {TOKENIZER} of the hub id {path}: {reason(error, path, revision)}"
+        ) from error
+    return kept
+
+
+def file_hash(file: Path) -> str:
+    """SHA-256 of a tokenizer's file; UserError where it is too large to be one."""
+    if (size := regular_size(file)) > MAX_BYTES:
+        raise UserError(f"prompt: {file} has {size} bytes, expected at most {MAX_BYTES}")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def tokens_of(file: Path, texts: Sequence[str], most: int, end: int, known: int, cut: bool = False) -> list[list[int]]:
+    """Tokens of texts, each of its own length, as a tokenizer gives them; the last one is the end.
+
+    Args:
+        file: `tokenizer.json`.
+        texts: Cleaned.
+        most: Largest number of tokens.
+        end: The token that ends each text.
+        known: Number of tokens that the encoder knows.
+        cut: Whether a text that is too long is cut, before its end, and not refused.
+
+    Raises:
+        UserError: the file is no tokenizer or one of another encoder, or a text is too long.
+    """
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises plain ones
+        raise UserError(f"prompt: cannot read {file} as a tokenizer: {one_line(error)}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokens = [tokenizer.encode(text).ids for text in texts]
+    for text, ids in zip(texts, tokens, strict=True):
+        if not ids or ids[-1] != end or max(ids) >= known:
+            raise UserError(
+                f"prompt: {file} is of another text encoder, expected tokens below {known} and {end} as the last one"
+            )
+        if len(ids) > most and not cut:
+            raise UserError(f"prompt: {text[:40]!r}... has {len(ids)} tokens, expected at most {most}")
+    return [ids if len(ids) <= most else [*ids[: most - 1], end] for ids in tokens]

@@ -35,7 +35,7 @@ def located(path: str, names: Iterable[str], revision: str | None = None, varian
     """
     if is_hub_id(path):
         return _downloaded(path, names, revision, variant)
-    folder, names = Path(path).expanduser(), list(names)
+    folder, names = Path(os.path.expanduser(path)), list(names)
     wanted = ", ".join(f"{name}/" for name in names)
     if folder.is_file():
         raise UserError(f"base: {folder} is one file, expected a folder with {wanted} as diffusers writes them")

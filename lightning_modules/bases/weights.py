@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+from transformers.utils import logging
 
-from lightning_modules.bases.weight_files import config_file, variant_of, weight_files
-from lightning_modules.hub import is_hub_id
+from lightning_modules.bases.weight_files import variant_of, weight_files
 from remoco.common.errors import UserError
-from remoco.common.model_folders import check_config, check_model
-from remoco.common.tensor_files import finite, read_json
+from remoco.common.model_folders import check_model
+from remoco.common.tensor_files import finite
 
 UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 Dtypes = Callable[[str], torch.dtype]  # name of a weight -> its dtype
-
-
-def config_of(path: str, name: str, revision: str | None) -> dict[str, Any]:
-    """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do."""
-    file = config_file(path, name, revision)
-    return check_config(file) if not is_hub_id(path) else read_json(file)
 
 
 def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None = None) -> Any:
@@ -47,13 +41,26 @@ def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None
     try:
         stored = variant_of(weight_files(folder, name, variant), name, variant)
         check_model(folder, layout_of(cls))
-        model, info = cls.from_pretrained(str(base), variant=stored, **options)
+        with _without_bar():
+            model, info = cls.from_pretrained(str(base), variant=stored, **options)
     except (*UNREADABLE, LookupError, TypeError, AttributeError) as error:  # of an index or a configuration gone wrong
         raise unreadable(called, name, cls, error) from error
     require_all(called, name, cls, sorted(info["missing_keys"]) + sorted(map(str, info.get("mismatched_keys", []))))
     if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
         raise unreadable(called, name, cls, UserError(f"{odd[0]} holds NaN or infinite values"))
     return model
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """No bar of transformers: it counts the tensors of a mapped file, which is a line of noise in any log."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def layout_of(cls: Any) -> Callable[[dict[str, Any]], nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -175,7 +176,7 @@ def _located(source: str, weight_name: str | None, revision: str | None) -> Path
     if weight_name is not None and (Path(weight_name).name != weight_name or not weight_name.endswith(".safetensors")):
         raise UserError(f"weight_name is {readable(weight_name, 80)}, expected the name of a .safetensors file")
     names = [weight_name] if weight_name else list(SETTINGS)
-    path = Path(source).expanduser()
+    path = Path(os.path.expanduser(source))
     if path.suffix in PICKLES:
         raise UserError(f"load_lora_weights: {source} is a pickle, which could run code and is never opened")
     if path.is_file():
@@ -275,7 +276,9 @@ def _factors(
 
 
 def _alpha(layer: str, tensor: Tensor | None, settings: Mapping[str, Any], rank: int, name: str) -> float:
-    if tensor is not None and tensor.numel() == 1:
+    if tensor is not None:
+        if tensor.numel() != 1:
+            raise UserError(f"{name}: {readable(layer, 120)}: alpha is {tuple(tensor.shape)}, expected one number")
         return float(tensor)
     said, patterns = settings.get("lora_alpha", rank), settings.get("alpha_pattern") or {}
     for pattern in patterns if isinstance(patterns, dict) else ():  # ends of names; peft takes regular expressions

@@ -23,8 +23,10 @@ class EDM(NoiseProcess):
     highest = 700.0
 
     def __init__(self, sigma_min: float = 0.002, rho: float = 7.0) -> None:
-        if not 0 < sigma_min < 1e6 or not 0 < rho < 100:
-            raise UserError(f"noise.process: sigma_min and rho are {sigma_min}, {rho}, expected numbers above 0")
+        if not 0 < sigma_min < 1e6 or not 0.1 <= rho <= 100:
+            raise UserError(
+                f"noise.process: sigma_min and rho are {sigma_min}, {rho}, expected a number above 0, and 0.1 to 100"
+            )
         self.sigma_min, self.rho = sigma_min, rho
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
@@ -50,8 +52,16 @@ class EDM(NoiseProcess):
         return VALIDATED
 
     def levels(self, steps: int, highest: float | None = None) -> Tensor:
-        """As `karras_sigmas`."""
+        """As `karras_sigmas`.
+
+        Raises:
+            UserError: the first is not above the last.
+        """
         top = self.highest if highest is None else highest
+        if top <= self.sigma_min:
+            raise UserError(
+                f"sampling.sigma_max is {top:g}, expected more than the process's sigma_min, {self.sigma_min:g}"
+            )
         return karras_sigmas(steps, self.sigma_min, top, self.rho, dtype=torch.float64)
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -106,7 +116,7 @@ def karras_sigmas(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """(steps + 1,) decreasing noise levels, the last 0 (EDM eq. 5); equal to diffusers' scheduler set up for SVD."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")  # whatever the default device
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = (high + ramp * (low - high)) ** rho
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype)

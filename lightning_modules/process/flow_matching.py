@@ -45,7 +45,7 @@ class FlowMatching(NoiseProcess):
 
     def mix(self, clean: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
         """`(1 - t) clean + t noise`."""
-        time = _time_for(clean, torch.as_tensor(sigma, device=clean.device).expand(len(clean)))
+        time = _time_for(clean, torch.as_tensor(sigma, dtype=clean.dtype, device=clean.device).expand(len(clean)))
         return (1 - time) * clean + time * noise
 
     def asked(self, noisy: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,11 +70,20 @@ class FlowMatching(NoiseProcess):
         return _bell(time) / _bell(even).mean().to(time.dtype)
 
     def levels(self, steps: int, highest: float | None = None) -> Tensor:
-        """Times evenly spaced from 1 towards 1/1000, shifted, as diffusers' UniPC has them; the last level is 0."""
-        even = torch.linspace(1, 1 / TIMES, steps + 1, dtype=torch.float64)[:-1]
-        time = self.shifted(even)
-        sigma = (time / (1 - time)).clamp(max=min(self.highest, highest or self.highest))
+        """Evenly spaced times, shifted, as diffusers' UniPC has them; the last level is 0."""
+        time, top = self.shifted(self.even(steps, highest)), min(self.highest, highest or self.highest)
+        sigma = (time / (1 - time)).clamp(max=top)
+        sigma[0] = top
         return torch.cat([sigma, sigma.new_zeros(1)])
+
+    def even(self, steps: int, highest: float | None = None) -> Tensor:
+        """(steps,) float64 times of `levels` before the shift: from the first evenly towards a thousandth of it."""
+        first = 1.0
+        if highest is not None and highest < self.highest:
+            time = highest / (1 + highest)
+            first = time / (self.shift - (self.shift - 1) * time)
+        # whatever the default device
+        return first * torch.linspace(1, 1 / TIMES, steps + 1, dtype=torch.float64, device="cpu")[:-1]
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         """Noise of the variance of a noised clip."""
@@ -112,7 +121,7 @@ def unipc(sigmas: Tensor) -> Step:
     from diffusers import UniPCMultistepScheduler
 
     scheduler = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=1.0)
-    times = time_of(sigmas.double().cpu()).clamp(max=1 - 1e-6)  # the logarithm of the signal at 1 would be infinite
+    times = time_of(sigmas.cpu().double()).clamp(max=1 - 1e-6)  # the logarithm of the signal at 1 would be infinite
     scheduler.set_timesteps(len(times) - 1)
     scheduler.sigmas = times
     scheduler.set_begin_index(0)

@@ -50,7 +50,8 @@ def guided(
     """Classifier-free guidance: (x, sigma) -> u + scale (c - u).
 
     What the unconditional branch lacks is the base's `unconditional`; motion stays in both. Both are
-    one batch; where the device has no memory for that, two, in this step and all after it.
+    one batch; where the device has no memory for that, two, in this step and all after it. Where it lacks nothing, as
+    of a base of prompts without one, there is one branch.
 
     Args:
         denoiser: The network; motion is what its injections were given before.
@@ -60,6 +61,8 @@ def guided(
     if bool((scale == 1).all()):  # the unconditional branch would be multiplied by zero
         return lambda x, sigma: denoiser(x, sigma, cond)
     without = cond.unconditional(denoiser.base.unconditional)
+    if all(without.parts[name] is value for name, value in cond.parts.items()):
+        return lambda x, sigma: denoiser(x, sigma, cond)
     both: Conditioning | None = without.followed_by(cond)
 
     def branches(x: Tensor, sigma: Tensor) -> Sequence[Tensor]:

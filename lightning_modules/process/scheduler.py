@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from diffusers import (
     CogVideoXDDIMScheduler,
     EDMEulerScheduler,
@@ -42,12 +41,11 @@ def scheduler_of(process: NoiseProcess, sampling: Sampling) -> Any:
     if isinstance(process, FlowMatching) and sampling.solver == "unipc":
         options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": process.shift}
         unipc = UniPCMultistepScheduler(TIMES, **options)
-        unipc.set_timesteps(sampling.steps)
+        unipc.set_timesteps(sigmas=process.even(sampling.steps, sampling.sigma_max).numpy())  # which it shifts
         return unipc
     if isinstance(process, FlowMatching):
         scheduler = FlowMatchEulerDiscreteScheduler(TIMES, shift=process.shift)
-        even = torch.linspace(1, 1 / TIMES, sampling.steps + 1, dtype=torch.float64)[:-1]
-        scheduler.set_timesteps(sigmas=even.tolist())  # which the scheduler shifts
+        scheduler.set_timesteps(sigmas=process.even(sampling.steps, sampling.sigma_max).tolist())  # which it shifts
         return scheduler
     if isinstance(process, VPrediction) and sampling.steps <= TIMES:
         ddim = CogVideoXDDIMScheduler(TIMES, **ZERO_SNR, snr_shift_scale=process.shift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ PARTS = ("unet", "vae", "image_encoder")
 
 def released_file(path: str | Path, name: str = WEIGHTS) -> Path:
     """A file, or the one of this name in a folder."""
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     file = path / name if path.is_dir() else path
     if not file.is_file():
         raise UserError(f"{file}: not found, expected {name} or its folder")

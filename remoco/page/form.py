@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from datamodules.drawings import Fit
+from lightning_modules.bases.said import check_text
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
@@ -17,7 +18,7 @@ from remoco.page.exchange import number
 INPUTS = "inputs"  # of Sampling: the base's own, by name
 
 SIZES = {f"{h} x {w}": (h, w) for h, w in ((64, 64), (128, 128), (256, 256), (320, 512), (576, 1024))}
-"""Height and width whose pixels the clip has; its shape is the nearest to the image's."""
+"""Height and width whose pixels the clip has, beside the checkpoint's own; its shape is the nearest to the image's."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Setting:
         words: words that may be given instead of a number.
         choices: the values to choose from, instead of a number.
         unit: of the number.
+        text: whether it is any text, instead of a number.
     """
 
     name: str
@@ -49,13 +51,17 @@ class Setting:
     words: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     unit: str = ""
+    text: bool = False
 
     def read(self, asked: Any) -> Any:
         """What a request has in it.
 
         Raises:
-            UserError: a number out of its range, or a word that is not among `words`.
+            UserError: a number out of its range, a word that is not among `words`, or no text where one is wanted.
         """
+        if self.text:
+            check_text(self.name, asked)
+            return asked
         if isinstance(asked, str) and asked in (*self.words, *self.choices):
             return asked
         if self.choices:
@@ -92,10 +98,9 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         fit: the first value of that field.
     """
     trained = pipeline.trained_size
-    size = min(SIZES, key=lambda name: abs(math.prod(SIZES[name]) - math.prod(trained)))
     usual = pipeline.usual_inputs()
     inputs = {
-        name: _setting(name, usual[name], each.least, each.most, each.words)
+        name: _text(name, usual[name]) if each.text else _setting(name, usual[name], each.least, each.most, each.words)
         for name, each in pipeline.module.base.inputs().items()
     }
     fps = inputs.pop("fps", KNOWN["fps"])  # of the video, where the base has no such input
@@ -108,9 +113,19 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
         _setting("frames", int(pipeline.sampling["num_frames"])),
         fps,
         *inputs.values(),
-        Setting("size", "Frame size", size, choices=tuple(SIZES)),
+        Setting("size", "Frame size", _named(trained), choices=tuple(sizes(pipeline))),
         fit_setting(fit),
     ]
+
+
+def sizes(pipeline: MotionControlPipeline) -> dict[str, tuple[int, int]]:
+    """SIZES and what the checkpoint was trained at, from small to large."""
+    every = SIZES | {_named(pipeline.trained_size): pipeline.trained_size}
+    return dict(sorted(every.items(), key=lambda each: math.prod(each[1])))
+
+
+def _named(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
 
 
 def fit_setting(fit: Fit) -> Setting:
@@ -145,6 +160,11 @@ def _setting(
     if not isinstance(value, str):
         least, most = min(least, value), max(most, value)
     return replace(known, value=value, least=least, most=most, words=words)
+
+
+def _text(name: str, value: str) -> Setting:
+    """A field for any text."""
+    return Setting(name, name.replace("_", " ").capitalize(), value, text=True)
 
 
 def read(asked: Mapping[str, Any], known: Sequence[Setting]) -> dict[str, Any]:

@@ -61,9 +61,8 @@ class Studio:
             job: a secret that only the client that asked gets; `cancel` takes it.
 
         Yields:
-            `state` (`waiting`, `running`, `done`, `error`, `cancelled`) and `message`; with `waiting` the `place`, how
-            many are before it; `step` and `steps`; with `done` base64 MP4s `clip` and `strip`, `width`, `height`,
-            `about`.
+            `state` (`waiting`, `running`, `done`, `error`, `cancelled`), `message`, `step` and `steps`; with `waiting`
+            `place`, how many are before it; with `done` base64 MP4s `clip` and `strip`, `width`, `height`, `about`.
         """
         loop, cancelled = asyncio.get_running_loop(), threading.Event()
         events = asyncio.Queue[dict[str, Any]]()

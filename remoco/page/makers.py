@@ -16,6 +16,7 @@ from datamodules.drawings import Drawing, Fit, FrameArea, Framing
 from datamodules.drawings.files import PALETTE
 from datamodules.drawings.motion import SceneMotion
 from datamodules.drawings.panels import enlarged
+from lightning_modules.bases.said import PROMPT
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.systems.system import System
@@ -25,7 +26,7 @@ from remoco.generation import load_pipeline, panels_of
 from remoco.other_system import load_other, system_panels
 from remoco.page.exchange import MAX_UPLOAD, TAKEN, drawing_in, field, first_examples
 from remoco.page.exchange import examples as sprites
-from remoco.page.form import KNOWN, SIZES, Setting, fit_setting, read, sampling_of, settings
+from remoco.page.form import KNOWN, Setting, fit_setting, read, sampling_of, settings, sizes
 from remoco.unseen import unseen
 
 PREVIEWED = ("frames", "fps", "size", "fit", "seed")  # settings that a preview depends on; as in settings.js
@@ -111,8 +112,10 @@ class Checkpoint:
         values = read(asked, self.settings())
         sampling = sampling_of(values, self.pipeline)
         frames, fps, seed = (values[name] for name in ("frames", "fps", "seed"))
-        area = FrameArea(math.prod(SIZES[values["size"]]))
+        area = FrameArea(math.prod(sizes(self.pipeline)[values["size"]]), self.pipeline.module.base.grid.step)
         options = {"num_frames": frames, "fps": fps, "sampling": sampling}
+        if values.get(PROMPT):  # what the field holds, instead of a drawing's own
+            options[PROMPT] = values[PROMPT]
 
         def control(drawing: Drawing, motion: SceneMotion) -> np.ndarray:
             drawn, _ = motion.control(self.pipeline.module.condition, drawing, frames, fps, seed)

@@ -4,15 +4,22 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
 from lightning_modules.bases.svd.base import SVD
+from lightning_modules.bases.trained_on import KEY as STATED
 from lightning_modules.bases.trained_on import NAME, TrainedOn, read_trained_on
+from lightning_modules.built import built
+from lightning_modules.checkpoint import KEY, read_checkpoint
+from lightning_modules.checkpoint import of as checkpoint_of
+from lightning_modules.pipeline import MotionControlPipeline
 from remoco.cli import main
 from remoco.common.errors import UserError
 from remoco.unseen import unseen
+from tests.support.commands import quick
 
 
 class Pipeline:
@@ -66,6 +73,28 @@ def test_the_statement_is_of_the_base_not_of_a_name(sprites):
         assert "nothing at all" in unseen(sprites, sprite(0))
     finally:
         base.trained_on = before
+
+
+def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, sprites, tmp_path, capsys):
+    """So do the folder that is written of it, and not a checkpoint of before, whose record says nothing."""
+    run = tmp_path / "runs" / "one"
+    code, said = lightning("fit", *quick(sprites, run), "--trainer.limit_val_batches=0")
+    assert code == 0, said
+    saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
+    assert saved[KEY][STATED] == "plain discs and boxes over smooth colours"
+    MotionControlPipeline.from_checkpoint(run / "checkpoints" / "last.ckpt").save_pretrained(tmp_path / "folder")
+    for path in (run / "checkpoints" / "last.ckpt", tmp_path / "folder"):
+        pipeline = MotionControlPipeline.from_pretrained(path)
+        assert "only seen plain discs and boxes over smooth colours, 64 x 64" in unseen(pipeline, photograph(320, 512))
+        assert unseen(pipeline, photograph(64, 64)) is None
+    assert main(["demo", "--checkpoint", str(run / "checkpoints" / "last.ckpt"), "--out", str(tmp_path / "demo")]) == 0
+    assert "only seen plain discs and boxes" in capsys.readouterr().err  # its photograph is none
+    del saved[KEY][STATED]
+    module, _ = built(checkpoint_of(saved, "earlier"), saved["state_dict"], None, torch.float32)
+    assert module.base.trained_on is None and STATED not in module.own_record()
+    saved[KEY][STATED] = ["words"]
+    with pytest.raises(UserError, match="trained_on is"):
+        checkpoint_of(saved, "damaged")
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"says": 5, "psnr": 3}', '{"says": "a", "psnr": "b"}', '{"says": "a"}'])

@@ -49,6 +49,11 @@ def exported(trained, tmp_path_factory):
     return folder
 
 
+def test_what_is_exported_says_what_it_was_trained_on(exported):
+    assert json.loads((exported / "trained_on.json").read_text())["says"] == "textured shapes over textured backgrounds"
+    assert SVD(str(exported)).build().trained_on.psnr == 0
+
+
 def test_only_the_unet_is_trained_and_no_control_reaches_it(trained):
     found = read_checkpoint(trained / "checkpoints" / "last.ckpt")
     assert {".".join(name.split(".")[:2]) for name in found["state_dict"]} == {"base.unet", "base.pca"}

@@ -131,7 +131,10 @@ def test_the_newest_is_active_and_several_add_up(pipe, stock, files):
     torch.testing.assert_close(output(pipe.unet), output(network), rtol=0, atol=1e-9)
     pipe.set_adapters("a", 0.5)
     assert "a x 0.5, b (off)" in repr(pipe)
-    for wrong, said in ((("c",), "'c' is not loaded, expected some of a, b"), ((["a"], [1, 2]), "one for each of 1")):
+    for wrong, said in (
+        (("c",), "'c' is not loaded, expected some of a, b"), ((["a"], [1, 2]), "one for each of 1"),
+        (("a", float("nan")), "expected a finite number"),
+    ):  # fmt: skip
         with pytest.raises(UserError, match=said):
             pipe.set_adapters(*wrong)
     with pytest.raises(UserError, match="'a' is loaded already"):
@@ -198,6 +201,7 @@ WRONG = {
     "unknown layer": (lambda s: wrong(s, **{"unet.nowhere.lora_A.weight": torch.ones(4, 3)}), "unet.nowhere: this"),
     "text": (lambda s: {"text_encoder.a.to_q.lora_A.weight": torch.ones(4, 3)}, "text_encoder.a.to_q: this base"),
     "shape": (lambda s: wrong(s, **{f"{TO_Q}.lora_A.weight": torch.ones(4, 3)}), r"are \(4, 3\) and .* expected \(4"),
+    "alphas": (lambda s: wrong(s, **{f"{TO_Q}.alpha": torch.ones(2)}), r"to_q: alpha is \(2,\), expected one number"),
     "half": (lambda s: {k: v for k, v in s.items() if k != f"{TO_Q}.lora_B.weight"}, "to_q: expected both"),
     "dora": (lambda s: wrong(s, **{f"{TO_Q}.lora_magnitude_vector": torch.ones(64)}), "magnitude_vector: expect"),
     "nan": (lambda s: wrong(s, **{f"{TO_Q}.lora_A.weight": torch.full((4, 64), float("nan"))}), "NaN"),

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from lightning_modules.bases import Photos
+from lightning_modules.bases import Photos, VideoBase
 from lightning_modules.conditioning import KNOWN, Conditioning
 from lightning_modules.process.base import Denoiser
+from remoco.common.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_a_finished_clip_has_the_moved_pixels_and_the_change_of_the_network_wher
     assert torch.equal(made[~places], moved[~places])
     # the codec is linear: what is added to the latent is added to the pixels
     added = base.decode(change) - base.decode(torch.zeros_like(change))
-    torch.testing.assert_close(made[places], (moved + added)[places], rtol=0, atol=1e-5)
+    torch.testing.assert_close(made[places], (moved + added)[places], rtol=0, atol=1e-9)
     assert torch.equal(base.finished(moved, Conditioning({})), moved)
 
 
@@ -70,3 +71,14 @@ def test_it_names_itself_and_takes_no_noise_on_the_first_frame(base):
     assert "noise_aug_strength" not in base.inputs() and base.usual() == (8, 128, 128)
     again = type(base).from_record(base.record())
     assert again.components == 8 and again.size == "photo"
+
+
+@pytest.mark.parametrize("corrected", ["x", -3, 1.5, 193, True])
+def test_a_record_of_another_kind_of_number_is_one_line(base, corrected):
+    """A file names it: what a slice does not take would end a sample half way."""
+    record = base.record()
+    record["init_args"]["corrected"] = corrected
+    for made in (lambda: VideoBase.from_record(record), lambda: Photos(corrected=corrected)):
+        with pytest.raises(UserError, match="corrected is .*, expected a whole number of 0 to 192") as error:
+            made()
+        assert "\n" not in str(error.value)

@@ -10,8 +10,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from lightning_modules.bases import SVD
+from datamodules.trackers.weights import existing
+from lightning_modules.bases import SVD, Wan
+from lightning_modules.control.lora_files import read_lora
+from lightning_modules.expected import named_base
 from lightning_modules.pipeline import MotionControlPipeline
+from lightning_modules.systems.files import released_file
 from remoco.common.errors import UserError
 from tests.support.modules import perturb
 from tests.support.nets import motion_control, random_svd
@@ -207,3 +211,22 @@ def test_a_folder_of_a_base_is_told_apart(base, tmp_path):
         MotionControlPipeline.from_pretrained(base)
     with pytest.raises(UserError, match="holds no motion_control.json"):
         MotionControlPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        MotionControlPipeline.from_pretrained,
+        lambda path: SVD(path).build(),
+        lambda path: Wan(path).build(),
+        lambda path: named_base({"class_path": "lightning_modules.bases.SVD", "init_args": {"path": path}}, None),
+        lambda path: read_lora(path, None, None),
+        released_file,
+        lambda path: existing(path, "--weights", "a file"),
+    ],
+)
+def test_the_home_of_nobody_is_one_line(opened):
+    """A record may name such a path, too."""
+    with pytest.raises(UserError, match="~nobody-of-this-name/x") as error:
+        opened("~nobody-of-this-name/x")
+    assert "\n" not in str(error.value)

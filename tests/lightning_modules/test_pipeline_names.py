@@ -45,6 +45,14 @@ def pipe():
     return made()
 
 
+@pytest.fixture(scope="module")
+def exact():
+    """In float64, where a batch's sums differ from a clip's by nothing that is seen."""
+    pipe = made()
+    pipe.module.double()
+    return pipe
+
+
 def test_a_call_takes_what_diffusers_takes():
     """Names and, where the value means the same, defaults; `sigmas` alone is missing: training says the levels."""
     theirs, ours = (
@@ -222,9 +230,9 @@ def test_the_videos_of_a_batch_are_an_images_then_the_nexts(pipe):
     assert torch.equal(together, latents(seed=[5, 7], num_videos_per_prompt=2))
 
 
-def test_a_generator_draws_the_seeds_of_all(pipe):
+def test_a_generator_draws_the_seeds_of_all(exact):
     def latents(count, images=IMAGES[0], tracks=TRACKS[0], **options):
-        return pipe(images, tracks, num_videos_per_prompt=count, output_type="latent", **SHORT, **options).frames
+        return exact(images, tracks, num_videos_per_prompt=count, output_type="latent", **SHORT, **options).frames
 
     generator = torch.Generator().manual_seed(3)
     both = torch.cat([latents(1, generator=generator), latents(1, generator=generator)])
@@ -232,7 +240,7 @@ def test_a_generator_draws_the_seeds_of_all(pipe):
     each = [torch.Generator().manual_seed(seed) for seed in range(4)]
     batch = latents(2, IMAGES, TRACKS, generator=each)
     torch.testing.assert_close(batch[2:3], latents(1, IMAGES[1], TRACKS[1],
-        generator=torch.Generator().manual_seed(2)), rtol=0, atol=1e-2)  # fmt: skip
+        generator=torch.Generator().manual_seed(2)), rtol=0, atol=1e-9)  # fmt: skip
 
 
 @pytest.mark.parametrize("options, said", [
@@ -255,14 +263,14 @@ def test_what_does_not_fit_is_one_line(pipe, options, said):
     assert "\n" not in str(caught.value)
 
 
-def test_latents_are_what_the_sampler_starts_from(pipe):
+def test_latents_are_what_the_sampler_starts_from(exact):
     shape = (4, 3, 192, 8, 8)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     options = {"output_type": "latent", "noise_aug_strength": 0, **SHORT}
-    together = pipe(IMAGES, TRACKS, latents=noise, num_videos_per_prompt=2, **options).frames
+    together = exact(IMAGES, TRACKS, latents=noise, num_videos_per_prompt=2, **options).frames
     for index, latents in enumerate(noise):
-        one = pipe(IMAGES[index // 2], TRACKS[index // 2], latents=latents[None], seed=99, **options).frames
-        torch.testing.assert_close(one[0], together[index], rtol=0, atol=1e-2)
+        one = exact(IMAGES[index // 2], TRACKS[index // 2], latents=latents[None], seed=99, **options).frames
+        torch.testing.assert_close(one[0], together[index], rtol=0, atol=1e-9)
     assert (together[0] - together[1]).abs().mean() > 0.1
 
 

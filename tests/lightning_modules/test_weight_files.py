@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import UNetSpatioTemporalConditionModel, WanTransformer3DModel
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers.utils import logging
 
-from lightning_modules.bases import SVD
+from lightning_modules.bases import SVD, Wan
 from lightning_modules.bases.svd.weights import COMPONENTS
 from lightning_modules.bases.weight_files import STEMS, located, weight_files
 from remoco.common.errors import UserError
@@ -258,6 +261,27 @@ def test_an_index_decides_which_parts_count(bases, tmp_path):
         SVD(copy).build()
 
 
+@pytest.mark.parametrize("base", [SVD, Wan])
+def test_a_configuration_of_the_hub_is_checked_before_anything_is_built_of_it(base, tmp_path, monkeypatch):
+    """It says how many layers there are: here too many to be built even without memory for weights."""
+    repository = tmp_path / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs/main").write_text(COMMIT)
+    for name in ("unet", "transformer", "vae"):
+        folder = repository / "snapshots" / COMMIT / name
+        folder.mkdir(parents=True)
+        many = {"num_layers": 1 << 20, "layers_per_block": 1 << 20}
+        config = {**many, "in_channels": 4, "out_channels": 4, "is_residual": True}
+        (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    kind = WanTransformer3DModel if base is Wan else UNetSpatioTemporalConditionModel
+    monkeypatch.setattr(kind, "from_config", lambda *_: pytest.fail("it was built"))
+    with pytest.raises(UserError, match="config.json: its counts of layers multiply to more than") as error:
+        base("owner/name").layout()
+    assert "\n" not in str(error.value)
+
+
 def test_one_file_is_told_from_a_folder(bases):
     with pytest.raises(UserError, match=r"svd.safetensors is one file, expected a folder with unet/"):
         SVD(bases / "full" / "svd.safetensors").build()
@@ -279,3 +303,9 @@ def test_the_shared_layouts(shared, tmp_path, hub, repo):
         assert found == hashes(tmp_path / cached.get(name, name)), name
     assert "a pickle" in hub(tmp_path / "bin_only", function="load")
     assert "is one file" in hub(tmp_path / "single/svd.safetensors")
+
+
+def test_loading_shows_no_bar_and_leaves_the_users_setting(capfd):
+    enabled = logging.is_progress_bar_enabled()
+    SVD("embedded-sprites").build()
+    assert capfd.readouterr() == ("", "") and logging.is_progress_bar_enabled() == enabled

@@ -156,6 +156,8 @@ def test_points_are_placed_and_moved_by_the_keyboard_and_announced(opened):
     assert press("Escape") == "Track 1 has ended"
     press("ArrowDown", "ArrowDown", "Enter", "Escape")
     assert [track.tolist() for track in tracks(page)] == [[[28, 30], [33, 30]], [[33, 34]]]
+    press("ArrowUp", "ArrowUp")
+    assert press("Enter") == "Track 1 is chosen"  # its line is under the cursor
     assert press("n") == "Moving point 1 of 2 of track 1, at 28, 30"
     assert press("n") == "Moving point 2 of 2 of track 1, at 33, 30"
     press("ArrowDown", "Shift+ArrowDown")

@@ -3,12 +3,15 @@
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from datamodules.drawings import Drawing, FrameArea
 from lightning_modules.bases.base import Input
 from lightning_modules.config import Sampling
 from remoco.common.errors import UserError
 from remoco.page import form
+from remoco.page.makers import Checkpoint
 from tests.support.page import unloaded
 from tests.support.toy import Toy
 
@@ -47,6 +50,18 @@ def test_what_is_asked_reaches_sampling_and_the_base():
     told = {"fps": 10.0, "motion_bucket_id": 0.0, "noise_aug_strength": 0.5}
     assert sampling == Sampling(9, 70.5, (0.0, 4.25), told)
     assert asked(unloaded(), motion_bucket_id="drawing")[1].inputs["motion_bucket_id"] == "drawing"
+
+
+def test_the_first_size_is_the_checkpoints_own_so_that_the_page_makes_the_commands_clip():
+    pipeline = unloaded()
+    pipeline.trained_size = (480, 832)
+    assert named(pipeline)["size"].choices[3:5] == ("320 x 512", "480 x 832")
+    assert named(pipeline)["size"].value == "480 x 832" and form.sizes(pipeline)["480 x 832"] == (480, 832)
+    grid = SimpleNamespace(step=32)  # of Wan 2.2
+    pipeline.module.base = SimpleNamespace(grid=grid, inputs=dict)
+    drawing = Drawing(np.zeros((700, 1000, 3), np.uint8), [])
+    framing = Checkpoint(pipeline).wanted({}).framing(drawing)
+    assert framing == drawing.framing(FrameArea(480 * 832, 32)) != drawing.framing(FrameArea(480 * 832))
 
 
 def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_not_know():

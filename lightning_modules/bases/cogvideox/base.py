@@ -27,9 +27,9 @@ from lightning_modules.bases.dit import lora_targets, refuse_fusing, token_level
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input, whole_hash
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.text import ENCODER, save_text
+from lightning_modules.bases.wan.weights import ENCODER, config_of, save_text
 from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import config_of, layout_of, weights_hash
+from lightning_modules.bases.weights import layout_of, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast

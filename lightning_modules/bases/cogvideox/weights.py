@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +12,10 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5EncoderModel
 
-from lightning_modules.bases.text import ENCODER, empty_prompt, text_networks
+from lightning_modules.bases.wan.weights import ENCODER, TEXT, empty_prompt
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
-from remoco.common.errors import UserError
+from remoco.common.errors import UserError, readable
 
 COMPONENTS = {
     "transformer": CogVideoXTransformer3DModel,
@@ -34,6 +36,9 @@ WANTED: tuple[tuple[str, Any, str], ...] = (
 
 def check_transformer(config: Mapping[str, Any], called: str) -> None:
     """Raise UserError unless a transformer's configuration is of CogVideoX 5B, image to video."""
+    ours = COMPONENTS["transformer"].__name__
+    if (kind := config.get("_class_name", ours)) != ours:
+        raise UserError(f"base: {called}/transformer is a {readable(str(kind), 60)}, expected a {ours}")
     ins, outs = config.get("in_channels"), config.get("out_channels")
     if type(ins) is not int or type(outs) is not int or ins != 2 * outs:
         raise UserError(
@@ -81,10 +86,11 @@ def load(path: str, revision: str | None, length: int, dtype: torch.dtype) -> tu
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    base = located(path, ["transformer", "vae", *text_networks(path)], revision)  # all before the first is read
+    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
+    base = located(path, ["transformer", "vae", *text], revision)  # all of them before the first is read
     vae = nn.Module.to(read_whole(base, "vae", COMPONENTS["vae"], path), torch.promote_types(dtype, torch.float32))
     hashes = {"vae": weights_hash(vae)}
-    empty, hashes[ENCODER] = empty_prompt(base, COMPONENTS[ENCODER], length, dtype, path)
+    empty, hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER], length)
     transformer, hashes["transformer"] = read_streamed(
         base, "transformer", COMPONENTS["transformer"], lambda name: dtype, path
     )

@@ -37,6 +37,7 @@ class Sprites(SVD):
 
     named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed", "latents", "components")
     located_by = ()
+    drawn = True
 
     def __init__(
         self,

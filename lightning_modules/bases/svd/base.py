@@ -31,7 +31,7 @@ from lightning_modules.hub import check_variant, is_hub_id
 from lightning_modules.layers import cast
 from lightning_modules.process.edm import EDM
 from remoco.common.errors import UserError
-from remoco.common.model_folders import check_model
+from remoco.common.model_folders import check_config, check_model
 from remoco.common.tensor_files import read_json
 
 VAE_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
@@ -128,8 +128,11 @@ class SVD(VideoBase):
         channels = None
         if isinstance(patches, dict) and patches.get("_class_name") == PatchPCA.__name__:
             channels = int(patches["channels"])
-        folder, cls = config_file(path, "unet", self.revision).parent, COMPONENTS["unet"]
-        if not is_hub_id(path):
+        config, cls = config_file(path, "unet", self.revision), COMPONENTS["unet"]
+        folder = config.parent
+        if is_hub_id(path):
+            check_config(config)  # its weights are not here to be compared
+        else:
             check_model(folder, cls.from_config)
         return fresh.outline(cls.load_config(str(folder), local_files_only=True), channels)
 

@@ -20,6 +20,11 @@ def clip_input(frames: Tensor, size: int) -> Tensor:
     with torch.autocast(frames.device.type, enabled=False):  # bfloat16 rounds pixels visibly
         frames = _blur(_blur(frames, width / size).mT, height / size).mT
         frames = F.interpolate(frames, size=(size, size), mode="bicubic", align_corners=True)
+    return standardised(frames)
+
+
+def standardised(frames: Tensor) -> Tensor:
+    """Frames (B, 3, h, w) in [-1, 1] with the mean and the standard deviation of CLIP's pictures taken out."""
     # made on the host and copied without waiting: `torch.tensor(..., device=...)` blocks until the device is done
     constants = torch.tensor((CLIP_MEAN, CLIP_STD), dtype=frames.dtype).to(frames.device, non_blocking=True)
     mean, std = constants[..., None, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -18,16 +18,26 @@ from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
 from lightning_modules.bases.dit import lora_targets, token_levels
 from lightning_modules.bases.grid import Grid
-from lightning_modules.bases.said import whole_hash
-from lightning_modules.bases.svd.clip import CLIP_MEAN, CLIP_STD
+from lightning_modules.bases.said import TEXTS, Input, whole_hash
+from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.text import ENCODER, save_text
+from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.weights import COMPONENTS, TIME, changes_of, load, networks_of
+from lightning_modules.bases.wan.text import TextReader
+from lightning_modules.bases.wan.weights import (
+    COMPONENTS,
+    ENCODER,
+    TIME,
+    changes_of,
+    config_of,
+    load,
+    networks_of,
+    save_text,
+)
 from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import config_of, layout_of, weights_hash
+from lightning_modules.bases.weights import layout_of, weights_hash
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
@@ -36,6 +46,7 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
 RECOMPUTED = ("none", "all")
+MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
 class Wan(VideoBase):
@@ -44,8 +55,7 @@ class Wan(VideoBase):
     The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
     2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
 
-    Its text encoder is read once, for the embedding of an empty prompt, and not kept. Other prompts come as embeddings,
-    with the clips.
+    Its text encoder is read for the embedding of an empty prompt, and again for prompts (`embed_text`), and not kept.
 
     Args:
         path: Local folder or hub id `owner/name` in diffusers' layout.
@@ -59,6 +69,7 @@ class Wan(VideoBase):
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
         image_encoder: CLIP vision model, in at least float32; None in TI2V.
         empty: (n, D) embedding of an empty prompt.
+        embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
     """
 
     conditionings = ("text",)
@@ -69,6 +80,7 @@ class Wan(VideoBase):
     vae: Any
     image_encoder: Any
     empty: Tensor
+    embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -157,6 +169,7 @@ class Wan(VideoBase):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
+        self.embeddings = {}
         taken = hashes or {name: weights_hash(getattr(self, name)) for name in self.networks} | {
             ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(empty)}))
         }
@@ -170,6 +183,7 @@ class Wan(VideoBase):
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
+        self.embeddings = {}
 
     def export(self, folder: Path) -> None:
         """Write transformer/, vae/, image_encoder/ and the embedding of an empty prompt, as `Wan` loads them.
@@ -235,8 +249,7 @@ class Wan(VideoBase):
         with torch.autocast(first_frame.device.type, enabled=False):
             frames = first_frame.to(encoder.dtype)
             square = F.interpolate(frames, size=(side, side), mode="bicubic", align_corners=False)
-            mean, std = torch.tensor((CLIP_MEAN, CLIP_STD), dtype=frames.dtype)[..., None, None].to(frames.device)
-            states = encoder(((square + 1) / 2 - mean) / std, output_hidden_states=True).hidden_states
+            states = encoder(standardised(square), output_hidden_states=True).hidden_states
         return states[-2]
 
     @torch.no_grad()
@@ -262,6 +275,39 @@ class Wan(VideoBase):
         latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
         y = joined(latents, batch["frames"], self.grid.time)
         return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y})
+
+    def inputs(self) -> dict[str, Input]:
+        """The texts, where the base has files that may have a text encoder among them."""
+        return dict(TEXTS) if self.path is not None else {}
+
+    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
+        """As `VideoBase.embed_text`, by the text encoder of the base's folder; an empty one and known ones without it.
+
+        Read on the CPU, all new texts at once, and released.
+        """
+        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self.embeddings]
+        if new and self.path is None:
+            raise UserError("prompt: random weights have no text encoder, expected no prompt")
+        if new:
+            clean = [cleaned(text) for text in new]
+            reader = TextReader(str(self.path), self.revision)
+            tokens = reader.tokens(clean)
+            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
+                raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
+            self.embeddings |= {
+                text: reader.embed(ids, self.empty.dtype) for text, ids in zip(new, tokens, strict=True)
+            }
+        found = [self.embeddings[text] if text.strip() else self.empty for text in texts]
+        while len(self.embeddings) > MOST_KEPT:
+            del self.embeddings[next(iter(self.embeddings))]
+        return found
+
+    def text_hashes(self) -> dict[str, str]:
+        """As `VideoBase.text_hashes`."""
+        try:
+            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
+        except UserError:  # an export has none
+            return {}
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""

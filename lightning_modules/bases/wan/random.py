@@ -77,6 +77,8 @@ class RandomWan(Wan):
     named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed")
     located_by = ()
 
+    drawn = True
+
     def __init__(
         self,
         size: Literal["tiny_i2v", "tiny_ti2v", "i2v_14b", "ti2v_5b"] = "tiny_i2v",

@@ -1,11 +1,11 @@
 // The camera's tab: what moves the scene behind the tracks, its files, and how points of the scene will move.
 
-import { note, say } from "./hint.js";
+import { say } from "./hint.js";
 import { changed, drawing, model, onChange, remember, sceneMoves, sceneWords, version } from "./model.js";
 import { $, ask, base64, clamp, copyOf, sometimes } from "./server.js";
 import { previewed } from "./settings.js";
 import { FINE, canvas, draw, shown, view } from "./stage.js";
-import { Cancelled, checkTotal, choose, upload } from "./upload.js";
+import { checkTotal, choose, failed, upload } from "./upload.js";
 
 // `to` and `from`: the slider's value of an amount and back; the number takes all that the command takes
 const PRESETS = {
@@ -44,8 +44,7 @@ export async function attach(kind, chosen) {
     setTab("camera");
     changed();
   } catch (error) {
-    if (error instanceof Cancelled) note(error.message);
-    else say(error);
+    failed(error);
   }
 }
 

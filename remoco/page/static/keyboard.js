@@ -62,13 +62,14 @@ function put() {
     return speak(`${view.tool === "brush" ? "Painted" : "Erased"} around ${words(view.cursor)}`);
   }
   const before = model.tracks.length;
-  const points = model.tracks[model.selected]?.points.length;
+  const was = model.selected;
+  const points = model.tracks[was]?.points.length;
   click(toScreen(view.cursor));
   changed();
   const track = model.tracks[model.selected];
   const name = `Track ${model.selected + 1}`;
   if (model.tracks.length > before) speak(`${name} starts at ${words(track.points[0])}`);
-  else if (track.points.length > points) speak(`${name}, point ${track.points.length} at ${words(track.points.at(-1))}`);
+  else if (model.selected === was && track.points.length > points) speak(`${name}, point ${track.points.length} at ${words(track.points.at(-1))}`);
   else speak(`${name} is chosen`);
 }
 

@@ -8,7 +8,7 @@ import { $, ask, base64, facts, loadPicture } from "./server.js";
 import { setAll } from "./settings.js";
 import { layout, repaintBrush, shown } from "./stage.js";
 import { kept } from "./store.js";
-import { Cancelled, checkTotal, upload } from "./upload.js";
+import { checkTotal, failed, upload } from "./upload.js";
 
 const dialog = $(".rm-ask");
 export const OPENED = "image/png,image/jpeg,image/webp,image/bmp,image/gif,image/tiff,image/avif,.zip,.json,.txt,.npy,video/*,.mkv";
@@ -22,7 +22,7 @@ function confirmed(text) {
 for (const button of dialog.querySelectorAll("button")) button.onclick = () => dialog.close(button.dataset.answer);
 
 // after the whole drawing was replaced
-export function shownAnew() {
+function shownAnew() {
   Object.assign(shown, { paths: [], points: [], seen: null, control: null, frame: 0 });
   layout();
   repaintBrush();
@@ -64,6 +64,7 @@ function fill(found, picture) {
 async function setDrawing(found) {
   const picture = await loadPicture(found.image);
   const done = await replaced(() => fill(found, picture));
+  if (done && found.meta.prompt) setAll({ prompt: found.meta.prompt });
   if (done && found.note) note(found.note);
   else if (!done) say(null);
 }
@@ -83,8 +84,6 @@ export async function openFiles(chosen) {
     failed(error);
   }
 }
-
-export const failed = (error) => (error instanceof Cancelled ? note(error.message) : say(error));
 
 export async function showExamples() {
   try {

@@ -91,15 +91,24 @@ function choiceField({ name, value, choices }) {
   return field;
 }
 
+function textField({ name, value }) {
+  const field = copyOf("#rm-text-field");
+  const box = field.querySelector("textarea");
+  box.value = value;
+  box.oninput = () => set(name, box.value);
+  fields[name] = (now) => typeof now === "string" && set(name, (box.value = now));
+  return field;
+}
+
 $("#rm-checkpoint").textContent = facts.checkpoint;
 $(".rm-protocol").textContent = facts.protocol;
 $(".rm-panels").textContent = facts.panels;
 const changes = ({ least, most, choices }) => (choices.length ? choices.length > 1 : least < most);
 for (const setting of facts.settings.filter(changes)) {
-  const field = setting.choices.length ? choiceField(setting) : numberField(setting);
+  const field = setting.text ? textField(setting) : setting.choices.length ? choiceField(setting) : numberField(setting);
   field.id = `rm-${setting.name}`;
   const label = field.querySelector("label");
   label.textContent = setting.unit ? `${setting.label}, ${setting.unit}` : setting.label;
-  label.htmlFor = field.querySelector("[type=number], select").id = `rm-${setting.name}-value`;
+  label.htmlFor = field.querySelector("[type=number], select, textarea").id = `rm-${setting.name}-value`;
   $(".rm-settings").append(field);
 }

@@ -1,12 +1,17 @@
 // Files: chosen, and sent with a bar that shows how much is there and a button that cancels.
 
-import { hint } from "./hint.js";
+import { hint, note, say } from "./hint.js";
 import { UNANSWERED, copyOf, facts } from "./server.js";
 
 let sending = null;
 let chooser = null; // kept while its dialog is open
 
-export class Cancelled extends Error {}
+class Cancelled extends Error {}
+
+export function failed(error) {
+  if (!(error instanceof Cancelled)) say(error);
+  else if (!hint.querySelector(".rm-sending")) note(error.message); // else another one took its place
+}
 
 // asks for files; no input lies in the page
 export function choose({ accept, multiple = false }, call) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 from conditions import RegionWise
 from lightning_modules import BaseModule, MotionControlModule
 from lightning_modules.bases import RandomWan, Wan
-from lightning_modules.bases.text import empty_prompt
 from lightning_modules.bases.wan.network import KEPT
+from lightning_modules.bases.wan.weights import empty_prompt
 from lightning_modules.conditioning import to_float
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.optimizer import Plan, adamw
@@ -125,6 +126,19 @@ def without_image(copy):
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_dim": None, "added_kv_proj_dim": None}))
 
 
+def configured(**changes):
+    def change(copy):
+        path = copy / "transformer" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def long_prompt(copy):
+    (copy / "text").mkdir()
+    save_file({"empty": torch.zeros(513, 16)}, copy / "text" / "embeddings.safetensors", {"text_encoder": "0" * 64})
+
+
 def lacking(copy):
     path = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     save_file({k: v for k, v in load_file(path).items() if k != "blocks.1.attn1.to_q.weight"}, path)
@@ -148,7 +162,11 @@ def no_prompt(copy):
         (without_image, "12 input and 4 output channels and no image tokens, expected"),
         (lacking, "lacks 1 weights of WanTransformer3DModel, the first is blocks.1.attn1.to_q.weight"),
         (not_finite, "proj_out.bias holds NaN"),
-        (no_prompt, "expected `empty` .n, D., finite, and the hash of its text_encoder"),
+        (no_prompt, "expected `empty` .n, D., finite, of at most 512 tokens, and the hash of its text_encoder"),
+        (long_prompt, "expected `empty` .n, D., finite, of at most 512 tokens"),
+        (configured(_class_name="WanAnimateTransformer3DModel"), "transformer is a WanAnimateTransformer3DModel, exp"),
+        (configured(_class_name=["a\nb"]), "transformer is a .*, expected a WanTransformer3DModel"),
+        (configured(pos_embed_seq_len=514), "transformer is given a first and a last frame, expected"),
     ],
 )
 def test_a_folder_of_another_kind_is_one_line(folder, tmp_path, spoil, said):
@@ -165,7 +183,7 @@ def test_weights_under_two_names_are_counted_once(tmp_path):
     encoder = UMT5EncoderModel(config)
     assert encoder.shared.weight.numel() > 2 * SLACK
     encoder.save_pretrained(tmp_path / "text_encoder")
-    empty, digest = empty_prompt(tmp_path, UMT5EncoderModel, 1, torch.float32, "it")
+    empty, digest = empty_prompt(tmp_path, torch.float32, "it")
     assert empty.shape == (1, 16) and len(digest) == 64
 
 
@@ -239,9 +257,10 @@ def test_prompts_come_as_embeddings_and_are_dropped_to_the_empty_one(base, their
     cond = conditioned(base, 2, **given)
     assert torch.equal(cond.parts["text"], prompts) and torch.equal(cond.parts["negative_text"], negative)
     noisy, time = draw(2, 3, 4, 4, 6), torch.tensor([900.0, 20.0])
-    full, none = base.predict(noisy, time, cond), base.predict(noisy, time, conditioned(base, 2))
-    half = base.predict(noisy, time, cond.dropping(torch.tensor([[True], [False]]), base.conditionings))
-    torch.testing.assert_close(half, torch.stack([full[0], none[1]]), rtol=0, atol=1e-6)
+    with wan.lifted():
+        full, none = base.predict(noisy, time, cond), base.predict(noisy, time, conditioned(base, 2))
+        half = base.predict(noisy, time, cond.dropping(torch.tensor([[True], [False]]), base.conditionings))
+    torch.testing.assert_close(half, torch.stack([full[0], none[1]]), rtol=0, atol=1e-9)
     assert not torch.allclose(full, none, atol=1e-4)
     other = base.predict(noisy, time, cond.unconditional(base.unconditional))
     swapped = base.predict(noisy, time, conditioned(base, 2, text=negative))
@@ -331,6 +350,29 @@ def test_a_guided_step_and_four_steps_are_diffusers(net, theirs, solver):
             torch.testing.assert_close(ours, latents, rtol=0, atol=1e-9)
             states.append(latents)
     assert not torch.allclose(states[0], x, atol=1e-3)
+
+
+def test_without_prompts_guidance_costs_nothing(net):
+    """Both branches are given the empty prompt: one is computed. It is what two are, which a copy of it still makes."""
+    seen, cond = [], conditioned(net.base)
+    hook = net.base.transformer.register_forward_hook(lambda m, args, out: seen.append(len(args[0])))
+    copied = replace(cond, parts=cond.parts | {"negative_text": cond.parts["text"].clone()})
+    sampler, x = Denoiser(net.base, net.process), draw(1, 3, 4, 4, 6)
+    with wan.lifted(), torch.no_grad():
+        one, two = (euler_sample(sampler, x, each, 2, (5.0, 5.0)) for each in (cond, copied))
+    hook.remove()
+    assert seen == [1, 1, 2, 2]
+    torch.testing.assert_close(one, two, rtol=0, atol=1e-9)
+
+
+def test_its_usual_length_is_a_calls():
+    """Where no training said one; it is on the grid."""
+    net = MotionControlModule(RandomWan(), RegionWise(), Control([], None), sampling=Sampling(1))
+    net.configure_model()
+    pipe = MotionControlPipeline(net)
+    pipe.set_progress_bar_config(disable=True)
+    image = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+    assert pipe(image, [[(9, 9), (30, 9)]], height=32, width=48, output_type="latent").frames.shape[1] == 3
 
 
 # Control

@@ -143,6 +143,30 @@ def test_unipc_is_exact_where_the_clean_latents_are_constant():
         torch.testing.assert_close(end, clean, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("highest", [0.01, 20.0, 900_000.0, 1e6, None])
+def test_levels_fall_from_the_highest_that_is_said(highest):
+    """No level twice: a step of no length divides by zero in UniPC."""
+    x, clean = latents(2, batch=1)
+    for shift in (0.5, 1.0, 5.0):
+        process = FlowMatching(shift)
+        levels = process.levels(10, highest)
+        assert levels[0] == min(highest or process.highest, process.highest) and levels[-1] == 0
+        assert levels.diff().lt(0).all()
+        for solver in process.solvers:
+            end = euler(process, lambda x, sigma: clean, x, levels, solver=solver)
+            torch.testing.assert_close(end, clean, rtol=0, atol=1e-9)
+            shown = scheduler_of(process, Sampling(10, highest, solver=solver)).sigmas
+            assert len(shown) == 11 and shown.diff().lt(0).all()
+            assert abs(shown[0].item() - levels[0] / (1 + levels[0])) < 2e-6
+
+
+def test_a_level_that_is_a_number_is_not_rounded():
+    clean, noise = latents(2)
+    process, level = FlowMatching(), 1 / 3
+    exact = process.mix(clean, noise, torch.full((5,), level, dtype=torch.float64))
+    assert torch.equal(process.mix(clean, noise, level), exact)
+
+
 def test_unipc_is_of_a_higher_order():
     """The flow of Gaussian latents of variance 4 has a closed form: x scales as its standard deviation does."""
     x = latents(1, batch=1)[0]
@@ -164,6 +188,21 @@ def test_unipc_is_of_a_higher_order():
 def test_solvers_that_a_process_lacks_are_one_line():
     with pytest.raises(UserError, match="^sampling.solver is 'unipc', expected one of euler with this noise process$"):
         MotionControlModule(Toy(3), RegionWise(), Control([], None), sampling=Sampling(2, solver="unipc"))
+
+
+@pytest.mark.parametrize("process", [EDM(), FlowMatching(5.0)])
+def test_levels_are_the_hosts_whatever_the_default_device(process):
+    """A module is made on the meta device, where no number is."""
+    with torch.device("meta"):
+        levels = process.levels(7)
+        Sampling(7).over(process)
+    assert torch.equal(levels, process.levels(7))
+
+
+def test_levels_that_would_rise_are_one_line():
+    with pytest.raises(UserError, match="^sampling.sigma_max is 3, expected more than the process's sigma_min, 5$"):
+        MotionControlModule(Toy(3), RegionWise(), Control([], None), Noise(EDM(5.0)), Sampling(2, sigma_max=3.0))
+    assert EDM(rho=0.1).levels(3, 1e6).isfinite().all()
 
 
 @pytest.mark.parametrize("arguments", [{"shift": 0.0}, {"shift": float("nan")}, {"weight": "mode"}])
@@ -234,6 +273,7 @@ def test_draws_are_functions_of_seed_and_position():
         {"class_path": "lightning_modules.process.FlowMatching", "init_args": {"shift": 1e9}},
         {"class_path": "lightning_modules.process.FlowMatching", "init_args": {"shift": [3]}},
         {"class_path": "lightning_modules.process.EDM", "init_args": {"shift": 3}},
+        {"class_path": "lightning_modules.process.EDM", "init_args": {"rho": 0.001}},  # 700 to the power of 1000
         {"class_path": 5},
     ],
 )
