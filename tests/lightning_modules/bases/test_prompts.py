@@ -282,6 +282,11 @@ def no_tokenizer(copy):
     (copy / "tokenizer" / "tokenizer.json").write_text("{}")
 
 
+def large_tokenizer(copy):
+    with (copy / "tokenizer" / "tokenizer.json").open("ab") as file:
+        file.truncate((64 << 20) + 1)  # of zeros that take no room
+
+
 def other_encoder(copy):
     wan.text_encoder(seed=9).save_pretrained(copy / "text_encoder")
 
@@ -296,6 +301,7 @@ def other_encoder(copy):
         ),
         (other_tokenizer, r"^prompt: \S+tokenizer.json is of another text encoder, expected tokens below 32 and 1 as"),
         (no_tokenizer, r"^prompt: cannot read \S+/tokenizer.json as a tokenizer: "),
+        (large_tokenizer, r"^prompt: \S+/tokenizer.json has 67108865 bytes, expected at most 67108864$"),
         (other_encoder, r"^prompt: \S+/text_encoder is not the text encoder that this base was made with$"),
     ],
 )
