@@ -116,7 +116,7 @@ def karras_sigmas(
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """(steps + 1,) decreasing noise levels, the last 0 (EDM eq. 5); equal to diffusers' scheduler set up for SVD."""
-    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64, device="cpu")  # whatever the default device
     low, high = sigma_min ** (1 / rho), sigma_max ** (1 / rho)
     sigmas = (high + ramp * (low - high)) ** rho
     return torch.cat([sigmas, sigmas.new_zeros(1)]).to(device, dtype)

@@ -82,7 +82,8 @@ class FlowMatching(NoiseProcess):
         if highest is not None and highest < self.highest:
             time = highest / (1 + highest)
             first = time / (self.shift - (self.shift - 1) * time)
-        return first * torch.linspace(1, 1 / TIMES, steps + 1, dtype=torch.float64)[:-1]
+        # whatever the default device
+        return first * torch.linspace(1, 1 / TIMES, steps + 1, dtype=torch.float64, device="cpu")[:-1]
 
     def start(self, noise: Tensor, sigma: Tensor) -> Tensor:
         """Noise of the variance of a noised clip."""

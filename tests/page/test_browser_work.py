@@ -101,6 +101,30 @@ def test_the_drawing_survives_a_reload_in_its_own_tab(opened, photo):
     page.wait_for_selector("dialog.rm-ask[open]")  # it is work still
 
 
+REFUSED_ONCE = """(() => {
+    const put = IDBObjectStore.prototype.put;
+    let full = true;
+    IDBObjectStore.prototype.put = function (value, key) {
+        if (!full || !key.endsWith("/files")) return put.call(this, value, key);
+        full = false;
+        throw new Error("full");
+    };
+})()"""
+
+
+def test_a_picture_that_found_no_room_is_kept_at_the_next_change(opened, photo):
+    page = opened()
+    page.evaluate(REFUSED_ONCE)
+    open_files(page, photo)
+    until(page, f"{IMAGE} !== undefined")
+    page.wait_for_timeout(500)
+    set_number(page, "seed", 5)
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_selector(".rm-example")
+    until(page, f"{IMAGE} !== undefined", seconds=20)
+
+
 def test_what_lacks_its_files_is_refused_before_anything_is_sent(opened, tmp_path):
     page = opened()
     sent = []

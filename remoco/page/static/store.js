@@ -51,15 +51,16 @@ async function write() {
   const { files, ...moves } = scene;
   const transaction = db.transaction(STORE, "readwrite");
   const store = transaction.objectStore(STORE);
+  const large = image ? { url: image.url, files } : {};
   if (!image) {
     store.delete(`${tab}/drawing`);
     store.delete(`${tab}/files`);
-    written = {};
   } else {
     store.put({ when: Date.now(), drawing: { ...drawing, scene: moves }, settings: allSettings() }, `${tab}/drawing`);
-    if (written.url !== image.url || written.files !== files) store.put((written = { url: image.url, files }), `${tab}/files`);
+    if (written.url !== large.url || written.files !== files) store.put(large, `${tab}/files`);
   }
   await finished(transaction);
+  written = large; // where there was no room for them, the next change tries again
 }
 
 // the drawings of the tabs that were used last stay

@@ -190,6 +190,15 @@ def test_solvers_that_a_process_lacks_are_one_line():
         MotionControlModule(Toy(3), RegionWise(), Control([], None), sampling=Sampling(2, solver="unipc"))
 
 
+@pytest.mark.parametrize("process", [EDM(), FlowMatching(5.0)])
+def test_levels_are_the_hosts_whatever_the_default_device(process):
+    """A module is made on the meta device, where no number is."""
+    with torch.device("meta"):
+        levels = process.levels(7)
+        Sampling(7).over(process)
+    assert torch.equal(levels, process.levels(7))
+
+
 def test_levels_that_would_rise_are_one_line():
     with pytest.raises(UserError, match="^sampling.sigma_max is 3, expected more than the process's sigma_min, 5$"):
         MotionControlModule(Toy(3), RegionWise(), Control([], None), Noise(EDM(5.0)), Sampling(2, sigma_max=3.0))
