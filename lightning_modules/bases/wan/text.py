@@ -35,9 +35,10 @@ class TextReader:
         if not is_hub_id(path) and not (Path(path).expanduser() / ENCODER).is_dir():
             raise UserError(f"prompt: {path} has no {ENCODER}/, expected it as diffusers writes it, or no prompt")
         self.path, self.file = path, tokenizer_file(path, revision)
+        tokenizer = file_hash(self.file)
         self.encoder = read_whole(located(path, [ENCODER], revision), ENCODER, COMPONENTS[ENCODER], path)
         self.end = end_of(self.encoder, path)
-        self.hashes = {ENCODER: weights_hash(self.encoder), TOKENIZER: file_hash(self.file)}
+        self.hashes = {ENCODER: weights_hash(self.encoder), TOKENIZER: tokenizer}
 
     def tokens(self, texts: Sequence[str], cut: bool = False) -> list[list[int]]:
         """Tokens of texts, each of its own length.

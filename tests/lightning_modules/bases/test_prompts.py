@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
+from diffusers.pipelines.wan import pipeline_wan_i2v
 from lightning.pytorch import Trainer
 from PIL import Image
 
@@ -31,7 +32,6 @@ from remoco.page.form import read, sampling_of, settings
 from tests.support import wan
 from tests.support.commands import remoco
 
-PIPELINE = "diffusers.pipelines.wan.pipeline_wan_i2v"
 TRACKS = [[(9, 9), (30, 9)]]
 
 
@@ -78,7 +78,10 @@ def test_embeddings_are_diffusers(folder):
     torch.nn.Module.to(theirs.text_encoder, torch.float64)
     base = Wan(folder).build(torch.float64)
     texts = ["red dog", "dog", "  red\n dog &amp;amp; dog ", "x" * 40]
-    with mock.patch(f"{PIPELINE}.ftfy", mock.Mock(fix_text=lambda text: text), create=True):  # of ASCII it changes none
+    with mock.patch.object(
+        pipeline_wan_i2v, "ftfy", mock.Mock(fix_text=lambda text: text), create=True
+    ):  # of ASCII it changes none
+        assert [cleaned(text) for text in texts] == [pipeline_wan_i2v.prompt_clean(text) for text in texts]
         wanted = theirs.encode_prompt(texts, None, False, max_sequence_length=512, device="cpu")[0].detach()
     for mine, other in zip(base.embed_text(texts), wanted, strict=True):
         torch.testing.assert_close(mine, other[: len(mine)], rtol=0, atol=1e-12)
@@ -97,10 +100,8 @@ def test_other_letters_are_cleaned_as_diffusers_cleans_them(monkeypatch):
         cleaned("画面，静止")
     monkeypatch.undo()
     pytest.importorskip("ftfy", reason="needs ftfy: pip install -e '.[text]' -c constraints.txt")
-    from diffusers.pipelines.wan.pipeline_wan_i2v import prompt_clean
-
     for text in ("画面，静止", "“red” dog", "l&apos;été", "schÃ¶n"):
-        assert cleaned(text) == prompt_clean(text) != text or text == "l&apos;été"
+        assert cleaned(text) == pipeline_wan_i2v.prompt_clean(text) != text or text == "l&apos;été"
 
 
 def test_the_same_prompt_has_the_same_bits_and_another_does_not(pipe, readings):
@@ -282,6 +283,11 @@ def no_tokenizer(copy):
     (copy / "tokenizer" / "tokenizer.json").write_text("{}")
 
 
+def large_tokenizer(copy):
+    with (copy / "tokenizer" / "tokenizer.json").open("ab") as file:
+        file.truncate((64 << 20) + 1)  # of zeros that take no room
+
+
 def other_encoder(copy):
     wan.text_encoder(seed=9).save_pretrained(copy / "text_encoder")
 
@@ -296,6 +302,7 @@ def other_encoder(copy):
         ),
         (other_tokenizer, r"^prompt: \S+tokenizer.json is of another text encoder, expected tokens below 32 and 1 as"),
         (no_tokenizer, r"^prompt: cannot read \S+/tokenizer.json as a tokenizer: "),
+        (large_tokenizer, r"^prompt: \S+/tokenizer.json has 67108865 bytes, expected at most 67108864$"),
         (other_encoder, r"^prompt: \S+/text_encoder is not the text encoder that this base was made with$"),
     ],
 )
