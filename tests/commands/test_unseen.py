@@ -32,7 +32,7 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def sprites():
+def model():
     return Pipeline(SVD("embedded-sprites").build())
 
 
@@ -50,13 +50,13 @@ def sprite(scene):
     return np.ascontiguousarray(render(plain_scene([0, 2, scene], [0, 2, scene, 1], 2, 64, 64))[0].transpose(1, 2, 0))
 
 
-def test_photographs_are_new_to_it_and_sprites_are_not(sprites):
+def test_photographs_are_new_to_it_and_sprites_are_not(model):
     for size in ((64, 64), (100, 120), (480, 640)):
-        assert "only seen plain discs and boxes" in unseen(sprites, photograph(*size))
-    assert not [scene for scene in range(40) if unseen(sprites, sprite(scene))]
+        assert "only seen plain discs and boxes" in unseen(model, photograph(*size))
+    assert not [scene for scene in range(40) if unseen(model, sprite(scene))]
 
 
-def test_a_base_that_states_nothing_says_nothing(sprites):
+def test_a_base_that_states_nothing_says_nothing(model):
     class Silent:
         trained_on = None
 
@@ -64,21 +64,21 @@ def test_a_base_that_states_nothing_says_nothing(sprites):
         assert unseen(pipeline, photograph(480, 640)) is None
 
 
-def test_the_statement_is_of_the_base_not_of_a_name(sprites):
+def test_the_statement_is_of_the_base_not_of_a_name(model):
     """Another base's statement holds for it, whatever its folder is called."""
-    base = sprites.module.base
+    base = model.module.base
     before = base.trained_on
     try:
         base.trained_on = TrainedOn("nothing at all", 199.0)
-        assert "nothing at all" in unseen(sprites, sprite(0))
+        assert "nothing at all" in unseen(model, sprite(0))
     finally:
         base.trained_on = before
 
 
-def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, sprites, tmp_path, capsys):
+def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, model, tmp_path, capsys):
     """So do the folder that is written of it, and not a checkpoint of before, whose record says nothing."""
     run = tmp_path / "runs" / "one"
-    code, said = lightning("fit", *quick(sprites, run), "--trainer.limit_val_batches=0")
+    code, said = lightning("fit", *quick(None, run), "--trainer.limit_val_batches=0")
     assert code == 0, said
     saved = read_checkpoint(run / "checkpoints" / "last.ckpt")
     assert saved[KEY][STATED] == "plain discs and boxes over smooth colours"
@@ -106,7 +106,7 @@ def test_a_bad_statement_is_a_line(tmp_path, text):
     assert read_trained_on(tmp_path) is None
 
 
-def test_generate_says_the_same_line_once(sprites, tmp_path, capsys, monkeypatch):
+def test_generate_says_the_same_line_once(model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, picture in (("photo", photograph(200, 300)), ("sprite", sprite(3))):
         file = io.BytesIO()
@@ -118,4 +118,4 @@ def test_generate_says_the_same_line_once(sprites, tmp_path, capsys, monkeypatch
         assert main(["generate", "embedded-sprites", str(path), *arguments, "--out", f"{name}.mp4"]) == 0
         said = capsys.readouterr().err
         assert said.count("This model has only seen") == times
-        assert times == 0 or unseen(sprites, photograph(200, 300)) in said
+        assert times == 0 or unseen(model, photograph(200, 300)) in said
