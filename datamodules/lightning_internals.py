@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch.loops.fit_loop import _FitLoop
+from lightning.pytorch.trainer.connectors.logger_connector.logger_connector import _LoggerConnector
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from remoco.common.errors import UserError
@@ -128,15 +129,16 @@ def log_without_epoch(trainer: Any) -> None:
 
     Lightning adds it wherever it chooses the step itself, so the same step is given to it.
     """
-    connector = trainer._logger_connector
-    inner = connector.log_metrics
+    trainer._logger_connector.__class__ = _WithoutEpoch
 
-    def log_metrics(metrics: Any, step: int | None = None) -> None:
+
+class _WithoutEpoch(_LoggerConnector):
+    """A class and no function, which a trainer could not take along to spawned ranks."""
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
         if step is None and "step" not in metrics:
-            step = trainer.fit_loop.epoch_loop._batches_that_stepped
-        inner(metrics, step)
-
-    connector.log_metrics = log_metrics
+            step = self.trainer.fit_loop.epoch_loop._batches_that_stepped
+        super().log_metrics(metrics, step)
 
 
 class UnfinishedFitLoop(_FitLoop):
