@@ -373,10 +373,7 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     """
     place = usable_device(loading.device)
     kind = getattr(torch, loading.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    try:
-        pipe = opened(checkpoint, loading.svd, "cpu", kind)
-    except UserError as error:
-        raise UserError(f"checkpoint: {str(error).removeprefix('checkpoint ')}") from None
+    pipe = opened(checkpoint, loading.svd, "cpu", kind)
     try:
         pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:

@@ -326,7 +326,7 @@ def bad(tmp_path) -> dict[str, tuple[list, str]]:
         "text": ([tmp_path / "text.png"], "text.png: not a readable picture"),
         "none": ([tmp_path / "nowhere.png"], "nowhere.png: no such file"),
         "folder": ([tmp_path / "folder"], "folder: no inputs, expected folders with first_frame.png"),
-        "checkpoint": ([image, *good], f"error: checkpoint: {tmp_path / 'other.ckpt'}: not a readable"),
+        "checkpoint": ([image, *good], f"error: checkpoint {tmp_path / 'other.ckpt'}: not a readable"),
         "out": ([image, *good, "--out", tmp_path / "clip.avi"], "clip.avi: expected the name of an .mp4"),
         "height": ([image, *good, "--height", "100"], "--height is 100, expected a multiple of 16"),
         "size": ([image, *good, "--width", "64000"], "--width is 64000, expected a multiple of 16 up to 8192"),
