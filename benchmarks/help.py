@@ -1,7 +1,7 @@
 """CPU seconds of each `remoco` command's `--help`, beside those of another checkout, for instance an earlier commit's.
 
-    git worktree add /tmp/earlier COMMIT
-    python benchmarks/help.py [--other /tmp/earlier] [--rounds 5]
+    git worktree add ../earlier COMMIT
+    python benchmarks/help.py [--other ../earlier] [--rounds 5]
 
 User and system time of the child processes, medians; both checkouts take turns.
 """

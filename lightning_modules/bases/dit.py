@@ -1,18 +1,187 @@
-"""What bases with a transformer of diffusers share: the control's features, where LoRA goes, and what would drop it."""
+"""What bases with a transformer of diffusers share: files, control in their tokens, LoRA, and random weights."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from lightning_modules.bases.base import Level
+from lightning_modules.bases.base import Level, Place, VideoBase
+from lightning_modules.bases.empty_prompt import ENCODER, save_text
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.said import whole_hash
+from lightning_modules.bases.weight_files import config_file
+from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.layers import seeded
 from remoco.common.errors import UserError
+from remoco.common.model_folders import check_config
 
 FINEST = 8  # pixels per feature of the first level
 LEAST, MOST = 32, 256  # channels of a feature
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+RECOMPUTED = ("none", "all")
+
+
+class TransformerBase(VideoBase):
+    """A base whose network is a transformer of diffusers, conditioned on text.
+
+    Args:
+        path: Local folder or hub id `owner/name` in diffusers' layout.
+        revision: Revision of the hub id.
+        trained: Train the transformer too. It is then in float32.
+        recompute: Blocks of the transformer that are computed again in the backward pass, to save memory: `none`, or
+            `all`.
+
+    Class attributes:
+        model: What a user knows it as.
+        blocks: Name of the transformer's blocks.
+
+    Attributes:
+        networks: Names of the networks that a built base holds.
+        transformer: Denoising transformer.
+        vae: Autoencoder.
+        empty: (n, D) embedding of an empty prompt.
+    """
+
+    unconditional: ClassVar[Mapping[str, str]] = {"text": "negative_text"}
+    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    model: ClassVar[str]
+    blocks: ClassVar[str]
+    networks: Any
+    hold: Any  # takes the networks and `empty`
+    transformer: Any
+    vae: Any
+    empty: Tensor
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        revision: str | None = None,
+        trained: bool = False,
+        recompute: Literal["none", "all"] = "none",
+    ):
+        if recompute not in RECOMPUTED:
+            raise UserError(f"base: recompute is {recompute!r:.60}, expected one of {', '.join(RECOMPUTED)}")
+        self.path, self.revision = None if path is None else str(path), revision
+        self.trained, self.recompute = trained, recompute
+
+    def config(self, name: str) -> dict[str, Any]:
+        """The configuration of a network; of a hub id it comes into the cache, and no weights do."""
+        if self.path is None:
+            raise UserError(f"base: path is missing, expected a folder or hub id of {self.model}, image to video")
+        return check_config(config_file(self.path, name, self.revision))
+
+    def freeze(self) -> None:
+        """Freeze the networks that are held, but for a transformer that is trained."""
+        self.vae.use_slicing = True  # a clip at a time
+        self.requires_grad_(False).eval()
+        self.transformer.requires_grad_(self.trained)
+        if self.recompute == "all":
+            self.transformer.enable_gradient_checkpointing()
+
+    def identify(self, hashes: Mapping[str, str] | None) -> None:
+        """Say whose weights they are: by the hashes of the stored ones, or as they are now."""
+        self.hashes = dict(
+            hashes
+            or {name: weights_hash(getattr(self, name)) for name in self.networks}
+            | {ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(self.empty)}))}
+        )
+        self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
+
+    def export(self, folder: Path) -> None:
+        """Write the networks' folders and the embedding of an empty prompt, as a base of this kind loads them.
+
+        Args:
+            folder: Made here.
+        """
+        for name in self.networks:
+            getattr(self, name).save_pretrained(folder / name)
+        save_text(self.empty, self.hashes[ENCODER], folder)
+
+    def denoisers(self) -> dict[str, nn.Module]:
+        """The transformer."""
+        return {"transformer": self.transformer}
+
+    def levels(self) -> list[Level]:
+        """Down to one feature for each token."""
+        config = self.transformer.config
+        return token_levels(self.grid, config.num_attention_heads * config.attention_head_dim)
+
+    def places(self) -> list[Place]:
+        """What enters the self-attention of each block, after the adaptive norm: the residual stream is untouched.
+
+        Text tokens beside the video's come apart there, and are untouched too.
+        """
+        coarsest, width = len(self.levels()) - 1, self.transformer.config
+        channels = width.num_attention_heads * width.attention_head_dim
+        return [
+            Place(f"{self.blocks}.{index}", block.attn1, channels, coarsest, "tokens")
+            for index, block in enumerate(getattr(self.transformer, self.blocks))
+        ]
+
+    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
+        """In the transformer's blocks, see `dit.lora_targets`."""
+        return {"transformer": lora_targets(self.transformer, kind, self.blocks)}
+
+    def compile(self, *args: Any, **options: Any) -> None:
+        """Block by block: all have the same code, which is compiled once."""
+        for block in getattr(self.transformer, self.blocks):
+            block.compile(*args, **options)
+
+
+class RandomTransformer(TransformerBase):
+    """Before a base of this kind among the parents: its networks with random weights; no global generator moves.
+
+    Class attributes:
+        sizes: Name of a size -> name of a network -> its configuration.
+        components: Name of a network -> its class.
+    """
+
+    named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed")
+    located_by = ()
+    drawn = True
+    sizes: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
+    components: ClassVar[Mapping[str, Any]]
+    size: str
+    init_seed: int
+
+    def config(self, name: str) -> dict[str, Any]:
+        """As `TransformerBase.config`, of the size."""
+        return dict(self.sizes[self.size][name])
+
+    def draw_rest(self, transformer: Any) -> Tensor:
+        """Draw what is left once the networks are: the embedding (n, D) of an empty prompt."""
+        return torch.randn(1, transformer.config.text_dim)
+
+    def build(self, dtype: torch.dtype = torch.float32) -> Self:
+        """Draw the weights; on the meta device nothing is drawn or allocated."""
+        with seeded(self.init_seed):
+            parts = {name: layout_of(self.components[name])(self.config(name)) for name in self.networks}
+            empty = self.draw_rest(parts["transformer"])
+        self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
+        self.cast(dtype)
+        return self
+
+    def layout(self) -> VideoBase:
+        """The networks on the meta device."""
+        return VideoBase.layout(self)
+
+    def small(self) -> bool:
+        """Whether it is a tiny one."""
+        return self.size.startswith("tiny")
+
+    @classmethod
+    def check_named(cls, arguments: Mapping[str, Any]) -> None:
+        """As `VideoBase.check_named`; the size is one of ours too."""
+        super().check_named(arguments)
+        if (size := arguments.get("size", next(iter(cls.sizes)))) not in cls.sizes:
+            raise UserError(f"base: size is {size!r:.60}, expected one of {', '.join(cls.sizes)}")
+        if type(seed := arguments.get("init_seed", 0)) is not int:
+            raise UserError(f"base: init_seed is {seed!r:.60}, expected a whole number")
 
 
 def token_levels(grid: Grid, width: int) -> list[Level]:
@@ -28,7 +197,7 @@ def token_levels(grid: Grid, width: int) -> list[Level]:
     return [*finer, Level(most, grid.step, grid.time)]
 
 
-def lora_targets(transformer: nn.Module, kind: Literal["attention", "linear"], blocks: str = "blocks") -> list[str]:
+def lora_targets(transformer: nn.Module, kind: Literal["attention", "linear"], blocks: str) -> list[str]:
     """Names of the layers in the blocks: `attention`: q, k, v and output of all attentions; `linear`: every one.
 
     Args:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render
+from lightning_modules import bases
 from lightning_modules.bases.svd.base import SVD
 from lightning_modules.bases.trained_on import KEY as STATED
 from lightning_modules.bases.trained_on import NAME, TrainedOn, read_trained_on
@@ -95,6 +96,11 @@ def test_a_run_over_drawn_weights_says_what_its_clips_show(lightning, model, tmp
     saved[KEY][STATED] = ["words"]
     with pytest.raises(UserError, match="trained_on is"):
         checkpoint_of(saved, "damaged")
+
+
+@pytest.mark.parametrize("name", ["Photos", "RandomCogVideoX", "RandomWan", "Sprites"])
+def test_bases_with_random_weights_say_so(name):
+    assert getattr(bases, name).drawn
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"says": 5, "psnr": 3}', '{"says": "a", "psnr": "b"}', '{"says": "a"}'])

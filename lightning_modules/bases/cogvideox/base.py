@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
@@ -13,7 +12,7 @@ from diffusers.models.embeddings import get_3d_rotary_pos_embed
 from torch import Tensor, nn
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Posterior, VideoBase
 from lightning_modules.bases.cogvideox.weights import (
     COMPONENTS,
     PATCH,
@@ -23,13 +22,12 @@ from lightning_modules.bases.cogvideox.weights import (
     load,
     text_length,
 )
-from lightning_modules.bases.dit import lora_targets, refuse_fusing, token_levels
+from lightning_modules.bases.dit import TransformerBase, refuse_fusing
 from lightning_modules.bases.grid import Grid
-from lightning_modules.bases.said import Input, whole_hash
+from lightning_modules.bases.said import Input
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.wan.weights import ENCODER, config_of, save_text
 from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
@@ -37,11 +35,8 @@ from lightning_modules.process.v_prediction import VPrediction
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
-RECOMPUTED = ("none", "all")
-BLOCKS = "transformer_blocks"
 
-
-class CogVideoX(VideoBase):
+class CogVideoX(TransformerBase):
     """CogVideoX 5B, image to video: transformer and autoencoder. Its positions are learned, so it takes one clip size.
 
     Its text encoder is read once, for the embedding of an empty prompt, and not kept. Other prompts come as embeddings,
@@ -61,27 +56,12 @@ class CogVideoX(VideoBase):
     """
 
     conditionings = ("text", "first")
-    unconditional: ClassVar[Mapping[str, str]] = {"text": "negative_text"}
-    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
-    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
+    model = "CogVideoX 5B"
+    blocks = "transformer_blocks"
+    networks = ("transformer", "vae")
     frame_noise = (-3.0, 0.5)
-    transformer: Any
-    vae: Any
-    empty: Tensor
     cosines: Tensor
     sines: Tensor
-
-    def __init__(
-        self,
-        path: str | Path | None = None,
-        revision: str | None = None,
-        trained: bool = False,
-        recompute: Literal["none", "all"] = "none",
-    ):
-        if recompute not in RECOMPUTED:
-            raise UserError(f"base: recompute is {recompute!r:.60}, expected one of {', '.join(RECOMPUTED)}")
-        self.path, self.revision = None if path is None else str(path), revision
-        self.trained, self.recompute = trained, recompute
 
     @functools.cached_property
     def grid(self) -> Grid:  # type: ignore[override]
@@ -91,13 +71,7 @@ class CogVideoX(VideoBase):
         sides = (SPACE * config["sample_height"], SPACE * config["sample_width"])
         return Grid(space=SPACE, step=SPACE * PATCH, time=TIME, only=(config["sample_frames"], *sides))
 
-    def config(self, name: str) -> dict[str, Any]:
-        """The configuration of a network."""
-        if self.path is None:
-            raise UserError("base: path is missing, expected a folder or hub id of CogVideoX 5B, image to video")
-        return config_of(self.path, name, self.revision)
-
-    def build(self, dtype: torch.dtype = torch.float32) -> CogVideoX:
+    def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/ and text_encoder/, safetensors alone.
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
@@ -107,11 +81,11 @@ class CogVideoX(VideoBase):
         parts, hashes = load(str(self.path), self.revision, length, torch.float32 if self.trained else dtype)
         return self.hold(**parts, hashes=hashes)
 
-    def layout(self) -> CogVideoX:
+    def layout(self) -> VideoBase:
         """Built from the configurations alone; no weights are read."""
         _ = self.grid
         made: dict[str, Any] = {}
-        for name in ("transformer", "vae"):
+        for name in self.networks:
             make = layout_of(COMPONENTS[name])
             if not is_hub_id(str(self.path)):
                 check_model(config_file(str(self.path), name, self.revision).parent, make)
@@ -127,7 +101,7 @@ class CogVideoX(VideoBase):
         *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
-    ) -> CogVideoX:
+    ) -> Self:
         """Take these networks, in their dtypes, as the base's own, and freeze them.
 
         Args:
@@ -137,21 +111,13 @@ class CogVideoX(VideoBase):
             hashes: Of the stored weights, by name; by default they are taken here.
         """
         transformer.fuse_qkv_projections = refuse_fusing
-        vae.use_slicing = True  # a clip at a time
         self.transformer, self.vae = transformer, vae
-        self.requires_grad_(False).eval()
-        transformer.requires_grad_(self.trained)
-        if self.recompute == "all":
-            transformer.enable_gradient_checkpointing()
+        self.freeze()
         self.channels = vae.config.latent_channels
         self.register_buffer("empty", empty, persistent=False)
         for name, table in zip(("cosines", "sines"), rotary(transformer.config, empty.device), strict=True):
             self.register_buffer(name, table, persistent=False)
-        taken = hashes or {name: weights_hash(getattr(self, name)) for name in ("transformer", "vae")} | {
-            ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(empty)}))
-        }
-        self.hashes = dict(taken)
-        self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
+        self.identify(hashes)
         return self
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -159,20 +125,6 @@ class CogVideoX(VideoBase):
         cast(self.transformer, dtype)
         cast(self.vae, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
-
-    def export(self, folder: Path) -> None:
-        """Write transformer/, vae/ and the embedding of an empty prompt, as `CogVideoX` loads them.
-
-        Args:
-            folder: Made here.
-        """
-        for name in ("transformer", "vae"):
-            getattr(self, name).save_pretrained(folder / name)
-        save_text(self.empty, self.hashes[ENCODER], folder)
-
-    def denoisers(self) -> dict[str, nn.Module]:
-        """The transformer."""
-        return {"transformer": self.transformer}
 
     def process(self) -> VPrediction:
         """Its authors', without a shift."""
@@ -269,33 +221,9 @@ class CogVideoX(VideoBase):
                 inputs, text.to(dtype), time, image_rotary_emb=(self.cosines, self.sines), return_dict=False
             )[0]
 
-    # Control
-
-    def levels(self) -> list[Level]:
-        """Down to one feature for each token: of four frames and 16 x 16 pixels."""
-        config = self.transformer.config
-        return token_levels(self.grid, config.num_attention_heads * config.attention_head_dim)
-
-    def places(self) -> list[Place]:
-        """What enters the attention of each block, after the adaptive norm; its text tokens come apart, untouched."""
-        coarsest = len(self.levels()) - 1
-        return [
-            Place(f"{BLOCKS}.{index}", block.attn1, block.attn1.query_dim, coarsest, "tokens")
-            for index, block in enumerate(self.transformer.transformer_blocks)
-        ]
-
-    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
-        """In the transformer's blocks, see `dit.lora_targets`; text and video share these layers."""
-        return {"transformer": lora_targets(self.transformer, kind, BLOCKS)}
-
     def beside(self) -> list[nn.Module]:
         """The VAE."""
         return [self.vae]
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Block by block: all have the same code, which is compiled once."""
-        for block in self.transformer.transformer_blocks:
-            block.compile(*args, **options)
 
 
 def rotary(config: Any, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
-from lightning_modules.bases.base import VideoBase
 from lightning_modules.bases.cogvideox.base import CogVideoX
 from lightning_modules.bases.cogvideox.weights import COMPONENTS
-from lightning_modules.bases.weights import layout_of
-from lightning_modules.layers import seeded
-from remoco.common.errors import UserError
+from lightning_modules.bases.dit import RandomTransformer
 
 I2V = {
     "patch_size": 2, "patch_size_t": None, "use_rotary_positional_embeddings": True,
@@ -40,7 +37,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-class RandomCogVideoX(CogVideoX):
+class RandomCogVideoX(RandomTransformer, CogVideoX):
     """A base of CogVideoX's kind with random weights, for tests and counts; no global generator moves.
 
     Args:
@@ -50,8 +47,8 @@ class RandomCogVideoX(CogVideoX):
         recompute: Blocks of the transformer that are computed again in the backward pass, as for `CogVideoX`.
     """
 
-    named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed")
-    located_by = ()
+    sizes = SIZES
+    components = COMPONENTS
 
     def __init__(
         self,
@@ -64,34 +61,9 @@ class RandomCogVideoX(CogVideoX):
         RandomCogVideoX.check_named({"size": size, "init_seed": init_seed})
         self.size, self.init_seed = size, init_seed
 
-    def config(self, name: str) -> dict[str, Any]:
-        """As `CogVideoX.config`, of the size."""
-        return dict(SIZES[self.size][name])
-
-    def build(self, dtype: torch.dtype = torch.float32) -> RandomCogVideoX:
-        """Draw the weights; on the meta device nothing is drawn or allocated."""
-        with seeded(self.init_seed):
-            parts: dict[str, Any] = {name: layout_of(COMPONENTS[name])(self.config(name)) for name in SIZES[self.size]}
-            config = parts["transformer"].config
-            empty = torch.randn(config.max_text_seq_length, config.text_embed_dim)
-            parts["transformer"].patch_embed.pos_embedding.normal_(std=0.02)  # learned, so no sinusoids
-        self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
-        self.cast(dtype)
-        return self
-
-    def layout(self) -> VideoBase:  # type: ignore[override]
-        """The networks on the meta device."""
-        return VideoBase.layout(self)
-
-    def small(self) -> bool:
-        """Whether it is the tiny one."""
-        return self.size.startswith("tiny")
-
-    @classmethod
-    def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """As `VideoBase.check_named`; the size is one of ours too."""
-        super().check_named(arguments)
-        if (size := arguments.get("size", "tiny_i2v")) not in SIZES:
-            raise UserError(f"base: size is {size!r:.60}, expected one of {', '.join(SIZES)}")
-        if type(seed := arguments.get("init_seed", 0)) is not int:
-            raise UserError(f"base: init_seed is {seed!r:.60}, expected a whole number")
+    def draw_rest(self, transformer: Any) -> Tensor:
+        """As `RandomTransformer.draw_rest`, of all tokens; and the positions, which are learned, so no sinusoids."""
+        config = transformer.config
+        empty = torch.randn(config.max_text_seq_length, config.text_embed_dim)
+        transformer.patch_embed.pos_embedding.normal_(std=0.02)
+        return empty

@@ -12,7 +12,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5EncoderModel
 
-from lightning_modules.bases.wan.weights import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
 from remoco.common.errors import UserError, readable

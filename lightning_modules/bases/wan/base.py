@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +14,11 @@ from torch import Tensor, nn
 from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
-from lightning_modules.bases.dit import lora_targets, token_levels
+from lightning_modules.bases.base import Posterior, VideoBase
+from lightning_modules.bases.dit import TransformerBase
+from lightning_modules.bases.empty_prompt import ENCODER
 from lightning_modules.bases.grid import Grid
-from lightning_modules.bases.said import TEXTS, Input, whole_hash
+from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
@@ -28,16 +28,13 @@ from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import (
     COMPONENTS,
-    ENCODER,
     TIME,
     changes_of,
-    config_of,
     load,
     networks_of,
-    save_text,
 )
 from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
@@ -45,11 +42,10 @@ from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
-RECOMPUTED = ("none", "all")
 MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
-class Wan(VideoBase):
+class Wan(TransformerBase):
     """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
 
     The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
@@ -73,28 +69,12 @@ class Wan(VideoBase):
     """
 
     conditionings = ("text",)
-    unconditional: ClassVar[Mapping[str, str]] = {"text": "negative_text"}
-    named_by: ClassVar[tuple[str, ...]] = ("path", "revision")
-    located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
-    transformer: Any
-    vae: Any
+    model = "Wan"
+    blocks = "blocks"
     image_encoder: Any
-    empty: Tensor
     embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
-
-    def __init__(
-        self,
-        path: str | Path | None = None,
-        revision: str | None = None,
-        trained: bool = False,
-        recompute: Literal["none", "all"] = "none",
-    ):
-        if recompute not in RECOMPUTED:
-            raise UserError(f"base: recompute is {recompute!r:.60}, expected one of {', '.join(RECOMPUTED)}")
-        self.path, self.revision = None if path is None else str(path), revision
-        self.trained, self.recompute = trained, recompute
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
@@ -109,13 +89,7 @@ class Wan(VideoBase):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
 
-    def config(self, name: str) -> dict[str, Any]:
-        """The configuration of a network."""
-        if self.path is None:
-            raise UserError("base: path is missing, expected a folder or hub id of Wan, image to video")
-        return config_of(self.path, name, self.revision)
-
-    def build(self, dtype: torch.dtype = torch.float32) -> Wan:
+    def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
@@ -124,7 +98,7 @@ class Wan(VideoBase):
         parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
         return self.hold(**parts, hashes=hashes)
 
-    def layout(self) -> Wan:
+    def layout(self) -> VideoBase:
         """Built from the configurations alone; no weights are read."""
         made: dict[str, Any] = {}
         for name in self.networks:
@@ -145,7 +119,7 @@ class Wan(VideoBase):
         *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
-    ) -> Wan:
+    ) -> Self:
         """Take these networks, in their dtypes, as the base's own, and freeze them.
 
         Args:
@@ -158,23 +132,15 @@ class Wan(VideoBase):
         prepare(transformer)
         if image_encoder is None:
             use_blocks(transformer)
-        vae.use_slicing = True  # a clip at a time
         self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
-        self.requires_grad_(False).eval()
-        transformer.requires_grad_(self.trained)
-        if self.recompute == "all":
-            transformer.enable_gradient_checkpointing()
+        self.freeze()
         self.channels = vae.config.z_dim
         for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
         self.embeddings = {}
-        taken = hashes or {name: weights_hash(getattr(self, name)) for name in self.networks} | {
-            ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(empty)}))
-        }
-        self.hashes = dict(taken)
-        self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
+        self.identify(hashes)
         return self
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -184,20 +150,6 @@ class Wan(VideoBase):
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
         self.embeddings = {}
-
-    def export(self, folder: Path) -> None:
-        """Write transformer/, vae/, image_encoder/ and the embedding of an empty prompt, as `Wan` loads them.
-
-        Args:
-            folder: Made here.
-        """
-        for name in self.networks:
-            getattr(self, name).save_pretrained(folder / name)
-        save_text(self.empty, self.hashes[ENCODER], folder)
-
-    def denoisers(self) -> dict[str, nn.Module]:
-        """The transformer."""
-        return {"transformer": self.transformer}
 
     def process(self) -> FlowMatching:
         """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
@@ -341,30 +293,6 @@ class Wan(VideoBase):
         straight = (noisy[:, :1] - first) * (TIMES / time.to(noisy.dtype)).view(-1, 1, 1, 1, 1)
         return torch.cat([straight, out[:, 1:].to(noisy.dtype)], dim=1)
 
-    # Control
-
-    def levels(self) -> list[Level]:
-        """Down to one feature for each token: of four frames and 16 x 16 pixels, in TI2V 32 x 32."""
-        config = self.transformer.config
-        return token_levels(self.grid, config.num_attention_heads * config.attention_head_dim)
-
-    def places(self) -> list[Place]:
-        """What enters the self-attention of each block, after the adaptive norm: the residual stream is untouched."""
-        coarsest, blocks = len(self.levels()) - 1, self.transformer.blocks
-        return [
-            Place(f"blocks.{index}", block.attn1, block.attn1.inner_dim, coarsest, "tokens")
-            for index, block in enumerate(blocks)
-        ]
-
-    def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
-        """In the transformer's blocks, see `dit.lora_targets`."""
-        return {"transformer": lora_targets(self.transformer, kind)}
-
     def beside(self) -> list[nn.Module]:
         """Image encoder and VAE."""
         return [part for part in (self.image_encoder, self.vae) if part is not None]
-
-    def compile(self, *args: Any, **options: Any) -> None:
-        """Block by block: all have the same code, which is compiled once."""
-        for block in self.transformer.blocks:
-            block.compile(*args, **options)

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import torch
-
-from lightning_modules.bases.base import VideoBase
+from lightning_modules.bases.dit import RandomTransformer
 from lightning_modules.bases.wan.base import Wan
 from lightning_modules.bases.wan.weights import COMPONENTS
-from lightning_modules.bases.weights import layout_of
-from lightning_modules.layers import seeded
-from remoco.common.errors import UserError
 
 TINY = {
     "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 48, "num_layers": 2,
@@ -64,7 +58,7 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-class RandomWan(Wan):
+class RandomWan(RandomTransformer, Wan):
     """A base of Wan's kind with random weights, for tests and counts; no global generator moves when they are drawn.
 
     Args:
@@ -74,10 +68,8 @@ class RandomWan(Wan):
         recompute: Blocks of the transformer that are computed again in the backward pass, as for `Wan`.
     """
 
-    named_by: ClassVar[tuple[str, ...]] = ("size", "init_seed")
-    located_by = ()
-
-    drawn = True
+    sizes = SIZES
+    components = COMPONENTS
 
     def __init__(
         self,
@@ -90,36 +82,6 @@ class RandomWan(Wan):
         RandomWan.check_named({"size": size, "init_seed": init_seed})
         self.size, self.init_seed = size, init_seed
 
-    def config(self, name: str) -> dict[str, Any]:
-        """As `Wan.config`, of the size."""
-        return dict(SIZES[self.size][name])
-
-    def build(self, dtype: torch.dtype = torch.float32) -> RandomWan:
-        """Draw the weights; on the meta device nothing is drawn or allocated."""
-        with seeded(self.init_seed):
-            parts: dict[str, Any] = {name: layout_of(COMPONENTS[name])(self.config(name)) for name in self.networks}
-            empty = torch.randn(1, parts["transformer"].config.text_dim)
-        self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
-        self.cast(dtype)
-        return self
-
-    def layout(self) -> VideoBase:  # type: ignore[override]
-        """The networks on the meta device."""
-        return VideoBase.layout(self)
-
     def usual(self) -> tuple[int, int, int]:
         """Those of the size."""
         return (9, 64, 64) if self.small() else super().usual()
-
-    def small(self) -> bool:
-        """Whether it is one of the tiny ones."""
-        return self.size.startswith("tiny")
-
-    @classmethod
-    def check_named(cls, arguments: Mapping[str, Any]) -> None:
-        """As `VideoBase.check_named`; the size is one of ours too."""
-        super().check_named(arguments)
-        if (size := arguments.get("size", "tiny_i2v")) not in SIZES:
-            raise UserError(f"base: size is {size!r:.60}, expected one of {', '.join(SIZES)}")
-        if type(seed := arguments.get("init_seed", 0)) is not int:
-            raise UserError(f"base: init_seed is {seed!r:.60}, expected a whole number")

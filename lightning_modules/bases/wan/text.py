@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from lightning_modules.bases.empty_prompt import ENCODER, end_of, states
 from lightning_modules.bases.text import TOKENIZER, file_hash, tokenizer_file, tokens_of
 from lightning_modules.bases.wan.network import TEXT_LENGTH
-from lightning_modules.bases.wan.weights import COMPONENTS, ENCODER, end_of, states
+from lightning_modules.bases.wan.weights import COMPONENTS
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_whole, weights_hash
 from lightning_modules.hub import is_hub_id

@@ -1,4 +1,4 @@
-"""Wan's networks from a folder in the hub's layout, and the embedding of an empty prompt."""
+"""Wan's networks from a folder in the hub's layout."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from safetensors import safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.wan.network import TEXT_LENGTH, dtype_of
-from lightning_modules.bases.weight_files import config_file, located
-from lightning_modules.bases.weights import UNREADABLE, read_streamed, read_whole, weights_hash
+from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.wan.network import dtype_of
+from lightning_modules.bases.weight_files import located
+from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
 from remoco.common.errors import UserError, readable
-from remoco.common.model_folders import check_config
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -26,9 +24,7 @@ COMPONENTS = {
     "image_encoder": CLIPVisionModel,
     "text_encoder": UMT5EncoderModel,
 }
-TEXT = Path("text", "embeddings.safetensors")  # stands in a folder of ours for its text encoder
 TIME = 4  # frames per latent, and channels of the mask
-ENCODER = "text_encoder"  # in that file's metadata: the encoder's hash
 
 
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
@@ -61,11 +57,6 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
     )
 
 
-def config_of(path: str, name: str, revision: str | None) -> dict[str, Any]:
-    """The configuration of one of a base's networks; of a hub id it comes into the cache, and no weights do."""
-    return check_config(config_file(path, name, revision))
-
-
 def changes_of(networks: Sequence[str]) -> dict[str, Any]:
     """What counts instead of a transformer's configuration: TI2V has no image tokens, also where that says so."""
     return {} if "image_encoder" in networks else {"image_dim": None, "added_kv_proj_dim": None}
@@ -93,7 +84,7 @@ def load(
     for name in networks[1:]:
         parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
         hashes[name] = weights_hash(parts[name])
-    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path)
+    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
     parts["transformer"], hashes["transformer"] = read_streamed(
         base,
         "transformer",
@@ -114,72 +105,3 @@ def check(transformer: Any, vae: Any, called: str) -> None:
         raise UserError(f"base: {called}: its transformer has {transformer.out_channels} channels, its vae {vae.z_dim}")
     if vae.scale_factor_temporal != TIME or tuple(transformer.patch_size) != (1, 2, 2):
         raise UserError(f"base: {called}: expected {TIME} frames per latent and patches of 1 x 2 x 2, as Wan has them")
-
-
-def empty_prompt(
-    base: Path, dtype: torch.dtype, called: str, encoder_class: Any = UMT5EncoderModel, length: int = 1
-) -> tuple[Tensor, str]:
-    """Embedding (n, D) of an empty prompt in a dtype, and the hash of the text encoder.
-
-    The encoder is in memory meanwhile, as it is stored, and never on a GPU: Wan's has 5.7 billion weights.
-
-    Args:
-        base: The folder that holds the networks'.
-        dtype: Dtype of the embedding, which the encoder computes in.
-        called: What the user calls the base, for errors.
-        encoder_class: The text encoder's, of transformers.
-        length: Number n of tokens: the prompt's end, then padding, which is attended to as any token.
-    """
-    if (base / TEXT).is_file():
-        return _stored_text(base / TEXT, dtype, called)
-    encoder = read_whole(base, ENCODER, encoder_class, called)
-    digest = weights_hash(encoder)
-    padding = [_token(encoder, "pad_token_id", called, 0)] * (length - 1) if length > 1 else []
-    return states(encoder, [end_of(encoder, called), *padding], dtype), digest
-
-
-def end_of(encoder: Any, called: str) -> int:
-    """The token that ends each prompt; UserError where a text encoder's configuration has none."""
-    return _token(encoder, "eos_token_id", called, 1)
-
-
-def _token(encoder: Any, name: str, called: str, usual: int) -> int:
-    token = getattr(encoder.config, name)
-    if type(token) is not int or not 0 <= token < encoder.config.vocab_size:
-        raise UserError(f"base: {called}/{ENCODER}: its {name} is no token, expected {usual}")
-    return token
-
-
-def states(encoder: Any, tokens: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-    """Embedding (n, D) of n tokens by a text encoder, which is then on this device and has this dtype."""
-    with torch.no_grad(), torch.device(device):
-        ids = torch.tensor([list(tokens)])
-        embedding: Tensor = encoder.eval().to(device, dtype)(ids, torch.ones_like(ids)).last_hidden_state[0]
-    return embedding
-
-
-def _stored_text(path: Path, dtype: torch.dtype, called: str) -> tuple[Tensor, str]:
-    try:
-        with safe_open(path, "pt") as file:
-            empty, digest = file.get_tensor("empty"), (file.metadata() or {}).get(ENCODER)
-    except UNREADABLE as error:
-        raise UserError(f"base: cannot load {TEXT} of {called}: {' '.join(str(error).split())}") from error
-    sound = empty.ndim == 2 and 0 < len(empty) <= TEXT_LENGTH and empty.is_floating_point()
-    if not sound or not empty.isfinite().all() or not digest:
-        raise UserError(
-            f"base: {called}/{TEXT}: expected `empty` (n, D), finite, of at most {TEXT_LENGTH} tokens, and the hash of "
-            f"its {ENCODER}"
-        )
-    return empty.to(dtype), digest
-
-
-def save_text(empty: Tensor, digest: str, folder: Path) -> None:
-    """Write the embedding of an empty prompt where `load` looks before it looks for a text encoder.
-
-    Args:
-        empty: (n, D).
-        digest: Hash of the text encoder.
-        folder: Of the base.
-    """
-    (folder / TEXT).parent.mkdir(parents=True)
-    save_file({"empty": empty.detach().cpu().contiguous()}, folder / TEXT, {ENCODER: digest})

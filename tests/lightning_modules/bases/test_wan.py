@@ -17,8 +17,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 from conditions import RegionWise
 from lightning_modules import BaseModule, MotionControlModule
 from lightning_modules.bases import RandomWan, Wan
+from lightning_modules.bases.empty_prompt import empty_prompt
 from lightning_modules.bases.wan.network import KEPT
-from lightning_modules.bases.wan.weights import empty_prompt
 from lightning_modules.conditioning import to_float
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.optimizer import Plan, adamw
@@ -183,7 +183,7 @@ def test_weights_under_two_names_are_counted_once(tmp_path):
     encoder = UMT5EncoderModel(config)
     assert encoder.shared.weight.numel() > 2 * SLACK
     encoder.save_pretrained(tmp_path / "text_encoder")
-    empty, digest = empty_prompt(tmp_path, torch.float32, "it")
+    empty, digest = empty_prompt(tmp_path, torch.float32, "it", UMT5EncoderModel)
     assert empty.shape == (1, 16) and len(digest) == 64
 
 
