@@ -8,6 +8,7 @@ from transformers import T5Config, T5EncoderModel
 
 from lightning_modules.bases import RandomCogVideoX
 from lightning_modules.layers import seeded
+from tests.support.modules import draw
 from tests.support.wan import tokenizer
 
 TOKENS = 12  # of text, padding included
@@ -47,3 +48,25 @@ def embeddings(pipe: CogVideoXImageToVideoPipeline, *prompts: str) -> torch.Tens
 
 def rotary(pipe: CogVideoXImageToVideoPipeline, height: int, width: int, latents: int) -> tuple[torch.Tensor, ...]:
     return pipe._prepare_rotary_positional_embeddings(height, width, latents, torch.device("cpu"))
+
+
+FRAMES, SIDE = 9, 64  # the one clip of the tiny base
+
+
+def first_frame(batch=1, seed=1):
+    """(B, 3, H, W) float64 in [-1, 1]."""
+    return draw(batch, 3, SIDE, SIDE, seed=seed).tanh()
+
+
+def conditioned(base, batch=1, **more):
+    """A base's conditioning on such frames."""
+    known = {"first_frame": first_frame(batch).to(base.arithmetic()), "frames": FRAMES, **more}
+    return base.condition(known, {}, None)
+
+
+def velocity(pipe, x, time, first, text):
+    """diffusers' network, as its pipeline calls it; times in float64, or it would take their sines in float32."""
+    known = torch.cat([first, first.new_zeros(len(x), x.shape[1] - 1, *first.shape[2:])], 1)
+    inputs = torch.cat([x, known], 2)
+    table = rotary(pipe, SIDE, SIDE, x.shape[1])
+    return pipe.transformer(inputs, text, time, image_rotary_emb=table, return_dict=False)[0]

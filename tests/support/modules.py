@@ -1,5 +1,7 @@
 """Small modules, their data and a trainer."""
 
+from pathlib import Path
+
 import torch
 from lightning.pytorch import Trainer
 
@@ -61,3 +63,16 @@ def inputs(svd: SVD, batch: int = 2, frames: int = 3, side: int = 8) -> tuple[to
         randn(seeds, (1, svd.unet.config.cross_attention_dim)),
         torch.tensor([[8.0, 17.0, 0.02]]).repeat(batch, 1),
     )
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Normal values in float64, of a generator of their own."""
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def written(root: Path, **settings) -> tuple[Path, dict]:
+    """Sprites as shards in a folder, and the first batch of them."""
+    module = data(root, **settings)
+    module.prepare_data()
+    module.setup("fit")
+    return root, next(iter(module.train_dataloader()))

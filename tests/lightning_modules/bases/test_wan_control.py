@@ -25,7 +25,7 @@ from remoco import configs
 from remoco.common.errors import UserError
 from remoco.training import Unstarted
 from tests.support import wan
-from tests.support.modules import data, perturb, trainer
+from tests.support.modules import data, draw, perturb, trainer
 from tests.support.same import same
 
 SIZES = {"tiny_i2v": (32, 48), "tiny_ti2v": (64, 96)}
@@ -33,10 +33,6 @@ SIZES = {"tiny_i2v": (32, 48), "tiny_ti2v": (64, 96)}
 
 class Mine(Modulation):
     """An injection of one's own, for feature maps."""
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 def module(size="tiny_i2v", kinds=("modulation",), dtype=torch.float64, lora="attention", **base):

@@ -23,14 +23,10 @@ from lightning_modules.video_module import NOISE
 from remoco.common.errors import UserError
 from tests.support import wan
 from tests.support.commands import remoco
-from tests.support.modules import data, trainer
+from tests.support.modules import data, draw, trainer, written
 from tests.support.same import same
 
 SIZE = "tiny_ti2v"
-
-
-def draw(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +56,7 @@ def theirs(folder):
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Clips of 5 frames, and a batch of them."""
-    root = tmp_path_factory.mktemp("clips")
-    dm = data(root, frames=5, clips=4, val_clips=2)
-    dm.prepare_data()
-    dm.setup("fit")
-    return root, next(iter(dm.train_dataloader()))
+    return written(tmp_path_factory.mktemp("clips"), frames=5, clips=4, val_clips=2)
 
 
 def velocity(net, x, t, first, text):
