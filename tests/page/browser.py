@@ -31,6 +31,14 @@ def until(page, expression, arg=None, seconds=120):
         page.wait_for_timeout(30)
 
 
+def until_value(page, field, value, seconds=120):
+    """Wait until a field holds it: a drawing's texts and numbers are filled in a moment after the drawing is there."""
+    end = time.monotonic() + seconds
+    while (found := field.input_value()) != value:
+        assert time.monotonic() < end, f"waited {seconds} s for {value!r}, the field holds {found!r}"
+        page.wait_for_timeout(30)
+
+
 def open_files(page, *paths, button="[data-do=open]"):
     """Chooses files as a person does; the page has no input for them."""
     with page.expect_file_chooser() as chooser:

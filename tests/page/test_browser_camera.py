@@ -18,6 +18,7 @@ from tests.page.browser import (
     open_files,
     tracks,
     until,
+    until_value,
 )
 
 pytestmark = IN_A_BROWSER
@@ -78,7 +79,7 @@ def test_a_camera_is_set_shown_generated_and_opens_again(opened, tmp_path):
     until(page, "remoco.drawing().meta.camera")
     assert meta(page)["camera"] == moves
     page.click("[data-tab=camera]")
-    assert page.locator("[data-preset=pan] input[type=range]").input_value() == "0.3"
+    until_value(page, page.locator("[data-preset=pan] input[type=range]"), "0.3")
     page.click("[data-do=rest]")
     assert "camera" not in meta(page) and page.locator(".rm-badge").inner_text() == ""
     page.click("[data-tab=draw]")

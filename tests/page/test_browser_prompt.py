@@ -13,7 +13,7 @@ from lightning_modules.bases import Wan
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import FlowMatching
-from tests.page.browser import IN_A_BROWSER, generate, open_files, until
+from tests.page.browser import IN_A_BROWSER, generate, open_files, until, until_value
 from tests.support import wan
 from tests.support.page import served
 
@@ -44,7 +44,8 @@ def test_texts_are_sent_and_a_drawings_own_fills_its_field(opened, tmp_path):
     open_files(page, *sorted(tmp_path.iterdir()))
     until(page, "remoco.drawing()?.meta.traj_key_points.length === 1")
     prompt, negative = (page.locator(f"#rm-{name} textarea") for name in ("prompt", "negative_prompt"))
-    assert prompt.input_value() == "dog" and negative.input_value() == ""
+    until_value(page, prompt, "dog")
+    assert negative.input_value() == ""
     assert page.locator("#rm-prompt label").text_content() == "Prompt"
     if page.locator("#rm-settings").get_attribute("open") is None:
         page.click("#rm-settings summary")

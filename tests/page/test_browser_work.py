@@ -21,6 +21,7 @@ from tests.page.browser import (
     set_number,
     tracks,
     until,
+    until_value,
 )
 
 pytestmark = IN_A_BROWSER
@@ -91,7 +92,7 @@ def test_the_drawing_survives_a_reload_in_its_own_tab(opened, photo):
     page.wait_for_selector(".rm-example")
     until(page, f"{IMAGE} !== undefined")
     assert page.evaluate("remoco.drawing()") == before and before["meta"]["camera"] == {"pan": 0.2}
-    assert page.locator("#rm-seed input[type=number]").input_value() == "77"
+    until_value(page, page.locator("#rm-seed input[type=number]"), "77")
     other = page.context.new_page()
     other.goto(page.url)
     other.wait_for_selector(".rm-example")
@@ -185,7 +186,7 @@ def test_earlier_results_are_compared_and_returned_to(opened):
     page.click("[data-answer=yes]")
     until(page, "remoco.drawing().meta.traj_key_points.length === 1")
     assert page.evaluate("remoco.drawing()") == first
-    assert page.locator("#rm-seed input[type=number]").input_value() == "1"
+    until_value(page, page.locator("#rm-seed input[type=number]"), "1")
     page.click("[data-do=undo]")
     assert page.evaluate("remoco.drawing()") == drawn
 
