@@ -36,13 +36,14 @@ from lightning_modules.bases.wan.weights import (
 )
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
-from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.conditioning import Conditioning, plain, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
+Y = "y"  # the condition of 2.1 beside the noisy latents
 MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
@@ -76,6 +77,7 @@ class Wan(Experts):
     """
 
     conditionings = ("text",)
+    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     image_encoder: Any
@@ -98,6 +100,11 @@ class Wan(Experts):
         if space not in (8, 16):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
+
+    @property
+    def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
+        """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
+        return None if self.networks == ("transformer", "vae") else (Y, TIME)
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
@@ -252,7 +259,7 @@ class Wan(Experts):
         latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
         y = joined(latents, batch["frames"], self.grid.time)
         image = {} if self.image_encoder is None else {"image_embedding": self.embed_image(first)}
-        return Conditioning({**texts, **image, "y": y})
+        return Conditioning({**texts, **image, Y: y})
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""
@@ -292,15 +299,21 @@ class Wan(Experts):
         return padded(self.empty[None]).expand(count, -1, -1)
 
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """As `VideoBase.predict`, in the transformer's dtype. Text that is dropped is that of an empty prompt."""
+        """As `VideoBase.predict`, in the transformer's dtype.
+
+        A clip that drops its text has that of an empty prompt, and y without motion, as guidance's other branch has it.
+        """
         transformer = self.transformer_at(time)
         dtype = transformer.patch_embedding.weight.dtype
-        text = cond.parts["text"]
+        text, y = cond.parts["text"], cond.parts.get(Y)
         if cond.keep is not None and "text" in cond.keep:
-            text = torch.where(cond.keep["text"][:, None, None], text, self.empty_text(len(text)).to(text.dtype))
-        if self.first_given:
+            keep = cond.keep["text"]
+            text = torch.where(keep[:, None, None], text, self.empty_text(len(text)).to(text.dtype))
+            if y is not None and plain(Y) in cond.parts:
+                y = torch.where(keep.view(-1, 1, 1, 1, 1), y, cond.parts[plain(Y)])
+        if y is None:
             return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
-        inputs = torch.cat([noisy.to(dtype), cond.parts["y"].to(dtype)], dim=2)
+        inputs = torch.cat([noisy.to(dtype), y.to(dtype)], dim=2)
         image = None if self.image_encoder is None else cond.parts["image_embedding"].to(dtype)
         with without_autocast(inputs):
             out = transformer(inputs.transpose(1, 2), time, text.to(dtype), image, return_dict=False)[0]
