@@ -77,7 +77,7 @@ class Wan(Experts):
     """
 
     conditionings = ("text",)
-    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
+    unconditional = {**Experts.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     image_encoder: Any
