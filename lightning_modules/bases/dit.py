@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_modules.bases.base import Level, Place, VideoBase
 from lightning_modules.bases.empty_prompt import ENCODER, save_text
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.prompted import PromptedBase
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of, weights_hash
@@ -25,7 +26,7 @@ ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 RECOMPUTED = ("none", "all")
 
 
-class TransformerBase(VideoBase):
+class TransformerBase(PromptedBase):
     """A base whose network is a transformer of diffusers, conditioned on text.
 
     Args:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
 from remoco.common.errors import UserError, readable
@@ -86,11 +84,12 @@ def load(path: str, revision: str | None, length: int, dtype: torch.dtype) -> tu
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    base = located(path, ["transformer", "vae", *text], revision)  # all of them before the first is read
+    known = known_empty(path, revision, dtype, length)
+    networks = ("transformer", "vae", *(() if known else (ENCODER,)))
+    base = located(path, networks, revision)  # all of them before the first is read
     vae = nn.Module.to(read_whole(base, "vae", COMPONENTS["vae"], path), torch.promote_types(dtype, torch.float32))
     hashes = {"vae": weights_hash(vae)}
-    empty, hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER], length)
+    empty, hashes[ENCODER] = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], length, revision)
     transformer, hashes["transformer"] = read_streamed(
         base, "transformer", COMPONENTS["transformer"], lambda name: dtype, path
     )

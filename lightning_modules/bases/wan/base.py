@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Self
 
@@ -21,11 +21,11 @@ from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
+from lightning_modules.bases.text import cleaned
+from lightning_modules.bases.text_reader import TextKind
 from lightning_modules.bases.wan import per_frame
-from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
+from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import (
     COMPONENTS,
     TIME,
@@ -41,8 +41,6 @@ from lightning_modules.layers import cast
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
-
-MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
 class Wan(TransformerBase):
@@ -65,14 +63,12 @@ class Wan(TransformerBase):
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
         image_encoder: CLIP vision model, in at least float32; None in TI2V.
         empty: (n, D) embedding of an empty prompt.
-        embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
     """
 
     conditionings = ("text",)
     model = "Wan"
     blocks = "blocks"
     image_encoder: Any
-    embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
 
@@ -139,7 +135,6 @@ class Wan(TransformerBase):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
-        self.embeddings = {}
         self.identify(hashes)
         return self
 
@@ -149,7 +144,6 @@ class Wan(TransformerBase):
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
-        self.embeddings = {}
 
     def process(self) -> FlowMatching:
         """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
@@ -232,34 +226,9 @@ class Wan(TransformerBase):
         """The texts, where the base has files that may have a text encoder among them."""
         return dict(TEXTS) if self.path is not None else {}
 
-    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
-        """As `VideoBase.embed_text`, by the text encoder of the base's folder; an empty one and known ones without it.
-
-        Read on the CPU, all new texts at once, and released.
-        """
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self.embeddings]
-        if new and self.path is None:
-            raise UserError("prompt: random weights have no text encoder, expected no prompt")
-        if new:
-            clean = [cleaned(text) for text in new]
-            reader = TextReader(str(self.path), self.revision)
-            tokens = reader.tokens(clean)
-            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
-                raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
-            self.embeddings |= {
-                text: reader.embed(ids, self.empty.dtype) for text, ids in zip(new, tokens, strict=True)
-            }
-        found = [self.embeddings[text] if text.strip() else self.empty for text in texts]
-        while len(self.embeddings) > MOST_KEPT:
-            del self.embeddings[next(iter(self.embeddings))]
-        return found
-
-    def text_hashes(self) -> dict[str, str]:
-        """As `VideoBase.text_hashes`."""
-        try:
-            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
-        except UserError:  # an export has none
-            return {}
+    def text_kind(self) -> TextKind:
+        """Up to 512 tokens, each text of its own length, cleaned as diffusers' pipeline does."""
+        return TextKind(COMPONENTS[ENCODER], TEXT_LENGTH, cleaned=cleaned)
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""

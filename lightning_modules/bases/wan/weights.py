@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +10,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
 from lightning_modules.bases.wan.network import dtype_of
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
@@ -76,15 +74,16 @@ def load(
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    base = located(path, [*networks, *text], revision)  # all of them before the first is read
+    known = known_empty(path, revision, dtype)
+    base = located(path, [*networks, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     exact = torch.promote_types(dtype, torch.float32)
     for name in networks[1:]:
         parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
         hashes[name] = weights_hash(parts[name])
-    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
+    empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
+    parts["empty"], hashes[ENCODER] = empty
     parts["transformer"], hashes["transformer"] = read_streamed(
         base,
         "transformer",

@@ -217,7 +217,7 @@ def test_the_commands_mistakes_are_one_line(folder, shards, tmp_path, capsys):
     file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
     out = tmp_path / "x.safetensors"
     for arguments, message in (
-        ((shards, out), "--base is missing, expected a folder of Wan in diffusers' layout, or its hub id"),
+        ((shards, out), "--base is missing, expected a folder of Wan or CogVideoX in diffusers' layout, or its hub id"),
         ((shards, tmp_path / "x.bin", "--base", folder), "expected the name of a .safetensors file"),
         ((tmp_path, out, "--base", folder), "index.json"),
         ((shards, out, "--base", tmp_path / "none"), "config.json not found"),
