@@ -112,9 +112,7 @@ def _read(file: Path) -> Tokenizer:
 def _of_pieces(file: Path) -> Tokenizer:
     """T5's tokenizer of these words, as transformers makes it; nothing else in the file's folder is read."""
     if missing := [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]:
-        raise UserError(
-            f"prompt: {file} needs the library {missing[0]}: pip install -e '.[text]' -c constraints.txt"
-        )
+        raise UserError(f"prompt: {file} needs the library {missing[0]}: pip install -e '.[text]' -c constraints.txt")
     from transformers import T5Tokenizer
 
     with tempfile.TemporaryDirectory() as folder:

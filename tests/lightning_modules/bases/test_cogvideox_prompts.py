@@ -1,4 +1,4 @@
-"""Prompts of CogVideoX: diffusers' embeddings of all tokens, with either tokenizer file; captions, command, one line."""
+"""Prompts of CogVideoX: diffusers' embeddings of all tokens, with either tokenizer; captions, command, one line."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def test_embeddings_are_diffusers(layout, request):
         assert mine.shape == (TOKENS, 16) and not mine.requires_grad
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-12, msg=text)
     torch.testing.assert_close(base.embed_text(["dog"])[0], wanted[1][0], rtol=0, atol=1e-12)
-    assert torch.equal(base.embed_text([""])[0], base.empty) and len({each.sum().item() for each in wanted[0].detach()}) >= 6
+    assert (
+        torch.equal(base.embed_text([""])[0], base.empty)
+        and len({each.sum().item() for each in wanted[0].detach()}) >= 6
+    )
 
 
 def pipeline(base):
