@@ -38,6 +38,9 @@ class Captions:
         UserError: it is no such file, or one of another set; one line.
     """
 
+    field = "data.text"  # what errors about it begin with
+    maker = "remoco captions"  # what makes it
+
     def __init__(self, path: str | Path, digest: str | None, counts: np.ndarray) -> None:
         self.path = Path(path).expanduser()
         try:
