@@ -78,6 +78,10 @@ class Captions:
         text = self._clips[self._first[shard] + clip]
         return self._rows("embeddings", int(self._starts[text]), int(self._starts[text + 1]))
 
+    def empty(self) -> torch.Tensor:
+        """(n, D) of the empty text."""
+        return self._rows("embeddings", 0, int(self._starts[1]))
+
     def negative(self) -> torch.Tensor | None:
         """(n, D) of the negative prompt; None without."""
         return None if self.negative_prompt is None else self._rows("negative", 0, LONGEST)

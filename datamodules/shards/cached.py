@@ -17,13 +17,17 @@ from torch import Tensor
 from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import finite
+from remoco.common.whole_files import json_bytes
 
 NAMES = ("latent_mean", "latent_std", "first_latent", "image_embedding", "text")
 TEXT = "text.safetensors"  # beside index.json: the empty text and perhaps the negative prompt, for all clips
+ABOUT = "about"  # in its metadata: hashes and negative prompt as JSON
 MAX_TEXT = 64 << 20  # bytes of that file
 LONGEST = 4096  # tokens of a text
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-Layout = dict[str, tuple[str, tuple[int, ...]]]  # name -> dtype and shape; 0 tokens of a text are each clip's own number
+Layout = dict[
+    str, tuple[str, tuple[int, ...]]
+]  # name -> dtype and shape; 0 tokens of a text are each clip's own number
 
 
 @dataclass(frozen=True)
@@ -133,15 +137,16 @@ def read_cached(data: bytes, layout: Layout) -> dict[str, Tensor]:
 def pack_texts(texts: SetTexts) -> bytes:
     """The file `TEXT`."""
     tensors = {"empty": texts.empty} | ({} if texts.negative is None else {"negative": texts.negative})
-    about = dict(texts.hashes) | ({} if texts.negative_prompt is None else {"negative_prompt": texts.negative_prompt})
-    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, about)
+    about = {**texts.hashes, "negative_prompt": texts.negative_prompt}
+    one = {ABOUT: json_bytes(about).decode()}  # safetensors puts several in another order each time
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, one)
 
 
 def unpack_texts(data: bytes, path: Any) -> SetTexts:
     """What `pack_texts` wrote; UserError where it is something else."""
     try:
         size = int.from_bytes(data[:8], "little")
-        about = _metadata(data[8 : 8 + size])
+        about = parse_json(parse_json(data[8 : 8 + size])["__metadata__"][ABOUT].encode())
         tensors = safetensors.torch.load(data)
         empty, negative = tensors["empty"], tensors.get("negative")
         hashes = {name: about[name] for name in ("text_encoder", "tokenizer")}
@@ -149,17 +154,10 @@ def unpack_texts(data: bytes, path: Any) -> SetTexts:
             each.ndim == 2 and 0 < len(each) <= LONGEST and each.dtype in DTYPES.values() and finite(each)
             for each in (empty, *(() if negative is None else (negative,)))
         )
-        prompt = about.get("negative_prompt")
-        if not sound or (prompt is None) != (negative is None):
+        prompt = about["negative_prompt"]
+        texts = [*hashes.values(), *(() if prompt is None else (prompt,))]
+        if not sound or (prompt is None) != (negative is None) or not all(isinstance(text, str) for text in texts):
             raise UserError("its texts are no embeddings")
     except Exception as error:  # safetensors raises its own type, and more
         raise UserError(f"{path} does not read as `{Cached.maker}` writes it: {one_line(error)}") from None
     return SetTexts(hashes, empty, negative, prompt)
-
-
-def _metadata(header: bytes) -> dict[str, str]:
-    """The metadata in a safetensors header."""
-    about = parse_json(header)["__metadata__"]
-    if not all(isinstance(value, str) for value in about.values()):
-        raise UserError("its metadata are no texts")
-    return about

@@ -79,7 +79,8 @@ class CogVideoX(TransformerBase):
         """
         _ = self.grid  # refuses another model before any weight is read
         length = text_length(self.config("transformer"))
-        parts, hashes = load(str(self.path), self.revision, length, torch.float32 if self.trained else dtype)
+        kept = torch.float32 if self.trained else dtype
+        parts, hashes = load(str(self.path), self.revision, length, kept, self.cached)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:

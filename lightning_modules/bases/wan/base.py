@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -68,6 +68,10 @@ class Wan(TransformerBase):
     conditionings = ("text",)
     model = "Wan"
     blocks = "blocks"
+    spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vae": ("latent_mean", "first_latent"),
+        "image_encoder": ("image_embedding",),
+    }
     image_encoder: Any
     latent_mean: Tensor
     latent_std: Tensor
@@ -91,7 +95,9 @@ class Wan(TransformerBase):
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
         """
         networks = self.networks
-        parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
+        spared, kept = self.spare(), torch.float32 if self.trained else dtype
+        parts, hashes = load(str(self.path), self.revision, networks, kept, self.cached, spared)
+        self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:
@@ -128,7 +134,9 @@ class Wan(TransformerBase):
         prepare(transformer)
         if image_encoder is None:
             use_blocks(transformer)
-        self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
+        self.transformer = transformer
+        self.put("vae", vae)
+        self.put("image_encoder", image_encoder)
         self.freeze()
         self.channels = vae.config.z_dim
         for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
@@ -165,8 +173,9 @@ class Wan(TransformerBase):
             video: (B, L, 3, H, W) in [-1, 1].
         """
         with vae_arithmetic(video.device, tf32=False):
-            frames = video.transpose(1, 2).to(self.vae.dtype)
-            mode = exact(self.vae.encode(frames).latent_dist.mode()).transpose(1, 2)
+            vae = self.loaded("vae")
+            frames = video.transpose(1, 2).to(vae.dtype)
+            mode = exact(vae.encode(frames).latent_dist.mode()).transpose(1, 2)
         return Posterior(mode, torch.zeros_like(mode))
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -179,7 +188,8 @@ class Wan(TransformerBase):
         latents = exact(latents)
         latents = latents * self.latent_std.to(latents.dtype) + self.latent_mean.to(latents.dtype)
         with vae_arithmetic(latents.device, tf32=False):
-            video = self.vae.decode(latents.transpose(1, 2).to(self.vae.dtype)).sample
+            vae = self.loaded("vae")
+            video = vae.decode(latents.transpose(1, 2).to(vae.dtype)).sample
         return exact(video).transpose(1, 2)
 
     # Conditioning and prediction
@@ -190,7 +200,7 @@ class Wan(TransformerBase):
 
         The whole frame is squeezed into CLIP's square, by bicubic interpolation without a blur.
         """
-        encoder = self.image_encoder
+        encoder = self.loaded("image_encoder")
         side = encoder.config.image_size
         with torch.autocast(first_frame.device.type, enabled=False):
             frames = first_frame.to(encoder.dtype)
@@ -205,6 +215,7 @@ class Wan(TransformerBase):
         Args:
             batch: Also, where prompts are known, their embeddings `text` (B, n, D) with their `text_length` (B,), and
                 `negative_text` (B, n, D), which guidance leads away from; each is by default that of an empty prompt.
+                And what is cached of the first frame: `first_latent` and `image_embedding`, as `precomputed` gives it.
             inputs: None.
             noise: None.
         """
@@ -215,12 +226,29 @@ class Wan(TransformerBase):
             "text": empty if text is None else padded(text, batch.get("text_length")),
             "negative_text": empty if negative is None else padded(negative),
         }
+        latents, image = batch.get("first_latent"), batch.get("image_embedding")
+        latents = self.normalise(self.first_latent(first, batch["frames"]) if latents is None else latents.to(first))
         if self.image_encoder is None:
-            return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
-        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
-        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
+            return Conditioning({**texts, "first": latents}, given=1)
         y = joined(latents, batch["frames"], self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y})
+        return Conditioning({**texts, "image_embedding": self.embed_image(first) if image is None else image, "y": y})
+
+    def first_latent(self, first: Tensor, frames: int) -> Tensor:
+        """Latents of what the network is given of first frames (B, 3, H, W), as `encode` gives them.
+
+        They are those of a clip of this many frames whose other frames are grey; for TI2V of the first frame alone.
+        """
+        if self.image_encoder is None:
+            return self.encode(first[:, None]).mean
+        grey = first.new_zeros(len(first), frames - 1, *first.shape[1:])
+        return self.encode(torch.cat([first[:, None], grey], 1)).mean
+
+    @torch.no_grad()
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """As `VideoBase.precomputed`, in float32; the latents are the mode."""
+        first = video[:, 0]
+        found = {"latent_mean": self.encode(video).mean, "first_latent": self.first_latent(first, video.shape[1])}
+        return found | ({} if self.image_encoder is None else {"image_embedding": self.embed_image(first)})
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""
@@ -264,4 +292,5 @@ class Wan(TransformerBase):
 
     def beside(self) -> list[nn.Module]:
         """Image encoder and VAE."""
-        return [part for part in (self.image_encoder, self.vae) if part is not None]
+        parts = {"image_encoder": self.image_encoder, "vae": self.vae}
+        return [part for name, part in parts.items() if part is not None and name not in self.spared]

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
-from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import located
-from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
+from lightning_modules.bases.weight_files import config_file, located
+from lightning_modules.bases.weights import layout_of, read_beside, read_streamed, weights_hash
 from remoco.common.errors import UserError, readable
+from remoco.common.model_folders import check_config
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -61,7 +64,12 @@ def changes_of(networks: Sequence[str]) -> dict[str, Any]:
 
 
 def load(
-    path: str, revision: str | None, networks: Sequence[str], dtype: torch.dtype
+    path: str,
+    revision: str | None,
+    networks: Sequence[str],
+    dtype: torch.dtype,
+    cached: Cached | None = None,
+    spared: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -70,20 +78,30 @@ def load(
         revision: Of the hub id.
         networks: As `networks_of` says.
         dtype: Dtype of the transformer; VAE and image encoder are in at least float32.
+        cached: What a training's clips bring; other weights than those are refused before the transformer is read.
+        spared: Name -> hash of networks that are only outlined, on the meta device.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    known = known_empty(path, revision, dtype)
-    base = located(path, [*networks, *(() if known else (ENCODER,))], revision)  # all before the first is read
+    spared = spared or {}
+    known = known_empty(path, revision, dtype, cached=cached)
+    wanted = [name for name in networks if name not in spared]
+    base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
-    exact = torch.promote_types(dtype, torch.float32)
     for name in networks[1:]:
-        parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
-        hashes[name] = weights_hash(parts[name])
+        if name in spared:
+            with torch.device("meta"):
+                parts[name] = layout_of(COMPONENTS[name])(check_config(config_file(path, name, revision)))
+        else:
+            parts[name] = read_beside(path, revision, name, COMPONENTS[name], dtype)
+        hashes[name] = spared.get(name) or weights_hash(parts[name])
     empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
     parts["empty"], hashes[ENCODER] = empty
+    if cached is not None:
+        for name, digest in hashes.items():
+            cached.check(name, digest)
     parts["transformer"], hashes["transformer"] = read_streamed(
         base,
         "transformer",

@@ -205,7 +205,7 @@ def test_a_file_of_another_encoder_tokenizer_or_negative_prompt_is_one_line(fold
         fit(module(RandomWan(init_seed=3)), shards, made, tmp_path)
     svd = motion_control(size="tiny", latents="space_to_depth", steps=2)
     with pytest.raises(UserError, match=r"^data.text: \S+: this base takes no text, expected none$"):
-        record.check_text([opened(made, shards)], svd.base, None)
+        record.check_text([opened(made, shards)], svd.base, {}, None)
 
 
 def test_the_commands_mistakes_are_one_line(folder, shards, tmp_path, capsys):
