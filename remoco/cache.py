@@ -82,8 +82,9 @@ def make(
 
     shards = Shards(pattern)
     job = Job(shards, base, revision, negative_prompt, usable_device(device))
+    plan = job.plan()
     with folder.alone(out):
-        folder.claim(out / PLAN, job.plan(), lambda name, _: f"{name} is another")
+        folder.claim(out / PLAN, plan, lambda name, _: f"{name} is another")
         if not (out / INDEX).exists():
             job.run(out)
         return f"{read_index(out / INDEX)['clips']} clips with latents in {out}{folder.left_out(out)}"

@@ -84,11 +84,15 @@ class TransformerBase(PromptedBase):
         """Freeze the networks that are held, but for a transformer that is trained."""
         self.vae.use_slicing = True  # a clip at a time
         self.requires_grad_(False).eval()
-        self.transformer.requires_grad_(self.trained)
+        self.controlled.requires_grad_(self.trained)
         if self.recompute == "all":
-            self.transformer.enable_gradient_checkpointing()
+            self.controlled.enable_gradient_checkpointing()
 
     # What a cache spares
+
+    def beside_names(self) -> list[str]:
+        """Names of the networks that are no transformer."""
+        return [name for name in self.networks if not name.startswith("transformer")]
 
     def spare(self) -> dict[str, str]:
         """Name -> hash of the networks beside the transformer that are not loaded, as clips bring what they give.
@@ -131,7 +135,7 @@ class TransformerBase(PromptedBase):
     def encoders(self, device: torch.device) -> VideoBase:
         """As `VideoBase.encoders`; no transformer and no text encoder is read."""
         made = self.layout()
-        for name in self.networks[1:]:
+        for name in self.beside_names():
             network = read_beside(str(self.path), self.revision, name, type(getattr(made, name)), torch.float32)
             made.hashes[name] = weights_hash(network)
             setattr(made, name, network.requires_grad_(False).eval().to(device))
@@ -140,7 +144,7 @@ class TransformerBase(PromptedBase):
 
     def precomputed_by(self) -> dict[str, str]:
         """Those beside the transformer, without the text encoder."""
-        return {name: self.hashes[name] for name in self.networks[1:]}
+        return {name: self.hashes[name] for name in self.beside_names()}
 
     def identify(self, hashes: Mapping[str, str] | None) -> None:
         """Say whose weights they are: by the hashes of the stored ones, or as they are now."""
@@ -161,9 +165,19 @@ class TransformerBase(PromptedBase):
             getattr(self, name).save_pretrained(folder / name)
         save_text(self.empty, self.hashes[ENCODER], folder)
 
+    @property
+    def controlled(self) -> Any:
+        """The transformer that is controlled, or trained."""
+        return self.transformer
+
+    @property
+    def device(self) -> torch.device:
+        """As `VideoBase.device`, also while a transformer is off it."""
+        return self.empty.device
+
     def denoisers(self) -> dict[str, nn.Module]:
-        """The transformer."""
-        return {"transformer": self.transformer}
+        """The transformers."""
+        return {name: getattr(self, name) for name in self.networks if name.startswith("transformer")}
 
     def levels(self) -> list[Level]:
         """Down to one feature for each token."""
@@ -179,17 +193,19 @@ class TransformerBase(PromptedBase):
         channels = width.num_attention_heads * width.attention_head_dim
         return [
             Place(f"{self.blocks}.{index}", block.attn1, channels, coarsest, "tokens")
-            for index, block in enumerate(getattr(self.transformer, self.blocks))
+            for index, block in enumerate(getattr(self.controlled, self.blocks))
         ]
 
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
-        """In the transformer's blocks, see `dit.lora_targets`."""
-        return {"transformer": lora_targets(self.transformer, kind, self.blocks)}
+        """In the blocks of the controlled transformer, see `dit.lora_targets`."""
+        targets = lora_targets(self.controlled, kind, self.blocks)
+        return {name: targets for name, network in self.denoisers().items() if network is self.controlled}
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Block by block: all have the same code, which is compiled once."""
-        for block in getattr(self.transformer, self.blocks):
-            block.compile(*args, **options)
+        for transformer in self.denoisers().values():
+            for block in getattr(transformer, self.blocks):
+                block.compile(*args, **options)
 
 
 class RandomTransformer(TransformerBase):

@@ -16,7 +16,7 @@ from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 from remoco.common.tensor_files import regular_size
 
-STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "vae")} | {
+STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "transformer_2", "vae")} | {
     name: "model" for name in ("image_encoder", "text_encoder")
 }
 VARIANTS = (None, "fp16")  # the full weights where both are there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
@@ -24,6 +25,7 @@ from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import cleaned
 from lightning_modules.bases.text_reader import TextKind
 from lightning_modules.bases.wan import per_frame
+from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary
 from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.weights import (
@@ -35,19 +37,24 @@ from lightning_modules.bases.wan.weights import (
 )
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
-from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.conditioning import Conditioning, plain, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
+Y = "y"  # the condition of 2.1 beside the noisy latents
 
-class Wan(TransformerBase):
-    """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
 
-    The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
-    2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
+class Wan(Experts):
+    """Wan, image to video: 2.1 I2V, 2.2 TI2V and 2.2 I2V A14B, told by the configurations in the folder.
+
+    All have a transformer and a causal VAE; 2.1 also has CLIP's image encoder. A14B has two transformers, the experts
+    of high and of low noise. One of them is controlled and trained, at its own noise levels; samples use both.
+
+    2.1 and A14B are conditioned on latents of the first frame beside the noisy ones. 2.2 TI2V is given the first latent
+    clean, at time 0; it is not in the loss.
 
     Its text encoder is read for the embedding of an empty prompt, and again for prompts (`embed_text`), and not kept.
 
@@ -57,15 +64,19 @@ class Wan(TransformerBase):
         trained: Train the transformer too. It is then in float32.
         recompute: Blocks of the transformer that are computed again in the backward pass, to save memory: `none`, or
             `all`.
+        expert: `high` or `low`: the expert of A14B that is controlled and trained. None for the others.
 
     Attributes:
-        transformer: Denoising transformer.
+        transformer: Denoising transformer; of A14B, that of high noise.
+        transformer_2: Of A14B, that of low noise; None otherwise.
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
-        image_encoder: CLIP vision model, in at least float32; None in TI2V.
+        image_encoder: CLIP vision model, in at least float32; None in Wan 2.2.
+        first_given: Whether it is TI2V, which is given the first latent.
         empty: (n, D) embedding of an empty prompt.
     """
 
     conditionings = ("text",)
+    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -73,13 +84,16 @@ class Wan(TransformerBase):
         "image_encoder": ("image_embedding",),
     }
     image_encoder: Any
+    first_given: bool
     latent_mean: Tensor
     latent_std: Tensor
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that a built base holds; reads configurations."""
-        return networks_of(self.config("transformer"), self.config("vae"), str(self.path))
+        networks = networks_of(self.config("transformer"), self.config("vae"), self.called)
+        self.check_experts(networks)
+        return networks
 
     @functools.cached_property
     def grid(self) -> Grid:  # type: ignore[override]
@@ -89,14 +103,20 @@ class Wan(TransformerBase):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
 
+    @property
+    def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
+        """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
+        return None if self.networks == ("transformer", "vae") else (Y, TIME)
+
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
         """
-        networks = self.networks
-        spared, kept = self.spare(), torch.float32 if self.trained else dtype
-        parts, hashes = load(str(self.path), self.revision, networks, kept, self.cached, spared)
+        exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
+        dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
+        spared = self.spare()
+        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared)
         self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 
@@ -104,7 +124,7 @@ class Wan(TransformerBase):
         """Built from the configurations alone; no weights are read."""
         made: dict[str, Any] = {}
         for name in self.networks:
-            changes = changes_of(self.networks) if name == "transformer" else {}
+            changes = changes_of(self.networks) if name in EXPERTS.values() else {}
             make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
             if not is_hub_id(str(self.path)):
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
@@ -118,6 +138,7 @@ class Wan(TransformerBase):
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan,
         image_encoder: CLIPVisionModel | None = None,
+        transformer_2: WanTransformer3DModel | None = None,
         *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
@@ -128,13 +149,17 @@ class Wan(TransformerBase):
             transformer: Transformer of diffusers.
             vae: Autoencoder of diffusers.
             image_encoder: Image encoder of transformers, where there is one.
+            transformer_2: Expert of low noise, where there is one.
             empty: (n, D) embedding of an empty prompt.
             hashes: Of the stored weights, by name; by default they are taken here.
         """
-        prepare(transformer)
-        if image_encoder is None:
+        self.first_given = transformer.config.in_channels == transformer.config.out_channels
+        for network in (transformer, transformer_2):
+            if network is not None:
+                prepare(network)
+        if self.first_given:
             use_blocks(transformer)
-        self.transformer = transformer
+        self.transformer, self.transformer_2 = transformer, transformer_2
         self.put("vae", vae)
         self.put("image_encoder", image_encoder)
         self.freeze()
@@ -148,7 +173,9 @@ class Wan(TransformerBase):
 
     def cast(self, dtype: torch.dtype) -> None:
         """As `VideoBase.cast`; what stays in float32 does."""
-        cast_transformer(self.transformer, dtype)
+        for transformer in (self.transformer, self.transformer_2):
+            if transformer is not None:
+                cast_transformer(transformer, dtype)
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
@@ -159,7 +186,13 @@ class Wan(TransformerBase):
 
     def usual(self) -> tuple[int, int, int]:
         """Of the weights for 480 lines, and of TI2V."""
-        return (81, 480, 832) if "image_encoder" in self.networks else (121, 704, 1280)
+        return (121, 704, 1280) if self.networks == ("transformer", "vae") else (81, 480, 832)
+
+    def export(self, folder: Path) -> None:
+        """As `TransformerBase.export`; two experts with their boundary."""
+        super().export(folder)
+        if self.stages > 1:
+            write_boundary(self.boundary, folder)
 
     # Latents
 
@@ -228,17 +261,19 @@ class Wan(TransformerBase):
         }
         latents, image = batch.get("first_latent"), batch.get("image_embedding")
         latents = self.normalise(self.first_latent(first, batch["frames"]) if latents is None else latents.to(first))
-        if self.image_encoder is None:
+        if self.first_given:
             return Conditioning({**texts, "first": latents}, given=1)
         y = joined(latents, batch["frames"], self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first) if image is None else image, "y": y})
+        if self.image_encoder is not None:
+            texts["image_embedding"] = self.embed_image(first) if image is None else image
+        return Conditioning({**texts, Y: y})
 
     def first_latent(self, first: Tensor, frames: int) -> Tensor:
         """Latents of what the network is given of first frames (B, 3, H, W), as `encode` gives them.
 
         They are those of a clip of this many frames whose other frames are grey; for TI2V of the first frame alone.
         """
-        if self.image_encoder is None:
+        if self.first_given:
             return self.encode(first[:, None]).mean
         grey = first.new_zeros(len(first), frames - 1, *first.shape[1:])
         return self.encode(torch.cat([first[:, None], grey], 1)).mean
@@ -263,22 +298,25 @@ class Wan(TransformerBase):
         return padded(self.empty[None]).expand(count, -1, -1)
 
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """As `VideoBase.predict`, in the transformer's dtype. Text that is dropped is that of an empty prompt."""
-        dtype = self.transformer.patch_embedding.weight.dtype
-        text = cond.parts["text"]
+        """As `VideoBase.predict`, in the transformer's dtype.
+
+        A clip that drops its text has that of an empty prompt, and y without motion, as guidance's other branch has it.
+        """
+        transformer = self.transformer_at(time)
+        dtype = transformer.patch_embedding.weight.dtype
+        text, y = cond.parts["text"], cond.parts.get(Y)
         if cond.keep is not None and "text" in cond.keep:
-            text = torch.where(cond.keep["text"][:, None, None], text, self.empty_text(len(text)).to(text.dtype))
-        if self.image_encoder is None:
+            keep = cond.keep["text"]
+            text = torch.where(keep[:, None, None], text, self.empty_text(len(text)).to(text.dtype))
+            if y is not None and plain(Y) in cond.parts:
+                y = torch.where(keep.view(-1, 1, 1, 1, 1), y, cond.parts[plain(Y)])
+        if y is None:
             return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
-        inputs = torch.cat([noisy.to(dtype), cond.parts["y"].to(dtype)], dim=2)
+        inputs = torch.cat([noisy.to(dtype), y.to(dtype)], dim=2)
+        image = None if self.image_encoder is None else cond.parts["image_embedding"].to(dtype)
         with without_autocast(inputs):
-            return self.transformer(
-                inputs.transpose(1, 2),
-                time,
-                text.to(dtype),
-                cond.parts["image_embedding"].to(dtype),
-                return_dict=False,
-            )[0].transpose(1, 2)
+            out = transformer(inputs.transpose(1, 2), time, text.to(dtype), image, return_dict=False)[0]
+        return out.transpose(1, 2)
 
     def _after_first(self, noisy: Tensor, time: Tensor, first: Tensor, text: Tensor) -> Tensor:
         """TI2V's prediction; for the first latent, which it is given, what leads there in one step."""

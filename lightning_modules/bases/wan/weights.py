@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # the contract between the rooms
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
+    "transformer_2": WanTransformer3DModel,
     "vae": AutoencoderKLWan,
     "image_encoder": CLIPVisionModel,
     "text_encoder": UMT5EncoderModel,
@@ -31,13 +33,13 @@ TIME = 4  # frames per latent, and channels of the mask
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
     """Names of the networks beside the text encoder, told from the configurations of transformer and autoencoder.
 
-    The transformer of Wan 2.1 image-to-video takes noisy latents, a mask and the first frame's latents; that of Wan 2.2
-    TI2V the noisy latents alone, and there is no image encoder. So do those of text-to-video, with the autoencoder of
-    2.1: they know no first frame. Transformers of other classes, and the one that is given two frames, can have the
-    channels of Wan 2.1 image-to-video, and weights of its names.
+    The transformer of Wan 2.1 image-to-video takes noisy latents, a mask and the first frame's latents; so do the two
+    of Wan 2.2 A14B, without image tokens. That of Wan 2.2 TI2V takes the noisy latents alone. So do those of
+    text-to-video, with the autoencoder of 2.1: they know no first frame. Transformers of other classes, and the one
+    that is given two frames, can have the channels of Wan 2.1 image-to-video, and weights of its names.
 
     Raises:
-        UserError: it is of neither.
+        UserError: it is of none of these.
     """
     ours = COMPONENTS["transformer"].__name__
     if (kind := config.get("_class_name", ours)) != ours:
@@ -49,12 +51,12 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
     if type(ins) is int and type(outs) is int:
         if ins == outs and vae.get("is_residual"):
             return ("transformer", "vae")
-        if ins == 2 * outs + TIME and image:
-            return ("transformer", "vae", "image_encoder")
+        if ins == 2 * outs + TIME:
+            return ("transformer", "vae", "image_encoder") if image else ("transformer", "transformer_2", "vae")
     raise UserError(
         f"base: {called}/transformer has {ins} input and {outs} output channels and {'' if image else 'no '}image "
-        f"tokens, expected as many as outputs, of Wan 2.2 TI2V with its own vae, or twice as many, {TIME} more "
-        "and image tokens, of Wan 2.1 image-to-video"
+        f"tokens, expected as many as outputs, of Wan 2.2 TI2V with its own vae, or twice as many and {TIME} more, "
+        "of Wan 2.1 image-to-video and 2.2 A14B"
     )
 
 
@@ -68,6 +70,7 @@ def load(
     revision: str | None,
     networks: Sequence[str],
     dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
     cached: Cached | None = None,
     spared: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
@@ -77,8 +80,9 @@ def load(
         path: Folder or hub id.
         revision: Of the hub id.
         networks: As `networks_of` says.
-        dtype: Dtype of the transformer; VAE and image encoder are in at least float32.
-        cached: What a training's clips bring; other weights than those are refused before the transformer is read.
+        dtype: Dtype of what is not in `dtypes`; VAE and image encoder are in at least float32.
+        dtypes: Name of a transformer -> its dtype.
+        cached: What a training's clips bring; other weights than those are refused before a transformer is read.
         spared: Name -> hash of networks that are only outlined, on the meta device.
 
     Raises:
@@ -90,7 +94,7 @@ def load(
     base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
-    for name in networks[1:]:
+    for name in [name for name in networks if name not in dtypes]:
         if name in spared:
             with torch.device("meta"):
                 parts[name] = layout_of(COMPONENTS[name])(check_config(config_file(path, name, revision)))
@@ -102,15 +106,16 @@ def load(
     if cached is not None:
         for name, digest in hashes.items():
             cached.check(name, digest)
-    parts["transformer"], hashes["transformer"] = read_streamed(
-        base,
-        "transformer",
-        COMPONENTS["transformer"],
-        lambda name: dtype_of(name, dtype),
-        path,
-        changes=changes_of(networks),
-    )
-    check(parts["transformer"].config, parts["vae"].config, path)
+    for name, kept in dtypes.items():
+        parts[name], hashes[name] = read_streamed(
+            base,
+            name,
+            COMPONENTS[name],
+            partial(dtype_of, dtype=kept),
+            path,
+            changes=changes_of(networks),
+        )
+        check(parts[name].config, parts["vae"].config, path)
     if (width := parts["transformer"].config.text_dim) != parts["empty"].shape[1]:
         raise UserError(f"base: {path}: its transformer takes text of {width} values, not {parts['empty'].shape[1]}")
     return parts, hashes

@@ -1,33 +1,37 @@
-"""`remoco cache` for Wan and CogVideoX: the bits of training without it, no network loaded for nothing, one line each."""
+"""`remoco cache` for Wan and CogVideoX: the bits of training without it, no network for nothing, one line each."""
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load
+from safetensors.torch import load, load_file, save_file
 
 from conditions import RegionWise
 from datamodules import WebVidDataModule
 from datamodules.scenes.clips import sprite
-from datamodules.shards import CAPTION, LATENT, MEMBERS, ClipShape, Shards, write_index
+from datamodules.shards import CAPTION, LATENT, MEMBERS, ClipShape, Shards, samples, write_index
+from datamodules.shards.cached import read_cached
 from datamodules.shards.writer import ShardWriter
-from lightning_modules import MotionControlModule
-from lightning_modules.bases import CogVideoX, Wan, weights
+from lightning_modules import MotionControlModule, checkpoint
+from lightning_modules.bases import CogVideoX, Wan, empty_prompt, weights
+from lightning_modules.bases.cogvideox import weights as cogvideox_weights
 from lightning_modules.bases.wan import weights as wan_weights
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.optimizer import Plan, adamw
-from remoco import captions
+from remoco import cache, captions
 from remoco.common.errors import BadClip, UserError
 from tests.support import cogvideox, wan
 from tests.support.commands import remoco
 from tests.support.modules import trainer
 from tests.support.same import same
 
-SHAPES = {"wan": (5, 32, 48), "ti2v": (5, 64, 64), "cogvideox": (9, 64, 64)}
+SHAPES = {"i2v": (5, 32, 48), "a14b": (5, 32, 48), "ti2v": (5, 32, 64), "cogvideox": (9, 64, 64)}
+KINDS = tuple(SHAPES)
 TEXTS = ["red dog", "", "dog", "dog dog red"]
 NEGATIVE = "red red"
 
@@ -45,18 +49,33 @@ def write_shards(folder, name):
     return folder
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
-def case(request, tmp_path_factory):
-    """Name of a base, its class, its folder, shards, and the shards with a cache."""
-    root, name = tmp_path_factory.mktemp(request.param), request.param
-    if name == "cogvideox":
-        kind, base = CogVideoX, cogvideox.write(root / "base")
-    else:
-        kind, base = Wan, wan.write(root / "base", "tiny_i2v" if name == "wan" else "tiny_ti2v")
-    shards, out = write_shards(root / "shards", name), root / "cache"
-    asked = ["cache", shards, out, "--base", base, "--device", "cpu", "--negative-prompt", NEGATIVE]
-    assert remoco(*asked) == 0
-    return name, kind, base, shards, out
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory):
+    """Name -> its class with arguments, its folder, shards, and the shards with a cache; each made where it is used."""
+
+    @functools.cache
+    def made(name):
+        root = tmp_path_factory.mktemp(name)
+        if name == "cogvideox":
+            kind, base = CogVideoX, cogvideox.write(root / "base")
+        else:
+            kind, base = Wan, wan.write(root / "base", f"tiny_{name}")
+        kind = functools.partial(Wan, expert="low") if name == "a14b" else kind
+        shards, out = write_shards(root / "shards", name), root / "cache"
+        asked = ["cache", shards, out, "--base", base, "--device", "cpu", "--negative-prompt", NEGATIVE]
+        assert remoco(*asked) == 0
+        return name, kind, base, shards, out
+
+    return made
+
+
+@pytest.fixture
+def case(request, cases):
+    return cases(request.param)
+
+
+def of(*names):
+    return pytest.mark.parametrize("case", names, indirect=True)
 
 
 def data(name, shards, **more):
@@ -83,11 +102,12 @@ def readings(monkeypatch):
         names.append(name)
         return read(base, name, *args)
 
-    for place in (weights, __import__("lightning_modules.bases.empty_prompt", fromlist=["_"])):
+    for place in (weights, empty_prompt):
         monkeypatch.setattr(place, "read_whole", counted)
     return names
 
 
+@of(*KINDS)
 def test_a_clip_has_what_the_base_makes_of_it(case):
     name, kind, folder, before, after = case
     plain, cached, base = Shards(str(before)), Shards(str(after)), kind(folder).build()
@@ -95,15 +115,14 @@ def test_a_clip_has_what_the_base_makes_of_it(case):
     frames, height, width = SHAPES[name]
     texts = cached.texts()
     assert torch.equal(texts.empty, half.empty) and torch.equal(texts.negative, half.embed_text([NEGATIVE])[0])
-    assert cached.latent_hashes == {each: base.hashes[each] for each in base.networks[1:]}
+    assert cached.latent_hashes == {each: base.hashes[each] for each in base.beside_names()}
     assert texts.hashes == {"text_encoder": base.hashes["text_encoder"], **base.text_hashes()}
     for number in range(2):
         for clip in range(2):
             assert cached.read(number, clip, MEMBERS) == plain.read(number, clip, MEMBERS)
             found = load(cached.read(number, clip, [LATENT])[LATENT])
-            batch = data(name, before).train_set.shards
-            video = next(iter(decoded(batch, number, clip)))
-            for part, tensor in base.precomputed(video).items():
+            video = samples.decode(plain.read(number, clip, MEMBERS), plain.shape)["video"]
+            for part, tensor in base.precomputed(torch.from_numpy(video)[None] / 127.5 - 1).items():
                 assert torch.equal(found.pop(part), tensor[0]), part
             assert torch.equal(found.pop("text"), half.embed_text([TEXTS[2 * number + clip]])[0]) and not found
     size = (base.grid.latents(frames), base.channels, *base.grid.size(height, width))
@@ -112,13 +131,7 @@ def test_a_clip_has_what_the_base_makes_of_it(case):
         assert remoco("verify", after, "--workers", 1) == 0
 
 
-def decoded(shards, number, clip):
-    from datamodules.shards import samples
-
-    video = samples.decode(shards.read(number, clip, MEMBERS), shards.shape)["video"]
-    yield torch.from_numpy(video)[None] / 127.5 - 1
-
-
+@of(*KINDS)
 def test_a_training_has_the_same_bits_and_loads_only_what_it_needs(case, tmp_path, readings):
     name, kind, folder, before, after = case
     text = tmp_path / "text.safetensors"
@@ -132,16 +145,16 @@ def test_a_training_has_the_same_bits_and_loads_only_what_it_needs(case, tmp_pat
         fit.fit(net, data(name, clips, **more))
         states.append(torch.load(tmp_path / run / "last.ckpt", weights_only=True))
         if run == "cached":
-            assert readings == (["vae"] if kind is CogVideoX else [])  # which noises the first frame in each step
-            assert net.base.spared == (set() if kind is CogVideoX else {*net.base.networks[1:]})
+            assert readings == (["vae"] if name == "cogvideox" else [])  # which noises the first frame in each step
+            assert net.base.spared == (set() if name == "cogvideox" else {*net.base.beside_names()})
         else:
-            assert set(readings) == {*net.base.networks[1:], "text_encoder"}
+            assert set(readings) == {*net.base.beside_names(), "text_encoder"}
     plain, cached = states
     assert same(plain["state_dict"], cached["state_dict"])
-    record = [next(value for key, value in each.items() if isinstance(value, dict) and "base" in value) for each in states]
-    assert record[0]["base"] == record[1]["base"]
+    assert checkpoint.of(plain, "a")["base"] == checkpoint.of(cached, "b")["base"]
 
 
+@of("i2v")
 def test_a_validation_loads_what_it_needs_and_finds_the_same(case, tmp_path, readings):
     name, kind, folder, before, after = case
     losses = []
@@ -157,7 +170,7 @@ def test_a_validation_loads_what_it_needs_and_finds_the_same(case, tmp_path, rea
         fit.fit(net, data(name, clips, val_shards=str(clips), **more))
         losses.append(fit.callback_metrics["val/loss"])
         if run == "cached":
-            assert sorted(readings) == sorted(net.base.networks[1:]) and not net.base.spared
+            assert sorted(readings) == sorted(net.base.beside_names()) and not net.base.spared
             assert {*net.base.networks} <= {part for part, _ in net.base.named_children()}
     assert torch.equal(*losses)
 
@@ -169,8 +182,6 @@ def changed(folder, target, network=None, tokenizer=False):
     shutil.copytree(folder, target)
     if network == "vae":
         path = target / "vae" / "diffusion_pytorch_model.safetensors"
-        from safetensors.torch import load_file, save_file
-
         save_file({key: value * 1.5 for key, value in load_file(path).items()}, path)
     if network == "text_encoder":
         kind = cogvideox if "CogVideoX" in (folder / "model_index.json").read_text() else wan
@@ -181,11 +192,12 @@ def changed(folder, target, network=None, tokenizer=False):
     return target
 
 
+@of("i2v", "cogvideox")
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
 def test_a_cache_of_another_part_is_one_line_before_the_transformer_is_read(case, tmp_path, part):
     name, kind, folder, _, after = case
     other = changed(folder, tmp_path / "other", part, part == "tokenizer")
-    where = wan_weights if kind is Wan else __import__("lightning_modules.bases.cogvideox.weights", fromlist=["_"])
+    where = wan_weights if name == "i2v" else cogvideox_weights
     with mock.patch.object(where, "read_streamed", side_effect=AssertionError):
         with pytest.raises(
             UserError, match=rf"^data.shards: \S+ was made with another {part} \(hash \w{{12}}\) .*`remoco cache`"
@@ -193,6 +205,7 @@ def test_a_cache_of_another_part_is_one_line_before_the_transformer_is_read(case
             trainer(tmp_path, 1).fit(module(kind(other)), data(name, after))
 
 
+@of("ti2v")
 def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp_path):
     name, kind, folder, _, after = case
     copy = tmp_path / "copy"
@@ -208,10 +221,11 @@ def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp
         next(iter(data(name, copy).train_dataloader()))
     net = module(kind(folder))
     net.sampling = Sampling(1, guidance=(3.0, 3.0), inputs={"negative_prompt": "dog"})
-    with pytest.raises(UserError, match="another negative prompt than .*; make it again with `remoco cache --negative-"):
+    with pytest.raises(UserError, match="another negative prompt than .*; make it again with `remoco cache"):
         trainer(tmp_path, 1).fit(net, data(name, after))
 
 
+@of("ti2v")
 def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     name, _, folder, before, after = case
     wrong = tmp_path / "wrong"
@@ -221,18 +235,19 @@ def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     write_index(wrong, ClipShape(4, 64, 64, 8.0), [writer.entry])
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare, ignore=shutil.ignore_patterns("text_encoder"))
-    asked = ["--negative-prompt", NEGATIVE]
+    other, asked = changed(folder, tmp_path / "vae", "vae"), ["--negative-prompt", NEGATIVE]
     for arguments, message in (
         ((wrong, tmp_path / "x", "--base", folder), "frames is 4, expected "),
         ((before, tmp_path / "x", "--base", bare), "it has no text_encoder/, expected it as diffusers writes it"),
         ((before, after, "--base", folder), "begun otherwise: negative_prompt is another; give another folder"),
-        ((before, after, "--base", changed(folder, tmp_path / "vae", "vae"), *asked), "begun otherwise: vae is another"),
+        ((before, after, "--base", other, *asked), "begun otherwise: vae is another"),
     ):
         assert remoco("cache", *arguments, "--device", "cpu") == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1], message
     assert not (tmp_path / "x").exists()
 
 
+@of("ti2v")
 def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
     name, _, _, _, after = case
     copy = tmp_path / "copy"
@@ -248,9 +263,8 @@ def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
         data(name, copy)
 
 
+@of("ti2v")
 def test_an_interrupted_cache_resumes_without_the_text_encoder_and_changes_no_byte(case, tmp_path, monkeypatch):
-    from remoco import cache
-
     _, _, folder, before, after = case
     real, calls = cache.Encoder.__call__, []
 
@@ -269,9 +283,8 @@ def test_an_interrupted_cache_resumes_without_the_text_encoder_and_changes_no_by
     assert made == whole and "text.safetensors" in made
 
 
+@of("i2v")
 def test_a_clip_of_another_layout_is_replaced(case):
-    from datamodules.shards.cached import read_cached
-
     _, _, _, _, after = case
     shards = Shards(str(after))
     content = shards.read(0, 0, [LATENT])[LATENT]
