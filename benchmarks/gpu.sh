@@ -66,7 +66,7 @@ if [[ ${2:-} == --dry ]]; then
     DEVICE=cpu
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
     AT=(--device cpu --size tiny)
-    SVD=("${AT[@]}" --frames 2 --height 64 --width 64) WAN=("${AT[@]}" --frames 5 --height 64 --width 64)
+    SVD=("${AT[@]}" --frames 2 --height 64 --width 64) WAN=("${AT[@]}" --frames 9 --height 64 --width 96)
     FEW=(--steps 1) BATCH=(--batch 1) CLIP=(--steps 1 --times 1)
     S=0 # seconds that a part must have
 else
