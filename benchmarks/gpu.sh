@@ -78,7 +78,7 @@ fi
 
 # the tests say what they skipped, and why
 part tests $((60 * S)) any "$PYTHON" -m pytest -q -m gpu -o addopts= -rs -p no:cacheprovider \
-    tests/conditions tests/lightning_modules tests/commands/test_latents.py
+    $(grep -rl --include "test_*.py" "mark.gpu" tests)
 # `training.py` prints the ceilings first
 part svd_step $((60 * S)) any "$PYTHON" benchmarks/training.py "${SVD[@]}" "${BATCH[@]}" "${FEW[@]}" \
     --only recipe "bare network, forward and gradient"

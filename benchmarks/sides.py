@@ -56,6 +56,11 @@ COGVIDEOX["quarter"] = {
     "vae": {**COGVIDEOX["tiny_i2v"]["vae"], "latent_channels": 16},
 }  # fmt: skip
 TINY = {"svd": "tiny", "wan": "tiny_ti2v", "cogvideox": "tiny_i2v"}
+RANK = {
+    "svd": 10,
+    "wan": 8,
+    "cogvideox": 8,
+}  # 32 of the full width: what LoRA takes beside a layer goes by rank over width
 AWAKE = 0.02  # deviation of what is added to the trained weights, most of which are zero at the start
 
 
@@ -80,7 +85,7 @@ class Case(NamedTuple):
         if self.base == "cogvideox":  # which knows one clip
             sides = {"sample_height": self.height // 8, "sample_width": self.width // 8}
             COGVIDEOX[size]["transformer"].update(sides, sample_frames=self.length)
-        control = Control(lora=self.lora, rank=4 if self.size == "tiny" else 32)
+        control = Control(lora=self.lora, rank=4 if self.size == "tiny" else RANK[self.base])
         module = MotionControlModule(made[self.base](), RegionWise(), control, noise=Noise())
         module.configure_model(dtype)
         with torch.no_grad(), seeded(1):
@@ -270,15 +275,13 @@ def with_peft(case: Case, dtype: torch.dtype) -> Side:
         elif isinstance(layer, nn.GroupNorm):
             layer.__class__ = nn.GroupNorm
     features: list[Tensor] = []
-    mine = {name: m for name, m in module.base.denoisers().items()}
-    names = {id(m): name for m_ in mine.values() for name, m in m_.named_modules()}
-    for index, place in enumerate(module.base.places()):
+    names = {id(m): name for own in module.base.denoisers().values() for name, m in own.named_modules()}
+    for place, made in zip(module.base.places(), weights._weights, strict=True):
         target = network.get_submodule(names[id(place.module)])
-        target.register_forward_hook(modulate(weights._weights[index], features, place.level)) if (
-            place.layout != "tokens"
-        ) else target.register_forward_pre_hook(
-            modulate_tokens(weights._weights[index], features, place.level), with_kwargs=True
-        )
+        if place.layout == "tokens":
+            target.register_forward_pre_hook(modulate_tokens(made, features, place.level), with_kwargs=True)
+        else:
+            target.register_forward_hook(modulate(made, features, place.level))
     parts = {"network": network, "encoder": encoder, "injection": weights}
     trained = {f"{part}.{name}": p for part, m in parts.items() for name, p in m.named_parameters() if p.requires_grad}
 
