@@ -130,7 +130,8 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
-        self.validation_loss = FixedSigmaLoss(self.process, record.check_stages(self))
+        with torch.device("cpu"):  # its sums are numbers also where the networks have none, on the meta device
+            self.validation_loss = FixedSigmaLoss(self.process, record.check_stages(self))
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and self.trainer.state.fn == "fit":
