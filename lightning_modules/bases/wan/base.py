@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
 
@@ -23,16 +23,11 @@ from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.text import TextReader
-from lightning_modules.bases.wan.weights import (
-    COMPONENTS,
-    TIME,
-    changes_of,
-    load,
-    networks_of,
-)
+from lightning_modules.bases.wan.weights import TIME, changes_of, class_of, load, networks_of
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, to_float
@@ -89,6 +84,11 @@ class Wan(TransformerBase):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
 
+    @property
+    def per_frame(self) -> str | None:  # type: ignore[override]
+        """Of 2.1, whose y may hold more than the first frame; reads configurations."""
+        return "y" if "image_encoder" in self.networks else None
+
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
 
@@ -103,7 +103,8 @@ class Wan(TransformerBase):
         made: dict[str, Any] = {}
         for name in self.networks:
             changes = changes_of(self.networks) if name == "transformer" else {}
-            make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
+            config = self.config(name) | changes
+            make = partial(layout_of(class_of(name, config)), config)
             if not is_hub_id(str(self.path)):
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
@@ -114,7 +115,7 @@ class Wan(TransformerBase):
     def hold(
         self,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan,
+        vae: AutoencoderKLWan | ClipPCA,
         image_encoder: CLIPVisionModel | None = None,
         *,
         empty: Tensor,
@@ -124,7 +125,7 @@ class Wan(TransformerBase):
 
         Args:
             transformer: Transformer of diffusers.
-            vae: Autoencoder of diffusers.
+            vae: Autoencoder of diffusers, or components of patches.
             image_encoder: Image encoder of transformers, where there is one.
             empty: (n, D) embedding of an empty prompt.
             hashes: Of the stored weights, by name; by default they are taken here.
@@ -188,6 +189,18 @@ class Wan(TransformerBase):
             video = self.vae.decode(latents.transpose(1, 2).to(self.vae.dtype)).sample
         return exact(video).transpose(1, 2)
 
+    def fitted(self) -> nn.Module | None:
+        """The components of patches, where they stand for the autoencoder."""
+        return self.vae if isinstance(self.vae, ClipPCA) else None
+
+    def to_fit(self) -> bool:
+        """Where neither a folder nor a checkpoint brought them."""
+        return isinstance(self.vae, ClipPCA) and not self.vae.fitted
+
+    def fit(self, videos: Iterable[Tensor]) -> None:
+        """As `VideoBase.fit`."""
+        self.vae.fit(videos)
+
     # Conditioning and prediction
 
     @torch.no_grad()
@@ -225,8 +238,15 @@ class Wan(TransformerBase):
             return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
         grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
         latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
-        y = joined(latents, batch["frames"], self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y})
+        known = first.new_zeros(1, batch["frames"], 1, 1)
+        known[:, 0] = 1
+        y = joined(latents, known, self.grid.time)
+        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y}, frame=first)
+
+    def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
+        """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
+        known = 1 - F.max_pool2d(unknown, self.grid.space)
+        return joined(self.normalise(self.encode(clips).mean) + marks, known, self.grid.time)
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""

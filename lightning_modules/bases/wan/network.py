@@ -40,22 +40,21 @@ def prepare(transformer: WanTransformer3DModel) -> None:
     transformer.fuse_qkv_projections = refuse_fusing
 
 
-def joined(first: Tensor, frames: int, time: int) -> Tensor:
+def joined(latents: Tensor, known: Tensor, time: int) -> Tensor:
     """The condition y of the network: what is known of each latent frame, and the latents of what is known.
 
     Args:
-        first: (B, F, C, h, w) normalised latents of [first frame, grey, ...].
-        frames: Length L of the clip.
+        latents: (B, F, C, h, w), normalised, of [first frame, grey, ...], or of what else is known.
+        known: (B, L, h, w), or 1 in the place of any but L: 1 where a cell of a frame is known and 0 elsewhere.
         time: Frames per latent.
 
     Returns:
-        (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, 1 for the first frame, which
-        counts for all of latent 0; then the latents.
+        (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, the first frame's counting
+        for all of latent 0; then the latents.
     """
-    known = first.new_zeros(frames + time - 1)
-    known[:time] = 1
-    mask = known.view(1, -1, time, 1, 1).expand(len(first), -1, -1, *first.shape[3:])
-    return torch.cat([mask, first], dim=2)
+    frames = torch.cat([known[:, :1]] * (time - 1) + [known], 1)
+    mask = frames.unflatten(1, (-1, time)).to(latents.dtype)
+    return torch.cat([mask.expand(len(latents), -1, -1, *latents.shape[3:]), latents], dim=2)
 
 
 def padded(text: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -13,10 +13,12 @@ from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import located
+from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
 from remoco.common.errors import UserError, readable
+from remoco.common.model_folders import check_config
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -25,6 +27,11 @@ COMPONENTS = {
     "text_encoder": UMT5EncoderModel,
 }
 TIME = 4  # frames per latent, and channels of the mask
+
+
+def class_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a network: components of patches stand for the autoencoder where its configuration says so."""
+    return ClipPCA if name == "vae" and config.get("_class_name") == ClipPCA.__name__ else COMPONENTS[name]
 
 
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
@@ -82,7 +89,8 @@ def load(
     hashes: dict[str, str] = {}
     exact = torch.promote_types(dtype, torch.float32)
     for name in networks[1:]:
-        parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
+        cls = class_of(name, check_config(config_file(path, name, revision)))
+        parts[name] = nn.Module.to(read_whole(base, name, cls, path), exact)
         hashes[name] = weights_hash(parts[name])
     parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
     parts["transformer"], hashes["transformer"] = read_streamed(
