@@ -1,4 +1,4 @@
-"""A small Wan whose latents are components of patches: grouped as the causal autoencoder's, fitted, stored, exported."""
+"""A small Wan whose latents are components of patches: grouped like the causal VAE's, fitted, stored, exported."""
 
 from __future__ import annotations
 
