@@ -51,8 +51,9 @@ class Control:
 
     injection: list[str] = field(default_factory=lambda: ["modulation"])
     """Injections of the control, in order. Each is `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9), at
-    the places of the base; `warp`, which moves the first frame's pixels and conditions each frame on them; or the class
-    path of your own."""
+    the places of the base; `warp`, which moves the first frame's pixels and conditions each frame on them; `latent`,
+    which copies the first frame's latent features along the tracks, or `latent_soft`, which mixes them in around the
+    tracks, both for Wan 2.1; or the class path of your own."""
     lora: Literal["attention", "linear"] | None = "attention"
     """Layers with LoRA: all `attention` projections (paper), every `linear` layer (released weights), or null for
     none."""

@@ -63,6 +63,17 @@ class MotionControlModule(VideoModule):
         """As `VideoModule.base_name`; a released file is the base of what starts from it."""
         return super().base_name() | ({"released": self.released} if self.released is not None else {})
 
+    def setup(self, stage: str) -> None:
+        """As `VideoModule.setup`; and refuse to train nothing."""
+        super().setup(stage)
+        kinds = [injection_class(kind) for kind in self.control.injection]
+        trained = self.base.trained or self.control.lora or any(not hasattr(kind, "weightless") for kind in kinds)
+        if stage == "fit" and not trained:
+            raise UserError(
+                f"model.control: nothing is trained with injection {self.control.injection} and lora null; expected "
+                "lora: attention, or modulation among the injections"
+            )
+
     def build(self) -> None:
         """The base, LoRA in it, motion encoder and injections; then the weights to start from."""
         from lightning_modules.networks import add_control

@@ -88,6 +88,8 @@ class VideoBase(nn.Module, ABC):
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
         per_frame: Name of the conditioning that is the first frame's latent and may have one for each latent frame,
             as `moved` makes it. `condition` then gives the frame too. None: the base takes no such.
+        first_latents: Name of the conditioning (B, F, n + C, h, w) that holds the latents of the first frame and an
+            unknown rest, and the number n of channels before them, which say what is known. None: it takes no such.
         drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
 
     Attributes:
@@ -107,6 +109,7 @@ class VideoBase(nn.Module, ABC):
     located_by: ClassVar[tuple[str, ...]] = ()
     frame_noise: ClassVar[tuple[float, float] | None] = None
     per_frame: ClassVar[str | None] = None
+    first_latents: tuple[str, int] | None = None
     drawn: ClassVar[bool] = False
 
     arguments: dict[str, Any]

@@ -110,7 +110,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     return [
         KNOWN["seed"],
         *(_of_sampling(name, value, pipeline) for name, value in _sampling(pipeline.module.sampling)),
-        _setting("frames", int(pipeline.sampling["num_frames"])),
+        _frames(int(pipeline.sampling["num_frames"]), pipeline.module.base.grid.time),
         fps,
         *inputs.values(),
         Setting("size", "Frame size", _named(trained), choices=tuple(sizes(pipeline))),
@@ -160,6 +160,15 @@ def _setting(
     if not isinstance(value, str):
         least, most = min(least, value), max(most, value)
     return replace(known, value=value, least=least, most=most, words=words)
+
+
+def _frames(trained: int, time: int) -> Setting:
+    """The length, in steps of what one latent holds: 1 plus a multiple of it, and at least twice the trained length."""
+    known = KNOWN["frames"]
+    if time == 1:
+        return _setting(known.name, trained)
+    least, most = 1 + time, 1 + max(int(known.most), 2 * trained) // time * time
+    return replace(known, value=trained, least=least, most=most, slider=(least, most), step=time)
 
 
 def _text(name: str, value: str) -> Setting:

@@ -17,7 +17,11 @@ from remoco.common.errors import UserError
 from remoco.page import exchange
 
 MOST_SIDE = 320  # pixels of what GrabCut sees
-ROUNDS, SECONDS = 6, 2.0  # at most; a round of 320 x 320 takes about 0.1 s
+ROUNDS = 6  # at most; a round of 320 x 320 takes 0.03 to 0.4 s
+SECONDS = (
+    20.0  # no round begins later, for some patterns (stripes of one pixel) take 10 s a round. What ends in time is
+)
+# the same on any machine
 REACH = 0.5  # how far from the brush an edge is looked for, as part of its longer side
 HOLE = 0.05  # a hole of less than this part of the object is filled
 CORE = 0.5  # what is deeper in the brush than this part of its deepest pixel is the object's for certain

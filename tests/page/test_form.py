@@ -8,6 +8,7 @@ import pytest
 
 from datamodules.drawings import Drawing, FrameArea
 from lightning_modules.bases.base import Input
+from lightning_modules.bases.grid import Grid
 from lightning_modules.config import Sampling
 from remoco.common.errors import UserError
 from remoco.page import form
@@ -52,12 +53,24 @@ def test_what_is_asked_reaches_sampling_and_the_base():
     assert asked(unloaded(), motion_bucket_id="drawing")[1].inputs["motion_bucket_id"] == "drawing"
 
 
+@pytest.mark.parametrize(
+    ("trained", "time", "least", "most"), [(81, 4, 5, 161), (9, 4, 5, 65), (49, 8, 9, 97), (8, 1, 2, 64)]
+)
+def test_lengths_go_by_what_one_latent_holds(trained, time, least, most):
+    pipeline = unloaded()
+    pipeline.sampling["num_frames"], pipeline.module.base.grid = trained, Grid(time=time)
+    frames = named(pipeline)["frames"]
+    assert (frames.value, frames.least, frames.most, frames.step) == (trained, least, most, time)
+    assert frames.slider == (least, most)
+    assert all((length - 1) % time == 0 for length in (frames.value, *frames.slider)) or time == 1
+
+
 def test_the_first_size_is_the_checkpoints_own_so_that_the_page_makes_the_commands_clip():
     pipeline = unloaded()
     pipeline.trained_size = (480, 832)
     assert named(pipeline)["size"].choices[3:5] == ("320 x 512", "480 x 832")
     assert named(pipeline)["size"].value == "480 x 832" and form.sizes(pipeline)["480 x 832"] == (480, 832)
-    grid = SimpleNamespace(step=32)  # of Wan 2.2
+    grid = Grid(step=32)  # of Wan 2.2
     pipeline.module.base = SimpleNamespace(grid=grid, inputs=dict)
     drawing = Drawing(np.zeros((700, 1000, 3), np.uint8), [])
     framing = Checkpoint(pipeline).wanted({}).framing(drawing)

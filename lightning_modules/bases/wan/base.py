@@ -30,13 +30,14 @@ from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import TIME, changes_of, class_of, load, networks_of
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
-from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.conditioning import Conditioning, plain, to_float
 from lightning_modules.hub import is_hub_id
 from lightning_modules.layers import cast
 from lightning_modules.process.flow_matching import TIMES, FlowMatching
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
+Y = "y"  # the condition of 2.1 beside the noisy latents
 MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
@@ -64,6 +65,7 @@ class Wan(TransformerBase):
     """
 
     conditionings = ("text",)
+    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     image_encoder: Any
@@ -85,9 +87,14 @@ class Wan(TransformerBase):
         return Grid(space=space, step=2 * space, time=TIME)
 
     @property
+    def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
+        """Of 2.1, whose `y` begins with a mask; reads configurations."""
+        return (Y, TIME) if "image_encoder" in self.networks else None
+
+    @property
     def per_frame(self) -> str | None:  # type: ignore[override]
-        """Of 2.1, whose y may hold more than the first frame; reads configurations."""
-        return "y" if "image_encoder" in self.networks else None
+        """Of 2.1, whose `y` may hold more than the first frame; reads configurations."""
+        return None if self.first_latents is None else Y
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
@@ -241,7 +248,7 @@ class Wan(TransformerBase):
         known = first.new_zeros(1, batch["frames"], 1, 1)
         known[:, 0] = 1
         y = joined(latents, known, self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first), "y": y}, frame=first)
+        return Conditioning({**texts, "image_embedding": self.embed_image(first), Y: y}, frame=first)
 
     def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
         """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
@@ -286,14 +293,20 @@ class Wan(TransformerBase):
         return padded(self.empty[None]).expand(count, -1, -1)
 
     def predict(self, noisy: Tensor, time: Tensor, cond: Conditioning) -> Tensor:
-        """As `VideoBase.predict`, in the transformer's dtype. Text that is dropped is that of an empty prompt."""
+        """As `VideoBase.predict`, in the transformer's dtype.
+
+        A clip that drops its text has that of an empty prompt, and y without motion, as guidance's other branch has it.
+        """
         dtype = self.transformer.patch_embedding.weight.dtype
-        text = cond.parts["text"]
+        text, y = cond.parts["text"], cond.parts.get(Y)
         if cond.keep is not None and "text" in cond.keep:
-            text = torch.where(cond.keep["text"][:, None, None], text, self.empty_text(len(text)).to(text.dtype))
-        if self.image_encoder is None:
+            keep = cond.keep["text"]
+            text = torch.where(keep[:, None, None], text, self.empty_text(len(text)).to(text.dtype))
+            if y is not None and plain(Y) in cond.parts:
+                y = torch.where(keep.view(-1, 1, 1, 1, 1), y, cond.parts[plain(Y)])
+        if y is None:
             return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
-        inputs = torch.cat([noisy.to(dtype), cond.parts["y"].to(dtype)], dim=2)
+        inputs = torch.cat([noisy.to(dtype), y.to(dtype)], dim=2)
         with without_autocast(inputs):
             return self.transformer(
                 inputs.transpose(1, 2),
