@@ -24,7 +24,7 @@ from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.components import ClipPCA
-from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
+from lightning_modules.bases.wan.network import cast_transformer, joined, masked, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import TIME, changes_of, class_of, load, networks_of
@@ -245,15 +245,13 @@ class Wan(TransformerBase):
             return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
         grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
         latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
-        known = first.new_zeros(1, batch["frames"], 1, 1)
-        known[:, 0] = 1
-        y = joined(latents, known, self.grid.time)
+        y = joined(latents, batch["frames"], self.grid.time)
         return Conditioning({**texts, "image_embedding": self.embed_image(first), Y: y}, frame=first)
 
     def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
         """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
         known = 1 - F.max_pool2d(unknown, self.grid.space)
-        return joined(self.normalise(self.encode(clips).mean) + marks, known, self.grid.time)
+        return masked(self.normalise(self.encode(clips).mean) + marks, known, self.grid.time)
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""

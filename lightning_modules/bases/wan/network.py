@@ -40,11 +40,24 @@ def prepare(transformer: WanTransformer3DModel) -> None:
     transformer.fuse_qkv_projections = refuse_fusing
 
 
-def joined(latents: Tensor, known: Tensor, time: int) -> Tensor:
-    """The condition y of the network: what is known of each latent frame, and the latents of what is known.
+def joined(first: Tensor, frames: int, time: int) -> Tensor:
+    """The condition y of the network, of a first frame: `masked` where it alone is known.
 
     Args:
-        latents: (B, F, C, h, w), normalised, of [first frame, grey, ...], or of what else is known.
+        first: (B, F, C, h, w) normalised latents of [first frame, grey, ...].
+        frames: Length L of the clip.
+        time: Frames per latent.
+    """
+    known = first.new_zeros(1, frames, 1, 1)
+    known[:, 0] = 1
+    return masked(first, known, time)
+
+
+def masked(latents: Tensor, known: Tensor, time: int) -> Tensor:
+    """What is known of each latent frame, and the latents of what is known.
+
+    Args:
+        latents: (B, F, C, h, w), normalised.
         known: (B, L, h, w), or 1 in the place of any but L: 1 where a cell of a frame is known and 0 elsewhere.
         time: Frames per latent.
 
@@ -52,8 +65,7 @@ def joined(latents: Tensor, known: Tensor, time: int) -> Tensor:
         (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, the first frame's counting
         for all of latent 0; then the latents.
     """
-    frames = torch.cat([known[:, :1]] * (time - 1) + [known], 1)
-    mask = frames.unflatten(1, (-1, time)).to(latents.dtype)
+    mask = torch.cat([known[:, :1]] * (time - 1) + [known], 1).unflatten(1, (-1, time)).to(latents.dtype)
     return torch.cat([mask.expand(len(latents), -1, -1, *latents.shape[3:]), latents], dim=2)
 
 
