@@ -26,6 +26,7 @@ from lightning_modules.config import Noise, Sampling, Speed, Start
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
+from lightning_modules.process.bounds import Bounds
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
@@ -125,6 +126,7 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
+        self.check_stages()
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         self.build()
         self.base.decode_chunk = self.speed.decode_chunk
@@ -136,6 +138,18 @@ class VideoModule(LightningModule):
         record.check_text(captions, self.base, self.sampling.inputs.get(NEGATIVE))
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
+
+    def check_stages(self) -> None:
+        """Refuse, before any weight is read, what does not fit a base whose networks divide the noise levels."""
+        self.base.check_stages(self.sampling)
+        if self.speed.sample_graph and self.base.stages > 1:
+            raise UserError(
+                "speed.sample_graph: expected false with a base of two experts: the first step's kernels are not the "
+                "others'"
+            )
+        if (bounds := self.bounds()) is not None:
+            bounds.quantiles(self.noise.mean, self.noise.std)
+            self.validation_loss = FixedSigmaLoss(self.process, bounds)
 
     def on_fit_start(self) -> None:
         """Refuse a latent cache of other networks than the ones that were loaded; fit what is fitted."""
@@ -164,7 +178,14 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        return draw(self.noise.mean, self.noise.std, self.device)
+        bounds = self.bounds()
+        bounded = draw if bounds is None else partial(draw, within=bounds)
+        return bounded(self.noise.mean, self.noise.std, self.device)
+
+    def bounds(self) -> Bounds | None:
+        """Bounds of the noise levels of training: the process's, and the base's; None for none."""
+        bounds = Bounds(self.process.low, self.process.high, self.base.trained_levels())
+        return None if bounds == Bounds() else bounds
 
     # Steps
 

@@ -1,5 +1,6 @@
 """The scripts of benchmarks/ run without a GPU at a small size, and benchmarks/README.md names each of them."""
 
+import importlib
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import sys
 import pytest
 
 SMALL = ("--device", "cpu", "--size", "tiny", "--height", "64", "--width", "64", "--frames", "2")
-BARE = "bare UNet, forward and gradient"
+BARE = "bare network, forward and gradient"
+WAN = ("--device", "cpu", "--size", "tiny", "--height", "64", "--width", "96", "--frames", "9")
+COGVIDEOX = (*WAN[:6], "--width", "64", "--frames", "9")
 
 
 def script(repo, name: str, *args: str) -> str:
@@ -27,7 +30,7 @@ def test_the_page_of_the_benchmarks_names_each_script_and_no_other(repo):
 
 
 def test_the_benchmarks_stay_small(repo):
-    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 2000
+    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 2400
 
 
 def test_what_documents_and_tests_name_of_the_benchmarks_is_there(repo):
@@ -43,7 +46,7 @@ def test_what_documents_and_tests_name_of_the_benchmarks_is_there(repo):
 def test_count(repo, tmp_path):
     file = tmp_path / "counts.json"
     out = script(repo, "count.py", "--size", "tiny", "--batch", "2", "--json", str(file), "--only",
-                 "default_training_step", "all levels recomputed", "nothing recomputed")  # fmt: skip
+                 BARE, "default_training_step", "all levels recomputed", "nothing recomputed")  # fmt: skip
     counts = json.loads(file.read_text())
     default, all_levels, nothing = (
         counts[name] for name in ("default_training_step", "all levels recomputed", "nothing recomputed")
@@ -51,6 +54,40 @@ def test_count(repo, tmp_path):
     assert default["trained_without_gradient"] == 0 and "| default_training_step |" in out
     assert nothing["ms"] < default["ms"] < all_levels["ms"]
     assert nothing["peak_gib"] > default["peak_gib"] > all_levels["peak_gib"]
+    assert default["of_bare"] == pytest.approx(default["ms"] / counts[BARE]["ms"]) and default["of_bare"] > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", ["wan14b", "wan5b", "cogvideox"])
+def test_count_of_transformers(repo, tmp_path, base):
+    """A step is the network's own, its control and LoRA, and one more forward of what is recomputed."""
+    file = tmp_path / "counts.json"
+    size = ("--height", "64", "--width", "64", "--frames", "9")
+    out = script(repo, "count.py", "--base", base, "--size", "tiny", *size, "--json", str(file))
+    counts = json.loads(file.read_text())
+    bare, default, kept = (counts[name] for name in (BARE, "default_training_step", "nothing recomputed"))
+    assert default["trained_without_gradient"] == 0 and bare["trained_m"] == 0 and "| concat |" in out
+    assert bare["tflop"] < kept["tflop"] < default["tflop"] < counts["encoding the videos"]["tflop"]
+    assert bare["tflop"] < counts["nothing recomputed, without LoRA"]["tflop"] < kept["tflop"]
+
+
+@pytest.mark.parametrize(
+    ("args", "error"),
+    [
+        (("--base", "wan14b", "--frames", "80"), "frames is 80, expected 1 plus a multiple of 4, the nearest 77 and 81"),
+        (("--base", "wan5b", "--size", "small"), "--size is small, expected one of tiny, full for --base wan5b"),
+        (("--base", "cogvideox", "--width", "832"), "width is 832, expected 720: this base takes clips of 49 x 480 x 720"),
+        (("--base", "wan5b", "--only", "all levels recomputed"), "count.py: error: --only 'all levels recomputed' is for"),
+    ],
+)  # fmt: skip
+def test_what_a_base_does_not_take_is_one_line(repo, monkeypatch, capsys, args, error):
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
+    count = importlib.import_module("count")
+    monkeypatch.setattr(sys, "argv", ["count.py", *args])
+    with pytest.raises(SystemExit) as stop:
+        count.main()
+    said = capsys.readouterr().err.splitlines()[-1] if stop.value.code == 2 else stop.value.code
+    assert said.startswith(error)
 
 
 @pytest.mark.slow
@@ -58,7 +95,11 @@ def test_count(repo, tmp_path):
     ("name", "args"),
     [
         ("training.py", (*SMALL, "--batch", "1", "--steps", "1", "--only", "recipe", BARE, "channels_last")),
+        ("training.py", (*WAN, "--base", "wan14b", "--steps", "1", "--only", "recipe", BARE, "encoding the videos")),
+        ("training.py", (*COGVIDEOX, "--base", "cogvideox", "--steps", "1", "--only", "recipe", "nothing recomputed")),
         ("sampling.py", (*SMALL, "--steps", "2", "--times", "1", "--no-compile")),
+        ("sampling.py", (*WAN, "--base", "wan5b", "--steps", "2", "--times", "1", "--no-compile")),
+        ("sampling.py", (*COGVIDEOX, "--base", "cogvideox", "--steps", "2", "--times", "1", "--no-compile")),
     ],
 )  # fmt: skip
 def test_runs_small(repo, name, args):

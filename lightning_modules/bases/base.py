@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +23,7 @@ from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input, class_path
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
+from lightning_modules.config import Sampling
 from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
@@ -91,6 +93,7 @@ class VideoBase(nn.Module, ABC):
         first_latents: Name of the conditioning (B, F, n + C, h, w) that holds the latents of the first frame and an
             unknown rest, and the number n of channels before them, which say what is known. None: it takes no such.
         drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
+        stages: Number of networks that divide the noise levels among them, each with a guidance of its own.
 
     Attributes:
         arguments: Arguments of the constructor, by name.
@@ -98,6 +101,7 @@ class VideoBase(nn.Module, ABC):
         channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
         decode_chunk: Number of frames that `decode` takes at once by default; None is all.
+        offloaded: Whether networks of other stages than a step's are kept in the host's memory meanwhile.
         trained_on: What the base states of the pictures it was trained on; None where it states nothing.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
@@ -111,9 +115,11 @@ class VideoBase(nn.Module, ABC):
     per_frame: ClassVar[str | None] = None
     first_latents: tuple[str, int] | None = None
     drawn: ClassVar[bool] = False
+    stages: int = 1
 
     arguments: dict[str, Any]
     trained: bool = False
+    offloaded: bool = False
     trained_on: TrainedOn | None = None
     decode_chunk: int | None = None
     channels: int
@@ -178,6 +184,34 @@ class VideoBase(nn.Module, ABC):
         """Dtype of latents, noise and numbers: float32, or float64 where the networks are."""
         weight = next(next(iter(self.denoisers().values())).parameters())
         return torch.promote_types(weight.dtype, torch.float32)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(next(iter(self.denoisers().values())).parameters()).device
+
+    # Networks that divide the noise levels
+
+    def trained_levels(self) -> tuple[float, float]:
+        """Least and largest sigma that the trained network is asked at."""
+        return 0.0, math.inf
+
+    def stage(self, time: Tensor) -> int:
+        """Which of `stages` a noise level is of, 0 for the noisiest.
+
+        Args:
+            time: (B,) of the level, in the form that the process gives networks, all of one stage.
+        """
+        return 0
+
+    def waiting(self) -> list[nn.Module]:
+        """Networks that a sampler's first step does not use, but a later one does."""
+        return []
+
+    def check_stages(self, sampling: Sampling) -> None:
+        """Raise UserError unless sampling fits the number of stages; reads configurations."""
+        if sampling.guidance_2 is not None and self.stages == 1:
+            raise UserError("sampling.guidance_2: this base has no second expert, expected none")
 
     # Latents
 

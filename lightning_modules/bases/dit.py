@@ -79,9 +79,9 @@ class TransformerBase(VideoBase):
         """Freeze the networks that are held, but for a transformer that is trained."""
         self.vae.use_slicing = True  # a clip at a time
         self.requires_grad_(False).eval()
-        self.transformer.requires_grad_(self.trained)
+        self.controlled.requires_grad_(self.trained)
         if self.recompute == "all":
-            self.transformer.enable_gradient_checkpointing()
+            self.controlled.enable_gradient_checkpointing()
 
     def identify(self, hashes: Mapping[str, str] | None) -> None:
         """Say whose weights they are: by the hashes of the stored ones, or as they are now."""
@@ -102,9 +102,19 @@ class TransformerBase(VideoBase):
             getattr(self, name).save_pretrained(folder / name)
         save_text(self.empty, self.hashes[ENCODER], folder)
 
+    @property
+    def controlled(self) -> Any:
+        """The transformer that is controlled, or trained."""
+        return self.transformer
+
+    @property
+    def device(self) -> torch.device:
+        """As `VideoBase.device`, also while a transformer is off it."""
+        return self.empty.device
+
     def denoisers(self) -> dict[str, nn.Module]:
-        """The transformer."""
-        return {"transformer": self.transformer}
+        """The transformers."""
+        return {name: getattr(self, name) for name in self.networks if name.startswith("transformer")}
 
     def levels(self) -> list[Level]:
         """Down to one feature for each token."""
@@ -120,17 +130,19 @@ class TransformerBase(VideoBase):
         channels = width.num_attention_heads * width.attention_head_dim
         return [
             Place(f"{self.blocks}.{index}", block.attn1, channels, coarsest, "tokens")
-            for index, block in enumerate(getattr(self.transformer, self.blocks))
+            for index, block in enumerate(getattr(self.controlled, self.blocks))
         ]
 
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
-        """In the transformer's blocks, see `dit.lora_targets`."""
-        return {"transformer": lora_targets(self.transformer, kind, self.blocks)}
+        """In the blocks of the controlled transformer, see `dit.lora_targets`."""
+        targets = lora_targets(self.controlled, kind, self.blocks)
+        return {name: targets for name, network in self.denoisers().items() if network is self.controlled}
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Block by block: all have the same code, which is compiled once."""
-        for block in getattr(self.transformer, self.blocks):
-            block.compile(*args, **options)
+        for transformer in self.denoisers().values():
+            for block in getattr(transformer, self.blocks):
+                block.compile(*args, **options)
 
 
 class RandomTransformer(TransformerBase):

@@ -13,7 +13,7 @@ from lightning_modules.hub import UNREADABLE, fetched, is_hub_id, listed, reason
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
 
-STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "vae")} | {
+STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "transformer_2", "vae")} | {
     name: "model" for name in ("image_encoder", "text_encoder")
 }
 VARIANTS = (None, "fp16")  # the full weights where both are there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -15,7 +16,6 @@ from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Posterior, VideoBase
-from lightning_modules.bases.dit import TransformerBase
 from lightning_modules.bases.empty_prompt import ENCODER
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
@@ -24,6 +24,7 @@ from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
 from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.components import ClipPCA
+from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary
 from lightning_modules.bases.wan.network import cast_transformer, joined, masked, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
 from lightning_modules.bases.wan.text import TextReader
@@ -41,11 +42,14 @@ Y = "y"  # the condition of 2.1 beside the noisy latents
 MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
-class Wan(TransformerBase):
-    """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
+class Wan(Experts):
+    """Wan, image to video: 2.1 I2V, 2.2 TI2V and 2.2 I2V A14B, told by the configurations in the folder.
 
-    The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
-    2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
+    All have a transformer and a causal VAE; 2.1 also has CLIP's image encoder. A14B has two transformers, the experts
+    of high and of low noise. One of them is controlled and trained, at its own noise levels; samples use both.
+
+    2.1 and A14B are conditioned on latents of the first frame beside the noisy ones. 2.2 TI2V is given the first latent
+    clean, at time 0; it is not in the loss.
 
     Its text encoder is read for the embedding of an empty prompt, and again for prompts (`embed_text`), and not kept.
 
@@ -55,20 +59,24 @@ class Wan(TransformerBase):
         trained: Train the transformer too. It is then in float32.
         recompute: Blocks of the transformer that are computed again in the backward pass, to save memory: `none`, or
             `all`.
+        expert: `high` or `low`: the expert of A14B that is controlled and trained. None for the others.
 
     Attributes:
-        transformer: Denoising transformer.
+        transformer: Denoising transformer; of A14B, that of high noise.
+        transformer_2: Of A14B, that of low noise; None otherwise.
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
-        image_encoder: CLIP vision model, in at least float32; None in TI2V.
+        image_encoder: CLIP vision model, in at least float32; None in Wan 2.2.
+        first_given: Whether it is TI2V, which is given the first latent.
         empty: (n, D) embedding of an empty prompt.
         embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
     """
 
     conditionings = ("text",)
-    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
+    unconditional = {**Experts.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     image_encoder: Any
+    first_given: bool
     embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
@@ -76,7 +84,9 @@ class Wan(TransformerBase):
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that a built base holds; reads configurations."""
-        return networks_of(self.config("transformer"), self.config("vae"), str(self.path))
+        networks = networks_of(self.config("transformer"), self.config("vae"), self.called)
+        self.check_experts(networks)
+        return networks
 
     @functools.cached_property
     def grid(self) -> Grid:  # type: ignore[override]
@@ -88,12 +98,12 @@ class Wan(TransformerBase):
 
     @property
     def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
-        """Of 2.1, whose `y` begins with a mask; reads configurations."""
-        return (Y, TIME) if "image_encoder" in self.networks else None
+        """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
+        return None if self.networks == ("transformer", "vae") else (Y, TIME)
 
     @property
     def per_frame(self) -> str | None:  # type: ignore[override]
-        """Of 2.1, whose `y` may hold more than the first frame; reads configurations."""
+        """Of 2.1 and A14B, whose `y` may hold more than the first frame; reads configurations."""
         return None if self.first_latents is None else Y
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
@@ -101,15 +111,16 @@ class Wan(TransformerBase):
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
         """
-        networks = self.networks
-        parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
+        exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
+        dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
+        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:
         """Built from the configurations alone; no weights are read."""
         made: dict[str, Any] = {}
         for name in self.networks:
-            changes = changes_of(self.networks) if name == "transformer" else {}
+            changes = changes_of(self.networks) if name in EXPERTS.values() else {}
             config = self.config(name) | changes
             make = partial(layout_of(class_of(name, config)), config)
             if not is_hub_id(str(self.path)):
@@ -124,6 +135,7 @@ class Wan(TransformerBase):
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan | ClipPCA,
         image_encoder: CLIPVisionModel | None = None,
+        transformer_2: WanTransformer3DModel | None = None,
         *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
@@ -134,13 +146,18 @@ class Wan(TransformerBase):
             transformer: Transformer of diffusers.
             vae: Autoencoder of diffusers, or components of patches.
             image_encoder: Image encoder of transformers, where there is one.
+            transformer_2: Expert of low noise, where there is one.
             empty: (n, D) embedding of an empty prompt.
             hashes: Of the stored weights, by name; by default they are taken here.
         """
-        prepare(transformer)
-        if image_encoder is None:
+        self.first_given = transformer.config.in_channels == transformer.config.out_channels
+        for network in (transformer, transformer_2):
+            if network is not None:
+                prepare(network)
+        if self.first_given:
             use_blocks(transformer)
-        self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
+        self.transformer, self.transformer_2 = transformer, transformer_2
+        self.vae, self.image_encoder = vae, image_encoder
         self.freeze()
         self.channels = vae.config.z_dim
         for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
@@ -153,7 +170,9 @@ class Wan(TransformerBase):
 
     def cast(self, dtype: torch.dtype) -> None:
         """As `VideoBase.cast`; what stays in float32 does."""
-        cast_transformer(self.transformer, dtype)
+        for transformer in (self.transformer, self.transformer_2):
+            if transformer is not None:
+                cast_transformer(transformer, dtype)
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
@@ -165,7 +184,13 @@ class Wan(TransformerBase):
 
     def usual(self) -> tuple[int, int, int]:
         """Of the weights for 480 lines, and of TI2V."""
-        return (81, 480, 832) if "image_encoder" in self.networks else (121, 704, 1280)
+        return (121, 704, 1280) if self.networks == ("transformer", "vae") else (81, 480, 832)
+
+    def export(self, folder: Path) -> None:
+        """As `TransformerBase.export`; two experts with their boundary."""
+        super().export(folder)
+        if self.stages > 1:
+            write_boundary(self.boundary, folder)
 
     # Latents
 
@@ -241,12 +266,13 @@ class Wan(TransformerBase):
             "text": empty if text is None else padded(text, batch.get("text_length")),
             "negative_text": empty if negative is None else padded(negative),
         }
-        if self.image_encoder is None:
+        if self.first_given:
             return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
         grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
         latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
         y = joined(latents, batch["frames"], self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first), Y: y}, frame=first)
+        image = {} if self.image_encoder is None else {"image_embedding": self.embed_image(first)}
+        return Conditioning({**texts, **image, Y: y}, frame=first)
 
     def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
         """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
@@ -295,7 +321,8 @@ class Wan(TransformerBase):
 
         A clip that drops its text has that of an empty prompt, and y without motion, as guidance's other branch has it.
         """
-        dtype = self.transformer.patch_embedding.weight.dtype
+        transformer = self.transformer_at(time)
+        dtype = transformer.patch_embedding.weight.dtype
         text, y = cond.parts["text"], cond.parts.get(Y)
         if cond.keep is not None and "text" in cond.keep:
             keep = cond.keep["text"]
@@ -305,14 +332,10 @@ class Wan(TransformerBase):
         if y is None:
             return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
         inputs = torch.cat([noisy.to(dtype), y.to(dtype)], dim=2)
+        image = None if self.image_encoder is None else cond.parts["image_embedding"].to(dtype)
         with without_autocast(inputs):
-            return self.transformer(
-                inputs.transpose(1, 2),
-                time,
-                text.to(dtype),
-                cond.parts["image_embedding"].to(dtype),
-                return_dict=False,
-            )[0].transpose(1, 2)
+            out = transformer(inputs.transpose(1, 2), time, text.to(dtype), image, return_dict=False)[0]
+        return out.transpose(1, 2)
 
     def _after_first(self, noisy: Tensor, time: Tensor, first: Tensor, text: Tensor) -> Tensor:
         """TI2V's prediction; for the first latent, which it is given, what leads there in one step."""
