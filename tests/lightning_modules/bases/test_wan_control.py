@@ -247,7 +247,7 @@ def test_the_recipes_have_the_authors_settings(name, path, shift, steps, clip):
     built = Unstarted(configs.resolved(words))
     net, shape = built.model, built.datamodule.shape
     assert net.base.arguments == {"path": path, "revision": None, "trained": False, "recompute": "all"}
-    assert net.process.record()["init_args"] == {"shift": shift, "weight": "uniform"}
+    assert net.process.record()["init_args"] == {"shift": shift, "weight": "uniform", "low": 0.0, "high": 1.0}
     assert (net.noise.mean, net.noise.std) == (math.log(shift), 1.0)
     assert net.sampling == Sampling(steps, FlowMatching.highest, (5.0, 5.0), {}, "unipc")
     assert (shape.frames, shape.height, shape.width) == clip
