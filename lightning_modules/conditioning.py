@@ -12,6 +12,11 @@ KNOWN = "known"
 """Part that `warp` adds: (B, F, 1, h, w), 1 where a latent of its per-frame first frame holds known pixels only."""
 
 
+def plain(name: str) -> str:
+    """Name of a part as it was before an injection put motion into it, for guidance's other branch."""
+    return f"{name}_plain"
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What a base's network is conditioned on, for a batch of B clips.
@@ -49,13 +54,13 @@ class Conditioning:
         """The other branch of guidance.
 
         Args:
-            rules: Name in `parts` -> `zero`, the name of the part that takes its place, or `keep`, which is that of a
-                name without a rule.
+            rules: Name in `parts` -> `zero`, the name of the part that takes its place where there is one, or `keep`,
+                which is that of a name without a rule.
         """
 
         def ruled(name: str, value: Tensor) -> Tensor:
             rule = rules.get(name, "keep")
-            return torch.zeros_like(value) if rule == "zero" else value if rule == "keep" else self.parts[rule]
+            return torch.zeros_like(value) if rule == "zero" else self.parts.get(rule, value)
 
         return replace(self, parts={name: ruled(name, value) for name, value in self.parts.items()})
 

@@ -43,6 +43,7 @@ class MotionControlModule(VideoModule):
     ):
         super().__init__(base, condition, noise, sampling, speed, start, seed)
         self.control = control
+        self.second: Any = None  # a `Second`, which a pipeline adds
         for kind in self.control.injection:
             injection: Any = injection_class(kind)
             if hasattr(injection, "check"):
@@ -63,6 +64,17 @@ class MotionControlModule(VideoModule):
         """As `VideoModule.base_name`; a released file is the base of what starts from it."""
         return super().base_name() | ({"released": self.released} if self.released is not None else {})
 
+    def setup(self, stage: str) -> None:
+        """As `VideoModule.setup`; and refuse to train nothing."""
+        super().setup(stage)
+        kinds = [injection_class(kind) for kind in self.control.injection]
+        trained = self.base.trained or self.control.lora or any(not hasattr(kind, "weightless") for kind in kinds)
+        if stage == "fit" and not trained:
+            raise UserError(
+                f"model.control: nothing is trained with injection {self.control.injection} and lora null; expected "
+                "lora: attention, or modulation among the injections"
+            )
+
     def build(self) -> None:
         """The base, LoRA in it, motion encoder and injections; then the weights to start from."""
         from lightning_modules.networks import add_control
@@ -81,8 +93,12 @@ class MotionControlModule(VideoModule):
 
     def steer(self, cond: Conditioning) -> Conditioning:
         """Give the injections the motion of the clips; returns the conditioning as they edited it."""
+        if self.second is not None:
+            self.second.controller.feed(cond.control)
         return self.controller.steer(cond, self.base)
 
     def release(self) -> None:
         """Let go of the motion: its maps are as large as the activations."""
-        self.controller.release()
+        for controlled in (self, self.second):
+            if controlled is not None:
+                controlled.controller.release()

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_modules.bases.base import Place
+from lightning_modules.control.latent import Latent, LatentSoft
 from lightning_modules.control.warp import Warp
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 from remoco.common.errors import UserError
@@ -100,7 +101,9 @@ class Add(nn.Module):
         return (per_clip(h, projected) + projected).flatten(0, 1)
 
 
-KINDS: dict[str, type[nn.Module]] = {"modulation": Modulation, "concat": Concat, "add": Add, "warp": Warp}
+KINDS: dict[str, type[nn.Module]] = {
+    "modulation": Modulation, "concat": Concat, "add": Add, "warp": Warp, "latent": Latent, "latent_soft": LatentSoft,
+}  # fmt: skip
 
 
 def injection_class(kind: str) -> type[nn.Module]:
