@@ -414,7 +414,8 @@ def runs(clips, folder, tmp_path_factory):
 def unbuilt(folder, expert, lora="attention"):
     made = MotionControlModule(
         Wan(folder, expert=expert), RegionWise(min_mask_ratio=0.5), Control(["modulation"], lora, 2),
-        Noise(dropout=0.5), Sampling(4, guidance=(3.5, 3.5), guidance_2=(2.0, 2.0), inputs={"negative_prompt": "dog"}, solver="unipc"),
+        Noise(dropout=0.5),
+        Sampling(4, guidance=(3.5, 3.5), guidance_2=(2.0, 2.0), inputs={"negative_prompt": "dog"}, solver="unipc"),
     )  # fmt: skip
     made.plan = Plan(adamw(lr=1e-2))
     return made
@@ -538,7 +539,7 @@ def test_its_command_samples_two_runs(runs, tmp_path, capsys):
     words = ["generate", runs["high"], tmp_path / "a.png", "--tracks", tmp_path / "a.json", "--num-frames", 5]
     words += ["--height", 32, "--width", 48, "--fps", 16, "--prompt", "red dog", "--guidance-scale-2", 2.5]
     second, clips = ["--second", tmp_path / "low"], []
-    for more in (second, [*second, "--offload", "true"], ["--second", runs["low"]]):
+    for more in (second, [*second, "--offload"], ["--second", runs["low"]]):
         out = tmp_path / f"{len(clips)}.mp4"
         assert remoco(*words, *more, "--device", "cpu", "--out", out) == 0, capsys.readouterr().err
         clips.append(out.read_bytes())
