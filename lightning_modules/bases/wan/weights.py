@@ -63,7 +63,11 @@ def changes_of(networks: Sequence[str]) -> dict[str, Any]:
 
 
 def load(
-    path: str, revision: str | None, networks: Sequence[str], dtype: torch.dtype
+    path: str,
+    revision: str | None,
+    networks: Sequence[str],
+    dtype: torch.dtype,
+    transformer: tuple[nn.Module, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -72,12 +76,14 @@ def load(
         revision: Of the hub id.
         networks: As `networks_of` says.
         dtype: Dtype of the transformer; VAE and image encoder are in at least float32.
+        transformer: The transformer with its hash, where it is not the folder's.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
     text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    base = located(path, [*networks, *text], revision)  # all of them before the first is read
+    read = networks if transformer is None else networks[1:]
+    base = located(path, [*read, *text], revision)  # all of them before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     exact = torch.promote_types(dtype, torch.float32)
@@ -85,7 +91,7 @@ def load(
         parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
         hashes[name] = weights_hash(parts[name])
     parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
-    parts["transformer"], hashes["transformer"] = read_streamed(
+    parts["transformer"], hashes["transformer"] = transformer or read_streamed(
         base,
         "transformer",
         COMPONENTS["transformer"],
