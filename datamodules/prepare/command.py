@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from datamodules.prepare import folder, pool, starts
+from datamodules.prepare import cached, folder, pool, starts
 from datamodules.prepare.job import Job
 from datamodules.prepare.settings import Processes, Settings
-from datamodules.prepare.sources import videos_in
+from datamodules.prepare.sources import Video, videos_in
 from datamodules.prepare.video import prepare_video
 from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import make_tracker
@@ -50,13 +51,14 @@ def prepare(
     if settings.shots:
         starts.require_scenedetect()
     gpus = _gpus() if settings.tracker == "dot" else 0
-    version = make_tracker(settings.tracker, settings.dot).version
+    comes_along = settings.tracker == cached.NAME
+    version = cached.VERSION if comes_along else make_tracker(settings.tracker, settings.dot).version
     store = Remote(shards) if is_remote(shards) else None
     if store is not None and work is None:
         raise UserError(f"--work is missing, expected a local folder for the state of the work on {shards}")
     if store is None and work is not None:
         raise UserError(f"--work {work}: only for shards at a URL, {shards} is a folder")
-    sources, target = videos_in(videos, root), Path(shards if work is None else work).absolute()
+    sources, target = sources_of(videos, root, settings), Path(shards if work is None else work).absolute()
     limits = processes.timeout, processes.video_timeout
     with folder.alone(target):
         job = Job(target, sources, settings, version, clips_per_shard, retry, *limits, store)
@@ -65,6 +67,14 @@ def prepare(
             job.finish()
         job.publish()
         print(job.summary())
+
+
+def sources_of(videos: str, root: str | None, settings: Settings) -> list[Video]:
+    """What `videos` and `root` of `prepare` name; UserError where there is nothing."""
+    sources = videos_in(videos, root)
+    if settings.tracker == cached.NAME:
+        return [replace(video, caption=cached.caption(video)) for video in sources]
+    return sources
 
 
 def _runner(processes: Processes, gpus: int) -> Callable:

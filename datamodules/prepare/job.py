@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.prepare import clips, folder, pool
+from datamodules.prepare import cached, clips, folder, pool
 from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
 from datamodules.prepare.sources import Video
 from datamodules.prepare.video import Task, give_up, part_path, read_part, result_path, write_part
@@ -73,8 +73,8 @@ class Job:
         self.state = target / ".prepare"
         options = {name: value for name, value in asdict(settings).items() if name != "dot"}
         options["background"] = None if settings.colour == WHITE else list(settings.colour)  # older sets say none
-        options["clips_per_shard"] = clips_per_shard
-        plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos)}
+        options |= {"clips_per_shard": clips_per_shard, "fill": settings.filling}
+        plan = {**options, "tracker_version": tracker_version, "videos": len(videos), **_digests(videos, settings)}
         self._claim(plan | self._rule(retry), retry)
         if retry:
             self._reopen()
@@ -195,7 +195,7 @@ class Job:
                 f"none of the {len(self.videos)} videos gave a clip, see {self.folder / folder.REPORT}; the first: "
                 f"{reason}"
             )
-        folder.finish(self.folder, self.settings.shape, entries, self.settings.fill)
+        folder.finish(self.folder, self.settings.shape, entries, self.settings.filling)
         self.publish()
         shutil.rmtree(self.state, ignore_errors=True)
 
@@ -279,11 +279,13 @@ def _block(path: Path) -> dict[str, Any]:
     return record
 
 
-def _digests(videos: list[Video]) -> dict[str, str]:
+def _digests(videos: list[Video], settings: Settings) -> dict[str, str]:
     sources, sizes = hashlib.sha256(), hashlib.sha256()
     for video in videos:
         sources.update(json.dumps([video.name, video.caption]).encode())
         sizes.update(f"{video.size if video.offset is not None else _size(video)},".encode())
+        if settings.tracker == cached.NAME:
+            sizes.update(f"{cached.sizes(video)},".encode())
     return {"sources": sources.hexdigest(), "sizes": sizes.hexdigest()}
 
 

@@ -16,6 +16,7 @@ from remoco.common.ranges import number, within
 DOT_SIDE = 128  # pixels of the least clip that DOT tracks
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0
+CACHED = "cached"  # the tracker of clips that come with their tracks
 
 if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
     Frames = number(int, 2)
@@ -35,7 +36,8 @@ class Settings:
 
     tracker: str = "dis"
     """Tracker: `dis` is optical flow without weights. `tracks` adds sparse tracks to it and takes three times the time.
-    `dot` is the tracker of the paper. Or the class path of your own, for example my_module.Tracker."""
+    `dot` is the tracker of the paper. `cached` takes the tracks that lie beside each video, as in MotionPro's released
+    data. Or the class path of your own, for example my_module.Tracker."""
     dot: DotOptions = DotOptions()
     frames: Frames = 16
     """Frames per clip."""
@@ -51,9 +53,10 @@ class Settings:
     """Detect cuts, and let no clip cross one. With --every, clips start anew in each shot."""
     step: Quantum = STEP
     """Flow quantisation in pixels. It bounds the error of the stored flow where a pixel is visible."""
-    fill: Literal["smooth", "none"] = "smooth"
+    fill: Literal["smooth", "none"] | None = None
     """Flow to store where a pixel is not visible. `smooth` stores what takes fewest bytes, about half. `none` keeps
-    the tracker's flow, for the dense condition and `visibility_rule: block`."""
+    the tracker's flow, for the dense condition and `visibility_rule: block`. Default: smooth; none for --tracker
+    cached."""
     background: str = "white"
     """Colour behind transparent parts of videos, for example `black` or `#00ff00`."""
     max_clips: Number = MAX_CLIPS
@@ -73,8 +76,11 @@ class Settings:
         if self.every is not None:
             within("--every", self.every, 0, above=True)
         within("--step", self.step, 0, 1, above=True)
-        if self.fill not in ("smooth", "none"):
+        if self.fill not in ("smooth", "none", None):
             raise UserError(f"--fill is {self.fill!r:.60}, expected smooth or none")
+        if self.tracker == CACHED and (self.every is not None or self.shots):
+            option = "--shots" if self.shots else "--every"
+            raise UserError(f"{option}: not with --tracker {CACHED}, whose clips are whole")
         within("--max-clips", self.max_clips, 1, whole=True)
         colour_of(self.background, "--background")
 
@@ -82,6 +88,11 @@ class Settings:
     def shape(self) -> ClipShape:
         """Shape of the clips."""
         return ClipShape(self.frames, self.height, self.width, float(self.fps))
+
+    @property
+    def filling(self) -> str:
+        """`fill`, with its default."""
+        return self.fill or ("none" if self.tracker == CACHED else "smooth")
 
     @property
     def colour(self) -> tuple[int, int, int]:

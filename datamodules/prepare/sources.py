@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 from datamodules.prepare.captions import decoded, marked, wide
 from datamodules.prepare.walk import Walk
@@ -38,6 +38,15 @@ _UNFINISHED = re.compile(
 _HEAD = 512  # bytes that distinguish a page or a text from a video
 CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
+TRACKS = ("npy", "jpg", "jpeg")  # members with tracks, see `datamodules.prepare.cached`
+
+
+class Part(NamedTuple):
+    """Another member of a video's sample in a tar: the end of its name, and where its bytes are."""
+
+    kind: str
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,7 @@ class Video:
         offset: where its bytes begin in a tar; None for a separate file.
         size: size of its bytes in a tar.
         note: why its caption is left out, which is empty then, or that its encoding was guessed.
+        beside: members of TRACKS that lie beside it in a tar.
     """
 
     name: str
@@ -61,6 +71,7 @@ class Video:
     offset: int | None = None
     size: int = 0
     note: str = ""
+    beside: tuple[Part, ...] = ()
 
     @property
     def key(self) -> str:
@@ -358,7 +369,8 @@ def _sample(file: BinaryIO, path: Path, name: str, members: dict[str, tarfile.Ta
     if video.offset_data + video.size > end:
         return Video(name, str(path), fault="is cut short, as the tar is")
     text, note = _tar_caption(file, members)
-    return Video(name, str(path), text, "", video.offset_data, video.size, note)
+    beside = tuple(Part(kind, members[kind].offset_data, members[kind].size) for kind in TRACKS if kind in members)
+    return Video(name, str(path), text, "", video.offset_data, video.size, note, beside)
 
 
 def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.prepare import clips, starts
+from datamodules.prepare import cached, clips, starts
 from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
 from datamodules.prepare.sources import Video
 from datamodules.shards import META, samples
@@ -86,7 +86,7 @@ def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> 
                 members = encode_clip(task.video, start, task.settings, worker)
             except BadClip as error:
                 bad.append({"start": round(start, 3), "reason": str(error)})
-                one = task.settings.every is None and not task.settings.shots
+                one = task.settings.every is None and not task.settings.shots and task.settings.tracker != cached.NAME
                 if one and index == 0 and isinstance(error, (clips.Damaged, clips.EndsTooEarly)):
                     begins = _starts_beside(task, bad, began)
                 elif isinstance(error, clips.EndsTooEarly):
@@ -125,6 +125,8 @@ def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[flo
     try:
         if video.fault:
             raise BadClip(video.fault)
+        if settings.tracker == cached.NAME:
+            return iter([0.0])
         seconds = decode.video_seconds(video.source())
         length = settings.frames / settings.fps
         if seconds < clips.clip_seconds(settings.frames, settings.fps):
@@ -161,17 +163,21 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
     """Cut a clip, track it, and encode both. Whatever a codec raises becomes BadClip."""
     try:
         shape = settings.shape
-        clip = clips.read_clip(
-            video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.colour
-        )
-        track = _tracker(settings.tracker, settings.dot, worker)
-        flow, visibility = track(clip.frames)
+        if settings.tracker == cached.NAME:
+            clip, (flow, visibility) = cached.read(video, settings)
+            tracker = {"name": cached.NAME, "version": cached.VERSION}
+        else:
+            clip = clips.read_clip(
+                video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.colour
+            )
+            track = _tracker(settings.tracker, settings.dot, worker)
+            flow, visibility = track(clip.frames)
+            tracker = {"name": track.name, "version": track.version}
         source = {"name": video.name, "start": round(clip.start, 6)}
         if clip.notes:
             source["notes"] = list(clip.notes)
-        tracker = {"name": track.name, "version": track.version}
         return samples.encode(
-            clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.fill
+            clip.frames, flow, visibility, shape.fps, source, tracker, video.caption, settings.step, settings.filling
         )
     except (BadClip, UserError, MemoryError, KeyboardInterrupt):
         raise

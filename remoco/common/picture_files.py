@@ -96,7 +96,7 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
     path, data = name or name_of(source), data_of(source)
     file = io.BytesIO(data)
     try:
-        shape, fortran, dtype = _header(file)
+        shape, fortran, dtype = npy_header(file)
     except Exception as error:  # numpy evaluates the header as a literal, which raises errors of many types
         raise UserError(
             f"{path}: expected an .npy file of {expected}; it is another kind of file or cut short"
@@ -139,7 +139,8 @@ def _sides(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))[:60] or "a single value"
 
 
-def _header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+def npy_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether it is in Fortran's order, and dtype of an .npy file; whatever numpy raises passes through."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     with warnings.catch_warnings(action="ignore"):
