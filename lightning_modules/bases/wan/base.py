@@ -67,6 +67,7 @@ class Wan(TransformerBase):
         image_encoder: CLIP vision model, in at least float32; None in TI2V.
         empty: (n, D) embedding of an empty prompt.
         embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
+        elsewhere: Networks whose weights are not the folder's, see `wan.peers`.
     """
 
     conditionings = ("text",)
@@ -77,6 +78,7 @@ class Wan(TransformerBase):
     embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
+    elsewhere: tuple[str, ...] = ()
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ class Wan(TransformerBase):
         for name in self.networks:
             changes = changes_of(self.networks) if name == "transformer" else {}
             make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
-            if not is_hub_id(str(self.path)):
+            if not is_hub_id(str(self.path)) and name not in self.elsewhere:
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
                 made[name] = make()

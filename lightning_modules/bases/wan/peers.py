@@ -51,7 +51,7 @@ def check_peer(base: VideoBase, injections: Sequence[str], start: Start) -> None
     """Raise UserError unless a module's base and injections are those that such weights belong to.
 
     Args:
-        base: Not built; its configurations are read.
+        base: Not built; its configurations are read, and it is told that its folder may lack the transformer's weights.
         injections: `control.injection`.
         start: Its kind is one of `PEERS`.
     """
@@ -66,6 +66,7 @@ def check_peer(base: VideoBase, injections: Sequence[str], start: Start) -> None
             f"model.start: {start.kind} was trained with {peer.injection}, expected it in control.injection, which is "
             f"{list(injections)}"
         )
+    base.elsewhere = (NETWORK,)
 
 
 def build_peer(base: VideoBase, start: Start, dtype: torch.dtype) -> None:

@@ -47,6 +47,8 @@ def folder(tmp_path_factory):
     """A base without the weights of its own transformer, which nobody needs."""
     made = wan.write(tmp_path_factory.mktemp("wan") / "tiny")
     (made / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    index = {"weight_map": {"proj_out.weight": "diffusion_pytorch_model-00001-of-00014.safetensors"}}
+    (made / "transformer" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     return made
 
 
