@@ -1,6 +1,10 @@
 """Count a training step without a GPU: FLOPs, bytes, kernels and peak memory on fake tensors, by variant.
 
-    python benchmarks/count.py [--json FILE] [--batch 8] [--size full] [--only NAME ...]
+    python benchmarks/count.py [--base svd] [--json FILE] [--batch 8] [--size full] [--only NAME ...]
+
+The last column compares a step with its floor: forward and gradient by the input of the base's network alone, without
+control and LoRA, nothing recomputed. What a transformer is conditioned on is cached, as its latents are, but for the
+variant that encodes the videos.
 
 Every operation costs the longest of its FLOPs at 650 TFLOP/s (bf16) or 300 (TF32, float32 convolutions and products),
 its bytes at 4.2 TB/s and 4 us of launch: a roofline, to rank changes by, not a promise of a time. CUDA's autocast is
@@ -16,13 +20,14 @@ import json
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from full_size import Shape, batch_on, materialise, module_on, recipe
+from full_size import BASES, SVD, Shape, bare_step, batch_on, materialise, module_on, shape_of
 from harness import parser, table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -131,10 +136,11 @@ def as_on_cuda() -> Iterator[None]:
     def layer_norm(x: Tensor, shape: Any, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Tensor:
         return layer(cast(x), shape, cast(weight), cast(bias), eps)
 
-    def flash(q: Tensor, k: Tensor, v: Tensor, *args: Any, scale: float | None = None, **kwargs: Any) -> Tensor:
-        if q.dtype in (torch.bfloat16, torch.float16):
-            return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False, scale=scale)[0]
-        return attention(q, k, v, *args, scale=scale, **kwargs)
+    def flash(query: Tensor, key: Tensor, value: Tensor, *args: Any, scale: float | None = None, **more: Any) -> Tensor:
+        if query.dtype in (torch.bfloat16, torch.float16):
+            out = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, False, False, scale=scale)
+            return out[0]
+        return attention(query, key, value, *args, scale=scale, **more)
 
     with (
         mock.patch.object(F, "group_norm", group_norm),
@@ -144,27 +150,34 @@ def as_on_cuda() -> Iterator[None]:
         yield
 
 
-def prepared(changes: dict[str, Any], size: str, shape: Shape) -> tuple[Count, Any, Any]:
+def prepared(base: str, changes: dict[str, Any], size: str, shape: Shape) -> tuple[Count, Any, Any]:
     """Counts of what the step does without gradients, on meta tensors; the conditioning and the clean latents."""
     changes = dict(changes)
     cached = changes.pop("cached", True)
-    module = module_on("meta", size, **changes)
+    module = module_on("meta", size, base=base, **changes)
     batch = batch_on("meta", module, shape, cached)
     draws = mock.patch(
         "lightning_modules.video_module.randn", lambda seeds, s, device: torch.empty((len(seeds), *s), device="meta")
     )
     no_autocast = mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta knows none
-    with draws, no_autocast, torch.no_grad(), Count("meta") as count:
-        cond = module.conditioning(batch, torch.empty(shape.batch, device="meta"), module.draw_control(batch))
-        clean = module.clean_latents(batch)
+    noise = None if module.base.frame_noise is None else torch.empty(shape.batch, device="meta")
+    count = Count("meta")
+    of_cond = Count("meta") if cached and base != SVD else count
+    with draws, no_autocast, torch.no_grad():
+        with of_cond:
+            cond = module.conditioning(batch, noise, None)
+        with count:
+            cond, clean = replace(cond, control=module.draw_control(batch)), module.clean_latents(batch)
     return count, cond, clean
 
 
-def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict[str, float]:
+def step(base: str, changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict[str, float]:
     """Count one optimizer step of the recipe with these changes: ms, peak_gib, kernels, TFLOP and GB."""
-    data, cond, clean = prepared(changes, size, shape)
-    changes = {name: value for name, value in changes.items() if name != "cached"}
-    module = module_on("meta", size, **changes)
+    changes = dict(changes)
+    bare = changes.pop("bare", False)
+    data, cond, clean = prepared(base, changes, size, shape)
+    changes.pop("cached", None)
+    module = module_on("meta", size, base=base, **changes)
     weights = _nbytes(module.parameters())
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
@@ -173,16 +186,15 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
     count = Count("cpu")
     with fake, count, as_on_cuda():
         empty = lambda t: torch.empty(t.shape, dtype=t.dtype)  # noqa: E731
-        cond = type(cond)({name: empty(value) for name, value in cond.parts.items()}, empty(cond.control))
-        clean = empty(clean)
-        module.conditioning = lambda batch, sigma_aug, control: cond
-        module.clean_latents = lambda batch: clean
-        module.draw_control = lambda batch: cond.control
+        control = cond.control
+        cond = replace(cond, parts={name: empty(value) for name, value in cond.parts.items()}, control=None)
         count.phase = "forward"
-        with _without_generators(module, shape.batch), torch.autocast("cpu", torch.bfloat16):
-            loss = module.training_step({"position": torch.zeros(shape.batch, dtype=torch.int64)}, 0)
-        count.phase = "backward"
-        loss.backward()
+        if bare:
+            data = Count("meta")  # of which the network alone needs nothing
+            with torch.autocast("cpu", torch.bfloat16):
+                bare_step(module, cond, shape, "cpu")()
+        else:
+            _training_step(module, replace(cond, control=empty(control)), empty(clean), count)
     trained = [p for p in module.parameters() if p.requires_grad]
     numbers = sum(p.numel() for p in trained)
     unused = sum(p.grad is None for p in trained)
@@ -200,6 +212,17 @@ def step(changes: dict[str, Any], size: str, shape: Shape, top: int = 0) -> dict
         "trained_m": numbers / 1e6,
         "trained_without_gradient": unused,
     }
+
+
+def _training_step(module: Any, cond: Any, clean: Tensor, count: Count) -> None:
+    """Forward and backward pass of a module's own step, from what it is conditioned on and the clean latents."""
+    module.conditioning = lambda batch, sigma_aug, control: cond
+    module.clean_latents = lambda batch: clean
+    module.draw_control = lambda batch: cond.control
+    with _without_generators(module, len(clean)), torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step({"position": torch.zeros(len(clean), dtype=torch.int64)}, 0)
+    count.phase = "backward"
+    loss.backward()
 
 
 @contextlib.contextmanager
@@ -222,36 +245,50 @@ def _nbytes(tensors: Any) -> int:
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "default_training_step": {},
+FLOOR = "bare network, forward and gradient"
+STEP = "default_training_step"
+ANY: dict[str, dict[str, Any]] = {
+    FLOOR: {"bare": True, "recompute": "none", "lora": None, "injection": []},
+    STEP: {},
     "all levels recomputed": {"recompute": "all"},
     "nothing recomputed": {"recompute": "none"},
     "LoRA on every linear layer": {"lora": "linear"},
     "without LoRA": {"lora": None},
     "encoding the videos": {"cached": False},
 }
+TOKENS: dict[str, dict[str, Any]] = {
+    **{name: changes for name, changes in ANY.items() if name != "all levels recomputed"},  # which is the recipe's
+    "nothing recomputed, without LoRA": {"recompute": "none", "lora": None},
+    "concat": {"injection": ["concat"]},
+    "add": {"injection": ["add"]},
+    "modulation before every 4th block": {"every": 4},
+}
+DIGITS = {"ms": 0, "peak_gib": 1, "kernels": 0, "tflop": 1, "gb": 0, "of_bare": 2}
 
 
 def main() -> None:
     """Count and print."""
     options = parser(__doc__)
+    options.add_argument("--base", default=SVD, choices=BASES)
     options.add_argument("--json", help="file for the counts of every variant")
-    options.add_argument("--size", default="full", choices=("tiny", "small", "full"))
-    options.add_argument("--batch", type=int, help="clips; default: the recipe's")
-    options.add_argument("--only", nargs="+", choices=VARIANTS, help="variants to count; default: all")
+    options.add_argument("--size", default="full", choices=BASES[SVD].sizes)
+    for name in Shape._fields:
+        options.add_argument(f"--{name}", type=int, help="default: the recipe's")
+    options.add_argument("--only", nargs="+", choices={**ANY, **TOKENS}, help="variants to count; default: all")
     options.add_argument("--top", type=int, default=0, help="also print the costliest operations of each phase")
     args = options.parse_args()
-    shape = recipe()[1]
-    shape = shape._replace(batch=args.batch or shape.batch)
-    found, rows = {}, []
-    for name in args.only or VARIANTS:
-        start = time.perf_counter()
-        found[name] = step(VARIANTS[name], args.size, shape, args.top)
-        n = found[name]
-        digits = {"ms": 0, "peak_gib": 1, "kernels": 0, "tflop": 1, "gb": 0}
-        rows.append([name, *(f"{n[what]:.{places}f}" for what, places in digits.items())])
-        print(f"{name}: {n['ms']:.0f} ms ({time.perf_counter() - start:.0f} s to count)", flush=True)
-    print(table(["variant", "ms", "peak GiB", "kernels", "TFLOP", "GB moved"], rows))
+    shape, variants = shape_of(args, args.batch), ANY if args.base == SVD else TOKENS
+    if odd := set(args.only or ()) - set(variants):
+        options.error(f"--only {odd.pop()!r} is for another --base")
+    found: dict[str, dict[str, float]] = {}
+    for name in args.only or variants:
+        start = time.process_time()
+        found[name] = n = step(args.base, variants[name], args.size, shape, args.top)
+        n["of_bare"] = n["ms"] / found[FLOOR]["ms"] if FLOOR in found else float("nan")
+        spent = time.process_time() - start
+        print(f"{name}: {n['ms']:.0f} ms ({spent:.0f} CPU s to count)", flush=True)
+    rows = [[name, *(f"{n[what]:.{places}f}" for what, places in DIGITS.items())] for name, n in found.items()]
+    print(table(["variant", "ms", "peak GiB", "kernels", "TFLOP", "GB moved", "of the bare network"], rows))
     if args.json:
         with open(args.json, "w") as file:
             json.dump(found, file, indent=1)

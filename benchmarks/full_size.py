@@ -1,4 +1,4 @@
-"""What the benchmarks of speed share: the module of the shipped recipe at any size, random weights, a batch, timing.
+"""What the benchmarks of speed share: the module of a base's recipe at any size, random weights, a batch, timing.
 
 Nothing is read from disk but the recipe; `torch`, `diffusers`, `peft` and `lightning` suffice.
 """
@@ -13,68 +13,113 @@ from typing import Any, NamedTuple
 
 import harness
 import torch
-import yaml
 from torch import Tensor, nn
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
-from lightning_modules.bases import Sprites
-from lightning_modules.config import Control, Speed
+from lightning_modules.bases import RandomCogVideoX, RandomWan, Sprites, VideoBase
+from lightning_modules.bases.wan.network import TEXT_LENGTH
+from lightning_modules.conditioning import Conditioning
+from lightning_modules.config import Control, Noise, Sampling, Speed
+from lightning_modules.process.base import NoiseProcess
+from remoco import configs
+from remoco.common.errors import UserError
 
-CONFIG = harness.REPO / "configs/remoco_svd.yaml"
 BASE, SPEED = ("recompute", "vae_precision"), ("compile", "sample_graph")
+SVD = "svd"
+
+
+class Kind(NamedTuple):
+    """A base that is measured: its recipe, its class with random weights, and the class's names of our sizes."""
+
+    recipe: str
+    base: Callable[..., VideoBase]
+    sizes: dict[str, str]
+
+
+BASES = {
+    SVD: Kind("remoco_svd.yaml", partial(Sprites, latents="vae"), {name: name for name in ("tiny", "small", "full")}),
+    "wan14b": Kind("wan_i2v.yaml", RandomWan, {"tiny": "tiny_i2v", "full": "i2v_14b"}),
+    "wan5b": Kind("wan_ti2v.yaml", RandomWan, {"tiny": "tiny_ti2v", "full": "ti2v_5b"}),
+    "cogvideox": Kind("cogvideox_i2v.yaml", RandomCogVideoX, {"tiny": "tiny_i2v", "full": "i2v_5b"}),
+}
 
 
 class Shape(NamedTuple):
     """A batch: B clips of L frames of H x W pixels."""
 
-    batch: int = 8
-    frames: int = 16
-    height: int = 320
-    width: int = 512
+    batch: int
+    frames: int
+    height: int
+    width: int
 
 
-def recipe() -> tuple[dict[str, Any], Shape]:
-    """What `configs/remoco_svd.yaml` says of control and base, by its own names; and the shape of its batch."""
-    config = yaml.safe_load(CONFIG.read_text())
+def recipe(base: str = SVD) -> tuple[dict[str, Any], Shape]:
+    """What a base's recipe in `configs/` says below `model.init_args`, and the shape of its batch."""
+    config: dict[str, Any] = {}
+    for path in configs.layers(harness.REPO / "configs" / BASES[base].recipe):
+        config = _over(config, configs.load(path))
     data = config["data"]["init_args"]
-    model = config["model"]["init_args"]
-    arguments = {**model["control"], **{name: v for name, v in model["base"]["init_args"].items() if name in BASE}}
-    return arguments, Shape(data["batch_size"], data["frames"], data["height"], data["width"])
+    return config["model"]["init_args"], Shape(data["batch_size"], *(data[name] for name in Shape._fields[1:]))
+
+
+def _over(below: Any, above: Any) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    return below | {name: _over(below.get(name), value) for name, value in above.items()}
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser with where to measure, and at which size."""
+    """A parser with what to measure, at which size, and where."""
     found = harness.parser(doc)
+    found.add_argument("--base", default=SVD, choices=BASES)
     found.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    found.add_argument("--size", default="full", choices=("tiny", "small", "full"))
+    found.add_argument("--size", default="full", choices=BASES[SVD].sizes)
     for name in Shape._fields[1:]:
         found.add_argument(f"--{name}", type=int, help="default: the recipe's")
     return found
 
 
 def shape_of(args: argparse.Namespace, batch: int | None = None) -> Shape:
-    """The recipe's shape with what the arguments say of it."""
+    """The recipe's shape with what the arguments say of it; exits with one line where the base takes no such clips."""
     given = {**vars(args), "batch": batch}
-    return recipe()[1]._replace(**{name: given[name] for name in Shape._fields if given[name]})
+    shape = recipe(args.base)[1]._replace(**{name: given[name] for name in Shape._fields if given.get(name)})
+    kind = BASES[args.base]
+    if args.size not in kind.sizes:
+        raise SystemExit(f"--size is {args.size}, expected one of {', '.join(kind.sizes)} for --base {args.base}")
+    try:
+        kind.base(kind.sizes[args.size]).grid.check(*shape[1:])
+    except UserError as error:
+        raise SystemExit(str(error)) from None
+    return shape
 
 
 def module_on(
-    device: str, size: str = "full", dtype: torch.dtype = torch.bfloat16, seed: int = 0, **changes: Any
+    device: str, size: str = "full", dtype: torch.dtype = torch.bfloat16, base: str = SVD, seed: int = 0, **changes: Any
 ) -> MotionControlModule:
-    """The recipe's module over a random SVD, its weights made on the device.
+    """The module of a base's recipe over random weights, which are made on the device.
 
     Args:
         device: Where the weights are; `meta` allocates none.
-        size: `tiny`, `small` or `full`.
+        size: `tiny`, `full`, or for SVD `small`.
         dtype: Compute dtype.
+        base: Which one.
         seed: Of the weights.
         changes: Of control, base and speed, by their own names, in place of the recipe's.
     """
-    given = {**recipe()[0], **changes}
-    base, speed = ({name: given.pop(name) for name in names if name in given} for names in (BASE, SPEED))
-    base = Sprites(size, latents="vae", **base)
-    module = MotionControlModule(base, RegionWise(), Control(**given), speed=Speed(**speed))  # its metrics are real
+    kind, (model, _) = BASES[base], recipe(base)
+    asked = {name: value for name, value in model["base"]["init_args"].items() if name in BASE}
+    given = {**asked, **model.get("control", {}), **changes}
+    of_base, speed = ({name: given.pop(name) for name in names if name in given} for names in (BASE, SPEED))
+    noise = {name: NoiseProcess.from_record(value) for name, value in model.get("noise", {}).items()}
+    module = MotionControlModule(  # its metrics are real
+        kind.base(kind.sizes[size], **of_base),
+        RegionWise(**model["condition"]["init_args"]),
+        Control(**given),
+        Noise(**noise),
+        Sampling(**model.get("sampling", {})),
+        Speed(**speed),
+    )
     with torch.device("meta"):
         module.configure_model(dtype)
     module.log = lambda *args, **kwargs: None  # there is no trainer
@@ -94,11 +139,11 @@ def materialise(module: nn.Module, device: str, seed: int = 0) -> None:
                 sub._parameters[name] = nn.Parameter(_values(p, place, generator), requires_grad=p.requires_grad)
         for name, b in sub._buffers.items():
             if b is not None and b.is_meta:
-                counts = not b.is_floating_point()  # CLIP's position ids are the one buffer there is
-                whole = (
-                    torch.arange(b.numel(), device=place).view(b.shape) if counts else torch.zeros_like(b, device=place)
+                counts = not b.is_floating_point()  # CLIP's position ids; the others are scales and rotations
+                made = (
+                    torch.arange(b.numel(), device=place).view(b.shape) if counts else torch.ones_like(b, device=place)
                 )
-                sub._buffers[name] = whole.to(b.dtype)
+                sub._buffers[name] = made.to(b.dtype)
 
 
 def _values(p: Tensor, device: str, generator: torch.Generator | None) -> Tensor:
@@ -122,7 +167,7 @@ def use_channels_last(network: nn.Module) -> None:
 def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: bool = True) -> dict[str, Any]:
     """A batch of random clips, as the data module would bring it: from cached latents, or with its video."""
     b, frames, height, width = shape
-    latent = (b, frames, module.base.channels, height // 8, width // 8)
+    base = module.base
     batch: dict[str, Any] = {
         "flow": torch.randint(30000, 35000, (b, frames, 2, height, width), dtype=torch.int32, device=device).to(
             torch.uint16
@@ -134,16 +179,51 @@ def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: boo
         "position": torch.arange(b),
         "key": [str(i) for i in range(b)],
     }
+    if "text" in base.conditionings:
+        batch |= {name: texts(base, b).to(device) for name in ("text", "negative_text")}
     if not cached:
         video = torch.randint(0, 256, (b, frames, 3, height, width), dtype=torch.uint8, device=device)
         return {**batch, "video": video}
-    embedding = (b, 1, module.base.unet.config.cross_attention_dim)
-    return {
-        **batch,
+    latent = latents_of(base, shape)
+    batch |= {
         "latent_mean": torch.randn(latent, device=device).half(),
         "latent_std": torch.full(latent, 0.1, device=device).half(),
-        "image_embedding": torch.randn(embedding, device=device).half(),
     }
+    if "text" in base.conditionings:
+        return batch
+    embedding = (b, 1, base.unet.config.cross_attention_dim)
+    return {**batch, "image_embedding": torch.randn(embedding, device=device).half()}
+
+
+def texts(base: Any, count: int) -> Tensor:
+    """(count, n, D) random embeddings of prompts that fill what the base has room for."""
+    length, width = base.empty.shape
+    return torch.randn(count, TEXT_LENGTH if isinstance(base, RandomWan) else length, width, dtype=torch.bfloat16)
+
+
+def latents_of(base: VideoBase, shape: Shape) -> tuple[int, ...]:
+    """(B, F, C, h, w) of a batch."""
+    return (shape.batch, base.grid.latents(shape.frames), base.channels, *base.grid.size(shape.height, shape.width))
+
+
+def bare_step(module: MotionControlModule, cond: Conditioning, shape: Shape, device: str) -> Callable[[], None]:
+    """The network alone with everything frozen: forward, and the gradient by its input.
+
+    Args:
+        module: Without LoRA.
+        cond: Conditioning of the batch; its control is not used.
+        shape: Of the batch.
+        device: Where it is.
+    """
+    module.requires_grad_(False)
+    x = torch.randn(latents_of(module.base, shape), device=device, dtype=module.compute_dtype).requires_grad_(True)
+    time = torch.ones(shape.batch, device=device)
+
+    def step() -> None:
+        module.base.predict(x, time, cond).float().square().mean().backward()
+        x.grad = None  # `torch.autograd.grad` gave it no name, but the counter of FLOPs cannot follow that
+
+    return step
 
 
 class Measured(NamedTuple):

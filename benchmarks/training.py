@@ -1,10 +1,10 @@
-"""Time a training step on the device: ceilings first, then the recipe and its variants, clips per second and memory.
+"""Time a training step on the device: ceilings first, then a base's recipe and its variants, clips per second, memory.
 
-    python benchmarks/training.py [--device cuda] [--size full] [--batch 8] [--only NAME ...]
+    python benchmarks/training.py [--base svd] [--device cuda] [--size full] [--batch 8] [--only NAME ...]
 
-A step is what the recipe runs from cached latents: control, VAE of the first frame, encoder, UNet, backward, AdamW.
-Each variant is 3 untimed and 10 timed steps; the share of the ceiling counts useful work alone, the bare UNet's
-forward and its gradient by the input.
+A step is what the recipe runs from cached latents: control, conditioning on the first frame, encoder, network,
+backward, AdamW. Each variant is 3 untimed and 10 timed steps; the share of the ceiling counts useful work alone, the
+bare network's forward and its gradient by the input.
 """
 
 from __future__ import annotations
@@ -12,35 +12,52 @@ from __future__ import annotations
 import gc
 from typing import Any
 
+import count
 import torch
-from full_size import HEADS, Shape, batch_on, ceilings, measure, module_on, parser, shape_of, use_channels_last
+from full_size import (
+    HEADS,
+    SVD,
+    Shape,
+    bare_step,
+    batch_on,
+    ceilings,
+    measure,
+    module_on,
+    parser,
+    shape_of,
+    use_channels_last,
+)
 from harness import table
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
-VARIANTS: dict[str, dict[str, Any]] = {
+ANY: dict[str, dict[str, Any]] = {
     "recipe": {},
     "all levels recomputed": {"recompute": "all"},
     "nothing recomputed": {"recompute": "none"},
     "LoRA on every linear layer": {"lora": "linear"},
-    "bare UNet, forward and gradient": {"bare": True},
+    "bare network, forward and gradient": {"bare": True},
     "compiled": {"compile": True},
+    "encoding the videos": {"cached": False},
+}
+MAPS: dict[str, dict[str, Any]] = {
+    **ANY,
     "channels_last": {"channels_last": True},
     "VAE in bfloat16": {"vae_precision": "bfloat16"},
-    "encoding the videos": {"cached": False},
 }
 
 
-def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any]) -> Any:
-    """The step of one variant, and the module whose memory it needs."""
+def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any], base: str = SVD) -> Any:
+    """The step of one variant."""
     changes = dict(changes)
     cached, last, bare = (changes.pop(k, v) for k, v in (("cached", True), ("channels_last", False), ("bare", False)))
-    module = module_on(device, size, lora=None, **changes) if bare else module_on(device, size, **changes)
+    changes |= {"lora": None, "injection": []} if bare else {}
+    module = module_on(device, size, base=base, **changes)
     if last:
         use_channels_last(module.base.unet)
     batch = batch_on(device, module, shape, cached)
     if bare:
-        return bare_step(module, shape, device)
+        noise = None if module.base.frame_noise is None else torch.zeros(shape.batch, device=device)
+        return bare_step(module, module.conditioning(batch, noise, None), shape, device)
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=device != "cpu")
 
@@ -55,46 +72,27 @@ def stepper(device: str, size: str, shape: Shape, changes: dict[str, Any]) -> An
     return step
 
 
-def bare_step(module: Any, shape: Shape, device: str) -> Any:
-    """The UNet alone with everything frozen: forward, and the gradient by its input."""
-    unet, b, latent = module.base.unet, shape.batch, (shape.height // 8, shape.width // 8)
-    x = torch.randn(b, shape.frames, 2 * module.base.channels, *latent, device=device, dtype=unet.dtype)
-    token = torch.randn(b, 1, unet.config.cross_attention_dim, device=device, dtype=unet.dtype)
-    x.requires_grad_(True)
-
-    def step() -> None:
-        out = unet(x, torch.zeros(b, device=device), token, torch.ones(b, 3, device=device), return_dict=False)[0]
-        out.float().square().mean().backward()  # the counter of FLOPs cannot follow `torch.autograd.grad`
-        x.grad = None
-
-    return step
-
-
-def useful_tflop(size: str, shape: Shape) -> float:
-    """TFLOP of the bare UNet's forward for a clip, doubled for its gradient; counted without memory."""
-    module = module_on("meta", size, lora=None, recompute="none")
-    one = shape._replace(batch=1)
-    with torch.device("meta"), FlopCounterMode(display=False) as flops:
-        bare_step(module, one, "meta")()
-    return flops.get_total_flops() / 1e12
-
-
 def main() -> None:
     """Measure and print."""
     options = parser(__doc__)
     options.add_argument("--batch", type=int, help="clips; default: the recipe's")
     options.add_argument("--steps", type=int, default=10, help="timed steps, after three")
-    options.add_argument("--only", nargs="+", choices=VARIANTS)
+    options.add_argument("--only", nargs="+", choices=MAPS)
     args = options.parse_args()
-    shape = shape_of(args, args.batch)
-    best, work, rows = ceilings(args.device), useful_tflop(args.size, shape), []
-    for name in args.only or VARIANTS:
+    shape, variants = shape_of(args, args.batch), MAPS if args.base == SVD else ANY
+    if odd := set(args.only or ()) - set(variants):
+        options.error(f"--only {odd.pop()!r} is for --base {SVD}")
+    best, rows = ceilings(args.device), []
+    work = count.step(args.base, count.ANY[count.FLOOR], args.size, shape._replace(batch=1))["tflop"]
+    for name in args.only or variants:
         try:
-            found = measure(stepper(args.device, args.size, shape, VARIANTS[name]), args.device, steps=args.steps)
+            step = stepper(args.device, args.size, shape, variants[name], args.base)
+            found = measure(step, args.device, steps=args.steps)
         except torch.OutOfMemoryError:
             rows.append([name, "out of memory", *[""] * 6])
             continue
         finally:
+            step = None
             gc.collect()
             if args.device != "cpu":
                 torch.cuda.empty_cache()

@@ -66,6 +66,11 @@ class Benchmark(Callback):
             return
         if not isinstance(trainer.datamodule, BenchmarkDataModule):
             raise UserError("callbacks.Benchmark needs data of class datamodules.BenchmarkDataModule")
+        data = trainer.datamodule
+        try:
+            pl_module.base.grid.check(self.frames, data.height, data.width)
+        except UserError as error:
+            raise UserError(f"Benchmark: {error}") from None
         self.metrics = scoring.offline_metrics() if self.metrics is None else self.metrics
         try:
             for metric in self.metrics:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from lightning_modules import checkpoint, record_values
 from lightning_modules.bases.trained_on import of_record
 from lightning_modules.config import PEERS, Control, Noise, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.pipeline_files import read_folder
 from lightning_modules.process.base import NoiseProcess
-from lightning_modules.restorable import check_tensors
+from lightning_modules.restorable import average_of, check_tensors
 from remoco.common.errors import UserError
 
 STEPS, GUIDANCE = 40, 5.0  # of Wan-Move and ATI
@@ -54,9 +56,8 @@ def built(
     base, start = named_base(record["base"], path, variant, **trained)
     record_values.check_sampling(record, base, "the checkpoint")
     sampling = dict(record.get("sampling") or {})
-    settings = {
-        name: sampling.pop(name) for name in ("steps", "sigma_max", "guidance", "inputs", "solver") if name in sampling
-    }
+    names = ("steps", "sigma_max", "guidance", "guidance_2", "inputs", "solver")
+    settings = {name: sampling.pop(name) for name in names if name in sampling}
     process = NoiseProcess.from_record(sampling.pop("process")) if "process" in sampling else None
     every = {"every": architecture["every"]} if "every" in architecture else {}
     rank = {"rank": architecture["lora_rank"]} if architecture.get("lora") else {}
@@ -75,6 +76,50 @@ def built(
     module.load_state_dict(state, strict=False)
     if base.drawn:
         base.trained_on = of_record(record)
+    return module, sampling
+
+
+def record_and_state(source: str | Path, ema: bool) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Record and tensors of a checkpoint, with averaged weights where they are wanted and there."""
+    saved = checkpoint.read_checkpoint(source)
+    return checkpoint.of(saved, str(source)), saved["state_dict"] | (average_of(saved) if ema else {})
+
+
+def built_of_two(
+    record: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    second: str | Path | None,
+    ema: bool,
+    path: str | None,
+    dtype: torch.dtype,
+    variant: str | None,
+) -> tuple[MotionControlModule, dict[str, Any]]:
+    """As `built`, with the controller of the base's other expert.
+
+    Args:
+        record: As for `built`.
+        state: As for `built`.
+        second: Checkpoint, or local folder of `save_pretrained`, of the other expert's run; None leaves it bare.
+        ema: Whether its averaged weights are wanted.
+        path: As for `built`.
+        dtype: As for `built`.
+        variant: As for `built`.
+    """
+    other = None
+    if second is not None:  # refused before the first's base is read
+        folder = Path(second).is_dir()
+        other = read_folder(str(second), None, None, False)[:2] if folder else record_and_state(second, ema)
+        other = (checkpoint.of({checkpoint.KEY: other[0]}, str(second)), other[1])
+    module, sampling = built(record, state, path, dtype, variant)
+    if other is not None:
+        from lightning_modules.second import Second
+
+        module.second = Second(module, *other)
+    elif module.base.stages > 1:
+        warnings.warn(
+            "the base has two experts, and one of them is controlled: the other runs bare without `second`, its run",
+            stacklevel=4,
+        )
     return module, sampling
 
 

@@ -54,7 +54,7 @@ class Control:
     """Injections of the control, in order. Each is `modulation` (eq. 8), `concat` or `add` (the ablation of fig. 9), at
     the places of the base; `warp`, which moves the first frame's pixels and conditions each frame on them; `latent`,
     which copies the first frame's latent features along the tracks, or `latent_soft`, which mixes them in around the
-    tracks, both for Wan 2.1; or the class path of your own."""
+    tracks, both for Wan 2.1 and A14B; or the class path of your own."""
     lora: Literal["attention", "linear"] | None = "attention"
     """Layers with LoRA: all `attention` projections (paper), every `linear` layer (released weights), or null for
     none."""
@@ -131,16 +131,21 @@ class Sampling:
     `noise_aug_strength`."""
     solver: Literal["euler", "unipc"] = "euler"
     """How a sampler steps. Flow matching also has `unipc`, of second order."""
+    guidance_2: tuple[Scale, Scale] | None = None
+    """As `guidance`, at the noise levels of the low-noise expert of Wan 2.2 A14B. Default: `guidance`."""
 
     def __post_init__(self) -> None:
         within("sampling.steps", self.steps, 1, MOST_STEPS, whole=True)
         if self.sigma_max is not None:
             within("sampling.sigma_max", self.sigma_max, 0.01, MOST_SIGMA)
-        if not isinstance(self.guidance, (list, tuple)) or len(self.guidance) != 2:
-            raise UserError(f"sampling.guidance is {self.guidance!r:.60}, expected two numbers")
-        for scale in self.guidance:
-            within("sampling.guidance", scale, 0, 1000)
-        object.__setattr__(self, "guidance", tuple(self.guidance))
+        for name, scales in (("guidance", self.guidance), ("guidance_2", self.guidance_2)):
+            if scales is None and name == "guidance_2":
+                continue
+            if not isinstance(scales, (list, tuple)) or len(scales) != 2:
+                raise UserError(f"sampling.{name} is {scales!r:.60}, expected two numbers")
+            for scale in scales:
+                within(f"sampling.{name}", scale, 0, 1000)
+            object.__setattr__(self, name, tuple(scales))
         if not isinstance(self.inputs, dict) or len(self.inputs) > 64:
             raise UserError(
                 f"sampling.inputs is {self.inputs!r:.60}, expected a mapping from input names to values, at most 64"
@@ -148,7 +153,9 @@ class Sampling:
 
     def record(self) -> dict[str, Any]:
         """The settings as plain values."""
-        return {**dataclasses.asdict(self), "guidance": list(self.guidance)}
+        values = {**dataclasses.asdict(self), "guidance": list(self.guidance)}
+        second = values.pop("guidance_2")
+        return values | ({} if second is None else {"guidance_2": list(second)})
 
     def over(self, process: NoiseProcess) -> Sampling:
         """The same with this process's first noise level where none is said.

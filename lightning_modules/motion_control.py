@@ -43,6 +43,7 @@ class MotionControlModule(VideoModule):
     ):
         super().__init__(base, condition, noise, sampling, speed, start, seed)
         self.control = control
+        self.second: Any = None  # a `Second`, which a pipeline adds
         for kind in self.control.injection:
             injection: Any = injection_class(kind)
             if hasattr(injection, "check"):
@@ -100,8 +101,12 @@ class MotionControlModule(VideoModule):
 
     def steer(self, cond: Conditioning) -> Conditioning:
         """Give the injections the motion of the clips; returns the conditioning as they edited it."""
+        if self.second is not None:
+            self.second.controller.feed(cond.control)
         return self.controller.steer(cond, self.base)
 
     def release(self) -> None:
         """Let go of the motion: its maps are as large as the activations."""
-        self.controller.release()
+        for controlled in (self, self.second):
+            if controlled is not None:
+                controlled.controller.release()

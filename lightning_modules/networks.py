@@ -54,6 +54,15 @@ class Controller:
             for name, kind in zip(control.injection, kinds, strict=True)
         )
 
+    def feed(self, control: Tensor | None) -> None:
+        """Give the injections at places a control, for the passes that follow."""
+        features = None
+        if control is not None and self.motion_encoder is not None:
+            features = self.motion_encoder(control)
+        for injection in self.injections:
+            if isinstance(injection, Injection):
+                injection.set(features)
+
     def steer(self, cond: Conditioning, base: VideoBase) -> Conditioning:
         """Give the injections the clips' motion, for the passes that follow; without a control the base runs bare.
 
@@ -64,13 +73,9 @@ class Controller:
         Returns:
             The conditioning, as the injections edited it.
         """
-        features = None
-        if cond.control is not None and self.motion_encoder is not None:
-            features = self.motion_encoder(cond.control)
+        self.feed(cond.control)
         for injection in self.injections:
-            if isinstance(injection, Injection):
-                injection.set(features)
-            elif cond.control is not None:
+            if not isinstance(injection, Injection) and cond.control is not None:
                 steered: Any = injection
                 cond = steered.steer(cond.control, cond, base)
         return cond
@@ -119,7 +124,8 @@ def sample(
 
     Args:
         denoiser: The base's network; its motion is set.
-        base: Whose LoRA is merged meanwhile; its float32 sums then differ in their last bits.
+        base: Whose LoRA is merged meanwhile; its float32 sums then differ in their last bits. Not where one of several
+            networks is on the device: what is merged is kept beside it.
         cond: Conditioning of the clips.
         noise: What the sampler starts from.
         sampling: Steps, guidance and first noise level.
@@ -127,7 +133,7 @@ def sample(
         graph: Record the first step as a CUDA graph.
     """
     with ExitStack() as stack:
-        for network in base.denoisers().values():
+        for network in [] if base.offloaded and base.stages > 1 else base.denoisers().values():
             stack.enter_context(merged_lora(network))
         return euler_sample(
             denoiser,
@@ -139,4 +145,5 @@ def sample(
             on_step=on_step,
             recorded=Recorded if graph else None,
             solver=sampling.solver,
+            guidance_2=sampling.guidance_2,
         )

@@ -17,7 +17,7 @@ from datamodules.drawings.arguments import unbatched
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded
 from lightning_modules.bases.said import DRAWING
-from lightning_modules.built import built, of_adapter, of_peer, peer_of, value_errors
+from lightning_modules.built import built_of_two, of_adapter, of_peer, peer_of, record_and_state, value_errors
 from lightning_modules.config import PEERS, Sampling
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import SHOWN_FPS, MotionControlOutput, check_output, converted
@@ -44,7 +44,6 @@ from lightning_modules.pipeline_prompts import prompts_of, text_rows
 from lightning_modules.pipeline_text import described
 from lightning_modules.process.base import randn
 from lightning_modules.process.sampler import OnStep
-from lightning_modules.restorable import average_of
 from lightning_modules.video_module import AUG_NOISE, INITIAL
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
@@ -77,6 +76,7 @@ class MotionControlPipeline(PipelineParts):
         ema: bool = True,
         torch_dtype: torch.dtype | None = None,
         variant: str | None = None,
+        second: str | Path | None = None,
     ) -> MotionControlPipeline:
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
@@ -91,6 +91,7 @@ class MotionControlPipeline(PipelineParts):
             ema: Use the averaged weights where the run kept them, as its validation did.
             torch_dtype: Another name of `dtype`.
             variant: Variant of the base's weights, for example `fp16`; by default the one that it was trained over.
+            second: Checkpoint or folder of the run of A14B's other expert; without it that expert runs bare.
 
         Raises:
             UserError: not a checkpoint of ours, or over another base; one line.
@@ -98,11 +99,11 @@ class MotionControlPipeline(PipelineParts):
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
             if (start := peer_of(path)) is not None:
+                if second is not None:
+                    raise UserError(f"second: {start.kind} has no other expert, expected none")
                 return cls(of_peer(start, svd, kind)).to(device)
-            checkpoint = checkpoints.read_checkpoint(path)
-            saved = checkpoints.of(checkpoint, str(path))
-            state = checkpoint["state_dict"] | (average_of(checkpoint) if ema else {})
-            return cls(*built(saved, state, svd, kind, variant)).to(device)
+            saved, state = record_and_state(path, ema)
+            return cls(*built_of_two(saved, state, second, ema, svd, kind, variant)).to(device)
 
     @classmethod
     def from_pretrained(
@@ -115,6 +116,7 @@ class MotionControlPipeline(PipelineParts):
         variant: str | None = None,
         revision: str | None = None,
         use_safetensors: bool = True,
+        second: str | Path | None = None,
     ) -> MotionControlPipeline:
         """Build the pipeline of a folder that `save_pretrained` wrote, on this disk or on the Hugging Face hub.
 
@@ -128,6 +130,7 @@ class MotionControlPipeline(PipelineParts):
             variant: Variant of the weights here, and of those of `svd`.
             revision: Branch, tag or commit of the hub id.
             use_safetensors: Only True: no other file is ever read.
+            second: As of `from_checkpoint`.
 
         Raises:
             UserError: a file is missing or damaged, the hub is not reached, or the base is another; one line.
@@ -137,12 +140,12 @@ class MotionControlPipeline(PipelineParts):
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
         one = Path(source).is_file() or source.endswith((".ckpt", ".safetensors"))
         if source in embedded.FILES or one or source.partition(":")[0] in PEERS:
-            return cls.from_checkpoint(source, svd, device, dtype, torch_dtype=torch_dtype, variant=variant)
+            return cls.from_checkpoint(source, svd, device, dtype, True, torch_dtype, variant, second)
         with value_errors():
-            kind = dtype_of(dtype, torch_dtype)
+            kind, of_base = dtype_of(dtype, torch_dtype), None if svd is None else variant
             saved, state, name = read_folder(source, variant, revision, svd is not None)
             record_of_it = checkpoints.of({checkpoints.KEY: saved}, name)
-            return cls(*built(record_of_it, state, svd, kind, None if svd is None else variant)).to(device)
+            return cls(*built_of_two(record_of_it, state, second, True, svd, kind, of_base)).to(device)
 
     def save_pretrained(
         self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True
@@ -159,6 +162,8 @@ class MotionControlPipeline(PipelineParts):
         """
         if not safe_serialization:
             raise UserError("safe_serialization is False, expected True: no pickle is ever written")
+        if self.module.second is not None:
+            raise UserError("save_pretrained: this pipeline is of two runs, expected one of each, saved for itself")
         with self.lora_files.removed():  # they are of others
             stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
             fitted = self.module.stored().keys() - self.module.trained().keys()  # pictures are decoded with them
@@ -233,6 +238,7 @@ class MotionControlPipeline(PipelineParts):
         return_dict: bool = True,
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale_2: float | None = None,
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
@@ -289,13 +295,16 @@ class MotionControlPipeline(PipelineParts):
             prompt: What the clip shows, in words, for a base that takes text: for all images or for each. By default a
                 drawing's own, else the training configuration's, else none.
             negative_prompt: What guidance leads away from, likewise; by default the training configuration's.
+            guidance_scale_2: Guidance by A14B's low-noise expert; the training configuration's by default.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
         """
         module = self.module
         frames = self.sampling["num_frames"] if num_frames is None else num_frames
-        sampling = changed(sampling or module.sampling, num_inference_steps, min_guidance_scale, max_guidance_scale)
+        scales = min_guidance_scale, max_guidance_scale, guidance_scale_2
+        sampling = changed(sampling or module.sampling, num_inference_steps, *scales)
+        module.base.check_stages(sampling)
         videos = 1 if num_videos_per_prompt is None else num_videos_per_prompt
         check_whole(num_frames=(frames, 2), decode_chunk_size=(decode_chunk_size or 1, 1),
                     num_videos_per_prompt=(videos, 1))  # fmt: skip

@@ -28,8 +28,10 @@ CALLBACK_TENSORS = ("latents", "denoised")
 Framed: TypeAlias = tuple[np.ndarray, torch.Tensor, float]  # frame, control and mean displacement, see `controlled`
 
 
-def changed(usual: Sampling, steps: int | None, low: float | None, high: float | None) -> Sampling:
-    """Sampling with a call's steps, guidance of the first and guidance of the last frame, where it gives them.
+def changed(
+    usual: Sampling, steps: int | None, low: float | None, high: float | None, second: float | None = None
+) -> Sampling:
+    """Sampling with a call's steps, guidance of the first and of the last frame, and of a second expert, where given.
 
     Raises:
         UserError: a number is out of its range.
@@ -37,8 +39,10 @@ def changed(usual: Sampling, steps: int | None, low: float | None, high: float |
     scales = [own if scale is None else scale for scale, own in zip((low, high), usual.guidance, strict=True)]
     steps = usual.steps if steps is None else steps
     check_whole(num_inference_steps=(steps, 1))
-    check_least(min_guidance_scale=(scales[0], 0), max_guidance_scale=(scales[1], 0))
-    return usual.but(steps=steps, guidance=(scales[0], scales[1]))
+    check_least(min_guidance_scale=(scales[0], 0), max_guidance_scale=(scales[1], 0),
+                guidance_scale_2=(0 if second is None else second, 0))  # fmt: skip
+    guidance_2 = None if second is None else (second, second)
+    return usual.but(steps=steps, guidance=(scales[0], scales[1]), guidance_2=guidance_2)
 
 
 def check_callback(callback: Any, names: str | Sequence[str]) -> tuple[str, ...]:

@@ -19,8 +19,10 @@ from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
+FIRST, SECOND = "transformer", "transformer_2"
+DIFFUSERS_2 = "pytorch_lora_weights_2.safetensors"
 NETWORK = "the controller was trained over this one; `svd` names another base, and its `compile()` compiles it in place"
-READ_ONLY = {name: NETWORK for name in ("unet", "transformer", "vae", "image_encoder")} | {
+READ_ONLY = {name: NETWORK for name in ("unet", FIRST, SECOND, "vae", "image_encoder")} | {
     "scheduler": "it describes our sampler; steps and guidance are arguments of a call"
 }
 
@@ -75,7 +77,7 @@ class PipelineParts:
     @property
     def device(self) -> torch.device:
         """Where the sampler computes."""
-        return next(next(iter(self.module.base.denoisers().values())).parameters()).device
+        return self.module.base.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -104,23 +106,32 @@ class PipelineParts:
             self._to(device)
         return self
 
-    def _to(self, device: torch.device | str) -> None:
-        before = self.device
+    def _to(self, device: torch.device | str, offloads: bool = False) -> None:
+        base, before = self.module.base, self.device
         torch.zeros(1, device=device).cpu()  # a device that does not compute, `meta` for one, would keep no weights
+        kept = self._kept(offloads)
         try:
-            self.module.to(device)
+            with apart(base, kept):
+                self.module.to(device)
+            for part in kept:
+                nn.Module.to(part, "cpu")
         except BaseException:
-            self.module.to(before)  # some parts have moved
-            if self._offloads:
-                self._move("cpu")
+            with apart(base, self._kept(self._offloads)):
+                self.module.to(before)  # some parts have moved
             raise
-        self._offloads = False
+        self._offloads = base.offloaded = offloads
+
+    def _kept(self, offloads: bool) -> list[nn.Module]:
+        """What does not move to the device with the rest."""
+        base = self.module.base
+        return [*base.beside(), *base.waiting()] if offloads else []
 
     def enable_model_cpu_offload(
         self, gpu_id: int | str | torch.device | None = None, device: torch.device | str = "cuda"
     ) -> None:
         """Keep image encoder and VAE in the host's memory except while they are used; the rest goes to the device.
 
+        Of two experts the one that a step uses is on the device alone; what each call moves then is one more network.
         Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
 
         Args:
@@ -128,9 +139,7 @@ class PipelineParts:
             device: The device, where there is no number.
         """
         place = device if gpu_id is None else gpu_id
-        self._to(f"cuda:{place}" if isinstance(place, int) else place)
-        self._offloads = True
-        self._move("cpu")
+        self._to(f"cuda:{place}" if isinstance(place, int) else place, offloads=True)
 
     @contextlib.contextmanager
     def _in_use(self) -> Iterator[None]:
@@ -156,6 +165,7 @@ class PipelineParts:
         adapter_name: str | None = None,
         weight_name: str | None = None,
         revision: str | None = None,
+        load_into_transformer_2: bool = False,
     ) -> None:
         """Add LoRA that others trained for the base to its network, beside the controller's; the newest is active.
 
@@ -165,6 +175,7 @@ class PipelineParts:
             adapter_name: Name for `set_adapters`; by default `default_0`, `default_1`, ...
             weight_name: Name of the file in the folder or repository.
             revision: Branch, tag or commit of the hub id.
+            load_into_transformer_2: It is of A14B's expert of low noise; by default of that of high noise.
 
         Raises:
             UserError: a tensor fits no layer of this base, the file is no plain LoRA, or the name is taken; one line.
@@ -175,24 +186,37 @@ class PipelineParts:
         if name in files.files:
             raise UserError(f"adapter_name: {name!r:.60} is loaded already, expected another name")
         state, settings, said = read_lora(pretrained_model_name_or_path_or_dict, weight_name, revision)
-        files.files[name] = factors_of(state, settings, files.networks, said)
+        networks = files.networks
+        if load_into_transformer_2:
+            if SECOND not in networks:
+                raise UserError("load_into_transformer_2: this base has no second expert, expected False")
+            factors = factors_of(state, settings, {FIRST: networks[SECOND]}, said)
+            files.files[name] = {f"{SECOND}{layer.removeprefix(FIRST)}": each for layer, each in factors.items()}
+        else:
+            files.files[name] = factors_of(state, settings, networks, said)
         files.use({name: 1.0})
 
     def save_lora_weights(self, save_directory: str | Path) -> None:
         """Write the LoRA that was trained here, without the control, as `load_lora_weights` of diffusers reads it.
 
+        That of A14B's low-noise expert is for its `load_into_transformer_2=True`.
+
         Args:
-            save_directory: Folder that gets `pytorch_lora_weights.safetensors`.
+            save_directory: Folder that gets `pytorch_lora_weights.safetensors`; where both experts have LoRA, that is
+                the high-noise expert's, and `pytorch_lora_weights_2.safetensors` the other's.
 
         Raises:
             UserError: none was trained.
         """
-        tensors = trained_lora(self.module.base.denoisers())
-        if not tensors:
+        networks = self.module.base.denoisers()
+        first = next(iter(networks))  # whose name diffusers expects in both experts' files
+        found = [tensors for network in networks.values() if (tensors := trained_lora({first: network}))]
+        if not found:
             raise UserError("save_lora_weights: the controller has no LoRA, its control.lora is null")
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / DIFFUSERS, {"format": "pt"})
+        for name, tensors in zip((DIFFUSERS, DIFFUSERS_2), found, strict=False):
+            save_file(tensors, folder / name, {"format": "pt"})
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None
@@ -235,6 +259,20 @@ class PipelineParts:
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The bar of a call: of an iterable, or of a number of steps."""
         return tqdm(iterable, total=total, **self._progress_bar)
+
+
+@contextlib.contextmanager
+def apart(base: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
+    """A base without some of its networks, for the time of the block."""
+    whole = dict(base._modules)
+    for name, network in whole.items():
+        if any(network is part for part in parts):
+            del base._modules[name]
+    try:
+        yield
+    finally:
+        base._modules.clear()
+        base._modules.update(whole)
 
 
 def dtype_of(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:

@@ -68,9 +68,8 @@ def text_rows(base: VideoBase, texts: Mapping[str, Sequence[str]]) -> dict[str, 
     """
     texts = {name: each for name, each in texts.items() if any(text.strip() for text in each)}
     every = iter(base.embed_text([text for each in texts.values() for text in each])) if texts else iter(())
-    device = next(next(iter(base.denoisers().values())).parameters()).device
     return {
-        name: torch.nn.utils.rnn.pad_sequence([next(every).to(device) for _ in each], batch_first=True)
+        name: torch.nn.utils.rnn.pad_sequence([next(every).to(base.device) for _ in each], batch_first=True)
         for name, each in texts.items()
     }
 

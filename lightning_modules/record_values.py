@@ -77,6 +77,10 @@ SAMPLING: dict[str, tuple[Check, str]] = {
         lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number(0, 1000), value)),
         "two numbers from 0 to 1000",
     ),
+    "guidance_2": (
+        lambda value: isinstance(value, (list, tuple)) and len(value) == 2 and all(map(number(0, 1000), value)),
+        "two numbers from 0 to 1000",
+    ),
     "inputs": (lambda value: isinstance(value, dict) and len(value) <= 64, "values by name"),
     "solver": (one_of("euler", "unipc"), "euler or unipc"),
     "process": (

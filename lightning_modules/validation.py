@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoiser, NoiseProcess
+from lightning_modules.process.bounds import Bounds
 
 
 class FixedSigmaLoss(nn.ModuleList):
@@ -17,10 +18,11 @@ class FixedSigmaLoss(nn.ModuleList):
 
     Args:
         process: Whose loss.
+        within: Bounds of the noise levels; None: none.
     """
 
-    def __init__(self, process: NoiseProcess) -> None:
-        self.sigmas = process.validated()
+    def __init__(self, process: NoiseProcess, within: Bounds | None = None) -> None:
+        self.sigmas = process.validated(within)
         super().__init__(MeanMetric() for _ in self.sigmas)
         self.process = process
 

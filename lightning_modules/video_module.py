@@ -26,6 +26,7 @@ from lightning_modules.config import Noise, Sampling, Speed, Start
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
+from lightning_modules.process.bounds import bounds_of
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
@@ -79,7 +80,6 @@ class VideoModule(LightningModule):
         self.differs: dict[str, str] | None = None  # settings in which a resumed run's record differs, where it has any
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
-        self.validation_loss = FixedSigmaLoss(self.process)
         within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
@@ -110,9 +110,14 @@ class VideoModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
         record.check_precision(self.trainer.precision)
-        if shape := getattr(self.trainer.datamodule, "shape", None):
-            record.check_size(self.base.grid, self.condition, shape.height, shape.width, shape.frames)
-        record.check_fill(self.condition, getattr(self.trainer.datamodule, "filled", None))
+        data = self.trainer.datamodule
+        if shape := getattr(data, "shape", None):
+            size = shape.height, shape.width, shape.frames
+            record.check_size(self.base.grid, self.condition, *size)
+            record.check_cached_sizes(getattr(data, "cached", None), self.base.grid, *size)
+        record.check_fill(self.condition, getattr(data, "filled", None))
+        captions = getattr(data, "captions", [])
+        record.check_text(captions, self.base, self.base.text_hashes() if captions else {}, self.negative_prompt())
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
             self.check_record(checkpoint.read_record(self.trainer.ckpt_path), str(self.trainer.ckpt_path))
@@ -125,15 +130,19 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
+        with torch.device("cpu"):  # its sums are numbers also where the networks have none, on the meta device
+            self.validation_loss = FixedSigmaLoss(self.process, record.check_stages(self))
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None and self.trainer.state.fn == "fit":
+            self.base.cached = getattr(data, "cached", None)
         self.build()
         self.base.decode_chunk = self.speed.decode_chunk
         self.idle = self.base.freeze_idle()
         if self.speed.compile:
             self.base.compile()
         self.built = True
-        captions = getattr(getattr(self._trainer, "datamodule", None), "captions", [])
-        record.check_text(captions, self.base, self.sampling.inputs.get(NEGATIVE))
+        record.check_text(getattr(data, "captions", []), self.base, self.base.hashes, self.negative_prompt())
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
@@ -145,6 +154,10 @@ class VideoModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
         return self.plan.build(self.optimized().values(), self.trainer)
+
+    def negative_prompt(self) -> str | None:
+        """The configuration's negative prompt; None without."""
+        return self.sampling.inputs.get(NEGATIVE)  # type: ignore[return-value]  # a base's input of this name is a text
 
     # Draws
 
@@ -164,7 +177,8 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        return draw(self.noise.mean, self.noise.std, self.device)
+        bounds = bounds_of(self.process, self.base.trained_levels())
+        return draw(self.noise.mean, self.noise.std, self.device, **({} if bounds is None else {"within": bounds}))
 
     # Steps
 
@@ -199,7 +213,10 @@ class VideoModule(LightningModule):
     def clean_latents(self, batch: Batch) -> Tensor:
         """(B, F, C, h, w) latents of the batch's clips: a sample of the posterior, cached or encoded now."""
         if "latent_mean" in batch:
-            mean, std = batch["latent_mean"].float(), batch["latent_std"].float()
+            mean = batch["latent_mean"].float()
+            if "latent_std" not in batch:  # nothing is drawn
+                return self.base.normalise(mean)
+            std = batch["latent_std"].float()
         else:
             mean, std = self.base.encode(to_float(batch["video"]))
         return self.base.normalise(mean + std * self.draw_noise(batch, POSTERIOR, mean.shape[1:]))

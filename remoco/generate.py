@@ -99,6 +99,8 @@ class SamplingChanges:
     motion_bucket_id: float | Literal["drawing"] | None = None
     """Mean displacement in pixels that the network gets as input, or `drawing` for that of the drawing. Default: the
     checkpoint's."""
+    guidance_scale_2: Scale | None = None
+    """Guidance of all frames by the low-noise expert of Wan 2.2 A14B. Default: the checkpoint's."""
     prompt: str | None = None
     """What the clip shows, in words, where the checkpoint's base takes text. Default: `prompt` in the JSON of the
     tracks, else the checkpoint's."""
@@ -108,7 +110,7 @@ class SamplingChanges:
     def __post_init__(self) -> None:
         if self.steps is not None:
             within("--steps", self.steps, 1, MOST_STEPS, whole=True)
-        for name in ("min_guidance_scale", "max_guidance_scale"):
+        for name in ("min_guidance_scale", "max_guidance_scale", "guidance_scale_2"):
             if (scale := getattr(self, name)) is not None:
                 within(f"--{name.replace('_', '-')}", scale, 0, 1000)
 
@@ -124,7 +126,11 @@ class Loading:
     dtype: Dtype | None = None
     """Number format of the frozen networks. Default: bfloat16 on a GPU, float32 on a CPU."""
     offload: bool = False
-    """Keep the image encoder and the VAE off the GPU while sampling."""
+    """Keep the image encoder and the VAE off the GPU while sampling, and the one of two experts that a step does not
+    use."""
+    second: str | None = None
+    """Checkpoint or folder of the run of the other expert, where the base is Wan 2.2 A14B. Default: that expert runs
+    without control."""
 
     def __post_init__(self) -> None:
         if self.dtype is not None and self.dtype not in get_args(Dtype):

@@ -246,8 +246,11 @@ def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges)
             inputs |= base_inputs(pipe.module.base.inputs(), usual.inputs, {name: getattr(sampling, name)})
         except UserError as error:
             raise UserError(f"--{name.replace('_', '-')}: {error}") from None
-    texts = {name: getattr(sampling, name) for name in (PROMPT, NEGATIVE) if getattr(sampling, name) is not None}
-    return texts | {
+    if sampling.guidance_scale_2 is not None and pipe.module.base.stages == 1:
+        raise UserError("--guidance-scale-2: this base has no second expert, expected none")
+    rare = (PROMPT, NEGATIVE, "guidance_scale_2")
+    said = {name: getattr(sampling, name) for name in rare if getattr(sampling, name) is not None}
+    return said | {
         "num_frames": frames,
         "num_inference_steps": usual.steps if sampling.steps is None else sampling.steps,
         "min_guidance_scale": scales[0],
@@ -373,7 +376,7 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     """
     place = usable_device(loading.device)
     kind = getattr(torch, loading.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
-    pipe = opened(checkpoint, loading.svd, "cpu", kind)
+    pipe = opened(checkpoint, loading.svd, "cpu", kind, loading.second)
     try:
         pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from datamodules import forking
 from datamodules.bench.pairs import read_pair, usable_samples
 from datamodules.drawings import Drawing, Fit, FrameArea
-from datamodules.drawings.framing import check_fit
+from datamodules.drawings.framing import LEAST_STEP, check_fit
 from datamodules.order import EachOnce
 from remoco.common.errors import UserError
 
@@ -54,9 +54,10 @@ class BenchmarkDataModule(pl.LightningDataModule):
 
     Args:
         root: Folder of the benchmark.
-        height: Height in pixels, a multiple of 64. `height` times `width` is the area of a frame; its shape is the
-            one nearest to the image's, in multiples of 64.
-        width: Width in pixels, a multiple of 64; see `height`.
+        height: Height in pixels, a multiple of the base's step: 64 for Stable Video Diffusion, 16 for Wan, 32 for its
+            TI2V. `height` times `width` is the area of a frame; its shape is the one nearest to the image's, in
+            multiples of the step. A base of one size takes that one alone.
+        width: Width in pixels; see `height`.
         num_workers: Number of processes that read.
         fit: How an image is brought to the shape of its frame: `crop`, `pad` or `stretch`.
 
@@ -69,9 +70,8 @@ class BenchmarkDataModule(pl.LightningDataModule):
     def __init__(self, root: str, height: int = 320, width: int = 512, num_workers: int = 2, fit: Fit = "crop") -> None:
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.grid = FrameArea(height * width)
         try:
-            self.grid.check(height=height, width=width)
+            FrameArea(multiple=LEAST_STEP).check(height=height, width=width)
             check_fit(fit)
         except UserError as error:
             raise UserError(f"data.{error}") from None
@@ -79,6 +79,7 @@ class BenchmarkDataModule(pl.LightningDataModule):
             raise UserError(f"data.num_workers={num_workers}: expected at least 0, at most 64")
         self.root, self.height, self.width, self.num_workers = Path(root), height, width, num_workers
         self.fit: Fit = fit
+        self.grid = FrameArea(height * width)
         self.samples: dict[str, str] | None = None
         self.broken: list[str] = []
         self.prompts: set[str] = set()
@@ -87,6 +88,12 @@ class BenchmarkDataModule(pl.LightningDataModule):
         """Read every sample once: what is broken is known before the first video is sampled."""
         if self.samples is not None:
             return
+        if self.trainer is not None and (base := getattr(self.trainer.lightning_module, "base", None)) is not None:
+            self.grid = FrameArea(self.grid.area, base.grid.step, base.grid.only_size)
+        try:
+            self.grid.check(height=self.height, width=self.width)
+        except UserError as error:
+            raise UserError(f"data.{error}") from None
         try:
             self.samples, self.broken = usable_samples(self.root, self._check)
         except UserError as error:

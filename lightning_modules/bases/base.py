@@ -13,18 +13,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input, class_path
+from lightning_modules.bases.staged import Staged
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
 from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class Posterior(NamedTuple):
     std: Tensor
 
 
-class VideoBase(nn.Module, ABC):
+class VideoBase(Staged, nn.Module, ABC):
     """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
 
     Class attributes:
@@ -94,6 +98,8 @@ class VideoBase(nn.Module, ABC):
 
     Attributes:
         arguments: Arguments of the constructor, by name.
+        cached: What the clips bring that a training will use, set before `build`, which then refuses what was made with
+            other weights before it reads the largest, and need not load a network that made all it is for.
         trained: Whether the network is trained too.
         channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
@@ -113,6 +119,7 @@ class VideoBase(nn.Module, ABC):
     drawn: ClassVar[bool] = False
 
     arguments: dict[str, Any]
+    cached: Cached | None = None
     trained: bool = False
     trained_on: TrainedOn | None = None
     decode_chunk: int | None = None
@@ -179,11 +186,36 @@ class VideoBase(nn.Module, ABC):
         weight = next(next(iter(self.denoisers().values())).parameters())
         return torch.promote_types(weight.dtype, torch.float32)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return next(next(iter(self.denoisers().values())).parameters()).device
+
     # Latents
 
     @abstractmethod
     def encode(self, video: Tensor) -> Posterior:
         """(B, L, 3, H, W) in [-1, 1] -> latents, in at least float32, without gradients."""
+
+    def encoders(self, device: torch.device) -> VideoBase:
+        """Built on a device as far as `precomputed` needs it, for `remoco cache`: its denoisers may be missing."""
+        return self.build().to(device)
+
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """What the frozen networks make of clips in every epoch, which `remoco cache` keeps: tensors (B, ...) by name.
+
+        They have the names and dtypes of `datamodules.shards.cached`; `clean_latents` and `condition` find them in a
+        batch. Texts are not among them.
+
+        Args:
+            video: (B, L, 3, H, W) in [-1, 1].
+        """
+        mean, std = self.encode(video)
+        return {"latent_mean": mean, "latent_std": std}
+
+    def precomputed_by(self) -> dict[str, str]:
+        """Name -> hash of the networks that `precomputed` asks, once they are built."""
+        return {name: digest for name, digest in self.hashes.items() if name not in self.denoisers()}
 
     @abstractmethod
     def normalise(self, latents: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers.utils import logging
 
-from lightning_modules.bases.weight_files import variant_of, weight_files
+from lightning_modules.bases.weight_files import located, variant_of, weight_files
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 from remoco.common.tensor_files import finite
@@ -49,6 +49,20 @@ def read_whole(base: Path, name: str, cls: Any, called: str, variant: str | None
     if odd := [key for key, value in model.state_dict().items() if not finite(value)]:
         raise unreadable(called, name, cls, UserError(f"{odd[0]} holds NaN or infinite values"))
     return model
+
+
+def read_beside(path: str, revision: str | None, name: str, cls: Any, dtype: torch.dtype) -> Any:
+    """One network of a folder or a hub id by `read_whole`, in at least float32.
+
+    Args:
+        path: Folder or hub id.
+        revision: Of the hub id.
+        name: Name of the network.
+        cls: Its class.
+        dtype: Dtype that the base computes in.
+    """
+    network = read_whole(located(path, [name], revision), name, cls, path)
+    return nn.Module.to(network, torch.promote_types(dtype, torch.float32))
 
 
 @contextmanager

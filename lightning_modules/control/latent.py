@@ -44,7 +44,7 @@ class LatentEdit(nn.Module):
         if base.first_latents is None:
             raise UserError(
                 f"control.injection: {cls.name} writes into latents of the first frame beside the noisy ones, "
-                f"{type(base).__name__} here has none; expected Wan 2.1 image-to-video, or another injection"
+                f"{type(base).__name__} here has none; expected Wan 2.1 I2V or 2.2 A14B, or another injection"
             )
         if not condition.says_motion:
             raise UserError(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_modules import process
 from lightning_modules.conditioning import Conditioning
+from lightning_modules.process.bounds import Bounds
 from remoco.common.errors import UserError
 
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -33,17 +34,26 @@ class NoiseProcess(ABC):
         training: Mean and standard deviation of ln sigma in training, where `noise.mean` and `noise.std` say nothing.
         highest: Noise level that a sampler starts from, where `sampling.sigma_max` says nothing.
         solvers: Values of `sampling.solver` that `solver` knows.
+        low: Training draws ln sigma between this quantile of its distribution and `high`.
+        high: See `low`.
     """
 
     training: tuple[float, float]
     highest: float
     solvers: tuple[str, ...] = ("euler",)
+    low: float = 0.0
+    high: float = 1.0
 
-    def validated(self) -> tuple[float, ...]:
-        """Noise levels of the validation loss: the 10, 30, 50, 70 and 90 % quantiles of `training`."""
+    def validated(self, within: Bounds | None = None) -> tuple[float, ...]:
+        """Noise levels of the validation loss: the 10, 30, 50, 70 and 90 % quantiles of `training` within bounds.
+
+        Args:
+            within: Bounds of the draws; None: none.
+        """
         mean, std = self.training
-        normal = NormalDist()
-        return tuple(float(f"{math.exp(mean + std * normal.inv_cdf(share)):.3g}") for share in QUANTILES)
+        normal, (low, high) = NormalDist(), (0.0, 1.0) if within is None else within.quantiles(mean, std)
+        shares = [low + (high - low) * share for share in QUANTILES]
+        return tuple(float(f"{math.exp(mean + std * normal.inv_cdf(share)):.3g}") for share in shares)
 
     def record(self) -> dict[str, Any]:
         """Class path and arguments, as a YAML would give them; what a checkpoint stores."""
@@ -190,13 +200,31 @@ def _generator(seed: int, device: torch.device | str) -> torch.Generator:
     return torch.Generator(device).manual_seed(int(seed) % 2**63)
 
 
-def sample_sigma(seeds: Sequence[int], mean: float, std: float, device: torch.device | str = "cpu") -> Tensor:
-    """Noise levels (B,) with log sigma ~ N(mean, std), drawn on the CPU so that every device sees the same."""
-    return torch.exp(mean + std * randn(seeds, ())).to(device, non_blocking=True)
+def sample_sigma(
+    seeds: Sequence[int], mean: float, std: float, device: torch.device | str = "cpu", within: Bounds | None = None
+) -> Tensor:
+    """Noise levels (B,) with log sigma ~ N(mean, std), drawn on the CPU so that every device sees the same.
+
+    Args:
+        seeds: B seeds.
+        mean: Mean of log sigma.
+        std: Standard deviation of log sigma.
+        device: Where the result is wanted.
+        within: Bounds of sigma; None: none. A draw's quantile among all is then its quantile among those within.
+    """
+    normal = randn(seeds, ())
+    if within is None:
+        return torch.exp(mean + std * normal).to(device, non_blocking=True)
+    return within.drawn(torch.special.ndtr(normal.double()), mean, std).to(device, non_blocking=True)
 
 
 def spread_sigma(
-    positions: Tensor, offset: Tensor, mean: float, std: float, device: torch.device | str = "cpu"
+    positions: Tensor,
+    offset: Tensor,
+    mean: float,
+    std: float,
+    device: torch.device | str = "cpu",
+    within: Bounds | None = None,
 ) -> Tensor:
     """As `sample_sigma`, but neighbouring samples divide the distribution evenly among them, which steadies the loss.
 
@@ -209,7 +237,10 @@ def spread_sigma(
         mean: Mean of log sigma.
         std: Standard deviation of log sigma.
         device: Where the result is wanted.
+        within: As for `sample_sigma`.
     """
     word = offset + positions * (0x9E3779B97F4A7C15 - 2**64)  # int64 products wrap modulo 2^64
     quantile = (((word >> 12) & (2**52 - 1)).double() + 0.5) / 2**52
+    if within is not None:
+        return within.drawn(quantile, mean, std).to(device, non_blocking=True)
     return torch.exp(mean + std * torch.special.ndtri(quantile)).float().to(device, non_blocking=True)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_modules.process.base import NoiseProcess
+from lightning_modules.process.bounds import Bounds
 from remoco.common.errors import UserError
 
 VALIDATED = (0.26, 0.87, 2.01, 4.66, 15.7)
@@ -47,9 +48,9 @@ class EDM(NoiseProcess):
         """As `edm_loss`."""
         return edm_loss(denoised, clean, sigma)
 
-    def validated(self) -> tuple[float, ...]:
+    def validated(self, within: Bounds | None = None) -> tuple[float, ...]:
         """Those of `NoiseProcess.validated` with two or three digits, which named the first runs' logs."""
-        return VALIDATED
+        return VALIDATED if within is None else super().validated(within)
 
     def levels(self, steps: int, highest: float | None = None) -> Tensor:
         """As `karras_sigmas`.

@@ -26,17 +26,28 @@ class FlowMatching(NoiseProcess):
             own samplers have 3 at 480 lines and 5 above.
         weight: Of the training loss at a time t: `uniform`, or `bell`, DiffSynth-Studio's, which has its most at
             t = 0.5, nothing at 0 and 1, and a mean of 1 over evenly spaced times after the shift.
+        low: Training draws between this quantile of its noise levels and `high`; 0 and 1 are all of them. Of Wan 2.2
+            A14B, whose experts divide the levels, those of the trained one alone are drawn, whatever they are.
+        high: See `low`.
     """
 
     solvers = ("euler", "unipc")
     highest = 999_999.0  # t = 1 - 1e-6, where diffusers' UniPC starts too: beyond it there is no signal
 
-    def __init__(self, shift: float = 3.0, weight: Literal["uniform", "bell"] = "uniform") -> None:
+    def __init__(
+        self,
+        shift: float = 3.0,
+        weight: Literal["uniform", "bell"] = "uniform",
+        low: float = 0.0,
+        high: float = 1.0,
+    ) -> None:
         if not 0.01 <= shift <= 100:
             raise UserError(f"noise.process: shift is {shift}, expected a number of 0.01 to 100")
         if weight not in WEIGHTS:
             raise UserError(f"noise.process: weight is {weight!r:.60}, expected one of {', '.join(WEIGHTS)}")
-        self.shift, self.weight = shift, weight
+        if not 0 <= low < high <= 1:
+            raise UserError(f"noise.process: low and high are {low}, {high}, expected 0 <= low < high <= 1")
+        self.shift, self.weight, self.low, self.high = shift, weight, low, high
         self.training = (math.log(shift), 1.0)
 
     def shifted(self, time: Tensor) -> Tensor:

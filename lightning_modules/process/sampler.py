@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,12 @@ def guided(
     return denoise
 
 
+def staged(denoiser: Denoiser, stages: Sequence[Denoise]) -> Denoise:
+    """What denoises at each level as the base's network of that level is guided."""
+    base: Any = denoiser.base  # a VideoBase: no other has stages
+    return lambda x, sigma: stages[base.stage(denoiser.process.times(sigma))](x, sigma)
+
+
 def euler_sample(
     denoiser: Denoiser,
     noise: Tensor,
@@ -92,6 +99,7 @@ def euler_sample(
     on_step: OnStep | None = None,
     recorded: Callable[[Denoise], Denoise] | None = None,
     solver: str = "euler",
+    guidance_2: tuple[float, float] | None = None,
 ) -> Tensor:
     """Latents (B, F, C, h, w) of new clips, in the dtype of `noise`.
 
@@ -106,11 +114,16 @@ def euler_sample(
         on_step: Called after each step, see `euler`.
         recorded: What makes of a guided step one that is as good and faster, as `graphs.Recorded`.
         solver: One of the process's `solvers`.
+        guidance_2: As `guidance`, at the levels of the second stage of a base that has two; None: `guidance`.
     """
     process = denoiser.process
     if sigmas is None:
         sigmas = process.levels(steps, sigma_max).to(noise.device, noise.dtype)
-    scale = torch.linspace(*guidance, noise.shape[1], dtype=noise.dtype, device=noise.device)
-    denoise = guided(denoiser, cond, scale)
+    scales = [guidance] if guidance_2 is None else [guidance, guidance_2]
+    stages = [
+        guided(denoiser, cond, torch.linspace(*scale, noise.shape[1], dtype=noise.dtype, device=noise.device))
+        for scale in scales
+    ]
+    denoise = stages[0] if len(stages) == 1 else staged(denoiser, stages)
     denoise = denoise if recorded is None else recorded(denoise)
     return euler(process, denoise, process.start(noise, sigmas[0]), sigmas, on_step, solver)

@@ -125,11 +125,14 @@ class ReMoCo:
         return video
 
 
-def opened(path: str, svd: str | None, device: torch.device | str, dtype: torch.dtype) -> MotionControlPipeline:
+def opened(
+    path: str, svd: str | None, device: torch.device | str, dtype: torch.dtype, second: str | None = None
+) -> MotionControlPipeline:
     """The pipeline of a checkpoint, of a folder of `save_pretrained`, or `embedded`; UserError where it is none."""
+    place = str(device)
     if Path(path).is_dir():
-        pipeline = MotionControlPipeline.from_pretrained(path, svd, str(device), dtype)
+        pipeline = MotionControlPipeline.from_pretrained(path, svd, place, dtype, second=second)
     else:
-        pipeline = MotionControlPipeline.from_checkpoint(embedded.located(path), svd, str(device), dtype)
+        pipeline = MotionControlPipeline.from_checkpoint(embedded.located(path), svd, place, dtype, second=second)
     pipeline.set_progress_bar_config(disable=True)  # commands and page have their own
     return pipeline

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch import Trainer
@@ -12,10 +13,12 @@ from conditions import RegionWise
 from datamodules import BenchmarkDataModule
 from datamodules.bench.sprites import write_sprite_bench
 from lightning_modules import MotionControlModule
+from lightning_modules.bases import RandomCogVideoX, RandomWan, Sprites
 from lightning_modules.config import Control, Sampling
 from metrics import FrameConsistency
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
+from remoco.common.videos.files import read_video
 from remoco.score import read_metrics
 from tests.support.commands import CONFIGS, quick, remoco
 from tests.support.toy import Toy
@@ -157,3 +160,35 @@ def test_a_base_without_a_rate_is_sampled_without_one(bench, tmp_path):
     assert len(list(tmp_path.rglob("*.mp4"))) == 2 and made["sampling.inputs"] == {} and made["fps"] == 7
     with pytest.raises(UserError, match="^Benchmark.inputs.wind: unknown, the inputs of this base are none$"):
         Benchmark([], inputs={"wind": 3.0})._sampling(module)
+
+
+def sampled(base, bench, folder, height, width):
+    module = MotionControlModule(base, RegionWise(16), Control(lora=None), sampling=Sampling(1))
+    run = Trainer(
+        default_root_dir=folder, accelerator="cpu", devices=1, enable_progress_bar=False, logger=False,
+        callbacks=[Benchmark([FrameConsistency()], frames=9)],
+    )  # fmt: skip
+    run.test(module, BenchmarkDataModule(str(bench), height, width, num_workers=0), verbose=False)
+    return [read_video(path)[0].shape for path in sorted(folder.rglob("*.mp4"))]
+
+
+def test_frames_are_on_the_grid_of_the_base(bench, tmp_path):
+    """Wan has multiples of 16 where Stable Video Diffusion has 64: 480 lines are no size of the one, and of the other."""
+    assert sampled(RandomWan(), bench, tmp_path, 48, 80) == [(9, 48, 48, 3)] * 2  # of square images
+    for base, height, width, error in (
+        (RandomWan("tiny_ti2v"), 48, 64, "data.height is 48, expected a multiple of 32 up to 8192"),
+        (Sprites("micro"), 480, 832, "data.height is 480, expected a multiple of 64 up to 8192"),
+        (RandomCogVideoX(), 64, 96, "Benchmark: width is 96, expected 64: this base takes clips of 9 x 64 x 64 alone"),
+    ):
+        with pytest.raises(UserError, match=f"^{error}$"):
+            sampled(base, bench, tmp_path / "refused", height, width)
+
+
+def test_lengths_are_those_of_the_base(bench, tmp_path):
+    callback = Benchmark([FrameConsistency()], frames=80)
+    data = BenchmarkDataModule(str(bench), 480, 832, num_workers=0)
+    run = SimpleNamespace(datamodule=data)
+    with pytest.raises(
+        UserError, match="^Benchmark: frames is 80, expected 1 plus a multiple of 4, the nearest 77 and"
+    ):
+        callback.setup(run, SimpleNamespace(base=RandomWan()), "test")

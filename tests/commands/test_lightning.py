@@ -142,7 +142,16 @@ def test_every_shipped_yaml_builds(configs, shards):
 
 def test_no_yaml_is_left_out():
     known = {"base", "quickstart", "own_videos", "remoco_svd", "motionpro_released", "photo"}
-    known |= {"sprites", "sprites_base", "sprites_lora", "wan_i2v", "wan_ti2v", "cogvideox_i2v"}
+    known |= {
+        "sprites",
+        "sprites_base",
+        "sprites_lora",
+        "wan_i2v",
+        "wan_ti2v",
+        "wan_a14b_high",
+        "wan_a14b_low",
+        "cogvideox_i2v",
+    }
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
     evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "quickstart_bench", "webvid")}
     sweeps = set((CONFIGS / "sweep").rglob("*.yaml"))  # tests/commands/test_sweep.py has them

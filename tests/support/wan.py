@@ -39,7 +39,8 @@ def pipeline(base: RandomWan) -> WanImageToVideoPipeline:
         "image_processor": CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=square),
         "image_encoder": base.image_encoder,
     }
-    more = {"expand_timesteps": True} if base.image_encoder is None else images
+    two = {"transformer_2": base.transformer_2, "boundary_ratio": base.boundary}
+    more = {"expand_timesteps": True} if base.first_given else two if base.transformer_2 is not None else images
     pipe = WanImageToVideoPipeline(
         tokenizer(), text_encoder(), base.vae, scheduler, transformer=base.transformer, **more
     )
@@ -49,7 +50,7 @@ def pipeline(base: RandomWan) -> WanImageToVideoPipeline:
 
 def write(folder: Path, size: str = "tiny_i2v", seed: int = 3) -> Path:
     """Write all components, with random weights."""
-    pipeline(RandomWan(size, seed).build()).save_pretrained(folder)
+    pipeline(RandomWan(size, seed, **({"expert": "high"} if "a14b" in size else {})).build()).save_pretrained(folder)
     return folder
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, Self
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -15,17 +17,17 @@ from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Posterior, VideoBase
-from lightning_modules.bases.dit import TransformerBase
 from lightning_modules.bases.empty_prompt import ENCODER
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
+from lightning_modules.bases.text import cleaned
+from lightning_modules.bases.text_reader import TextKind
 from lightning_modules.bases.wan import per_frame
-from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
+from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary
+from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.text import TextReader
 from lightning_modules.bases.wan.weights import (
     COMPONENTS,
     TIME,
@@ -43,14 +45,16 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
 Y = "y"  # the condition of 2.1 beside the noisy latents
-MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
-class Wan(TransformerBase):
-    """Wan, image to video: 2.1 I2V (transformer, causal VAE, CLIP image encoder) and 2.2 TI2V (transformer and VAE).
+class Wan(Experts):
+    """Wan, image to video: 2.1 I2V, 2.2 TI2V and 2.2 I2V A14B, told by the configurations in the folder.
 
-    The configurations in the folder say which. 2.1 is conditioned on latents of the first frame beside the noisy ones.
-    2.2 TI2V is given the first latent clean, at time 0; it is not in the loss.
+    All have a transformer and a causal VAE; 2.1 also has CLIP's image encoder. A14B has two transformers, the experts
+    of high and of low noise. One of them is controlled and trained, at its own noise levels; samples use both.
+
+    2.1 and A14B are conditioned on latents of the first frame beside the noisy ones. 2.2 TI2V is given the first latent
+    clean, at time 0; it is not in the loss.
 
     Its text encoder is read for the embedding of an empty prompt, and again for prompts (`embed_text`), and not kept.
 
@@ -60,30 +64,38 @@ class Wan(TransformerBase):
         trained: Train the transformer too. It is then in float32.
         recompute: Blocks of the transformer that are computed again in the backward pass, to save memory: `none`, or
             `all`.
+        expert: `high` or `low`: the expert of A14B that is controlled and trained. None for the others.
 
     Attributes:
-        transformer: Denoising transformer.
+        transformer: Denoising transformer; of A14B, that of high noise.
+        transformer_2: Of A14B, that of low noise; None otherwise.
         vae: Causal autoencoder, in at least float32: in bfloat16 its latents are too coarse to condition on.
-        image_encoder: CLIP vision model, in at least float32; None in TI2V.
+        image_encoder: CLIP vision model, in at least float32; None in Wan 2.2.
+        first_given: Whether it is TI2V, which is given the first latent.
         empty: (n, D) embedding of an empty prompt.
-        embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
-        elsewhere: Networks whose weights are not the folder's, see `wan.peers`.
+        elsewhere: Networks that are not the folder's -> what reads them with their hash, of a dtype; see `wan.peers`.
     """
 
     conditionings = ("text",)
-    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
+    unconditional = {**Experts.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
+    spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vae": ("latent_mean", "first_latent"),
+        "image_encoder": ("image_embedding",),
+    }
     image_encoder: Any
-    embeddings: dict[str, Tensor]
+    first_given: bool
     latent_mean: Tensor
     latent_std: Tensor
-    elsewhere: tuple[str, ...] = ()
+    elsewhere: Mapping[str, Callable[[torch.dtype], tuple[nn.Module, str]]] = MappingProxyType({})
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
         """Names of the networks that a built base holds; reads configurations."""
-        return networks_of(self.config("transformer"), self.config("vae"), str(self.path))
+        networks = networks_of(self.config("transformer"), self.config("vae"), self.called)
+        self.check_experts(networks)
+        return networks
 
     @functools.cached_property
     def grid(self) -> Grid:  # type: ignore[override]
@@ -95,23 +107,26 @@ class Wan(TransformerBase):
 
     @property
     def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
-        """Of 2.1, whose `y` begins with a mask; reads configurations."""
-        return (Y, TIME) if "image_encoder" in self.networks else None
+        """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
+        return None if self.networks == ("transformer", "vae") else (Y, TIME)
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
 
         In a local folder `text/embeddings.safetensors`, as `export` writes it, stands for the text encoder.
         """
-        networks = self.networks
-        parts, hashes = load(str(self.path), self.revision, networks, torch.float32 if self.trained else dtype)
+        exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
+        dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
+        others, spared = {name: read(dtypes[name]) for name, read in self.elsewhere.items()}, self.spare()
+        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared, others)
+        self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:
         """Built from the configurations alone; no weights are read."""
         made: dict[str, Any] = {}
         for name in self.networks:
-            changes = changes_of(self.networks) if name == "transformer" else {}
+            changes = changes_of(self.networks) if name in EXPERTS.values() else {}
             make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
             if not is_hub_id(str(self.path)) and name not in self.elsewhere:
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
@@ -125,6 +140,7 @@ class Wan(TransformerBase):
         transformer: WanTransformer3DModel,
         vae: AutoencoderKLWan,
         image_encoder: CLIPVisionModel | None = None,
+        transformer_2: WanTransformer3DModel | None = None,
         *,
         empty: Tensor,
         hashes: Mapping[str, str] | None = None,
@@ -135,30 +151,36 @@ class Wan(TransformerBase):
             transformer: Transformer of diffusers.
             vae: Autoencoder of diffusers.
             image_encoder: Image encoder of transformers, where there is one.
+            transformer_2: Expert of low noise, where there is one.
             empty: (n, D) embedding of an empty prompt.
             hashes: Of the stored weights, by name; by default they are taken here.
         """
-        prepare(transformer)
-        if image_encoder is None:
+        self.first_given = transformer.config.in_channels == transformer.config.out_channels
+        for network in (transformer, transformer_2):
+            if network is not None:
+                prepare(network)
+        if self.first_given:
             use_blocks(transformer)
-        self.transformer, self.vae, self.image_encoder = transformer, vae, image_encoder
+        self.transformer, self.transformer_2 = transformer, transformer_2
+        self.put("vae", vae)
+        self.put("image_encoder", image_encoder)
         self.freeze()
         self.channels = vae.config.z_dim
         for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
-        self.embeddings = {}
         self.identify(hashes)
         return self
 
     def cast(self, dtype: torch.dtype) -> None:
         """As `VideoBase.cast`; what stays in float32 does."""
-        cast_transformer(self.transformer, dtype)
+        for transformer in (self.transformer, self.transformer_2):
+            if transformer is not None:
+                cast_transformer(transformer, dtype)
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
-        self.embeddings = {}
 
     def process(self) -> FlowMatching:
         """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
@@ -166,7 +188,13 @@ class Wan(TransformerBase):
 
     def usual(self) -> tuple[int, int, int]:
         """Of the weights for 480 lines, and of TI2V."""
-        return (81, 480, 832) if "image_encoder" in self.networks else (121, 704, 1280)
+        return (121, 704, 1280) if self.networks == ("transformer", "vae") else (81, 480, 832)
+
+    def export(self, folder: Path) -> None:
+        """As `TransformerBase.export`; two experts with their boundary."""
+        super().export(folder)
+        if self.stages > 1:
+            write_boundary(self.boundary, folder)
 
     # Latents
 
@@ -180,8 +208,9 @@ class Wan(TransformerBase):
             video: (B, L, 3, H, W) in [-1, 1].
         """
         with vae_arithmetic(video.device, tf32=False):
-            frames = video.transpose(1, 2).to(self.vae.dtype)
-            mode = exact(self.vae.encode(frames).latent_dist.mode()).transpose(1, 2)
+            vae = self.loaded("vae")
+            frames = video.transpose(1, 2).to(vae.dtype)
+            mode = exact(vae.encode(frames).latent_dist.mode()).transpose(1, 2)
         return Posterior(mode, torch.zeros_like(mode))
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -194,7 +223,8 @@ class Wan(TransformerBase):
         latents = exact(latents)
         latents = latents * self.latent_std.to(latents.dtype) + self.latent_mean.to(latents.dtype)
         with vae_arithmetic(latents.device, tf32=False):
-            video = self.vae.decode(latents.transpose(1, 2).to(self.vae.dtype)).sample
+            vae = self.loaded("vae")
+            video = vae.decode(latents.transpose(1, 2).to(vae.dtype)).sample
         return exact(video).transpose(1, 2)
 
     # Conditioning and prediction
@@ -205,7 +235,7 @@ class Wan(TransformerBase):
 
         The whole frame is squeezed into CLIP's square, by bicubic interpolation without a blur.
         """
-        encoder = self.image_encoder
+        encoder = self.loaded("image_encoder")
         side = encoder.config.image_size
         with torch.autocast(first_frame.device.type, enabled=False):
             frames = first_frame.to(encoder.dtype)
@@ -220,6 +250,7 @@ class Wan(TransformerBase):
         Args:
             batch: Also, where prompts are known, their embeddings `text` (B, n, D) with their `text_length` (B,), and
                 `negative_text` (B, n, D), which guidance leads away from; each is by default that of an empty prompt.
+                And what is cached of the first frame: `first_latent` and `image_embedding`, as `precomputed` gives it.
             inputs: None.
             noise: None.
         """
@@ -230,45 +261,39 @@ class Wan(TransformerBase):
             "text": empty if text is None else padded(text, batch.get("text_length")),
             "negative_text": empty if negative is None else padded(negative),
         }
-        if self.image_encoder is None:
-            return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
-        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
-        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
+        latents, image = batch.get("first_latent"), batch.get("image_embedding")
+        latents = self.normalise(self.first_latent(first, batch["frames"]) if latents is None else latents.to(first))
+        if self.first_given:
+            return Conditioning({**texts, "first": latents}, given=1)
         y = joined(latents, batch["frames"], self.grid.time)
-        return Conditioning({**texts, "image_embedding": self.embed_image(first), Y: y})
+        if self.image_encoder is not None:
+            texts["image_embedding"] = self.embed_image(first) if image is None else image
+        return Conditioning({**texts, Y: y})
+
+    def first_latent(self, first: Tensor, frames: int) -> Tensor:
+        """Latents of what the network is given of first frames (B, 3, H, W), as `encode` gives them.
+
+        They are those of a clip of this many frames whose other frames are grey; for TI2V of the first frame alone.
+        """
+        if self.first_given:
+            return self.encode(first[:, None]).mean
+        grey = first.new_zeros(len(first), frames - 1, *first.shape[1:])
+        return self.encode(torch.cat([first[:, None], grey], 1)).mean
+
+    @torch.no_grad()
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """As `VideoBase.precomputed`, in float32; the latents are the mode."""
+        first = video[:, 0]
+        found = {"latent_mean": self.encode(video).mean, "first_latent": self.first_latent(first, video.shape[1])}
+        return found | ({} if self.image_encoder is None else {"image_embedding": self.embed_image(first)})
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""
         return dict(TEXTS) if self.path is not None else {}
 
-    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
-        """As `VideoBase.embed_text`, by the text encoder of the base's folder; an empty one and known ones without it.
-
-        Read on the CPU, all new texts at once, and released.
-        """
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self.embeddings]
-        if new and self.path is None:
-            raise UserError("prompt: random weights have no text encoder, expected no prompt")
-        if new:
-            clean = [cleaned(text) for text in new]
-            reader = TextReader(str(self.path), self.revision)
-            tokens = reader.tokens(clean)
-            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
-                raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
-            self.embeddings |= {
-                text: reader.embed(ids, self.empty.dtype) for text, ids in zip(new, tokens, strict=True)
-            }
-        found = [self.embeddings[text] if text.strip() else self.empty for text in texts]
-        while len(self.embeddings) > MOST_KEPT:
-            del self.embeddings[next(iter(self.embeddings))]
-        return found
-
-    def text_hashes(self) -> dict[str, str]:
-        """As `VideoBase.text_hashes`."""
-        try:
-            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
-        except UserError:  # an export has none
-            return {}
+    def text_kind(self) -> TextKind:
+        """Up to 512 tokens, each text of its own length, cleaned as diffusers' pipeline does."""
+        return TextKind(COMPONENTS[ENCODER], TEXT_LENGTH, cleaned=cleaned)
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""
@@ -279,7 +304,8 @@ class Wan(TransformerBase):
 
         A clip that drops its text has that of an empty prompt, and y without motion, as guidance's other branch has it.
         """
-        dtype = self.transformer.patch_embedding.weight.dtype
+        transformer = self.transformer_at(time)
+        dtype = transformer.patch_embedding.weight.dtype
         text, y = cond.parts["text"], cond.parts.get(Y)
         if cond.keep is not None and "text" in cond.keep:
             keep = cond.keep["text"]
@@ -289,14 +315,10 @@ class Wan(TransformerBase):
         if y is None:
             return self._after_first(noisy, time, cond.parts["first"], text.to(dtype))
         inputs = torch.cat([noisy.to(dtype), y.to(dtype)], dim=2)
+        image = None if self.image_encoder is None else cond.parts["image_embedding"].to(dtype)
         with without_autocast(inputs):
-            return self.transformer(
-                inputs.transpose(1, 2),
-                time,
-                text.to(dtype),
-                cond.parts["image_embedding"].to(dtype),
-                return_dict=False,
-            )[0].transpose(1, 2)
+            out = transformer(inputs.transpose(1, 2), time, text.to(dtype), image, return_dict=False)[0]
+        return out.transpose(1, 2)
 
     def _after_first(self, noisy: Tensor, time: Tensor, first: Tensor, text: Tensor) -> Tensor:
         """TI2V's prediction; for the first latent, which it is given, what leads there in one step."""
@@ -310,4 +332,5 @@ class Wan(TransformerBase):
 
     def beside(self) -> list[nn.Module]:
         """Image encoder and VAE."""
-        return [part for part in (self.image_encoder, self.vae) if part is not None]
+        parts = {"image_encoder": self.image_encoder, "vae": self.vae}
+        return [part for name, part in parts.items() if part is not None and name not in self.spared]

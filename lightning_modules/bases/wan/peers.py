@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from torch import nn
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.bases.wan.base import Wan
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.wan.weights import load
 from lightning_modules.bases.weight_files import weight_files
 from lightning_modules.bases.weights import UNREADABLE, fill, misfits, opened
 from lightning_modules.config import Start
@@ -66,25 +66,21 @@ def check_peer(base: VideoBase, injections: Sequence[str], start: Start) -> None
             f"model.start: {start.kind} was trained with {peer.injection}, expected it in control.injection, which is "
             f"{list(injections)}"
         )
-    base.elsewhere = (NETWORK,)
+    base.elsewhere = {NETWORK: partial(read, start.file, base.config(NETWORK))}
 
 
 def build_peer(base: VideoBase, start: Start, dtype: torch.dtype) -> None:
     """Build a base with such a transformer in the place of its folder's, whose weights are not read.
 
     Args:
-        base: Wan 2.1 image-to-video.
+        base: Wan 2.1 image-to-video, checked by `check_peer`.
         start: Kind and file.
         dtype: Dtype of the frozen networks.
 
     Raises:
         UserError: the file does not fit, or a file of the base is missing.
     """
-    assert isinstance(base, Wan)
-    kind = torch.float32 if base.trained else dtype
-    transformer = read(start.file, base.config(NETWORK), kind)
-    parts, hashes = load(str(base.path), base.revision, base.networks, kind, transformer)
-    base.hold(**parts, hashes=hashes)
+    base.build(dtype)
     base.identity = {
         **base.record(),
         "peer": {"kind": start.kind, "file": str(start.file)},

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning_modules.bases.dit import RandomTransformer
 from lightning_modules.bases.wan.base import Wan
+from lightning_modules.bases.wan.experts import EXPERTS
 from lightning_modules.bases.wan.weights import COMPONENTS
 
 TINY = {
@@ -15,6 +16,10 @@ TINY = {
 TINY_VAE = {
     "base_dim": 4, "z_dim": 4, "num_res_blocks": 1, "latents_mean": [-0.5, 0.1, 0.9, -0.2],
     "latents_std": [2.8, 1.4, 2.3, 1.1],
+}  # fmt: skip
+EXPERT = {
+    "num_attention_heads": 40, "attention_head_dim": 128, "in_channels": 36, "out_channels": 16, "text_dim": 4096,
+    "freq_dim": 256, "ffn_dim": 13824, "num_layers": 40,
 }  # fmt: skip
 SIZES: dict[str, dict[str, dict[str, Any]]] = {
     "tiny_i2v": {
@@ -32,18 +37,19 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
             "in_channels": 12, "out_channels": 12, "scale_factor_spatial": 16,
         },
     },
+    "tiny_a14b": {
+        **dict.fromkeys(EXPERTS.values(), {**TINY, "in_channels": 12, "out_channels": 4}),
+        "vae": {**TINY_VAE, "dim_mult": [1, 2, 2, 2]},
+    },
     "i2v_14b": {  # Wan2.1-I2V-14B
-        "transformer": {
-            "num_attention_heads": 40, "attention_head_dim": 128, "in_channels": 36, "out_channels": 16,
-            "text_dim": 4096, "freq_dim": 256, "ffn_dim": 13824, "num_layers": 40, "image_dim": 1280,
-            "added_kv_proj_dim": 5120,
-        },
+        "transformer": {**EXPERT, "image_dim": 1280, "added_kv_proj_dim": 5120},
         "vae": {},
         "image_encoder": {
             "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
             "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
         },
     },
+    "i2v_a14b": {**dict.fromkeys(EXPERTS.values(), EXPERT), "vae": {}},  # Wan2.2-I2V-A14B
     "ti2v_5b": {  # Wan2.2-TI2V-5B; the means and standard deviations of its latents are not needed to count
         "transformer": {
             "num_attention_heads": 24, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48,
@@ -62,25 +68,36 @@ class RandomWan(RandomTransformer, Wan):
     """A base of Wan's kind with random weights, for tests and counts; no global generator moves when they are drawn.
 
     Args:
-        size: `tiny_i2v` and `tiny_ti2v`, for tests, or those of Wan2.1-I2V-14B and Wan2.2-TI2V-5B.
+        size: `tiny_i2v`, `tiny_ti2v` and `tiny_a14b`, for tests, or those of Wan2.1-I2V-14B, Wan2.2-TI2V-5B and
+            Wan2.2-I2V-A14B.
         init_seed: Seed of the weights.
         trained: Train the transformer too. Random weights generate nothing by themselves.
         recompute: Blocks of the transformer that are computed again in the backward pass, as for `Wan`.
+        expert: The expert that is controlled and trained, of the sizes of A14B.
     """
+
+    boundary = 0.9
+    named_by = ("size", "init_seed", "expert")
 
     sizes = SIZES
     components = COMPONENTS
 
     def __init__(
         self,
-        size: Literal["tiny_i2v", "tiny_ti2v", "i2v_14b", "ti2v_5b"] = "tiny_i2v",
+        size: Literal["tiny_i2v", "tiny_ti2v", "tiny_a14b", "i2v_14b", "ti2v_5b", "i2v_a14b"] = "tiny_i2v",
         init_seed: int = 0,
         trained: bool = False,
         recompute: Literal["none", "all"] = "none",
+        expert: Literal["high", "low"] | None = None,
     ):
-        super().__init__(None, None, trained, recompute)
+        super().__init__(None, None, trained, recompute, expert)
         RandomWan.check_named({"size": size, "init_seed": init_seed})
         self.size, self.init_seed = size, init_seed
+
+    @property
+    def called(self) -> str:
+        """The size."""
+        return self.size
 
     def usual(self) -> tuple[int, int, int]:
         """Those of the size."""

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import located
-from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
+from lightning_modules.bases.weight_files import config_file, located
+from lightning_modules.bases.weights import layout_of, read_beside, read_streamed, weights_hash
 from remoco.common.errors import UserError, readable
+from remoco.common.model_folders import check_config
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
+    "transformer_2": WanTransformer3DModel,
     "vae": AutoencoderKLWan,
     "image_encoder": CLIPVisionModel,
     "text_encoder": UMT5EncoderModel,
@@ -30,13 +34,13 @@ TIME = 4  # frames per latent, and channels of the mask
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
     """Names of the networks beside the text encoder, told from the configurations of transformer and autoencoder.
 
-    The transformer of Wan 2.1 image-to-video takes noisy latents, a mask and the first frame's latents; that of Wan 2.2
-    TI2V the noisy latents alone, and there is no image encoder. So do those of text-to-video, with the autoencoder of
-    2.1: they know no first frame. Transformers of other classes, and the one that is given two frames, can have the
-    channels of Wan 2.1 image-to-video, and weights of its names.
+    The transformer of Wan 2.1 image-to-video takes noisy latents, a mask and the first frame's latents; so do the two
+    of Wan 2.2 A14B, without image tokens. That of Wan 2.2 TI2V takes the noisy latents alone. So do those of
+    text-to-video, with the autoencoder of 2.1: they know no first frame. Transformers of other classes, and the one
+    that is given two frames, can have the channels of Wan 2.1 image-to-video, and weights of its names.
 
     Raises:
-        UserError: it is of neither.
+        UserError: it is of none of these.
     """
     ours = COMPONENTS["transformer"].__name__
     if (kind := config.get("_class_name", ours)) != ours:
@@ -48,12 +52,12 @@ def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) 
     if type(ins) is int and type(outs) is int:
         if ins == outs and vae.get("is_residual"):
             return ("transformer", "vae")
-        if ins == 2 * outs + TIME and image:
-            return ("transformer", "vae", "image_encoder")
+        if ins == 2 * outs + TIME:
+            return ("transformer", "vae", "image_encoder") if image else ("transformer", "transformer_2", "vae")
     raise UserError(
         f"base: {called}/transformer has {ins} input and {outs} output channels and {'' if image else 'no '}image "
-        f"tokens, expected as many as outputs, of Wan 2.2 TI2V with its own vae, or twice as many, {TIME} more "
-        "and image tokens, of Wan 2.1 image-to-video"
+        f"tokens, expected as many as outputs, of Wan 2.2 TI2V with its own vae, or twice as many and {TIME} more, "
+        "of Wan 2.1 image-to-video and 2.2 A14B"
     )
 
 
@@ -67,7 +71,10 @@ def load(
     revision: str | None,
     networks: Sequence[str],
     dtype: torch.dtype,
-    transformer: tuple[nn.Module, str] | None = None,
+    dtypes: Mapping[str, torch.dtype],
+    cached: Cached | None = None,
+    spared: Mapping[str, str] | None = None,
+    others: Mapping[str, tuple[nn.Module, str]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -75,31 +82,43 @@ def load(
         path: Folder or hub id.
         revision: Of the hub id.
         networks: As `networks_of` says.
-        dtype: Dtype of the transformer; VAE and image encoder are in at least float32.
-        transformer: The transformer with its hash, where it is not the folder's.
+        dtype: Dtype of what is not in `dtypes`; VAE and image encoder are in at least float32.
+        dtypes: Name of a transformer -> its dtype.
+        cached: What a training's clips bring; other weights than those are refused before a transformer is read.
+        spared: Name -> hash of networks that are only outlined, on the meta device.
+        others: Name -> network with its hash, of those that are not the folder's.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    read = networks if transformer is None else networks[1:]
-    base = located(path, [*read, *text], revision)  # all of them before the first is read
+    spared, others = spared or {}, others or {}
+    known = known_empty(path, revision, dtype, cached=cached)
+    wanted = [name for name in networks if name not in spared and name not in others]
+    base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
-    exact = torch.promote_types(dtype, torch.float32)
-    for name in networks[1:]:
-        parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
-        hashes[name] = weights_hash(parts[name])
-    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
-    parts["transformer"], hashes["transformer"] = transformer or read_streamed(
-        base,
-        "transformer",
-        COMPONENTS["transformer"],
-        lambda name: dtype_of(name, dtype),
-        path,
-        changes=changes_of(networks),
-    )
-    check(parts["transformer"].config, parts["vae"].config, path)
+    for name in [name for name in networks if name not in dtypes]:
+        if name in spared:
+            with torch.device("meta"):
+                parts[name] = layout_of(COMPONENTS[name])(check_config(config_file(path, name, revision)))
+        else:
+            parts[name] = read_beside(path, revision, name, COMPONENTS[name], dtype)
+        hashes[name] = spared.get(name) or weights_hash(parts[name])
+    empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
+    parts["empty"], hashes[ENCODER] = empty
+    if cached is not None:
+        for name, digest in hashes.items():
+            cached.check(name, digest)
+    for name, kept in dtypes.items():
+        parts[name], hashes[name] = others.get(name) or read_streamed(
+            base,
+            name,
+            COMPONENTS[name],
+            partial(dtype_of, dtype=kept),
+            path,
+            changes=changes_of(networks),
+        )
+        check(parts[name].config, parts["vae"].config, path)
     if (width := parts["transformer"].config.text_dim) != parts["empty"].shape[1]:
         raise UserError(f"base: {path}: its transformer takes text of {width} values, not {parts['empty'].shape[1]}")
     return parts, hashes

@@ -74,8 +74,10 @@ def test_no_benchmark_is_one_line(tmp_path):
     write(tmp_path, f"{FINE}/x", tracks=[])
     with pytest.raises(UserError, match="none of its 1 samples can be used"):
         usable_samples(tmp_path)
-    with pytest.raises(UserError, match="data.height is 100, expected a multiple of 64"):
+    with pytest.raises(UserError, match="data.height is 100, expected a multiple of 16"):
         BenchmarkDataModule(str(tmp_path), height=100)
+    with pytest.raises(UserError, match="data.height is 80, expected a multiple of 64"):
+        BenchmarkDataModule(str(tmp_path), height=80).setup("test")
     with pytest.raises(UserError, match="data.fit is 'fill', expected one of crop, pad, stretch"):
         BenchmarkDataModule(str(tmp_path), fit="fill")
 

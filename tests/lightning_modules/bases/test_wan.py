@@ -153,7 +153,8 @@ def no_prompt(copy):
     [
         (lambda copy: shutil.rmtree(copy / "text_encoder"), "text_encoder/config.json' not found|text_encoder.config"),
         (lambda copy: shutil.rmtree(copy / "image_encoder"), "image_encoder"),
-        (without_image, "12 input and 4 output channels and no image tokens, expected"),
+        (without_image, "transformer_2/config.json not found, expected transformer_2/"),  # 2.2 A14B has none
+        (configured(in_channels=13), "13 input and 4 output channels and image tokens, expected"),
         (lacking, "lacks 1 weights of WanTransformer3DModel, the first is blocks.1.attn1.to_q.weight"),
         (not_finite, "proj_out.bias holds NaN"),
         (no_prompt, "expected `empty` .n, D., finite, of at most 512 tokens, and the hash of its text_encoder"),

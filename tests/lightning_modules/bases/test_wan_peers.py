@@ -119,7 +119,7 @@ NAME = "blocks.1.self_attn.q.weight"
 def test_a_file_that_does_not_fit_is_one_line(folder, file, tmp_path, change, said):
     """Before VAE and encoders are read."""
     path = changed(file, tmp_path / "wrong.safetensors", change)
-    with mock.patch("lightning_modules.bases.wan.peers.load", side_effect=AssertionError):
+    with mock.patch("lightning_modules.bases.wan.base.load", side_effect=AssertionError):
         with pytest.raises(UserError, match=rf"^start\.file: {path}: .*({said})") as caught:
             module(folder, Start("ati", str(path))).configure_model()
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
@@ -146,6 +146,7 @@ def test_other_files_bases_and_injections_are_one_line(folder, file, tmp_path):
         (lambda: MotionControlModule(RandomWan(), RegionWise(), Control(["latent"], None), start=Start("wan_move", str(
             file))), "^model.start: wan_move takes the place .*not RandomWan"),
         (lambda: MotionControlPipeline.from_checkpoint(f"wan_move:{file}"), "^wan_move: expected --svd"),
+        (lambda: MotionControlPipeline.from_checkpoint(f"ati:{file}", folder, second="a.ckpt"), "^second: ati has no other"),
         (lambda: MotionControlPipeline.from_pretrained("ati:/no/file"), r"^start\.file: no file /no/file"),
     ]  # fmt: skip
 
