@@ -146,7 +146,7 @@ def test_other_files_bases_and_injections_are_one_line(folder, file, tmp_path):
         (lambda: MotionControlModule(RandomWan(), RegionWise(), Control(["latent"], None), start=Start("wan_move", str(
             file))), "^model.start: wan_move takes the place .*not RandomWan"),
         (lambda: MotionControlPipeline.from_checkpoint(f"wan_move:{file}"), "^wan_move: expected --svd"),
-        (lambda: MotionControlPipeline.from_checkpoint(f"ati:{file}", folder, second="a.ckpt"), "^second: ati has no other"),
+        (lambda: MotionControlPipeline.from_checkpoint(f"ati:{file}", folder, second="a"), "^second: ati has no other"),
         (lambda: MotionControlPipeline.from_pretrained("ati:/no/file"), r"^start\.file: no file /no/file"),
     ]  # fmt: skip
 
