@@ -90,8 +90,8 @@ class VideoBase(Staged, nn.Module, ABC):
         located_by: Those of them that only say where the weights are. Another value is the same base where the hash
             is equal.
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
-        per_frame: Name of the conditioning that is the first frame's latent and may be (B, F, C, h, w), one for each
-            frame: what `encode` gives of it. `condition` then gives the frame too. None: the base takes no such.
+        per_frame: Name of the conditioning that is the first frame's latent and may have one for each latent frame,
+            as `moved` makes it. `condition` then gives the frame too. None: the base takes no such.
         first_latents: Name of the conditioning (B, F, n + C, h, w) that holds the latents of the first frame and an
             unknown rest, and the number n of channels before them, which say what is known. None: it takes no such.
         drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
@@ -287,6 +287,16 @@ class VideoBase(Staged, nn.Module, ABC):
             inputs: (B,) values of each of `inputs()`; where a word other than `drawing` was said, the word, for all.
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
+
+    def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
+        """The `per_frame` conditioning, of clips of the first frame's pixels instead of the first frame.
+
+        Args:
+            clips: (B, L, 3, H, W) in [-1, 1].
+            unknown: (B, L, H, W), 1 where a pixel is not known and 0 elsewhere.
+            marks: (B, F, C, h, w), which are added to the latents.
+        """
+        return self.encode(clips).mean + marks
 
     def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
         """Embeddings (n, D) of texts, each of its own length, for a base that has the inputs `said.TEXTS`.
