@@ -408,7 +408,7 @@ class VideoModule(LightningModule):
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
-        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
+        if self.trainer.state.fn != "fit" and not self.loaded and not (self.start is not None and self.start.whole):
             rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start
