@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conditions import Condition
+from lightning_modules.process.bounds import Bounds, bounds_of
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from datamodules.shards.cached import Cached
     from lightning_modules.bases.base import VideoBase
     from lightning_modules.bases.grid import Grid
+    from lightning_modules.video_module import VideoModule
 
 
 def stored(networks: nn.Module, trained: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
@@ -150,6 +152,24 @@ def check_size(grid: Grid, condition: Condition, height: int, width: int, frames
         condition.check(height, width)
     except ValueError as error:
         raise UserError(f"model.condition: {error}") from error
+
+
+def check_stages(module: VideoModule) -> Bounds | None:
+    """Bounds of the noise levels that a module is trained at, where there are any; no weights are read.
+
+    Raises:
+        UserError: its noise or sampling does not fit a base whose networks divide the noise levels.
+    """
+    base, noise = module.base, module.noise
+    base.check_stages(module.sampling)
+    if module.speed.sample_graph and base.stages > 1:
+        raise UserError(
+            "speed.sample_graph: expected false with a base of two experts: the kernels of the first step are one's"
+        )
+    bounds = bounds_of(module.process, base.trained_levels())
+    if bounds is not None:
+        bounds.quantiles(float(noise.mean or 0), float(noise.std or 0))
+    return bounds
 
 
 def check_fill(condition: Condition, filled: str | None) -> None:

@@ -27,7 +27,7 @@ from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.optimizer import Plan, check_plan
 from lightning_modules.pipeline_prompts import said_texts, with_texts
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
-from lightning_modules.process.bounds import Bounds
+from lightning_modules.process.bounds import bounds_of
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
@@ -81,7 +81,6 @@ class VideoModule(LightningModule):
         self.differs: dict[str, str] | None = None  # settings in which a resumed run's record differs, where it has any
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
-        self.validation_loss = FixedSigmaLoss(self.process)
         within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
@@ -125,7 +124,8 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
-        self.check_stages()
+        with torch.device("cpu"):  # its sums are numbers also where the networks have none, on the meta device
+            self.validation_loss = FixedSigmaLoss(self.process, record.check_stages(self))
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
         data = getattr(self._trainer, "datamodule", None)
         if data is not None and self.trainer.state.fn == "fit":
@@ -142,18 +142,6 @@ class VideoModule(LightningModule):
             self.base.embed_text([*said_texts(self.sampling.inputs).values()])  # before the first step
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
-
-    def check_stages(self) -> None:
-        """Refuse, before any weight is read, what does not fit a base whose networks divide the noise levels."""
-        self.base.check_stages(self.sampling)
-        if self.speed.sample_graph and self.base.stages > 1:
-            raise UserError(
-                "speed.sample_graph: expected false with a base of two experts: the first step's kernels are not the "
-                "others'"
-            )
-        if (bounds := self.bounds()) is not None:
-            bounds.quantiles(self.noise.mean, self.noise.std)
-            self.validation_loss = FixedSigmaLoss(self.process, bounds)
 
     def on_fit_start(self) -> None:
         """Refuse a latent cache of other networks than the ones that were loaded; fit what is fitted."""
@@ -182,14 +170,8 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        bounds = self.bounds()
-        bounded = draw if bounds is None else partial(draw, within=bounds)
-        return bounded(self.noise.mean, self.noise.std, self.device)
-
-    def bounds(self) -> Bounds | None:
-        """Bounds of the noise levels of training: the process's, and the base's; None for none."""
-        bounds = Bounds(self.process.low, self.process.high, self.base.trained_levels())
-        return None if bounds == Bounds() else bounds
+        bounds = bounds_of(self.process, self.base.trained_levels())
+        return draw(self.noise.mean, self.noise.std, self.device, **({} if bounds is None else {"within": bounds}))
 
     # Steps
 

@@ -28,7 +28,8 @@ class Motion:
     """What is drawn on the picture, and how the scene behind it moves."""
 
     tracks: str | None = None
-    """Tracks of a picture: JSON as the benchmark's meta_data.json, or .npy (N, L, 2)."""
+    """Tracks of a picture: JSON as the benchmark's meta_data.json, or .npy (N, L, 2). Or those of other tools: ATI's
+    .pth, Wan-Move's and CoTracker's .npy and .npz, the JSON of KJNodes' spline editor."""
     brush: str | None = None
     """Mask of what may move in a picture."""
     background: str = "white"

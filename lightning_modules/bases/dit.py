@@ -150,7 +150,7 @@ class TransformerBase(PromptedBase):
         """Say whose weights they are: by the hashes of the stored ones, or as they are now."""
         self.hashes = dict(
             hashes
-            or {name: weights_hash(getattr(self, name)) for name in self.networks}
+            or {n: weights_hash(net) for n in self.networks if (net := getattr(self, n)) is not self.fitted()}
             | {ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(self.empty)}))}
         )
         self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
@@ -228,6 +228,10 @@ class RandomTransformer(TransformerBase):
         """As `TransformerBase.config`, of the size."""
         return dict(self.sizes[self.size][name])
 
+    def class_of(self, name: str) -> Any:
+        """The class of a network."""
+        return self.components[name]
+
     def draw_rest(self, transformer: Any) -> Tensor:
         """Draw what is left once the networks are: the embedding (n, D) of an empty prompt."""
         return torch.randn(1, transformer.config.text_dim)
@@ -235,7 +239,7 @@ class RandomTransformer(TransformerBase):
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Draw the weights; on the meta device nothing is drawn or allocated."""
         with seeded(self.init_seed):
-            parts = {name: layout_of(self.components[name])(self.config(name)) for name in self.networks}
+            parts = {name: layout_of(self.class_of(name))(self.config(name)) for name in self.networks}
             empty = self.draw_rest(parts["transformer"])
         self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
         self.cast(dtype)
@@ -251,7 +255,7 @@ class RandomTransformer(TransformerBase):
 
     def small(self) -> bool:
         """Whether it is a tiny one."""
-        return self.size.startswith("tiny")
+        return self.size.startswith(("tiny", "micro"))
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,7 +16,6 @@ from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Posterior, VideoBase
-from lightning_modules.bases.dit import TransformerBase
 from lightning_modules.bases.empty_prompt import ENCODER
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
@@ -25,16 +24,11 @@ from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import cleaned
 from lightning_modules.bases.text_reader import TextKind
 from lightning_modules.bases.wan import per_frame
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary
-from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, padded, prepare
+from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, masked, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.weights import (
-    COMPONENTS,
-    TIME,
-    changes_of,
-    load,
-    networks_of,
-)
+from lightning_modules.bases.wan.weights import COMPONENTS, TIME, changes_of, class_of, load, networks_of
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, plain, to_float
@@ -76,7 +70,7 @@ class Wan(Experts):
     """
 
     conditionings = ("text",)
-    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
+    unconditional = {**Experts.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
     spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -103,10 +97,20 @@ class Wan(Experts):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
 
+    @functools.cached_property
+    def patches(self) -> bool:
+        """Whether components of patches stand for the autoencoder; reads its configuration."""
+        return class_of("vae", self.config("vae")) is ClipPCA
+
     @property
     def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
         """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
         return None if self.networks == ("transformer", "vae") else (Y, TIME)
+
+    @property
+    def per_frame(self) -> str | None:  # type: ignore[override]
+        """Of 2.1 and A14B, whose `y` may hold more than the first frame; reads configurations."""
+        return None if self.first_latents is None else Y
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
@@ -115,7 +119,7 @@ class Wan(Experts):
         """
         exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
         dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
-        spared = self.spare()
+        spared = {name: digest for name, digest in self.spare().items() if not (name == "vae" and self.patches)}
         parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared)
         self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
@@ -125,7 +129,8 @@ class Wan(Experts):
         made: dict[str, Any] = {}
         for name in self.networks:
             changes = changes_of(self.networks) if name in EXPERTS.values() else {}
-            make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
+            config = self.config(name) | changes
+            make = partial(layout_of(class_of(name, config)), config)
             if not is_hub_id(str(self.path)):
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
@@ -136,7 +141,7 @@ class Wan(Experts):
     def hold(
         self,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan,
+        vae: AutoencoderKLWan | ClipPCA,
         image_encoder: CLIPVisionModel | None = None,
         transformer_2: WanTransformer3DModel | None = None,
         *,
@@ -147,7 +152,7 @@ class Wan(Experts):
 
         Args:
             transformer: Transformer of diffusers.
-            vae: Autoencoder of diffusers.
+            vae: Autoencoder of diffusers, or components of patches.
             image_encoder: Image encoder of transformers, where there is one.
             transformer_2: Expert of low noise, where there is one.
             empty: (n, D) embedding of an empty prompt.
@@ -225,6 +230,18 @@ class Wan(Experts):
             video = vae.decode(latents.transpose(1, 2).to(vae.dtype)).sample
         return exact(video).transpose(1, 2)
 
+    def fitted(self) -> nn.Module | None:
+        """The components of patches, where they stand for the autoencoder."""
+        return self.vae if self.patches else None
+
+    def to_fit(self) -> bool:
+        """Where neither a folder nor a checkpoint brought them."""
+        return self.patches and not self.vae.fitted
+
+    def fit(self, videos: Iterable[Tensor]) -> None:
+        """As `VideoBase.fit`."""
+        self.vae.fit(videos)
+
     # Conditioning and prediction
 
     @torch.no_grad()
@@ -266,7 +283,12 @@ class Wan(Experts):
         y = joined(latents, batch["frames"], self.grid.time)
         if self.image_encoder is not None:
             texts["image_embedding"] = self.embed_image(first) if image is None else image
-        return Conditioning({**texts, Y: y})
+        return Conditioning({**texts, Y: y}, frame=first)
+
+    def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
+        """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
+        known = 1 - F.max_pool2d(unknown, self.grid.space)
+        return masked(self.normalise(self.encode(clips).mean) + marks, known, self.grid.time)
 
     def first_latent(self, first: Tensor, frames: int) -> Tensor:
         """Latents of what the network is given of first frames (B, 3, H, W), as `encode` gives them.

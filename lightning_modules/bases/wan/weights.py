@@ -11,6 +11,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.network import dtype_of
 from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import layout_of, read_beside, read_streamed, weights_hash
@@ -28,6 +29,11 @@ COMPONENTS = {
     "text_encoder": UMT5EncoderModel,
 }
 TIME = 4  # frames per latent, and channels of the mask
+
+
+def class_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a network: components of patches stand for the autoencoder where its configuration says so."""
+    return ClipPCA if name == "vae" and config.get("_class_name") == ClipPCA.__name__ else COMPONENTS[name]
 
 
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
@@ -88,6 +94,7 @@ def load(
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
+    classes = {name: class_of(name, check_config(config_file(path, name, revision))) for name in networks}
     spared = spared or {}
     known = known_empty(path, revision, dtype, cached=cached)
     wanted = [name for name in networks if name not in spared]
@@ -97,9 +104,9 @@ def load(
     for name in [name for name in networks if name not in dtypes]:
         if name in spared:
             with torch.device("meta"):
-                parts[name] = layout_of(COMPONENTS[name])(check_config(config_file(path, name, revision)))
+                parts[name] = layout_of(classes[name])(check_config(config_file(path, name, revision)))
         else:
-            parts[name] = read_beside(path, revision, name, COMPONENTS[name], dtype)
+            parts[name] = read_beside(path, revision, name, classes[name], dtype)
         hashes[name] = spared.get(name) or weights_hash(parts[name])
     empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
     parts["empty"], hashes[ENCODER] = empty
