@@ -218,7 +218,7 @@ def main() -> None:
     parser.add_argument("--lora", nargs="+", default=["attention", "linear"], choices=["attention", "linear"])
     parser.add_argument("--size", default="quarter", choices=["tiny", "quarter"])
     parser.add_argument("--frames", nargs="+", type=int, default=[8, 16], help="of SVD; of the others 4 n / 2 + 1")
-    parser.add_argument("--height", type=int, default=160)
+    parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--dtypes", nargs="+", default=[*DTYPES], choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one")
@@ -228,6 +228,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.released:
         released_side.check(args.released)
+        if args.height % 64 or args.width % 64:
+            parser.error("--height and --width: expected multiples of 64 with --released, whose network has no others")
     loras = {"svd": args.lora, "wan": ["attention"], "cogvideox": ["attention"]}
     cases = [
         Case(base, args.size, height=args.height, width=args.width, lora=k) for base in args.bases for k in loras[base]
