@@ -35,6 +35,7 @@ FRAMES, HEIGHT, WIDTH, FPS = 16, 320, 512, 8.0
 GENERATED = 8
 MAGNITUDES = np.geomspace(1, 60, GENERATED)
 GRIDS = (8, 16)
+LONG = ((81, 480, 832, 16.0), (121, 704, 1280, 24.0))  # frames, height, width and fps of Wan 2.1 and of Wan 2.2 TI2V
 ERRORS = np.random.default_rng(4).permutation(np.linspace(0.3, 0.8, GENERATED))
 
 
@@ -46,6 +47,7 @@ class Tracked:
     frames: np.ndarray
     flow: np.ndarray
     visibility: np.ndarray
+    fps: float = FPS
 
     @property
     def magnitude(self) -> float:
@@ -54,7 +56,9 @@ class Tracked:
 
     def encode(self) -> dict[str, bytes]:
         source, tracker = {"name": self.name, "start": 0.0}, {"name": "benchmark", "version": "1"}
-        return samples.encode(self.frames, self.flow, self.visibility, FPS, source, tracker, self.name, fill="smooth")
+        return samples.encode(
+            self.frames, self.flow, self.visibility, self.fps, source, tracker, self.name, fill="smooth"
+        )
 
 
 def generated(number: int) -> Tracked:
@@ -68,6 +72,14 @@ def generated(number: int) -> Tracked:
 def _exact(number: int) -> Tracked:
     scene = scaled_to(random_scene([2024, number], FRAMES, HEIGHT, WIDTH), float(MAGNITUDES[number]))
     return Tracked("", render(scene), *tracks(scene))
+
+
+def long(frames: int, height: int, width: int, fps: float) -> Tracked:
+    """One generated clip of another size, its motion and its tracks' error (0.5 px) as they are drawn."""
+    scene = random_scene([2024, frames], frames, height, width)
+    flow, visibility = tracks(scene)
+    add_tracker_error(flow, 0.5, np.random.default_rng([13, frames]), flow)
+    return Tracked(f"generated {frames} x {height} x {width}", render(scene), flow, visibility, fps)
 
 
 def smooth(number: int) -> Tracked:
@@ -103,23 +115,25 @@ def _scaled(motion: Motion, factor: float) -> Motion:
     )
 
 
-def add_tracker_error(flow: np.ndarray, error: float, rng: np.random.Generator) -> np.ndarray:
-    """Flow with the error that the module describes; `error` is its mean length in pixels. Frame 1 stays zero."""
-    noisy = flow.copy()
+def add_tracker_error(
+    flow: np.ndarray, error: float, rng: np.random.Generator, out: np.ndarray | None = None
+) -> np.ndarray:
+    """Flow with the error that the module describes, of mean length `error` pixels, in `out`. Frame 1 stays zero."""
+    noisy, size = flow.copy() if out is None else out, flow.shape[2:]
     for component in (0, 1):
-        lasting = _noise(rng)
+        lasting = _noise(rng, *size)
         for t in range(1, len(flow)):
-            noise = np.sqrt(1 / 3) * lasting + np.sqrt(2 / 3) * _noise(rng)
+            noise = np.sqrt(1 / 3) * lasting + np.sqrt(2 / 3) * _noise(rng, *size)
             noisy[t, component] = cv2.blur(flow[t, component], (3, 3)) + noise * error / np.sqrt(np.pi / 2)
     return noisy
 
 
-def _noise(rng: np.random.Generator) -> np.ndarray:
+def _noise(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """(H, W) of unit variance, half of it on each of two grids."""
-    total = np.zeros((HEIGHT, WIDTH), np.float32)
+    total = np.zeros((height, width), np.float32)
     for cell in GRIDS:
-        grid = rng.standard_normal((-(-HEIGHT // cell), -(-WIDTH // cell))).astype(np.float32)
-        field = cv2.resize(grid, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+        grid = rng.standard_normal((-(-height // cell), -(-width // cell))).astype(np.float32)
+        field = cv2.resize(grid, (width, height), interpolation=cv2.INTER_CUBIC)
         total += field / field.std()
     return total / np.sqrt(2)
 

@@ -1,6 +1,7 @@
 """Megabytes per clip on disk, member by member, over the named set of clip_set.py, and the flow's largest error.
 
     python benchmarks/codec.py [--clips FOLDER]
+    python benchmarks/codec.py --long  # instead: clips of the lengths and sizes of Wan, and the CPU time of each part
 
 1 MB is 10^6 bytes; what tar adds (headers and padding, at most 1.5 KB a member) is counted. Without the folder of real
 videos only the generated clips are measured.
@@ -8,14 +9,17 @@ videos only the generated clips are measured.
 
 from __future__ import annotations
 
+import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import clip_set
 import harness
 import numpy as np
 
-from datamodules.shards import FLOW, MASKS, MEMBERS, flow_codec, mask_codec
+from datamodules.shards import FLOW, MASKS, MEMBERS, VIDEO, flow_codec, mask_codec
+from remoco.common.videos import mp4
 
 GOALS = {"generated": 1.05, "smooth": 0.85, "real": 1.05}
 BLOCK = 512
@@ -49,10 +53,41 @@ def row(name: str, values: dict[str, float]) -> list[str]:
     return [name, f"{values['px']:.1f}", *sizes, f"{small:.4f}", *(f"{values[k]:.{n}f}" for k, n in REST.items())]
 
 
+def long_row(shape: tuple[int, int, int, float], rounds: int) -> list[str]:
+    """MB of a long clip and CPU ms to decode its parts, medians; GB is the most that the process held up to here."""
+    clip = clip_set.long(*shape)
+    members, encoding, _ = harness.timed(clip.encode)
+    flow, visibility = np.empty(clip.flow.shape, np.uint16), np.empty_like(clip.visibility)
+    moving, frames = np.empty((2, *visibility.shape[1:]), bool), np.empty_like(clip.frames)
+    parts: dict[str, Callable[[], object]] = {
+        "video": lambda: mp4.decode_mp4(members[VIDEO], frames.shape, frames),
+        "first": lambda: mp4.decode_first_frame(members[VIDEO], frames.shape[1:]),
+        "flow": lambda: flow_codec.decode_flow(members[FLOW], flow.shape, flow),
+        "masks": lambda: mask_codec.decode_masks(members[MASKS], visibility, moving),
+    }
+    spent = harness.interleaved(
+        {name: lambda call=call: harness.timed(call)[1] for name, call in parts.items()}, rounds
+    )
+    sizes = [f"{len(members[kind]) / 1e6:.2f}" for kind in (VIDEO, FLOW, MASKS)]
+    total = sum(in_tar(len(data)) for data in members.values()) / 1e6
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    times = [f"{np.median(spent[name]) * 1e3:.0f}" for name in parts]
+    return [clip.name, f"{clip.magnitude:.1f}", *sizes, f"{total:.2f}", *times, f"{encoding:.0f}", f"{held:.1f}"]
+
+
 def main() -> None:
     parser = harness.parser(__doc__)
     parser.add_argument("--clips", type=Path, help="folder of real videos, measured besides generated clips")
-    folder = parser.parse_args().clips
+    parser.add_argument("--long", action="store_true", help="measure long clips instead")
+    parser.add_argument("--rounds", type=int, default=5, help="of decoding a long clip, after one")
+    args = parser.parse_args()
+    if args.long:
+        sizes = [f"{what}, MB" for what in ("mp4", "flow", "masks", "clip")]
+        times = [f"{what}, ms" for what in ("video", "first frame", "flow", "masks")]
+        heads = ["clip", "mean flow, px", *sizes, *times, "encoding, s", "GB held"]
+        print(harness.table(heads, [long_row(shape, args.rounds) for shape in clip_set.LONG]))
+        return
+    folder = args.clips
     sets = {
         "generated": (clip_set.generated(number) for number in range(clip_set.GENERATED)),
         "smooth": (clip_set.smooth(number) for number in range(clip_set.GENERATED)),

@@ -3,8 +3,8 @@
     python benchmarks/count.py [--base svd] [--json FILE] [--batch 8] [--size full] [--only NAME ...]
 
 The last column compares a step with its floor: forward and gradient by the input of the base's network alone, without
-control and LoRA, nothing recomputed. What a transformer is conditioned on is cached, as its latents are, but for the
-variant that encodes the videos.
+control and LoRA, nothing recomputed. Latents and what the network is conditioned on come from `remoco cache`, but for
+the variant that encodes the videos.
 
 Every operation costs the longest of its FLOPs at 650 TFLOP/s (bf16) or 300 (TF32, float32 convolutions and products),
 its bytes at 4.2 TB/s and 4 us of launch: a roofline, to rank changes by, not a promise of a time. CUDA's autocast is
@@ -155,19 +155,16 @@ def prepared(base: str, changes: dict[str, Any], size: str, shape: Shape) -> tup
     changes = dict(changes)
     cached = changes.pop("cached", True)
     module = module_on("meta", size, base=base, **changes)
-    batch = batch_on("meta", module, shape, cached)
     draws = mock.patch(
         "lightning_modules.video_module.randn", lambda seeds, s, device: torch.empty((len(seeds), *s), device="meta")
     )
     no_autocast = mock.patch("torch.autocast", lambda *args, **kwargs: contextlib.nullcontext())  # meta knows none
     noise = None if module.base.frame_noise is None else torch.empty(shape.batch, device="meta")
-    count = Count("meta")
-    of_cond = Count("meta") if cached and base != SVD else count
     with draws, no_autocast, torch.no_grad():
-        with of_cond:
-            cond = module.conditioning(batch, noise, None)
-        with count:
-            cond, clean = replace(cond, control=module.draw_control(batch)), module.clean_latents(batch)
+        batch = batch_on("meta", module, shape, cached)  # what is cached is made here, outside of the count
+        with Count("meta") as count:
+            cond = module.conditioning(batch, noise, module.draw_control(batch))
+            clean = module.clean_latents(batch)
     return count, cond, clean
 
 

@@ -45,6 +45,9 @@ BASES = {
 }
 
 
+CONFIG = harness.REPO / "configs" / BASES[SVD].recipe
+
+
 class Shape(NamedTuple):
     """A batch: B clips of L frames of H x W pixels."""
 
@@ -165,7 +168,7 @@ def use_channels_last(network: nn.Module) -> None:
 
 
 def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: bool = True) -> dict[str, Any]:
-    """A batch of random clips, as the data module would bring it: from cached latents, or with its video."""
+    """A batch of random clips, as the data module would bring it: with what `remoco cache` keeps, or with its video."""
     b, frames, height, width = shape
     base = module.base
     batch: dict[str, Any] = {
@@ -184,15 +187,17 @@ def batch_on(device: str, module: MotionControlModule, shape: Shape, cached: boo
     if not cached:
         video = torch.randint(0, 256, (b, frames, 3, height, width), dtype=torch.uint8, device=device)
         return {**batch, "video": video}
+    if "text" in base.conditionings:
+        video = torch.rand((b, frames, 3, height, width), device=device) * 2 - 1
+        return batch | base.precomputed(video)
     latent = latents_of(base, shape)
-    batch |= {
+    embedding = (b, 1, base.unet.config.cross_attention_dim)
+    return {
+        **batch,
         "latent_mean": torch.randn(latent, device=device).half(),
         "latent_std": torch.full(latent, 0.1, device=device).half(),
+        "image_embedding": torch.randn(embedding, device=device).half(),
     }
-    if "text" in base.conditionings:
-        return batch
-    embedding = (b, 1, base.unet.config.cross_attention_dim)
-    return {**batch, "image_embedding": torch.randn(embedding, device=device).half()}
 
 
 def texts(base: Any, count: int) -> Tensor:

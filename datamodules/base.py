@@ -22,6 +22,7 @@ from datamodules.lightning_internals import align_progress, limited, only_steps,
 from datamodules.order import EachOnce, Order, PositionSampler
 from datamodules.position import Position
 from datamodules.shards import ClipShape, Shards
+from datamodules.shards.cached import Cached
 from datamodules.shards.remote import RangeCache
 from remoco.common.errors import UserError
 
@@ -144,10 +145,27 @@ class ClipDataModule(LightningDataModule):
         return opened.shards.latent_hashes if opened is not None and opened.use_latents else None
 
     @property
-    def captions(self) -> list[Captions]:
+    def cached(self) -> Cached | None:
+        """What the training's clips bring of the frozen networks' work; None without."""
+        opened = self.train_set
+        if opened is None or not getattr(opened, "reads_cached", False):
+            return None
+        shards, texts = opened.shards, opened.texts
+        networks = (shards.latent_hashes or {}) if opened.use_latents else {}
+        hashes = {**networks, **({} if texts is None else texts.hashes)}
+        layout = (shards.layout or {}) if opened.use_latents else {}
+        return Cached(shards.pattern, layout, hashes, shards.files, texts)
+
+    @property
+    def captions(self) -> list[Captions | Cached]:
         """Embeddings of the captions of training and validation, where there are some."""
-        opened = [dataset.captions for dataset in (self.train_set, self.val_set) if dataset is not None]
-        return [captions for captions in opened if captions is not None]
+        found: list[Captions | Cached] = []
+        for dataset in (self.train_set, self.val_set):
+            if (captions := getattr(dataset, "captions", None)) is not None:
+                found.append(captions)
+            elif dataset is not None and (texts := getattr(dataset, "texts", None)) is not None:
+                found.append(Cached(dataset.shards.pattern, {}, texts.hashes, {}, texts))
+        return found
 
     @property
     def filled(self) -> str | None:
@@ -162,9 +180,8 @@ class ClipDataModule(LightningDataModule):
             shards = self.train_set.shards
             values |= {"clips": len(shards), "latents": self.train_set.use_latents}
             values |= {} if shards.digest is None else {"shards": shards.digest}
-            values |= (
-                {} if self.train_set.captions is None else {"text": self.train_set.captions.hashes["text_encoder"]}
-            )
+            text = self.train_set.captions or self.train_set.texts
+            values |= {} if text is None else {"text": text.hashes["text_encoder"]}
         return values
 
     # Position

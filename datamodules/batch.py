@@ -15,9 +15,10 @@ class Batch(TypedDict):
 
     Attributes:
         video: (B, L, 3, H, W) uint8, or float in [-1, 1]; absent when latents are cached.
-        latent_mean: (B, L, C, H/8, W/8) mean of the VAE's posterior, not scaled, when latents are cached.
-        latent_std: Its standard deviation.
-        image_embedding: (B, 1, D) of the image encoder, when latents are cached.
+        latent_mean: (B, F, C, h, w) mean of the VAE's posterior, not scaled, when latents are cached.
+        latent_std: Its standard deviation; absent where nothing is drawn.
+        first_latent: (B, f, C, h, w) latents of what a base is given of the first frame, not scaled, when cached.
+        image_embedding: (B, n, D) of the image encoder, when latents are cached.
         text: (B, n, D) embeddings of prompts, where they are known.
         text_length: (B,) int64, each prompt's own number of tokens of those.
         negative_text: (B, n, D) embeddings of the prompts that guidance leads away from.
@@ -36,6 +37,7 @@ class Batch(TypedDict):
     video: NotRequired[Tensor]
     latent_mean: NotRequired[Tensor]
     latent_std: NotRequired[Tensor]
+    first_latent: NotRequired[Tensor]
     image_embedding: NotRequired[Tensor]
     text: NotRequired[Tensor]
     text_length: NotRequired[Tensor]

@@ -38,6 +38,9 @@ class Captions:
         UserError: it is no such file, or one of another set; one line.
     """
 
+    field = "data.text"  # what errors about it begin with
+    maker = "remoco captions"  # what makes it
+
     def __init__(self, path: str | Path, digest: str | None, counts: np.ndarray) -> None:
         self.path = Path(path).expanduser()
         try:
@@ -74,6 +77,10 @@ class Captions:
         """(n, D) bfloat16 of a clip's caption; BadClip where it is damaged."""
         text = self._clips[self._first[shard] + clip]
         return self._rows("embeddings", int(self._starts[text]), int(self._starts[text + 1]))
+
+    def empty(self) -> torch.Tensor:
+        """(n, D) of the empty text."""
+        return self._rows("embeddings", 0, int(self._starts[1]))
 
     def negative(self) -> torch.Tensor | None:
         """(n, D) of the negative prompt; None without."""

@@ -14,13 +14,13 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from datamodules.captions import Captions, batched
 from datamodules.order import Order
-from datamodules.shards import samples
+from datamodules.shards import Shards, samples
+from datamodules.shards.cached import NAMES as CACHED
 from datamodules.shards.format import Clips
 from remoco.common.errors import BadClip, UserError
 
 ATTEMPTS = 16
 REFUSED = "refused"  # key of the batch of a worker that cannot go on: the line that says why
-_LATENTS = ("latent_mean", "latent_std", "image_embedding")
 _DTYPES = {np.uint8: torch.uint8, np.uint16: torch.uint16, np.bool_: torch.bool}
 
 
@@ -32,7 +32,7 @@ class ClipDataset(Dataset):
         order: which clip is at which position.
         use_latents: return the cached latents instead of the video.
         decoder: decoder of the video, `pyav` or `decord`.
-        captions: embeddings of the clips' captions; None for none.
+        captions: embeddings of the clips' captions; None: the cached ones, where there are some.
     """
 
     def __init__(
@@ -45,10 +45,17 @@ class ClipDataset(Dataset):
     ) -> None:
         self.shards, self.order, self.use_latents, self.decoder = shards, order, use_latents, decoder
         self.captions = captions
+        texts = None if captions is not None else shards.texts() if isinstance(shards, Shards) else None
+        self.texts = texts  # of the whole set, cached beside its clips
         self._latent_shapes: list[tuple[int, ...]] = []
 
     def __len__(self) -> int:
         return len(self.order)
+
+    @property
+    def reads_cached(self) -> bool:
+        """Whether clips are read with what is cached of them: latents instead of the video, or texts beside it."""
+        return self.use_latents or self.texts is not None
 
     @property
     def name(self) -> Any:
@@ -84,15 +91,19 @@ class ClipDataset(Dataset):
         }
         views = {name: tensor.numpy() for name, tensor in batch.items()}
         first = [self.order.candidate(int(position), 0) for position in positions]
-        self.shards.ahead(first, samples.kinds_of(self.use_latents))
+        self.shards.ahead(first, samples.kinds_of(self.reads_cached))
         rest = [
             self._fill(int(position), {name: view[row] for name, view in views.items()})
             for row, position in enumerate(positions)
         ]
-        numbers = ("flow_step", "motion_bucket", "fps", "position", "replaced", *(_LATENTS if self.use_latents else ()))
+        numbers = ("flow_step", "motion_bucket", "fps", "position", "replaced")
         batch.update({name: torch.from_numpy(np.stack([row[name] for row in rest])) for name in numbers})
+        for name in [name for name in CACHED if name != "text" and name in rest[0]]:
+            batch[name] = torch.stack([torch.as_tensor(row[name]) for row in rest])
         if self.captions is not None:
             batch |= batched([row["text"] for row in rest], self.captions.negative())
+        elif self.texts is not None:
+            batch |= batched([row["text"] for row in rest], self.texts.negative)
         return {**batch, "key": [row["key"] for row in rest], "bad": [row["bad"] for row in rest]}
 
     def _fill(self, position: int, out: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -101,7 +112,9 @@ class ClipDataset(Dataset):
         for attempt in range(ATTEMPTS):
             try:
                 place = self.order.candidate(position, attempt)
-                clip = samples.load_into(self.shards, *place, out, self.decoder)
+                clip = samples.load_into(self.shards, *place, out, self.decoder, self.reads_cached)
+                if not self.use_latents:
+                    clip = {name: value for name, value in clip.items() if name not in CACHED or name == "text"}
                 if self.captions is not None:
                     clip["text"] = self.captions.of(*place)
                 self._require_same_latents(clip)
@@ -113,7 +126,7 @@ class ClipDataset(Dataset):
         raise UserError(f"{self.shards.pattern}: {ATTEMPTS} clips in a row cannot be used; the last: {failures[-1]}")
 
     def _require_same_latents(self, clip: dict[str, Any]) -> None:
-        shapes = [clip[name].shape for name in _LATENTS if name in clip]
+        shapes = [tuple(clip[name].shape) for name in CACHED if name != "text" and name in clip]
         if self._latent_shapes and shapes != self._latent_shapes:
             raise BadClip(f"{clip['key']}: latents have shapes {shapes}, other clips {self._latent_shapes}")
         self._latent_shapes = shapes

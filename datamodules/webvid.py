@@ -26,12 +26,12 @@ class WebVidDataModule(ClipDataModule):
         height: Height in pixels, a multiple of 8.
         width: Width in pixels, a multiple of 8.
         fps: Frames per second.
-        use_latents: Where the shards have cached latents, train on them (`latent_mean`, `latent_std`,
-            `image_embedding`; no `video`); validation always decodes its videos.
+        use_latents: Where `remoco cache` has cached latents in the shards, train on them (`latent_mean` and so on; no
+            `video`); validation always decodes its videos.
         decoder: Library that decodes the mp4 files: `pyav`, which measured faster, or `decord`. Their pixels are equal.
         cache: Local folder that keeps the bytes read from URLs. Without it every epoch reads them again.
-        text: File of embeddings of the captions, as `remoco captions` writes it, for a base that takes text. Without it
-            the prompt is empty.
+        text: File of embeddings of the captions, as `remoco captions` writes it, for a base that takes text. Default:
+            the embeddings that `remoco cache` has put into the shards, else the prompt is empty.
         val_text: The same of the validation shards.
         cache_gb: Size limit of the cache in 10^9 bytes. The least recently used bytes are deleted first.
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from conditions import Condition
+from lightning_modules.process.bounds import Bounds, bounds_of
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
     from datamodules.captions import Captions
+    from datamodules.shards.cached import Cached
     from lightning_modules.bases.base import VideoBase
     from lightning_modules.bases.grid import Grid
+    from lightning_modules.video_module import VideoModule
 
 
 def stored(networks: nn.Module, trained: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:
@@ -81,28 +84,62 @@ def check_latent_cache(cached: dict[str, str], hashes: dict[str, str]) -> None:
             )
 
 
-def check_text(captions: Iterable[Captions], base: VideoBase, negative: object) -> None:
+def check_cached_sizes(cached: Cached | None, grid: Grid, height: int, width: int, frames: int) -> None:
+    """Raise unless cached latents are of the size that a base has for clips of this size, in pixels, and length."""
+    if cached is None or "latent_mean" not in cached.layout:
+        return
+    found, _, *sides = cached.layout["latent_mean"][1]
+    wanted = (grid.latents(frames), *grid.size(height, width))
+    if (found, *sides) != wanted:
+        raise UserError(
+            f"{cached.field}: {cached.path} has cached latents of {found} x {sides[0]} x {sides[1]}, this base's have "
+            f"{' x '.join(map(str, wanted))}; cache them with this base or set data.use_latents to false"
+        )
+
+
+def check_text(
+    captions: Iterable[Captions | Cached], base: VideoBase, hashes: Mapping[str, str], negative: object
+) -> None:
     """Raise unless embeddings of captions were made with a base's own text encoder and tokenizer.
 
     Args:
         captions: Of the training and of the validation set.
-        base: The built base.
+        base: The base, which need not be built.
+        hashes: Those that are known of its text encoder and its tokenizer.
         negative: The negative prompt of sampling; None for none.
     """
     for each in captions:
         if "text" not in base.conditionings:
-            raise UserError(f"data.text: {each.path}: this base takes no text, expected none")
-        for name, digest in {**base.hashes, **base.text_hashes()}.items():
+            raise UserError(f"{each.field}: {each.path}: this base takes no text, expected none")
+        for name, digest in hashes.items():
             if each.hashes.get(name, digest) != digest:
                 raise UserError(
-                    f"data.text: {each.path} was made with another {name} (hash {each.hashes[name][:12]}) than this "
-                    f"base's ({digest[:12]}); make it again with `remoco captions`"
+                    f"{each.field}: {each.path} was made with another {name} (hash {each.hashes[name][:12]}) than this "
+                    f"base's ({digest[:12]}); make it again with `{each.maker}`"
                 )
         if negative and each.negative_prompt != negative:
             raise UserError(
-                f"data.text: {each.path} has another negative prompt than sampling.inputs.negative_prompt; make it "
-                "again with `remoco captions --negative-prompt`"
+                f"{each.field}: {each.path} has another negative prompt than sampling.inputs.negative_prompt; make it "
+                f"again with `{each.maker} --negative-prompt`"
             )
+
+
+def check_data(data: Any, base: VideoBase, condition: Condition, negative: object) -> None:
+    """Raise unless a base, which need not be built, and a condition take a data module's clips and what they bring.
+
+    Args:
+        data: The data module, or None.
+        base: The base.
+        condition: The condition.
+        negative: The negative prompt of sampling; None for none.
+    """
+    if shape := getattr(data, "shape", None):
+        size = shape.height, shape.width, shape.frames
+        check_size(base.grid, condition, *size)
+        check_cached_sizes(getattr(data, "cached", None), base.grid, *size)
+    check_fill(condition, getattr(data, "filled", None))
+    if captions := getattr(data, "captions", []):
+        check_text(captions, base, base.text_hashes(), negative)
 
 
 def check_size(grid: Grid, condition: Condition, height: int, width: int, frames: int | None = None) -> None:
@@ -115,6 +152,24 @@ def check_size(grid: Grid, condition: Condition, height: int, width: int, frames
         condition.check(height, width)
     except ValueError as error:
         raise UserError(f"model.condition: {error}") from error
+
+
+def check_stages(module: VideoModule) -> Bounds | None:
+    """Bounds of the noise levels that a module is trained at, where there are any; no weights are read.
+
+    Raises:
+        UserError: its noise or sampling does not fit a base whose networks divide the noise levels.
+    """
+    base, noise = module.base, module.noise
+    base.check_stages(module.sampling)
+    if module.speed.sample_graph and base.stages > 1:
+        raise UserError(
+            "speed.sample_graph: expected false with a base of two experts: the kernels of the first step are one's"
+        )
+    bounds = bounds_of(module.process, base.trained_levels())
+    if bounds is not None:
+        bounds.quantiles(float(noise.mean or 0), float(noise.std or 0))
+    return bounds
 
 
 def check_fill(condition: Condition, filled: str | None) -> None:

@@ -25,8 +25,9 @@ from lightning_modules.conditioning import Conditioning, to_float, to_uint8
 from lightning_modules.config import Noise, Sampling, Speed, Start
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.optimizer import Plan, check_plan
+from lightning_modules.pipeline_prompts import said_texts, with_texts
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
-from lightning_modules.process.bounds import Bounds
+from lightning_modules.process.bounds import bounds_of
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
 from lightning_modules.validation import FixedSigmaLoss, log_losses
 from remoco.common.errors import UserError
@@ -80,7 +81,6 @@ class VideoModule(LightningModule):
         self.differs: dict[str, str] | None = None  # settings in which a resumed run's record differs, where it has any
         self.built = False
         self.idle: dict[str, nn.Parameter] = {}  # what would train but has no effect
-        self.validation_loss = FixedSigmaLoss(self.process)
         within("seed", seed, -(2**63), 2**63 - 1, whole=True)
         check_inputs(base.inputs(), self.sampling.inputs, "sampling.inputs.")
 
@@ -111,9 +111,7 @@ class VideoModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
         record.check_precision(self.trainer.precision)
-        if shape := getattr(self.trainer.datamodule, "shape", None):
-            record.check_size(self.base.grid, self.condition, shape.height, shape.width, shape.frames)
-        record.check_fill(self.condition, getattr(self.trainer.datamodule, "filled", None))
+        record.check_data(self.trainer.datamodule, self.base, self.condition, self.sampling.inputs.get(NEGATIVE))
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
             self.check_record(checkpoint.read_record(self.trainer.ckpt_path), str(self.trainer.ckpt_path))
@@ -126,30 +124,24 @@ class VideoModule(LightningModule):
         """
         if self.built:
             return
-        self.check_stages()
+        with torch.device("cpu"):  # its sums are numbers also where the networks have none, on the meta device
+            self.validation_loss = FixedSigmaLoss(self.process, record.check_stages(self))
         self.compute_dtype = compute_dtype or record.dtype_of(self._trainer)
+        data = getattr(self._trainer, "datamodule", None)
+        if data is not None and self.trainer.state.fn == "fit":
+            self.base.cached = getattr(data, "cached", None)
         self.build()
         self.base.decode_chunk = self.speed.decode_chunk
         self.idle = self.base.freeze_idle()
         if self.speed.compile:
             self.base.compile()
         self.built = True
-        captions = getattr(getattr(self._trainer, "datamodule", None), "captions", [])
-        record.check_text(captions, self.base, self.sampling.inputs.get(NEGATIVE))
+        captions = getattr(data, "captions", [])
+        record.check_text(captions, self.base, self.base.hashes, self.sampling.inputs.get(NEGATIVE))
+        if data is not None and not captions:
+            self.base.embed_text([*said_texts(self.sampling.inputs).values()])  # before the first step
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
-
-    def check_stages(self) -> None:
-        """Refuse, before any weight is read, what does not fit a base whose networks divide the noise levels."""
-        self.base.check_stages(self.sampling)
-        if self.speed.sample_graph and self.base.stages > 1:
-            raise UserError(
-                "speed.sample_graph: expected false with a base of two experts: the first step's kernels are not the "
-                "others'"
-            )
-        if (bounds := self.bounds()) is not None:
-            bounds.quantiles(self.noise.mean, self.noise.std)
-            self.validation_loss = FixedSigmaLoss(self.process, bounds)
 
     def on_fit_start(self) -> None:
         """Refuse a latent cache of other networks than the ones that were loaded; fit what is fitted."""
@@ -178,14 +170,8 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        bounds = self.bounds()
-        bounded = draw if bounds is None else partial(draw, within=bounds)
-        return bounded(self.noise.mean, self.noise.std, self.device)
-
-    def bounds(self) -> Bounds | None:
-        """Bounds of the noise levels of training: the process's, and the base's; None for none."""
-        bounds = Bounds(self.process.low, self.process.high, self.base.trained_levels())
-        return None if bounds == Bounds() else bounds
+        bounds = bounds_of(self.process, self.base.trained_levels())
+        return draw(self.noise.mean, self.noise.std, self.device, **({} if bounds is None else {"within": bounds}))
 
     # Steps
 
@@ -220,7 +206,10 @@ class VideoModule(LightningModule):
     def clean_latents(self, batch: Batch) -> Tensor:
         """(B, F, C, h, w) latents of the batch's clips: a sample of the posterior, cached or encoded now."""
         if "latent_mean" in batch:
-            mean, std = batch["latent_mean"].float(), batch["latent_std"].float()
+            mean = batch["latent_mean"].float()
+            if "latent_std" not in batch:  # nothing is drawn
+                return self.base.normalise(mean)
+            std = batch["latent_std"].float()
         else:
             mean, std = self.base.encode(to_float(batch["video"]))
         return self.base.normalise(mean + std * self.draw_noise(batch, POSTERIOR, mean.shape[1:]))
@@ -293,7 +282,7 @@ class VideoModule(LightningModule):
             control: (B, L, 3, H, W) control tensor, their own (`draw_control`) or another; None runs the base bare.
         """
         with self.autocast():
-            cond = self.inference_conditioning(batch, control)
+            cond = self.inference_conditioning(with_texts(self.base, self.sampling.inputs, batch), control)
             frames, (height, width) = batch["flow"].shape[1], batch["first_frame"].shape[-2:]
             grid = self.base.grid
             shape = (grid.latents(frames), self.base.channels, *grid.size(height, width))
@@ -412,7 +401,7 @@ class VideoModule(LightningModule):
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
-        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
+        if self.trainer.state.fn != "fit" and not self.loaded and not (self.start is not None and self.start.whole):
             rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start

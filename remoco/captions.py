@@ -28,8 +28,8 @@ def captions(
 
     Args:
         shards: Folder of shards, glob or brace pattern.
-        out: File to write, NAME.safetensors. Each token of a text takes 8 KB with Wan's text encoder.
-        base: Folder of Wan in diffusers' layout with text_encoder/ and tokenizer/, or its hub id.
+        out: File to write, NAME.safetensors. Each token of a text takes 8 KB, and CogVideoX has 226 a text.
+        base: Folder of Wan or CogVideoX in diffusers' layout with text_encoder/ and tokenizer/, or its hub id.
         revision: Revision of the hub id.
         negative_prompt: What the samples of the training shall not show, in words.
         device: Torch device of the text encoder, for example `cpu`. Default: the GPU if there is one.
@@ -38,7 +38,7 @@ def captions(
         remoco captions data/mine data/mine_text.safetensors --base wan_folder
     """
     if base is None:
-        raise UserError("--base is missing, expected a folder of Wan in diffusers' layout, or its hub id")
+        raise UserError("--base is missing, expected a folder of Wan or CogVideoX in diffusers' layout, or its hub id")
     if not out.endswith(".safetensors"):
         raise UserError(f"OUT {out}: expected the name of a .safetensors file")
     check_writable(out, "OUT")
@@ -59,19 +59,19 @@ def embed(
     import torch
 
     from datamodules.captions import HASHES, NEGATIVE, SET
-    from lightning_modules.bases import Wan
-    from lightning_modules.bases.text import cleaned
-    from lightning_modules.bases.wan.text import TextReader
+    from lightning_modules.bases.of_folder import base_of
+    from lightning_modules.bases.text_reader import TextReader
     from remoco.devices import usable_device
 
     place = usable_device(device)
-    _ = Wan(base, revision).networks  # refuses what is no Wan before anything is read
+    model = base_of(base, revision)
+    if not hasattr(model, "text_kind"):
+        raise UserError(f"--base {base}: this base takes no text, expected Wan or CogVideoX")
     texts = {"": 0}  # text -> its number
     clips = [texts.setdefault(text, len(texts)) for text in _read(shards)]
-    clean = [cleaned(text) for text in texts]
-    other = [] if negative_prompt is None else [cleaned(negative_prompt)]
-    reader = TextReader(base, revision)
-    tokens, negative = reader.tokens(clean, cut=True), reader.tokens(other)
+    reader = TextReader(base, revision, model.text_kind())
+    tokens = reader.tokens([*texts], cut=True)
+    negative = reader.tokens([] if negative_prompt is None else [negative_prompt])
     starts = [0]
     for ids in tokens:
         starts.append(starts[-1] + len(ids))
@@ -80,7 +80,7 @@ def embed(
     every = tqdm([*tokens, *negative], desc="captions", unit="text")
     rows = (reader.embed(ids, torch.bfloat16, place).cpu() for ids in every)
     lengths = [starts[-1], *(len(ids) for ids in negative)]
-    _write(out, about, {"starts": starts, "clips": clips}, rows, lengths, reader.encoder.config.d_model)
+    _write(out, about, {"starts": starts, "clips": clips}, rows, lengths, reader.width)
     return f"{len(clips)} clips with {len(texts)} different texts in {out}"
 
 

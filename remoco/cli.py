@@ -82,7 +82,7 @@ TOP = Menu(
             "captions": Command(
                 "remoco.captions:captions", "Embed the captions of shards, for a base that takes text."
             ),
-            "latents": Command("remoco.latents:latents", "Copy shards with the frozen networks' work cached."),
+            "cache": Command("remoco.cache:cache", "Copy shards with the frozen networks' work beside each clip."),
         },
         "experiments": {"sweep": SWEEP},
         "measure and compare": {
@@ -105,6 +105,9 @@ TOP = Menu(
 )
 
 
+RENAMED = {"latents": "it is `remoco cache` now, for every base, and its --svd is --base"}  # command -> what it became
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; a user's mistake is one line on stderr and exit code 2.
 
@@ -113,6 +116,9 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     logging.getLogger("libav").setLevel(logging.CRITICAL)  # broken videos are reported, not shouted about
+    if arguments and arguments[0] in RENAMED:
+        print(f"remoco {arguments[0]}: error: {RENAMED[arguments[0]]}", file=sys.stderr)
+        return 2
     path, entry = _find(arguments)
     name = " ".join(["remoco", *path])
     if isinstance(entry, Menu):

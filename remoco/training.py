@@ -35,6 +35,7 @@ from remoco.moved import moved
 from remoco.run_name import base_name, run_name
 from remoco.slurm import slurm_without_srun
 from remoco.terminal import one_line_warnings, quiet_log
+from remoco.torchrun import restart_without_own_store
 
 HANDLED = (
     r".*your dataloader is not resumable",  # the data modules here resume by position
@@ -134,7 +135,7 @@ class CLI(LightningCLI):
             value = trainer.get(name)
             if isinstance(value, (int, float)) and not isinstance(value, bool) and not least <= value <= most:
                 raise UserError(f"trainer.{name} is {value}, expected {least:g} to {most:g}")
-        if problem := slurm_without_srun(trainer.plugins):
+        if problem := slurm_without_srun(trainer.plugins) or restart_without_own_store():
             raise UserError(problem)
         loggers = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         for arguments in (getattr(logger, "init_args", Namespace()) for logger in loggers):

@@ -1,5 +1,6 @@
 """Shared fixtures. Public fixtures in a folder `shared` beside the checkout are used when they are there."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,10 @@ import torch
 
 from tests.support.places import REPO
 from tests.support.sprites import SPRITES
+
+
+def pytest_configure():
+    os.environ["REMOCO_CACHE"] = ""  # nothing is kept in the user's cache, and nothing there decides what a test sees
 
 
 def pytest_collection_modifyitems(items):

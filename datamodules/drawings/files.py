@@ -17,9 +17,17 @@ from PIL import Image
 from datamodules.drawings.backdrop import backdrop_from_json
 from datamodules.drawings.checked import MAX_TRACKS, checked_eases, checked_ids, checked_tracks
 from datamodules.drawings.drawing import Drawing, sides
+from datamodules.drawings.other_tools import (
+    Points,
+    double_quoted,
+    from_splines,
+    is_points,
+    read_points,
+    visibility_names,
+)
 from remoco.common.errors import UserError, brief, one_line
 from remoco.common.json_files import parse_json
-from remoco.common.picture_files import Source, data_of, name_of, read_array, read_bytes, read_image, read_mask
+from remoco.common.picture_files import Source, data_of, name_of, read_bytes, read_image, read_mask
 from remoco.common.pictures import WHITE
 from remoco.common.whole_files import write_atomic
 
@@ -44,7 +52,8 @@ def read_drawing(
 
     Args:
         source: an image; or a folder in one of the two layouts.
-        tracks: with an image: `.json` as the benchmark's, or `.npy` with a `visibility.npy` beside it, if there is one.
+        tracks: with an image: `.json` as the benchmark's, or `.npy` with a `visibility.npy` beside it, if there is one;
+            or another tool's, see `datamodules.drawings.other_tools`.
         brush: with an image: the mask; None for no brush.
         background: R, G, B of what transparent parts of the image show.
 
@@ -57,8 +66,10 @@ def read_drawing(
         if tracks is None:
             return Drawing(image, [], None if brush is None else fitting_brush(brush, image))
         tracks = Path(tracks)
-        if tracks.suffix.lower() == ".npy":
-            return _from_arrays(image, tracks, tracks.with_name("visibility.npy"), brush)
+        if is_points(tracks.name):
+            return _from_arrays(
+                image, tracks, [tracks.with_name(name) for name in visibility_names(tracks.name)], brush
+            )
         return drawing_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
     if (source / IMAGE).is_file():
         image = read_image(source / IMAGE, background=background)
@@ -69,9 +80,8 @@ def read_drawing(
     if not (source / "image.png").is_file():
         raise UserError(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
-    arrays = source / "tracks.npy", source / "visibility.npy"
     image = read_image(source / "image.png", background=background)
-    return _from_arrays(image, *arrays, mask if mask.is_file() else None)
+    return _from_arrays(image, source / "tracks.npy", [source / "visibility.npy"], mask if mask.is_file() else None)
 
 
 def drawing_from_json(
@@ -87,7 +97,7 @@ def drawing_from_json(
         data: `{"traj_key_points": [[[x, y], ...], ...]}`, if wanted with `times`, a list of numbers or null for each
             track, `ease`, one of `conditions.strokes.EASES` or null for each track, and `brush`, a mask's value or null
             for each track; `prompt`, a text; and what `datamodules.drawings.backdrop` reads, with which there may be no
-            tracks.
+            tracks. Or the list that KJNodes' spline editor holds.
         image: (H, W, 3) uint8.
         brush: the mask.
         name: what errors call the text.
@@ -99,10 +109,14 @@ def drawing_from_json(
     if len(data) > MAX_TEXT:
         raise UserError(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
     try:
-        entries = parse_json(data)
+        entries = parse_json(double_quoted(data))
+        if isinstance(entries, list) and entries:
+            entries = from_splines(entries, name)
         tracks, times, ids = entries["traj_key_points"], entries.get("times"), entries.get("brush")
         eases, prompt = entries.get("ease"), entries.get("prompt")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, UserError) and str(error).startswith(f"{name}: spline"):
+            raise
         said = f" ({one_line(error)})" if isinstance(error, UserError) else ""
         raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}}{said}') from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
@@ -177,29 +191,29 @@ def find_drawings(folder: str | Path) -> dict[str, Path]:
     return {path.relative_to(root).as_posix(): path for path in inner}
 
 
-def _from_arrays(image: np.ndarray, tracks: Path, visibility: Path, brush: str | Path | None) -> Drawing:
+def _from_arrays(image: np.ndarray, tracks: Path, visibility: list[Path], brush: str | Path | None) -> Drawing:
+    """A drawing of a file of points, with the first of these that is there."""
+    beside = next((path for path in visibility if path.is_file()), None)
+    seen = None if beside is None else (read_bytes(beside), str(beside))
+    points = read_points(read_bytes(tracks), str(tracks), seen)
+    return drawing_of_points(image, points, None if brush is None else fitting_brush(brush, image), str(tracks))
+
+
+def drawing_of_points(image: np.ndarray, points: Points, brush: np.ndarray | None, name: str) -> Drawing:
     """A drawing of points, for example a tracker's: frames in which one is hidden are bridged by those around them, and
     after the last one in which it is seen it stays. Points that the first frame hides start nowhere and are left out.
+
+    Raises:
+        UserError: one starts outside the image, or is somewhere not finite.
     """
-    points = read_array(tracks, "(N, L, 2) numbers", 3)
-    if points.shape[2] != 2 or 0 in points.shape:
-        raise UserError(f"{tracks}: expected shape (N, L, 2) of x, y in pixels, got {points.shape}")
-    if len(points) > MAX_TRACKS:
-        raise UserError(f"{tracks}: expected at most {MAX_TRACKS} tracks, got {len(points)}")
-    seen = np.ones(points.shape[:2], dtype=bool)
-    if visibility.is_file():
-        seen = read_array(visibility, "(N, L) truth values", 2, kinds="biuf") > 0
-        if seen.shape != points.shape[:2]:
-            raise UserError(f"{visibility}: expected shape {points.shape[:2]} as {tracks.name}, got {seen.shape}")
+    places, seen = points
     starts = np.flatnonzero(seen[:, 0])
-    if not len(starts):
-        raise UserError(f"{visibility}: no point is visible in the first frame, where tracks start")
-    knots = np.linspace(0, 1, points.shape[1])
-    kept = [points[index][seen[index]].astype(np.float64) for index in starts]
+    knots = np.linspace(0, 1, places.shape[1])
+    kept = [places[index][seen[index]].astype(np.float64) for index in starts]
     times = [None if seen[index].all() else knots[seen[index]] for index in starts]
-    names = [f"{tracks}: track {index}" for index in starts]
-    kept, checked = checked_tracks(kept, times, image.shape[:2], names, f"{tracks}: times")
-    return Drawing(image, kept, None if brush is None else fitting_brush(brush, image), checked)
+    names = [f"{name}: track {index}" for index in starts]
+    kept, checked = checked_tracks(kept, times, image.shape[:2], names, f"{name}: times")
+    return Drawing(image, kept, brush, checked)
 
 
 def fitting_brush(brush: Source, image: np.ndarray, labelled: bool = False, name: str | None = None) -> np.ndarray:

@@ -19,10 +19,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.prepare.captions import decoded
+from datamodules.prepare.captions import CAPTION_BYTES, decoded
 from datamodules.prepare.clips import Clip
 from datamodules.prepare.settings import CACHED, Settings
-from datamodules.prepare.sources import CAPTION_BYTES, SUFFIXES, Slice, Video
+from datamodules.prepare.source import SUFFIXES, Slice, Video
 from datamodules.trackers.base import Tracks
 from remoco.common.errors import BadClip
 from remoco.common.json_files import open_regular, read_regular

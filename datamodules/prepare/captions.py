@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import codecs
+from pathlib import Path
 
+from datamodules.prepare.source import printable
+from remoco.common.errors import escaped
+from remoco.common.json_files import read_regular
+
+CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 _MARKS = (  # UTF-32's begins with UTF-16's
     (codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF32_LE, "utf-32-le"), (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -40,3 +46,21 @@ def decoded(data: bytes) -> tuple[str, str]:
         except UnicodeDecodeError:
             text, guess = data.decode("cp1252", "replace"), "cp1252"
     return text.replace("\r\n", "\n").strip(), guess
+
+
+def read_caption(path: Path) -> tuple[str, str]:
+    """A `.txt` that may be there; and why it is left out where there is one that cannot be used, or how it was read."""
+    try:
+        data = read_regular(path, CAPTION_BYTES["txt"])
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        return "", f"its caption {escaped(printable(path.name))} is left out: {reason}"
+    text, guess = decoded(data)
+    return text, guessed(guess)
+
+
+def guessed(encoding: str) -> str:
+    """The note of a caption whose encoding is a guess; empty where it is known."""
+    return f"caption read as {encoding}, a guess, for it is no UTF-8" if encoding else ""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from datamodules.prepare import cached, folder, pool, starts
+from datamodules.prepare import folder, pool, starts
 from datamodules.prepare.job import Job
-from datamodules.prepare.settings import Processes, Settings
-from datamodules.prepare.sources import Video, videos_in
-from datamodules.prepare.video import prepare_video
+from datamodules.prepare.settings import Positive, Processes, Settings
+from datamodules.prepare.sources import videos_in
+from datamodules.prepare.video import WITH_TRACKS, prepare_video
 from datamodules.shards.remote import Remote, is_remote
 from datamodules.trackers import make_tracker
 from remoco.common.errors import UserError
@@ -25,6 +24,7 @@ def prepare(
     videos: str,
     shards: str,
     root: str | None = None,
+    frame_rate: Positive | None = None,
     settings: Settings = _SETTINGS,
     clips_per_shard: int = 500,
     processes: Processes = _PROCESSES,
@@ -35,9 +35,12 @@ def prepare(
 
     Args:
         videos: Folder of videos and video2dataset tars, searched with its subfolders; or a video, .tar or WebVid .csv.
+            Or a folder of numbered pictures; for --tracker camera a still or a folder of stills.
         shards: Folder for the shards, created if missing; or a URL such as s3://bucket/set, which gets each finished
             shard.
         root: Folder of the videos of a WebVid .csv (page_dir/videoid.mp4). Default: the folder of the CSV.
+        frame_rate: Pictures per second of folders of numbered pictures. Default: that of --fps, so that each picture is
+            a frame.
         settings: What the bytes of a clip depend on.
         clips_per_shard: Number of videos in a shard, and the most clips that it holds.
         processes: The processes that prepare videos, and their limits.
@@ -48,17 +51,19 @@ def prepare(
         remoco prepare videos data/mine --tracker dis --height 128 --width 192
     """
     within("--clips-per-shard", clips_per_shard, 1, whole=True)
+    if frame_rate is not None:
+        within("--frame-rate", frame_rate, 0, above=True)
     if settings.shots:
         starts.require_scenedetect()
     gpus = _gpus() if settings.tracker == "dot" else 0
-    comes_along = settings.tracker == cached.NAME
-    version = cached.VERSION if comes_along else make_tracker(settings.tracker, settings.dot).version
+    exact = WITH_TRACKS.get(settings.tracker)
+    version = exact.VERSION if exact else make_tracker(settings.tracker, settings.dot).version
     store = Remote(shards) if is_remote(shards) else None
     if store is not None and work is None:
         raise UserError(f"--work is missing, expected a local folder for the state of the work on {shards}")
     if store is None and work is not None:
         raise UserError(f"--work {work}: only for shards at a URL, {shards} is a folder")
-    sources, target = sources_of(videos, root, settings), Path(shards if work is None else work).absolute()
+    sources, target = videos_in(videos, root, settings, frame_rate), Path(shards if work is None else work).absolute()
     limits = processes.timeout, processes.video_timeout
     with folder.alone(target):
         job = Job(target, sources, settings, version, clips_per_shard, retry, *limits, store)
@@ -67,14 +72,6 @@ def prepare(
             job.finish()
         job.publish()
         print(job.summary())
-
-
-def sources_of(videos: str, root: str | None, settings: Settings) -> list[Video]:
-    """What `videos` and `root` of `prepare` name; UserError where there is nothing."""
-    sources = videos_in(videos, root)
-    if settings.tracker == cached.NAME:
-        return [replace(video, caption=cached.caption(video)) for video in sources]
-    return sources
 
 
 def _runner(processes: Processes, gpus: int) -> Callable:

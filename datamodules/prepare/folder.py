@@ -141,7 +141,8 @@ def finish(
     entries: Iterable[dict[str, Any]],
     fill: str,
     latents: Mapping[str, str] | None = None,
+    cache: Mapping[str, Any] | None = None,
 ) -> None:
     """Clear what killed processes left, then write the index: a set with an index is complete."""
     clear_leftovers(folder)
-    write_index(folder, shape, entries, latents, fill)
+    write_index(folder, shape, entries, latents, fill, cache)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from datamodules.prepare import cached, clips, folder, pool
 from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
-from datamodules.prepare.sources import Video
+from datamodules.prepare.source import Video
 from datamodules.prepare.video import Task, give_up, part_path, read_part, result_path, write_part
 from datamodules.shards import INDEX, read_index, sidecar, unpack
 from datamodules.shards.remote import Remote
@@ -282,15 +282,20 @@ def _block(path: Path) -> dict[str, Any]:
 def _digests(videos: list[Video], settings: Settings) -> dict[str, str]:
     sources, sizes = hashlib.sha256(), hashlib.sha256()
     for video in videos:
-        sources.update(json.dumps([video.name, video.caption]).encode())
-        sizes.update(f"{video.size if video.offset is not None else _size(video)},".encode())
+        rate = [] if video.frames is None else [video.frames.rate]
+        sources.update(json.dumps([video.name, video.caption, *rate]).encode())
+        sizes.update(f"{_size(video)},".encode())
         if settings.tracker == cached.NAME:
             sizes.update(f"{cached.sizes(video)},".encode())
     return {"sources": sources.hexdigest(), "sizes": sizes.hexdigest()}
 
 
 def _size(video: Video) -> int:
+    if video.offset is not None:
+        return video.size
     try:
+        if video.frames is not None:
+            return sum(os.path.getsize(path) for path in video.frames.paths().values())
         return -1 if video.fault else os.path.getsize(video.path)
     except OSError:
         return -1

@@ -16,7 +16,7 @@ from remoco.common.ranges import number, within
 DOT_SIDE = 128  # pixels of the least clip that DOT tracks
 MAX_CLIPS = 10_000  # starts that are tried in one video
 VIDEO_TIMEOUT = 6 * 3600.0
-CACHED = "cached"  # the tracker of clips that come with their tracks
+CACHED, CAMERA = "cached", "camera"  # no trackers: clips that come with their tracks, a camera over stills
 
 if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
     Frames = number(int, 2)
@@ -37,7 +37,7 @@ class Settings:
     tracker: str = "dis"
     """Tracker: `dis` is optical flow without weights. `tracks` adds sparse tracks to it and takes three times the time.
     `dot` is the tracker of the paper. `cached` takes the tracks that lie beside each video, as in MotionPro's released
-    data. Or the class path of your own, for example my_module.Tracker."""
+    data. `camera` moves a camera over stills. Or the class path of your own, for example my_module.Tracker."""
     dot: DotOptions = DotOptions()
     frames: Frames = 16
     """Frames per clip."""
@@ -78,9 +78,9 @@ class Settings:
         within("--step", self.step, 0, 1, above=True)
         if self.fill not in ("smooth", "none", None):
             raise UserError(f"--fill is {self.fill!r:.60}, expected smooth or none")
-        if self.tracker == CACHED and (self.every is not None or self.shots):
+        if self.tracker in (CACHED, CAMERA) and (self.every is not None or self.shots):
             option = "--shots" if self.shots else "--every"
-            raise UserError(f"{option}: not with --tracker {CACHED}, whose clips are whole")
+            raise UserError(f"{option}: not with --tracker {self.tracker}, which makes one clip of each source")
         within("--max-clips", self.max_clips, 1, whole=True)
         colour_of(self.background, "--background")
 

@@ -7,7 +7,6 @@ nowhere or to what is there already.
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import io
@@ -15,130 +14,41 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
-from datamodules.prepare.captions import decoded, marked, wide
+from datamodules.prepare import cached
+from datamodules.prepare.captions import CAPTION_BYTES, decoded, guessed, marked, read_caption, wide
+from datamodules.prepare.pictures import sequences_in, stills_in
+from datamodules.prepare.settings import CACHED, CAMERA, Settings
+from datamodules.prepare.source import SUFFIXES, Part, Video, printable
 from datamodules.prepare.walk import Walk
-from datamodules.shards import sanitised
-from remoco.common.errors import BadClip, UserError, escaped, one_line
-from remoco.common.json_files import open_regular, parse_json, read_regular
+from remoco.common.errors import UserError, escaped, one_line
+from remoco.common.json_files import open_regular, parse_json
 
-SUFFIXES = frozenset(
-    ".3g2 .3gp .asf .avi .dv .f4v .flv .gif .m2ts .m2v .m4v .mkv .mov .mp4 .mpeg .mpg .mts .mxf .ogm .ogv .qt .ts .vob "
-    ".webm .wmv .y4m".split()
-)
+_SETTINGS = Settings()
 _UNFINISHED = re.compile(
     rf"(?:{'|'.join(map(re.escape, sorted(SUFFIXES)))})"
     r"\.(?:part(?:-frag\d+)?|partial|filepart|crdownload|opdownload|download|ytdl|aria2|tmp|temp|!qb|!ut)$",
     re.IGNORECASE,
 )
-_HEAD = 512  # bytes that distinguish a page or a text from a video
-CAPTION_BYTES = {"txt": 1 << 16, "json": 1 << 20}  # more than this is no caption, nor what describes a video
 WEBVID_COLUMNS = ("videoid", "contentUrl", "page_dir", "name")
 TRACKS = ("npy", "jpg", "jpeg")  # members with tracks, see `datamodules.prepare.cached`
 
 
-class Part(NamedTuple):
-    """Another member of a video's sample in a tar: the end of its name, and where its bytes are."""
-
-    kind: str
-    offset: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Video:
-    """A video of the source.
-
-    Attributes:
-        name: what it is called there, unique, printable.
-        path: its file, or the tar it lies in.
-        caption: its text.
-        fault: why it cannot be used, where that is known without opening it.
-        offset: where its bytes begin in a tar; None for a separate file.
-        size: size of its bytes in a tar.
-        note: why its caption is left out, which is empty then, or that its encoding was guessed.
-        beside: members of TRACKS that lie beside it in a tar.
-    """
-
-    name: str
-    path: str
-    caption: str = ""
-    fault: str = ""
-    offset: int | None = None
-    size: int = 0
-    note: str = ""
-    beside: tuple[Part, ...] = ()
-
-    @property
-    def key(self) -> str:
-        """What its clips' keys begin with."""
-        return sanitised(self.name)
-
-    def source(self) -> str | io.RawIOBase:
-        """What PyAV opens: the path, or a fresh file object over the tar's bytes.
-
-        Raises:
-            BadClip: the first bytes are not those of a video.
-        """
-        if self.offset is not None:
-            part = Slice(self.path, self.offset, self.size)
-            _require_no_text(part.read(_HEAD))
-            part.seek(0)
-            return part
-        try:
-            with open_regular(self.path) as file:
-                head = file.read(_HEAD)
-        except OSError as error:
-            raise BadClip(f"does not open: {error.strerror}") from error
-        _require_no_text(head)
-        return self.path
-
-
-class Slice(io.RawIOBase):
-    """Read-only part of a file, so that a video in a tar is decoded where it lies."""
-
-    def __init__(self, path: str, offset: int, size: int) -> None:
-        super().__init__()
-        self._file, self._offset, self._size, self._place = open(path, "rb", buffering=0), offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        """Where the next read begins, from the start of the part."""
-        return self._place
-
-    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
-        self._place = max(0, place + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes, none at the end of the part."""
-        left = max(0, self._size - self._place)
-        data = os.pread(self._file.fileno(), left if size is None or size < 0 else min(size, left),
-                        self._offset + self._place)  # fmt: skip
-        self._place += len(data)
-        return data
-
-    def close(self) -> None:
-        """Close the file around the part."""
-        self._file.close()
-        super().close()
-
-
-def videos_in(source: str, root: str | None = None) -> list[Video]:
-    """Every video of a folder (with its subfolders and video2dataset tars), a tar, or a WebVid CSV; or one video.
+def videos_in(
+    source: str, root: str | None = None, settings: Settings = _SETTINGS, frame_rate: float | None = None
+) -> list[Video]:
+    """Every video of a folder (with its subfolders and video2dataset tars), a tar, or a WebVid CSV; or one video. In a
+    folder without videos, each row of numbered pictures; for the tracker `camera`, stills.
 
     Args:
         source: folder, `.tar`, `.csv` or a video.
         root: folder of the CSV's videos (`page_dir/videoid.mp4` or `videoid.mp4`); by default the folder of the CSV.
+        settings: the tracker, and what is behind transparent pictures.
+        frame_rate: numbered pictures per second; that of the clips by default.
 
     Returns:
         The videos sorted by name. Of those that are there more than once, all but the first have a fault.
@@ -147,7 +57,9 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         UserError: nothing there, or a CSV without WebVid's columns.
     """
     path = Path(os.path.abspath(source))
-    if path.suffix.lower() == ".csv":
+    if settings.tracker == CAMERA and root is None:
+        sources = stills_in(source)
+    elif path.suffix.lower() == ".csv":
         sources = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)
     elif root is not None:
         raise UserError(f"--root {root}: only a WebVid .csv has a root, videos is {source}")
@@ -155,6 +67,8 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         sources = list(_tar(path, path.name))
     elif path.is_dir():
         sources = list(_folder(path))
+        if all(video.fault for video in sources) and settings.tracker != CACHED:
+            sources += sequences_in(path, frame_rate or settings.fps, settings.colour)
     elif path.is_file() and path.suffix.lower() in SUFFIXES:
         sources = [_video(path, printable(path.name))]
     else:
@@ -162,17 +76,12 @@ def videos_in(source: str, root: str | None = None) -> list[Video]:
         raise UserError(f"videos: {source} {'is not there' if not path.exists() else 'is none by its name'}, {taken}")
     if not sources:
         expected = "no line in" if path.suffix.lower() == ".csv" else "no video file under"
-        raise UserError(f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar")
+        raise UserError(
+            f"videos: {expected} {source}, expected one of {' '.join(sorted(SUFFIXES))}, or .tar, or numbered pictures"
+        )
+    if settings.tracker == CACHED:
+        sources = [replace(video, caption=cached.caption(video)) for video in sources]
     return _once_each(sorted(sources, key=lambda video: (video.name, video.path)))
-
-
-def printable(text: str) -> str:
-    """The text in characters that UTF-8 can hold: undecodable bytes of a file name become escapes."""
-    return text.encode("utf-8", "surrogateescape" if _escaped(text) else "replace").decode("utf-8", "backslashreplace")
-
-
-def _escaped(text: str) -> bool:
-    return all(not 0xD800 <= ord(character) <= 0xDFFF or 0xDC80 <= ord(character) <= 0xDCFF for character in text)
 
 
 def _once_each(videos: list[Video]) -> list[Video]:
@@ -209,48 +118,8 @@ def _suffix(name: str) -> str:
 
 
 def _video(path: Path, name: str) -> Video:
-    text, note = _caption(path)
+    text, note = read_caption(path.with_suffix(".txt"))
     return Video(name, str(path), text, note=note)
-
-
-def _caption(path: Path) -> tuple[str, str]:
-    """The text beside a video; and why it is left out where there is one that cannot be used, or how it was read."""
-    try:
-        data = read_regular(path.with_suffix(".txt"), CAPTION_BYTES["txt"])
-    except FileNotFoundError:
-        return "", ""
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        return "", f"its caption {escaped(printable(path.with_suffix('.txt').name))} is left out: {reason}"
-    text, guess = decoded(data)
-    return text, _guessed(guess)
-
-
-def _guessed(encoding: str) -> str:
-    return f"caption read as {encoding}, a guess, for it is no UTF-8" if encoding else ""
-
-
-def _require_no_text(head: bytes) -> None:
-    """Raise BadClip where the beginning of a file is that of no video, but of what is often found under its name."""
-    if not head:
-        raise BadClip("does not open: it is empty")
-    if head.startswith(b"\x00\x05\x16\x07"):
-        raise BadClip("does not open: it is what macOS keeps beside a file (AppleDouble), not a video")
-    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if start.startswith((b"<!doctype html", b"<html")):
-        raise BadClip("does not open: it is an HTML page, not a video")
-    controls = bytes(range(9)) + b"\x0b" + bytes(range(14, 27)) + bytes(range(28, 32)) + b"\x7f"
-    if not head.startswith(b"YUV4MPEG2") and not set(head) & set(controls) and _is_utf8(head):
-        raise BadClip("does not open: it is text, not a video")
-
-
-def _is_utf8(head: bytes) -> bool:
-    """Whether bytes are UTF-8, whose last character may be cut."""
-    try:
-        codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 # WebVid
@@ -289,7 +158,7 @@ def _webvid_video(row: dict[str, Any], line: int, root: Path, encoding: str) -> 
         (identity, _), (page, _), (caption, guess) = (decoded(text.encode("latin-1")) for text in cells)
     else:
         identity, page, caption = cells
-    note = _guessed(guess)
+    note = guessed(guess)
     name = "/".join(part for part in (page.strip("/"), identity) if part)
     parts = name.split("/")
     if not identity or ".." in parts or "\0" in name:
@@ -385,7 +254,7 @@ def _tar_caption(file: BinaryIO, members: dict[str, tarfile.TarInfo]) -> tuple[s
         file.seek(info.offset_data)
         data = file.read(info.size)
         text, guess = decoded(data)
-        note = _guessed(guess)
+        note = guessed(guess)
         if kind == "txt":
             return text, note
         entries = parse_json(text)

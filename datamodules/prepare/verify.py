@@ -61,7 +61,7 @@ def _fault(shards: Shards, number: int, clip: int) -> str | None:
     try:
         latents = (LATENT,) if shards.latent_hashes else ()
         members = shards.read(number, clip, (VIDEO, FLOW, MASKS, CAPTION, META, *latents))
-        sample = samples.decode(members, shards.shape)
+        sample = samples.decode(members, shards.shape, shards.layout)
         meta = samples.read_meta(members[META], shards.shape)
         filled, bound = meta["flow"]["fill"] != "none", meta["flow"]["bound"]
         if bound != meta["flow"]["step"]:

@@ -12,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datamodules.prepare import cached, clips, starts
+from datamodules.prepare import cached, clips, starts, stills
 from datamodules.prepare.settings import VIDEO_TIMEOUT, Settings
-from datamodules.prepare.sources import Video
+from datamodules.prepare.source import Video
 from datamodules.shards import META, samples
 from datamodules.trackers import DotOptions, Tracker, make_tracker
 from remoco.common.errors import DISK_ERRORS, BadClip, UserError, one_line
 from remoco.common.videos import decode
 from remoco.common.whole_files import atomic_file, inside, json_bytes, write_atomic
+
+WITH_TRACKS = {cached.NAME: cached, stills.NAME: stills}  # a clip and its tracks of each source, nothing is tracked
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,9 @@ def _clips(task: Task, bad: list[dict[str, Any]], began: float, worker: int) -> 
                 members = encode_clip(task.video, start, task.settings, worker)
             except BadClip as error:
                 bad.append({"start": round(start, 3), "reason": str(error)})
-                one = task.settings.every is None and not task.settings.shots and task.settings.tracker != cached.NAME
+                one = (
+                    task.settings.every is None and not task.settings.shots and task.settings.tracker not in WITH_TRACKS
+                )
                 if one and index == 0 and isinstance(error, (clips.Damaged, clips.EndsTooEarly)):
                     begins = _starts_beside(task, bad, began)
                 elif isinstance(error, clips.EndsTooEarly):
@@ -125,7 +129,7 @@ def _starts(task: Task, bad: list[dict[str, Any]], began: float) -> Iterator[flo
     try:
         if video.fault:
             raise BadClip(video.fault)
-        if settings.tracker == cached.NAME:
+        if settings.tracker in WITH_TRACKS:
             return iter([0.0])
         seconds = decode.video_seconds(video.source())
         length = settings.frames / settings.fps
@@ -163,9 +167,10 @@ def encode_clip(video: Video, start: float, settings: Settings, worker: int = 0)
     """Cut a clip, track it, and encode both. Whatever a codec raises becomes BadClip."""
     try:
         shape = settings.shape
-        if settings.tracker == cached.NAME:
-            clip, (flow, visibility) = cached.read(video, settings)
-            tracker = {"name": cached.NAME, "version": cached.VERSION}
+        exact = WITH_TRACKS.get(settings.tracker)
+        if exact is not None:
+            clip, (flow, visibility) = exact.read(video, settings)
+            tracker = {"name": exact.NAME, "version": exact.VERSION}
         else:
             clip = clips.read_clip(
                 video.source(), start, shape.frames, shape.fps, shape.height, shape.width, settings.colour

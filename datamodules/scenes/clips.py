@@ -35,6 +35,7 @@ class MadeClips:
 
     filled: str | None = None
     latent_hashes: dict[str, str] | None = None
+    layout = None
     digest: str | None = None  # its settings say all
 
     def __init__(self, shape: ClipShape, kind: SceneKind, seed: Sequence[int], count: int) -> None:

@@ -35,6 +35,7 @@ ZERO = 32768
 STEP = 1 / 16
 LEVELS = 5
 FINE = 2  # levels whose k go four to a byte
+PART = 8  # frames that are predicted at once when a clip is encoded: in float64 all of a long one would be gigabytes
 _HEADER = struct.Struct("<4sHHHHIIII")  # magic, frames - 1, components, height, width, bytes of each stream
 _MAGIC = b"FLW2"
 _WIDEST = -128  # "in the next stream"
@@ -77,17 +78,30 @@ def encode_flow(flow: np.ndarray, step: float = STEP, visible: np.ndarray | None
     if not np.isfinite(flow).all():
         raise BadClip(f"flow is not finite in {int((~np.isfinite(flow)).sum())} of {flow.size} values")
     kept = np.broadcast_to(True if visible is None else visible[:, None], flow.shape)
-    largest = float(np.abs(flow).max(where=kept, initial=0))
+    largest = _largest(flow, kept)
     if largest > step * (ZERO - 2):
         raise BadClip(f"flow of {largest:.1f} px exceeds the {step * (ZERO - 2):.0f} px that step {step} can hold")
-    target = (flow if visible is None else fill_hidden(flow, visible))[1:]
-    size = flow.shape[2:]
-    data = _pack(_residuals(target.reshape(-1, *size) / np.float64(step), kept[1:].reshape(-1, *size)), target.shape)
-    error = np.abs(to_pixels(decode_flow(data, flow.shape), step) - flow)
-    worst = float(error.max(where=kept, initial=0))
+    parts = (slice(begin, begin + PART) for begin in range(1, len(flow), PART))
+    found = [_residuals_of(flow[part], None if visible is None else visible[part], step) for part in parts]
+    data = _pack([np.concatenate(level) for level in zip(*found)], flow[1:].shape)
+    stored = decode_flow(data, flow.shape)
+    worst = max(_largest(to_pixels(one, step) - true, seen) for one, true, seen in zip(stored, flow, kept))
     if worst > step + 1e-6 * max(1.0, largest):
         raise BadClip(f"flow error {worst:.5f} px after encoding exceeds the bound of {step:.5f} px")
     return data
+
+
+def _largest(values: np.ndarray, where: np.ndarray) -> float:
+    """The largest |value| of a clip or frame, frame by frame; 0 where there is none."""
+    return max(float(np.abs(one).max(where=seen, initial=0)) for one, seen in zip(values, where))
+
+
+def _residuals_of(flow: np.ndarray, visible: np.ndarray | None, step: float) -> list[np.ndarray]:
+    """`_residuals` of a part of a clip, of its frames (n, 2, H, W)."""
+    size = flow.shape[2:]
+    kept = np.broadcast_to(True if visible is None else visible[:, None], flow.shape)
+    target = flow if visible is None else fill_hidden(flow, visible)
+    return _residuals(target.reshape(-1, *size) / np.float64(step), kept.reshape(-1, *size))
 
 
 def fill_hidden(flow: np.ndarray, visible: np.ndarray) -> np.ndarray:

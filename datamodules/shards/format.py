@@ -22,9 +22,10 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from datamodules.shards.cached import MAX_TEXT, TEXT, Layout, SetTexts, is_plain, parse_layout, unpack_texts
 from datamodules.shards.index import FORMAT, INDEX, ClipShape, read_index, read_sidecar, shape_of
 from datamodules.shards.patterns import expand
-from datamodules.shards.remote import Fetch, RangeCache, Remote
+from datamodules.shards.remote import Fetch, RangeCache, Remote, read_small
 from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import open_regular, parse_json, read_regular
 from remoco.common.whole_files import json_bytes, write_atomic
@@ -82,6 +83,7 @@ def write_index(
     entries: Iterable[dict[str, Any]],
     latents: Mapping[str, str] | None = None,
     fill: str = "none",
+    cache: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the folder's `index.json`: the last thing written, so that a set with an index is complete.
 
@@ -91,12 +93,14 @@ def write_index(
         entries: one per shard, `ShardWriter.entry`.
         latents: hashes of the weights (`vae`, `image_encoder`) that the cached latents were made with.
         fill: `smooth` where the flow of hidden pixels was filled in, else `none`.
+        cache: `tensors`, the layout of what is cached, and `files`, the fingerprints of the networks' files.
     """
     shards = sorted(entries, key=lambda shard: shard["name"])
     content = {
         "format": FORMAT, **asdict(shape), "clips": sum(shard["clips"] for shard in shards), "shards": shards,
         "fill": fill,
         **({} if latents is None else {"latents": dict(latents)}),
+        **({} if cache is None else {"cache": dict(cache)}),
     }  # fmt: skip
     write_atomic(Path(folder) / INDEX, json_bytes(content))
 
@@ -108,6 +112,7 @@ class Clips(Protocol):
     pattern: Any  # what errors call the set
     filled: str | None
     latent_hashes: dict[str, str] | None
+    layout: Layout | None
 
     @property
     def digest(self) -> str | None:
@@ -149,6 +154,8 @@ class Shards:
         self.shape: ClipShape
         self.filled: str | None = None  # index of the first folder whose flow is filled in where pixels are hidden
         self.latent_hashes: dict[str, str] | None = None  # hashes of the weights that all cached latents were made with
+        self.layout: Layout | None = None  # of what is cached; None without, or for latents of before there was one
+        self.files: dict[str, str] = {}  # fingerprints of those weights' files
         self._folders = list(chosen)
         self._shards: list[tuple[int, str, int]] = []  # folder number, name, CRC-32 of the sidecar
         counts: list[int] = []
@@ -160,7 +167,7 @@ class Shards:
             if number and shape != self.shape:
                 raise UserError(f"{folder / INDEX}: {shape}, but {self._folders[0]} has {self.shape}")
             self.shape = shape
-            self._take_latents(index.get("latents"), number)
+            self._take_latents(index, number)
             listed = [shard for shard in index["shards"] if names is None or shard["name"] in names]
             if names is not None and len(listed) != len(names):
                 unknown = sorted(names - {shard["name"] for shard in listed})[0]
@@ -187,13 +194,42 @@ class Shards:
         self._handles: OrderedDict[int, Any] = OrderedDict()
         self._fetch = Fetch(self.cache)
 
-    def _take_latents(self, hashes: dict[str, str] | None, number: int) -> None:
+    def _take_latents(self, index: Mapping[str, Any], number: int) -> None:
         """Latents count when every folder has them; made with different weights, they must not be mixed."""
+        hashes, cache = index.get("latents"), index.get("cache")
+        layout = None if cache is None else parse_layout(cache["tensors"])
         if number and hashes and self.latent_hashes and hashes != self.latent_hashes:
             raise UserError(
                 f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
+        if number and hashes and self.latent_hashes and is_plain(layout) and is_plain(self.layout):
+            layout = self.layout = layout if layout == self.layout else None
+        if number and hashes and self.latent_hashes and layout != self.layout:
+            raise UserError(f"{self._folders[number] / INDEX}: latents are of another kind than in {self._folders[0]}")
         self.latent_hashes = hashes if hashes and (not number or self.latent_hashes) else None
+        self.layout = layout if self.latent_hashes else None
+        self.files = cache["files"] if cache and self.layout else {}
+
+    def texts(self) -> SetTexts | None:
+        """The texts that all clips share, where texts are cached.
+
+        Raises:
+            UserError: they do not read, or folders have others.
+        """
+        if self.layout is None or "text" not in self.layout:
+            return None
+        every = []
+        for folder in self._folders:
+            try:
+                every.append(unpack_texts(read_small(folder / TEXT, MAX_TEXT), folder / TEXT))
+            except OSError as error:
+                raise UserError(f"{folder / TEXT} does not read: {error.strerror}") from None
+        for folder, each in zip(self._folders, every, strict=True):
+            if each.hashes != every[0].hashes or each.negative_prompt != every[0].negative_prompt:
+                raise UserError(
+                    f"{folder / TEXT}: another text encoder, tokenizer or negative prompt than in {self._folders[0]}"
+                )
+        return every[0]
 
     @property
     def digest(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from datamodules.shards.cached import parse_layout
 from datamodules.shards.remote import Remote, read_small
 from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.json_files import parse_json
@@ -99,6 +100,10 @@ def _check_content(content: Mapping[str, Any]) -> None:
         isinstance(latents, dict) and all(isinstance(value, str) for value in latents.values())
     ):
         raise UserError("latents is no object of hashes")
+    if (cache := content.get("cache")) is not None:
+        parse_layout(cache["tensors"])
+        if not isinstance(cache["files"], dict) or not all(isinstance(value, str) for value in cache["files"].values()):
+            raise UserError("cache: files is no object of texts")
 
 
 def _check_entry(shard: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.numpy
 
 from datamodules.shards import flow_codec, mask_codec
+from datamodules.shards.cached import Layout, read_cached
 from datamodules.shards.format import CAPTION, FLOW, LATENT, MASKS, META, VIDEO, Clips
 from datamodules.shards.index import ClipShape
 from remoco.common.errors import BadClip, one_line
@@ -59,7 +60,10 @@ def encode(
         MASKS: mask_codec.encode_masks(visibility, moving),
         CAPTION: caption.encode(),
     }
-    magnitude = float(np.sqrt((flow.astype(np.float64) ** 2).sum(1)).mean())
+    lengths = np.empty(visibility.shape)
+    for row, displacement in zip(lengths, flow):  # all at once would take eight times the flow's memory
+        np.sqrt((displacement.astype(np.float64) ** 2).sum(0), out=row)
+    magnitude = float(lengths.mean())
     meta = {
         "source": source,
         "tracker": tracker,
@@ -104,14 +108,18 @@ def arrays(shape: ClipShape, latents: bool) -> dict[str, tuple[tuple[int, ...], 
     return names if latents else {"video": ((shape.frames, 3, *picture), np.uint8), **names}
 
 
-def decode(members: Mapping[str, bytes], shape: ClipShape) -> dict[str, Any]:
+def decode(members: Mapping[str, bytes], shape: ClipShape, layout: Layout | None = None) -> dict[str, Any]:
     """Shard members to new arrays, as `decode_into` fills them, with its other values."""
     out: dict[str, np.ndarray] = {name: np.empty(*spec) for name, spec in arrays(shape, latents=False).items()}
-    return {**out, **decode_into(members, shape, out)}
+    return {**out, **decode_into(members, shape, out, layout=layout)}
 
 
 def decode_into(
-    members: Mapping[str, bytes], shape: ClipShape, out: Mapping[str, np.ndarray], decoder: str = "pyav"
+    members: Mapping[str, bytes],
+    shape: ClipShape,
+    out: Mapping[str, np.ndarray],
+    decoder: str = "pyav",
+    layout: Layout | None = None,
 ) -> dict[str, Any]:
     """Shard members to arrays.
 
@@ -122,10 +130,11 @@ def decode_into(
             (L, H, W) bool, moving (2, H, W) bool, first_frame (3, H, W) uint8. Without video, the mp4 gives its first
             frame alone. What is in them after an error means nothing.
         decoder: decoder of the video, see `mp4.decode_mp4`.
+        layout: of what is cached, where a set says it.
 
     Returns:
-        flow_step in pixels, motion_bucket and fps; where latents are among the members, latent_mean, latent_std (L, C,
-        h, w) and image_embedding (1, D), float16.
+        flow_step in pixels, motion_bucket and fps; where latents are among the members, the tensors of the layout, or
+        of sets without one latent_mean, latent_std (L, C, h, w) and image_embedding (1, D), float16.
 
     Raises:
         BadClip: anything that does not decode to this shape, or whose values cannot be.
@@ -144,7 +153,10 @@ def decode_into(
         out["first_frame"][:] = out["video"][0]
     else:
         out["first_frame"][:] = mp4.decode_first_frame(members[VIDEO], (3, *size))
-    return {**clip, **read_latents(members[LATENT], shape)} if LATENT in members else clip
+    if LATENT not in members:
+        return clip
+    data = members[LATENT]
+    return {**clip, **(read_latents(data, shape) if layout is None else read_cached(data, layout))}
 
 
 def read_meta(data: bytes, shape: ClipShape) -> dict[str, Any]:
@@ -204,15 +216,17 @@ def kinds_of(latents: bool) -> tuple[str, ...]:
 
 
 def load_into(
-    shards: Clips, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav"
+    shards: Clips, shard: int, clip: int, out: Mapping[str, np.ndarray], decoder: str = "pyav", cached: bool = False
 ) -> dict[str, Any]:
     """Read, check and decode one clip of a set into `out`; the rest, with its `key`, is returned.
+
+    `cached`: read what is cached, also beside the video.
 
     Raises:
         BadClip: it cannot be used; the message names it.
     """
     try:
-        members = shards.read(shard, clip, kinds_of(latents="video" not in out))
-        return {**decode_into(members, shards.shape, out, decoder), "key": shards.key(shard, clip)}
+        members = shards.read(shard, clip, kinds_of(cached or "video" not in out))
+        return {**decode_into(members, shards.shape, out, decoder, shards.layout), "key": shards.key(shard, clip)}
     except BadClip as error:
         raise BadClip(f"{shards.called(shard, clip)}: {error}") from error

@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import Input, class_path
+from lightning_modules.bases.staged import Staged
 from lightning_modules.bases.trained_on import TrainedOn
 from lightning_modules.conditioning import Conditioning, to_float
-from lightning_modules.config import Sampling
 from lightning_modules.layers import cast
 from lightning_modules.process.base import NoiseProcess
 from remoco.common.errors import UserError
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ class Posterior(NamedTuple):
     std: Tensor
 
 
-class VideoBase(nn.Module, ABC):
+class VideoBase(Staged, nn.Module, ABC):
     """An image-to-video model. The constructor keeps its arguments and reads nothing; `build` loads or draws weights.
 
     Class attributes:
@@ -88,20 +90,20 @@ class VideoBase(nn.Module, ABC):
         located_by: Those of them that only say where the weights are. Another value is the same base where the hash
             is equal.
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
-        per_frame: Name of the conditioning that is the first frame's latent and may be (B, F, C, h, w), one for each
-            frame: what `encode` gives of it. `condition` then gives the frame too. None: the base takes no such.
+        per_frame: Name of the conditioning that is the first frame's latent and may have one for each latent frame,
+            as `moved` makes it. `condition` then gives the frame too. None: the base takes no such.
         first_latents: Name of the conditioning (B, F, n + C, h, w) that holds the latents of the first frame and an
             unknown rest, and the number n of channels before them, which say what is known. None: it takes no such.
         drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
-        stages: Number of networks that divide the noise levels among them, each with a guidance of its own.
 
     Attributes:
         arguments: Arguments of the constructor, by name.
+        cached: What the clips bring that a training will use, set before `build`, which then refuses what was made with
+            other weights before it reads the largest, and need not load a network that made all it is for.
         trained: Whether the network is trained too.
         channels: Number of channels of a latent; known once it is built.
         hashes: Name of a network -> SHA-256 of its weights as they were loaded.
         decode_chunk: Number of frames that `decode` takes at once by default; None is all.
-        offloaded: Whether networks of other stages than a step's are kept in the host's memory meanwhile.
         trained_on: What the base states of the pictures it was trained on; None where it states nothing.
         identity: `record()` and `hash`, one SHA-256 for all networks ("meta" without values).
     """
@@ -115,11 +117,10 @@ class VideoBase(nn.Module, ABC):
     per_frame: ClassVar[str | None] = None
     first_latents: tuple[str, int] | None = None
     drawn: ClassVar[bool] = False
-    stages: int = 1
 
     arguments: dict[str, Any]
+    cached: Cached | None = None
     trained: bool = False
-    offloaded: bool = False
     trained_on: TrainedOn | None = None
     decode_chunk: int | None = None
     channels: int
@@ -190,34 +191,31 @@ class VideoBase(nn.Module, ABC):
         """Where it computes."""
         return next(next(iter(self.denoisers().values())).parameters()).device
 
-    # Networks that divide the noise levels
-
-    def trained_levels(self) -> tuple[float, float]:
-        """Least and largest sigma that the trained network is asked at."""
-        return 0.0, math.inf
-
-    def stage(self, time: Tensor) -> int:
-        """Which of `stages` a noise level is of, 0 for the noisiest.
-
-        Args:
-            time: (B,) of the level, in the form that the process gives networks, all of one stage.
-        """
-        return 0
-
-    def waiting(self) -> list[nn.Module]:
-        """Networks that a sampler's first step does not use, but a later one does."""
-        return []
-
-    def check_stages(self, sampling: Sampling) -> None:
-        """Raise UserError unless sampling fits the number of stages; reads configurations."""
-        if sampling.guidance_2 is not None and self.stages == 1:
-            raise UserError("sampling.guidance_2: this base has no second expert, expected none")
-
     # Latents
 
     @abstractmethod
     def encode(self, video: Tensor) -> Posterior:
         """(B, L, 3, H, W) in [-1, 1] -> latents, in at least float32, without gradients."""
+
+    def encoders(self, device: torch.device) -> VideoBase:
+        """Built on a device as far as `precomputed` needs it, for `remoco cache`: its denoisers may be missing."""
+        return self.build().to(device)
+
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """What the frozen networks make of clips in every epoch, which `remoco cache` keeps: tensors (B, ...) by name.
+
+        They have the names and dtypes of `datamodules.shards.cached`; `clean_latents` and `condition` find them in a
+        batch. Texts are not among them.
+
+        Args:
+            video: (B, L, 3, H, W) in [-1, 1].
+        """
+        mean, std = self.encode(video)
+        return {"latent_mean": mean, "latent_std": std}
+
+    def precomputed_by(self) -> dict[str, str]:
+        """Name -> hash of the networks that `precomputed` asks, once they are built."""
+        return {name: digest for name, digest in self.hashes.items() if name not in self.denoisers()}
 
     @abstractmethod
     def normalise(self, latents: Tensor) -> Tensor:
@@ -290,6 +288,16 @@ class VideoBase(nn.Module, ABC):
             noise: (B, 3, H, W) standard normal for the first frame; None where `frame_noise` is.
         """
 
+    def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
+        """The `per_frame` conditioning, of clips of the first frame's pixels instead of the first frame.
+
+        Args:
+            clips: (B, L, 3, H, W) in [-1, 1].
+            unknown: (B, L, H, W), 1 where a pixel is not known and 0 elsewhere.
+            marks: (B, F, C, h, w), which are added to the latents.
+        """
+        return self.encode(clips).mean + marks
+
     def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
         """Embeddings (n, D) of texts, each of its own length, for a base that has the inputs `said.TEXTS`.
 
@@ -298,6 +306,8 @@ class VideoBase(nn.Module, ABC):
         Raises:
             UserError: it takes no text, or has nothing that reads it.
         """
+        if not texts:
+            return []
         raise UserError("prompt: this base takes no text, expected none")
 
     def text_hashes(self) -> dict[str, str]:

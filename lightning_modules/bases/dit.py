@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from lightning_modules.bases.base import Level, Place, VideoBase
 from lightning_modules.bases.empty_prompt import ENCODER, save_text
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.prompted import PromptedBase
 from lightning_modules.bases.said import whole_hash
-from lightning_modules.bases.weight_files import config_file
-from lightning_modules.bases.weights import layout_of, weights_hash
+from lightning_modules.bases.weight_files import config_file, fingerprint
+from lightning_modules.bases.weights import layout_of, read_beside, weights_hash
 from lightning_modules.layers import seeded
 from remoco.common.errors import UserError
 from remoco.common.model_folders import check_config
@@ -25,7 +26,7 @@ ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 RECOMPUTED = ("none", "all")
 
 
-class TransformerBase(VideoBase):
+class TransformerBase(PromptedBase):
     """A base whose network is a transformer of diffusers, conditioned on text.
 
     Args:
@@ -38,8 +39,10 @@ class TransformerBase(VideoBase):
     Class attributes:
         model: What a user knows it as.
         blocks: Name of the transformer's blocks.
+        spared_by: Name of a network -> names of what a clip has to bring so that a training does not need it.
 
     Attributes:
+        spared: Names of the networks that are not loaded yet, as a cache stands for them.
         networks: Names of the networks that a built base holds.
         transformer: Denoising transformer.
         vae: Autoencoder.
@@ -51,6 +54,8 @@ class TransformerBase(VideoBase):
     located_by: ClassVar[tuple[str, ...]] = ("path", "revision")
     model: ClassVar[str]
     blocks: ClassVar[str]
+    spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    spared: frozenset[str] = frozenset()
     networks: Any
     hold: Any  # takes the networks and `empty`
     transformer: Any
@@ -83,11 +88,69 @@ class TransformerBase(VideoBase):
         if self.recompute == "all":
             self.controlled.enable_gradient_checkpointing()
 
+    # What a cache spares
+
+    def beside_names(self) -> list[str]:
+        """Names of the networks that are no transformer."""
+        return [name for name in self.networks if not name.startswith("transformer")]
+
+    def spare(self) -> dict[str, str]:
+        """Name -> hash of the networks beside the transformer that are not loaded, as clips bring what they give.
+
+        They are those of `spared_by` whose files the cache was made with, by their fingerprints.
+        """
+        found: dict[str, str] = {}
+        if self.cached is not None and self.path is not None:
+            for name, brought in self.spared_by.items():
+                files = self.cached.files.get(name)
+                whole = name in self.networks and set(brought) <= set(self.cached.layout)
+                if whole and files is not None and files == fingerprint(self.path, name, self.revision):
+                    found[name] = self.cached.hashes[name]
+        return found
+
+    def put(self, name: str, network: Any) -> None:
+        """Take a network; a spared one, which has no values, stays out of the module's parts until it is `loaded`."""
+        if name in self.spared:
+            object.__setattr__(self, name, network)
+        else:
+            setattr(self, name, network)
+
+    def loaded(self, name: str) -> Any:
+        """A network beside the transformer; one that a cache has spared is read now, where a validation needs it.
+
+        Raises:
+            UserError: it does not read, or is another than before.
+        """
+        if name in self.spared:
+            with torch.inference_mode(False), torch.device("cpu"):
+                network = read_beside(str(self.path), self.revision, name, type(getattr(self, name)), self.arithmetic())
+                if (digest := weights_hash(network)) != self.hashes[name]:
+                    raise UserError(f"base: {self.path}/{name} is another than when the run began (hash {digest[:12]})")
+                self.spared = self.spared - {name}
+                vars(self).pop(name, None)
+                setattr(self, name, network.requires_grad_(False).eval().to(self.empty.device))
+                self.vae.use_slicing = True  # a clip at a time
+        return getattr(self, name)
+
+    def encoders(self, device: torch.device) -> VideoBase:
+        """As `VideoBase.encoders`; no transformer and no text encoder is read."""
+        made = self.layout()
+        for name in self.beside_names():
+            network = read_beside(str(self.path), self.revision, name, type(getattr(made, name)), torch.float32)
+            made.hashes[name] = weights_hash(network)
+            setattr(made, name, network.requires_grad_(False).eval().to(device))
+        made.vae.use_slicing = True
+        return made
+
+    def precomputed_by(self) -> dict[str, str]:
+        """Those beside the transformer, without the text encoder."""
+        return {name: self.hashes[name] for name in self.beside_names()}
+
     def identify(self, hashes: Mapping[str, str] | None) -> None:
         """Say whose weights they are: by the hashes of the stored ones, or as they are now."""
         self.hashes = dict(
             hashes
-            or {name: weights_hash(getattr(self, name)) for name in self.networks}
+            or {n: weights_hash(net) for n in self.networks if (net := getattr(self, n)) is not self.fitted()}
             | {ENCODER: weights_hash(nn.ParameterDict({"empty": nn.Parameter(self.empty)}))}
         )
         self.identity = {**self.record(), "hash": whole_hash(self.hashes)}
@@ -165,6 +228,10 @@ class RandomTransformer(TransformerBase):
         """As `TransformerBase.config`, of the size."""
         return dict(self.sizes[self.size][name])
 
+    def class_of(self, name: str) -> Any:
+        """The class of a network."""
+        return self.components[name]
+
     def draw_rest(self, transformer: Any) -> Tensor:
         """Draw what is left once the networks are: the embedding (n, D) of an empty prompt."""
         return torch.randn(1, transformer.config.text_dim)
@@ -172,7 +239,7 @@ class RandomTransformer(TransformerBase):
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Draw the weights; on the meta device nothing is drawn or allocated."""
         with seeded(self.init_seed):
-            parts = {name: layout_of(self.components[name])(self.config(name)) for name in self.networks}
+            parts = {name: layout_of(self.class_of(name))(self.config(name)) for name in self.networks}
             empty = self.draw_rest(parts["transformer"])
         self.hold(**parts, empty=empty)  # hashed in float32, whatever the dtype
         self.cast(dtype)
@@ -182,9 +249,13 @@ class RandomTransformer(TransformerBase):
         """The networks on the meta device."""
         return VideoBase.layout(self)
 
+    def encoders(self, device: torch.device) -> VideoBase:
+        """All of it, drawn."""
+        return VideoBase.encoders(self, device)
+
     def small(self) -> bool:
         """Whether it is a tiny one."""
-        return self.size.startswith("tiny")
+        return self.size.startswith(("tiny", "micro"))
 
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:

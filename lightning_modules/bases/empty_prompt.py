@@ -1,30 +1,61 @@
-"""The embedding of an empty prompt: by a base's text encoder, or as `export` wrote it in the encoder's place."""
+"""The embedding of an empty prompt: as `export` wrote it, as it was kept when it was made, or by a text encoder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lightning_modules.bases import text_store
+from lightning_modules.bases.text_store import ENCODER
+from lightning_modules.bases.weight_files import fingerprint
 from lightning_modules.bases.weights import UNREADABLE, read_whole, weights_hash
 from remoco.common.errors import UserError
 
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
+
 TEXT = Path("text", "embeddings.safetensors")  # stands in a folder of ours for its text encoder
-ENCODER = "text_encoder"  # in that file's metadata: the encoder's hash
 MOST = 512  # tokens in that file, as many as Wan takes; CogVideoX takes 226
 
 
-def empty_prompt(
-    base: Path, dtype: torch.dtype, called: str, encoder_class: Any, length: int = 1
-) -> tuple[Tensor, str]:
-    """Embedding (n, D) of an empty prompt in a dtype, and the hash of the text encoder.
+def known_empty(
+    path: str, revision: str | None, dtype: torch.dtype, length: int = 1, cached: Cached | None = None
+) -> tuple[Tensor, str] | None:
+    """Embedding (n, D) of an empty prompt and the hash of its text encoder, where no encoder has to be read for it.
 
-    The encoder is in memory meanwhile, as it is stored, and never on a GPU: Wan's has 5.7 billion weights.
+    Args:
+        path: Folder of the base, or its hub id.
+        revision: Of the hub id.
+        dtype: Dtype of the embedding.
+        length: Number n of tokens.
+        cached: What a training's cache has; it counts where its text encoder is the folder's, or the folder has none.
+
+    Returns:
+        None where it was not made before.
+    """
+    if (file := Path(path).expanduser() / TEXT).is_file():
+        return _stored_text(file, dtype, path)
+    if cached is None and text_store.folder() is None:
+        return None
+    found = fingerprint(path, ENCODER, revision)
+    if cached is not None and cached.empty is not None and found in (None, cached.files.get(ENCODER)):
+        return cached.empty.to(dtype), cached.hashes[ENCODER]
+    return None if found is None else text_store.read(text_store.key(found, dtype, length))
+
+
+def empty_prompt(
+    base: Path, dtype: torch.dtype, called: str, encoder_class: Any, length: int = 1, revision: str | None = None
+) -> tuple[Tensor, str]:
+    """Embedding (n, D) of an empty prompt in a dtype, by the text encoder, and the hash of that.
+
+    The encoder is in the host's memory meanwhile, as it is stored, and never on a GPU: Wan's has 5.7 billion weights.
+    The embedding is kept, so that it is made once; of several processes at once one makes it.
 
     Args:
         base: The folder that holds the networks'.
@@ -32,18 +63,35 @@ def empty_prompt(
         called: What the user calls the base, for errors.
         encoder_class: The text encoder's, of transformers.
         length: Number n of tokens: the prompt's end, then padding, which is attended to as any token.
+        revision: Of the hub id that it may be.
     """
-    if (base / TEXT).is_file():
-        return _stored_text(base / TEXT, dtype, called)
-    encoder = read_whole(base, ENCODER, encoder_class, called)
-    digest = weights_hash(encoder)
-    padding = [_token(encoder, "pad_token_id", called, 0)] * (length - 1) if length > 1 else []
-    return states(encoder, [end_of(encoder, called), *padding], dtype), digest
+    found = fingerprint(called, ENCODER, revision) if text_store.folder() is not None else None
+    place = None if found is None else text_store.key(found, dtype, length)
+    with text_store.alone(place):
+        if (kept := text_store.read(place)) is not None:
+            return kept
+        encoder = read_encoder(base, encoder_class, called)
+        digest = weights_hash(encoder)
+        padding = padding_of(encoder, called, length - 1)
+        empty = states(encoder, [end_of(encoder, called), *padding], dtype)
+        text_store.write(place, empty, digest)
+    return empty, digest
+
+
+def read_encoder(base: Path, encoder_class: Any, called: str) -> Any:
+    """A folder's text encoder in the host's memory, whatever device a trainer builds its networks on."""
+    with torch.device("cpu"):
+        return read_whole(base, ENCODER, encoder_class, called)
 
 
 def end_of(encoder: Any, called: str) -> int:
     """The token that ends each prompt; UserError where a text encoder's configuration has none."""
     return _token(encoder, "eos_token_id", called, 1)
+
+
+def padding_of(encoder: Any, called: str, count: int) -> list[int]:
+    """So many tokens of padding."""
+    return [_token(encoder, "pad_token_id", called, 0)] * count if count > 0 else []
 
 
 def _token(encoder: Any, name: str, called: str, usual: int) -> int:

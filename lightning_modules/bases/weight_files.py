@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from lightning_modules.hub import UNREADABLE, fetched, is_hub_id, listed, reason
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
+from remoco.common.tensor_files import regular_size
 
 STEMS = {name: "diffusion_pytorch_model" for name in ("unet", "transformer", "transformer_2", "vae")} | {
     name: "model" for name in ("image_encoder", "text_encoder")
@@ -83,6 +86,37 @@ def weight_files(folder: Path, name: str, variant: str | None = None) -> list[Pa
         if parts := sorted(folder.glob(_numbered(name, each))):
             return parts
     raise _none([path.name for path in folder.iterdir()], name, str(folder), variant)
+
+
+def fingerprint(path: str, name: str, revision: str | None = None) -> str | None:
+    """Which network's files a base has, without building it: SHA-256 of its configuration and weights.
+
+    Of a hub id it is the commit, so that nothing but a configuration has to be there. Equal ones are of equal weights;
+    the same weights in other files have another.
+
+    Args:
+        path: Folder of the base, or its hub id.
+        name: Name of the network.
+        revision: Of the hub id.
+
+    Returns:
+        None where the base has no such network.
+    """
+    try:
+        if is_hub_id(path):
+            return f"{path}@{config_file(path, name, revision).parents[1].name}/{name}"
+        folder = Path(path).expanduser() / name
+        files = [folder / "config.json", *weight_files(folder, name)]
+        with ThreadPoolExecutor(len(files)) as pool:
+            return hashlib.sha256("".join(pool.map(_file_hash, files)).encode()).hexdigest()
+    except (OSError, UserError):
+        return None
+
+
+def _file_hash(path: Path) -> str:
+    regular_size(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def variant_of(files: Iterable[Path], name: str, variant: str | None = None) -> str | None:

@@ -63,10 +63,12 @@ class Warp(nn.Module):
         with torch.no_grad(), torch.autocast(control.device.type, enabled=False):
             made = [moved_pixels(*clip) for clip in zip(frame, control, strict=True)]
             clips, hidden, filled = (torch.stack(part) for part in zip(*made))
-            latent = base.encode(clips).mean
-            unknown = unknown_cells(hidden.to(latent.dtype), base)
+            hidden = hidden.to(clips.dtype)
+            unknown = unknown_cells(hidden, base)
         marks = self.unknown(unknown.flatten(0, 1).to(self.unknown.weight.dtype)).unflatten(0, unknown.shape[:2])
-        parts = {**conditioning.parts, name: latent + marks.to(latent.dtype), KNOWN: 1 - unknown}
+        with torch.autocast(control.device.type, enabled=False):
+            value = base.moved(clips, hidden, marks.to(clips.dtype))
+        parts = {**conditioning.parts, name: value, KNOWN: 1 - unknown}
         return replace(conditioning, parts=parts, moved=clips, filled=filled)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,12 @@ class Bounds:
         low, high = self.quantiles(mean, std)
         inside = (low + (high - low) * quantile).clamp(2**-60, LAST)
         return torch.exp(mean + std * torch.special.ndtri(inside)).to(torch.float32).clamp(*self.levels)
+
+
+def bounds_of(process: Any, levels: tuple[float, float]) -> Bounds | None:
+    """Bounds of a noise process and of the levels that a network is trained at; None where there are none."""
+    bounds = Bounds(process.low, process.high, levels)
+    return None if bounds == Bounds() else bounds
 
 
 def _share_below(level: float, mean: float, std: float) -> float:

@@ -6,6 +6,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Collection
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,13 +81,15 @@ def read_mask(source: Source, name: str | None = None, labelled: bool = False) -
     return brushed(picture)
 
 
-def read_array(source: Source, expected: str, ndim: int, name: str | None = None, kinds: str = "iuf") -> np.ndarray:
+def read_array(
+    source: Source, expected: str, ndim: int | Collection[int], name: str | None = None, kinds: str = "iuf"
+) -> np.ndarray:
     """An array of numbers from an .npy file; its header is held against the file's size before anything is allocated.
 
     Args:
         source: a file or its bytes.
         expected: what it should be, in words.
-        ndim: how many axes it has.
+        ndim: how many axes it has, or may have.
         name: as in `read_image`.
         kinds: kinds of numpy's dtypes that it may have.
 
@@ -101,7 +104,8 @@ def read_array(source: Source, expected: str, ndim: int, name: str | None = None
         raise UserError(
             f"{path}: expected an .npy file of {expected}; it is another kind of file or cut short"
         ) from error
-    if dtype.kind not in kinds or len(shape) != ndim or not all(0 < n < 2**31 for n in shape):
+    axes = (ndim,) if isinstance(ndim, int) else ndim
+    if dtype.kind not in kinds or len(shape) not in axes or not all(0 < n < 2**31 for n in shape):
         what = "" if dtype.kind in kinds else " of what is no number"
         raise UserError(f"{path}: expected {expected}, got {_sides(shape)}{what}")
     count = math.prod(shape)

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 
 from datamodules.drawings import Drawing, Framing, drawing_from_json, read_drawing, write_drawing
-from datamodules.drawings.files import IMAGE, MASK, META, fitting_brush
+from datamodules.drawings.files import IMAGE, MASK, META, drawing_of_points, fitting_brush
+from datamodules.drawings.other_tools import fewer_points, is_points, read_points
 from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import render, tracks
 from metrics import moving_object
@@ -136,7 +137,8 @@ def shown(drawing: Drawing) -> dict[str, Any]:
 
 
 def opened(body: Any, background: tuple[int, int, int] = WHITE, takes: Collection[str] = TAKEN) -> dict[str, Any]:
-    """The drawing of files: an image; or a zip of inputs in the benchmark's layout, or its files as they are.
+    """The drawing of files: an image; or a zip of inputs in the benchmark's layout, or its files as they are; or an
+    image and the tracks that another tool wrote (`datamodules.drawings.other_tools`).
 
     Args:
         body: `{"files": [{"name": ..., "data": base64}, ...]}`.
@@ -158,12 +160,14 @@ def opened(body: Any, background: tuple[int, int, int] = WHITE, takes: Collectio
     if sum(map(len, files.values())) > MAX_UPLOAD:
         raise UserError(f"the files: expected at most {MAX_UPLOAD // 2**20} MB")
     notes = []
-    for name in [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]:
+    zips = [name for name, data in files.items() if name.lower().endswith(".zip") or data[:4] == b"PK\3\4"]
+    for name in (name for name in zips if not is_points(name)):
         sample, count = first_sample(files.pop(name), name, MAX_UPLOAD - sum(map(len, files.values())))
         files.update(sample)
         if count > 1:
             notes.append(f"{name} holds {count} images with tracks; this is the first.")
-    drawing = _assembled(files, background)
+    drawing, note = _assembled(files, background)
+    notes += note
     if max(drawing.size) > MAX_SIDE:
         height, width = (max(1, side * MAX_SIDE // max(drawing.size)) for side in drawing.size)
         notes.append(f"The image was {drawing.size[1]} x {drawing.size[0]}; here it is {width} x {height}.")
@@ -267,26 +271,45 @@ def examples(brushes: bool = True) -> list[dict[str, Any]]:
     return entries
 
 
-def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> Drawing:
-    """A drawing of named files: tracks are the JSON, the brush is the picture with `mask` or `brush` in its name."""
+def _assembled(files: dict[str, bytes], background: tuple[int, int, int]) -> tuple[Drawing, list[str]]:
+    """A drawing of named files, and notes on it. Tracks are the JSON or a file of points, which may have another with
+    `visib` in its name beside it; the brush is the picture with `mask` or `brush` in its name.
+    """
     texts = [name for name in files if name.lower().endswith(".json")]
     named = named_in(files[texts[0]]) if texts else []
-    pictures = [name for name in files if name not in (*texts, *named)]
+    points = [name for name in files if is_points(name) and name not in named]
+    pictures = [name for name in files if name not in (*texts, *named, *points)]
     masks = [name for name in pictures if any(word in name.lower() for word in ("mask", "brush"))]
     images = [name for name in pictures if name not in masks]
     if not images and len(masks) == 1:
         images, masks = masks, []
-    if len(images) != 1 or len(texts) > 1 or len(masks) > 1:
+    seen = [name for name in points if "visib" in name.lower()]
+    tracks = [name for name in points if name not in seen]
+    too_many = len(texts) + len(tracks) > 1 or len(masks) > 1 or len(seen) > len(tracks)
+    if len(images) != 1 or too_many:
         raise UserError(
             f"expected an image, or {IMAGE}, {MASK} and {META[0]} of one sample, got {', '.join(files) or 'nothing'}"
         )
     image = read_image(files[images[0]], images[0], background)
     ids = bool(texts) and b'"brush"' in files[texts[0]]
     brush = fitting_brush(files[masks[0]], image, ids, masks[0]) if masks else None
+    if tracks:
+        visibility = (files[seen[0]], seen[0]) if seen else None
+        drawing = drawing_of_points(image, read_points(files[tracks[0]], tracks[0], visibility), brush, tracks[0])
+        return _fewer(drawing)
     if not texts:
-        return Drawing(image, [], brush)
+        return Drawing(image, [], brush), []
     beside = {name: files[name] for name in named if name in files}
-    return drawing_from_json(files[texts[0]], image, brush, texts[0], beside)
+    drawing = drawing_from_json(files[texts[0]], image, brush, texts[0], beside)
+    return _fewer(drawing) if files[texts[0]].lstrip()[:1] == b"[" else (drawing, [])
+
+
+def _fewer(drawing: Drawing) -> tuple[Drawing, list[str]]:
+    """Another tool's drawing with as many points as the page holds, and a note where it had more."""
+    count = sum(map(len, drawing.tracks))
+    drawing = fewer_points(drawing, MAX_POINTS)
+    left = sum(map(len, drawing.tracks))
+    return drawing, [] if left == count else [f"The tracks had {count} points; here they have {left} of them."]
 
 
 def _text(data: bytes) -> str:

@@ -173,7 +173,7 @@ def sampled(base, bench, folder, height, width):
 
 
 def test_frames_are_on_the_grid_of_the_base(bench, tmp_path):
-    """Wan has multiples of 16 where Stable Video Diffusion has 64: 480 lines are no size of the one, and of the other."""
+    """Wan has multiples of 16 where Stable Video Diffusion has 64: 480 lines are a size of the first alone."""
     assert sampled(RandomWan(), bench, tmp_path, 48, 80) == [(9, 48, 48, 3)] * 2  # of square images
     for base, height, width, error in (
         (RandomWan("tiny_ti2v"), 48, 64, "data.height is 48, expected a multiple of 32 up to 8192"),

@@ -12,6 +12,7 @@ from tests.support.commands import CONFIGS, command, quick
 from tests.support.recorder import read
 
 EXPERIMENTS = sorted((CONFIGS / "experiment").glob("*.yaml"))
+OVER_SVD = [path for path in EXPERIMENTS if path.stem != "injection_latent"]  # which SVD has no condition for
 
 
 def test_lightning_still_ships_no_main_of_its_own():
@@ -97,15 +98,19 @@ def shards(tmp_path_factory) -> dict[str, Path]:
     [
         [CONFIGS / "quickstart.yaml"],
         [CONFIGS / "quickstart.yaml", CONFIGS / "own_videos.yaml"],
+        [CONFIGS / "quickstart_wan.yaml"],
         [CONFIGS / "sprites.yaml"],
         [CONFIGS / "sprites_base.yaml"],
+        [CONFIGS / "sprites_wan_base.yaml"],
         [CONFIGS / "photo.yaml"],
         [CONFIGS / "sprites_lora.yaml"],
+        [CONFIGS / "sprites_wan_lora.yaml"],
         [CONFIGS / "remoco_svd.yaml"],
         [CONFIGS / "remoco_svd.yaml", CONFIGS / "motionpro_released.yaml"],
     ]
-    + [[CONFIGS / "remoco_svd.yaml", overlay] for overlay in EXPERIMENTS]
-    + [pytest.param([CONFIGS / "quickstart.yaml", overlay], marks=pytest.mark.slow) for overlay in EXPERIMENTS],
+    + [[CONFIGS / "quickstart_wan.yaml", CONFIGS / "experiment" / "injection_latent.yaml"]]
+    + [[CONFIGS / "remoco_svd.yaml", overlay] for overlay in OVER_SVD]
+    + [pytest.param([CONFIGS / "quickstart.yaml", overlay], marks=pytest.mark.slow) for overlay in OVER_SVD],
     ids=lambda paths: "+".join(path.stem for path in paths),
 )
 @pytest.mark.filterwarnings("ignore:LightningCLI's args")
@@ -120,6 +125,9 @@ def test_every_shipped_yaml_builds(configs, shards):
         args += ["--model.init_args.base.init_args.latents=vae", "--model.init_args.start=null"]
     if configs[0].stem == "sprites_lora":  # its base's weights are not for the meta device
         args += ["--model.init_args.base=lightning_modules.bases.Sprites"]
+    if configs[0].stem == "sprites_wan_lora":  # its base is the user's
+        args += ["--model.init_args.base=lightning_modules.bases.RandomWan"]
+        args += ["--model.init_args.base.init_args.size=micro_i2v"]
     for name, folder in shards.items():
         if name in {path.stem for path in configs}:
             args += [f"--data.init_args.shards={folder}"]
@@ -142,7 +150,8 @@ def test_every_shipped_yaml_builds(configs, shards):
 
 def test_no_yaml_is_left_out():
     known = {"base", "quickstart", "own_videos", "remoco_svd", "motionpro_released", "photo"}
-    known |= {"sprites", "sprites_base", "sprites_lora", "wan_i2v", "wan_ti2v", "cogvideox_i2v"}
+    known |= {"quickstart_wan", "sprites", "sprites_base", "sprites_lora", "sprites_wan_base", "sprites_wan_lora"}
+    known |= {"wan_i2v", "wan_ti2v", "wan_a14b_high", "wan_a14b_low", "cogvideox_i2v"}
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == known
     evaluations = {CONFIGS / "eval" / f"{name}.yaml" for name in ("bench", "metrics", "quickstart_bench", "webvid")}
     sweeps = set((CONFIGS / "sweep").rglob("*.yaml"))  # tests/commands/test_sweep.py has them

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.commands import CONFIGS, command
+from tests.support.same import same
 
 REPO = CONFIGS.parent
 
@@ -60,6 +62,51 @@ def test_the_quick_start_learns(tmp_path):
     loss = scalars(run, "val/loss")
     again = command(*words, "--ckpt_path=last")
     assert "Run folder:" in again.stdout and scalars(run, "val/loss") == loss
+
+
+def fit(name: str, run: Path, root: Path, *more: str) -> None:
+    """A few steps of a recipe of plain sprites, with its evaluation, in this process."""
+    from remoco.training import main
+
+    few = {
+        "trainer.max_steps": 4, "trainer.val_check_interval": 4, "trainer.num_sanity_val_steps": 0,
+        "trainer.enable_progress_bar": "false", "trainer.logger.init_args.save_dir": run.parent,
+        "trainer.logger.init_args.name": run.name, "data.init_args.root": root, "data.init_args.clips": 24,
+        "data.init_args.val_clips": 4, "data.init_args.num_workers": 0,
+    }  # fmt: skip
+    main(["fit", f"--config={CONFIGS / name}.yaml", *(f"--{key}={value}" for key, value in few.items()), *more])
+
+
+@pytest.mark.slow
+def test_the_quick_start_on_a_small_wan_goes_on_with_the_same_bits(tmp_path):
+    """Its first steps, whole and in two parts; it measures what the other quick start measures."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    fit("quickstart_wan", whole, tmp_path / "sprites")
+    fit("quickstart_wan", parts, tmp_path / "sprites", "--trainer.max_steps=2")
+    fit("quickstart_wan", parts, tmp_path / "sprites", "--ckpt_path=last")
+    one, other = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (whole, parts))
+    assert one["global_step"] == 4
+    for key in ("state_dict", "optimizer_states"):
+        assert same(one[key], other[key]), key
+    assert same(one["callbacks"]["EMA"], other["callbacks"]["EMA"])
+    assert {name.rpartition(".")[0] for name in one["state_dict"]} >= {"base.vae.first", "base.vae.rest"}
+    found = [json.loads((run / "metrics.json").read_text()) for run in (whole, parts)]
+    fit("quickstart", tmp_path / "svd", tmp_path / "sprites")
+    measured = json.loads((tmp_path / "svd" / "metrics.json").read_text()).keys()
+    assert found[0].keys() == found[1].keys() == measured
+    assert all(found[0][name]["value"] == found[1][name]["value"] for name in measured)
+
+
+@pytest.mark.long
+def test_the_quick_start_on_a_small_wan_learns(tmp_path):
+    run = tmp_path / "runs" / "quickstart_wan"
+    command(
+        "fit",
+        f"--config={CONFIGS / 'quickstart_wan.yaml'}",
+        f"--trainer.logger.init_args.save_dir={run.parent}",
+        f"--data.init_args.root={tmp_path / 'sprites'}",
+    )
+    check_learned(run)
 
 
 @pytest.mark.long

@@ -7,8 +7,8 @@ from conditions import RegionWise
 from datamodules import WebVidDataModule
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import SVD
+from remoco.cache import cache
 from remoco.common.errors import UserError
-from remoco.latents import latents
 from tests.support.modules import data, trainer
 from tests.support.nets import motion_control, random_svd
 from tests.support.sprites import SPRITES
@@ -31,7 +31,7 @@ def cached(sprites, base, tmp_path_factory):
     out = tmp_path_factory.mktemp("cached") / "shards"
     dm = data(sprites)
     dm.prepare_data()
-    latents(str(dm.folder / "train"), str(out), svd=str(base))
+    cache(str(dm.folder / "train"), str(out), base=str(base), device="cpu")
     return dm.folder / "train", out
 
 

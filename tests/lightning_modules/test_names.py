@@ -9,12 +9,11 @@ REPO = Path(__file__).resolve().parents[2]
 ROOM = REPO / "lightning_modules"
 OF_BASES = ("bases", "released", "systems")
 PIPELINE = {"svd", "motion_bucket_id"}  # arguments of its callers
-COMMANDS = {  # the public flag --svd and what reads it; and two commands for files of that base alone
+COMMANDS = {  # the public flag --svd and what reads it; and commands for files of that base alone
     "remoco/generate.py": {"svd"},
     "remoco/generation.py": {"svd"},
     "remoco/other_system.py": {"svd"},
     "remoco/page/__init__.py": {"svd"},
-    "remoco/latents.py": {"svd", "SVD", "unet"},
     "remoco/released.py": {"from_unet"},
     "remoco/released_files.py": {"unet", "unet_config"},
 }

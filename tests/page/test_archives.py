@@ -6,8 +6,9 @@ import zipfile
 import pytest
 
 from remoco.common.errors import UserError
+from remoco.common.zip_files import Archive
 from remoco.page import exchange
-from remoco.page.archives import Archive, first_sample
+from remoco.page.archives import first_sample
 from tests.support.page import IMAGE, ROUND, sent
 from tests.support.zips import BAD, MB, within_each_other, zipped
 

@@ -1,5 +1,7 @@
 """A tiny CogVideoX, image to video, in the hub's layout, as diffusers writes it; and diffusers' own functions."""
 
+import io
+import shutil
 from pathlib import Path
 
 import torch
@@ -22,9 +24,9 @@ def scheduler() -> CogVideoXDDIMScheduler:
     )  # fmt: skip
 
 
-def text_encoder(seed: int = 5) -> T5EncoderModel:
+def text_encoder(seed: int = 5, vocabulary: int = 32) -> T5EncoderModel:
     with seeded(seed):
-        sizes = {"vocab_size": 32, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+        sizes = {"vocab_size": vocabulary, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
         return T5EncoderModel(T5Config(**sizes, feed_forward_proj="gated-gelu")).eval()
 
 
@@ -70,3 +72,19 @@ def velocity(pipe, x, time, first, text):
     inputs = torch.cat([x, known], 2)
     table = rotary(pipe, SIDE, SIDE, x.shape[1])
     return pipe.transformer(inputs, text, time, image_rotary_emb=table, return_dict=False)[0]
+
+
+def write_pieces(folder: Path) -> Path:
+    """Give a folder a tokenizer as the hub's has it, `spiece.model` alone, and an encoder that knows its tokens."""
+    import sentencepiece
+
+    words, model = ["a red dog runs", "the dog is red", "two dogs, été"] * 50, io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_writer=model, vocab_size=40, hard_vocab_limit=False, model_type="unigram",
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
+    )  # fmt: skip
+    shutil.rmtree(folder / "tokenizer")
+    (folder / "tokenizer").mkdir()
+    (folder / "tokenizer" / "spiece.model").write_bytes(model.getvalue())
+    text_encoder(vocabulary=200).save_pretrained(folder / "text_encoder")
+    return folder

@@ -23,7 +23,7 @@ def remoco(*arguments) -> int:
 
 def prepare(*arguments) -> int:
     """`remoco prepare ARGUMENTS`, and `verify` and `latents` by their first word."""
-    return remoco(*arguments) if arguments[0] in ("verify", "latents") else remoco("prepare", *arguments)
+    return remoco(*arguments) if arguments[0] in ("verify", "cache", "latents") else remoco("prepare", *arguments)
 
 
 def quick(root: Path | None, run: Path, **more) -> list[str]:

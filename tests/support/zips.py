@@ -6,7 +6,7 @@ import warnings
 import zipfile
 import zlib
 
-from remoco.page.archives import MAX_ENTRIES
+from remoco.common.zip_files import MAX_ENTRIES
 from tests.support.page import IMAGE
 
 MB = 2**20

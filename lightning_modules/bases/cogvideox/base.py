@@ -24,8 +24,10 @@ from lightning_modules.bases.cogvideox.weights import (
 )
 from lightning_modules.bases.dit import TransformerBase, refuse_fusing
 from lightning_modules.bases.grid import Grid
-from lightning_modules.bases.said import Input
+from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.network import without_autocast
+from lightning_modules.bases.text_reader import TextKind
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, to_float
@@ -39,8 +41,7 @@ from remoco.common.model_folders import check_model
 class CogVideoX(TransformerBase):
     """CogVideoX 5B, image to video: transformer and autoencoder. Its positions are learned, so it takes one clip size.
 
-    Its text encoder is read once, for the embedding of an empty prompt, and not kept. Other prompts come as embeddings,
-    with the clips.
+    Its text encoder is read for the embedding of an empty prompt, and again for prompts (`embed_text`), and not kept.
 
     Args:
         path: Local folder or hub id `owner/name` in diffusers' layout.
@@ -78,7 +79,8 @@ class CogVideoX(TransformerBase):
         """
         _ = self.grid  # refuses another model before any weight is read
         length = text_length(self.config("transformer"))
-        parts, hashes = load(str(self.path), self.revision, length, torch.float32 if self.trained else dtype)
+        kept = torch.float32 if self.trained else dtype
+        parts, hashes = load(str(self.path), self.revision, length, kept, self.cached)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:
@@ -165,8 +167,12 @@ class CogVideoX(TransformerBase):
     # Conditioning and prediction
 
     def inputs(self) -> dict[str, Input]:
-        """The noise on the first frame in units of [-1, 1]; its authors sample without."""
-        return {"noise_aug_strength": Input(0.0, 0, 100)}
+        """The noise on the first frame in units of [-1, 1], without which its authors sample; texts as for Wan."""
+        return {"noise_aug_strength": Input(0.0, 0, 100), **(TEXTS if self.path is not None else {})}
+
+    def text_kind(self) -> TextKind:
+        """As many tokens as the transformer says, padding included, of texts as they are written."""
+        return TextKind(COMPONENTS[ENCODER], text_length(self.config("transformer")), padded=True)
 
     @torch.no_grad()
     def condition(self, batch: Mapping[str, Any], inputs: Mapping[str, Any], noise: Tensor | None) -> Conditioning:

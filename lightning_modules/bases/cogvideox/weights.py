@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-from torch import nn
 from transformers import T5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
 from lightning_modules.bases.weight_files import located
-from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
+from lightning_modules.bases.weights import read_beside, read_streamed, weights_hash
 from remoco.common.errors import UserError, readable
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 COMPONENTS = {
     "transformer": CogVideoXTransformer3DModel,
@@ -74,7 +74,9 @@ def text_length(config: Mapping[str, Any]) -> int:
     return length if type(length) is int else 0
 
 
-def load(path: str, revision: str | None, length: int, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, str]]:
+def load(
+    path: str, revision: str | None, length: int, dtype: torch.dtype, cached: Cached | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Transformer and VAE by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
     Args:
@@ -82,15 +84,20 @@ def load(path: str, revision: str | None, length: int, dtype: torch.dtype) -> tu
         revision: Of the hub id.
         length: Number of tokens of a prompt, padding included.
         dtype: Dtype of the transformer; the VAE is in at least float32.
+        cached: What a training's clips bring; other weights than those are refused before the transformer is read.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    base = located(path, ["transformer", "vae", *text], revision)  # all of them before the first is read
-    vae = nn.Module.to(read_whole(base, "vae", COMPONENTS["vae"], path), torch.promote_types(dtype, torch.float32))
+    known = known_empty(path, revision, dtype, length, cached)
+    networks = ("transformer", "vae", *(() if known else (ENCODER,)))
+    base = located(path, networks, revision)  # all of them before the first is read
+    vae = read_beside(path, revision, "vae", COMPONENTS["vae"], dtype)
     hashes = {"vae": weights_hash(vae)}
-    empty, hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER], length)
+    empty, hashes[ENCODER] = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], length, revision)
+    if cached is not None:
+        for name, digest in hashes.items():
+            cached.check(name, digest)
     transformer, hashes["transformer"] = read_streamed(
         base, "transformer", COMPONENTS["transformer"], lambda name: dtype, path
     )

@@ -20,16 +20,17 @@ class PatchPCA(nn.Module):
     mean variance is 1: fine detail keeps a smaller variance than layout.
 
     Args:
-        channels: Components kept, 1 to 192.
+        channels: Components kept, 1 to 192 times `time`.
+        time: Frames of a patch, side by side as channels.
     """
 
     mean: Tensor
     basis: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, time: int = 1):
         super().__init__()
-        size = 3 * PATCH**2
+        size = 3 * time * PATCH**2
         if not 1 <= channels <= size:
             raise UserError(f"model.base: components is {channels}, expected 1 to {size}")
         self.register_buffer("mean", torch.zeros(size))
@@ -46,7 +47,7 @@ class PatchPCA(nn.Module):
         """Set the components from clips, in float64, one after another.
 
         Args:
-            videos: Each (L, 3, H, W) in [-1, 1].
+            videos: Each (L, 3, H, W) in [-1, 1]; here and below 3 is 3 times `time`.
         """
         count, total, square = (
             0,

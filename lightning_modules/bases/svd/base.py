@@ -252,6 +252,28 @@ class SVD(VideoBase):
             mean, std = (exact(torch.cat(part)) for part in ([p.mean for p in parts], [p.std for p in parts]))
         return Posterior(*(part.unflatten(0, video.shape[:2]) for part in (mean, std)))
 
+    def encoders(self, device: torch.device) -> SVD:
+        """As `VideoBase.encoders`: the VAE in float32, the image encoder in bfloat16 as the recipes train."""
+        self.vae_precision = "float32"
+        self.build(torch.bfloat16)
+        del self.unet, self.network
+        self.float().to(device)
+        self.image_encoder.to(torch.bfloat16)
+        return self
+
+    @torch.no_grad()
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """As `VideoBase.precomputed`, in float16, with the first frame's `image_embedding` (B, 1, D).
+
+        The first frame's latent is not among them: it is encoded with noise that each step draws.
+        """
+        found = {**super().precomputed(video), "image_embedding": self.embed_image(video[:, 0])}
+        return {name: tensor.half() for name, tensor in found.items()}
+
+    def precomputed_by(self) -> dict[str, str]:
+        """VAE and image encoder."""
+        return {name: self.hashes[name] for name in ("vae", "image_encoder") if name in self.hashes}
+
     def normalise(self, latents: Tensor) -> Tensor:
         """By one factor for all channels."""
         return latents * self.latent_scale

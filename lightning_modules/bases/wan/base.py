@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,19 +22,14 @@ from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
-from lightning_modules.bases.text import TOKENIZER, cleaned, file_hash, tokenizer_file
+from lightning_modules.bases.text import cleaned
+from lightning_modules.bases.text_reader import TextKind
 from lightning_modules.bases.wan import per_frame
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary
-from lightning_modules.bases.wan.network import cast_transformer, joined, padded, prepare
+from lightning_modules.bases.wan.network import TEXT_LENGTH, cast_transformer, joined, masked, padded, prepare
 from lightning_modules.bases.wan.per_frame import use_blocks
-from lightning_modules.bases.wan.text import TextReader
-from lightning_modules.bases.wan.weights import (
-    COMPONENTS,
-    TIME,
-    changes_of,
-    load,
-    networks_of,
-)
+from lightning_modules.bases.wan.weights import COMPONENTS, TIME, changes_of, class_of, load, networks_of
 from lightning_modules.bases.weight_files import config_file
 from lightning_modules.bases.weights import layout_of
 from lightning_modules.conditioning import Conditioning, plain, to_float
@@ -44,7 +40,6 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_model
 
 Y = "y"  # the condition of 2.1 beside the noisy latents
-MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
 
 
 class Wan(Experts):
@@ -73,18 +68,22 @@ class Wan(Experts):
         image_encoder: CLIP vision model, in at least float32; None in Wan 2.2.
         first_given: Whether it is TI2V, which is given the first latent.
         empty: (n, D) embedding of an empty prompt.
-        embeddings: Text -> (n, D), on the CPU, of the texts that were embedded last.
+        elsewhere: Networks that are not the folder's -> what reads them with their hash, of a dtype; see `wan.peers`.
     """
 
     conditionings = ("text",)
-    unconditional = {**TransformerBase.unconditional, Y: plain(Y)}
+    unconditional = {**Experts.unconditional, Y: plain(Y)}
     model = "Wan"
     blocks = "blocks"
+    spared_by: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "vae": ("latent_mean", "first_latent"),
+        "image_encoder": ("image_embedding",),
+    }
     image_encoder: Any
     first_given: bool
-    embeddings: dict[str, Tensor]
     latent_mean: Tensor
     latent_std: Tensor
+    elsewhere: Mapping[str, Callable[[torch.dtype], tuple[nn.Module, str]]] = MappingProxyType({})
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
@@ -101,10 +100,20 @@ class Wan(Experts):
             raise UserError(f"base: {self.path}/vae: scale_factor_spatial is {space!r:.60}, expected 8 or 16")
         return Grid(space=space, step=2 * space, time=TIME)
 
+    @functools.cached_property
+    def patches(self) -> bool:
+        """Whether components of patches stand for the autoencoder; reads its configuration."""
+        return class_of("vae", self.config("vae")) is ClipPCA
+
     @property
     def first_latents(self) -> tuple[str, int] | None:  # type: ignore[override]
         """Of 2.1 and A14B, whose `y` begins with a mask; reads configurations."""
         return None if self.networks == ("transformer", "vae") else (Y, TIME)
+
+    @property
+    def per_frame(self) -> str | None:  # type: ignore[override]
+        """Of 2.1 and A14B, whose `y` may hold more than the first frame; reads configurations."""
+        return None if self.first_latents is None else Y
 
     def build(self, dtype: torch.dtype = torch.float32) -> Self:
         """Load the folders transformer/, vae/, image_encoder/ and text_encoder/, safetensors alone.
@@ -113,7 +122,10 @@ class Wan(Experts):
         """
         exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
         dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
-        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes)
+        others = {name: read(dtypes[name]) for name, read in self.elsewhere.items()}
+        spared = {name: digest for name, digest in self.spare().items() if not (name == "vae" and self.patches)}
+        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared, others)
+        self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 
     def layout(self) -> VideoBase:
@@ -121,8 +133,9 @@ class Wan(Experts):
         made: dict[str, Any] = {}
         for name in self.networks:
             changes = changes_of(self.networks) if name in EXPERTS.values() else {}
-            make = partial(layout_of(COMPONENTS[name]), self.config(name) | changes)
-            if not is_hub_id(str(self.path)):
+            config = self.config(name) | changes
+            make = partial(layout_of(class_of(name, config)), config)
+            if not is_hub_id(str(self.path)) and name not in self.elsewhere:
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
                 made[name] = make()
@@ -132,7 +145,7 @@ class Wan(Experts):
     def hold(
         self,
         transformer: WanTransformer3DModel,
-        vae: AutoencoderKLWan,
+        vae: AutoencoderKLWan | ClipPCA,
         image_encoder: CLIPVisionModel | None = None,
         transformer_2: WanTransformer3DModel | None = None,
         *,
@@ -143,7 +156,7 @@ class Wan(Experts):
 
         Args:
             transformer: Transformer of diffusers.
-            vae: Autoencoder of diffusers.
+            vae: Autoencoder of diffusers, or components of patches.
             image_encoder: Image encoder of transformers, where there is one.
             transformer_2: Expert of low noise, where there is one.
             empty: (n, D) embedding of an empty prompt.
@@ -156,14 +169,14 @@ class Wan(Experts):
         if self.first_given:
             use_blocks(transformer)
         self.transformer, self.transformer_2 = transformer, transformer_2
-        self.vae, self.image_encoder = vae, image_encoder
+        self.put("vae", vae)
+        self.put("image_encoder", image_encoder)
         self.freeze()
         self.channels = vae.config.z_dim
         for name, values in (("latent_mean", vae.config.latents_mean), ("latent_std", vae.config.latents_std)):
             column = torch.tensor(values, dtype=torch.float64).view(-1, 1, 1).to(empty.device)
             self.register_buffer(name, column, persistent=False)
         self.register_buffer("empty", empty, persistent=False)
-        self.embeddings = {}
         self.identify(hashes)
         return self
 
@@ -175,7 +188,6 @@ class Wan(Experts):
         for network in self.beside():
             cast(network, torch.promote_types(dtype, torch.float32))
         self.empty = self.empty.to(dtype)
-        self.embeddings = {}
 
     def process(self) -> FlowMatching:
         """Flow matching with the authors' shift, except for 480 lines, where theirs is 3."""
@@ -203,8 +215,9 @@ class Wan(Experts):
             video: (B, L, 3, H, W) in [-1, 1].
         """
         with vae_arithmetic(video.device, tf32=False):
-            frames = video.transpose(1, 2).to(self.vae.dtype)
-            mode = exact(self.vae.encode(frames).latent_dist.mode()).transpose(1, 2)
+            vae = self.loaded("vae")
+            frames = video.transpose(1, 2).to(vae.dtype)
+            mode = exact(vae.encode(frames).latent_dist.mode()).transpose(1, 2)
         return Posterior(mode, torch.zeros_like(mode))
 
     def normalise(self, latents: Tensor) -> Tensor:
@@ -217,8 +230,21 @@ class Wan(Experts):
         latents = exact(latents)
         latents = latents * self.latent_std.to(latents.dtype) + self.latent_mean.to(latents.dtype)
         with vae_arithmetic(latents.device, tf32=False):
-            video = self.vae.decode(latents.transpose(1, 2).to(self.vae.dtype)).sample
+            vae = self.loaded("vae")
+            video = vae.decode(latents.transpose(1, 2).to(vae.dtype)).sample
         return exact(video).transpose(1, 2)
+
+    def fitted(self) -> nn.Module | None:
+        """The components of patches, where they stand for the autoencoder."""
+        return self.vae if self.patches else None
+
+    def to_fit(self) -> bool:
+        """Where neither a folder nor a checkpoint brought them."""
+        return self.patches and not self.vae.fitted
+
+    def fit(self, videos: Iterable[Tensor]) -> None:
+        """As `VideoBase.fit`."""
+        self.vae.fit(videos)
 
     # Conditioning and prediction
 
@@ -228,7 +254,7 @@ class Wan(Experts):
 
         The whole frame is squeezed into CLIP's square, by bicubic interpolation without a blur.
         """
-        encoder = self.image_encoder
+        encoder = self.loaded("image_encoder")
         side = encoder.config.image_size
         with torch.autocast(first_frame.device.type, enabled=False):
             frames = first_frame.to(encoder.dtype)
@@ -243,6 +269,7 @@ class Wan(Experts):
         Args:
             batch: Also, where prompts are known, their embeddings `text` (B, n, D) with their `text_length` (B,), and
                 `negative_text` (B, n, D), which guidance leads away from; each is by default that of an empty prompt.
+                And what is cached of the first frame: `first_latent` and `image_embedding`, as `precomputed` gives it.
             inputs: None.
             noise: None.
         """
@@ -253,46 +280,44 @@ class Wan(Experts):
             "text": empty if text is None else padded(text, batch.get("text_length")),
             "negative_text": empty if negative is None else padded(negative),
         }
+        latents, image = batch.get("first_latent"), batch.get("image_embedding")
+        latents = self.normalise(self.first_latent(first, batch["frames"]) if latents is None else latents.to(first))
         if self.first_given:
-            return Conditioning({**texts, "first": self.normalise(self.encode(first[:, None]).mean)}, given=1)
-        grey = first.new_zeros(len(first), batch["frames"] - 1, *first.shape[1:])
-        latents = self.normalise(self.encode(torch.cat([first[:, None], grey], 1)).mean)
+            return Conditioning({**texts, "first": latents}, given=1)
         y = joined(latents, batch["frames"], self.grid.time)
-        image = {} if self.image_encoder is None else {"image_embedding": self.embed_image(first)}
-        return Conditioning({**texts, **image, Y: y})
+        if self.image_encoder is not None:
+            texts["image_embedding"] = self.embed_image(first) if image is None else image
+        return Conditioning({**texts, Y: y}, frame=first)
+
+    def moved(self, clips: Tensor, unknown: Tensor, marks: Tensor) -> Tensor:
+        """As `VideoBase.moved`: y, whose mask has the cells that hold known pixels alone, frame by frame."""
+        known = 1 - F.max_pool2d(unknown, self.grid.space)
+        return masked(self.normalise(self.encode(clips).mean) + marks, known, self.grid.time)
+
+    def first_latent(self, first: Tensor, frames: int) -> Tensor:
+        """Latents of what the network is given of first frames (B, 3, H, W), as `encode` gives them.
+
+        They are those of a clip of this many frames whose other frames are grey; for TI2V of the first frame alone.
+        """
+        if self.first_given:
+            return self.encode(first[:, None]).mean
+        grey = first.new_zeros(len(first), frames - 1, *first.shape[1:])
+        return self.encode(torch.cat([first[:, None], grey], 1)).mean
+
+    @torch.no_grad()
+    def precomputed(self, video: Tensor) -> dict[str, Tensor]:
+        """As `VideoBase.precomputed`, in float32; the latents are the mode."""
+        first = video[:, 0]
+        found = {"latent_mean": self.encode(video).mean, "first_latent": self.first_latent(first, video.shape[1])}
+        return found | ({} if self.image_encoder is None else {"image_embedding": self.embed_image(first)})
 
     def inputs(self) -> dict[str, Input]:
         """The texts, where the base has files that may have a text encoder among them."""
         return dict(TEXTS) if self.path is not None else {}
 
-    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
-        """As `VideoBase.embed_text`, by the text encoder of the base's folder; an empty one and known ones without it.
-
-        Read on the CPU, all new texts at once, and released.
-        """
-        new = [text for text in dict.fromkeys(texts) if text.strip() and text not in self.embeddings]
-        if new and self.path is None:
-            raise UserError("prompt: random weights have no text encoder, expected no prompt")
-        if new:
-            clean = [cleaned(text) for text in new]
-            reader = TextReader(str(self.path), self.revision)
-            tokens = reader.tokens(clean)
-            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
-                raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
-            self.embeddings |= {
-                text: reader.embed(ids, self.empty.dtype) for text, ids in zip(new, tokens, strict=True)
-            }
-        found = [self.embeddings[text] if text.strip() else self.empty for text in texts]
-        while len(self.embeddings) > MOST_KEPT:
-            del self.embeddings[next(iter(self.embeddings))]
-        return found
-
-    def text_hashes(self) -> dict[str, str]:
-        """As `VideoBase.text_hashes`."""
-        try:
-            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
-        except UserError:  # an export has none
-            return {}
+    def text_kind(self) -> TextKind:
+        """Up to 512 tokens, each text of its own length, cleaned as diffusers' pipeline does."""
+        return TextKind(COMPONENTS[ENCODER], TEXT_LENGTH, cleaned=cleaned)
 
     def empty_text(self, count: int) -> Tensor:
         """(count, 512, D) embedding of an empty prompt."""
@@ -331,4 +356,5 @@ class Wan(Experts):
 
     def beside(self) -> list[nn.Module]:
         """Image encoder and VAE."""
-        return [part for part in (self.image_encoder, self.vae) if part is not None]
+        parts = {"image_encoder": self.image_encoder, "vae": self.vae}
+        return [part for name, part in parts.items() if part is not None and name not in self.spared]

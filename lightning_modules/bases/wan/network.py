@@ -41,21 +41,32 @@ def prepare(transformer: WanTransformer3DModel) -> None:
 
 
 def joined(first: Tensor, frames: int, time: int) -> Tensor:
-    """The condition y of the network: what is known of each latent frame, and the latents of what is known.
+    """The condition y of the network, of a first frame: `masked` where it alone is known.
 
     Args:
         first: (B, F, C, h, w) normalised latents of [first frame, grey, ...].
         frames: Length L of the clip.
         time: Frames per latent.
+    """
+    known = first.new_zeros(1, frames, 1, 1)
+    known[:, 0] = 1
+    return masked(first, known, time)
+
+
+def masked(latents: Tensor, known: Tensor, time: int) -> Tensor:
+    """What is known of each latent frame, and the latents of what is known.
+
+    Args:
+        latents: (B, F, C, h, w), normalised.
+        known: (B, L, h, w), or 1 in the place of any but L: 1 where a cell of a frame is known and 0 elsewhere.
+        time: Frames per latent.
 
     Returns:
-        (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, 1 for the first frame, which
-        counts for all of latent 0; then the latents.
+        (B, F, time + C, h, w): a mask of `time` channels, one for each frame of a latent, the first frame's counting
+        for all of latent 0; then the latents.
     """
-    known = first.new_zeros(frames + time - 1)
-    known[:time] = 1
-    mask = known.view(1, -1, time, 1, 1).expand(len(first), -1, -1, *first.shape[3:])
-    return torch.cat([mask, first], dim=2)
+    mask = torch.cat([known[:, :1]] * (time - 1) + [known], 1).unflatten(1, (-1, time)).to(latents.dtype)
+    return torch.cat([mask.expand(len(latents), -1, -1, *latents.shape[3:]), latents], dim=2)
 
 
 def padded(text: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from lightning_modules.bases.dit import RandomTransformer
 from lightning_modules.bases.wan.base import Wan
 from lightning_modules.bases.wan.experts import EXPERTS
-from lightning_modules.bases.wan.weights import COMPONENTS
+from lightning_modules.bases.wan.weights import COMPONENTS, class_of
 
 TINY = {
     "num_attention_heads": 2, "attention_head_dim": 12, "text_dim": 16, "freq_dim": 16, "ffn_dim": 48, "num_layers": 2,
@@ -41,6 +41,18 @@ SIZES: dict[str, dict[str, dict[str, Any]]] = {
         **dict.fromkeys(EXPERTS.values(), {**TINY, "in_channels": 12, "out_channels": 4}),
         "vae": {**TINY_VAE, "dim_mult": [1, 2, 2, 2]},
     },
+    "micro_i2v": {  # learns on a CPU in minutes
+        "transformer": {
+            "num_attention_heads": 4, "attention_head_dim": 32, "in_channels": 36, "out_channels": 16, "text_dim": 16,
+            "freq_dim": 64, "ffn_dim": 384, "num_layers": 4, "rope_max_seq_len": 64, "image_dim": 32,
+            "added_kv_proj_dim": 128,
+        },
+        "vae": {"_class_name": "ClipPCA", "z_dim": 16},
+        "image_encoder": {
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 32, "patch_size": 8, "hidden_act": "gelu",
+        },
+    },
     "i2v_14b": {  # Wan2.1-I2V-14B
         "transformer": {**EXPERT, "image_dim": 1280, "added_kv_proj_dim": 5120},
         "vae": {},
@@ -68,7 +80,8 @@ class RandomWan(RandomTransformer, Wan):
     """A base of Wan's kind with random weights, for tests and counts; no global generator moves when they are drawn.
 
     Args:
-        size: `tiny_i2v`, `tiny_ti2v` and `tiny_a14b`, for tests, or those of Wan2.1-I2V-14B, Wan2.2-TI2V-5B and
+        size: `micro_i2v`, of 2.1's kind with components of patches for its VAE, fitted once to the training set;
+            `tiny_i2v`, `tiny_ti2v` and `tiny_a14b`, for tests; or those of Wan2.1-I2V-14B, Wan2.2-TI2V-5B and
             Wan2.2-I2V-A14B.
         init_seed: Seed of the weights.
         trained: Train the transformer too. Random weights generate nothing by themselves.
@@ -84,7 +97,7 @@ class RandomWan(RandomTransformer, Wan):
 
     def __init__(
         self,
-        size: Literal["tiny_i2v", "tiny_ti2v", "tiny_a14b", "i2v_14b", "ti2v_5b", "i2v_a14b"] = "tiny_i2v",
+        size: Literal["micro_i2v", "tiny_i2v", "tiny_ti2v", "tiny_a14b", "i2v_14b", "ti2v_5b", "i2v_a14b"] = "tiny_i2v",
         init_seed: int = 0,
         trained: bool = False,
         recompute: Literal["none", "all"] = "none",
@@ -93,6 +106,10 @@ class RandomWan(RandomTransformer, Wan):
         super().__init__(None, None, trained, recompute, expert)
         RandomWan.check_named({"size": size, "init_seed": init_seed})
         self.size, self.init_seed = size, init_seed
+
+    def class_of(self, name: str) -> Any:
+        """As `RandomTransformer.class_of`, by the configuration."""
+        return class_of(name, self.config(name))
 
     @property
     def called(self) -> str:

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, TEXT, empty_prompt
+from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
+from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.network import dtype_of
-from lightning_modules.bases.weight_files import located
-from lightning_modules.bases.weights import read_streamed, read_whole, weights_hash
+from lightning_modules.bases.weight_files import config_file, located
+from lightning_modules.bases.weights import layout_of, read_beside, read_streamed, weights_hash
 from remoco.common.errors import UserError, readable
+from remoco.common.model_folders import check_config
+
+if TYPE_CHECKING:  # the contract between the rooms
+    from datamodules.shards.cached import Cached
 
 COMPONENTS = {
     "transformer": WanTransformer3DModel,
@@ -27,6 +30,11 @@ COMPONENTS = {
     "text_encoder": UMT5EncoderModel,
 }
 TIME = 4  # frames per latent, and channels of the mask
+
+
+def class_of(name: str, config: Mapping[str, Any]) -> Any:
+    """The class of a network: components of patches stand for the autoencoder where its configuration says so."""
+    return ClipPCA if name == "vae" and config.get("_class_name") == ClipPCA.__name__ else COMPONENTS[name]
 
 
 def networks_of(config: Mapping[str, Any], vae: Mapping[str, Any], called: str) -> tuple[str, ...]:
@@ -70,6 +78,9 @@ def load(
     networks: Sequence[str],
     dtype: torch.dtype,
     dtypes: Mapping[str, torch.dtype],
+    cached: Cached | None = None,
+    spared: Mapping[str, str] | None = None,
+    others: Mapping[str, tuple[nn.Module, str]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -79,25 +90,38 @@ def load(
         networks: As `networks_of` says.
         dtype: Dtype of what is not in `dtypes`; VAE and image encoder are in at least float32.
         dtypes: Name of a transformer -> its dtype.
+        cached: What a training's clips bring; other weights than those are refused before a transformer is read.
+        spared: Name -> hash of networks that are only outlined, on the meta device.
+        others: Name -> network with its hash, of those that are not the folder's.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
-    text = () if (Path(os.path.expanduser(path)) / TEXT).is_file() else (ENCODER,)
-    base = located(path, [*networks, *text], revision)  # all of them before the first is read
+    classes = {name: class_of(name, check_config(config_file(path, name, revision))) for name in networks}
+    spared, others = spared or {}, others or {}
+    known = known_empty(path, revision, dtype, cached=cached)
+    wanted = [name for name in networks if name not in spared and name not in others]
+    base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
-    exact = torch.promote_types(dtype, torch.float32)
     for name in [name for name in networks if name not in dtypes]:
-        parts[name] = nn.Module.to(read_whole(base, name, COMPONENTS[name], path), exact)
-        hashes[name] = weights_hash(parts[name])
-    parts["empty"], hashes[ENCODER] = empty_prompt(base, dtype, path, COMPONENTS[ENCODER])
-    for name, wanted in dtypes.items():
-        parts[name], hashes[name] = read_streamed(
+        if name in spared:
+            with torch.device("meta"):
+                parts[name] = layout_of(classes[name])(check_config(config_file(path, name, revision)))
+        else:
+            parts[name] = read_beside(path, revision, name, classes[name], dtype)
+        hashes[name] = spared.get(name) or weights_hash(parts[name])
+    empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
+    parts["empty"], hashes[ENCODER] = empty
+    if cached is not None:
+        for name, digest in hashes.items():
+            cached.check(name, digest)
+    for name, kept in dtypes.items():
+        parts[name], hashes[name] = others.get(name) or read_streamed(
             base,
             name,
             COMPONENTS[name],
-            partial(dtype_of, dtype=wanted),
+            partial(dtype_of, dtype=kept),
             path,
             changes=changes_of(networks),
         )

@@ -19,9 +19,10 @@ from av.video.frame import PictureType
 from remoco.common.errors import BadClip, one_line
 from remoco.common.videos.colour import decoder_of, remember
 from remoco.common.videos.fields import deinterlaced
+from remoco.common.videos.frames import FrameFiles
 from remoco.common.videos.picture import MAX_PIXELS, Picture
 
-Source = str | os.PathLike | BinaryIO | io.RawIOBase
+Source = str | os.PathLike | BinaryIO | io.RawIOBase | FrameFiles
 Stamped = tuple[int, av.VideoFrame | None]
 LENGTHS_OF_STREAMS = ("mov", "avi", "gif", "ogg")  # containers that say how long each stream is, not only the whole
 NEAR_THE_END = 2.0  # seconds before it; the last packet need not hold the last picture
@@ -31,12 +32,18 @@ _IMAGE_CODECS = ("mjpeg", "png", "bmp", "gif", "tiff", "webp")
 
 def pictures(source: Source) -> Iterator[Picture]:
     """All pictures of a video, in order; whatever PyAV raises passes through."""
+    if isinstance(source, FrameFiles):
+        yield from source.pictures()
+        return
     with _opened(source) as (container, stream):
         yield from _pictures(container, stream)
 
 
 def pictures_from(source: Source, start: float) -> Iterator[Picture]:
     """The pictures in order, from one no later than second `start` where there is such a one."""
+    if isinstance(source, FrameFiles):
+        yield from source.pictures(start)
+        return
     if start > 0:
         reached = False
         with _opened(source) as (container, stream):
@@ -62,6 +69,8 @@ def video_seconds(source: Source) -> float:
         BadClip: the file does not open or has no video.
     """
     try:
+        if isinstance(source, FrameFiles):
+            return source.seconds()
         with _opened(source) as (container, stream):
             if stream.duration and container.format.name.split(",")[0] in LENGTHS_OF_STREAMS:
                 return float(stream.duration * stream.time_base)
@@ -111,7 +120,7 @@ def _span(container: Any, stream: Any) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
+def _opened(source: str | os.PathLike | BinaryIO | io.RawIOBase) -> Iterator[tuple[Any, Any]]:
     """The container from its beginning, and the stream that players show; pictures above MAX_PIXELS are refused.
 
     A playlist that pretends to be a video opens no connection.

@@ -11,7 +11,7 @@ import { kept } from "./store.js";
 import { checkTotal, failed, upload } from "./upload.js";
 
 const dialog = $(".rm-ask");
-export const OPENED = "image/png,image/jpeg,image/webp,image/bmp,image/gif,image/tiff,image/avif,.zip,.json,.txt,.npy,video/*,.mkv";
+export const OPENED = "image/png,image/jpeg,image/webp,image/bmp,image/gif,image/tiff,image/avif,.zip,.json,.txt,.npy,.npz,.pth,video/*,.mkv";
 
 function confirmed(text) {
   $("#rm-ask-text").textContent = text;

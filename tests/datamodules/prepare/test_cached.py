@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from datamodules import WebVidDataModule
-from datamodules.prepare.command import sources_of
 from datamodules.prepare.settings import CACHED as CACHED_NAME
 from datamodules.prepare.settings import Settings
+from datamodules.prepare.sources import videos_in
 from datamodules.prepare.video import encode_clip
 from datamodules.shards import Shards, samples
 from datamodules.shards.flow_codec import to_pixels
@@ -43,7 +43,7 @@ def clips_of(out):
 def made(source, frames=FRAMES, **options):
     """Source name -> decoded clip, or the reason why there is none, by the worker's function in this process."""
     settings, found = Settings(CACHED_NAME, frames=frames, height=HEIGHT, width=WIDTH, **options), {}
-    for video in sources_of(str(source), None, settings):
+    for video in videos_in(str(source), None, settings):
         try:
             found[video.name] = decoded(encode_clip(video, 0.0, settings), settings.shape)
         except BadClip as error:
@@ -276,5 +276,5 @@ def test_what_is_wrong_in_a_folder(tmp_path, change, expected):
 def test_other_trackers_still_track_such_clips(tmp_path):
     write_folder(tmp_path / "clips" / "a", 9)
     settings = Settings("dis", frames=FRAMES, height=HEIGHT, width=WIDTH)
-    (video,) = sources_of(str(tmp_path / "clips"), None, settings)
+    (video,) = videos_in(str(tmp_path / "clips"), None, settings)
     assert decoded(encode_clip(video, 0.0, settings), settings.shape)["meta"]["tracker"]["name"] == "dis"

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from datamodules.prepare import starts
-from datamodules.prepare.sources import Slice, videos_in
+from datamodules.prepare.source import Slice
+from datamodules.prepare.sources import videos_in
 from datamodules.shards import Shards
 from remoco.common.errors import BadClip, UserError
 from remoco.common.videos import decode

@@ -205,7 +205,7 @@ def test_a_file_of_another_encoder_tokenizer_or_negative_prompt_is_one_line(fold
         fit(module(RandomWan(init_seed=3)), shards, made, tmp_path)
     svd = motion_control(size="tiny", latents="space_to_depth", steps=2)
     with pytest.raises(UserError, match=r"^data.text: \S+: this base takes no text, expected none$"):
-        record.check_text([opened(made, shards)], svd.base, None)
+        record.check_text([opened(made, shards)], svd.base, {}, None)
 
 
 def test_the_commands_mistakes_are_one_line(folder, shards, tmp_path, capsys):
@@ -217,7 +217,7 @@ def test_the_commands_mistakes_are_one_line(folder, shards, tmp_path, capsys):
     file.write_text(json.dumps({**json.loads(file.read_text()), "post_processor": None}))
     out = tmp_path / "x.safetensors"
     for arguments, message in (
-        ((shards, out), "--base is missing, expected a folder of Wan in diffusers' layout, or its hub id"),
+        ((shards, out), "--base is missing, expected a folder of Wan or CogVideoX in diffusers' layout, or its hub id"),
         ((shards, tmp_path / "x.bin", "--base", folder), "expected the name of a .safetensors file"),
         ((tmp_path, out, "--base", folder), "index.json"),
         ((shards, out, "--base", tmp_path / "none"), "config.json not found"),

@@ -20,8 +20,8 @@ from datamodules import BenchmarkDataModule
 from datamodules.drawings import Drawing, read_drawing, write_drawing
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import RandomWan, Wan
+from lightning_modules.bases import text_reader as source
 from lightning_modules.bases.text import cleaned
-from lightning_modules.bases.wan import text as source
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import FlowMatching
@@ -68,8 +68,8 @@ def clip(pipe, image=None, tracks=TRACKS, **more):
 @pytest.fixture
 def readings(monkeypatch):
     """A list that has an entry for each reading of the text encoder."""
-    read_whole, made = source.read_whole, []
-    monkeypatch.setattr(source, "read_whole", lambda *args: made.append(args[1]) or read_whole(*args))
+    read, made = source.read_encoder, []
+    monkeypatch.setattr(source, "read_encoder", lambda *args: made.append("text_encoder") or read(*args))
     return made
 
 

@@ -235,21 +235,25 @@ def test_places_of_every_second_block(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, path, shift, steps, clip",
+    "name, path, expert, shift, steps, guidance, clip",
     [
-        ("wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", 3.0, 40, (81, 480, 832)),
-        ("wan_ti2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", 5.0, 50, (121, 704, 1280)),
+        ("wan_i2v", "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers", None, 3.0, 40, (5.0, None), (81, 480, 832)),
+        ("wan_ti2v", "Wan-AI/Wan2.2-TI2V-5B-Diffusers", None, 5.0, 50, (5.0, None), (121, 704, 1280)),
+        ("wan_a14b_high", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "high", 3.0, 40, (3.5, 3.5), (81, 480, 832)),
+        ("wan_a14b_low", "Wan-AI/Wan2.2-I2V-A14B-Diffusers", "low", 3.0, 40, (3.5, 3.5), (81, 480, 832)),
     ],
 )
 @pytest.mark.filterwarnings("ignore:LightningCLI's args")
-def test_the_recipes_have_the_authors_settings(name, path, shift, steps, clip):
+def test_the_recipes_have_the_authors_settings(name, path, expert, shift, steps, guidance, clip):
     words = ["fit", "--config", f"configs/{name}.yaml", "--data", "datamodules.SpritesDataModule"]  # shards are yours
     built = Unstarted(configs.resolved(words))
     net, shape = built.model, built.datamodule.shape
-    assert net.base.arguments == {"path": path, "revision": None, "trained": False, "recompute": "all"}
-    assert net.process.record()["init_args"] == {"shift": shift, "weight": "uniform"}
+    said = {"path": path, "revision": None, "trained": False, "recompute": "all", "expert": expert}
+    assert net.base.arguments == said
+    assert net.process.record()["init_args"] == {"shift": shift, "weight": "uniform", "low": 0.0, "high": 1.0}
     assert (net.noise.mean, net.noise.std) == (math.log(shift), 1.0)
-    assert net.sampling == Sampling(steps, FlowMatching.highest, (5.0, 5.0), {}, "unipc")
+    first, second = (None if scale is None else (scale, scale) for scale in guidance)
+    assert net.sampling == Sampling(steps, FlowMatching.highest, first, {}, "unipc", second)
     assert (shape.frames, shape.height, shape.width) == clip
     assert net.control == Control(["modulation"], "attention", 32)
 

@@ -117,7 +117,7 @@ def test_another_base_is_refused(run, clips, tmp_path):
 
 def test_an_injection_that_needs_a_frame_for_each_latent_is_one_line():
     with pytest.raises(UserError, match="warp needs a base whose first-frame latent"):
-        MotionControlModule(RandomWan(), RegionWise(), Control(["warp"], None))
+        MotionControlModule(RandomWan("tiny_ti2v"), RegionWise(), Control(["warp"], None))
 
 
 def test_its_weights_are_trained_too(clips, tmp_path):

@@ -17,6 +17,7 @@ from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.process import EDM, FlowMatching
 from lightning_modules.process.base import NoiseProcess
+from lightning_modules.process.bounds import Bounds
 from lightning_modules.process.sampler import euler
 from lightning_modules.process.scheduler import scheduler_of
 from remoco import configs
@@ -205,7 +206,9 @@ def test_levels_that_would_rise_are_one_line():
     assert EDM(rho=0.1).levels(3, 1e6).isfinite().all()
 
 
-@pytest.mark.parametrize("arguments", [{"shift": 0.0}, {"shift": float("nan")}, {"weight": "mode"}])
+@pytest.mark.parametrize(
+    "arguments", [{"shift": 0.0}, {"shift": float("nan")}, {"weight": "mode"}, {"low": 0.5, "high": 0.5}, {"high": 2.0}]
+)
 def test_bad_arguments_are_one_line(arguments):
     with pytest.raises(UserError, match="^noise.process: .*expected") as error:
         FlowMatching(**arguments)
@@ -234,7 +237,8 @@ def run(sprites, tmp_path_factory):
 
 def test_a_checkpoint_samples_with_its_shift_and_says_so(run, sprites):
     record = torch.load(run, weights_only=True)["remoco"]
-    said = {"class_path": "lightning_modules.process.FlowMatching", "init_args": {"shift": 5.0, "weight": "bell"}}
+    arguments = {"shift": 5.0, "weight": "bell", "low": 0.0, "high": 1.0}
+    said = {"class_path": "lightning_modules.process.FlowMatching", "init_args": arguments}
     assert record["sampling"]["process"] == said and record["sampling"]["sigma_max"] == FlowMatching.highest
     pipe = MotionControlPipeline.from_checkpoint(run)
     assert pipe.module.process.record() == said and pipe.module.noise.mean == math.log(5)
@@ -263,6 +267,30 @@ def test_draws_are_functions_of_seed_and_position():
         assert many.log().mean().item() == pytest.approx(math.log(5), abs=0.1)
         assert many.log().std().item() == pytest.approx(1, abs=0.07)
     assert not torch.equal(toy().draw_sigma({"position": torch.arange(9)}), many[:9])
+
+
+def test_bounds_are_quantiles_of_what_is_drawn():
+    """A draw's quantile among all is its quantile between the bounds, whatever mean and deviation."""
+    positions = {"position": torch.arange(500)}
+    for noise, mean, std in (({}, math.log(5), 1.0), ({"mean": 0.4, "std": 0.7, "spread": True}, 0.4, 0.7)):
+        drawn = {}
+        for low, high in ((0.0, 1.0), (0.25, 0.75), (0.9, 1.0)):
+            net = toy(FlowMatching(5.0, low=low, high=high), **noise)
+            sigma = net.draw_sigma(positions)
+            assert sigma.dtype == torch.float32 and torch.equal(
+                net.draw_sigma({"position": torch.tensor([9])}), sigma[9:10]
+            )
+            drawn[low, high] = torch.special.ndtr((sigma.double().log() - mean) / std)
+        whole = drawn.pop((0.0, 1.0))
+        for (low, high), found in drawn.items():
+            torch.testing.assert_close(found, low + (high - low) * whole, rtol=0, atol=1e-5)
+    shares = [NormalDist().cdf(math.log(level / 5)) for level in FlowMatching(5.0).validated(Bounds(0.25, 0.75))]
+    assert shares == pytest.approx([0.3, 0.4, 0.5, 0.6, 0.7], abs=0.005)
+    assert Bounds(levels=(3.0, math.inf)).drawn(torch.tensor([0.0, 1.0]), 0.0, 1.0).tolist()[0] == 3.0
+    constant = Bounds(levels=(3.0, math.inf)).drawn(torch.tensor([0.3]), math.log(4), 0.0)
+    assert constant.item() == pytest.approx(4)
+    with pytest.raises(UserError, match="low and high are 0 and 1, expected some of the 1 to 1 of all draws"):
+        Bounds(levels=(3.0, math.inf)).quantiles(0.0, 0.0)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,9 @@ from safetensors.torch import load
 from datamodules.scenes.clips import sprite
 from datamodules.shards import LATENT, MEMBERS, ClipShape, Shards, samples, write_index
 from datamodules.shards.writer import ShardWriter
+from lightning_modules.bases import SVD
 from lightning_modules.bases.weights import weights_hash
-from remoco import latents
+from remoco import cache
 from tests.support.commands import prepare as run
 from tests.support.nets import random_svd
 
@@ -28,7 +29,7 @@ def svd(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
-    folder, shape = tmp_path_factory.mktemp("shards"), ClipShape(4, 32, 48, 8.0)
+    folder, shape = tmp_path_factory.mktemp("shards"), ClipShape(4, 64, 64, 8.0)
     entries = []
     for number in range(3):
         with ShardWriter(folder / f"{number:05d}-000.tar") as writer:
@@ -42,7 +43,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def cached(svd, shards, tmp_path_factory):
     out = tmp_path_factory.mktemp("cached") / "out"
-    assert run("latents", shards, out, "--svd", svd[0]) == 0
+    assert run("cache", shards, out, "--base", svd[0]) == 0
     return out
 
 
@@ -59,7 +60,7 @@ def test_latents_are_the_networks_of_the_shards_pixels(svd, shards, cached):
             assert after.key(shard, clip) == before.key(shard, clip)
             found = load(after.read(shard, clip, [LATENT])[LATENT])
             assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {
-                "latent_mean": (4, 4, 4, 6), "latent_std": (4, 4, 4, 6), "image_embedding": (1, 32),
+                "latent_mean": (4, 4, 8, 8), "latent_std": (4, 4, 8, 8), "image_embedding": (1, 32),
             }  # fmt: skip
             assert {tensor.dtype for tensor in found.values()} == {torch.float16}
             video = torch.from_numpy(samples.decode(before.read(shard, clip, MEMBERS), before.shape)["video"])
@@ -95,21 +96,28 @@ def test_verify_reads_latents(cached, tmp_path, capsys):
 
 
 def test_an_interrupted_run_goes_on_and_changes_no_byte(svd, shards, cached, tmp_path, monkeypatch):
-    real, calls = latents.Encoder.__call__, []
+    real, calls = cache.Encoder.__call__, []
 
-    def dies_at_the_fourth(self, video):
+    def dies_at_the_fourth(self, *given):
         calls.append(1)
         if len(calls) == 4:
             raise KeyboardInterrupt
-        return real(self, video)
+        return real(self, *given)
 
     out = tmp_path / "o"
-    monkeypatch.setattr(latents.Encoder, "__call__", dies_at_the_fourth)
-    assert run("latents", shards, out, "--svd", svd[0]) == 130
+    monkeypatch.setattr(cache.Encoder, "__call__", dies_at_the_fourth)
+    assert run("cache", shards, out, "--base", svd[0]) == 130
     assert [path.name for path in out.glob("*.tar")] == ["00000.tar"] and not list(out.glob(".*.tmp"))
-    assert run("latents", shards, out, "--svd", svd[0]) == 0
+    assert run("cache", shards, out, "--base", svd[0]) == 0
     assert len(calls) == 4 + 4 and contents(out) == contents(cached)
-    assert run("latents", shards, out, "--svd", svd[0]) == 0 and len(calls) == 8
+    assert run("cache", shards, out, "--base", svd[0]) == 0 and len(calls) == 8
+
+
+def test_the_old_name_is_one_line(shards, tmp_path, capsys):
+    assert run("latents", shards, tmp_path / "x", "--svd", "svd") == 2
+    assert capsys.readouterr().err == (
+        "remoco latents: error: it is `remoco cache` now, for every base, and its --svd is --base\n"
+    )
 
 
 def test_other_weights_or_another_folder_are_refused(svd, shards, cached, tmp_path, capsys):
@@ -117,15 +125,15 @@ def test_other_weights_or_another_folder_are_refused(svd, shards, cached, tmp_pa
     shutil.copytree(svd[0], other)
     random_svd("tiny", seed=2).vae.save_pretrained(other / "vae")
     for arguments, message in [
-        ((shards, cached, "--svd", other), "begun otherwise: vae is another; give another folder"),
-        ((shards, svd[0], "--svd", svd[0]), "is not empty and holds no latents.json"),
-        ((shards, tmp_path / "x", "--svd", tmp_path / "none"), "config.json not found"),
-        ((tmp_path / "none", tmp_path / "x", "--svd", svd[0]), "nothing matches"),
-        ((shards, tmp_path / "x"), "--svd is missing"),
+        ((shards, cached, "--base", other), "begun otherwise: vae is another; give another folder"),
+        ((shards, svd[0], "--base", svd[0]), "is not empty and holds no cache.json"),
+        ((shards, tmp_path / "x", "--base", tmp_path / "none"), "config.json not found"),
+        ((tmp_path / "none", tmp_path / "x", "--base", svd[0]), "nothing matches"),
+        ((shards, tmp_path / "x"), "--base is missing"),
     ]:
-        assert run("latents", *arguments) == 2
+        assert run("cache", *arguments) == 2
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert error.startswith("remoco latents: error: ") and message in error
+        assert error.startswith("remoco cache: error: ") and message in error
 
 
 def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, capsys):
@@ -136,7 +144,7 @@ def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, c
     data = bytearray((broken / "00001-000.tar").read_bytes())
     data[offset + 100] ^= 1
     (broken / "00001-000.tar").write_bytes(data)
-    assert run("latents", broken, out, "--svd", svd[0]) == 0
+    assert run("cache", broken, out, "--base", svd[0]) == 0
     said = capsys.readouterr().out
     assert "5 clips with latents" in said and "left out: 1, see " in said
     lines = [json.loads(line) for line in (out / "report.jsonl").read_text().splitlines()]
@@ -151,7 +159,7 @@ def test_clips_that_do_not_read_are_left_out_and_listed(svd, shards, tmp_path, c
 def test_values_that_float16_cannot_hold_are_a_bad_clip(svd):
     from remoco.common.errors import BadClip
 
-    encoder = latents.Encoder(str(svd[0]), None)
+    encoder = cache.Encoder(SVD(svd[0]), torch.device("cpu"))
     with torch.no_grad():
         encoder.networks.vae.quant_conv.bias[0] = 1e6
     with pytest.raises(BadClip, match="latent_mean has values that float16 cannot hold"):
@@ -159,11 +167,10 @@ def test_values_that_float16_cannot_hold_are_a_bad_clip(svd):
 
 
 @pytest.mark.gpu
-def test_the_gpu_gives_the_same_latents_each_time_and_nearly_the_cpus(svd, shards, monkeypatch):
+def test_the_gpu_gives_the_same_latents_each_time_and_nearly_the_cpus(svd, shards):
     video = samples.decode(Shards(str(shards)).read(0, 0, MEMBERS), Shards(str(shards)).shape)["video"]
-    encoder = latents.Encoder(str(svd[0]), None)
-    assert encoder.device.type == "cuda" and encoder(video) == encoder(video)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    here, there = load(latents.Encoder(str(svd[0]), None)(video)), load(encoder(video))
+    encoder = cache.Encoder(SVD(svd[0]), torch.device("cuda"))
+    assert encoder(video) == encoder(video)
+    here, there = load(cache.Encoder(SVD(svd[0]), torch.device("cpu"))(video)), load(encoder(video))
     for name in here:
         assert torch.allclose(here[name].float(), there[name].float(), rtol=2e-3, atol=1e-3)

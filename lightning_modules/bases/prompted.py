@@ -1,0 +1,90 @@
+"""A base that takes prompts: their embeddings, by the text encoder of its folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from lightning_modules.bases import text_store
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.bases.text import TOKENIZER, file_hash, tokenizer_file
+from lightning_modules.bases.text_reader import TextKind, TextReader
+from lightning_modules.bases.text_store import ENCODER
+from lightning_modules.bases.weight_files import fingerprint
+from remoco.common.errors import UserError
+
+MOST_KEPT = 1024  # embeddings, of at most 4 MB each in half precision
+
+
+class PromptedBase(VideoBase):
+    """A base with a text encoder in its folder, which is read for new texts and not kept.
+
+    Attributes:
+        path: Folder or hub id; None where there are no files.
+        revision: Of the hub id.
+        empty: (n, D) embedding of an empty prompt.
+    """
+
+    path: str | None
+    revision: str | None
+    empty: Tensor
+
+    def text_kind(self) -> TextKind:
+        """How the network takes text."""
+        raise NotImplementedError
+
+    @functools.cached_property
+    def embeddings(self) -> dict[tuple[str, Any], Tensor]:
+        """Text and dtype -> (n, D), on the CPU, of the texts that were embedded last."""
+        return {}
+
+    def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
+        """As `VideoBase.embed_text`, by the text encoder of the base's folder; an empty one and known ones without it.
+
+        It is read on the CPU, for all new texts at once, and released.
+        """
+        dtype = self.empty.dtype
+        new = [text for text in dict.fromkeys(texts) if text.strip() and (text, dtype) not in self.embeddings]
+        if new and self.path is None:
+            raise UserError("prompt: random weights have no text encoder, expected no prompt")
+        if new:
+            self.embeddings.update(self._made(new))
+        found = [self.embeddings[text, dtype] if text.strip() else self.empty for text in texts]
+        while len(self.embeddings) > MOST_KEPT:
+            del self.embeddings[next(iter(self.embeddings))]
+        return found
+
+    def _made(self, texts: Sequence[str]) -> dict[tuple[str, Any], Tensor]:
+        """Embeddings of texts by text and dtype: those on the disk, and the others by the text encoder."""
+        path, kind, dtype = str(self.path), self.text_kind(), self.empty.dtype
+        places = self._places(texts)
+        stored = {text: text_store.read(places[text]) for text in texts}
+        known = {text: one[0] for text, one in stored.items() if one is not None and one[1] == self.hashes[ENCODER]}
+        if rest := [text for text in texts if text not in known]:
+            reader = TextReader(path, self.revision, kind)
+            tokens = reader.tokens(rest)
+            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
+                raise UserError(f"prompt: {path}/{ENCODER} is not the text encoder that this base was made with")
+            for text, ids in zip(rest, tokens, strict=True):
+                known[text] = reader.embed(ids, dtype)
+                text_store.write(places[text], known[text], reader.hashes[ENCODER])
+        return {(text, dtype): known[text] for text in texts}
+
+    def _places(self, texts: Sequence[str]) -> dict[str, Any]:
+        """Text -> its file on the disk; None where nothing is kept."""
+        found = None if text_store.folder() is None else fingerprint(str(self.path), ENCODER, self.revision)
+        if found is None:
+            return dict.fromkeys(texts)
+        tokenizer = file_hash(tokenizer_file(str(self.path), self.revision))
+        length = self.text_kind().length
+        return {text: text_store.key(found, self.empty.dtype, length, tokenizer, text) for text in texts}
+
+    def text_hashes(self) -> dict[str, str]:
+        """As `VideoBase.text_hashes`."""
+        try:
+            return {} if self.path is None else {TOKENIZER: file_hash(tokenizer_file(self.path, self.revision))}
+        except UserError:  # an export has none
+            return {}
