@@ -142,12 +142,12 @@ def _of_sampling(name: str, value: float | str, pipeline: MotionControlPipeline)
 
 
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
-    """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
+    """Names in a request, and values, of all that `Sampling` holds but the base's inputs and what it leaves open."""
     for each in dataclasses.fields(sampling):
         value = getattr(sampling, each.name)
         if isinstance(value, tuple):
             yield from zip((f"first_{each.name}", f"last_{each.name}"), value, strict=True)
-        elif each.name != INPUTS:
+        elif each.name != INPUTS and value is not None:
             yield each.name, value
 
 
@@ -194,6 +194,6 @@ def sampling_of(values: Mapping[str, Any], pipeline: MotionControlPipeline) -> S
     for each in dataclasses.fields(sampling):
         if isinstance(getattr(sampling, each.name), tuple):
             changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
-        elif each.name != INPUTS:
+        elif each.name != INPUTS and getattr(sampling, each.name) is not None:
             changes[each.name] = values[each.name]
     return sampling.but(**changes)
