@@ -98,12 +98,14 @@ def serve(pipe: Any, case: Case, name: str, dtype: torch.dtype, released: str | 
     before = resident("RssAnon")
     side = makers(case, released)[name](case, dtype)
     given = case.inputs(case.module(dtype))
+    trim()
     calls = {"step": partial(side.step, given), "sample": partial(side.sample, given, steps)}
     pipe.send("ready")
     with suppress(EOFError):  # nobody asks any more
         while True:
             kind, what = pipe.recv()
             pipe.send(harness.timed(calls[what])[1] if kind == "seconds" else peak(calls[what]) - before)
+            trim()  # the sides take turns, and each has the machine's memory
 
 
 @contextmanager
@@ -128,16 +130,21 @@ def process(function: Callable[..., None], *args: Any) -> Iterator[Any]:
 
 def peak(call: Callable[[], Any]) -> float:
     """Most bytes of memory during a call, none of them kept by the allocator for later; nan where nobody tells."""
-    with suppress(AttributeError, OSError):  # glibc's own
-        libc = ctypes.CDLL(None)
-        libc.mallopt(MMAP_THRESHOLD, 1 << 16)
-        libc.malloc_trim(0)
+    with suppress(AttributeError):  # glibc's own
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+    trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return float("nan")
     call()
     return resident("VmHWM") - resident("RssFile")  # pages of libraries come in as they are used
+
+
+def trim() -> None:
+    """Give memory that is free back to the system."""
+    with suppress(AttributeError):  # glibc's own
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident(name: str) -> float:

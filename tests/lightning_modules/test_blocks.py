@@ -101,6 +101,25 @@ def test_without_lora_leaves_frozen_what_was_frozen():
     assert {name for name, p in svd.unet.named_parameters() if p.requires_grad} == trained
 
 
+def test_a_gated_layer_keeps_its_input_alone_and_has_autograds_bits():
+    kept = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        kept.append(x.untyped_storage().nbytes())
+        return x
+
+    ours, theirs = (randn([0], (2, 3, 16))[0].requires_grad_(True) for _ in range(2))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        out = blocks.Gated.apply(ours)
+    assert kept == [ours.nbytes]
+    h, g = theirs.chunk(2, -1)
+    expected = h * torch.nn.functional.gelu(g)
+    assert torch.equal(out, expected)
+    for each in (out, expected):
+        each.backward(randn([1], out.shape)[0])
+    assert torch.equal(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize(("levels", "again"), [("none", 0), ("top", 3), ("all", 10)])
 def test_levels_that_are_recomputed_change_no_bit(levels, again):
     svd = lora_unet()
