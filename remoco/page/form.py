@@ -145,12 +145,12 @@ def _of_sampling(name: str, value: float | str, pipeline: MotionControlPipeline)
 
 
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
-    """Names in a request, and values, of all that `Sampling` holds but the base's inputs."""
+    """Names in a request, and values, of all that `Sampling` holds but the base's inputs and what is not said."""
     for each in dataclasses.fields(sampling):
         value = getattr(sampling, each.name)
         if isinstance(value, tuple):
             yield from zip((f"first_{each.name}", f"last_{each.name}"), value, strict=True)
-        elif each.name != INPUTS:
+        elif each.name != INPUTS and value is not None:
             yield each.name, value
 
 
@@ -197,8 +197,9 @@ def sampling_of(values: Mapping[str, Any], pipeline: MotionControlPipeline) -> S
     sampling = pipeline.module.sampling
     changes: dict[str, Any] = {INPUTS: {name: values[name] for name in pipeline.module.base.inputs()}}
     for each in dataclasses.fields(sampling):
-        if isinstance(getattr(sampling, each.name), tuple):
+        own = getattr(sampling, each.name)
+        if isinstance(own, tuple):
             changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
-        elif each.name != INPUTS:
+        elif each.name != INPUTS and own is not None:
             changes[each.name] = values[each.name]
     return sampling.but(**changes)
