@@ -3,7 +3,7 @@
     python benchmarks/real_run.py WORK [--precision bf16-mixed 16-mixed] [--steps 20 30]
     python benchmarks/real_run.py WORK --small
 
-Every part is the command of the documentation, in a process of its own: `remoco latents`, then
+Every part is the command of the documentation, in a process of its own: `remoco cache`, then
 `python -m lightning fit --config configs/remoco_svd.yaml` up to the first step count, then `--ckpt_path last` up to the
 second. `bf16-true` has to be refused with a reason. The folder and the latents in WORK are kept and used again; at full
 size they take 5 GB. On a CPU Lightning runs `16-mixed` as `bf16-mixed`.
@@ -86,7 +86,7 @@ def write_shards(work: Path, args: argparse.Namespace) -> Path:
     for split in ("train", "val"):
         log = work / f"latents-{split}.log"
         svd = str(work / args.size)
-        command = ["-m", "remoco", "latents", str(source.folder / split), str(out / split), "--svd", svd]
+        command = ["-m", "remoco", "cache", str(source.folder / split), str(out / split), "--base", svd]
         need(run(command, log), f"caching the latents ({log})")
     return out
 

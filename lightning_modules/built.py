@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 import torch
 
-from conditions import Condition
+from conditions import Condition, RegionWise
 from lightning_modules import checkpoint, record_values
 from lightning_modules.bases.trained_on import of_record
-from lightning_modules.config import Control, Noise, Sampling, Start
+from lightning_modules.config import PEERS, Control, Noise, Sampling, Start
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.pipeline_files import read_folder
 from lightning_modules.process.base import NoiseProcess
 from lightning_modules.restorable import average_of, check_tensors
 from remoco.common.errors import UserError
+
+STEPS, GUIDANCE = 40, 5.0  # of Wan-Move and ATI
 
 
 def built(
@@ -140,6 +142,39 @@ def of_adapter(
     base = base_at(base_path, variant=variant)
     module = MotionControlModule(base, condition, control, start=Start("adapter", str(path)))
     check_adapter(module, parts)
+    module.configure_model(dtype)
+    return module
+
+
+def peer_of(path: str | Path) -> Start | None:
+    """What `wan_move:FILE` and `ati:FILE` name; None for another path."""
+    kind, _, file = str(path).partition(":")
+    return Start(kind, file) if kind in PEERS and file else None  # type: ignore[arg-type]
+
+
+def of_peer(start: Start, base_path: str | None, dtype: torch.dtype) -> MotionControlModule:
+    """The module of another author's weights, sampled as its authors do at 480 lines.
+
+    Args:
+        start: Kind and file.
+        base_path: Folder or hub id of Wan 2.1 image-to-video, for all but the transformer.
+        dtype: Dtype of the frozen networks.
+    """
+    from lightning_modules.bases import Wan
+    from lightning_modules.bases.wan.peers import PEERS as KNOWN
+    from lightning_modules.process import FlowMatching
+
+    if base_path is None:
+        raise UserError(
+            f"{start.kind}: expected --svd (svd= in Python), folder or hub id of Wan 2.1 image-to-video, which has the "
+            "VAE and the encoders"
+        )
+    peer = KNOWN[start.kind]
+    sampling = Sampling(STEPS, guidance=(GUIDANCE, GUIDANCE), solver="unipc")
+    control = Control([peer.injection], None)
+    module = MotionControlModule(
+        Wan(base_path), RegionWise(), control, Noise(FlowMatching(peer.shift)), sampling, start=start
+    )
     module.configure_model(dtype)
     return module
 

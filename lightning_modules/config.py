@@ -22,6 +22,7 @@ else:
 MOST_STEPS = 10_000
 MOST_SIGMA = 1e6
 MOST_RANK = 4096
+PEERS = ("wan_move", "ati")  # kinds of `Start`, see `bases.wan.peers`
 
 if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
     Rank = number(int, 1, MOST_RANK)
@@ -196,14 +197,27 @@ class Speed:
 class Start:
     """Weights that training starts from."""
 
-    kind: Literal["adapter", "checkpoint", "motionpro"]
+    kind: Literal["adapter", "checkpoint", "motionpro", "wan_move", "ati"]
     """`adapter`: an `adapter.safetensors`, as `remoco convert` writes it. `checkpoint`: the weights
-    of an earlier run. `motionpro`: a released MotionPro file, which brings the base too."""
+    of an earlier run. `motionpro`: a released MotionPro file, which brings the base too. `wan_move`, `ati`: these
+    authors' transformer, in the place of the one of Wan 2.1."""
     file: str
-    """Path of the file."""
+    """Path of the file; of `wan_move` and `ati` a safetensors file or a folder of its parts."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("adapter", "checkpoint", "motionpro"):
-            raise UserError(f"start.kind is {self.kind!r:.60}, expected adapter, checkpoint or motionpro")
-        if self.kind != "motionpro" and not Path(self.file).is_file():
+        if self.kind not in (known := ("adapter", "checkpoint", "motionpro", *PEERS)):
+            raise UserError(f"start.kind is {self.kind!r:.60}, expected one of {', '.join(known)}")
+        if self.peer and not Path(self.file).expanduser().exists():
+            raise UserError(f"start.file: no file {self.file}, expected a safetensors file or a folder of its parts")
+        if self.kind in ("adapter", "checkpoint") and not Path(self.file).is_file():
             raise UserError(f"start.file: no file {self.file}, expected adapter.safetensors or a checkpoint")
+
+    @property
+    def peer(self) -> bool:
+        """Whether it is another author's transformer for a base."""
+        return self.kind in PEERS
+
+    @property
+    def whole(self) -> bool:
+        """Whether it generates without a training."""
+        return self.peer or self.kind == "motionpro"

@@ -53,7 +53,7 @@ def named_base(
         if "path" not in kind.located_by:
             return base_at(path, **arguments | ({} if variant is None else {"variant": variant})), None
         kept = {name: value for name, value in named.items() if name not in kind.located_by}
-        return kind(path=path, **kept, **arguments), None
+        return kind(path=path, **kept, **arguments), _peer(record)
     released = record.get("released")
     # a revision is a hub id's, which is not read
     places = [released, *(named.get(name) for name in kind.located_by if name not in ("revision", "variant"))]
@@ -68,7 +68,18 @@ def named_base(
                 "name it yourself, a folder or a hub id, with --svd (svd= in Python)"
             )
     unread = {"revision": None} if "revision" in kind.located_by else {}
-    return kind.from_record(record, **unread, **arguments), Start("motionpro", released) if released else None
+    base = kind.from_record(record, **unread, **arguments)
+    return base, Start("motionpro", released) if released else _peer(record)
+
+
+def _peer(record: Mapping[str, Any]) -> Start | None:
+    """The other author's transformer that a base's record names; nothing of it is fetched."""
+    if (peer := record.get("peer")) is None:
+        return None
+    place = peer["file"]
+    if not (_is_local(place) and Path(os.path.expanduser(place)).exists()):
+        raise UserError(f"its transformer is {place:.200}, which is not on this disk, and expected there")
+    return Start(peer["kind"], place)
 
 
 def _is_local(path: str) -> bool:

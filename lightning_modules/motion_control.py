@@ -54,6 +54,10 @@ class MotionControlModule(VideoModule):
             from lightning_modules.released.base import check_bundle
 
             check_bundle(base, self.architecture())
+        if self.start is not None and self.start.peer:
+            from lightning_modules.bases.wan.peers import check_peer
+
+            check_peer(base, self.control.injection, self.start)
 
     def architecture(self) -> dict[str, Any]:
         """As `VideoModule.architecture`, with the control."""
@@ -83,12 +87,16 @@ class MotionControlModule(VideoModule):
         released = None
         if self.released is not None:
             released = build_released(self.base, self.released, self.control.rank, self.compute_dtype)
+        elif self.start is not None and self.start.peer:
+            from lightning_modules.bases.wan.peers import build_peer
+
+            build_peer(self.base, self.start, self.compute_dtype)
         else:
             self.base.build(self.compute_dtype)
         self.controller = add_control(self.base, self.control, self.seed)
         # registered: they have the weights
         self.motion_encoder, self.injections = self.controller.motion_encoder, self.controller.injections
-        if self.start is not None:
+        if self.start is not None and not self.start.peer:
             load_start(self, released)
 
     def steer(self, cond: Conditioning) -> Conditioning:

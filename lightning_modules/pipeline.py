@@ -17,8 +17,8 @@ from datamodules.drawings.arguments import unbatched
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded
 from lightning_modules.bases.said import DRAWING
-from lightning_modules.built import built_of_two, of_adapter, record_and_state, value_errors
-from lightning_modules.config import Sampling
+from lightning_modules.built import built_of_two, of_adapter, of_peer, peer_of, record_and_state, value_errors
+from lightning_modules.config import PEERS, Sampling
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import SHOWN_FPS, MotionControlOutput, check_output, converted
 from lightning_modules.pipeline_call import (
@@ -81,9 +81,9 @@ class MotionControlPipeline(PipelineParts):
         """Build the pipeline of a checkpoint that `python -m lightning fit` wrote.
 
         Args:
-            path: The checkpoint; `embedded` is the small one in the package, `embedded-sprites` that of sprites. A
-                condition or injection of your own, which it names, must be imported before: nothing is imported because
-                a file names it.
+            path: The checkpoint; `embedded` is the small one in the package, `embedded-sprites` that of sprites;
+                `wan_move:FILE` and `ati:FILE` are these authors' transformers over `svd`. A condition or injection of
+                your own, which it names, must be imported before: nothing is imported because a file names it.
             svd: Folder or hub id of the base, if it is not in the folder that the checkpoint names. Its weights
                 must be the same. A hub id in the checkpoint is not fetched.
             device: Device to run on.
@@ -98,6 +98,10 @@ class MotionControlPipeline(PipelineParts):
         """
         with value_errors():
             kind = dtype_of(dtype, torch_dtype)
+            if (start := peer_of(path)) is not None:
+                if second is not None:
+                    raise UserError(f"second: {start.kind} has no other expert, expected none")
+                return cls(of_peer(start, svd, kind)).to(device)
             saved, state = record_and_state(path, ema)
             return cls(*built_of_two(saved, state, second, ema, svd, kind, variant)).to(device)
 
@@ -134,7 +138,8 @@ class MotionControlPipeline(PipelineParts):
         source = str(pretrained_model_name_or_path)
         if not use_safetensors:
             raise UserError("use_safetensors is False, expected True: pickles are never opened")
-        if source in embedded.FILES or Path(source).is_file() or source.endswith((".ckpt", ".safetensors")):
+        one = Path(source).is_file() or source.endswith((".ckpt", ".safetensors"))
+        if source in embedded.FILES or one or source.partition(":")[0] in PEERS:
             return cls.from_checkpoint(source, svd, device, dtype, True, torch_dtype, variant, second)
         with value_errors():
             kind, of_base = dtype_of(dtype, torch_dtype), None if svd is None else variant

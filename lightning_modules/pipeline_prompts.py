@@ -14,6 +14,7 @@ from lightning_modules.bases.said import NEGATIVE, PROMPT, check_text
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
+    from datamodules.batch import Batch
     from lightning_modules.pipeline import MotionControlPipeline
 
 
@@ -72,6 +73,27 @@ def text_rows(base: VideoBase, texts: Mapping[str, Sequence[str]]) -> dict[str, 
         name: torch.nn.utils.rnn.pad_sequence([next(every).to(base.device) for _ in each], batch_first=True)
         for name, each in texts.items()
     }
+
+
+def said_texts(inputs: Mapping[str, Any]) -> dict[str, str]:
+    """The prompts among a configuration's inputs by their names in a batch; those that are not empty."""
+    names = {"text": PROMPT, "negative_text": NEGATIVE}
+    said = {part: str(inputs.get(name, "")) for part, name in names.items()}
+    return {part: text for part, text in said.items() if text.strip()}
+
+
+def with_texts(base: VideoBase, inputs: Mapping[str, Any], batch: Batch) -> Batch:
+    """A batch for samples: with a configuration's prompts, where it brings no texts of its own.
+
+    Args:
+        base: What they are for.
+        inputs: The configuration's `sampling.inputs`.
+        batch: The clips.
+    """
+    said = {} if "text" in batch else said_texts(inputs)
+    count = len(batch["position"])
+    rows: Any = text_rows(base, {part: [text] * count for part, text in said.items()})
+    return {**batch, **rows}
 
 
 def embed_prompts(pipe: MotionControlPipeline, prompts: Sequence[str | None], options: Mapping[str, Any]) -> None:

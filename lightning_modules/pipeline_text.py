@@ -26,12 +26,13 @@ def described(pipeline: MotionControlPipeline) -> str:
     height, width = pipeline.trained_size
     inputs = ", ".join(f"{name} {value}" for name, value in pipeline.usual_inputs().items() if value != "")
     low, high = sampling.guidance
+    second = "" if sampling.guidance_2 is None else ", of low noise {:g} to {:g}".format(*sampling.guidance_2)
     lines = {
         "base": f"{class_path(type(base)).rpartition('.')[2]}({named})",
         "networks": networks,
         "control": f"{', '.join(control.injection) or 'none'}{lora}; {_millions(trained)} trained parameters",
         "condition": f"{condition['class_path']}({settings})",
-        "sampler": f"{type(module.process).__name__}, {sampling.steps} steps, guidance {low:g} to {high:g}",
+        "sampler": f"{type(module.process).__name__}, {sampling.steps} steps, guidance {low:g} to {high:g}{second}",
         "clips": f"{pipeline.sampling['num_frames']} frames of {height} x {width}{f'; {inputs}' if inputs else ''}",
         "computes": f"{str(pipeline.dtype).removeprefix('torch.')} on {pipeline.device}",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -122,6 +122,24 @@ def check_text(
                 f"{each.field}: {each.path} has another negative prompt than sampling.inputs.negative_prompt; make it "
                 f"again with `{each.maker} --negative-prompt`"
             )
+
+
+def check_data(data: Any, base: VideoBase, condition: Condition, negative: object) -> None:
+    """Raise unless a base, which need not be built, and a condition take a data module's clips and what they bring.
+
+    Args:
+        data: The data module, or None.
+        base: The base.
+        condition: The condition.
+        negative: The negative prompt of sampling; None for none.
+    """
+    if shape := getattr(data, "shape", None):
+        size = shape.height, shape.width, shape.frames
+        check_size(base.grid, condition, *size)
+        check_cached_sizes(getattr(data, "cached", None), base.grid, *size)
+    check_fill(condition, getattr(data, "filled", None))
+    if captions := getattr(data, "captions", []):
+        check_text(captions, base, base.text_hashes(), negative)
 
 
 def check_size(grid: Grid, condition: Condition, height: int, width: int, frames: int | None = None) -> None:

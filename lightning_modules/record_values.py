@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_modules.bases.said import check_inputs
 from lightning_modules.bases.trained_on import KEY as TRAINED_ON
+from lightning_modules.config import PEERS
 from remoco.common.errors import UserError
 
 if TYPE_CHECKING:
@@ -62,8 +63,13 @@ BASE: dict[str, tuple[Check, str]] = {
     "class_path": (text(), "a class path"),
     "init_args": (lambda value: isinstance(value, dict) and len(value) <= 64, "arguments by name"),
     "released": (_or_none(text(4096)), "a path"),
+    "peer": (
+        lambda value: isinstance(value, dict) and value.keys() == {"kind", "file"} and value["kind"] in PEERS
+        and text(4096)(value["file"]),
+        "kind and file of another author's transformer",
+    ),
     "hash": (text(), "a hash"),
-}
+}  # fmt: skip
 SAMPLING: dict[str, tuple[Check, str]] = {
     "steps": (whole(1, MAX_STEPS), f"a whole number from 1 to {MAX_STEPS}"),
     "sigma_max": (_or_none(number(0.01, MAX_SIGMA)), f"a number from 0.01 to {MAX_SIGMA:g}"),

@@ -25,6 +25,7 @@ from lightning_modules.conditioning import Conditioning, to_float, to_uint8
 from lightning_modules.config import Noise, Sampling, Speed, Start
 from lightning_modules.host import CopyStream, EarlierValue
 from lightning_modules.optimizer import Plan, check_plan
+from lightning_modules.pipeline_prompts import said_texts, with_texts
 from lightning_modules.process.base import Denoiser, randn, sample_sigma, spread_sigma
 from lightning_modules.process.bounds import bounds_of
 from lightning_modules.restorable import check_resume, check_tensors, drop_idle
@@ -110,14 +111,7 @@ class VideoModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
         record.check_precision(self.trainer.precision)
-        data = self.trainer.datamodule
-        if shape := getattr(data, "shape", None):
-            size = shape.height, shape.width, shape.frames
-            record.check_size(self.base.grid, self.condition, *size)
-            record.check_cached_sizes(getattr(data, "cached", None), self.base.grid, *size)
-        record.check_fill(self.condition, getattr(data, "filled", None))
-        captions = getattr(data, "captions", [])
-        record.check_text(captions, self.base, self.base.text_hashes() if captions else {}, self.negative_prompt())
+        record.check_data(self.trainer.datamodule, self.base, self.condition, self.sampling.inputs.get(NEGATIVE))
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:
             self.check_record(checkpoint.read_record(self.trainer.ckpt_path), str(self.trainer.ckpt_path))
@@ -142,7 +136,10 @@ class VideoModule(LightningModule):
         if self.speed.compile:
             self.base.compile()
         self.built = True
-        record.check_text(getattr(data, "captions", []), self.base, self.base.hashes, self.negative_prompt())
+        captions = getattr(data, "captions", [])
+        record.check_text(captions, self.base, self.base.hashes, self.sampling.inputs.get(NEGATIVE))
+        if data is not None and not captions:
+            self.base.embed_text([*said_texts(self.sampling.inputs).values()])  # before the first step
         # constants; synchronised in every forward pass they would deadlock ranks with unequal validation clips
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, [k for k, _ in self.named_buffers()])
 
@@ -154,10 +151,6 @@ class VideoModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW over what is trained, or what the configuration's `optimizer` and `lr_scheduler` say."""
         return self.plan.build(self.optimized().values(), self.trainer)
-
-    def negative_prompt(self) -> str | None:
-        """The configuration's negative prompt; None without."""
-        return self.sampling.inputs.get(NEGATIVE)  # type: ignore[return-value]  # a base's input of this name is a text
 
     # Draws
 
@@ -289,7 +282,7 @@ class VideoModule(LightningModule):
             control: (B, L, 3, H, W) control tensor, their own (`draw_control`) or another; None runs the base bare.
         """
         with self.autocast():
-            cond = self.inference_conditioning(batch, control)
+            cond = self.inference_conditioning(with_texts(self.base, self.sampling.inputs, batch), control)
             frames, (height, width) = batch["flow"].shape[1], batch["first_frame"].shape[-2:]
             grid = self.base.grid
             shape = (grid.latents(frames), self.base.channels, *grid.size(height, width))
@@ -408,7 +401,7 @@ class VideoModule(LightningModule):
     def on_validation_start(self) -> None:
         """Say so when what is evaluated is not what was trained."""
         fit_latents(self.base, self.trainer)
-        if self.trainer.state.fn != "fit" and not self.loaded and self.released is None:
+        if self.trainer.state.fn != "fit" and not self.loaded and not (self.start is not None and self.start.whole):
             rank_zero_warn("--ckpt_path is missing: this evaluates an untrained controller")
 
     on_test_start = on_predict_start = on_validation_start

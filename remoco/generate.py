@@ -174,7 +174,8 @@ def generate(
     """Turn an image, drawn tracks and a brush into a video; a strip beside it shows inputs and result.
 
     Args:
-        checkpoint: Checkpoint of a run, or `embedded`, the small one in the package.
+        checkpoint: Checkpoint of a run, or `embedded`, the small one in the package. `wan_move:FILE` and `ati:FILE` are
+            these authors' transformers, with --svd WAN.
         image: Picture to start from; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy,
             visibility.npy.
         motion: What is drawn on the picture, and how the scene behind it moves.

@@ -204,12 +204,10 @@ def drawing_of_points(image: np.ndarray, points: Points, brush: np.ndarray | Non
     after the last one in which it is seen it stays. Points that the first frame hides start nowhere and are left out.
 
     Raises:
-        UserError: none is seen in the first frame, or one starts outside the image or is somewhere not finite.
+        UserError: one starts outside the image, or is somewhere not finite.
     """
     places, seen = points
     starts = np.flatnonzero(seen[:, 0])
-    if not len(starts):
-        raise UserError(f"{name}: no point is visible in the first frame, where tracks start")
     knots = np.linspace(0, 1, places.shape[1])
     kept = [places[index][seen[index]].astype(np.float64) for index in starts]
     times = [None if seen[index].all() else knots[seen[index]] for index in starts]

@@ -90,11 +90,11 @@ def _points(data: bytes, name: str, seen: tuple[bytes, str] | None, batched: boo
         if values.ndim == 3:
             values = _first(values, seen[1])
         if values.shape != visible.shape:
-            raise UserError(f"{seen[1]}: expected shape {visible.shape} as the tracks, got {values.shape}")
+            raise UserError(f"{seen[1]}: expected shape {visible.shape} as {PurePath(name).name}, got {values.shape}")
         visible = values > (SURE if batched else 0)
     if batched:
         places, visible = places.transpose(1, 0, 2), visible.T
-    return _bounded(Points(places, visible), name)
+    return _bounded(Points(places, visible), name, name if seen is None else seen[1])
 
 
 def _first(array: np.ndarray, name: str) -> np.ndarray:
@@ -103,9 +103,11 @@ def _first(array: np.ndarray, name: str) -> np.ndarray:
     return array[0]
 
 
-def _bounded(points: Points, name: str) -> Points:
+def _bounded(points: Points, name: str, seen_name: str) -> Points:
     if len(points.places) > MAX_TRACKS:
         raise UserError(f"{name}: expected at most {MAX_TRACKS} tracks, got {len(points.places)}")
+    if not points.seen[:, 0].any():
+        raise UserError(f"{seen_name}: no point is visible in the first frame, where tracks start")
     return points
 
 
@@ -148,7 +150,7 @@ def _ati(data: bytes, name: str) -> Points:
         raise UserError(f"{name}: array: expected (N, 121, 1, 3), x, y and whether it is seen, got {array.shape}")
     rows = array.transpose(0, 2, 1, 3).reshape(-1, ATI_MOMENTS, array.shape[3])
     rows = rows[..., :3].astype(np.float64) / ATI_SCALE
-    return _bounded(Points(rows[..., :2], rows[..., 2] > 0.5), name)
+    return _bounded(Points(rows[..., :2], rows[..., 2] > 0.5), name, name)
 
 
 # KJNodes

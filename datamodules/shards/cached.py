@@ -25,6 +25,7 @@ ABOUT = "about"  # in its metadata: hashes and negative prompt as JSON
 MAX_TEXT = 64 << 20  # bytes of that file
 LONGEST = 4096  # tokens of a text
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+PLAIN = {"latent_mean": "F16", "latent_std": "F16", "image_embedding": "F16"}
 Layout = dict[
     str, tuple[str, tuple[int, ...]]
 ]  # name -> dtype and shape; 0 tokens of a text are each clip's own number
@@ -97,6 +98,11 @@ def parse_layout(value: Any) -> Layout:
             raise UserError(f"cache: {name!r:.40} is {dtype!r:.20} {shape!r:.60}")
         layout[name] = (dtype, sizes)
     return layout
+
+
+def is_plain(layout: Layout | None) -> bool:
+    """Whether it is that of sets which say none: float16 latents and an image embedding, as SVD has them."""
+    return layout is None or {name: dtype for name, (dtype, _) in layout.items()} == PLAIN
 
 
 def layout_of(tensors: Mapping[str, Tensor], padded: bool) -> Layout:

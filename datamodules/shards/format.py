@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from datamodules.shards.cached import MAX_TEXT, TEXT, Layout, SetTexts, parse_layout, unpack_texts
+from datamodules.shards.cached import MAX_TEXT, TEXT, Layout, SetTexts, is_plain, parse_layout, unpack_texts
 from datamodules.shards.index import FORMAT, INDEX, ClipShape, read_index, read_sidecar, shape_of
 from datamodules.shards.patterns import expand
 from datamodules.shards.remote import Fetch, RangeCache, Remote, read_small
@@ -202,6 +202,8 @@ class Shards:
             raise UserError(
                 f"{self._folders[number] / INDEX}: latents were made with other weights than in {self._folders[0]}"
             )
+        if number and hashes and self.latent_hashes and is_plain(layout) and is_plain(self.layout):
+            layout = self.layout = layout if layout == self.layout else None
         if number and hashes and self.latent_hashes and layout != self.layout:
             raise UserError(f"{self._folders[number] / INDEX}: latents are of another kind than in {self._folders[0]}")
         self.latent_hashes = hashes if hashes and (not number or self.latent_hashes) else None

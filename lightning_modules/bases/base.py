@@ -306,6 +306,8 @@ class VideoBase(Staged, nn.Module, ABC):
         Raises:
             UserError: it takes no text, or has nothing that reads it.
         """
+        if not texts:
+            return []
         raise UserError("prompt: this base takes no text, expected none")
 
     def text_hashes(self) -> dict[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -114,29 +114,68 @@ def read_streamed(
         config = cls.load_config(str(base / name), local_files_only=True)
         with torch.device("meta"):
             model = cls.from_config({**config, **(changes or {})})
-        wanted = {key: value.shape for key, value in model.state_dict().items()}
-        with ExitStack() as stack:
-            opened = [stack.enter_context(safe_open(file, "pt")) for file in files]
-            where = {key: file for file in opened for key in file.keys()}
-            wrong = [key for key in wanted if key not in where or _shape(where[key], key) != tuple(wanted[key])]
-
-            def read(key: str) -> tuple[bytes, Tensor]:
-                stored = where[key].get_tensor(key)
-                if not finite(stored):
-                    raise UserError(f"{key} holds NaN or infinite values")
-                return digest(key, stored), stored.to(dtypes(key), copy=True)
-
-            with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-                loaded = {} if wrong else dict(zip(sorted(wanted), pool.map(read, sorted(wanted)), strict=True))
+        with opened(files) as stored:
+            wrong = misfits(model, stored)
+            digest_of_all = "" if wrong else fill(model, stored, dtypes)
     except UNREADABLE as error:
         raise unreadable(called, name, cls, error) from error
-    require_all(called, name, cls, sorted(wrong))
-    model.load_state_dict({key: tensor for key, (_, tensor) in loaded.items()}, assign=True)
-    return model.eval(), hash_of(one for one, _ in loaded.values())
+    require_all(called, name, cls, wrong)
+    return model.eval(), digest_of_all
 
 
-def _shape(file: safe_open, key: str) -> tuple[int, ...]:
-    return tuple(file.get_slice(key).get_shape())
+class Stored(NamedTuple):
+    """A tensor in an open safetensors file, which is read where it is used.
+
+    Attributes:
+        file: The file.
+        key: Its name there.
+    """
+
+    file: Any
+    key: str
+
+    def shape(self) -> tuple[int, ...]:
+        """Its shape; nothing is read."""
+        return tuple(self.file.get_slice(self.key).get_shape())
+
+
+@contextmanager
+def opened(files: Iterable[Path]) -> Iterator[dict[str, Stored]]:
+    """The tensors of safetensors files by name, memory-mapped for the time of the block."""
+    with ExitStack() as stack:
+        each = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        yield {key: Stored(file, key) for file in each for key in file.keys()}
+
+
+def misfits(model: nn.Module, stored: Mapping[str, Stored]) -> list[str]:
+    """Names of a network's weights that are not stored in their shapes, in order."""
+    wanted = sorted(model.state_dict().items())
+    return [key for key, value in wanted if key not in stored or stored[key].shape() != tuple(value.shape)]
+
+
+def fill(model: nn.Module, stored: Mapping[str, Stored], dtypes: Dtypes) -> str:
+    """Give a network on the meta device its weights, in these dtypes, and return the `weights_hash` of the stored ones.
+
+    Args:
+        model: The network.
+        stored: Its weights, by their names in the network.
+        dtypes: Name of a weight -> the dtype wanted.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+
+    def read(name: str) -> tuple[bytes, Tensor]:
+        tensor = stored[name].file.get_tensor(stored[name].key)
+        if not finite(tensor):
+            raise UserError(f"{stored[name].key} holds NaN or infinite values")
+        return digest(name, tensor), tensor.to(dtypes(name), copy=True)
+
+    names = sorted(model.state_dict())
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        loaded = dict(zip(names, pool.map(read, names), strict=True))
+    model.load_state_dict({name: tensor for name, (_, tensor) in loaded.items()}, assign=True)
+    return hash_of(one for one, _ in loaded.values())
 
 
 def require_all(path: str, name: str, cls: Any, wrong: list[str]) -> None:

@@ -71,7 +71,7 @@ class ReMoCo:
         self.sampling: Sampling = module.sampling.but(steps=settings.steps, guidance=settings.guidance, inputs=said)
         self.steps, self.guidance = self.sampling.steps, self.sampling.guidance
         self.stand_in = is_small(module)
-        self.protocol = protocol(self.name, self, self.sampling.inputs)
+        self.protocol = protocol(self.name, self, self.sampling.inputs | second_guidance(self.sampling))
 
     @classmethod
     def load(
@@ -81,6 +81,7 @@ class ReMoCo:
         settings: Settings = USUAL,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
+        second: str | None = None,
     ) -> ReMoCo:
         """Read a checkpoint or a folder of `save_pretrained`.
 
@@ -90,11 +91,12 @@ class ReMoCo:
             settings: How it is sampled.
             dtype: Compute dtype of the frozen networks.
             device: Where they go.
+            second: The run of the other expert, where the base is Wan 2.2 A14B.
 
         Raises:
             UserError: it is no checkpoint of ours, or over another base; one line.
         """
-        return cls(opened(path, svd, device, dtype), settings)
+        return cls(opened(path, svd, device, dtype, second), settings)
 
     def control(self, drawing: Drawing) -> Tensor:
         """(L, C, H, W), what the condition draws of tracks and brush."""
@@ -123,6 +125,11 @@ class ReMoCo:
         )
         video: Tensor = output.frames[0].float() * 2 - 1
         return video
+
+
+def second_guidance(sampling: Sampling) -> dict[str, str]:
+    """Guidance of a second expert in words, where it has its own."""
+    return {} if sampling.guidance_2 is None else {"guidance_2": "{:g} to {:g}".format(*sampling.guidance_2)}
 
 
 def opened(

@@ -125,7 +125,7 @@ def test_torchrun_is_told_so(sprites, tmp_path, monkeypatch):
     monkeypatch.delitem(OWN_STORE, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE")
     run = tmp_path / "runs/refused"
     run.parent.mkdir()
-    assert ended(launched(sprites, run, ("--standalone", "--nproc-per-node", "1")), run) == 1
+    assert ended(launched(sprites, run, ("--standalone", "--nproc-per-node", "1", "--max-restarts", "1")), run) == 1
     (log,) = run.parent.glob("refused.*.log")
     assert "put TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun" in log.read_text()
 

@@ -9,6 +9,7 @@ statements of their files are run, in float64.
 from __future__ import annotations
 
 import ast
+import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,57 @@ SIDE, TIME, CHANNELS, FRAMES = 8, 4, 4, 9
 TRACKS = "wan/modules/trajectory.py", ("get_pos_emb", "create_pos_feature_map", "replace_feature")
 MIXED = "wan/modules/motion_patch.py", ("ind_sel", "merge_final", "patch_motion")
 SIZES = {"wide": (20, 28), "tall": (12, 8)}  # cells
+
+
+# layers of diffusers' transformer -> those of Wan's own, as its `model.py` names them
+OUTSIDE = {
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.image_embedder.norm1": "img_emb.proj.0",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "condition_embedder.image_embedder.norm2": "img_emb.proj.4",
+    "patch_embedding": "patch_embedding",
+    "proj_out": "head.head",
+}
+INSIDE = {
+    "attn1.to_q": "self_attn.q", "attn1.to_k": "self_attn.k", "attn1.to_v": "self_attn.v",
+    "attn1.to_out.0": "self_attn.o", "attn1.norm_q": "self_attn.norm_q", "attn1.norm_k": "self_attn.norm_k",
+    "attn2.to_q": "cross_attn.q", "attn2.to_k": "cross_attn.k", "attn2.to_v": "cross_attn.v",
+    "attn2.to_out.0": "cross_attn.o", "attn2.norm_q": "cross_attn.norm_q", "attn2.norm_k": "cross_attn.norm_k",
+    "attn2.add_k_proj": "cross_attn.k_img", "attn2.add_v_proj": "cross_attn.v_img",
+    "attn2.norm_added_k": "cross_attn.norm_k_img", "norm2": "norm3", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2",
+}  # fmt: skip
+
+
+def original(name: str) -> str:
+    """The name in Wan's own code of a weight of diffusers' transformer."""
+    if name.endswith("scale_shift_table"):
+        return name.replace("scale_shift_table", "modulation" if name.startswith("blocks.") else "head.modulation")
+    layer, _, kind = name.rpartition(".")
+    if not name.startswith("blocks."):
+        return f"{OUTSIDE[layer]}.{kind}"
+    _, number, layer = layer.split(".", 2)
+    return f"blocks.{number}.{INSIDE[layer]}.{kind}"
+
+
+def write(path: Path, transformer: torch.nn.Module, parts: int = 1) -> Path:
+    """A transformer as these authors have it: one file, or a folder of parts with an index."""
+    state = {original(name): value.detach().clone() for name, value in transformer.state_dict().items()}
+    if parts == 1:
+        save_file(state, path)
+        return path
+    path.mkdir()
+    names, listed = list(state), {}
+    for number in range(parts):
+        part = f"diffusion_pytorch_model-{number + 1:05}-of-{parts:05}.safetensors"
+        save_file({name: state[name] for name in names[number::parts]}, path / part)
+        listed |= dict.fromkeys(names[number::parts], part)
+    (path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    return path
 
 
 def functions(checkout: Path, where: tuple[str, tuple[str, ...]]) -> SimpleNamespace:

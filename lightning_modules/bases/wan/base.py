@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self
 
 import torch
@@ -67,6 +68,7 @@ class Wan(Experts):
         image_encoder: CLIP vision model, in at least float32; None in Wan 2.2.
         first_given: Whether it is TI2V, which is given the first latent.
         empty: (n, D) embedding of an empty prompt.
+        elsewhere: Networks that are not the folder's -> what reads them with their hash, of a dtype; see `wan.peers`.
     """
 
     conditionings = ("text",)
@@ -81,6 +83,7 @@ class Wan(Experts):
     first_given: bool
     latent_mean: Tensor
     latent_std: Tensor
+    elsewhere: Mapping[str, Callable[[torch.dtype], tuple[nn.Module, str]]] = MappingProxyType({})
 
     @functools.cached_property
     def networks(self) -> tuple[str, ...]:
@@ -119,8 +122,9 @@ class Wan(Experts):
         """
         exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
         dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
+        others = {name: read(dtypes[name]) for name, read in self.elsewhere.items()}
         spared = {name: digest for name, digest in self.spare().items() if not (name == "vae" and self.patches)}
-        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared)
+        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared, others)
         self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 
@@ -131,7 +135,7 @@ class Wan(Experts):
             changes = changes_of(self.networks) if name in EXPERTS.values() else {}
             config = self.config(name) | changes
             make = partial(layout_of(class_of(name, config)), config)
-            if not is_hub_id(str(self.path)):
+            if not is_hub_id(str(self.path)) and name not in self.elsewhere:
                 check_model(config_file(str(self.path), name, self.revision).parent, lambda _, make=make: make())  # type: ignore[misc]
             with torch.device("meta"):
                 made[name] = make()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
 from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
@@ -79,6 +80,7 @@ def load(
     dtypes: Mapping[str, torch.dtype],
     cached: Cached | None = None,
     spared: Mapping[str, str] | None = None,
+    others: Mapping[str, tuple[nn.Module, str]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -90,14 +92,15 @@ def load(
         dtypes: Name of a transformer -> its dtype.
         cached: What a training's clips bring; other weights than those are refused before a transformer is read.
         spared: Name -> hash of networks that are only outlined, on the meta device.
+        others: Name -> network with its hash, of those that are not the folder's.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
     """
     classes = {name: class_of(name, check_config(config_file(path, name, revision))) for name in networks}
-    spared = spared or {}
+    spared, others = spared or {}, others or {}
     known = known_empty(path, revision, dtype, cached=cached)
-    wanted = [name for name in networks if name not in spared]
+    wanted = [name for name in networks if name not in spared and name not in others]
     base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
@@ -114,7 +117,7 @@ def load(
         for name, digest in hashes.items():
             cached.check(name, digest)
     for name, kept in dtypes.items():
-        parts[name], hashes[name] = read_streamed(
+        parts[name], hashes[name] = others.get(name) or read_streamed(
             base,
             name,
             COMPONENTS[name],

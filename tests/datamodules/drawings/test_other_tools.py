@@ -217,7 +217,7 @@ ARRAYS_BAD = {
     "three columns": ({"a__npy": npy(np.ones((1, 5, 3, 3)))}, "expected shape .*x and y in pixels, got"),
     "other visibility": (
         {"a__npz": npz(pred_tracks=batch(LINE), pred_visibility=np.ones((1, 120, 1)))},
-        r"a.npz: pred_visibility: expected shape \(121, 1\) as the tracks, got \(120, 1\)",
+        r"a.npz: pred_visibility: expected shape \(121, 1\) as a.npz: pred_tracks, got \(120, 1\)",
     ),
     "a pickle": ({"a__npz": npz(tracks=np.array([{}], dtype=object))}, "a.npz: tracks: expected .*no number"),
     "texts": ({"a__npy": npy(np.array([[["a", "b"]]]))}, "a.npy: expected .*no number"),

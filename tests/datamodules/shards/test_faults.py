@@ -194,6 +194,26 @@ def test_broken_latents(clips, tmp_path, caplog, broken, reason):
     assert_replaced(write(tmp_path / "set", changed, HASHES), [4], reason, caplog)
 
 
+def test_a_set_that_says_its_layout_is_mixed_with_one_of_before(clips, tmp_path):
+    """Both have SVD's float16; latents of another kind are not mixed with them."""
+    first, second = (write(tmp_path / name, clips, HASHES) for name in "ab")
+    plain = {
+        "latent_mean": ["F16", [3, 4, 2, 3]],
+        "latent_std": ["F16", [3, 4, 2, 3]],
+        "image_embedding": ["F16", [1, 8]],
+    }
+    index = json.loads((second / "index.json").read_text())
+    (second / "index.json").write_text(json.dumps({**index, "cache": {"tensors": plain, "files": {}}}))
+    for folders in ((first, second), (second, first)):
+        mixed = Shards([str(folder) for folder in folders])
+        assert mixed.latent_hashes == HASHES and mixed.layout is None
+    assert Shards(str(second)).layout == {name: (dtype, tuple(shape)) for name, (dtype, shape) in plain.items()}
+    other = {"latent_mean": ["F32", [1, 4, 2, 3]]}
+    (second / "index.json").write_text(json.dumps({**index, "cache": {"tensors": other, "files": {}}}))
+    with pytest.raises(UserError, match="b/index.json: latents are of another kind than in "):
+        Shards([str(first), str(second)])
+
+
 def test_latents_of_different_weights_are_not_mixed(clips, whole, tmp_path):
     first, second = write(tmp_path / "a", clips, HASHES), write(tmp_path / "b", clips, {**HASHES, "vae": "c" * 64})
     size = {"frames": 3, "height": 16, "width": 24, "num_workers": 0}

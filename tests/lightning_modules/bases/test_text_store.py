@@ -8,7 +8,10 @@ import shutil
 import pytest
 import torch
 
+from conditions import RegionWise
+from lightning_modules import MotionControlModule
 from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_store
+from lightning_modules.config import Control, Sampling
 from tests.support import cogvideox, wan
 
 
@@ -89,3 +92,22 @@ def test_the_longest_unused_go_and_a_folder_that_takes_nothing_is_no_error(tmp_p
     assert text_store.read(place) is None
     monkeypatch.setenv(text_store.VARIABLE, "")
     assert text_store.key("encoder", torch.float32, 1) is None
+
+
+def test_a_runs_own_prompts_lead_its_samples_where_clips_bring_no_texts(folders, readings):
+    made = {}
+    for name, inputs in {"none": {}, "away": {"negative_prompt": "dog"}}.items():
+        net = MotionControlModule(
+            Wan(folders[Wan]), RegionWise(min_mask_ratio=0.5), control=Control([], None),
+            sampling=Sampling(1, guidance=(3.0, 3.0), inputs=inputs),
+        )  # fmt: skip
+        net.configure_model()
+        batch = {
+            "flow": torch.zeros(1, 5, 2, 32, 48), "visibility": torch.ones(1, 5, 32, 48, dtype=torch.bool),
+            "first_frame": torch.zeros(1, 3, 32, 48), "fps": torch.ones(1), "position": torch.tensor([0]),
+        }  # fmt: skip
+        made[name] = net.sample(batch, None)
+    away = net.base.embed_text(["dog"])[0][None]
+    given = net.sample({**batch, "text": net.base.empty[None], "negative_text": away}, None)
+    assert torch.equal(made["away"], given) and not torch.equal(made["none"], given)
+    assert len(readings) == 2  # for the empty text, and for the negative prompt

@@ -29,6 +29,7 @@ from lightning_modules.process.base import Denoiser
 from lightning_modules.process.bounds import bounds_of
 from lightning_modules.process.sampler import euler_sample
 from lightning_modules.second import Second
+from lightning_modules.systems.ours import ReMoCo
 from lightning_modules.video_module import NOISE
 from remoco.common.errors import UserError
 from tests.support import wan
@@ -460,6 +461,8 @@ def test_two_runs_are_sampled_together(runs):
         assert same == (step < first)
         assert not torch.equal(states["both"][step], states["low"][step])
     other = generated(both, guidance_scale_2=6.0)
+    assert "4 steps, guidance 3.5 to 3.5, of low noise 2 to 2" in repr(both)
+    assert "guidance 3.5 to 3.5, " in ReMoCo(both).protocol and "guidance_2 2 to 2" in ReMoCo(both).protocol
     assert not torch.equal(other, states["both"][-1])
     with pytest.raises(UserError, match="^save_pretrained: this pipeline is of two runs"):
         both.save_pretrained("nowhere")
