@@ -7,8 +7,9 @@ MotionPro code of a checkout, with deepspeed and xformers replaced (released_sid
 alone, frozen: its forward, and its gradient by the input. Before anything is timed, losses, gradients and samples of
 all sides are compared in float64. Where they differ by more than 1e-9, the script ends with 1.
 
-Each side is a process of its own, with one thread; they take turns. CPU seconds, medians and quartiles. Memory is what
-a step adds to the process that has imported everything: weights, optimizer's state, gradients and activations.
+Each side is a process of its own, with one thread; they take turns. CPU seconds, medians and quartiles. Memory, of a
+second process of each, is what it adds to one that has imported everything: weights, what is trained with its
+optimizer's state, gradients and activations.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from torch import Tensor
 TOLERANCE = 1e-9
 BARE, PEFT, RELEASED, OURS = "bare", "diffusers + peft", "released", "ours"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+WORK = ("step", "sample")
 MMAP_THRESHOLD = -3  # of glibc's mallopt
 
 
@@ -94,18 +96,32 @@ def exactly() -> Iterator[None]:
 
 
 def serve(pipe: Any, case: Case, name: str, dtype: torch.dtype, released: str | None, steps: int) -> None:
-    """Build a side and answer what it is asked for: seconds of a `step` or a `sample`, or bytes that either takes."""
-    before = resident("RssAnon")
+    """Build a side, and send the CPU seconds of each `step` or `sample` that is asked for."""
     side = makers(case, released)[name](case, dtype)
-    given = case.inputs(case.module(dtype))
-    trim()
-    calls = {"step": partial(side.step, given), "sample": partial(side.sample, given, steps)}
+    calls = work(side, case, dtype, steps)
     pipe.send("ready")
     with suppress(EOFError):  # nobody asks any more
         while True:
-            kind, what = pipe.recv()
-            pipe.send(harness.timed(calls[what])[1] if kind == "seconds" else peak(calls[what]) - before)
+            pipe.send(harness.timed(calls[pipe.recv()])[1])
             trim()  # the sides take turns, and each has the machine's memory
+
+
+def weigh(pipe: Any, case: Case, name: str, dtype: torch.dtype, released: str | None, steps: int) -> None:
+    """Send the most bytes that a `step` and a `sample` take, with what is built for them."""
+    with suppress(AttributeError):  # glibc's own: what is freed is given back at once, which takes time
+        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+    before = resident("RssAnon")
+    side = makers(case, released)[name](case, dtype)
+    calls = work(side, case, dtype, steps)
+    found = {"sample": peak(calls["sample"]) - before}
+    calls["step"]()  # the optimizer's state is there from now on
+    pipe.send({"step": peak(calls["step"]) - before, **found})
+
+
+def work(side: Side, case: Case, dtype: torch.dtype, steps: int) -> dict[str, Callable[[], Tensor]]:
+    """What is measured of a side."""
+    given = case.inputs(case.module(dtype))
+    return {"step": partial(side.step, given), "sample": partial(side.sample, given, steps)}
 
 
 @contextmanager
@@ -129,9 +145,7 @@ def process(function: Callable[..., None], *args: Any) -> Iterator[Any]:
 
 
 def peak(call: Callable[[], Any]) -> float:
-    """Most bytes of memory during a call, none of them kept by the allocator for later; nan where nobody tells."""
-    with suppress(AttributeError):  # glibc's own
-        ctypes.CDLL(None).mallopt(MMAP_THRESHOLD, 1 << 16)
+    """Most bytes of memory during a call; nan where nobody tells."""
     trim()
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -158,34 +172,36 @@ def resident(name: str) -> float:
 
 def measured(case: Case, dtype: torch.dtype, args: Namespace) -> None:
     """Print the table of one clip, and the ratios."""
-    seconds, memory, rows = {}, {}, []
+    seconds, rows, of_side = {}, [], {}
+    for name in makers(case, args.released):  # one after the other, for the sake of memory
+        with process(weigh, case, name, dtype, args.released, args.steps) as pipe:
+            of_side[name] = pipe.recv()
     with ExitStack() as stack:
         ask = {}
-        for name in makers(case, args.released):
+        for name in of_side:
             pipe = stack.enter_context(process(serve, case, name, dtype, args.released, args.steps))
             pipe.recv()
             ask[name] = partial(answer, pipe)
-        for what in ("step", "sample"):
-            calls = {name: partial(each, "seconds", what) for name, each in ask.items()}
+        for what in WORK:
+            calls = {name: partial(each, what) for name, each in ask.items()}
             seconds[what] = harness.interleaved(calls, args.rounds)
-        for what in ("step", "sample"):  # last: an allocator that keeps nothing is slower
-            memory[what] = {name: each("bytes", what) for name, each in ask.items()}
+    memory = {what: {name: found[what] for name, found in of_side.items()} for what in WORK}
     medians = {what: {name: statistics.median(t) for name, t in found.items()} for what, found in seconds.items()}
     for name in ask:
         row = [name]
-        for what in ("step", "sample"):
+        for what in WORK:
             low, _, high = statistics.quantiles(seconds[what][name], n=4) if args.rounds > 1 else [float("nan")] * 3
             row += [f"{medians[what][name]:.2f} [{low:.2f}..{high:.2f}]", times(medians[what], name)]
             row += [f"{memory[what][name] / 1e6:.0f}", times(memory[what], name)]
         rows.append(row)
     heads = ["CPU s", "times", "MB", "times"]
-    print(harness.table(["side", *(f"{what}: {head}" for what in ("step", "sample") for head in heads)], rows))
+    print(harness.table(["side", *(f"{what}: {head}" for what in WORK for head in heads)], rows))
     print(flush=True)
 
 
-def answer(pipe: Any, kind: str, what: str) -> float:
+def answer(pipe: Any, what: str) -> float:
     """What a side's process says."""
-    pipe.send((kind, what))
+    pipe.send(what)
     return pipe.recv()
 
 
@@ -202,7 +218,7 @@ def main() -> None:
     parser.add_argument("--lora", nargs="+", default=["attention", "linear"], choices=["attention", "linear"])
     parser.add_argument("--size", default="quarter", choices=["tiny", "quarter"])
     parser.add_argument("--frames", nargs="+", type=int, default=[8, 16], help="of SVD; of the others 4 n / 2 + 1")
-    parser.add_argument("--height", type=int, default=160)
+    parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--dtypes", nargs="+", default=[*DTYPES], choices=DTYPES)
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds, after one")
@@ -212,6 +228,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.released:
         released_side.check(args.released)
+        if args.height % 64 or args.width % 64:
+            parser.error("--height and --width: expected multiples of 64 with --released, whose network has no others")
     loras = {"svd": args.lora, "wan": ["attention"], "cogvideox": ["attention"]}
     cases = [
         Case(base, args.size, height=args.height, width=args.width, lora=k) for base in args.bases for k in loras[base]

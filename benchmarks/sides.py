@@ -41,17 +41,17 @@ SVD["quarter"] = _size(
     {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32,
      "patch_size": 8},
 )  # fmt: skip
-# the 5B models at a quarter of their widths, with fewer blocks, which are all alike
+# the 5B models at a quarter of their widths with all blocks: with fewer, the motion encoder's share would be larger
 WAN["quarter"] = {
     "transformer": {
         "num_attention_heads": 6, "attention_head_dim": 128, "in_channels": 48, "out_channels": 48, "text_dim": 1024,
-        "freq_dim": 256, "ffn_dim": 3584, "num_layers": 8,
+        "freq_dim": 256, "ffn_dim": 3584, "num_layers": 30,
     },
     "vae": {**WAN["tiny_ti2v"]["vae"], "z_dim": 48, "latents_mean": [0.0] * 48, "latents_std": [1.0] * 48},
 }  # fmt: skip
 COGVIDEOX["quarter"] = {
     "transformer": {
-        **COGVIDEOX["i2v_5b"]["transformer"], "num_attention_heads": 12, "text_embed_dim": 1024, "num_layers": 8,
+        **COGVIDEOX["i2v_5b"]["transformer"], "num_attention_heads": 12, "text_embed_dim": 1024,
     },
     "vae": {**COGVIDEOX["tiny_i2v"]["vae"], "latent_channels": 16},
 }  # fmt: skip

@@ -42,7 +42,7 @@ class Second(nn.Module):
         if self.motion_encoder is not None:
             networks["motion_encoder"] = self.motion_encoder
         lora = tuple(f"base.{name}." for name in other.lora_targets("attention"))
-        trained = {
+        trained: dict[str, Tensor] = {
             name: parameter
             for name, parameter in networks.named_parameters()
             if parameter.requires_grad and (name.startswith(lora) or not name.startswith("base."))

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, Union, cast, get_args, get_origin
 
+from lightning_modules.config import PEERS
 from remoco.common import rooms
 from remoco.common.errors import UserError, one_line, readable
 from remoco.near import hint
@@ -176,7 +177,8 @@ def fingerprint(choice: SystemChoice) -> str:
     videos another one. A folder that an option names, a base for example, counts by its name.
     """
     digest = hashlib.sha256(repr((choice.system, sorted(choice.options.items()))).encode())
-    path = None if choice.weights is None else Path(choice.weights)
+    kind, _, file = str(choice.weights).partition(":")
+    path = None if choice.weights is None else Path(file if kind in PEERS else choice.weights)
     if path is None or not path.exists():
         digest.update(str(path).encode())
         files = []

@@ -177,9 +177,9 @@ class Gated(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, *grads: Any) -> Tensor:
         """Gradient of both halves, to the bit as autograd has it."""
-        (both,) = ctx.saved_tensors
+        (grad,), (both,) = grads, ctx.saved_tensors
         h, g = both.chunk(2, -1)
         if torch.compiler.is_compiling():  # a graph has no views to write to
             return torch.cat([grad * F.gelu(g), torch.ops.aten.gelu_backward(grad * h, g)], -1)

@@ -151,7 +151,7 @@ def read_boundary(path: str, revision: str | None) -> float:
         raise UserError(f"base: {path}/{INDEX} not found, expected it with {RATIO}, which divides two experts' times")
     index = read_json(file)
     ratio = index.get(RATIO) if isinstance(index, dict) else None
-    if type(ratio) not in (int, float) or not 0.001 <= ratio <= 0.999:
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0.001 <= ratio <= 0.999:
         raise UserError(
             f"base: {path}/{INDEX}: {RATIO} is {readable(str(ratio), 60)}, expected a number from 0.001 to 0.999 "
             "(A14B: 0.9)"

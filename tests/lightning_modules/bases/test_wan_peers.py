@@ -28,6 +28,7 @@ from lightning_modules.layers import seeded
 from lightning_modules.optimizer import Plan, adamw
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.common.errors import UserError
+from remoco.systems import SystemChoice, fingerprint
 from tests.support import wan, wan_peers
 from tests.support.commands import remoco
 from tests.support.modules import data, draw, trainer
@@ -235,6 +236,16 @@ def test_a_record_names_no_file_of_another_kind_or_place(folder, file, tmp_path)
         with pytest.raises(UserError, match=said) as caught:
             MotionControlPipeline.from_pretrained(tmp_path / "saved")
         assert "\n" not in str(caught.value)
+
+
+def test_clips_of_other_weights_of_the_same_name_have_another_fingerprint(file, tmp_path):
+    kept = tmp_path / "kept.safetensors"
+    shutil.copy(file, kept)
+    choice = SystemChoice("remoco", f"ati:{kept}", {"svd": str(tmp_path)})
+    before = fingerprint(choice)
+    assert before == fingerprint(choice)
+    changed(file, kept, lambda state: state[NAME].add_(1))
+    assert fingerprint(choice) != before
 
 
 def attention(q, k, v, k_lens=None, **_):
