@@ -2,8 +2,8 @@
 
 A hole is filled from coarse to fine. At the coarsest size each pixel is the best linear estimate from the hole's rim
 (kriging); at every size frequency-selective extrapolation then carries structure into the hole, with the coarser fill
-as a weak witness. Both are estimates, which are smoother than what they estimate: what is fine is raised to the
-contrast of the surroundings.
+as a weak witness. At the coarsest, non-local means give a second estimate: the mean of both is nearer than either. All
+of these are smoother than what they estimate; `texture` adds the fine detail of similar places.
 
 - Kriging: Cressie, Statistics for Spatial Data (1993), 3.2, with an exponential covariance and an unknown mean.
 - Extrapolation: Seiler and Kaup, Complex-valued frequency selective extrapolation for fast image and video signal
@@ -17,15 +17,18 @@ import cv2
 import numpy as np
 from scipy import fft, linalg, ndimage
 
+from lightning_modules.control.alike import alike
+from lightning_modules.control.texture import textured
+
 LARGE = 256  # px of the shorter side from which a picture is halved before its holes are kriged
 RANGE, NUGGET = 40.0, 0.05  # px over which the covariance falls to 1/e, and the share of it that is noise
 NEAR, FAR, MOST = 3, 24, 900  # px around a hole that are witnesses: every second, every fourth in both ways; and most
-BLOCK, BORDER, SIZE = 8, 20, 48  # px of a block's side, of its surroundings, and of the transform
+BLOCK, BORDER, SIZE = 8, 20, 64  # px of a block's side, of its surroundings, and of the transform
 FALL = 0.85  # weight of a pixel per pixel of distance from the block's centre
-FILLED, COARSE = 0.5, 0.015  # weights of what is already extrapolated, and of the coarser fill
+FILLED, COARSE = 0.5, 0.03  # weights of what is already extrapolated, and of the coarser fill
 ITERATIONS, SHARE = 20, 0.5  # frequencies that are chosen, and how much of each is taken at a time
 BATCH = 128  # blocks at once
-FINE, RING, RAISED = 2.0, 12, 2.5  # px of what is fine, of the surroundings compared with, and most that it is raised
+RECALLED = 0.5  # how far a hole is moved from the extrapolation to the non-local mean, whose errors are others
 
 
 def filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
@@ -41,12 +44,12 @@ def filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
     levels = [(picture.astype(np.float32), hole)]
     while min(levels[-1][1].shape) >= LARGE and not _halved(*levels[-1])[1].all():
         levels.append(_halved(*levels[-1]))
-    whole = _kriged(*levels[-1])
+    coarsest, missing = levels.pop()
+    whole = _recalled(_extrapolated(_kriged(coarsest, missing).clip(0, 255), missing), missing)
     for image, missing in reversed(levels):
-        if whole.shape != image.shape:
-            whole = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+        whole = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         whole = _extrapolated(np.where(missing[..., None], whole, image).clip(0, 255), missing)
-    return np.where(hole[..., None], _as_fine(whole, hole), picture)
+    return np.where(hole[..., None], textured(whole, hole, 2 ** len(levels)), picture)
 
 
 def _halved(image: np.ndarray, hole: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,17 +149,10 @@ def _modelled(colours: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return fft.ifft2(spectrum).real[..., :side, :side] * SIZE**2 + mean
 
 
-def _as_fine(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
-    """The picture, what is fine in each part of its hole raised to the contrast around it."""
-    fine = image - cv2.GaussianBlur(image, (0, 0), FINE)
-    raised = image.copy()
-    parts, _ = ndimage.label(hole)
-    for number, box in enumerate(ndimage.find_objects(parts), 1):
-        window = tuple(slice(max(side.start - RING, 0), side.stop + RING) for side in box)
-        part = parts[window] == number
-        around = ~hole[window] & (ndimage.distance_transform_edt(~part) <= RING)
-        if around.any():
-            contrast = [np.square(fine[window][where]).mean() for where in (around, part)]
-            gain = np.sqrt(contrast[0] / max(contrast[1], 1e-6)).clip(1, RAISED)
-            raised[window][part] += (gain - 1) * fine[window][part]
-    return raised.clip(0, 255)
+def _recalled(image: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    """The picture, its hole moved towards what non-local means find at half the size."""
+    size = max(image.shape[1] // 2, 1), max(image.shape[0] // 2, 1)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    missing = cv2.resize(hole.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+    change = cv2.resize(alike(small, missing) - small, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
+    return np.where(hole[..., None], image + RECALLED * change, image).clip(0, 255)

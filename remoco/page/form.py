@@ -145,7 +145,7 @@ def _of_sampling(name: str, value: float | str, pipeline: MotionControlPipeline)
 
 
 def _sampling(sampling: Sampling) -> Iterator[tuple[str, float | str]]:
-    """Names in a request, and values, of all that `Sampling` holds but the base's inputs and what is not said."""
+    """Names in a request, and values, of all that `Sampling` holds but the base's inputs and what it leaves open."""
     for each in dataclasses.fields(sampling):
         value = getattr(sampling, each.name)
         if isinstance(value, tuple):

@@ -61,6 +61,25 @@ def test_a_picture_of_page_size_is_filled_from_half_its_size():
     assert own < 0.6 * opencv
 
 
+def energy(picture, mask):
+    """Of the gradients inside of a hole."""
+    inside = mask & np.roll(mask, 1, 0) & np.roll(mask, 1, 1)
+    return sum(np.square(picture - np.roll(picture, 1, axis)).sum(2)[inside].sum() for axis in (0, 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_fill_is_about_as_sharp_as_what_surrounds_it(seed):
+    """On noise whose amplitude falls with the frequency as photographs' does, of which nothing can be foretold."""
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(96), np.fft.rfftfreq(96), indexing="ij"))
+    frequency[0, 0] = 1
+    noise = np.random.default_rng(seed).normal(size=(3, 96, 96))
+    clouds = np.fft.irfft2(np.fft.rfft2(noise) / frequency)
+    picture = (128 + 40 * clouds / clouds.std()).clip(0, 255).transpose(1, 2, 0).astype(np.float32)
+    mask = hole(96, 96, 36, 36, 24)
+    made, smear, true = (energy(image, mask) for image in (filled(picture, mask), inpainted(picture, mask), picture))
+    assert 0.65 < made / true < 1.3 and smear / true < 0.15
+
+
 @pytest.mark.parametrize("known", ["a line", "a pixel"])
 def test_hardly_anything_known_still_fills(known):
     mask = np.ones((40, 48), bool)
