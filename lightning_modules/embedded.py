@@ -23,6 +23,7 @@ NAME, SPRITES = "embedded", "embedded-sprites"
 FILES = {name: Path(__file__).with_name(f"{name.replace('-', '_')}.safetensors") for name in (NAME, SPRITES)}
 BASE = Path(__file__).with_name("sprites_base")
 KEY = "remoco"
+FITTED = ("base.pca.", "base.vae.first.", "base.vae.rest.")  # components of patches, of SVD's kind and of Wan's
 
 
 def located(path: str | Path) -> Path:
@@ -32,7 +33,7 @@ def located(path: str | Path) -> Path:
 
 def tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the file: float16, but the fitted latents unchanged, because pictures are decoded with them."""
-    halves = {name: value if name.startswith("base.pca.") else value.half() for name, value in state.items()}
+    halves = {name: value if name.startswith(FITTED) else value.half() for name, value in state.items()}
     return {name: value.detach().cpu().contiguous() for name, value in halves.items()}
 
 

@@ -98,8 +98,7 @@ def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_no
     known = named(pipeline)
     for each in fields(More):
         value = getattr(pipeline.module.sampling, each.name)
-        if value is None:  # of what a base may have and this one has not, as the guidance of a second network
-            assert not {name for name in known if each.name in name}
+        if value is None:  # left open, as the guidance of a second expert that there is not
             continue
         own = {"guidance": {"first_guidance", "last_guidance"}, "inputs": {"fps", "motion_bucket_id"}}
         for name in own.get(each.name, {each.name}):

@@ -9,7 +9,7 @@ import torch
 from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
 
 from conditions import RegionWise
-from lightning_modules import BaseModule, MotionControlModule
+from lightning_modules import BaseModule, MotionControlModule, embedded
 from lightning_modules.bases import RandomWan, Wan
 from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.config import Control, Noise, Sampling
@@ -79,6 +79,8 @@ def test_components_are_fitted_once_and_a_resume_has_the_same_bits(sprites, tmp_
     assert same(one["state_dict"], other["state_dict"]) and same(one["optimizer_states"], other["optimizer_states"])
     parts = {f"base.vae.{part}.{name}" for part in ("first", "rest") for name in ("mean", "basis", "scale")}
     assert {name for name in one["state_dict"] if name.startswith("base.vae.")} == parts
+    halves = embedded.tensors(one["state_dict"])
+    assert {name for name, value in halves.items() if value.dtype == torch.float32} == parts
 
 
 def test_an_exported_base_is_one_that_wan_loads(sprites, tmp_path):
