@@ -45,7 +45,7 @@ def filled(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
     while min(levels[-1][1].shape) >= LARGE and not _halved(*levels[-1])[1].all():
         levels.append(_halved(*levels[-1]))
     coarsest, missing = levels.pop()
-    whole = _recalled(_extrapolated(_kriged(coarsest, missing).clip(0, 255), missing), missing)
+    whole = _recalled(_extrapolated(_kriged(coarsest, missing), missing), missing)
     for image, missing in reversed(levels):
         whole = cv2.resize(whole, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         whole = _extrapolated(np.where(missing[..., None], whole, image).clip(0, 255), missing)
