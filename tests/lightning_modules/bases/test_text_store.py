@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
-from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_store
+from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_reader, text_store
 from lightning_modules.config import Control, Sampling
 from tests.support import cogvideox, wan
 
@@ -92,6 +93,25 @@ def test_the_longest_unused_go_and_a_folder_that_takes_nothing_is_no_error(tmp_p
     assert text_store.read(place) is None
     monkeypatch.setenv(text_store.VARIABLE, "")
     assert text_store.key("encoder", torch.float32, 1) is None
+
+
+def test_of_several_processes_at_once_one_reads_the_encoder_for_a_prompt(folders, readings, monkeypatch):
+    """The ranks of a machine: another one asks while the first reads."""
+    first, other = (Wan(folders[Wan]).build() for _ in range(2))
+    made = []
+    rank = threading.Thread(target=lambda: made.extend(other.embed_text(["dog"])))
+    read = text_reader.read_encoder
+
+    def slow(*args):
+        if rank.ident is None:
+            rank.start()
+            rank.join(0.5)  # it waits for this one; else it is through by then
+        return read(*args)
+
+    monkeypatch.setattr(text_reader, "read_encoder", slow)
+    mine = first.embed_text(["dog"])
+    rank.join()
+    assert torch.equal(mine[0], made[0]) and len(readings) == 2  # for the empty text, and for the prompt
 
 
 def test_a_runs_own_prompts_lead_its_samples_where_clips_bring_no_texts(folders, readings):
