@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -50,6 +51,21 @@ def test_latents_group_frames_as_the_causal_autoencoder_does():
         other[:, frame] += 1
         moved = (vae.encode(other.transpose(1, 2)).latent_dist.mode() - latents).abs().amax((0, 1, 3, 4)) > 1e-9
         assert moved.tolist() == [f == (frame + 3) // 4 for f in range(3)]
+
+
+def test_one_clip_is_in_memory_while_they_are_fitted():
+    alive = []
+
+    def clips():
+        for seed in range(5):
+            assert sum(one() is not None for one in alive) <= 1  # the one before
+            clip = low_rank(3, 1, seed)[0].clone()
+            alive.append(weakref.ref(clip))
+            yield clip
+            del clip
+
+    ClipPCA(3).fit(clips())
+    assert len(alive) == 5
 
 
 def module(kind=MotionControlModule, **base):
