@@ -68,6 +68,11 @@ def test_one_clip_is_in_memory_while_they_are_fitted():
     assert len(alive) == 5
 
 
+def test_clips_of_the_host_are_fitted_by_a_base_on_another_device():
+    """`meta` stands for a GPU here."""
+    ClipPCA(3).to("meta").fit(low_rank(3, 2))
+
+
 def module(kind=MotionControlModule, **base):
     control = {"control": Control(["modulation"], None, flow_scale=0.1)} if kind is MotionControlModule else {}
     made = kind(
