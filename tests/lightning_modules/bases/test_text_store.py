@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import threading
@@ -13,6 +14,7 @@ from conditions import RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_reader, text_store
 from lightning_modules.config import Control, Sampling
+from remoco.common.errors import UserError
 from tests.support import cogvideox, wan
 
 
@@ -63,6 +65,21 @@ def test_other_files_other_dtypes_and_damaged_embeddings_are_made_anew(folders, 
     for file in (tmp_path / "store" / "text").glob("*.safetensors"):
         file.write_bytes(b"x")
     assert torch.equal(Wan(folders[Wan]).build().empty, first.empty) and len(readings) == 4
+
+
+def test_the_encoders_files_are_hashed_once_while_they_stay_as_they_are(folders, readings, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders[Wan], copy)
+    digest, hashed = hashlib.file_digest, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    base = Wan(copy).build()
+    for text in ("dog", "red dog"):
+        base.embed_text([text])
+    files = {str(copy / "text_encoder" / name) for name in ("config.json", "model.safetensors")}
+    assert set(hashed) >= files and len(hashed) == len(set(hashed))
+    wan.text_encoder(seed=9).save_pretrained(copy / "text_encoder")
+    with pytest.raises(UserError, match="is not the text encoder that this base was made with"):
+        base.embed_text(["red"])
 
 
 def test_a_trainers_device_is_not_the_encoders(folders, readings):
