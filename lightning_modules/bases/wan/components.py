@@ -12,6 +12,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
 from lightning_modules.bases.sprites.pca import PATCH, PatchPCA, Sums
+from remoco.common.errors import UserError
 
 
 class ClipPCA(ModelMixin, ConfigMixin):
@@ -41,6 +42,8 @@ class ClipPCA(ModelMixin, ConfigMixin):
         scale_factor_spatial: int = PATCH,
     ):
         super().__init__()
+        if scale_factor_spatial != PATCH:
+            raise UserError(f"scale_factor_spatial is {scale_factor_spatial!r:.40}, expected {PATCH}")
         self.register_to_config(latents_mean=list(latents_mean or [0.0] * z_dim))
         self.register_to_config(latents_std=list(latents_std or [1.0] * z_dim))
         self.first, self.rest = PatchPCA(z_dim), PatchPCA(z_dim, scale_factor_temporal)

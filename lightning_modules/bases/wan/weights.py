@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -114,6 +115,7 @@ def load(
         else:
             parts[name] = read_beside(path, revision, name, classes[name], dtype)
         hashes[name] = spared.get(name) or weights_hash(parts[name])
+    check_scale(parts["vae"].config, path)
     empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
     parts["empty"], hashes[ENCODER] = empty
     if cached is not None:
@@ -131,6 +133,18 @@ def load(
     if (width := parts["transformer"].config.text_dim) != parts["empty"].shape[1]:
         raise UserError(f"base: {path}: its transformer takes text of {width} values, not {parts['empty'].shape[1]}")
     return parts, hashes
+
+
+def check_scale(vae: Any, called: str) -> None:
+    """Raise UserError unless an autoencoder's configuration has a mean and a standard deviation of each channel."""
+    for name, least in (("latents_mean", -math.inf), ("latents_std", 0)):
+        numbers = getattr(vae, name)
+        sound = all(isinstance(each, (int, float)) and least < each < math.inf for each in numbers)
+        if len(numbers) != vae.z_dim or not sound:
+            raise UserError(
+                f"base: {called}/vae: {name} is {readable(str(numbers), 60)}, expected {vae.z_dim} finite numbers"
+                f"{' above 0' if least == 0 else ''}"
+            )
 
 
 def check(transformer: Any, vae: Any, called: str) -> None:

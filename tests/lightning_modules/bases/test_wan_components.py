@@ -145,7 +145,13 @@ def test_a_folder_of_other_components_is_one_line(tmp_path):
     config = tmp_path / "base" / "vae" / "config.json"
     stated = json.loads(config.read_text())
     assert stated["_class_name"] == "ClipPCA" and stated["z_dim"] == 16
-    for changes, reason in (({"z_dim": 10**6}, "vae"), ({"z_dim": 8}, "vae"), ({"scale_factor_temporal": 2}, "vae")):
+    for changes, reason in (
+        ({"z_dim": 10**6}, "vae"), ({"z_dim": 8}, "vae"), ({"scale_factor_temporal": 2}, "vae"),
+        ({"scale_factor_spatial": 16}, "vae.*scale_factor_spatial is 16, expected 8"),
+        ({"latents_mean": [0.0] * 3}, "vae: latents_mean is .*, expected 16 finite numbers$"),
+        ({"latents_mean": ["0"] * 16}, "vae: latents_mean is .*, expected 16 finite numbers$"),
+        ({"latents_std": [1.0] * 15 + [0.0]}, "vae: latents_std is .*, expected 16 finite numbers above 0$"),
+    ):  # fmt: skip
         config.write_text(json.dumps(stated | changes))
         with pytest.raises(UserError, match=reason) as caught:
             Wan(tmp_path / "base").build()
