@@ -85,7 +85,11 @@ def main() -> None:
         sizes = [f"{what}, MB" for what in ("mp4", "flow", "masks", "clip")]
         times = [f"{what}, ms" for what in ("video", "first frame", "flow", "masks")]
         heads = ["clip", "mean flow, px", *sizes, *times, "encoding, s", "GB held"]
-        print(harness.table(heads, [long_row(shape, args.rounds) for shape in clip_set.LONG]))
+        rows = []
+        for shape in clip_set.LONG:
+            rows.append(long_row(shape, args.rounds))
+            print(*rows[-1], sep=" | ", flush=True)
+        print(harness.table(heads, rows))
         return
     folder = args.clips
     sets = {

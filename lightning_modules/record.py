@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from conditions import Condition
+from lightning_modules.bases import trained_on
 from lightning_modules.process.bounds import Bounds, bounds_of
 from remoco.common.errors import UserError
 
@@ -21,6 +22,20 @@ if TYPE_CHECKING:
     from lightning_modules.bases.base import VideoBase
     from lightning_modules.bases.grid import Grid
     from lightning_modules.video_module import VideoModule
+
+
+def own(module: VideoModule) -> dict[str, Any]:
+    """What a module's trained tensors belong to, as plain values."""
+    data = getattr(module._trainer, "datamodule", None)
+    shape = getattr(data, "shape", None)
+    clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
+    return {
+        "architecture": module.architecture(),
+        "base": module.base.identity,
+        "sampling": clips | module.sampling.record() | {"process": module.process.record()},
+        "optimization": module.plan.record(),
+        **trained_on.stated(module.base, data, module.start is None),
+    }
 
 
 def stored(networks: nn.Module, trained: Mapping[str, Tensor], whole: bool = False) -> dict[str, Tensor]:

@@ -18,7 +18,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from conditions import Condition, flow_to_pixels, mix, motion_of, uniform
 from lightning_modules import checkpoint, record, resumed
-from lightning_modules.bases import trained_on
 from lightning_modules.bases.said import NEGATIVE, check_inputs
 from lightning_modules.clips import control_of, fit_latents, stored_motion
 from lightning_modules.conditioning import Conditioning, to_float, to_uint8
@@ -331,14 +330,7 @@ class VideoModule(LightningModule):
 
     def own_record(self) -> dict[str, Any]:
         """What the trained tensors belong to, as plain values."""
-        data = getattr(self._trainer, "datamodule", None)
-        shape = getattr(data, "shape", None)
-        clips = {} if shape is None else {"num_frames": shape.frames, "height": shape.height, "width": shape.width}
-        return {
-            "architecture": self.architecture(), "base": self.base.identity,
-            "sampling": clips | self.sampling.record() | {"process": self.process.record()},
-            "optimization": self.plan.record(), **trained_on.stated(self.base, data, self.start is None),
-        } | ({} if self._trainer is None else {resumed.KEY: resumed.settings(self)})  # fmt: skip
+        return record.own(self) | ({} if self._trainer is None else {resumed.KEY: resumed.settings(self)})
 
     def base_name(self) -> dict[str, Any]:
         """The base by the names it was asked for; `base.identity` adds the hash of its weights."""

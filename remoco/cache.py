@@ -123,7 +123,7 @@ class Job:
         """Everything that the folder's bytes depend on."""
         from lightning_modules.bases.text import TOKENIZER, file_hash, tokenizer_file
 
-        plan = {"shards": _digest(self.shards), **self.files()}
+        plan: dict[str, Any] = {"shards": _digest(self.shards), **self.files()}
         if self.takes_text:
             if ENCODER not in plan:
                 raise UserError(f"--base {self.name}: it has no {ENCODER}/, expected it as diffusers writes it")
@@ -196,7 +196,7 @@ class Job:
         if captions is not None:
             texts = SetTexts(captions.hashes, captions.empty(), captions.negative(), captions.negative_prompt)
             write_atomic(out / TEXT, pack_texts(texts))
-        layout = next((record["tensors"] for record in records if record["tensors"]), {})
+        layout: dict[str, Any] = next((record["tensors"] for record in records if record["tensors"]), {})
         fill = "smooth" if self.shards.filled else "none"
         made = {"tensors": layout, "files": self.files()}
         entries = [record["entry"] for record in records]

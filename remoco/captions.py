@@ -60,12 +60,13 @@ def embed(
 
     from datamodules.captions import HASHES, NEGATIVE, SET
     from lightning_modules.bases.of_folder import base_of
+    from lightning_modules.bases.prompted import PromptedBase
     from lightning_modules.bases.text_reader import TextReader
     from remoco.devices import usable_device
 
     place = usable_device(device)
     model = base_of(base, revision)
-    if not hasattr(model, "text_kind"):
+    if not isinstance(model, PromptedBase):
         raise UserError(f"--base {base}: this base takes no text, expected Wan or CogVideoX")
     texts = {"": 0}  # text -> its number
     clips = [texts.setdefault(text, len(texts)) for text in _read(shards)]

@@ -185,9 +185,9 @@ def fingerprint(choice: SystemChoice) -> str:
     else:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
     files += [Path(value) for _, value in sorted(choice.options.items()) if isinstance(value, str)]
-    for file in files:
-        if file.is_file():
-            with open(file, "rb") as content:
+    for each in files:
+        if each.is_file():
+            with open(each, "rb") as content:
                 digest.update(hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()
 

@@ -38,7 +38,8 @@ def unseen(pipeline: Any, picture: np.ndarray) -> str | None:
         return line
     if not seen.psnr:
         return None
-    framed = Drawing(picture, []).framed(Drawing(picture, []).framing(FrameArea(height * width)))
+    area = FrameArea(height * width, base.grid.step, base.grid.only_size)
+    framed = Drawing(picture, []).framed(Drawing(picture, []).framing(area))
     frame = to_float(torch.from_numpy(framed.image).permute(2, 0, 1)[None, None])
     coder = getattr(base, "vae", None) or getattr(base, "pca", None) or base  # the rest may be on another device
     frame = frame.to(next(chain(coder.parameters(), coder.buffers())).device)

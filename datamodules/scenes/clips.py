@@ -13,6 +13,7 @@ from datamodules.scenes.plain import plain_scene
 from datamodules.scenes.scene import Scene, random_scene, render, tracks
 from datamodules.scenes.varied import varied_scene
 from datamodules.shards import MEMBERS, ClipShape, samples
+from datamodules.shards.cached import Layout
 
 VERSION = 4
 CLIPS_PER_SHARD = 64
@@ -35,7 +36,8 @@ class MadeClips:
 
     filled: str | None = None
     latent_hashes: dict[str, str] | None = None
-    layout = None
+    layout: Layout | None = None
+    files: dict[str, str] = {}
     digest: str | None = None  # its settings say all
 
     def __init__(self, shape: ClipShape, kind: SceneKind, seed: Sequence[int], count: int) -> None:

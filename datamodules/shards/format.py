@@ -113,6 +113,7 @@ class Clips(Protocol):
     filled: str | None
     latent_hashes: dict[str, str] | None
     layout: Layout | None
+    files: dict[str, str]
 
     @property
     def digest(self) -> str | None:

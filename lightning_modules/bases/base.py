@@ -10,7 +10,6 @@ import inspect
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.places import Level, Place
 from lightning_modules.bases.said import Input, class_path
 from lightning_modules.bases.staged import Staged
 from lightning_modules.bases.trained_on import TrainedOn
@@ -29,41 +29,6 @@ from remoco.common.errors import UserError
 
 if TYPE_CHECKING:  # the contract between the rooms
     from datamodules.shards.cached import Cached
-
-
-@dataclass(frozen=True)
-class Level:
-    """Features of the control that a base's places take.
-
-    Attributes:
-        channels: Number of channels of a feature.
-        space: Pixels per feature along a side.
-        time: Frames per feature.
-    """
-
-    channels: int
-    space: int
-    time: int = 1
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where features of the control enter a network.
-
-    Attributes:
-        name: `GROUP.INDEX`, under which the place's weights are stored.
-        module: What the control is added to is its output, maps (n*B*F, C, h, w), or its input, tokens (n*B, F h w, C),
-            the first positional one or `hidden_states`; n branches of guidance share a clip's.
-        channels: C.
-        level: Index in the base's `levels()`.
-        layout: `maps` or `tokens`, the same for all places of a base.
-    """
-
-    name: str
-    module: nn.Module
-    channels: int
-    level: int
-    layout: Literal["maps", "tokens"] = "maps"
 
 
 class Posterior(NamedTuple):

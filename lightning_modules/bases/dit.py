@@ -9,11 +9,13 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.bases.base import Level, Place, VideoBase
-from lightning_modules.bases.empty_prompt import ENCODER, save_text
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.bases.empty_prompt import save_text
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.places import Level, Place
 from lightning_modules.bases.prompted import PromptedBase
 from lightning_modules.bases.said import whole_hash
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.weight_files import config_file, fingerprint
 from lightning_modules.bases.weights import layout_of, read_beside, weights_hash
 from lightning_modules.layers import seeded
@@ -134,7 +136,7 @@ class TransformerBase(PromptedBase):
 
     def encoders(self, device: torch.device) -> VideoBase:
         """As `VideoBase.encoders`; no transformer and no text encoder is read."""
-        made = self.layout()
+        made: Any = self.layout()
         for name in self.beside_names():
             network = read_beside(str(self.path), self.revision, name, type(getattr(made, name)), torch.float32)
             made.hashes[name] = weights_hash(network)

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_modules.bases.empty_prompt import ENCODER, end_of, padding_of, read_encoder, states
+from lightning_modules.bases.empty_prompt import end_of, padding_of, read_encoder, states
 from lightning_modules.bases.text import TOKENIZER, file_hash, tokenizer_file, tokens_of
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import weights_hash
 from lightning_modules.hub import is_hub_id

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.bases.base import Place
+from lightning_modules.bases.places import Place
 from lightning_modules.control.latent import Latent, LatentSoft
 from lightning_modules.control.warp import Warp
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded

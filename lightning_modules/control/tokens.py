@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_modules.bases.base import Place
+from lightning_modules.bases.places import Place
 from lightning_modules.control.injection import Injection, per_clip, zero
 from remoco.common.errors import UserError
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from datamodules.drawings import Fit
+from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import check_text
 from lightning_modules.config import Sampling
 from lightning_modules.pipeline import MotionControlPipeline
@@ -110,7 +111,7 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
     return [
         KNOWN["seed"],
         *(_of_sampling(name, value, pipeline) for name, value in _sampling(pipeline.module.sampling)),
-        _frames(int(pipeline.sampling["num_frames"]), pipeline.module.base.grid.time),
+        _frames(int(pipeline.sampling["num_frames"]), pipeline.module.base.grid),
         fps,
         *inputs.values(),
         Setting("size", "Frame size", _named(trained), choices=tuple(sizes(pipeline))),
@@ -119,7 +120,9 @@ def settings(pipeline: MotionControlPipeline, fit: Fit = "crop") -> list[Setting
 
 
 def sizes(pipeline: MotionControlPipeline) -> dict[str, tuple[int, int]]:
-    """SIZES and what the checkpoint was trained at, from small to large."""
+    """SIZES and what the checkpoint was trained at, from small to large; of a base that takes one size, that alone."""
+    if (only := pipeline.module.base.grid.only_size) is not None:
+        return {_named(only): only}
     every = SIZES | {_named(pipeline.trained_size): pipeline.trained_size}
     return dict(sorted(every.items(), key=lambda each: math.prod(each[1])))
 
@@ -162,9 +165,11 @@ def _setting(
     return replace(known, value=value, least=least, most=most, words=words)
 
 
-def _frames(trained: int, time: int) -> Setting:
+def _frames(trained: int, grid: Grid) -> Setting:
     """The length, in steps of what one latent holds: 1 plus a multiple of it, and at least twice the trained length."""
-    known = KNOWN["frames"]
+    known, time = KNOWN["frames"], grid.time
+    if grid.only is not None:
+        return replace(known, value=trained, least=trained, most=trained, slider=(trained, trained), step=time)
     if time == 1:
         return _setting(known.name, trained)
     least, most = 1 + time, 1 + max(int(known.most), 2 * trained) // time * time
@@ -192,8 +197,9 @@ def sampling_of(values: Mapping[str, Any], pipeline: MotionControlPipeline) -> S
     sampling = pipeline.module.sampling
     changes: dict[str, Any] = {INPUTS: {name: values[name] for name in pipeline.module.base.inputs()}}
     for each in dataclasses.fields(sampling):
-        if isinstance(getattr(sampling, each.name), tuple):
+        own = getattr(sampling, each.name)
+        if isinstance(own, tuple):
             changes[each.name] = (values[f"first_{each.name}"], values[f"last_{each.name}"])
-        elif each.name != INPUTS and getattr(sampling, each.name) is not None:
+        elif each.name != INPUTS and own is not None:
             changes[each.name] = values[each.name]
     return sampling.but(**changes)

@@ -112,7 +112,8 @@ class Checkpoint:
         values = read(asked, self.settings())
         sampling = sampling_of(values, self.pipeline)
         frames, fps, seed = (values[name] for name in ("frames", "fps", "seed"))
-        area = FrameArea(math.prod(sizes(self.pipeline)[values["size"]]), self.pipeline.module.base.grid.step)
+        grid = self.pipeline.module.base.grid
+        area = FrameArea(math.prod(sizes(self.pipeline)[values["size"]]), grid.step, grid.only_size)
         options = {"num_frames": frames, "fps": fps, "sampling": sampling}
         if values.get(PROMPT):  # what the field holds, instead of a drawing's own
             options[PROMPT] = values[PROMPT]

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lightning_modules.bases.base import Place
+from lightning_modules.bases.places import Place
 from lightning_modules.bases.svd.blocks import set_recomputed
 from lightning_modules.control.injection import Injection, Modulation
 from lightning_modules.control.motion_encoder import MotionEncoder

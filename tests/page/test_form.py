@@ -77,6 +77,17 @@ def test_the_first_size_is_the_checkpoints_own_so_that_the_page_makes_the_comman
     assert framing == drawing.framing(FrameArea(480 * 832, 32)) != drawing.framing(FrameArea(480 * 832))
 
 
+def test_a_base_of_one_clip_is_asked_for_that_alone():
+    """As CogVideoX: it would refuse a frame of another shape than 480 x 720, also one of as many pixels."""
+    pipeline = unloaded()
+    pipeline.trained_size, pipeline.sampling["num_frames"] = (480, 720), 49
+    grid = Grid(step=16, time=4, only=(49, 480, 720))
+    pipeline.module.base = SimpleNamespace(grid=grid, inputs=dict)
+    known, drawing = named(pipeline), Drawing(np.zeros((700, 700, 3), np.uint8), [])
+    assert known["size"].choices == ("480 x 720",) and (known["frames"].least, known["frames"].most) == (49, 49)
+    assert Checkpoint(pipeline).wanted({}).framing(drawing).frame == (480, 720)
+
+
 def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_not_know():
     @dataclass(frozen=True)
     class More(Sampling):
@@ -87,6 +98,8 @@ def test_every_setting_of_sampling_is_in_the_form_also_one_that_the_page_does_no
     known = named(pipeline)
     for each in fields(More):
         value = getattr(pipeline.module.sampling, each.name)
+        if value is None:  # left open, as the guidance of a second expert that there is not
+            continue
         own = {"guidance": {"first_guidance", "last_guidance"}, "inputs": {"fps", "motion_bucket_id"}}
         for name in own.get(each.name, {each.name}):
             assert name in known, name

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Posterior, VideoBase
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.places import Level, Place
 from lightning_modules.bases.said import whole_hash
 from lightning_modules.bases.weights import weights_hash
 from lightning_modules.conditioning import Conditioning, to_float

@@ -9,7 +9,8 @@ import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from transformers import T5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
+from lightning_modules.bases.empty_prompt import empty_prompt, known_empty
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.weight_files import located
 from lightning_modules.bases.weights import read_beside, read_streamed, weights_hash
 from remoco.common.errors import UserError, readable

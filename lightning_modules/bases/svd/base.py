@@ -14,15 +14,23 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Level, Place, Posterior, VideoBase
+from lightning_modules.bases.base import Posterior, VideoBase
 from lightning_modules.bases.grid import Grid
+from lightning_modules.bases.places import Level, Place
 from lightning_modules.bases.said import DRAWING, Input, whole_hash
 from lightning_modules.bases.sprites.pca import PatchPCA
-from lightning_modules.bases.svd.blocks import RECOMPUTED, compile_unet, freeze_idle, set_recomputed, use_our_blocks
+from lightning_modules.bases.svd.blocks import compile_unet, freeze_idle, set_recomputed, use_our_blocks
 from lightning_modules.bases.svd.clip import clip_input
-from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, lora_targets, places
+from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, decoded, lora_targets, places
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
-from lightning_modules.bases.svd.weights import COMPONENTS, load_component, load_unet, save_pca
+from lightning_modules.bases.svd.weights import (
+    COMPONENTS,
+    VAE_DTYPES,
+    check_settings,
+    load_component,
+    load_unet,
+    save_pca,
+)
 from lightning_modules.bases.trained_on import read_trained_on
 from lightning_modules.bases.weight_files import config_file, located
 from lightning_modules.bases.weights import weights_hash
@@ -34,7 +42,6 @@ from remoco.common.errors import UserError
 from remoco.common.model_folders import check_config, check_model
 from remoco.common.tensor_files import read_json
 
-VAE_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
 SPACE_TO_DEPTH_SCALE = 2.0  # frames in [-1, 1] have a standard deviation of about 0.5
 INFERENCE_STRENGTH = 0.02  # noise on the first frame at inference (released configuration)
 ENCODED = 16  # frames per pass of the VAE's encoder
@@ -84,7 +91,7 @@ class SVD(VideoBase):
         recompute: Literal["none", "top", "all"] = "none",
         variant: str | None = None,
     ):
-        _check(vae_precision, recompute)
+        check_settings(vae_precision, recompute)
         check_variant(variant)
         # what it was called before there was a model of photographs: in records of then
         named = embedded.SPRITES if path == embedded.NAME else path
@@ -202,11 +209,7 @@ class SVD(VideoBase):
             save_pca(self.pca, folder / "vae")
 
     def freeze(self, dtype: torch.dtype) -> SVD:
-        """Freeze all networks. UNet and image encoder get this dtype; the VAE has its own precision.
-
-        Args:
-            dtype: Dtype of the frozen UNet and image encoder. float64 also applies to the VAE, unless that is bfloat16.
-        """
+        """Freeze all networks, in this dtype; the VAE has its own precision, but float64 where that is float32."""
         self.requires_grad_(False).eval()
         self.cast(dtype)
         self.unet.requires_grad_(self.trained)
@@ -292,7 +295,7 @@ class SVD(VideoBase):
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, self.grid.space)
         with vae_arithmetic(latents.device, self.vae_precision == "tf32"):
             clips = latents.to(self.vae.dtype)
-            return torch.stack([_decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
+            return torch.stack([decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
 
     def fitted(self) -> nn.Module | None:
         """The components of patches."""
@@ -395,16 +398,3 @@ class SVD(VideoBase):
     def compile(self, *args: Any, **options: Any) -> None:
         """As one graph, see `blocks.compile_unet`."""
         compile_unet(self.unet, *args, **options)
-
-
-def _check(vae_precision: str, recompute: str) -> None:
-    if vae_precision not in VAE_DTYPES:
-        raise UserError(f"base: vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
-    if recompute not in RECOMPUTED:
-        raise UserError(f"base: recompute is {recompute!r}, expected one of {', '.join(RECOMPUTED)}")
-
-
-def _decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
-    """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
-    parts = [exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""SVD's UNet as a predictor, and the places where control enters it."""
+"""SVD's UNet as a predictor, the places where control enters it, and its decoder in parts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_modules.bases.base import Place
+from lightning_modules.bases.arithmetic import exact
+from lightning_modules.bases.places import Place
 from lightning_modules.conditioning import Conditioning
 
 if TYPE_CHECKING:  # it takes seconds
-    from diffusers import UNetSpatioTemporalConditionModel
+    from diffusers import AutoencoderKLTemporalDecoder, UNetSpatioTemporalConditionModel
 
 IDS = ("fps", "motion_bucket_id", "sigma_aug")  # what SVD embeds as vectors, in its order
 CONDITIONINGS = ("image_embedding", "fps", "motion_bucket_id", "image_latent", "sigma_aug")  # the dropout's order
@@ -117,3 +118,9 @@ def lora_targets(unet: nn.Module, kind: Literal["attention", "linear"]) -> list[
     if kind == "attention":
         names = [name for name in names if name.endswith(tuple(f".{part}" for part in ATTENTION_PROJECTIONS))]
     return names
+
+
+def decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
+    """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
+    parts = [exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules.bases.sprites.pca import PatchPCA
+from lightning_modules.bases.svd.blocks import RECOMPUTED
 from lightning_modules.bases.weight_files import STEMS
 from lightning_modules.bases.weights import UNREADABLE, read_streamed, read_whole, unreadable
 from remoco.common.errors import UserError
@@ -24,6 +25,15 @@ COMPONENTS = {
     "vae": AutoencoderKLTemporalDecoder,
     "image_encoder": CLIPVisionModelWithProjection,
 }
+VAE_DTYPES = {"float32": torch.float32, "tf32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def check_settings(vae_precision: str, recompute: str) -> None:
+    """Raise UserError unless the base has such a setting."""
+    if vae_precision not in VAE_DTYPES:
+        raise UserError(f"base: vae_precision is {vae_precision!r}, expected one of {', '.join(VAE_DTYPES)}")
+    if recompute not in RECOMPUTED:
+        raise UserError(f"base: recompute is {recompute!r}, expected one of {', '.join(RECOMPUTED)}")
 
 
 def load_component(base: Path, name: str, called: str, variant: str | None = None) -> Any:

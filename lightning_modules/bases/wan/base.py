@@ -17,13 +17,13 @@ from transformers import CLIPVisionModel
 
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
 from lightning_modules.bases.base import Posterior, VideoBase
-from lightning_modules.bases.empty_prompt import ENCODER
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.said import TEXTS, Input
 from lightning_modules.bases.svd.clip import standardised
 from lightning_modules.bases.svd.network import without_autocast
 from lightning_modules.bases.text import cleaned
 from lightning_modules.bases.text_reader import TextKind
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.wan import per_frame
 from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.experts import EXPERTS, Experts, write_boundary

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import CLIPVisionModel, UMT5EncoderModel
 
-from lightning_modules.bases.empty_prompt import ENCODER, empty_prompt, known_empty
+from lightning_modules.bases.empty_prompt import empty_prompt, known_empty
+from lightning_modules.bases.text_store import ENCODER
 from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.bases.wan.network import dtype_of
 from lightning_modules.bases.weight_files import config_file, located

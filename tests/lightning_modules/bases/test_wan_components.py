@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.wan.pipeline_wan_i2v import retrieve_latents
@@ -14,6 +15,7 @@ from lightning_modules.bases import RandomWan, Wan
 from lightning_modules.bases.wan.components import ClipPCA
 from lightning_modules.config import Control, Noise, Sampling
 from lightning_modules.optimizer import Plan, adamw
+from lightning_modules.pipeline import MotionControlPipeline
 from remoco.cli import main
 from remoco.common.errors import UserError
 from tests.support.modules import data, draw, trainer, written
@@ -81,6 +83,10 @@ def test_components_are_fitted_once_and_a_resume_has_the_same_bits(sprites, tmp_
     assert {name for name in one["state_dict"] if name.startswith("base.vae.")} == parts
     halves = embedded.tensors(one["state_dict"])
     assert {name for name, value in halves.items() if value.dtype == torch.float32} == parts
+    pipe = MotionControlPipeline.from_checkpoint(tmp_path / "whole" / "last.ckpt")
+    assert same(pipe.module.base.vae.state_dict(), {name[9:]: one["state_dict"][name] for name in parts})
+    image = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    assert pipe(image, [[(9, 9), (30, 9)]], num_frames=5, output_type="pt").frames.shape == (1, 5, 3, 64, 64)
 
 
 def test_an_exported_base_is_one_that_wan_loads(sprites, tmp_path):
@@ -99,6 +105,8 @@ def test_an_exported_base_is_one_that_wan_loads(sprites, tmp_path):
     net.plan = Plan(adamw(lr=1e-3))
     trainer(tmp_path, 2).fit(net, data(sprites, **CLIPS))
     assert net.stored().keys() == {k for k in net.stored() if "lora" in k or not k.startswith("base.transformer")}
+    pipe = MotionControlPipeline.from_checkpoint(tmp_path / "last.ckpt")
+    assert pipe.module.base.identity == base.identity
 
 
 def test_diffusers_own_function_reads_its_latents():
