@@ -104,10 +104,12 @@ class TransformerBase(PromptedBase):
         found: dict[str, str] = {}
         if self.cached is not None and self.path is not None:
             for name, brought in self.spared_by.items():
-                files = self.cached.files.get(name)
+                files, digest = self.cached.files.get(name), self.cached.hashes.get(name)
                 whole = name in self.networks and set(brought) <= set(self.cached.layout)
-                if whole and files is not None and files == fingerprint(self.path, name, self.revision):
-                    found[name] = self.cached.hashes[name]
+                if not whole or files is None or digest is None:
+                    continue
+                if files == fingerprint(self.path, name, self.revision):
+                    found[name] = digest
         return found
 
     def put(self, name: str, network: Any) -> None:

@@ -268,6 +268,18 @@ def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp
         trainer(tmp_path, 1).fit(net, data(name, after))
 
 
+@of("i2v")
+def test_a_network_whose_hash_a_set_does_not_say_is_loaded(case, tmp_path, readings):
+    name, kind, folder, _, after = case
+    copy = tmp_path / "copy"
+    shutil.copytree(after, copy)
+    index = json.loads((copy / "index.json").read_text())
+    del index["latents"]["image_encoder"]
+    (copy / "index.json").write_text(json.dumps(index))
+    trainer(tmp_path, 1).fit(module(kind(folder)), data(name, copy))
+    assert readings == ["image_encoder"]
+
+
 @of("ti2v")
 def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     name, _, folder, before, after = case
