@@ -104,12 +104,11 @@ class TransformerBase(PromptedBase):
         found: dict[str, str] = {}
         if self.cached is not None and self.path is not None:
             for name, brought in self.spared_by.items():
-                files, digest = self.cached.files.get(name), self.cached.hashes.get(name)
-                whole = name in self.networks and set(brought) <= set(self.cached.layout)
-                if not whole or files is None or digest is None:
-                    continue
-                if files == fingerprint(self.path, name, self.revision):
-                    found[name] = digest
+                files = self.cached.files.get(name)
+                known = name in self.networks and name in self.cached.hashes
+                whole = known and set(brought) <= set(self.cached.layout)
+                if whole and files is not None and files == fingerprint(self.path, name, self.revision):
+                    found[name] = self.cached.hashes[name]
         return found
 
     def put(self, name: str, network: Any) -> None:

@@ -268,18 +268,6 @@ def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp
         trainer(tmp_path, 1).fit(net, data(name, after))
 
 
-@of("i2v")
-def test_a_network_whose_hash_a_set_does_not_say_is_loaded(case, tmp_path, readings):
-    name, kind, folder, _, after = case
-    copy = tmp_path / "copy"
-    shutil.copytree(after, copy)
-    index = json.loads((copy / "index.json").read_text())
-    del index["latents"]["image_encoder"]
-    (copy / "index.json").write_text(json.dumps(index))
-    trainer(tmp_path, 1).fit(module(kind(folder)), data(name, copy))
-    assert readings == ["image_encoder"]
-
-
 @of("ti2v")
 def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     name, _, folder, before, after = case
@@ -302,8 +290,22 @@ def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@of("i2v")
+def test_an_index_without_the_hash_of_a_network_spares_none(case, tmp_path):
+    name, kind, folder, _, after = case
+    shutil.copytree(after, tmp_path / "copy")
+    index = json.loads((after / "index.json").read_bytes())
+    del index["latents"]["vae"]
+    (tmp_path / "copy" / "index.json").unlink()
+    (tmp_path / "copy" / "index.json").write_text(json.dumps(index))
+    base, clips = kind(folder), data(name, tmp_path / "copy")
+    clips.setup("fit")
+    base.cached = clips.cached
+    assert {"vae", "image_encoder"} <= set(base.cached.files) and set(base.spare()) == {"image_encoder"}
+
+
 @of("ti2v")
-def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
+def test_damaged_texts_of_the_set_are_one_line(case, tmp_path, capsys):
     name, _, _, _, after = case
     copy = tmp_path / "copy"
     shutil.copytree(after, copy)
@@ -313,6 +315,8 @@ def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
         with pytest.raises(UserError, match=r"text.safetensors does not read as `remoco cache` writes it: ") as caught:
             data(name, copy)
         assert "\n" not in str(caught.value)
+        assert remoco("verify", copy, "--workers", 1) == 1
+        assert capsys.readouterr().out.strip() == str(caught.value)
     (copy / "text.safetensors").unlink()
     with pytest.raises(UserError, match=r"text.safetensors does not read: No such file"):
         data(name, copy)
