@@ -291,12 +291,7 @@ class VideoModule(LightningModule):
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
-        """One denoising step from the true clip, as (B, L, 3, H, W) in [-1, 1].
-
-        Args:
-            batch: The clips.
-            sigma: Noise level; where another network than the trained one has it, the nearest of the trained one's.
-        """
+        """(B, L, 3, H, W) in [-1, 1]: the true clip at noise level `sigma`, or the trained network's nearest, denoised."""
         least, most = self.base.trained_levels()
         sigma = min(max(sigma, least), most)
         with self.autocast():
