@@ -291,7 +291,7 @@ class VideoModule(LightningModule):
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
-        """(B, L, 3, H, W) in [-1, 1]: the true clip at noise level `sigma`, or the trained network's nearest, denoised."""
+        """(B, L, 3, H, W) in [-1, 1]: true clip at noise level `sigma`, or the trained network's nearest, denoised."""
         least, most = self.base.trained_levels()
         sigma = min(max(sigma, least), most)
         with self.autocast():
