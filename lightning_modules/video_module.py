@@ -169,8 +169,8 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        bounds = bounds_of(self.process, self.base.trained_levels())
-        return draw(self.noise.mean, self.noise.std, self.device, **({} if bounds is None else {"within": bounds}))
+        levels = self.base.trained_levels()
+        return draw(self.noise.mean, self.noise.std, self.device, within=bounds_of(self.process, levels))
 
     # Steps
 
@@ -292,8 +292,7 @@ class VideoModule(LightningModule):
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
         """(B, L, 3, H, W) in [-1, 1]: true clip at noise level `sigma`, or the trained network's nearest, denoised."""
-        least, most = self.base.trained_levels()
-        sigma = min(max(sigma, least), most)
+        sigma = sorted((sigma, *self.base.trained_levels()))[1]  # clamped to them
         with self.autocast():
             clean, cond = self.evaluated(batch)
             noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
