@@ -54,7 +54,7 @@ class Photos(Sprites):
         recompute: Literal["none", "top", "all"] = "none",
     ):
         super().__init__("photo", init_seed, "pca", components, trained, "tf32", recompute)
-        Photos.check_named({"corrected": corrected})
+        Photos.check_named({"components": components, "corrected": corrected})
         self.corrected = corrected
 
     @classmethod

@@ -27,7 +27,7 @@ class Lowest:
     Attributes:
         plate: (3, H, W) in [-1, 1], its hole filled.
         hole: (H, W), 1 where it was filled and 0 elsewhere.
-        share: (L, H, W), how much of a frame's colour is of this picture.
+        share: (L, H, W), how much of a frame's colour is of this picture; 0 where nothing has moved, which is frame 1.
         at: (2, L, H, W) float64 x and y in it of what a frame shows of it; None where it stands still.
     """
 
@@ -74,7 +74,7 @@ def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
     moves = np.stack([layer.moves() for layer in layers]).any(0)
     clip = frame.expand(len(control), -1, -1, -1).clone()
     unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
-    share = torch.ones(clip.shape[0], *frame.shape[1:], dtype=frame.dtype, device=frame.device)
+    share = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=frame.dtype, device=frame.device)
     if not moves.any():
         return Moved(clip, unknown, Lowest(frame, torch.zeros_like(frame[0]), share))
     plate, known, hole = _plate(frame, layers, fill)
@@ -82,7 +82,7 @@ def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
     masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
     for t in np.flatnonzero(moves).tolist():
         image, coverage = _lowest(plate, known, at, t)
-        hidden = coverage < 1 - SEEN
+        hidden, share[t] = coverage < 1 - SEEN, 1
         for layer, mask in zip(layers[1:], masks):
             above, alpha = _drawn(frame, mask, layer, t)
             image, share[t] = image * (1 - alpha) + above, share[t] * (1 - alpha)
