@@ -15,6 +15,7 @@ optimizer's state, gradients and activations.
 from __future__ import annotations
 
 import ctypes
+import math
 import multiprocessing
 import os
 import statistics
@@ -59,20 +60,23 @@ def differences(pipe: Any, case: Case, released: str | None, steps: int) -> None
     for name, make in makers(case, released).items():
         with exactly() if case.base == "wan" else nullcontext():
             found[name] = outputs(make(small, torch.float64), small, steps)
-    reference, result = found[OURS], {}
-    for name, each in found.items():
-        if name in (BARE, OURS):
-            continue
-        kinds: dict[str, tuple[float, float]] = {}
-        for key in each.keys() | reference.keys():
-            mine, other = reference.get(key), each.get(key)
-            sizes = [t for t in (mine, other) if t is not None]
-            off = (mine - other).abs().max() if mine is not None and other is not None else sizes[0].abs().max()
-            kind = key.partition(".")[0]
-            worst, largest = kinds.get(kind, (0.0, 0.0))
-            kinds[kind] = max(worst, off.item()), max(largest, *(t.abs().max().item() for t in sizes))
-        result[name] = max(worst / largest for worst, largest in kinds.values())
-    pipe.send(result)
+    others = {name: each for name, each in found.items() if name not in (BARE, OURS)}
+    pipe.send({name: apart(found[OURS], each) for name, each in others.items()})
+
+
+def apart(mine: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference of outputs over the largest number of their kind; infinite where one is not finite."""
+    kinds: dict[str, tuple[float, float]] = {}
+    for key in mine.keys() | other.keys():
+        each = [outputs[key] for outputs in (mine, other) if key in outputs]
+        if not all(t.isfinite().all() for t in each):
+            return math.inf
+        off = each[0] - each[1] if len(each) == 2 else each[0]
+        kind = key.partition(".")[0]
+        worst, largest = kinds.get(kind, (0.0, 0.0))
+        sizes = (t.abs().max().item() for t in each)
+        kinds[kind] = max(worst, off.abs().max().item()), max(largest, *sizes)
+    return max(worst / largest for worst, largest in kinds.values())
 
 
 def outputs(side: Side, case: Case, steps: int) -> dict[str, Tensor]:

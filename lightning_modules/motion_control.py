@@ -8,7 +8,7 @@ from conditions import Condition
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.config import Control, Noise, Sampling, Speed, Start
-from lightning_modules.control.injection import injection_class
+from lightning_modules.control.injection import check_injections, injection_class
 from lightning_modules.video_module import VideoModule
 from remoco.common.errors import UserError
 
@@ -44,10 +44,7 @@ class MotionControlModule(VideoModule):
         super().__init__(base, condition, noise, sampling, speed, start, seed)
         self.control = control
         self.second: Any = None  # a `Second`, which a pipeline adds
-        for kind in self.control.injection:
-            injection: Any = injection_class(kind)
-            if hasattr(injection, "check"):
-                injection.check(base, condition)
+        check_injections(self.control.injection, base, condition)
         if base.trained and self.control.lora:
             raise UserError("model.control.lora: expected null with a trained base (`base.trained: true`)")
         if self.released is not None:

@@ -294,7 +294,14 @@ class VideoModule(LightningModule):
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
-        """One denoising step from the true clip at noise level `sigma`, as (B, L, 3, H, W) in [-1, 1]."""
+        """One denoising step from the true clip, as (B, L, 3, H, W) in [-1, 1].
+
+        Args:
+            batch: The clips.
+            sigma: Noise level; where another network than the trained one has it, the nearest of the trained one's.
+        """
+        least, most = self.base.trained_levels()
+        sigma = min(max(sigma, least), most)
         with self.autocast():
             clean, cond = self.evaluated(batch)
             noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)

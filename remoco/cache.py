@@ -24,6 +24,7 @@ from remoco.common.videos import mp4
 from remoco.common.whole_files import json_bytes, write_atomic
 
 PLAN = "cache.json"
+STATE = ".cache"  # folder in OUT of how far the work is, and of all captions' embeddings
 AHEAD = 8  # clips decoded ahead of the network
 ENCODER = HASHES[0]
 
@@ -87,6 +88,7 @@ def make(
         folder.claim(out / PLAN, plan, lambda name, _: f"{name} is another")
         if not (out / INDEX).exists():
             job.run(out)
+        shutil.rmtree(out / STATE, ignore_errors=True)  # also what was killed after the index was written
         return f"{read_index(out / INDEX)['clips']} clips with latents in {out}{folder.left_out(out)}"
 
 
@@ -141,7 +143,7 @@ class Job:
 
     def run(self, out: Path) -> None:
         """Make what is not there yet; nothing of the networks is loaded for shards that are done."""
-        state = out / ".cache"
+        state = out / STATE
         state.mkdir(parents=True, exist_ok=True)
         captions = self.captions(state / TEXT) if self.takes_text else None
         records = [state / f"{number:05d}.json" for number in range(len(self.shards.counts))]
@@ -150,7 +152,7 @@ class Job:
             encoder = Encoder(self.base, self.device)
             write_atomic(hashes, json_bytes(encoder.hashes))
             self.make_shards(out, records, encoder, captions)
-        self.finish(out, state, records, folder.read_record(hashes, "delete it, and run the same command"), captions)
+        self.finish(out, records, folder.read_record(hashes, "delete it, and run the same command"), captions)
 
     def captions(self, path: Path) -> Captions:
         """Embeddings of all captions, before any other network is read: the text encoder is the largest of them."""
@@ -187,10 +189,8 @@ class Job:
         report = {"shard": self.shards.path(number).name, "clips": done, "bad": bad}
         return {"entry": writer.entry, "report": report, "tensors": encoder.layout}
 
-    def finish(
-        self, out: Path, state: Path, paths: list[Path], hashes: dict[str, str], captions: Captions | None
-    ) -> None:
-        """Write what all clips share, the report and the index, and forget how far the work was."""
+    def finish(self, out: Path, paths: list[Path], hashes: dict[str, str], captions: Captions | None) -> None:
+        """Write what all clips share, the report and the index."""
         records = [folder.read_record(path, "delete it, and the same command makes its shard again") for path in paths]
         folder.write_report(out, (record["report"] for record in records))
         if captions is not None:
@@ -201,7 +201,6 @@ class Job:
         made = {"tensors": layout, "files": self.files()}
         entries = [record["entry"] for record in records]
         folder.finish(out, self.shards.shape, entries, fill, latents=hashes, cache=made)
-        shutil.rmtree(state, ignore_errors=True)
 
 
 def _digest(shards: Shards) -> str:

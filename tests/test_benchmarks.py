@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 SMALL = ("--device", "cpu", "--size", "tiny", "--height", "64", "--width", "64", "--frames", "2")
 BARE = "bare network, forward and gradient"
@@ -153,6 +154,17 @@ def test_against_ends_with_1_where_a_side_computes_another_thing(repo, monkeypat
     monkeypatch.setattr(sys, "argv", ["against.py", "--size", "tiny", "--bases", "svd", "--lora", "attention"])
     with pytest.raises(SystemExit, match="outputs differ by more than 1e-09, nothing was timed"):
         against.main()
+
+
+@pytest.mark.slow
+def test_against_takes_no_nan_for_the_same(repo, monkeypatch):
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
+    apart = importlib.import_module("against").apart
+    mine = {"loss": torch.tensor(4.0), "gradient.a": torch.tensor([1.0, -2.0]), "gradient.b": torch.tensor([0.5])}
+    assert apart(mine, mine | {"gradient.b": torch.tensor([0.25])}) == 0.125
+    assert apart(mine, {name: value for name, value in mine.items() if name != "gradient.b"}) == 0.25
+    for name, value in mine.items():
+        assert apart(mine, mine | {name: value * torch.nan}) == apart(mine | {name: value / 0}, mine) == torch.inf
 
 
 @pytest.mark.slow

@@ -105,10 +105,13 @@ class Slice(io.RawIOBase):
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, none at the end of the part."""
         left = max(0, self._size - self._place)
-        data = os.pread(self._file.fileno(), left if size is None or size < 0 else min(size, left),
-                        self._offset + self._place)  # fmt: skip
-        self._place += len(data)
-        return data
+        left = left if size is None or size < 0 else min(size, left)
+        parts = []
+        while left and (part := os.pread(self._file.fileno(), left, self._offset + self._place)):  # at most 2 GB each
+            parts.append(part)
+            left -= len(part)
+            self._place += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def close(self) -> None:
         """Close the file around the part."""

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from datamodules.prepare import pool
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, flow_codec, read_index, samples
+from datamodules.shards.cached import DTYPES, TEXT
 from datamodules.shards.remote import chunks
 from remoco.common.errors import BadClip, UserError, one_line
 
@@ -23,7 +24,22 @@ def verify_shards(pattern: str, workers: int) -> list[str]:
                 lines = [f"{shards.path(number)}: the process that read it died (exit code {lines.exit_code})"]
             faults[number] = lines
             bar.update(int(shards.counts[number]))
-    return [line for number in sorted(faults) for line in faults[number]]
+    return [*_verify_texts(shards), *(line for number in sorted(faults) for line in faults[number])]
+
+
+def _verify_texts(shards: Shards) -> list[str]:
+    """What is wrong with the texts that all clips share, which lie beside the shards."""
+    try:
+        texts = shards.texts()
+    except UserError as error:
+        return [str(error)]
+    if texts is None or shards.layout is None:
+        return []
+    dtype, (_, width) = shards.layout["text"]
+    every = [texts.empty] if texts.negative is None else [texts.empty, texts.negative]
+    if all(text.dtype == DTYPES[dtype] and text.shape[1] == width for text in every):
+        return []
+    return [f"{shards.pattern}: {TEXT} has other texts than its clips, which are {dtype} of {width} values a token"]
 
 
 def _verify_shard(task: tuple[str, int], worker: int) -> list[str]:

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from remoco.common.errors import BadClip, UserError, one_line
+from remoco.common.errors import BadClip, UserError, brief, one_line
 from remoco.common.json_files import parse_json
 from remoco.common.tensor_files import finite
 from remoco.common.whole_files import json_bytes
@@ -88,14 +88,18 @@ class Cached:
 
 
 def parse_layout(value: Any) -> Layout:
-    """The layout in an untrusted index; ValueError, TypeError, KeyError where it is none."""
+    """The layout in an untrusted index; UserError where it is none."""
+    if not isinstance(value, dict):
+        raise UserError(f"cache: tensors is {brief(value)}, expected the names of {', '.join(NAMES)}")
     layout: Layout = {}
-    for name, (dtype, shape) in value.items():
-        sizes = tuple(shape)
+    for name, each in value.items():
+        dtype, shape = each if isinstance(each, list) and len(each) == 2 else (None, None)
+        sizes = tuple(shape) if isinstance(shape, list) else ()
         least = [0 if name == "text" and not place else 1 for place in range(len(sizes))]
         sound = all(type(size) is int and low <= size <= 1 << 16 for size, low in zip(sizes, least, strict=True))
-        if name not in NAMES or dtype not in DTYPES or not sound or len(sizes) not in (2, 4):
-            raise UserError(f"cache: {name!r:.40} is {dtype!r:.20} {shape!r:.60}")
+        axes = 2 if name in ("image_embedding", "text") else 4
+        if name not in NAMES or dtype not in [*DTYPES] or not sound or len(sizes) != axes:
+            raise UserError(f"cache: {name!r:.40} is {each!r:.80}, expected one of {', '.join(DTYPES)} and a shape")
         layout[name] = (dtype, sizes)
     return layout
 

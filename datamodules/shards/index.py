@@ -18,7 +18,7 @@ import numpy as np
 
 from datamodules.shards.cached import parse_layout
 from datamodules.shards.remote import Remote, read_small
-from remoco.common.errors import BadClip, UserError, one_line
+from remoco.common.errors import BadClip, UserError, brief, one_line
 from remoco.common.json_files import parse_json
 
 FORMAT = 3
@@ -101,6 +101,8 @@ def _check_content(content: Mapping[str, Any]) -> None:
     ):
         raise UserError("latents is no object of hashes")
     if (cache := content.get("cache")) is not None:
+        if not isinstance(cache, dict):
+            raise UserError(f"cache is {brief(cache)}, expected an object")
         parse_layout(cache["tensors"])
         if not isinstance(cache["files"], dict) or not all(isinstance(value, str) for value in cache["files"].values()):
             raise UserError("cache: files is no object of texts")

@@ -105,7 +105,8 @@ class TransformerBase(PromptedBase):
         if self.cached is not None and self.path is not None:
             for name, brought in self.spared_by.items():
                 files = self.cached.files.get(name)
-                whole = name in self.networks and set(brought) <= set(self.cached.layout)
+                known = name in self.networks and name in self.cached.hashes
+                whole = known and set(brought) <= set(self.cached.layout)
                 if whole and files is not None and files == fingerprint(self.path, name, self.revision):
                     found[name] = self.cached.hashes[name]
         return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -59,21 +60,32 @@ class PromptedBase(VideoBase):
 
     def _made(self, texts: Sequence[str]) -> dict[tuple[str, Any], Tensor]:
         """Embeddings of texts by text and dtype: those on the disk, and the others by the text encoder."""
-        path, kind, dtype = str(self.path), self.text_kind(), self.empty.dtype
         places = self._places(texts)
-        stored = {text: text_store.read(places[text]) for text in texts}
-        known = {text: one[0] for text, one in stored.items() if one is not None and one[1] == self.hashes[ENCODER]}
-        if rest := [text for text in texts if text not in known]:
-            reader = TextReader(path, self.revision, kind)
-            tokens = reader.tokens(rest)
-            if reader.hashes[ENCODER] != self.hashes[ENCODER]:
-                raise UserError(f"prompt: {path}/{ENCODER} is not the text encoder that this base was made with")
-            for text, ids in zip(rest, tokens, strict=True):
-                known[text] = reader.embed(ids, dtype)
-                text_store.write(places[text], known[text], reader.hashes[ENCODER])
-        return {(text, dtype): known[text] for text in texts}
+        known = self._stored(places)
+        if len(known) < len(places):
+            with text_store.alone(places[texts[0]]):  # of several processes at once one reads the encoder
+                known |= self._stored({text: place for text, place in places.items() if text not in known})
+                if rest := {text: place for text, place in places.items() if text not in known}:
+                    known |= self._encoded(rest)
+        return {(text, self.empty.dtype): known[text] for text in texts}
 
-    def _places(self, texts: Sequence[str]) -> dict[str, Any]:
+    def _stored(self, places: Mapping[str, Path | None]) -> dict[str, Tensor]:
+        """Embeddings of texts that are on the disk, of their files, and are the base's own encoder's."""
+        stored = {text: text_store.read(place) for text, place in places.items()}
+        return {text: one[0] for text, one in stored.items() if one is not None and one[1] == self.hashes[ENCODER]}
+
+    def _encoded(self, places: Mapping[str, Path | None]) -> dict[str, Tensor]:
+        """Embeddings of texts by the text encoder; they are kept in these files."""
+        reader, found = TextReader(str(self.path), self.revision, self.text_kind()), {}
+        tokens = reader.tokens([*places])
+        if (digest := reader.hashes[ENCODER]) != self.hashes[ENCODER]:
+            raise UserError(f"prompt: {self.path}/{ENCODER} is not the text encoder that this base was made with")
+        for (text, place), ids in zip(places.items(), tokens, strict=True):
+            found[text] = reader.embed(ids, self.empty.dtype)
+            text_store.write(place, found[text], digest)
+        return found
+
+    def _places(self, texts: Sequence[str]) -> dict[str, Path | None]:
         """Text -> its file on the disk; None where nothing is kept."""
         found = None if text_store.folder() is None else fingerprint(str(self.path), ENCODER, self.revision)
         if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Iterable
@@ -115,6 +116,13 @@ def fingerprint(path: str, name: str, revision: str | None = None) -> str | None
 
 def _file_hash(path: Path) -> str:
     regular_size(path)
+    status = path.stat()
+    return _hash_as_of(path, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(1024)
+def _hash_as_of(path: Path, *version: int) -> str:
+    """SHA-256 of a file of gigabytes, once while it stays as it is: a page asks at each new prompt."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

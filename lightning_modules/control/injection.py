@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from conditions import Condition
+from lightning_modules.bases.base import VideoBase
 from lightning_modules.bases.places import Place
-from lightning_modules.control.latent import Latent, LatentSoft
+from lightning_modules.control.latent import Latent, LatentEdit, LatentSoft
 from lightning_modules.control.warp import Warp
 from lightning_modules.layers import GroupNorm, TemporalConv, seeded
 from remoco.common.errors import UserError
@@ -130,6 +132,26 @@ def injection_class(kind: str) -> type[nn.Module]:
     if not (hasattr(cls, "coefficients") or hasattr(cls, "steer")):
         raise UserError(f"control.injection is {kind!r}, {expected}")
     return cls
+
+
+def check_injections(kinds: Sequence[str], base: VideoBase, condition: Condition) -> None:
+    """Raise UserError unless entries of `control.injection` fit a base and a condition, and each other.
+
+    Args:
+        kinds: The entries.
+        base: It need not be built.
+        condition: The condition.
+    """
+    classes: list[Any] = [injection_class(kind) for kind in kinds]
+    if sum(issubclass(each, (Warp, LatentEdit)) for each in classes) > 1:
+        # the later one would drop what the earlier wrote, or its gradients
+        raise UserError(
+            f"control.injection is {list(kinds)}, expected one at most of warp, latent and latent_soft: each writes "
+            "into the first frame's condition"
+        )
+    for each in classes:
+        if hasattr(each, "check"):
+            each.check(base, condition)
 
 
 def per_clip(h: Tensor, part: Tensor) -> Tensor:

@@ -52,8 +52,9 @@ class NoiseProcess(ABC):
         """
         mean, std = self.training
         normal, (low, high) = NormalDist(), (0.0, 1.0) if within is None else within.quantiles(mean, std)
-        shares = [low + (high - low) * share for share in QUANTILES]
-        return tuple(float(f"{math.exp(mean + std * normal.inv_cdf(share)):.3g}") for share in shares)
+        least, most = (0.0, math.inf) if within is None else within.levels
+        levels = [math.exp(mean + std * normal.inv_cdf(low + (high - low) * share)) for share in QUANTILES]
+        return tuple(min(max(float(f"{level:.3g}"), least), most) for level in levels)
 
     def record(self) -> dict[str, Any]:
         """Class path and arguments, as a YAML would give them; what a checkpoint stores."""

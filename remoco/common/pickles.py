@@ -73,11 +73,15 @@ def read_pickle(data: bytes) -> tuple[Any, int]:
     stream = io.BytesIO(data[:MAX_BYTES])
     try:
         value = reader.run(stream)
-    except (IndexError, KeyError, TypeError, OverflowError, RecursionError, AttributeError, UnicodeError) as error:
+    except UserError:
+        raise
+    except (
+        LookupError, TypeError, OverflowError, RecursionError, AttributeError, UnicodeError, StopIteration,
+    ) as error:  # fmt: skip
         raise UserError(DAMAGED) from error
     except ValueError as error:
         whole = len(data) <= MAX_BYTES
-        raise UserError(str(error) if whole else f"{DAMAGED} or longer than {MAX_BYTES} bytes") from error
+        raise UserError(DAMAGED if whole else f"{DAMAGED} or longer than {MAX_BYTES} bytes") from error
     return value, stream.tell()
 
 
@@ -86,6 +90,7 @@ class _Reader:
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.tensors = 0
+        self.made = 0  # bytes that calls gave, in dictionaries and sets 8 for each item
 
     def run(self, stream: io.BytesIO) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
@@ -155,7 +160,11 @@ class _Reader:
             self.tensors += 1
             if self.tensors > MAX_TENSORS:
                 raise UserError(f"it holds more than {MAX_TENSORS} tensors")
-        return CALLS[name](*arguments)
+        value = CALLS[name](*arguments)
+        self.made += len(value) if isinstance(value, bytes) else 8 * len(value) if isinstance(value, (dict, set)) else 0
+        if self.made > MAX_BYTES:  # arguments may be those of another call, so a short pickle could make any amount
+            raise UserError(f"it stands for more than {MAX_BYTES} bytes")
+        return value
 
 
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
@@ -183,16 +192,17 @@ def _of(value: Any, kind: type) -> Any:
 
 
 def _key(key: Any) -> Any:
-    if type(key) not in PLAIN:  # a tuple of tuples takes for ever to hash
+    # a tuple of tuples takes for ever to hash, and numbers that are far apart may all have one hash
+    if type(key) not in PLAIN or (type(key) is int and abs(key) >= 2**48):
         raise UserError("a dictionary in it has keys that are no names or numbers")
     return key
 
 
 def _numbers(values: Any) -> tuple[int, ...]:
+    if type(values) is tuple and len(values) > 16:
+        raise UserError("a tensor has more than 16 axes")
     if type(values) is not tuple or not all(type(value) is int and 0 <= value < 2**48 for value in values):
         raise UserError("a tensor's shape or strides are no whole numbers of at least 0")
-    if len(values) > 16:
-        raise UserError("a tensor has more than 16 axes")
     return values
 
 

@@ -110,7 +110,9 @@ def test_an_interrupted_run_goes_on_and_changes_no_byte(svd, shards, cached, tmp
     assert [path.name for path in out.glob("*.tar")] == ["00000.tar"] and not list(out.glob(".*.tmp"))
     assert run("cache", shards, out, "--base", svd[0]) == 0
     assert len(calls) == 4 + 4 and contents(out) == contents(cached)
+    (out / ".cache").mkdir()  # as a kill leaves it that comes after the index
     assert run("cache", shards, out, "--base", svd[0]) == 0 and len(calls) == 8
+    assert not (out / ".cache").exists()
 
 
 def test_the_old_name_is_one_line(shards, tmp_path, capsys):

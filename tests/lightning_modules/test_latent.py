@@ -225,6 +225,14 @@ def test_what_it_does_not_fit_is_one_line(kind):
         assert "\n" not in str(caught.value) and "object at" not in str(caught.value)
 
 
+@pytest.mark.parametrize("kinds", [("warp", "latent"), ("latent", "modulation", "warp"), ("latent", "latent_soft")])
+def test_two_that_write_into_the_same_condition_are_one_line(kinds):
+    """The second would drop what the first wrote, or the gradients of its weights."""
+    with pytest.raises(UserError, match=r"^control\.injection is \[.*expected one at most of warp, latent") as caught:
+        module(*kinds)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_training_of_nothing_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^model\.control: nothing is trained .*\['latent'\] and lora null"):
         trainer(tmp_path, 1).fit(module("latent", lora=None), data(tmp_path, frames=5, clips=4, val_clips=2))

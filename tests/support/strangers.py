@@ -166,6 +166,12 @@ PICKLES = {
     "encoded": _dag(28, text("x" * 64), lambda low, high: called(
         "_codecs.encode", b"h" + low, text("utf-32")) + b"q" + high),
     "counted": called("collections.Counter", called("builtins.bytearray", number(1 << 33))),
+    "encoded again": b"]" + text("x" * (4 << 20)) + b"q\x00a" + b"](" + called(
+        "_codecs.encode", b"h\x00", text("latin1")) * 600 + b"ea",
+    "sets again": b"]](" + b"".join(map(number, range(100_000))) + b"eq\x00a" + b"](" + called(
+        "builtins.set", b"h\x00") * 600 + b"ea",
+    "no mark": b"t",
+    "one hash": b"}(" + b"".join(number(((1 << 61) - 1) * each) + b"N" for each in range(1, 60_000)) + b"u",
 }  # fmt: skip
 
 

@@ -13,6 +13,26 @@ from remoco.common.errors import UserError
 PATCH = 8  # pixels per side: a latent stands for as many pixels as one of SVD's VAE
 
 
+class Sums:
+    """Count, sum and sum of products of patches, in float64.
+
+    Attributes:
+        count: Number N of patches.
+        total: (D,), the sum.
+        square: (D, D), the sum of outer products.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.total, self.square = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, video: Tensor) -> None:
+        """Add the patches of a clip (L, 3, H, W), on its device."""
+        patches = _patches(video).flatten(0, -2).double()
+        self.count += len(patches)
+        self.total = self.total.to(patches) + patches.sum(0)
+        self.square = self.square.to(patches) + patches.T @ patches
+
+
 class PatchPCA(nn.Module):
     """Pixels to the first principal components of patches and back; linear.
 
@@ -49,16 +69,16 @@ class PatchPCA(nn.Module):
         Args:
             videos: Each (L, 3, H, W) in [-1, 1]; here and below 3 is 3 times `time`.
         """
-        count, total, square = (
-            0,
-            self.mean.new_zeros((), dtype=torch.float64),
-            self.mean.new_zeros((), dtype=torch.float64),
-        )
+        sums = Sums()
         for video in videos:
-            patches = _patches(video).flatten(0, -2).double()
-            count, total, square = count + len(patches), total + patches.sum(0), square + patches.T @ patches
-        mean = total / count
-        variance, vectors = torch.linalg.eigh(square / count - torch.outer(mean, mean))
+            sums.add(video)
+        self.set(sums)
+
+    @torch.no_grad()
+    def set(self, sums: Sums) -> None:
+        """Set the components from the sums over clips."""
+        mean = sums.total / sums.count
+        variance, vectors = torch.linalg.eigh(sums.square / sums.count - torch.outer(mean, mean))
         channels = len(self.scale)
         variance, vectors = variance.flip(0)[:channels].clamp(min=1e-12), vectors.flip(1)[:, :channels]
         # an eigenvector's sign is free: its largest entry is positive

@@ -122,9 +122,10 @@ class Wan(Experts):
         """
         exact, trained = torch.float32 if self.trained else dtype, EXPERTS[self.expert or "high"]
         dtypes = {name: dtype for name in self.networks if name in EXPERTS.values()} | {trained: exact}
-        others = {name: read(dtypes[name]) for name, read in self.elsewhere.items()}
         spared = {name: digest for name, digest in self.spare().items() if not (name == "vae" and self.patches)}
-        parts, hashes = load(str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared, others)
+        parts, hashes = load(
+            str(self.path), self.revision, self.networks, exact, dtypes, self.cached, spared, self.elsewhere
+        )
         self.spared = frozenset(spared)
         return self.hold(**parts, hashes=hashes)
 

@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
-from lightning_modules.bases.sprites.pca import PATCH, PatchPCA
+from lightning_modules.bases.sprites.pca import PATCH, PatchPCA, Sums
+from remoco.common.errors import UserError
 
 
 class ClipPCA(ModelMixin, ConfigMixin):
@@ -41,6 +42,8 @@ class ClipPCA(ModelMixin, ConfigMixin):
         scale_factor_spatial: int = PATCH,
     ):
         super().__init__()
+        if scale_factor_spatial != PATCH:
+            raise UserError(f"scale_factor_spatial is {scale_factor_spatial!r:.40}, expected {PATCH}")
         self.register_to_config(latents_mean=list(latents_mean or [0.0] * z_dim))
         self.register_to_config(latents_std=list(latents_std or [1.0] * z_dim))
         self.first, self.rest = PatchPCA(z_dim), PatchPCA(z_dim, scale_factor_temporal)
@@ -52,10 +55,13 @@ class ClipPCA(ModelMixin, ConfigMixin):
         return self.first.fitted and self.rest.fitted
 
     def fit(self, videos: Iterable[Tensor]) -> None:
-        """Set the components from clips, each (1 + n t, 3, H, W) in [-1, 1], t frames per latent."""
-        clips = list(videos)
-        self.first.fit(clip[:1] for clip in clips)
-        self.rest.fit(self._groups(clip[1:]) for clip in clips)
+        """Set the components from clips, each (1 + n t, 3, H, W) in [-1, 1], t frames per latent, one after another."""
+        first, rest = Sums(), Sums()
+        for clip in videos:
+            first.add(clip[:1])
+            rest.add(self._groups(clip[1:]))
+        self.first.set(first)
+        self.rest.set(rest)
 
     def encode(self, video: Tensor) -> AutoencoderKLOutput:
         """(B, 3, L, H, W) in [-1, 1] -> `latent_dist` over (B, C, F, h, w), of variance 0."""

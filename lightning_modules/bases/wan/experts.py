@@ -62,12 +62,12 @@ class Experts(TransformerBase):
     def check_experts(self, networks: Sequence[str]) -> None:
         """Raise UserError unless one of two experts is named, and both are of one size; or there is one and no name."""
         two = EXPERTS["low"] in networks
+        if two:
+            check_pair(self.config(EXPERTS["high"]), self.config(EXPERTS["low"]), self.called)
         if two and self.expert is None:
             raise UserError(f"base: {self.called} has two experts, expected expert: high or low, the one to train")
         if not two and self.expert is not None:
             raise UserError(f"base: expert is {self.expert}, but {self.called} has one transformer, expected none")
-        if two:
-            check_pair(self.config(EXPERTS["high"]), self.config(EXPERTS["low"]), self.called)
 
     @property
     def stages(self) -> int:  # type: ignore[override]

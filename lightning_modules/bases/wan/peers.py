@@ -8,7 +8,8 @@ Neither has new layers: what they condition on is edited, see `lightning_modules
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from lightning_modules.bases.base import VideoBase
 from lightning_modules.bases.wan.base import Wan
 from lightning_modules.bases.wan.network import dtype_of
 from lightning_modules.bases.weight_files import weight_files
-from lightning_modules.bases.weights import UNREADABLE, fill, misfits, opened
+from lightning_modules.bases.weights import UNREADABLE, Stored, fill, misfits, opened
 from lightning_modules.config import Start
 from remoco.common.errors import UserError, one_line, readable
 from remoco.common.tensor_files import read_header
@@ -80,12 +81,19 @@ def build_peer(base: VideoBase, start: Start, dtype: torch.dtype) -> None:
     Raises:
         UserError: the file does not fit, or a file of the base is missing.
     """
+    check(start.file, base.config(NETWORK))  # before what is read first
     base.build(dtype)
     base.identity = {
         **base.record(),
         "peer": {"kind": start.kind, "file": str(start.file)},
         "hash": base.identity["hash"],
     }
+
+
+def check(path: str, config: dict[str, Any]) -> None:
+    """Raise UserError unless a file is of a transformer of these sizes, by names and shapes; as for `read`."""
+    with _fitting(path, config):
+        pass
 
 
 def read(path: str, config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Module, str]:
@@ -101,6 +109,13 @@ def read(path: str, config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Modu
     Raises:
         UserError: it does not fit; one line.
     """
+    with _fitting(path, config) as (model, stored):
+        return model.eval(), fill(model, stored, lambda name: dtype_of(name, dtype))
+
+
+@contextmanager
+def _fitting(path: str, config: dict[str, Any]) -> Iterator[tuple[nn.Module, dict[str, Stored]]]:
+    """The transformer on the meta device, and its weights in a file, by diffusers' names, open for the block."""
     files = files_of(path)
     try:
         with torch.device("meta"):
@@ -111,8 +126,7 @@ def read(path: str, config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Modu
         for file in files:
             read_header(file)
         with opened(files) as stored:
-            names = diffusers_names(stored)
-            named = {ours: stored[theirs] for ours, theirs in names.items()}
+            named = {ours: stored[theirs] for ours, theirs in diffusers_names(stored).items()}
             wrong = misfits(model, named)
             odd = sorted(named.keys() - model.state_dict().keys())
             if wrong or odd:
@@ -121,7 +135,7 @@ def read(path: str, config: dict[str, Any], dtype: torch.dtype) -> tuple[nn.Modu
                     f"{len(wrong)} weights of Wan's transformer are missing or misshapen and {len(odd)} are unknown, "
                     f"the first is {readable(first, 120)}; expected the base's sizes, under the names of Wan's own code"
                 )
-            return model.eval(), fill(model, named, lambda name: dtype_of(name, dtype))
+            yield model, named
     except UNREADABLE as error:
         raise UserError(f"start.file: {path}: {one_line(error)}") from error
 

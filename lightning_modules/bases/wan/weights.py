@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +83,7 @@ def load(
     dtypes: Mapping[str, torch.dtype],
     cached: Cached | None = None,
     spared: Mapping[str, str] | None = None,
-    others: Mapping[str, tuple[nn.Module, str]] | None = None,
+    others: Mapping[str, Callable[[torch.dtype], tuple[nn.Module, str]]] | None = None,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Networks by name, with `empty` (n, D), the embedding of an empty prompt, and their hashes.
 
@@ -93,7 +95,7 @@ def load(
         dtypes: Name of a transformer -> its dtype.
         cached: What a training's clips bring; other weights than those are refused before a transformer is read.
         spared: Name -> hash of networks that are only outlined, on the meta device.
-        others: Name -> network with its hash, of those that are not the folder's.
+        others: Name of a transformer that is not the folder's -> what reads it with its hash, of a dtype.
 
     Raises:
         UserError: a file or a weight is missing, or they are of another model.
@@ -102,7 +104,8 @@ def load(
     spared, others = spared or {}, others or {}
     known = known_empty(path, revision, dtype, cached=cached)
     wanted = [name for name in networks if name not in spared and name not in others]
-    base = located(path, [*wanted, *(() if known else (ENCODER,))], revision)  # all before the first is read
+    wanted += [] if known else [ENCODER]
+    base = located(path, wanted, revision) if wanted else Path(path)  # all before the first is read
     parts: dict[str, Any] = {}
     hashes: dict[str, str] = {}
     for name in [name for name in networks if name not in dtypes]:
@@ -112,24 +115,36 @@ def load(
         else:
             parts[name] = read_beside(path, revision, name, classes[name], dtype)
         hashes[name] = spared.get(name) or weights_hash(parts[name])
+    check_scale(parts["vae"].config, path)
     empty = known or empty_prompt(base, dtype, path, COMPONENTS[ENCODER], revision=revision)
     parts["empty"], hashes[ENCODER] = empty
     if cached is not None:
         for name, digest in hashes.items():
             cached.check(name, digest)
     for name, kept in dtypes.items():
-        parts[name], hashes[name] = others.get(name) or read_streamed(
-            base,
-            name,
-            COMPONENTS[name],
-            partial(dtype_of, dtype=kept),
-            path,
-            changes=changes_of(networks),
-        )
+        if name in others:
+            parts[name], hashes[name] = others[name](kept)
+        else:
+            dtype_by_name, changes = partial(dtype_of, dtype=kept), changes_of(networks)
+            parts[name], hashes[name] = read_streamed(
+                base, name, COMPONENTS[name], dtype_by_name, path, changes=changes
+            )
         check(parts[name].config, parts["vae"].config, path)
     if (width := parts["transformer"].config.text_dim) != parts["empty"].shape[1]:
         raise UserError(f"base: {path}: its transformer takes text of {width} values, not {parts['empty'].shape[1]}")
     return parts, hashes
+
+
+def check_scale(vae: Any, called: str) -> None:
+    """Raise UserError unless an autoencoder's configuration has a mean and a standard deviation of each channel."""
+    for name, least in (("latents_mean", -math.inf), ("latents_std", 0)):
+        numbers = getattr(vae, name)
+        sound = all(isinstance(each, (int, float)) and least < each < math.inf for each in numbers)
+        if len(numbers) != vae.z_dim or not sound:
+            raise UserError(
+                f"base: {called}/vae: {name} is {readable(str(numbers), 60)}, expected {vae.z_dim} finite numbers"
+                f"{' above 0' if least == 0 else ''}"
+            )
 
 
 def check(transformer: Any, vae: Any, called: str) -> None:

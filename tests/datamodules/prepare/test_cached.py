@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import zipfile
 
 import numpy as np
@@ -81,6 +82,15 @@ def test_tars_keep_flow_masks_and_captions(tmp_path):
     assert error.mean() < 6  # encoded twice
     meta = metas(tmp_path / "out")[0]
     assert meta["tracker"] == {"name": "cached", "version": "1"} and meta["flow"]["fill"] == "none"
+
+
+def test_a_system_that_reads_a_part_at_a_time(tmp_path, monkeypatch):
+    """As Linux does above 2 GB."""
+    members, flow, seen, _ = members_of(tmp_path, 1)
+    write_tar(tmp_path / "a.tar", {f"k.{kind}": data for kind, data in members.items()})
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, place: pread(file, min(size, 5000), place))
+    assert_kept(made(tmp_path / "a.tar")["a.tar/k"], flow, seen)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ">f4", np.float64])

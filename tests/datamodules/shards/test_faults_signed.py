@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 
 import numpy as np
@@ -108,7 +109,11 @@ def test_numbers_of_the_index_that_cannot_be(copy, field, value):
     [
         ("frames", 2**62), ("height", -16), ("width", 1e9), ("fps", float("inf")), ("fps", 0), ("fps", "8"),
         ("frames", None), ("shards", 5), ("shards", [5]), ("shards", None), ("latents", [1]), ("latents", {"vae": 5}),
-        ("format", "2"),
+        ("format", "2"), ("cache", []), ("cache", {"tensors": None, "files": {}}),
+        ("cache", {"tensors": {"latent_mean": 5}, "files": {}}),
+        ("cache", {"tensors": {"latent_mean": [["F32"], [4, 4]]}, "files": {}}),
+        ("cache", {"tensors": {"latent_mean": ["F32", [4, 16]]}, "files": {}}),
+        ("cache", {"tensors": {"text": ["BF16", [4, 16, 3, 3]]}, "files": {}}), ("cache", {"tensors": {}, "files": 5}),
     ],
 )  # fmt: skip
 def test_fields_of_the_index_that_cannot_be(copy, field, value):
@@ -117,6 +122,7 @@ def test_fields_of_the_index_that_cannot_be(copy, field, value):
     with pytest.raises(UserError, match="index.json") as raised:
         module(copy.parent)
     assert "\n" not in str(raised.value)
+    assert field != "cache" or not re.search("NoneType|iterable|indices", str(raised.value))
 
 
 def test_a_sidecar_whose_shard_is_said_to_be_large(copy):

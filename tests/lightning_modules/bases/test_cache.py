@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load, load_file, save_file
 
 from conditions import RegionWise
@@ -18,14 +19,15 @@ from datamodules.shards import CAPTION, LATENT, MEMBERS, ClipShape, Shards, samp
 from datamodules.shards.cached import read_cached
 from datamodules.shards.writer import ShardWriter
 from lightning_modules import MotionControlModule, checkpoint
-from lightning_modules.bases import CogVideoX, Wan, empty_prompt, weights
+from lightning_modules.bases import CogVideoX, RandomWan, Wan, empty_prompt, weights
 from lightning_modules.bases.cogvideox import weights as cogvideox_weights
+from lightning_modules.bases.wan import peers
 from lightning_modules.bases.wan import weights as wan_weights
-from lightning_modules.config import Control, Noise, Sampling
+from lightning_modules.config import Control, Noise, Sampling, Start
 from lightning_modules.optimizer import Plan, adamw
 from remoco import cache, captions
 from remoco.common.errors import BadClip, UserError
-from tests.support import cogvideox, wan
+from tests.support import cogvideox, wan, wan_peers
 from tests.support.commands import remoco
 from tests.support.modules import trainer
 from tests.support.same import same
@@ -205,6 +207,47 @@ def test_a_cache_of_another_part_is_one_line_before_the_transformer_is_read(case
             trainer(tmp_path, 1).fit(module(kind(other)), data(name, after))
 
 
+def over_a_peer(base, file):
+    """Wan-Move's weights in the place of the base's transformer."""
+    net = module(base)
+    return MotionControlModule(
+        net.base, net.condition, Control(["latent"], "attention", 2), net.noise, net.sampling,
+        start=Start("wan_move", str(file)),
+    )  # fmt: skip
+
+
+@of("i2v")
+def test_a_cache_of_another_part_is_one_line_before_another_authors_transformer_is_read(case, tmp_path):
+    name, kind, folder, _, after = case
+    file = wan_peers.write(tmp_path / "peer.safetensors", RandomWan("tiny_i2v", 7).build().transformer)
+    other = changed(folder, tmp_path / "other", "vae")
+    with mock.patch.object(peers, "fill", side_effect=AssertionError):
+        with pytest.raises(UserError, match=r"^data.shards: \S+ was made with another vae"):
+            trainer(tmp_path, 1).fit(over_a_peer(kind(other), file), data(name, after))
+
+
+@of("i2v")
+def test_over_another_authors_transformer_a_cache_of_a_hub_id_leaves_nothing_to_read(
+    case, tmp_path, monkeypatch, readings
+):
+    name, kind, folder, before, _ = case
+    commit = "0" * 40
+    repository = tmp_path / "models--owner--name"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    asked = ["cache", before, tmp_path / "cache", "--base", "owner/name", "--device", "cpu"]
+    assert remoco(*asked, "--negative-prompt", NEGATIVE) == 0
+    file = wan_peers.write(tmp_path / "peer.safetensors", RandomWan("tiny_i2v", 7).build().transformer)
+    shutil.rmtree(repository / "snapshots" / commit / "text_encoder")
+    readings.clear()
+    net = over_a_peer(kind("owner/name"), file)
+    trainer(tmp_path, 1).fit(net, data(name, tmp_path / "cache"))
+    assert not readings and net.base.spared == {*net.base.beside_names()}
+
+
 @of("ti2v")
 def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp_path):
     name, kind, folder, _, after = case
@@ -247,8 +290,22 @@ def test_the_commands_mistakes_are_one_line(case, tmp_path, capsys):
     assert not (tmp_path / "x").exists()
 
 
+@of("i2v")
+def test_an_index_without_the_hash_of_a_network_spares_none(case, tmp_path):
+    name, kind, folder, _, after = case
+    shutil.copytree(after, tmp_path / "copy")
+    index = json.loads((after / "index.json").read_bytes())
+    del index["latents"]["vae"]
+    (tmp_path / "copy" / "index.json").unlink()
+    (tmp_path / "copy" / "index.json").write_text(json.dumps(index))
+    base, clips = kind(folder), data(name, tmp_path / "copy")
+    clips.setup("fit")
+    base.cached = clips.cached
+    assert {"vae", "image_encoder"} <= set(base.cached.files) and set(base.spare()) == {"image_encoder"}
+
+
 @of("ti2v")
-def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
+def test_damaged_texts_of_the_set_are_one_line(case, tmp_path, capsys):
     name, _, _, _, after = case
     copy = tmp_path / "copy"
     shutil.copytree(after, copy)
@@ -258,6 +315,8 @@ def test_damaged_texts_of_the_set_are_one_line(case, tmp_path):
         with pytest.raises(UserError, match=r"text.safetensors does not read as `remoco cache` writes it: ") as caught:
             data(name, copy)
         assert "\n" not in str(caught.value)
+        assert remoco("verify", copy, "--workers", 1) == 1
+        assert capsys.readouterr().out.strip() == str(caught.value)
     (copy / "text.safetensors").unlink()
     with pytest.raises(UserError, match=r"text.safetensors does not read: No such file"):
         data(name, copy)

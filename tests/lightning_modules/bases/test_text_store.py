@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+import threading
 
 import pytest
 import torch
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
-from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_store
+from lightning_modules.bases import CogVideoX, Wan, empty_prompt, text_reader, text_store
 from lightning_modules.config import Control, Sampling
+from remoco.common.errors import UserError
 from tests.support import cogvideox, wan
 
 
@@ -64,6 +67,21 @@ def test_other_files_other_dtypes_and_damaged_embeddings_are_made_anew(folders, 
     assert torch.equal(Wan(folders[Wan]).build().empty, first.empty) and len(readings) == 4
 
 
+def test_the_encoders_files_are_hashed_once_while_they_stay_as_they_are(folders, readings, tmp_path, monkeypatch):
+    copy = tmp_path / "copy"
+    shutil.copytree(folders[Wan], copy)
+    digest, hashed = hashlib.file_digest, []
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: hashed.append(file.name) or digest(file, kind))
+    base = Wan(copy).build()
+    for text in ("dog", "red dog"):
+        base.embed_text([text])
+    files = {str(copy / "text_encoder" / name) for name in ("config.json", "model.safetensors")}
+    assert set(hashed) >= files and len(hashed) == len(set(hashed))
+    wan.text_encoder(seed=9).save_pretrained(copy / "text_encoder")
+    with pytest.raises(UserError, match="is not the text encoder that this base was made with"):
+        base.embed_text(["red"])
+
+
 def test_a_trainers_device_is_not_the_encoders(folders, readings):
     """A trainer builds networks on its own device by default: `meta` stands for a GPU here."""
     base = Wan(folders[Wan]).build()
@@ -92,6 +110,25 @@ def test_the_longest_unused_go_and_a_folder_that_takes_nothing_is_no_error(tmp_p
     assert text_store.read(place) is None
     monkeypatch.setenv(text_store.VARIABLE, "")
     assert text_store.key("encoder", torch.float32, 1) is None
+
+
+def test_of_several_processes_at_once_one_reads_the_encoder_for_a_prompt(folders, readings, monkeypatch):
+    """The ranks of a machine: another one asks while the first reads."""
+    first, other = (Wan(folders[Wan]).build() for _ in range(2))
+    made = []
+    rank = threading.Thread(target=lambda: made.extend(other.embed_text(["dog"])))
+    read = text_reader.read_encoder
+
+    def slow(*args):
+        if rank.ident is None:
+            rank.start()
+            rank.join(0.5)  # it waits for this one; else it is through by then
+        return read(*args)
+
+    monkeypatch.setattr(text_reader, "read_encoder", slow)
+    mine = first.embed_text(["dog"])
+    rank.join()
+    assert torch.equal(mine[0], made[0]) and len(readings) == 2  # for the empty text, and for the prompt
 
 
 def test_a_runs_own_prompts_lead_its_samples_where_clips_bring_no_texts(folders, readings):

@@ -241,6 +241,25 @@ def test_each_expert_is_trained_at_its_own_noise_levels(shift, spread):
     assert net.base.stage(torch.tensor([900.0])) == 0
 
 
+@pytest.mark.parametrize("expert, bound", [("high", {"high": 0.8645}), ("low", {"low": 0.8639})])
+def test_a_validation_of_levels_at_the_boundary_asks_the_trained_expert(expert, bound):
+    """Levels are rounded to three digits, not over the boundary."""
+    process, base = FlowMatching(3.0, **bound), RandomWan(SIZE, expert=expert)
+    for level in process.validated(bounds_of(process, base.trained_levels())):
+        for dtype in (torch.float32, torch.float64):
+            assert base.stage(process.times(torch.tensor([level], dtype=dtype))) == ("high", "low").index(expert)
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_a_prediction_that_is_shown_is_the_trained_experts(clips, expert):
+    """Whichever the level that samples are denoised at once from."""
+    net = module(RandomWan(SIZE, expert=expert), dtype=torch.float32)
+    before = [net.denoise_once(clips[1], sigma) for sigma in (2.0, 30.0)]
+    perturb(net)
+    for sigma, first in zip((2.0, 30.0), before, strict=True):
+        assert not torch.equal(net.denoise_once(clips[1], sigma), first)
+
+
 # diffusers' own modules, in float64
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -50,6 +51,26 @@ def test_latents_group_frames_as_the_causal_autoencoder_does():
         other[:, frame] += 1
         moved = (vae.encode(other.transpose(1, 2)).latent_dist.mode() - latents).abs().amax((0, 1, 3, 4)) > 1e-9
         assert moved.tolist() == [f == (frame + 3) // 4 for f in range(3)]
+
+
+def test_one_clip_is_in_memory_while_they_are_fitted():
+    alive = []
+
+    def clips():
+        for seed in range(5):
+            assert sum(one() is not None for one in alive) <= 1  # the one before
+            clip = low_rank(3, 1, seed)[0].clone()
+            alive.append(weakref.ref(clip))
+            yield clip
+            del clip
+
+    ClipPCA(3).fit(clips())
+    assert len(alive) == 5
+
+
+def test_clips_of_the_host_are_fitted_by_a_base_on_another_device():
+    """`meta` stands for a GPU here."""
+    ClipPCA(3).to("meta").fit(low_rank(3, 2))
 
 
 def module(kind=MotionControlModule, **base):
@@ -124,7 +145,13 @@ def test_a_folder_of_other_components_is_one_line(tmp_path):
     config = tmp_path / "base" / "vae" / "config.json"
     stated = json.loads(config.read_text())
     assert stated["_class_name"] == "ClipPCA" and stated["z_dim"] == 16
-    for changes, reason in (({"z_dim": 10**6}, "vae"), ({"z_dim": 8}, "vae"), ({"scale_factor_temporal": 2}, "vae")):
+    for changes, reason in (
+        ({"z_dim": 10**6}, "vae"), ({"z_dim": 8}, "vae"), ({"scale_factor_temporal": 2}, "vae"),
+        ({"scale_factor_spatial": 16}, "vae.*scale_factor_spatial is 16, expected 8"),
+        ({"latents_mean": [0.0] * 3}, "vae: latents_mean is .*, expected 16 finite numbers$"),
+        ({"latents_mean": ["0"] * 16}, "vae: latents_mean is .*, expected 16 finite numbers$"),
+        ({"latents_std": [1.0] * 15 + [0.0]}, "vae: latents_std is .*, expected 16 finite numbers above 0$"),
+    ):  # fmt: skip
         config.write_text(json.dumps(stated | changes))
         with pytest.raises(UserError, match=reason) as caught:
             Wan(tmp_path / "base").build()
