@@ -194,11 +194,12 @@ def measured(case: Case, dtype: torch.dtype, args: Namespace) -> None:
     for name in ask:
         row = [name]
         for what in WORK:
-            low, _, high = statistics.quantiles(seconds[what][name], n=4) if args.rounds > 1 else [float("nan")] * 3
-            row += [f"{medians[what][name]:.2f} [{low:.2f}..{high:.2f}]", times(medians[what], name)]
+            all_of_it = [1e3 * each for each in seconds[what][name]]
+            low, _, high = statistics.quantiles(all_of_it, n=4) if args.rounds > 1 else all_of_it * 3
+            row += [f"{1e3 * medians[what][name]:.0f} [{low:.0f}..{high:.0f}]", times(medians[what], name)]
             row += [f"{memory[what][name] / 1e6:.0f}", times(memory[what], name)]
         rows.append(row)
-    heads = ["CPU s", "times", "MB", "times"]
+    heads = ["CPU ms", "times", "MB", "times"]
     print(harness.table(["side", *(f"{what}: {head}" for what in WORK for head in heads)], rows))
     print(flush=True)
 

@@ -228,7 +228,7 @@ def _without_generators(module: Any, clips: int) -> Iterator[None]:
     seeds = SimpleNamespace(tolist=lambda: [0] * clips)
     draws = {
         "randn": lambda seeds, shape, device: torch.empty((clips, *shape)),
-        "sample_sigma": lambda seeds, *args: torch.empty(clips),
+        "sample_sigma": lambda seeds, *args, **kwargs: torch.empty(clips),
         "uniform": lambda seeds, n: torch.empty(clips, n),
     }
     with contextlib.ExitStack() as stack:

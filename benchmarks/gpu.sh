@@ -32,7 +32,7 @@ part() {  # part NAME SECONDS_AT_LEAST CUDA COMMAND...: CUDA is `cuda` where the
         echo "skipped: needs CUDA"
         return
     fi
-    if ((left < least)); then
+    if ((left < least || left < 1)); then # 0 is no limit to `timeout`
         echo "skipped: $left s left, needs $least"
         return
     fi

@@ -37,7 +37,8 @@ class Samples(Reader):
         clips: Number of clips.
         every_n_steps: Optimizer steps between two sets of samples; 0 means at validations only. Rank 0 samples, the
             others continue.
-        sigma: Noise level of the denoised prediction; the latents' standard deviation is about 1.
+        sigma: Noise level of the denoised prediction; the latents' standard deviation is about 1. Of one of two
+            experts, the nearest of its levels.
         fps: Frames per second of the videos.
     """
 

@@ -15,10 +15,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
+from datamodules.shards.cached import HASHES
 from remoco.common.errors import BadClip, UserError, one_line
 from remoco.common.tensor_files import finite, read_header
 
-SET, NEGATIVE, HASHES = "shards", "negative_prompt", ("text_encoder", "tokenizer")  # in the metadata
+SET, NEGATIVE = "shards", "negative_prompt"  # in the metadata, beside HASHES
 LONGEST = 4096  # tokens of a text
 
 

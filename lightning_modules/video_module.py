@@ -169,8 +169,8 @@ class VideoModule(LightningModule):
         """(B,) noise levels of training."""
         spread = partial(spread_sigma, batch["position"].cpu(), mix(self.seed, SIGMA))
         draw = spread if self.noise.spread else partial(sample_sigma, self.seeds(batch, SIGMA).tolist())
-        bounds = bounds_of(self.process, self.base.trained_levels())
-        return draw(self.noise.mean, self.noise.std, self.device, **({} if bounds is None else {"within": bounds}))
+        levels = self.base.trained_levels()
+        return draw(self.noise.mean, self.noise.std, self.device, within=bounds_of(self.process, levels))
 
     # Steps
 
@@ -294,14 +294,8 @@ class VideoModule(LightningModule):
 
     @torch.no_grad()
     def denoise_once(self, batch: Batch, sigma: float) -> Tensor:
-        """One denoising step from the true clip, as (B, L, 3, H, W) in [-1, 1].
-
-        Args:
-            batch: The clips.
-            sigma: Noise level; where another network than the trained one has it, the nearest of the trained one's.
-        """
-        least, most = self.base.trained_levels()
-        sigma = min(max(sigma, least), most)
+        """(B, L, 3, H, W) in [-1, 1]: true clip at noise level `sigma`, or the trained network's nearest, denoised."""
+        sigma = sorted((sigma, *self.base.trained_levels()))[1]  # clamped to them
         with self.autocast():
             clean, cond = self.evaluated(batch)
             noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)

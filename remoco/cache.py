@@ -13,16 +13,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from datamodules.captions import HASHES, Captions
 from datamodules.prepare import folder
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, read_index
-from datamodules.shards.cached import TEXT, SetTexts, layout_of, pack_texts
+from datamodules.shards.cached import HASHES, TEXT, SetTexts, layout_of, pack_texts
 from datamodules.shards.writer import ShardWriter
 from remoco.captions import embed
 from remoco.common.errors import BadClip, UserError
 from remoco.common.videos import mp4
 from remoco.common.whole_files import json_bytes, write_atomic
 
+Captions = Any  # `datamodules.captions.Captions`, whose module needs torch, which takes seconds
 PLAN = "cache.json"
 STATE = ".cache"  # folder in OUT of how far the work is, and of all captions' embeddings
 AHEAD = 8  # clips decoded ahead of the network
@@ -158,7 +158,9 @@ class Job:
         """Embeddings of all captions, before any other network is read: the text encoder is the largest of them."""
         if not path.exists():
             embed(self.shards, path, self.name, self.revision, self.negative_prompt, str(self.device))
-        return Captions(path, self.shards.digest, self.shards.counts)
+        from datamodules import captions
+
+        return captions.Captions(path, self.shards.digest, self.shards.counts)
 
     def make_shards(self, out: Path, records: list[Path], encoder: Encoder, captions: Captions | None) -> None:
         """Write the shards that have no record yet, and then their records."""

@@ -58,7 +58,8 @@ def embed(
     """
     import torch
 
-    from datamodules.captions import HASHES, NEGATIVE, SET
+    from datamodules.captions import NEGATIVE, SET
+    from datamodules.shards.cached import HASHES
     from lightning_modules.bases.of_folder import base_of
     from lightning_modules.bases.prompted import PromptedBase
     from lightning_modules.bases.text_reader import TextReader

@@ -204,6 +204,12 @@ def test_gpu_ends_with_1_where_a_part_fails_and_says_what_a_machine_lacks(repo, 
         )  # fmt: skip
         assert done.returncode == code and said in done.stdout + done.stderr
     assert "failed: tests svd_step svd_step_all" in done.stdout
+    done = subprocess.run(
+        [str(repo / "benchmarks/gpu.sh"), "0", "--dry"], capture_output=True, text=True,
+        env={**os.environ, "OUT": str(tmp_path), "PYTHON": str(python)},
+    )  # fmt: skip
+    assert done.returncode == 0 and "failed" not in done.stdout  # no time is no limit to `timeout`
+    assert len(re.findall(r"^skipped: -?\d+ s left", done.stdout, re.M)) == 7
 
 
 def test_gpu_names_packages_at_the_versions_of_the_tests(repo):

@@ -108,17 +108,19 @@ def drawing_from_json(
     """
     if len(data) > MAX_TEXT:
         raise UserError(f"{name}: has {len(data)} bytes, expected at most {MAX_TEXT // 2**20} MB")
+    expected = f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}}'
     try:
         entries = parse_json(double_quoted(data))
-        if isinstance(entries, list) and entries:
-            entries = from_splines(entries, name)
+    except ValueError as error:
+        said = f" ({one_line(error)})" if isinstance(error, UserError) else ""
+        raise UserError(f"{expected}{said}") from error
+    if isinstance(entries, list) and entries:
+        entries = from_splines(entries, name)
+    try:
         tracks, times, ids = entries["traj_key_points"], entries.get("times"), entries.get("brush")
         eases, prompt = entries.get("ease"), entries.get("prompt")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, UserError) and str(error).startswith(f"{name}: spline"):
-            raise
-        said = f" ({one_line(error)})" if isinstance(error, UserError) else ""
-        raise UserError(f'{name}: expected {{"traj_key_points": [[[x, y], ...], ...]}}{said}') from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(expected) from error
     for key, value in (("traj_key_points", tracks), ("times", times), ("ease", eases), ("brush", ids)):
         if not isinstance(value, list) and (key == "traj_key_points" or value is not None):
             raise UserError(f"{name}: {key}: expected a list, got {brief(value)}")

@@ -221,13 +221,12 @@ def _mask(file: Member, size: tuple[int, int], why: str) -> np.ndarray:
         raise BadClip(f"{file.called}: has {file.size} bytes, too many for a picture of {_sides(size)}")
     try:
         picture = Image.open(io.BytesIO(file.read()), formats=("JPEG",))
-        if picture.size[::-1] != size:
-            raise BadClip(f"{file.called}: is {_sides(picture.size[::-1])}, expected {_sides(size)} ({why})")
-        return np.asarray(picture.convert("L")) > SEEN
-    except BadClip:
-        raise
+        found = picture.size[::-1]
+        if found == size:
+            return np.asarray(picture.convert("L")) > SEEN
     except Exception as error:  # Pillow raises exceptions of many types for broken bytes
         raise BadClip(f"{file.called}: does not decode as a JPEG") from error
+    raise BadClip(f"{file.called}: is {_sides(found)}, expected {_sides(size)} ({why})")
 
 
 def _require_count(files: list[Member], kind: str, frames: int) -> None:
@@ -239,7 +238,7 @@ def _read_frames(video: Video, settings: Settings) -> Clip:
     """Every picture of the video, which must have the size and number of the clip's frames."""
     shape = settings.shape
     frames = np.empty((shape.frames, 3, shape.height, shape.width), np.uint8)
-    count, last = 0, 0.0
+    count, last, odd = 0, 0.0, ""
     try:
         for count, picture in enumerate(decode.pictures(video.source()), start=1):
             if count > shape.frames:
@@ -247,16 +246,17 @@ def _read_frames(video: Video, settings: Settings) -> Clip:
             image, aspect = upright(picture, settings.colour)
             if image.shape[:2] != frames.shape[2:] or aspect != 1:
                 pixels = "" if aspect == 1 else f" with pixels {aspect:g} times as wide as high"
-                raise BadClip(
-                    f"video: is {_sides(image.shape[:2])}{pixels}, expected {_sides(frames.shape[2:])} by --height and "
-                    "--width; tracks are not scaled"
-                )
+                odd = f"{_sides(image.shape[:2])}{pixels}"
+                break
             frames[count - 1] = image.transpose(2, 0, 1)
             last = picture.time
     except BadClip:
         raise
     except Exception as error:
         raise BadClip(f"video: does not decode: {decode.reason(error)}") from error
+    if odd:
+        expected = f"{_sides(frames.shape[2:])} by --height and --width; tracks are not scaled"
+        raise BadClip(f"video: is {odd}, expected {expected}")
     if count != shape.frames:
         found = f"more than {shape.frames}" if count > shape.frames else str(count)
         raise BadClip(f"video: has {found} pictures, expected {shape.frames} by --frames")

@@ -57,7 +57,9 @@ def videos_in(
         UserError: nothing there, or a CSV without WebVid's columns.
     """
     path = Path(os.path.abspath(source))
-    if settings.tracker == CAMERA and root is None:
+    if settings.tracker == CAMERA:
+        if root is not None:
+            raise UserError(f"--root {root}: not with --tracker camera, which takes a picture or a folder of pictures")
         sources = stills_in(source)
     elif path.suffix.lower() == ".csv":
         sources = _webvid(path, Path(os.path.abspath(root)) if root else path.parent)

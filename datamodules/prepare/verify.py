@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from datamodules.prepare import pool
 from datamodules.shards import CAPTION, FLOW, INDEX, LATENT, MASKS, META, VIDEO, Shards, flow_codec, read_index, samples
-from datamodules.shards.cached import DTYPES, TEXT
+from datamodules.shards.cached import TEXT, dtype_of
 from datamodules.shards.remote import chunks
 from remoco.common.errors import BadClip, UserError, one_line
 
@@ -37,7 +37,7 @@ def _verify_texts(shards: Shards) -> list[str]:
         return []
     dtype, (_, width) = shards.layout["text"]
     every = [texts.empty] if texts.negative is None else [texts.empty, texts.negative]
-    if all(text.dtype == DTYPES[dtype] and text.shape[1] == width for text in every):
+    if all(dtype_of(text) == dtype and text.shape[1] == width for text in every):
         return []
     return [f"{shards.pattern}: {TEXT} has other texts than its clips, which are {dtype} of {width} values a token"]
 

@@ -8,27 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from remoco.common.errors import BadClip, UserError, brief, one_line
 from remoco.common.json_files import parse_json
-from remoco.common.tensor_files import finite
 from remoco.common.whole_files import json_bytes
+
+if TYPE_CHECKING:  # no command's help has need of it
+    from torch import Tensor
 
 NAMES = ("latent_mean", "latent_std", "first_latent", "image_embedding", "text")
 TEXT = "text.safetensors"  # beside index.json: the empty text and perhaps the negative prompt, for all clips
 ABOUT = "about"  # in its metadata: hashes and negative prompt as JSON
+HASHES = ("text_encoder", "tokenizer")  # there, of what made the texts
 MAX_TEXT = 64 << 20  # bytes of that file
 LONGEST = 4096  # tokens of a text
-DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}  # torch's name -> the layout's
 PLAIN = {"latent_mean": "F16", "latent_std": "F16", "image_embedding": "F16"}
-Layout = dict[
-    str, tuple[str, tuple[int, ...]]
-]  # name -> dtype and shape; 0 tokens of a text are each clip's own number
+Layout = dict[str, tuple[str, tuple[int, ...]]]
+"""Name -> dtype and shape; 0 tokens of a text are each clip's own number."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,11 @@ def parse_layout(value: Any) -> Layout:
         least = [0 if name == "text" and not place else 1 for place in range(len(sizes))]
         sound = all(type(size) is int and low <= size <= 1 << 16 for size, low in zip(sizes, least, strict=True))
         axes = 2 if name in ("image_embedding", "text") else 4
-        if name not in NAMES or dtype not in [*DTYPES] or not sound or len(sizes) != axes:
-            raise UserError(f"cache: {name!r:.40} is {each!r:.80}, expected one of {', '.join(DTYPES)} and a shape")
-        layout[name] = (dtype, sizes)
+        if name not in NAMES or dtype not in DTYPES.values() or not sound or len(sizes) != axes:
+            raise UserError(
+                f"cache: {name!r:.40} is {each!r:.80}, expected one of {', '.join(DTYPES.values())} and a shape"
+            )
+        layout[name] = (str(dtype), sizes)
     return layout
 
 
@@ -109,10 +109,15 @@ def is_plain(layout: Layout | None) -> bool:
     return layout is None or {name: dtype for name, (dtype, _) in layout.items()} == PLAIN
 
 
+def dtype_of(tensor: Tensor) -> str:
+    """The layout's name of a tensor's dtype, or torch's where a layout has none."""
+    name = str(tensor.dtype).removeprefix("torch.")
+    return DTYPES.get(name, name)
+
+
 def layout_of(tensors: Mapping[str, Tensor], padded: bool) -> Layout:
     """The layout of a clip's tensors; `padded`: whether all texts have the same number of tokens."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    layout = {name: (names[tensor.dtype], tuple(tensor.shape)) for name, tensor in tensors.items()}
+    layout = {name: (dtype_of(tensor), tuple(tensor.shape)) for name, tensor in tensors.items()}
     if "text" in layout and not padded:
         layout["text"] = (layout["text"][0], (0, tensors["text"].shape[1]))
     return layout
@@ -124,6 +129,10 @@ def read_cached(data: bytes, layout: Layout) -> dict[str, Tensor]:
     Raises:
         BadClip: not those of the layout, not finite, or a negative standard deviation.
     """
+    import safetensors.torch
+
+    from remoco.common.tensor_files import finite
+
     try:
         found = safetensors.torch.load(data)
     except Exception as error:  # safetensors raises its own type, and more
@@ -134,9 +143,8 @@ def read_cached(data: bytes, layout: Layout) -> dict[str, Tensor]:
         tensor = found[name]
         own = name == "text" and not shape[0] and 0 < len(tensor) <= LONGEST
         wanted = (len(tensor), *shape[1:]) if own else shape
-        if tensor.dtype != DTYPES[dtype] or tuple(tensor.shape) != wanted:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise BadClip(f"{name} is {kind} {tuple(tensor.shape)}, expected {dtype} {wanted}")
+        if dtype_of(tensor) != dtype or tuple(tensor.shape) != wanted:
+            raise BadClip(f"{name} is {dtype_of(tensor)} {tuple(tensor.shape)}, expected {dtype} {wanted}")
         if not finite(tensor):
             raise BadClip(f"{name} has values that are not finite")
     if "latent_std" in found and (found["latent_std"] < 0).any():
@@ -146,6 +154,8 @@ def read_cached(data: bytes, layout: Layout) -> dict[str, Tensor]:
 
 def pack_texts(texts: SetTexts) -> bytes:
     """The file `TEXT`."""
+    import safetensors.torch
+
     tensors = {"empty": texts.empty} | ({} if texts.negative is None else {"negative": texts.negative})
     about = {**texts.hashes, "negative_prompt": texts.negative_prompt}
     one = {ABOUT: json_bytes(about).decode()}  # safetensors puts several in another order each time
@@ -154,14 +164,18 @@ def pack_texts(texts: SetTexts) -> bytes:
 
 def unpack_texts(data: bytes, path: Any) -> SetTexts:
     """What `pack_texts` wrote; UserError where it is something else."""
+    import safetensors.torch
+
+    from remoco.common.tensor_files import finite
+
     try:
         size = int.from_bytes(data[:8], "little")
         about = parse_json(parse_json(data[8 : 8 + size])["__metadata__"][ABOUT].encode())
         tensors = safetensors.torch.load(data)
         empty, negative = tensors["empty"], tensors.get("negative")
-        hashes = {name: about[name] for name in ("text_encoder", "tokenizer")}
+        hashes = {name: about[name] for name in HASHES}
         sound = all(
-            each.ndim == 2 and 0 < len(each) <= LONGEST and each.dtype in DTYPES.values() and finite(each)
+            each.ndim == 2 and 0 < len(each) <= LONGEST and dtype_of(each) in DTYPES.values() and finite(each)
             for each in (empty, *(() if negative is None else (negative,)))
         )
         prompt = about["negative_prompt"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ class PromptedBase(VideoBase):
     revision: str | None
     empty: Tensor
 
+    @abstractmethod
     def text_kind(self) -> TextKind:
         """How the network takes text."""
-        raise NotImplementedError
 
     @functools.cached_property
     def embeddings(self) -> dict[tuple[str, Any], Tensor]:

@@ -123,7 +123,7 @@ def test_draws_over_many_positions(net, monkeypatch):
 def test_a_sample_uses_the_modules_guidance_steps_and_inference_noise(net, batch, monkeypatch):
     seen = {}
 
-    def sampler(denoiser, noise, cond, steps, guidance, sigma_max, on_step, recorded, solver):
+    def sampler(denoiser, noise, cond, steps, guidance, sigma_max, on_step, recorded, solver, guidance_2):
         seen.update(sigma_aug=cond.parts["sigma_aug"], steps=steps, guidance=guidance, noise=noise)
         return noise
 

@@ -149,8 +149,10 @@ def inputs(module: MotionControlModule) -> Iterator[None]:
     with ExitStack() as stack:
         for change in (
             patch.object(module, "draw_noise", lambda batch, stream, shape: normal(f"noise {stream}", (CLIPS, *shape))),
-            patch.object(video_module, "sample_sigma", lambda seeds, mean, std, device: levels(mean)),
-            patch.object(video_module, "spread_sigma", lambda positions, offset, mean, std, device: levels(mean)),
+            patch.object(video_module, "sample_sigma", lambda seeds, mean, std, device, within=None: levels(mean)),
+            patch.object(
+                video_module, "spread_sigma", lambda positions, offset, mean, std, device, within=None: levels(mean)
+            ),
         ):
             stack.enter_context(change)
         yield

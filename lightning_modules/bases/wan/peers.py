@@ -81,6 +81,7 @@ def build_peer(base: VideoBase, start: Start, dtype: torch.dtype) -> None:
     Raises:
         UserError: the file does not fit, or a file of the base is missing.
     """
+    assert isinstance(base, Wan)
     check(start.file, base.config(NETWORK))  # before what is read first
     base.build(dtype)
     base.identity = {

@@ -227,5 +227,8 @@ def test_what_is_no_still_is_one_line(tmp_path):
     for source in (tmp_path, tmp_path / "a.mp4", tmp_path / "none"):
         with pytest.raises(UserError, match=r"^videos: no picture .* for --tracker camera$"):
             videos_in(str(source), None, settings)
+    (tmp_path / "w.csv").write_text("videoid,contentUrl,page_dir,name\n1,u,p,n\n")
+    with pytest.raises(UserError, match="^--root .*: not with --tracker camera, which takes a picture"):
+        videos_in(str(tmp_path / "w.csv"), str(tmp_path), Settings("camera"))
     with pytest.raises(UserError, match="^--every: not with --tracker camera"):
         Settings("camera", every=1.0)

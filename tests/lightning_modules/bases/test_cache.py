@@ -260,7 +260,7 @@ def test_a_cache_of_other_sizes_or_another_negative_prompt_is_one_line(case, tmp
     wanted = rf"has cached latents of {frames} x {height // 2} x {width // 2}, this base's have {frames} x {height} x "
     with pytest.raises(UserError, match=wanted):
         trainer(tmp_path, 1).fit(module(kind(folder)), data(name, copy))
-    with pytest.raises(UserError, match=r"16 clips in a row cannot be used; .*latent_mean is float32 .*, expected F32"):
+    with pytest.raises(UserError, match=r"16 clips in a row cannot be used; .*latent_mean is F32 .*, expected F32"):
         next(iter(data(name, copy).train_dataloader()))
     net = module(kind(folder))
     net.sampling = Sampling(1, guidance=(3.0, 3.0), inputs={"negative_prompt": "dog"})
