@@ -29,6 +29,7 @@ from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
 from remoco.common.ranges import within
+from remoco.common.videos.masters import write_mov, write_pngs
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
@@ -146,12 +147,22 @@ def _write(
                 raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            job.write(panels["generated"], generator.fps, matte)
+            _write_video(job.video, panels["generated"], generator.fps, matte)
             moving = strip(panels, f"{job.name}, seed {first_seed}")
             write_png(job.files[2], sheet([moving]))
             write_mp4(job.strip, moving, generator.fps)
             if of_folder:
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
+
+
+def _write_video(path: Path, video: np.ndarray, fps: float, matte: np.ndarray | None) -> None:
+    """Write a clip as its name says: H.264 without its matte, ProRes 4444, or a folder of PNGs."""
+    if path.suffix == ".mp4":
+        write_mp4(path, video, fps)
+    elif path.suffix == ".mov":
+        write_mov(path, video, fps, matte)
+    else:
+        write_pngs(path, video, matte)
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -9,15 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from callbacks.strips import write_mp4
 from datamodules.drawings import Backdrop, Drawing, find_drawings, read_drawing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.trackers import Tracker
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_json
-from remoco.common.videos.masters import check_sequence, write_mov, write_pngs
+from remoco.common.videos.masters import check_sequence
 from remoco.generate import Format
 
 SUFFIX: dict[Format, str] = {"mp4": ".mp4", "mov": ".mov", "png": ""}
@@ -56,15 +53,6 @@ class Job:
         except (OSError, ValueError, TypeError, KeyError):
             same = False
         return "done" if same else "edited"
-
-    def write(self, video: np.ndarray, fps: float, matte: np.ndarray | None) -> None:
-        """Write the video (L, H, W, 3) uint8 as its name says; MOV and PNGs with the matte (L, H, W) uint8, if any."""
-        if self.video.suffix == ".mp4":
-            write_mp4(self.video, video, fps)
-        elif self.video.suffix == ".mov":
-            write_mov(self.video, video, fps, matte)
-        else:
-            write_pngs(self.video, video, matte)
 
 
 def read_inputs(
