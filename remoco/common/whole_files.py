@@ -42,7 +42,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            os.chmod(temporary, mode)  # safetensors' own is for its owner alone
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
