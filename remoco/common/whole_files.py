@@ -150,7 +150,10 @@ def held(path: Path) -> Iterator[bool]:
 def clear_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing in a folder in which nobody writes now."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
