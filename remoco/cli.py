@@ -83,6 +83,9 @@ TOP = Menu(
                 "remoco.captions:captions", "Embed the captions of shards, for a base that takes text."
             ),
             "cache": Command("remoco.cache:cache", "Copy shards with the frozen networks' work beside each clip."),
+            "holes": Command(
+                "remoco.photos_command:holes", "Fill the holes that things leave in photographs, to train on."
+            ),
         },
         "experiments": {"sweep": SWEEP},
         "measure and compare": {
