@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from torch import Tensor
 
-from lightning_modules.bases.grid import Grid
-from lightning_modules.conditioning import Conditioning
-from lightning_modules.process.windows import Part, Window, average, spaced, windows
+from lightning_modules.bases.base import VideoBase
+from lightning_modules.process.windows import Window, spaced, windows
 from remoco.common.errors import UserError
 
 Longer = Literal["windows", "continue"]
@@ -42,11 +40,11 @@ class Plan:
         return [window.frames(time).at for window in self.windows]
 
 
-def planned(grid: Grid, trained: int, frames: int, longer: str | None, overlap: int | None) -> Plan:
+def planned(base: VideoBase, trained: int, frames: int, longer: str | None, overlap: int | None) -> Plan:
     """How a clip of this length is made; a clip that is not longer than the trained ones is seen whole.
 
     Args:
-        grid: The base's.
+        base: The base; it need not be built.
         trained: Frames of the clips of the training.
         frames: Frames of the clip.
         longer: `windows`, `continue`, or None: the network sees all of it at once, whatever it was trained for.
@@ -61,6 +59,12 @@ def planned(grid: Grid, trained: int, frames: int, longer: str | None, overlap: 
         return Plan(frames, frames)
     if longer not in get_args(Longer):
         raise UserError(f"longer is {longer!r:.40}, expected one of {', '.join(get_args(Longer))}")
+    if longer == "windows" and base.one_picture:
+        raise UserError(
+            f"longer is 'windows', expected none: {type(base).__name__} sees one picture for all frames, so its clips "
+            "have any length"
+        )
+    grid = base.grid
     most = max(0, grid.time * (grid.latents(trained) - 2))
     if overlap is not None and not (hasattr(overlap, "__index__") and 0 <= overlap <= most):
         raise UserError(f"overlap is {str(overlap)[:40]}, expected 0 to {most}: a window has {trained} frames")
@@ -73,21 +77,3 @@ def planned(grid: Grid, trained: int, frames: int, longer: str | None, overlap: 
     shared = -(-min(most, trained // 2 if overlap is None else overlap) // grid.time)
     parts = windows(grid.latents(frames), grid.latents(trained), shared)
     return Plan(frames, trained, windows=tuple(parts))
-
-
-def whole(parts: Sequence[Part], time: int) -> Conditioning:
-    """The first window's conditioning with the moved pixels of the clip, where an injection moves any.
-
-    Args:
-        parts: Windows of the clip, steered.
-        time: Frames per latent.
-    """
-    cond = parts[0].cond
-    if cond.moved is None or cond.filled is None:
-        return cond
-    frames = [part.window.frames(time) for part in parts]
-
-    def joined(name: str) -> Tensor:
-        return average([(at, getattr(part.cond, name)) for at, part in zip(frames, parts, strict=True)])
-
-    return replace(cond, moved=joined("moved"), filled=joined("filled"))

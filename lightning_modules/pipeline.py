@@ -321,7 +321,7 @@ class MotionControlPipeline(PipelineParts):
         motions = control if isinstance(control, (list, tuple)) else [control]
         if measured and any(isinstance(each, torch.Tensor) for each in motions):
             raise UserError(f"{measured[0]}: expected a number beside a control: `drawing` measures tracks and brush")
-        plan = planned(module.base.grid, self.sampling["num_frames"], frames, longer, overlap)
+        plan = planned(module.base, self.sampling["num_frames"], frames, longer, overlap)
         check_continued(plan, output_type, latents)
         image = unbatched(image)
         drawings = drawings_of(image, tracks, brush, background)

@@ -14,7 +14,7 @@ from conditions import mix
 from lightning_modules.bases.said import DRAWING
 from lightning_modules.conditioning import Conditioning, to_uint8
 from lightning_modules.config import Sampling
-from lightning_modules.longer import Plan, whole
+from lightning_modules.longer import Plan
 from lightning_modules.pipeline_call import Drawn, check_finite, check_noise, told
 from lightning_modules.process.base import randn
 from lightning_modules.process.sampler import OnStep
@@ -91,9 +91,9 @@ class Clips:
             check_finite(latents)
             if not self.decoded:
                 return latents
-            shown = cond if isinstance(cond, Conditioning) else whole(cond, base.grid.time)
+            first_of = cond if isinstance(cond, Conditioning) else cond[0].cond
             with pipeline._in_use():
-                video = base.finished(base.decode(latents, self.chunk), shown).clamp(-1, 1)
+                video = base.finished(base.decode(latents, self.chunk), first_of).clamp(-1, 1)
             check_finite(video)
         return video
 

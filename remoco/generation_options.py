@@ -27,7 +27,7 @@ def options_of(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChange
     frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
     within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
     try:
-        plan = planned(pipe.module.base.grid, pipe.sampling["num_frames"], frames, clip.longer, clip.overlap)
+        plan = planned(pipe.module.base, pipe.sampling["num_frames"], frames, clip.longer, clip.overlap)
     except UserError as error:
         raise UserError(f"--longer {clip.longer}: {error}") from None
     inputs: dict[str, Any] = {}
