@@ -129,7 +129,10 @@ def camera_tracks(camera: Camera, height: int, width: int, depth: np.ndarray | N
 
 
 def seen_depth(camera: Camera, frame: int, depth: np.ndarray) -> np.ndarray:
-    """(H, W) depth of a still scene in the picture of another frame; where that shows more, the nearest that is known.
+    """(H, W) depth of a still scene in the picture of another frame.
+
+    What the first frame does not show is as far as the farther of what is beside it in its row: what a nearer thing
+    uncovers lies behind it.
 
     Args:
         camera: the camera of each frame.
@@ -144,12 +147,20 @@ def seen_depth(camera: Camera, frame: int, depth: np.ndarray) -> np.ndarray:
     y, x = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float64)
     at, z = camera.seen(frame, np.stack([x, y], axis=-1), depth.astype(np.float64))
     inside = np.logical_and(at >= -0.5, at < np.array(depth.shape[::-1]) - 0.5).all(axis=-1)
-    buffer = _nearest(at, z, inside)
-    unknown = np.isinf(buffer)
-    if unknown.all():
+    buffer = _nearest(at.round(6), z, inside)  # a whole pixel, but for the last bits, covers itself alone
+    if np.isinf(buffer).all():
         raise UserError(f"poses: frame {frame + 1} shows nothing of the first one, expected a part of it")
-    rows, columns = distance_transform_edt(unknown, return_distances=False, return_indices=True)
-    found: np.ndarray = buffer[rows, columns]
+    sides = [_carried(buffer), _carried(buffer[:, ::-1])[:, ::-1]]
+    along = np.where(np.isinf(sides[0]), sides[1], np.where(np.isinf(sides[1]), sides[0], np.maximum(*sides)))
+    rows, columns = distance_transform_edt(np.isinf(along), return_distances=False, return_indices=True)
+    found: np.ndarray = along[rows, columns]
+    return found
+
+
+def _carried(depth: np.ndarray) -> np.ndarray:
+    """(H, W) depth with the last finite one carried on along each row."""
+    last = np.maximum.accumulate(np.where(np.isfinite(depth), np.arange(depth.shape[1]), 0), axis=1)
+    found: np.ndarray = np.take_along_axis(depth, last, axis=1)
     return found
 
 

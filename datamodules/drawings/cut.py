@@ -62,7 +62,7 @@ def cut(drawing: Drawing, motion: SceneMotion, frames: int, start: int, stop: in
 
 def _sources(camera: Camera | None, frame: int, height: int, width: int) -> np.ndarray:
     """(H, W, 2) x, y in the first frame's picture of each pixel of another one's, without objects' own motion."""
-    points = np.stack(np.mgrid[:height, :width][::-1], axis=-1).astype(np.float64)
+    points = np.stack(list(np.mgrid[:height, :width])[::-1], axis=-1).astype(np.float64)
     return points if camera is None else camera.back(frame).seen(1, points, np.ones((height, width)))[0]
 
 
@@ -70,7 +70,7 @@ def _nearest(paths: list[np.ndarray], shifts: list[np.ndarray], height: int, wid
     """(H, W, 2) shift of the track whose path begins nearest to each pixel; 0 without tracks."""
     if not paths:
         return np.zeros(2)
-    points = np.stack(np.mgrid[:height, :width][::-1], axis=-1)
+    points = np.stack(list(np.mgrid[:height, :width])[::-1], axis=-1)
     distances = [np.square(points - np.floor(path[0])).sum(-1) for path in paths]
     moved: np.ndarray = np.stack(shifts)[np.argmin(distances, axis=0)]
     return moved
