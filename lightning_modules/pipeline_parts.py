@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lightning_modules.control.lora_files import DIFFUSERS, LoraFiles, factors_of, read_lora, trained_lora
+from lightning_modules.hub import upload
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.pipeline_files import library_of, write_folder
 from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
+from remoco.common.whole_files import atomic_path
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 FIRST, SECOND = "transformer", "transformer_2"
@@ -35,6 +39,7 @@ class PipelineParts:
 
     Attributes:
         lora_files: What `load_lora_weights` read.
+        sampling: What the model was trained for: `num_frames`, `height`, `width`.
 
     Each of `components` is an attribute too: `unet` or `transformer`, `vae`, `image_encoder`, as the base has them.
     """
@@ -42,6 +47,7 @@ class PipelineParts:
     def __init__(self, module: MotionControlModule) -> None:
         self.module = module.eval()
         self.lora_files = LoraFiles(module.base)
+        self.sampling: dict[str, Any] = {}
         self._offloads = False
         self._progress_bar: dict[str, Any] = {}
 
@@ -196,6 +202,53 @@ class PipelineParts:
             files.files[name] = factors_of(state, settings, networks, said)
         files.use({name: 1.0})
 
+    def save_pretrained(
+        self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True
+    ) -> None:
+        """Write the trained weights and their record, without the frozen base, for `from_pretrained`.
+
+        Args:
+            save_directory: Folder, made if it is not there.
+            variant: Variant of the weights: `fp16` and `bf16` store them in half precision, others are names alone.
+            safe_serialization: Only True: no pickle is ever written.
+
+        Raises:
+            UserError: an argument does not fit.
+        """
+        if not safe_serialization:
+            raise UserError("safe_serialization is False, expected True: no pickle is ever written")
+        if self.module.second is not None:
+            raise UserError("save_pretrained: this pipeline is of two runs, expected one of each, saved for itself")
+        with self.lora_files.removed():  # they are of others
+            stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
+            fitted = self.module.stored().keys() - self.module.trained().keys()  # pictures are decoded with them
+            saved = self.module.own_record()
+            saved |= {"sampling": {**self.sampling, **saved["sampling"]}, "whole": self.module.whole}
+            index = {name: library_of(part) for name, part in self.components.items()}
+            write_folder(Path(save_directory), stored, set(fitted), saved, index, variant)
+
+    def push_to_hub(
+        self, repo_id: str, private: bool = False, token: str | None = None, commit_message: str | None = None,
+        variant: str | None = None,
+    ) -> str:  # fmt: skip
+        """Upload what `save_pretrained` writes to the Hugging Face hub, in one commit; its address.
+
+        `remoco card` does so with the numbers, pictures and licences of a run.
+
+        Args:
+            repo_id: `owner/name`, made if it is not there.
+            private: Whether a new one is private.
+            token: Of who uploads. Default: that of `hf auth login`.
+            commit_message: Of the commit.
+            variant: As of `save_pretrained`.
+
+        Raises:
+            UserError: an argument does not fit, or the hub is not reached or refuses.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, variant)
+            return upload(Path(folder), repo_id, private, commit_message or "Upload of a controller", token)
+
     def save_lora_weights(self, save_directory: str | Path) -> None:
         """Write the LoRA that was trained here, without the control, as `load_lora_weights` of diffusers reads it.
 
@@ -216,7 +269,8 @@ class PipelineParts:
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in zip((DIFFUSERS, DIFFUSERS_2), found, strict=False):
-            save_file(tensors, folder / name, {"format": "pt"})
+            with atomic_path(folder / name) as path:
+                save_file(tensors, path, {"format": "pt"})
 
     def set_adapters(
         self, adapter_names: str | Sequence[str], adapter_weights: float | Sequence[float] | None = None

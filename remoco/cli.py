@@ -102,6 +102,7 @@ TOP = Menu(
             "export-base": Command(
                 "remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."
             ),
+            "card": Command("remoco.card:card", "Write a controller with its card, or upload it to the hub."),
             "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
         },
     },

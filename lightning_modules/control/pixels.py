@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from lightning_modules.control.fill import filled
@@ -90,6 +91,43 @@ def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
             hidden = (hidden & (alpha < 1 - SEEN)) | edge
         clip[t], unknown[t] = image, hidden
     return Moved(clip, unknown, Lowest(plate, hole.to(frame), share, at))
+
+
+def moved_matte(alpha: np.ndarray, control: Tensor) -> np.ndarray:
+    """How opaque a picture's pixels are where a control moves them, by the layers of `moved_pixels`.
+
+    Layers are laid over one another: what is transparent in one shows what is below it. What a moving layer leaves open
+    is as opaque as the nearest pixel that stays; where no pixel stays, it is transparent.
+
+    Args:
+        alpha: (H, W) uint8 of frame 1.
+        control: (L, 3, H, W), as for `moved_pixels`.
+
+    Returns:
+        (L, H, W) uint8; a frame in which nothing has moved is the first.
+    """
+    host = control.detach().cpu().double().numpy()
+    layers = layers_of(host[:, 0] + 1j * host[:, 1], np.asarray((host[:, 2] > 0).any(0)))
+    moves = np.stack([layer.moves() for layer in layers]).any(0)
+    clip = np.repeat(alpha[None], len(control), axis=0)
+    opaque = torch.from_numpy(alpha).double().expand(3, -1, -1) / 255
+    plate, known = torch.zeros_like(opaque), torch.zeros_like(opaque[:1])
+    if layers[0].pixels.any():
+        plate, known, _ = _plate(opaque * 2 - 1, layers, _nearest)
+        plate = (plate + 1) / 2
+    at = _places(layers[0], plate)
+    for t in np.flatnonzero(moves).tolist():
+        image = _lowest(plate, known, at, t)[0][0]
+        for layer in layers[1:]:
+            above = _drawn(opaque, torch.from_numpy(layer.pixels).to(opaque), layer, t)[0][0]
+            image = image * (1 - above) + above
+        clip[t] = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return clip
+
+
+def _nearest(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    rows, columns = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+    return np.asarray(picture[rows, columns])
 
 
 def _plate(frame: Tensor, layers: list[Layer], fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
