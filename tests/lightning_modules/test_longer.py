@@ -1,11 +1,11 @@
 """Clips longer than the trained ones: windows that are denoised together, and parts from the last frame on."""
 
-import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from conditions import RegionWise
 from datamodules.drawings import Drawing
@@ -24,6 +24,7 @@ from remoco.common.videos.files import read_video
 from remoco.generation import panels_of
 from tests.support.commands import remoco
 from tests.support.modules import perturb
+from tests.support.places import REPO
 from tests.support.toy import Toy
 
 TRAINED, LONG = 5, 12
@@ -280,18 +281,21 @@ def test_a_base_of_one_picture_needs_no_windows():
     assert planned(Photos(), 16, 32, "continue", None).starts == (0, 8, 16)
 
 
-def test_the_command_makes_clips_longer_than_the_trained_ones(tmp_path, capsys):
-    Image.fromarray(IMAGE[:, :48]).resize((64, 64)).save(tmp_path / "a.png")
-    (tmp_path / "a.json").write_text(json.dumps({"traj_key_points": [TRACK]}))
-    command = ["generate", "embedded-sprites", tmp_path / "a.png", "--tracks", tmp_path / "a.json", "--steps", 1]
-    for longer in ("windows", "continue"):
-        out = tmp_path / f"{longer}.mp4"
-        assert remoco(*command, "--num-frames", 20, "--longer", longer, "--out", out) == 0
-        assert len(read_video(out)[0]) == 20
+def test_the_documents_commands(tmp_path, monkeypatch, capsys):
+    """As they stand in docs/inference.md, with fewer steps; and two mistakes."""
+    text = (REPO / "docs/inference.md").read_text().split("## Longer than the trained clips")[1].split("\n## ")[0]
+    commands = [shlex.split(each) for each in re.findall(r"^remoco (.*)$", text.replace("\\\n", ""), re.M)]
+    monkeypatch.chdir(tmp_path)
+    assert [words[0] for words in commands] == ["demo", "generate", "generate"]
+    for words in commands:
+        assert remoco(*words, *(["--steps", "1"] if words[0] == "generate" else [])) == 0
+    clips = [read_video(f"{name}.mp4")[0] for name in ("windows", "continue")]
+    assert all(len(clip) == 16 for clip in clips) and np.abs(clips[0].astype(float) - clips[1]).mean() > 0.1
     assert "3/3" in capsys.readouterr().err  # one step of each of three parts
     for flags, said in (
-        (["--longer", "windows", "--overlap", 7], "--longer windows: overlap is 7, expected 0 to 6"),
-        (["--overlap", 2], "--overlap is 2, expected --longer windows beside it"),
+        (["--longer", "windows", "--overlap", "7"], "--longer windows: overlap is 7, expected 0 to 6"),
+        (["--overlap", "2"], "--overlap is 2, expected --longer windows beside it"),
     ):
-        assert remoco(*command, "--num-frames", 20, *flags, "--out", tmp_path / "no.mp4") == 2
+        given = [word for word in commands[1] if word not in ("--longer", "windows")]
+        assert remoco(*given, *flags) == 2
         assert said in capsys.readouterr().err.splitlines()[-1]
