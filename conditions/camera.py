@@ -151,7 +151,9 @@ def seen_depth(camera: Camera, frame: int, depth: np.ndarray) -> np.ndarray:
     if np.isinf(buffer).all():
         raise UserError(f"poses: frame {frame + 1} shows nothing of the first one, expected a part of it")
     sides = [_carried(buffer), _carried(buffer[:, ::-1])[:, ::-1]]
-    along = np.where(np.isinf(sides[0]), sides[1], np.where(np.isinf(sides[1]), sides[0], np.maximum(*sides)))
+    along = np.where(
+        np.isinf(sides[0]), sides[1], np.where(np.isinf(sides[1]), sides[0], np.maximum(sides[0], sides[1]))
+    )
     rows, columns = distance_transform_edt(np.isinf(along), return_distances=False, return_indices=True)
     found: np.ndarray = along[rows, columns]
     return found
