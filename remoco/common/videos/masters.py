@@ -11,14 +11,14 @@ import shutil
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from remoco.common.errors import UserError
+from remoco.common.videos.files import whole_container
 from remoco.common.videos.mp4 import REPEATABLE, set_format, tagged
-from remoco.common.whole_files import atomic_path, new_folder
+from remoco.common.whole_files import new_folder
 
 NUMBERED = re.compile(r"\d{5,}\.png")
 # 8000 bits a macroblock of 256 pixels are prores_ks's most, and its own choice with alpha; without, its own loses 12 dB
@@ -40,20 +40,14 @@ def write_mov(path: Path, video: np.ndarray, fps: float, alpha: np.ndarray | Non
     form = "yuv444p10le" if alpha is None else "yuva444p10le"
     rate = Fraction(fps).limit_denominator(1000)
     height, width = video.shape[1:3]
-    try:
-        with (
-            atomic_path(path) as part,
-            av.open(str(part), "w", format="mov", options={"fflags": "+bitexact"}) as container,
-        ):
-            stream = container.add_stream("prores_ks", rate=rate)
-            set_format(stream, height, width, form)
-            stream.options = {**_PRORES, "threads": REPEATABLE["threads"], "flags": REPEATABLE["flags"]}
-            for number, picture in enumerate(video):
-                image = picture if alpha is None else np.dstack([picture, alpha[number]])
-                container.mux(stream.encode(tagged(image, form)))
-            container.mux(stream.encode())
-    except av.error.FFmpegError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    with whole_container(path, "mov") as container:
+        stream = container.add_stream("prores_ks", rate=rate)
+        set_format(stream, height, width, form)
+        stream.options = {**_PRORES, "threads": REPEATABLE["threads"], "flags": REPEATABLE["flags"]}
+        for number, picture in enumerate(video):
+            image = picture if alpha is None else np.dstack([picture, alpha[number]])
+            container.mux(stream.encode(tagged(image, form)))
+        container.mux(stream.encode())
 
 
 def write_pngs(folder: Path, video: np.ndarray, alpha: np.ndarray | None = None) -> None:
