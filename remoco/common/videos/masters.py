@@ -7,7 +7,6 @@ on. A compositor calls that matted with a colour, or premultiplied with one.
 from __future__ import annotations
 
 import re
-import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from remoco.common.videos.files import whole_container
 from remoco.common.videos.mp4 import REPEATABLE, set_format, tagged
 from remoco.common.whole_files import new_folder
 
+WRITER = b"ReMoCo"  # stands in the pictures' heads: nobody else's numbered pictures are replaced
 NUMBERED = re.compile(r"\d{5,}\.png")
 # 8000 bits a macroblock of 256 pixels are prores_ks's most, and its own choice with alpha; without, its own loses 12 dB
 _PRORES = {"profile": "4444", "vendor": "apl0", "alpha_bits": "16", "bits_per_mb": "8000"}
@@ -65,18 +65,26 @@ def write_pngs(folder: Path, video: np.ndarray, alpha: np.ndarray | None = None)
     check_sequence(folder)
     said = PngInfo()
     said.add(b"sRGB", b"\0")  # perceptual
-    if folder.is_dir():
-        shutil.rmtree(folder)
+    said.add_text("Software", WRITER.decode())
     with new_folder(folder) as part:
         for number, picture in enumerate(video):
             image = picture if alpha is None else np.dstack([picture, alpha[number]])
             Image.fromarray(np.ascontiguousarray(image)).save(part / f"{number:05d}.png", pnginfo=said)
+        for before in folder.iterdir() if folder.is_dir() else ():
+            before.unlink()
 
 
 def check_sequence(folder: Path, name: str = "") -> None:
-    """Raise UserError unless a folder, whose option is `name`, is absent or holds numbered PNGs alone."""
+    """Raise UserError unless a folder, whose option is `name`, is absent or holds pictures of `write_pngs` alone."""
     shown = f"{name} {folder}".strip()
     if folder.is_file():
         raise UserError(f"{shown}: is a file, expected the name of a folder for the pictures")
-    if folder.is_dir() and (other := next((p.name for p in folder.iterdir() if not NUMBERED.fullmatch(p.name)), None)):
-        raise UserError(f"{shown}: holds {other}, expected a new folder, or one of numbered PNGs alone")
+    if folder.is_dir() and (other := next((path.name for path in folder.iterdir() if not _ours(path)), None)):
+        raise UserError(f"{shown}: holds {other}, expected a new folder, or one that --format png wrote before")
+
+
+def _ours(path: Path) -> bool:
+    if not (NUMBERED.fullmatch(path.name) and path.is_file()):
+        return False
+    with open(path, "rb") as file:
+        return WRITER in file.read(256)
