@@ -120,9 +120,7 @@ def test_ffmpeg_shows_the_colours_that_were_written(tmp_path):
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(
-        UserError, match="holds notes.txt, expected a new folder, or one that --format png"
-    ):
+    with pytest.raises(UserError, match="holds notes.txt, expected a new folder, or one that --format png"):
         write_pngs(tmp_path, photograph())
     (tmp_path / "own").mkdir()
     Image.fromarray(photograph()[0]).save(tmp_path / "own" / "00000.png")  # numbered, but somebody's
