@@ -31,7 +31,7 @@ def test_the_page_of_the_benchmarks_names_each_script_and_no_other(repo):
 
 
 def test_the_benchmarks_stay_small(repo):
-    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 3350
+    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 3450
 
 
 def test_what_documents_and_tests_name_of_the_benchmarks_is_there(repo):
