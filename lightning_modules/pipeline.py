@@ -279,7 +279,7 @@ class MotionControlPipeline(PipelineParts):
             fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
                 `background` around it, `stretch` squeezes it.
             output_type: Type of the frames: PIL images, an array, a tensor, or the latents, not decoded.
-            decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
+            decode_chunk_size: Frames per pass of SVD's VAE: fewer than L take less memory, in overlapping windows.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
                 convention. Sampling continues with the latents of the dict that it returns. What it raises ends the
                 call.

@@ -287,8 +287,8 @@ class SVD(VideoBase):
 
         Args:
             latents: (B, L, C, H/8, W/8).
-            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
-                a seam between passes. None: `decode_chunk`.
+            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory, and are
+                decoded in overlapping windows. None: `decode_chunk`.
         """
         latents = exact(latents) / self.latent_scale
         if self.vae is None:
