@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from conditions import Condition
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
@@ -101,6 +103,12 @@ class MotionControlModule(VideoModule):
         if self.second is not None:
             self.second.controller.feed(cond.control)
         return self.controller.steer(cond, self.base)
+
+    def feed(self, control: Tensor | None) -> None:
+        """As `steer`, of those alone that are at the base's places."""
+        for controlled in (self, self.second):
+            if controlled is not None:
+                controlled.controller.feed(control)
 
     def release(self) -> None:
         """Let go of the motion: its maps are as large as the activations."""

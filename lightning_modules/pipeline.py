@@ -383,6 +383,11 @@ class MotionControlPipeline(PipelineParts):
         return self.sampling.get("height", usual[0]), self.sampling.get("width", usual[1])
 
     @property
+    def trained_clip(self) -> tuple[int, int, int]:
+        """Frames, height and width of the clips where a call says none."""
+        return (self.sampling["num_frames"], *self.trained_size)
+
+    @property
     def grid(self) -> FrameArea:
         """The frames that images get by default, of as many pixels as the model was trained at."""
         return FrameArea(math.prod(self.trained_size), self.module.base.grid.step, self.module.base.grid.only_size)

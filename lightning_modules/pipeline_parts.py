@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from lightning_modules.control.lora_files import DIFFUSERS, LoraFiles, factors_of, read_lora, trained_lora
 from lightning_modules.motion_control import MotionControlModule
+from lightning_modules.offload import apart, group, ungroup
 from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
 
@@ -99,32 +100,94 @@ class PipelineParts:
         """
         device, dtype = _place(place, device, dtype)
         if dtype is not None and dtype != self.dtype:
-            with self.lora_files.removed():  # rounded once, with the weights
+            with self._ungrouped(), self.lora_files.removed():  # rounded once, with the weights
                 self.module.base.cast(dtype)
                 self.module.compute_dtype = dtype
         if device is not None:
             self._to(device)
         return self
 
-    def _to(self, device: torch.device | str, offloads: bool = False) -> None:
-        base, before = self.module.base, self.device
+    def _to(self, device: torch.device | str, offloads: bool = False, groups: bool = False) -> None:
+        base, before, grouped = self.module.base, self.device, self.module.base.grouped
         torch.zeros(1, device=device).cpu()  # a device that does not compute, `meta` for one, would keep no weights
-        kept = self._kept(offloads)
+        ungroup(base)
+        kept = self._kept(offloads, groups)
         try:
-            with apart(base, kept):
+            with apart(self.module, kept):
                 self.module.to(device)
             for part in kept:
                 nn.Module.to(part, "cpu")
         except BaseException:
-            with apart(base, self._kept(self._offloads)):
+            with apart(self.module, self._kept(self._offloads, grouped)):
                 self.module.to(before)  # some parts have moved
+            if grouped:
+                group(base, before)
             raise
-        self._offloads = base.offloaded = offloads
+        self._offloads, base.offloaded = offloads, offloads and not groups
+        if groups:
+            group(base, self.device)
 
-    def _kept(self, offloads: bool) -> list[nn.Module]:
+    def _kept(self, offloads: bool, groups: bool) -> list[nn.Module]:
         """What does not move to the device with the rest."""
         base = self.module.base
-        return [*base.beside(), *base.waiting()] if offloads else []
+        blocks = [block for blocks in base.groups().values() for block in blocks] if groups else []
+        return [*(base.beside() if offloads else []), *(blocks or (base.waiting() if offloads else []))]
+
+    @contextlib.contextmanager
+    def _ungrouped(self) -> Iterator[None]:
+        """All blocks without hooks, in the host's memory where they are kept there."""
+        base, grouped = self.module.base, self.module.base.grouped
+        ungroup(base)
+        try:
+            yield
+        finally:
+            if grouped:
+                group(base, self.device)
+
+    def enable_group_offload(self, onload_device: torch.device | str = "cuda", offload_beside: bool = True) -> None:
+        """Keep the network's blocks in the host's memory; each comes to the device for its part of a step.
+
+        On a GPU the next block comes while one computes. Pictures have the same bits as without. `to` ends it.
+
+        Args:
+            onload_device: Where it computes.
+            offload_beside: Keep VAE and image encoder in the host's memory too, except while they are used.
+
+        Raises:
+            UserError: the base has no blocks.
+        """
+        if not self.module.base.groups():
+            raise UserError("enable_group_offload: this base has no blocks that come apart, expected no call of it")
+        self._to(onload_device, offloads=offload_beside, groups=True)
+
+    def fit_memory(
+        self, gib: float, device: torch.device | str = "cuda", clip: tuple[int, int, int] | None = None
+    ) -> str:
+        """Move to a device so that clips fit its memory, by count: what changes no picture first, then what is fast.
+
+        Args:
+            gib: Memory of the card in GiB. A part of it is left for what is not counted (`memory.RESERVED`).
+            device: Where to compute.
+            clip: Frames, height and width of the largest clip; by default those of training.
+
+        Returns:
+            What was chosen, in one line.
+
+        Raises:
+            UserError: nothing makes them fit.
+        """
+        from lightning_modules.memory import GIB, count  # torch's fake tensors take a moment
+
+        self.module.base.grid.check(*(clip or self.trained_clip))
+        self.to("cpu")
+        frames, height, width = clip or self.trained_clip
+        counted = count(self.module, frames, height, width)
+        plan = counted.pick(gib)
+        base = self.module.base
+        self._to(device, offloads=plan.offload, groups=plan.groups)
+        base.split = plan.split
+        base.work_in(plan.part)
+        return f"{plan}: {counted.need(plan) / GIB:.1f} of {gib:g} GiB counted for {frames} x {height} x {width}"
 
     def enable_model_cpu_offload(
         self, gpu_id: int | str | torch.device | None = None, device: torch.device | str = "cuda"
@@ -259,20 +322,6 @@ class PipelineParts:
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The bar of a call: of an iterable, or of a number of steps."""
         return tqdm(iterable, total=total, **self._progress_bar)
-
-
-@contextlib.contextmanager
-def apart(base: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    """A base without some of its networks, for the time of the block."""
-    whole = dict(base._modules)
-    for name, network in whole.items():
-        if any(network is part for part in parts):
-            del base._modules[name]
-    try:
-        yield
-    finally:
-        base._modules.clear()
-        base._modules.update(whole)
 
 
 def dtype_of(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
