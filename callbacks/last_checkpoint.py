@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from callbacks.finite import FiniteWatch
 from callbacks.run_folder import run_folder
-from callbacks.stopping import Stopped, answer, listen, stop_if_asked
+from callbacks.stopping import Stopped, end_with_others, listen, stop_if_asked
 from datamodules import lightning_internals as internals
 from remoco.common.errors import UserError
 
@@ -123,15 +123,13 @@ class LastCheckpoint(ModelCheckpoint):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Save where a signal stops the run, without the other ranks, which may be elsewhere; nothing else saves."""
-        if not isinstance(exception, Stopped):
+        if not isinstance(exception, Stopped) or trainer.state.fn != "fit":
             return
         saved = self._last_global_step_saved == trainer.global_step and not self._pending
         if trainer.global_step and not saved and not trainer.fast_dev_run:
             with internals.between_batches(trainer):
                 internals.save_alone(trainer, self.format_checkpoint_name({}))
-        answer(trainer)
-        if hasattr(trainer.strategy.launcher, "kill"):
-            trainer.strategy.launcher.kill(9)  # they have nothing to save
+        end_with_others(trainer)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._finite.check(trainer, pl_module, weights=True)

@@ -1,4 +1,4 @@
-"""Signals that ask a fit to end: it stops between two steps, or leaves an evaluation at once, and saves."""
+"""Signals that ask a run to end: a fit stops between two steps, or leaves an evaluation at once, and saves."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks.run_folder import rank_zero_print
 from datamodules.lightning_internals import slurm_requeue_signal
@@ -54,7 +54,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
     _STOP.signal = number
-    rank_zero_print(f"{signal.Signals(number).name}: saving after this step, or leaving this validation ...")
+    said = "ending" if _STOP.at_once else "saving after this step, or leaving this validation"
+    rank_zero_print(f"{signal.Signals(number).name}: {said} ...")
     if _STOP.at_once:
         raise Stopped(CODES[signal.Signals(number)])
 
@@ -83,6 +84,39 @@ def leaving_at_once(trainer: Trainer) -> Iterator[None]:
         yield
     finally:
         _STOP.at_once = outer
+
+
+class EndAtOnce(Callback):
+    """Ends `validate`, `test` and `predict` wherever they are when a signal comes: they have nothing to save.
+
+    Lightning notes SIGTERM and looks for it between two batches: not in one that takes minutes, and not after the last.
+    """
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Listen from here on; the signal may have come already."""
+        if trainer.received_sigterm:
+            raise Stopped(CODES[signal.SIGTERM])
+        listen(trainer)
+        _STOP.at_once = True
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """End the other ranks too."""
+        _STOP.at_once = False
+        if isinstance(exception, Stopped):
+            end_with_others(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """It is over."""
+        _STOP.at_once = False
+
+
+def end_with_others(trainer: Trainer) -> None:
+    """After saving: nothing is asked any more, and ranks that this process started are killed."""
+    answer(trainer)
+    if hasattr(trainer.strategy.launcher, "kill"):
+        trainer.strategy.launcher.kill(9)  # they have nothing to save
 
 
 def answer(trainer: Trainer) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datamodules.bench.datamodule import BenchmarkDataModule
+    from datamodules.holes import HolesDataModule
     from datamodules.photos import PhotosDataModule
     from datamodules.sprites import SpritesDataModule
     from datamodules.webvid import WebVidDataModule
@@ -13,12 +14,21 @@ if TYPE_CHECKING:
 _HOME = {
     "WebVidDataModule": "datamodules.webvid",
     "SpritesDataModule": "datamodules.sprites",
+    "HolesDataModule": "datamodules.holes",
     "PhotosDataModule": "datamodules.photos",
     "BenchmarkDataModule": "datamodules.bench.datamodule",
     "BadClip": "remoco.common.errors",
     "UserError": "remoco.common.errors",
 }
-__all__ = ["BadClip", "BenchmarkDataModule", "PhotosDataModule", "SpritesDataModule", "UserError", "WebVidDataModule"]
+__all__ = [
+    "BadClip",
+    "BenchmarkDataModule",
+    "HolesDataModule",
+    "PhotosDataModule",
+    "SpritesDataModule",
+    "UserError",
+    "WebVidDataModule",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:  # what it needs takes a second
+    from lightning_modules.control.pixels import Lowest
 
 KNOWN = "known"
 """Part that `warp` adds: (B, F, 1, h, w), 1 where a latent of its per-frame first frame holds known pixels only."""
@@ -28,8 +32,9 @@ class Conditioning:
         keep: Name in `parts` -> (B,) bool, False where it is dropped; names that are absent are kept.
         frame: (B, 3, H, W) in [-1, 1], the first frame that its latent was encoded from, for injections that move its
             pixels; None where the base has no use for one.
-        moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, as `warp` adds them.
-        filled: (B, L, H, W) beside it, the share of a pixel's colour that is a guess.
+        moved: (B, L, 3, H, W) in [-1, 1], the first frame's pixels where the control moves them, for a base of
+            `one_picture`: as `warp` adds them, or as they were made beforehand.
+        lowest: Beside it for each clip the picture that lies lowest, which is what the network sees.
         given: Number of first latents that are known: the network is given them clean, and they are not in the loss.
     """
 
@@ -38,7 +43,7 @@ class Conditioning:
     keep: dict[str, Tensor] | None = None
     frame: Tensor | None = None
     moved: Tensor | None = None
-    filled: Tensor | None = None
+    lowest: tuple[Lowest, ...] | None = None
     given: int = 0
 
     def dropping(self, keep: Tensor | None, names: Sequence[str]) -> Conditioning:

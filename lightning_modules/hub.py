@@ -7,11 +7,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import constants, hf_hub_download, list_repo_files
+from huggingface_hub import HfApi, constants, hf_hub_download, list_repo_files
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
+    LocalTokenNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -75,6 +76,30 @@ def listed(repo: str, folder: str, commit: str) -> list[str]:
         snapshot = _cached(repo) / commit
         paths = [path.relative_to(snapshot) for path in (snapshot / folder).glob("*")]
     return [path.name for path in paths if path.parent == Path(folder)]
+
+
+def upload(folder: Path, repo: str, private: bool, message: str, token: str | None = None) -> str:
+    """Upload a folder in one commit, to a repository that is made if it is not there; the commit's address.
+
+    Args:
+        folder: What is uploaded.
+        repo: Hub id.
+        private: Whether a new repository is private.
+        message: Of the commit.
+        token: Of who uploads. Default: that of `hf auth login`.
+
+    Raises:
+        UserError: the hub is not reached or refuses; nothing is changed there but that the repository may be new.
+    """
+    hub = HfApi(token=token)
+    try:
+        hub.create_repo(repo, private=private, exist_ok=True)
+        return str(hub.upload_folder(repo_id=repo, folder_path=folder, commit_message=message).commit_url)
+    except Exception as error:  # whatever the libraries raise for a hub that is not reached, or its answer
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        needed = isinstance(error, LocalTokenNotFoundError) or status in (401, 403)
+        why = "it needs `hf auth login` with a token that may write there" if needed else reason(error, repo, None)
+        raise UserError(f"{repo}: not uploaded: {why}") from error
 
 
 def reason(error: BaseException, repo: str, revision: str | None) -> str:

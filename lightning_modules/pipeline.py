@@ -38,8 +38,9 @@ from lightning_modules.pipeline_call import (
 )
 from lightning_modules.pipeline_files import RECORD as RECORD
 from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
-from lightning_modules.pipeline_files import library_of, read_folder, write_folder
-from lightning_modules.pipeline_parts import PipelineParts, dtype_of
+from lightning_modules.pipeline_files import read_folder
+from lightning_modules.pipeline_parts import PipelineParts
+from lightning_modules.pipeline_place import dtype_of
 from lightning_modules.pipeline_prompts import prompts_of, text_rows
 from lightning_modules.pipeline_text import described
 from lightning_modules.process.base import randn
@@ -146,31 +147,6 @@ class MotionControlPipeline(PipelineParts):
             saved, state, name = read_folder(source, variant, revision, svd is not None)
             record_of_it = checkpoints.of({checkpoints.KEY: saved}, name)
             return cls(*built_of_two(record_of_it, state, second, True, svd, kind, of_base)).to(device)
-
-    def save_pretrained(
-        self, save_directory: str | Path, variant: str | None = None, safe_serialization: bool = True
-    ) -> None:
-        """Write the trained weights and their record, without the frozen base, for `from_pretrained`.
-
-        Args:
-            save_directory: Folder, made if it is not there.
-            variant: Variant of the weights: `fp16` and `bf16` store them in half precision, others are names alone.
-            safe_serialization: Only True: no pickle is ever written.
-
-        Raises:
-            UserError: an argument does not fit.
-        """
-        if not safe_serialization:
-            raise UserError("safe_serialization is False, expected True: no pickle is ever written")
-        if self.module.second is not None:
-            raise UserError("save_pretrained: this pipeline is of two runs, expected one of each, saved for itself")
-        with self.lora_files.removed():  # they are of others
-            stored = self.module.stored(self.module.whole)  # of a file that brought its base, the base too
-            fitted = self.module.stored().keys() - self.module.trained().keys()  # pictures are decoded with them
-            saved = self.module.own_record()
-            saved |= {"sampling": {**self.sampling, **saved["sampling"]}, "whole": self.module.whole}
-            index = {name: library_of(part) for name, part in self.components.items()}
-            write_folder(Path(save_directory), stored, set(fitted), saved, index, variant)
 
     @classmethod
     def from_adapter(
@@ -383,7 +359,7 @@ class MotionControlPipeline(PipelineParts):
         return self.sampling.get("height", usual[0]), self.sampling.get("width", usual[1])
 
     @property
-    def trained_clip(self) -> tuple[int, int, int]:
+    def trained_clip(self) -> tuple[int, int, int]:  # type: ignore[override]
         """Frames, height and width of the clips where a call says none."""
         return (self.sampling["num_frames"], *self.trained_size)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
@@ -11,6 +13,9 @@ from tqdm import tqdm
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoiser, NoiseProcess
 from lightning_modules.process.bounds import Bounds
+
+if TYPE_CHECKING:
+    from lightning_modules.bases.base import VideoBase
 
 
 class FixedSigmaLoss(nn.ModuleList):
@@ -26,10 +31,11 @@ class FixedSigmaLoss(nn.ModuleList):
         super().__init__(MeanMetric() for _ in self.sigmas)
         self.process = process
 
-    def update(self, denoiser: Denoiser, clean: Tensor, cond: Conditioning, noise: Tensor) -> None:
+    def update(self, base: VideoBase, denoiser: Denoiser, clean: Tensor, cond: Conditioning, noise: Tensor) -> None:
         """Add a batch.
 
         Args:
+            base: Whose loss.
             denoiser: The network; the injection has the clips' motion.
             clean: (B, F, C, h, w) latents.
             cond: Conditioning of the clips.
@@ -38,7 +44,8 @@ class FixedSigmaLoss(nn.ModuleList):
         for value, metric in zip(self.sigmas, self._means(), strict=True):
             sigma = clean.new_full((len(clean),), value)
             noisy = self.process.mix(clean, noise, value)
-            metric.update(self.process.loss(denoiser(noisy, sigma, cond), clean, sigma)[:, cond.given :])
+            loss = base.loss(self.process, denoiser(noisy, sigma, cond), clean, sigma, cond)
+            metric.update(loss[:, cond.given :])
 
     def compute(self) -> dict[str, Tensor]:
         """`loss`, the mean over the sigmas, and `loss_sigma_S` for each."""

@@ -224,7 +224,8 @@ class VideoModule(LightningModule):
         noisy = self.process.mix(clean, self.draw_noise(batch, NOISE, clean.shape[1:]), sigma)
         keep = uniform(self.seeds(batch, DROPOUT), len(names)).to(self.device, non_blocking=True) >= self.noise.dropout
         cond = self.steer(cond).dropping(keep, names)
-        loss = self.process.loss(self.denoiser(noisy, sigma, cond), clean, sigma)[:, cond.given :].mean()
+        losses = self.base.loss(self.process, self.denoiser(noisy, sigma, cond), clean, sigma, cond)
+        loss = losses[:, cond.given :].mean()
         self.log("train/loss", loss.detach(), batch_size=len(clean))
         self.log("loss", self.shown_loss.push(loss), prog_bar=True, logger=False, batch_size=len(clean))
         return loss
@@ -232,7 +233,9 @@ class VideoModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at fixed sigmas with fixed noise and regions: the same draws at every validation."""
         clean, cond = self.evaluated(batch)
-        self.validation_loss.update(self.denoiser, clean, cond, self.draw_noise(batch, NOISE, clean.shape[1:]))
+        self.validation_loss.update(
+            self.base, self.denoiser, clean, cond, self.draw_noise(batch, NOISE, clean[0].shape)
+        )
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`; a benchmark's pairs have no clip to denoise, `callbacks.Benchmark` samples them."""

@@ -83,6 +83,9 @@ TOP = Menu(
                 "remoco.captions:captions", "Embed the captions of shards, for a base that takes text."
             ),
             "cache": Command("remoco.cache:cache", "Copy shards with the frozen networks' work beside each clip."),
+            "holes": Command(
+                "remoco.photos_command:holes", "Fill the holes that things leave in photographs, to train on."
+            ),
         },
         "experiments": {"sweep": SWEEP},
         "measure and compare": {
@@ -99,6 +102,7 @@ TOP = Menu(
             "export-base": Command(
                 "remoco.export_base:export_base", "Write a trained base as the diffusers folders of SVD."
             ),
+            "card": Command("remoco.card:card", "Write a controller with its card, or upload it to the hub."),
             "pack": Command("remoco.embedded:pack", "Put a whole small model into one half-precision file."),
         },
     },

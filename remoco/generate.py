@@ -15,6 +15,7 @@ from remoco.common.ranges import number, within
 MOST_FRAMES, LEAST_FPS, MOST_FPS = 1024, 0.1, 1000
 LEAST_GIB, MOST_GIB = 0.5, 1024
 Dtype = Literal["float32", "bfloat16", "float16"]
+Format = Literal["mp4", "mov", "png"]
 
 if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
     Frames = number(int, 2, MOST_FRAMES)
@@ -81,6 +82,9 @@ class Clip:
     fit: Fit = "crop"
     """How an image is brought to the clip's shape. `crop` scales it to cover the clip and cuts off the rest, `pad`
     puts the background around it, `stretch` squeezes it."""
+    format: Format = "mp4"
+    """What the clip is written as. `mp4` is H.264, `mov` ProRes 4444, and `png` a folder of numbered pictures. With
+    `mov` and `png` the transparency of the picture moves with the drawing, as the fourth channel."""
 
     def __post_init__(self) -> None:
         if self.num_frames is not None:
@@ -88,6 +92,8 @@ class Clip:
         within("--fps", self.fps, LEAST_FPS, MOST_FPS)
         FrameArea(multiple=LEAST_STEP).check(**{"--height": self.height, "--width": self.width})
         check_fit(self.fit)
+        if self.format not in get_args(Format):
+            raise UserError(f"--format is {str(self.format):.40}, expected one of {', '.join(get_args(Format))}")
 
     def largest(self, trained: tuple[int, int, int], multiple: int) -> tuple[int, int, int]:
         """Frames, height and width of what memory is counted for.
@@ -149,7 +155,6 @@ class Loading:
     second: str | None = None
     """Checkpoint or folder of the run of the other expert, where the base is Wan 2.2 A14B. Default: that expert runs
     without control."""
-
     memory: Gib | None = None
     """Memory of the card in GiB. What keeps the clip within it is chosen by count and printed. Default: everything is
     on the device."""
@@ -204,9 +209,9 @@ def generate(
         image: Picture to start from; or a folder of inputs, in the benchmark's layout or as image.png, tracks.npy,
             visibility.npy.
         motion: What is drawn on the picture, and how the scene behind it moves.
-        out: Name of the .mp4 file to write; its strip goes beside it, as NAME-strip.mp4 and NAME-strip.png.
-            Default: clip.mp4 in the working folder. With a folder of inputs it names the folder that gets videos/ and
-            strips/, which is `generated` by default.
+        out: Name of the file to write, .mp4 or as --format says; its strip goes beside it, as NAME-strip.mp4 and
+            NAME-strip.png. Default: clip.mp4 in the working folder. With a folder of inputs it names the folder that
+            gets videos/ and strips/, which is `generated` by default.
         clip: The clip that is made of a picture.
         sampling: What differs from the checkpoint's sampling.
         loading: Where the networks come from, and where they compute.

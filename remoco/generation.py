@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,60 +15,28 @@ from tqdm import tqdm
 
 from callbacks.made_by import RECORD, as_json, clip_seed, made_by, refuse_to_mix
 from callbacks.strips import panel_factor, sheet, strip, write_mp4, write_png
-from conditions import control_video
-from datamodules.drawings import Backdrop, Drawing, Framing, find_drawings, read_drawing
+from conditions import Condition, RegionWise, control_video
+from datamodules.drawings import Drawing, Framing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
-from datamodules.trackers import Tracker, make_tracker
+from datamodules.trackers import make_tracker
 from lightning_modules.bases.said import DRAWING, NEGATIVE, PROMPT, rate
+from lightning_modules.control.pixels import moved_matte
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
 from lightning_modules.pipeline_prompts import embed_prompts
 from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
-from remoco.common.json_files import read_json
 from remoco.common.pictures import WHITE
 from remoco.common.ranges import within
+from remoco.common.videos.masters import write_mov, write_pngs
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
 from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
+from remoco.generation_jobs import Job, jobs_of, read_inputs
 from remoco.other_system import load_other, system_panels
 from remoco.systems import fingerprint, system_class
 from remoco.unseen import unseen
-
-
-@dataclass(frozen=True)
-class Job:
-    """One clip to generate: its name, where its inputs are, the files of video and strip, the inputs' fingerprint, and
-    their prompt.
-    """
-
-    name: str
-    read: Callable[[], tuple[Drawing, SceneMotion]]
-    video: Path
-    strip: Path
-    fingerprint: str
-    prompt: str | None = None
-
-    @property
-    def files(self) -> tuple[Path, Path, Path]:
-        """What it writes: the video, its strip, and the strip as a picture."""
-        return self.video, self.strip, self.strip.with_suffix(".png")
-
-    @property
-    def record(self) -> Path:
-        """What the video was made of, beside its strip."""
-        return self.strip.with_suffix(".json")
-
-    def state(self) -> Literal["done", "edited", "missing"]:
-        """Whether both files are there, and whether of these inputs."""
-        if not (self.video.is_file() and self.strip.is_file() and self.record.is_file()):
-            return "missing"
-        try:
-            same = read_json(self.record)["inputs"] == self.fingerprint
-        except (OSError, ValueError, TypeError, KeyError):
-            same = False
-        return "done" if same else "edited"
 
 
 @dataclass(frozen=True)
@@ -83,6 +51,7 @@ class Generator:
         panels: of a strip, of a drawing in its frame, the scene's motion, a seed, and what to call after each step.
         unseen: a line where a picture (H, W, 3) uint8 is of a kind that was not trained on, else None.
         embed: makes the embeddings of the drawings' prompts, before the first clip; all at once.
+        condition: draws the control that moves a matte.
     """
 
     record: dict[str, Any]
@@ -92,6 +61,13 @@ class Generator:
     panels: Callable[[Drawing, SceneMotion, int, Callable[[int], object]], dict[str, np.ndarray]]
     unseen: Callable[[np.ndarray], str | None] = lambda picture: None
     embed: Callable[[Sequence[str | None]], object] = lambda prompts: None
+    condition: Condition = field(default_factory=RegionWise)
+
+    def matte(self, drawing: Drawing, motion: SceneMotion, frames: int, seed: int) -> np.ndarray | None:
+        """(L, H, W) uint8, how opaque each frame is of a drawing in its frame; None where its picture is everywhere."""
+        if drawing.alpha is None:
+            return None
+        return moved_matte(drawing.alpha, motion.control(self.condition, drawing, frames, self.fps, seed)[0])
 
 
 def run(
@@ -115,18 +91,19 @@ def run(
     scene_motion(backdrop, follow, background=motion.colour)  # its files' errors are reported once, before the work
     if Path(image).is_dir() and motion.tracker != "dis":
         follow()  # so are the tracker's
-    read = partial(_read, backdrop=backdrop, tracker=follow, background=motion.colour)
-    jobs, folder, left_out = _jobs(image, motion.tracks, motion.brush, out, read)
+    matted = clip.format != "mp4"
+    read = partial(read_inputs, backdrop=backdrop, tracker=follow, background=motion.colour, matted=matted)
+    jobs, folder, left_out = jobs_of(image, motion.tracks, motion.brush, out, clip.format, read)
     if other.system is None:
         generator = of_checkpoint(checkpoint, clip, sampling, loading)
     else:
         generator = of_system(other, motion, clip, sampling, loading)
     if folder is None:
-        check_writable(jobs[0].video, "--out")
+        check_writable(jobs[0].strip if clip.format == "png" else jobs[0].video, "--out")
     if folder is not None:
         flags = {name: value for name, value in asdict(motion).items() if name not in ("tracks", "brush")}
         made_by = {"inputs": str(Path(image).resolve()), "seed": clip.seed, "fit": clip.fit, **flags}
-        _keep(folder, made_by | {"background": motion.colour} | generator.record)
+        _keep(folder, made_by | {"background": motion.colour, "format": clip.format} | generator.record)
         states = [job.state() for job in jobs]
         if there := states.count("done"):
             print(f"{there} of {len(jobs)} are there already")
@@ -165,16 +142,27 @@ def _write(
                 framing = generator.framing(drawing)
                 drawing, motion = drawing.framed(framing, background), motion.framed(framing)
                 panels = generator.panels(drawing, motion, seed, lambda step: bar.update())
+                matte = generator.matte(drawing, motion, len(panels["generated"]), seed)
             except UserError as error:
                 raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_mp4(job.video, panels["generated"], generator.fps)
+            _write_video(job.video, panels["generated"], generator.fps, matte)
             moving = strip(panels, f"{job.name}, seed {first_seed}")
             write_png(job.files[2], sheet([moving]))
             write_mp4(job.strip, moving, generator.fps)
             if of_folder:
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
+
+
+def _write_video(path: Path, video: np.ndarray, fps: float, matte: np.ndarray | None) -> None:
+    """Write a clip as its name says: H.264 without its matte, ProRes 4444, or a folder of PNGs."""
+    if path.suffix == ".mp4":
+        write_mp4(path, video, fps)
+    elif path.suffix == ".mov":
+        write_mov(path, video, fps, matte)
+    else:
+        write_pngs(path, video, matte)
 
 
 def _listed(paths: Sequence[Path]) -> str:
@@ -194,6 +182,7 @@ def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loadin
         lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
         partial(unseen, pipe),
         lambda prompts: embed_prompts(pipe, prompts, options),
+        pipe.module.condition if pipe.module.condition.says_motion else RegionWise(),
     )
 
 
@@ -212,7 +201,7 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
         name.replace("_", "-")
         for own, usual in ((clip, Clip()), (sampling, SamplingChanges()), (loading, Loading()))
         for name, value in asdict(own).items()
-        if value != getattr(usual, name) and name not in ("seed", "fit", "svd", "device", "dtype")
+        if value != getattr(usual, name) and name not in ("seed", "fit", "format", "svd", "device", "dtype")
     ]
     if changed:
         raise UserError(f"--{changed[0]}: {other.system} has settings of its own, see --options")
@@ -302,72 +291,6 @@ def panels_of(
     }
 
 
-def _read(
-    source: Path,
-    tracks: str | None = None,
-    brush: str | None = None,
-    *,
-    backdrop: Backdrop | None,
-    tracker: Callable[[], Tracker],
-    background: tuple[int, int, int],
-) -> tuple[Drawing, SceneMotion]:
-    """A drawing and how its scene moves: as the flags say, or where they are silent as the drawing does."""
-    inputs = read_drawing(source, tracks, brush, background)
-    inputs.backdrop = backdrop or inputs.backdrop
-    return inputs, scene_motion(inputs.backdrop, tracker, inputs.size, background)
-
-
-def _jobs(
-    image: str,
-    tracks: str | None,
-    brush: str | None,
-    out: str | None,
-    read: Callable[..., tuple[Drawing, SceneMotion]],
-) -> tuple[list[Job], Path | None, int]:
-    """What is to be done, all of it read once; the folder to write to, None for a file; how many cannot be used."""
-    source = Path(image)
-    if not source.is_dir():
-        path = Path(out or "clip.mp4")
-        _check_file(path)
-        one = partial(read, source, tracks, brush)
-        inputs = one()[0]
-        if not inputs.tracks and inputs.brush is None and inputs.backdrop is None:
-            raise UserError("--tracks: expected tracks, or --brush, --camera, --poses or --driving: nothing would move")
-        return [_single(source.name, one, path, inputs)], None, 0
-    for name, value in (("--tracks", tracks), ("--brush", brush)):
-        if value is not None:
-            raise UserError(f"{name}: expected none with a folder of inputs, which holds its own")
-    drawings = find_drawings(source)
-    if list(drawings.values()) == [source] and out is not None and out.endswith(".mp4"):
-        one = partial(read, source)
-        return [_single(source.name, one, Path(out), one()[0])], None, 0
-    folder = Path(out or "generated")
-    if folder.suffix == ".mp4" or folder.is_file():
-        raise UserError(f"--out {folder}: expected a folder for the videos of the inputs in {source}")
-    jobs, left_out = [], 0
-    for name, path in drawings.items():
-        try:
-            inputs, _ = read(path)
-        except UserError as error:
-            print(f"left out: {error}", file=sys.stderr)
-            left_out += 1
-            continue
-        video, strip_file = (folder / kind / f"{name}.mp4" for kind in ("videos", "strips"))
-        jobs.append(Job(name, partial(read, path), video, strip_file, inputs.fingerprint(), inputs.prompt))
-    if not jobs:
-        raise UserError(f"{source}: none of its {left_out} inputs can be used")
-    return jobs, folder, left_out
-
-
-def _single(name: str, read: Callable[[], tuple[Drawing, SceneMotion]], path: Path, inputs: Drawing) -> Job:
-    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint(), inputs.prompt)
-
-
-def _check_file(path: Path) -> None:
-    if path.suffix != ".mp4":
-        raise UserError(f"--out {path}: expected the name of an .mp4 file")
-
-
 def load_pipeline(checkpoint: str, loading: Loading, clip: Clip | None = None) -> MotionControlPipeline:
     """The pipeline of a checkpoint or a folder of `save_pretrained`, where it is to compute, for clips of a kind.
 
@@ -391,7 +314,7 @@ def load_pipeline(checkpoint: str, loading: Loading, clip: Clip | None = None) -
 def _keep(folder: Path, settings: dict[str, Any]) -> None:
     """Record what makes the clips of a folder; refuse to add to clips that other settings made."""
     made = as_json(settings)
-    absent = {"background": list(WHITE)}  # older folders do not record it
+    absent = {"background": list(WHITE), "format": "mp4"}  # older folders do not record them
     if not refuse_to_mix(folder, made, f"--out {folder}: holds clips", "give another folder", absent):
         write_json(folder / RECORD, made)
     for kind in ("videos", "strips"):

@@ -24,6 +24,7 @@ from callbacks import LastCheckpoint, ModelTable, RunFolder, SaveRunConfig, reso
 from callbacks.loggers import same_folder, same_run, settle
 from callbacks.progress import StepProgress, table
 from callbacks.run_folder import MARKER, rank_zero_print, run_folder
+from callbacks.stopping import EndAtOnce
 from datamodules.lightning_internals import log_without_epoch, refuse_what_does_not_restore
 from lightning_modules.optimizer import Plan
 from lightning_modules.record import check_size
@@ -157,9 +158,9 @@ class CLI(LightningCLI):
             raise UserError(str(error) or one_line(error)) from error
 
     def instantiate_trainer(self, **options: Any) -> Any:
-        """With our table of what trains and our bar in the place of Lightning's."""
+        """With our table of what trains and our bar in the place of Lightning's; evaluations end at a signal."""
         config = self._get(self.config_init, "trainer", default={})
-        callbacks = config.get("callbacks") or []
+        callbacks = [*([] if self.subcommand == "fit" else [EndAtOnce()]), *(config.get("callbacks") or [])]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks = [*callbacks, StepProgress()]
         if self.subcommand == "fit" and config.get("enable_model_summary") is not False:

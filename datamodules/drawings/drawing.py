@@ -36,6 +36,8 @@ class Drawing:
         eases: for each track one of `conditions.strokes.EASES`, its speed along the way, or None; one with times has
             none. None for all of them.
         prompt: what the clip shows, in words, for a base that takes text; None: nothing is said.
+        alpha: (H, W) uint8, how opaque the picture is whose transparent parts the image shows over a background; None:
+            all of it.
 
     Raises:
         UserError: one line that names the field and what was expected.
@@ -49,6 +51,7 @@ class Drawing:
     backdrop: Backdrop | None = None
     eases: list[str | None] | None = None
     prompt: str | None = None
+    alpha: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[2] != 3 or self.image.dtype != np.uint8:
@@ -63,6 +66,9 @@ class Drawing:
                 raise UserError(f"brush: {sides(shape)}, expected the size of the image, {sides(self.size)}")
             if len(shape) == 3 or self.brush.dtype != np.uint8:
                 self.brush = (self.brush != 0).astype(bool if len(shape) == 3 else np.uint8)
+        if self.alpha is not None and (self.alpha.shape != self.size or self.alpha.dtype != np.uint8):
+            found = f"{self.alpha.shape} {self.alpha.dtype}"
+            raise UserError(f"alpha is {found}, expected the size of the image, {sides(self.size)}, uint8")
         if self.brush_ids is not None:
             values = set() if self.brush is None or self.brush.ndim == 3 else set(np.unique(self.brush).tolist()) - {0}
             self.brush_ids = checked_ids(self.brush_ids, len(self.tracks), values, "brush_ids")
@@ -136,7 +142,8 @@ class Drawing:
         if ids is not None:  # a brush of a few pixels may be gone
             ids = [index if brush is not None and (brush == index).any() else None for index in ids]
         image, tracks = framing.image(self.image, background), framing.tracks(self.tracks)
-        return replace(self, image=image, tracks=tracks, brush=brush, brush_ids=ids)
+        alpha = None if self.alpha is None else framing.image(np.dstack([self.alpha] * 3), (0, 0, 0))[..., 0]
+        return replace(self, image=image, tracks=tracks, brush=brush, brush_ids=ids, alpha=alpha)
 
     def json(self) -> dict[str, Any]:
         """What `meta_data.json` says of it; see `drawing_from_json`."""
@@ -156,6 +163,7 @@ class Drawing:
         digest = hashlib.sha256(json.dumps([self.image.shape, self.json()]).encode())
         digest.update(self.image.tobytes())
         digest.update(b"none" if self.brush is None else self.brush.tobytes())
+        digest.update(b"" if self.alpha is None else self.alpha.tobytes())
         for source in (self.backdrop.files() if self.backdrop else {}).values():
             with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

@@ -27,7 +27,7 @@ from datamodules.drawings.other_tools import (
 )
 from remoco.common.errors import UserError, brief, one_line
 from remoco.common.json_files import parse_json
-from remoco.common.picture_files import Source, data_of, name_of, read_bytes, read_image, read_mask
+from remoco.common.picture_files import Source, data_of, name_of, read_bytes, read_image_with_alpha, read_mask
 from remoco.common.pictures import WHITE
 from remoco.common.whole_files import write_atomic
 
@@ -61,26 +61,35 @@ def read_drawing(
         UserError: one line that names the file, the field and what was expected.
     """
     source = Path(source)
-    if not source.is_dir():
-        image = read_image(source, background=background)
-        if tracks is None:
-            return Drawing(image, [], None if brush is None else fitting_brush(brush, image))
-        tracks = Path(tracks)
-        if is_points(tracks.name):
-            return _from_arrays(
-                image, tracks, [tracks.with_name(name) for name in visibility_names(tracks.name)], brush
-            )
-        return drawing_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
-    if (source / IMAGE).is_file():
-        image = read_image(source / IMAGE, background=background)
+    file = source
+    if source.is_dir():
+        file = source / IMAGE if (source / IMAGE).is_file() else source / "image.png"
+        if not file.is_file():
+            raise UserError(f"{source}: neither {IMAGE} nor image.png in this folder")
+    image, alpha = read_image_with_alpha(file, background=background)
+    drawing = _of_image(image, tracks, brush) if file is source else _of_folder(source, file, image)
+    drawing.alpha = alpha
+    return drawing
+
+
+def _of_image(image: np.ndarray, tracks: str | Path | None, brush: str | Path | None) -> Drawing:
+    """A drawing of an image's file and those given with it."""
+    if tracks is None:
+        return Drawing(image, [], None if brush is None else fitting_brush(brush, image))
+    tracks = Path(tracks)
+    if is_points(tracks.name):
+        return _from_arrays(image, tracks, [tracks.with_name(name) for name in visibility_names(tracks.name)], brush)
+    return drawing_from_json(read_bytes(tracks), image, brush, str(tracks), tracks.parent)
+
+
+def _of_folder(source: Path, file: Path, image: np.ndarray) -> Drawing:
+    """A drawing of a folder, whose image is `file`."""
+    if file.name == IMAGE:
         meta = next((source / name for name in META if (source / name).is_file()), None)
         if meta is None:
             raise UserError(f"{source}: neither {META[0]} nor {META[1]}")
         return drawing_from_json(read_bytes(meta), image, source / MASK, str(meta), source)
-    if not (source / "image.png").is_file():
-        raise UserError(f"{source}: neither {IMAGE} nor image.png in this folder")
     mask = source / "brush.png"
-    image = read_image(source / "image.png", background=background)
     return _from_arrays(image, source / "tracks.npy", [source / "visibility.npy"], mask if mask.is_file() else None)
 
 

@@ -57,6 +57,7 @@ class VideoBase(Staged, nn.Module, ABC):
         frame_noise: Mean and standard deviation of the log of the noise on the first frame in training; None for none.
         per_frame: Name of the conditioning that is the first frame's latent and may have one for each latent frame,
             as `moved` makes it. `condition` then gives the frame too. None: the base takes no such.
+        one_picture: Whether `per_frame` has one frame alone, of the picture that lies lowest in the clip.
         first_latents: Name of the conditioning (B, F, n + C, h, w) that holds the latents of the first frame and an
             unknown rest, and the number n of channels before them, which say what is known. None: it takes no such.
         drawn: Whether its weights are drawn, so that it has seen nothing but the clips of its run.
@@ -80,6 +81,7 @@ class VideoBase(Staged, nn.Module, ABC):
     located_by: ClassVar[tuple[str, ...]] = ()
     frame_noise: ClassVar[tuple[float, float] | None] = None
     per_frame: ClassVar[str | None] = None
+    one_picture: ClassVar[bool] = False
     first_latents: tuple[str, int] | None = None
     drawn: ClassVar[bool] = False
 
@@ -262,6 +264,10 @@ class VideoBase(Staged, nn.Module, ABC):
             marks: (B, F, C, h, w), which are added to the latents.
         """
         return self.encode(clips).mean + marks
+
+    def loss(self, process: NoiseProcess, denoised: Tensor, clean: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        """(B, F) of an estimate, whose mean is what training minimises: as `NoiseProcess.loss`."""
+        return process.loss(denoised, clean, sigma)
 
     def embed_text(self, texts: Sequence[str]) -> list[Tensor]:
         """Embeddings (n, D) of texts, each of its own length, for a base that has the inputs `said.TEXTS`.

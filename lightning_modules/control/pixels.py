@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy import ndimage
 from torch import Tensor
 
 from lightning_modules.control.fill import filled
@@ -19,18 +21,41 @@ SEEN = 0.05  # coverage from which a pixel counts
 Fill = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True)
+class Lowest:
+    """What lies lowest in a clip, as one picture: what is changed in it changes in all frames alike.
+
+    Attributes:
+        plate: (3, H, W) in [-1, 1], its hole filled.
+        hole: (H, W), 1 where it was filled and 0 elsewhere.
+        share: (L, H, W), how much of a frame's colour is of this picture; 0 where nothing has moved, which is frame 1.
+        at: (2, L, H, W) float64 x and y in it of what a frame shows of it; None where it stands still.
+    """
+
+    plate: Tensor
+    hole: Tensor
+    share: Tensor
+    at: Tensor | None = None
+
+    def shown(self, picture: Tensor) -> Tensor:
+        """(L, C, H, W): what the frames show of something (C, H, W) that lies in the picture's place."""
+        if self.at is None:
+            return picture * self.share[:, None]
+        return read(picture, *self.at).transpose(0, 1) * self.share[:, None]
+
+
 class Moved(NamedTuple):
     """A clip of the first frame's pixels.
 
     Attributes:
         clip: (L, 3, H, W) in [-1, 1]; a frame in which nothing has moved is the first, to the bit.
         unknown: (L, H, W) bool, where its pixels are not known: filled, or at a moved edge.
-        filled: (L, H, W), the share of a pixel's colour that was filled.
+        lowest: What lies lowest, and where the frames show it.
     """
 
     clip: Tensor
     unknown: Tensor
-    filled: Tensor
+    lowest: Lowest
 
 
 def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
@@ -50,44 +75,92 @@ def moved_pixels(frame: Tensor, control: Tensor, fill: Fill = filled) -> Moved:
     moves = np.stack([layer.moves() for layer in layers]).any(0)
     clip = frame.expand(len(control), -1, -1, -1).clone()
     unknown = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=torch.bool, device=frame.device)
-    guessed = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=frame.dtype, device=frame.device)
+    share = torch.zeros(clip.shape[0], *frame.shape[1:], dtype=frame.dtype, device=frame.device)
     if not moves.any():
-        return Moved(clip, unknown, guessed)
-    plate, known = _plate(frame, layers, fill)
+        return Moved(clip, unknown, Lowest(frame, torch.zeros_like(frame[0]), share))
+    plate, known, hole = _plate(frame, layers, fill)
+    at = _places(layers[0], plate)
     masks = [torch.from_numpy(layer.pixels).to(frame) for layer in layers[1:]]
     for t in np.flatnonzero(moves).tolist():
-        image, coverage = _lowest(plate, known, layers[0], t)
-        hidden, guess = coverage < 1 - SEEN, 1 - coverage
+        image, coverage = _lowest(plate, known, at, t)
+        hidden, share[t] = coverage < 1 - SEEN, 1
         for layer, mask in zip(layers[1:], masks):
             above, alpha = _drawn(frame, mask, layer, t)
-            image, guess = image * (1 - alpha) + above, guess * (1 - alpha)
+            image, share[t] = image * (1 - alpha) + above, share[t] * (1 - alpha)
             edge = _grown(alpha > SEEN) & ~_shrunk(alpha > SEEN)
             hidden = (hidden & (alpha < 1 - SEEN)) | edge
-        clip[t], unknown[t], guessed[t] = image, hidden, guess
-    return Moved(clip, unknown, guessed)
+        clip[t], unknown[t] = image, hidden
+    return Moved(clip, unknown, Lowest(plate, hole.to(frame), share, at))
 
 
-def _plate(frame: Tensor, layers: list[Layer], fill: Fill) -> tuple[Tensor, Tensor]:
-    """The lowest layer as a whole picture (3, H, W), and (1, H, W) 1 where it is the first frame's."""
+def moved_matte(alpha: np.ndarray, control: Tensor) -> np.ndarray:
+    """How opaque a picture's pixels are where a control moves them, by the layers of `moved_pixels`.
+
+    Layers are laid over one another: what is transparent in one shows what is below it. What a moving layer leaves open
+    is as opaque as the nearest pixel that stays; where no pixel stays, it is transparent.
+
+    Args:
+        alpha: (H, W) uint8 of frame 1.
+        control: (L, 3, H, W), as for `moved_pixels`.
+
+    Returns:
+        (L, H, W) uint8; a frame in which nothing has moved is the first.
+    """
+    host = control.detach().cpu().double().numpy()
+    layers = layers_of(host[:, 0] + 1j * host[:, 1], np.asarray((host[:, 2] > 0).any(0)))
+    moves = np.stack([layer.moves() for layer in layers]).any(0)
+    clip = np.repeat(alpha[None], len(control), axis=0)
+    opaque = torch.from_numpy(alpha).double().expand(3, -1, -1) / 255
+    plate, known = torch.zeros_like(opaque), torch.zeros_like(opaque[:1])
+    if layers[0].pixels.any():
+        plate, known, _ = _plate(opaque * 2 - 1, layers, _nearest)
+        plate = (plate + 1) / 2
+    at = _places(layers[0], plate)
+    for t in np.flatnonzero(moves).tolist():
+        image = _lowest(plate, known, at, t)[0][0]
+        for layer in layers[1:]:
+            above = _drawn(opaque, torch.from_numpy(layer.pixels).to(opaque), layer, t)[0][0]
+            image = image * (1 - above) + above
+        clip[t] = (image * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return clip
+
+
+def _nearest(picture: np.ndarray, hole: np.ndarray) -> np.ndarray:
+    rows, columns = ndimage.distance_transform_edt(hole, return_distances=False, return_indices=True)
+    return np.asarray(picture[rows, columns])
+
+
+def _plate(frame: Tensor, layers: list[Layer], fill: Fill) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest layer as a whole picture (3, H, W), (1, H, W) 1 where it is the first frame's, and (H, W) its hole."""
     seen = torch.from_numpy(layers[0].pixels).to(frame.device)
     if not seen.any():  # every pixel moves by itself: what they leave open shows the first frame
-        return frame, torch.zeros_like(frame[:1])
+        return frame, torch.zeros_like(frame[:1]), seen
     hole = ~seen
     around = _grown(hole) if hole.any() else hole
     hole = around if not around.all() else hole
     if not hole.any():
-        return frame, torch.ones_like(frame[:1])
+        return frame, torch.ones_like(frame[:1]), hole
     picture = ((frame.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).contiguous().numpy()
     colours = torch.from_numpy(fill(picture, hole.cpu().numpy())).to(frame).permute(2, 0, 1) / 127.5 - 1
-    return torch.where(hole, colours, frame), (~hole).to(frame)[None]
+    return torch.where(hole, colours, frame), (~hole).to(frame)[None], hole
 
 
-def _lowest(plate: Tensor, known: Tensor, layer: Layer, t: int) -> tuple[Tensor, Tensor]:
+def _places(layer: Layer, plate: Tensor) -> Tensor | None:
+    """(2, L, H, W) float64 x and y in the lowest layer of each frame's pixels; None where it stands still."""
+    if layer.motion is None or not layer.moves().any():
+        return None
+    y, x = np.mgrid[: plate.shape[1], : plate.shape[2]]
+    still = x + 1j * y
+    places = [layer.motion.source(t, still) if moves else still for t, moves in enumerate(layer.moves())]
+    return torch.from_numpy(np.stack([np.stack(places).real, np.stack(places).imag])).to(plate.device)
+
+
+def _lowest(plate: Tensor, known: Tensor, at: Tensor | None, t: int) -> tuple[Tensor, Tensor]:
     """Frame t of the lowest layer, its border pixels carried on, and (H, W) how much of each pixel is known."""
-    if layer.motion is None or not layer.moves()[t]:
+    if at is None:
         return plate, known[0]
     height, width = plate.shape[1:]
-    x, y = _sources(layer.motion, t, slice(0, height), slice(0, width), plate.device)
+    x, y = at[:, t]
     image = read(torch.cat([plate, known]), x, y)
     return image[:3], image[3] * _inside(x, y, height, width).to(image.dtype)
 

@@ -52,6 +52,8 @@ class Warp(nn.Module):
     def steer(self, control: Tensor, conditioning: Conditioning, base: VideoBase) -> Conditioning:
         """The conditioning with the per-frame latent and `known` (B, F, 1, h, w), 1 where it is known and 0 elsewhere.
 
+        For a base of `one_picture` F is 1, and both are of what lies lowest.
+
         Args:
             control: (B, L, 3, H, W) dx, dy in pixels and motion mask.
             conditioning: With the first frame, as it was encoded.
@@ -61,15 +63,21 @@ class Warp(nn.Module):
         if name is None or frame is None:
             raise UserError(f"control.injection: {type(base).__name__}.condition gives warp no first frame to move")
         with torch.no_grad(), torch.autocast(control.device.type, enabled=False):
-            made = [moved_pixels(*clip) for clip in zip(frame, control, strict=True)]
-            clips, hidden, filled = (torch.stack(part) for part in zip(*made))
-            hidden = hidden.to(clips.dtype)
+            if conditioning.lowest is None:
+                made = [moved_pixels(*clip) for clip in zip(frame, control, strict=True)]
+                clips = torch.stack([one.clip for one in made])
+                hidden = torch.stack([one.unknown for one in made]).to(clips.dtype)
+                if base.one_picture:
+                    conditioning = replace(conditioning, moved=clips, lowest=tuple(one.lowest for one in made))
+            if base.one_picture and conditioning.lowest is not None:
+                clips = torch.stack([one.plate for one in conditioning.lowest])[:, None]
+                hidden = torch.stack([one.hole for one in conditioning.lowest])[:, None]
             unknown = unknown_cells(hidden, base)
         marks = self.unknown(unknown.flatten(0, 1).to(self.unknown.weight.dtype)).unflatten(0, unknown.shape[:2])
         with torch.autocast(control.device.type, enabled=False):
             value = base.moved(clips, hidden, marks.to(clips.dtype))
         parts = {**conditioning.parts, name: value, KNOWN: 1 - unknown}
-        return replace(conditioning, parts=parts, moved=clips, filled=filled)
+        return replace(conditioning, parts=parts)
 
 
 def unknown_cells(unknown: Tensor, base: VideoBase) -> Tensor:

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from remoco.common.errors import UserError
 from remoco.common.json_files import read_regular
-from remoco.common.pictures import DAMAGED, WHITE, brushed, shown
+from remoco.common.pictures import DAMAGED, WHITE, brushed, shown_with_alpha
 
 MAX_SIDE = 8192  # pixels: what a file may ask to be decoded
 MAX_BYTES = 64 * 2**20  # of a file
@@ -54,8 +54,15 @@ def read_image(source: Source, name: str | None = None, background: tuple[int, i
         UserError: not a file of FORMATS, larger than MAX_SIDE (known before it is decoded), damaged, or of a mode that
             is not taken.
     """
+    return read_image_with_alpha(source, name, background)[0]
+
+
+def read_image_with_alpha(
+    source: Source, name: str | None = None, background: tuple[int, int, int] = WHITE
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `read_image`, and (H, W) uint8, how opaque each pixel is; None where no part is transparent."""
     name = name or name_of(source)
-    return shown(_opened(source, name), name, background)
+    return shown_with_alpha(_opened(source, name), name, background)
 
 
 def read_mask(source: Source, name: str | None = None, labelled: bool = False) -> np.ndarray:

@@ -54,6 +54,13 @@ def shown(picture: Image.Image, name: str = "image", background: tuple[int, int,
     Raises:
         UserError: it is of another mode; or its EXIF or transparency does not read.
     """
+    return shown_with_alpha(picture, name, background)[0]
+
+
+def shown_with_alpha(
+    picture: Image.Image, name: str = "image", background: tuple[int, int, int] = WHITE
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """As `shown`, and (H, W) uint8, how opaque each pixel is; None where no part is transparent."""
     try:
         upright = ImageOps.exif_transpose(picture)
         alpha = alpha_of(upright)
@@ -62,7 +69,7 @@ def shown(picture: Image.Image, name: str = "image", background: tuple[int, int,
         raise
     except Exception as error:  # Pillow raises exceptions of many types
         raise UserError(f"{name}: not a readable picture: {DAMAGED}") from error
-    return image if alpha is None else over(image, alpha, background)
+    return image if alpha is None else over(image, alpha, background), alpha
 
 
 def shown_array(array: np.ndarray, name: str = "image", background: tuple[int, int, int] = WHITE) -> np.ndarray:

@@ -42,7 +42,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with naming(path, temporary):
+            temporary.touch()
+            mode = temporary.stat().st_mode
             yield temporary
+            os.chmod(temporary, mode)  # safetensors' own is for its owner alone
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -147,7 +150,10 @@ def held(path: Path) -> Iterator[bool]:
 def clear_leftovers(folder: Path) -> None:
     """Delete what killed processes were writing in a folder in which nobody writes now."""
     for path in folder.glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:

@@ -85,6 +85,8 @@ KNOWN = {
         Setting("sigma_max", "Noise at the start", 0, 0.01, 1e6),
         Setting("first_guidance", "Guidance, first frame", 0, 0, 20, (0, 10), 0.1),
         Setting("last_guidance", "Guidance, last frame", 0, 0, 20, (0, 10), 0.1),
+        Setting("first_guidance_2", "Guidance at low noise, first frame", 0, 0, 20, (0, 10), 0.1),
+        Setting("last_guidance_2", "Guidance at low noise, last frame", 0, 0, 20, (0, 10), 0.1),
         Setting("motion_bucket_id", "Amount of motion", 0, 0, 500, (0, 100), 0.1, unit="px"),
         Setting("noise_aug_strength", "Noise on the image", 0, 0, 1),
     )

@@ -1,4 +1,4 @@
-"""`remoco photos`: its rows without a network, and a model of two steps from the shipped configuration."""
+"""`remoco photos` and `remoco holes`: rows without a network, and a model of two steps of the shipped configuration."""
 
 import cv2
 import numpy as np
@@ -32,14 +32,23 @@ def test_the_moved_pixels_are_where_the_things_are(folder, capsys):
     assert "--clips is 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "flag, value", [("--clips", 0), ("--val-clips", 0), ("--side", 60), ("--side", 2048), ("--seed", -1)]
+)
+def test_holes_of_another_kind_of_number_are_one_line(folder, tmp_path, capsys, flag, value):
+    assert remoco("holes", "--photos", folder, "--out", tmp_path / "holes", f"{flag}={value}") == 2
+    assert f"{flag} is {value}" in capsys.readouterr().err and not (tmp_path / "holes").exists()
+
+
 @pytest.mark.slow
-def test_the_shipped_configuration_trains_in_slices_and_is_measured(folder, tmp_path, capsys):
+def test_the_shipped_configuration_trains_in_slices_and_is_measured(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("remoco.holes.EACH", 4)
     options = {
         "trainer.max_steps": 1, "trainer.val_check_interval": 100, "trainer.num_sanity_val_steps": 0,
         "trainer.logger.init_args.save_dir": tmp_path, "trainer.logger.init_args.name": "photo",
-        "data.init_args.photos": folder, "data.init_args.num_workers": 0,
-        "model.init_args.base.init_args.components": 16,
+        "data.init_args.holes": tmp_path / "holes", "data.init_args.batch_size": 2,
     }  # fmt: skip
+    assert remoco("holes", "--photos", folder, "--out", tmp_path / "holes", "--clips", 1, "--val-clips", 1) == 0
     for steps, more in ((1, []), (2, ["--ckpt_path", "last"])):
         words = [f"--{name}={value}" for name, value in {**options, "trainer.max_steps": steps}.items()]
         command("fit", "--config", CONFIGS / "photo.yaml", *words, *more)

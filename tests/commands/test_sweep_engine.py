@@ -121,6 +121,29 @@ def test_a_sweep_that_is_told_to_stop_has_its_runs_save(out):
 
 
 @pytest.mark.slow
+def test_a_sweep_that_is_told_to_stop_in_a_test_repeats_the_test_alone(out):
+    """What is finished stays; the next call runs that trial's test again, and no fit."""
+    code = DRIVER.replace('a="wait", b="wait", c="wait"', 'a="nothing", b="wait in its test"')
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+    def start() -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, process_group=0)
+
+    driver = start()
+    while len(seen(out, "b")) < 2 or records(out)["a"][0] != "finished":
+        assert driver.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait() == 130
+    assert all(stat(process)[0] == "Z" for process in seen(out, "b"))
+    assert records(out) == {"a": ("finished", 1), "b": ("waiting", 1)}
+    assert start().wait() == 0 and records(out) == {"a": ("finished", 1), "b": ("finished", 2)}
+    stages = {name: [line.split()[2] for line in (out / "seen" / name).read_text().splitlines()] for name in "ab"}
+    assert stages == {"a": ["fit", "test"], "b": ["fit", "test", "test"]}
+
+
+@pytest.mark.slow
 def test_nodes_with_a_gpu_that_trials_share(out, capsys):
     """Two trials at a time on halves of one GPU; then the node dies, and its trial starts again on another."""
     load("local")

@@ -302,3 +302,22 @@ def test_slurm_requeues_and_the_job_goes_on(lightning, base, tmp_path, slurm, na
         forks.run("under_slurm", slurm, "fit", "--config", str(base), "--ckpt_path", "last", cwd=str(tmp_path)) == 0
     ), forks.said
     assert {step for step, _ in points(run)["train/loss"]} == set(range(4))
+
+
+@pytest.mark.parametrize("stage, name, code", [("test", "SIGTERM", 143), ("validate", "SIGINT", 130)])
+def test_an_evaluation_ends_at_once_and_leaves_the_run_as_it_was(lightning, base, tmp_path, stage, name, code):
+    """In its last batch: Lightning looks for a signal after each of the others. Asked again, it is run whole."""
+    assert lightning("fit", "--config", base, cwd=tmp_path)[0] == 0
+    files = sorted(path for path in (tmp_path / "runs/base").rglob("*.ckpt"))
+    before = [path.read_bytes() for path in files]
+    config = yaml.safe_load((tmp_path / "runs/base/config.yaml").read_text())
+    asks = {"class_path": "tests.support.recorder.Ask", "init_args": {"signal_name": name, "path": "went_on"}}
+    config["trainer"]["callbacks"].append(asks)
+    (tmp_path / "asked.yaml").write_text(yaml.safe_dump(config))
+    ended, said = lightning(stage, "--config", "asked.yaml", "--ckpt_path", "last", cwd=tmp_path)
+    assert ended == code, said
+    assert not (tmp_path / "went_on").exists() and f"{name}: ending" in said
+    assert sorted(path for path in (tmp_path / "runs/base").rglob("*.ckpt")) == files
+    assert [path.read_bytes() for path in files] == before
+    ended, said = lightning(stage, "--config", "runs/base/config.yaml", "--ckpt_path", "last", cwd=tmp_path)
+    assert ended == 0, said

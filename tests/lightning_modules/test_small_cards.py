@@ -1,11 +1,14 @@
 """Clips on cards with less memory than a network: blocks in the host's memory, parts of the VAE, and what is chosen."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from diffusers.hooks.group_offloading import ModuleGroup
 from safetensors.torch import save_file
 
+from callbacks.strips import write_png
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import RandomCogVideoX, RandomWan, Sprites
@@ -13,8 +16,10 @@ from lightning_modules.config import Control, Sampling
 from lightning_modules.memory import GIB, Counted, Held, Plan, count, fake_weights, usable
 from lightning_modules.offload import Blocks
 from lightning_modules.pipeline import MotionControlPipeline
+from remoco.cli import main
 from remoco.common.errors import UserError
 from tests.support.modules import perturb
+from tests.support.places import REPO
 
 BASES = {
     "svd": lambda: Sprites("tiny", latents="vae"),
@@ -284,11 +289,12 @@ def test_nothing_that_fits_is_one_line():
     assert MADE_UP.pick(7.3)
 
 
-def test_a_pipeline_fits_a_card_and_says_how(offloaded):
+def test_a_pipeline_fits_a_card_and_says_how(offloaded, monkeypatch):
     """A tiny network beside the reserve of half a GiB; the picture is the same as long as no part is chosen."""
     pipe, clip = made("svd"), (9, 64, 64)
     before = latents(pipe, "pt")
     counted = count(pipe.module, *clip)
+    monkeypatch.setattr("lightning_modules.memory.count", lambda *arguments: counted)  # once is enough
     assert pipe.fit_memory(8, "cpu", clip).startswith("everything on the device: 0.1 of 8 GiB counted for 9 x 64 x 64")
 
     def card(plan):
@@ -306,3 +312,26 @@ def test_a_pipeline_fits_a_card_and_says_how(offloaded):
     pipe.fit_memory(8, "cpu", clip)
     assert pipe.module.base.vae_part is None and not pipe.module.base.grouped
     assert torch.equal(latents(pipe, "pt"), before)
+
+
+# The command
+
+
+def test_generate_keeps_within_the_memory_that_is_named(tmp_path, capsys):
+    """The command of docs/memory.md: the same video, and a line that says what was chosen; or one line of error."""
+    words = re.search(r"^remoco (generate embedded .*)$", (REPO / "docs" / "memory.md").read_text(), re.M)[1].split()
+    write_png(tmp_path / "image.png", np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    (tmp_path / "tracks.json").write_text('{"tracks": [[[20, 20], [40, 44]]]}')
+    words = [str(tmp_path / word) if "." in word else word for word in words]
+    command = [*words, "--device", "cpu", "--steps", "1", "--num-frames", "3", "--height", "64", "--width", "64"]
+    assert main(command) == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("--memory: ")]
+    assert len(said) == 1 and re.fullmatch(r"--memory: .+: \d\.\d of 8 GiB counted for 3 x 64 x 64", said[0])
+    video = (tmp_path / "clip.mp4").read_bytes()
+    at = command.index("--memory")
+    assert main(command[:at] + command[at + 2 :]) == 0 and (tmp_path / "clip.mp4").read_bytes() == video
+    capsys.readouterr()
+    assert main([*command[:at], "--memory", "0.5", *command[at + 2 :]]) == 2
+    assert "error: memory is 0.5 GiB, expected at least 0.6 by count" in capsys.readouterr().err.splitlines()[-1]
+    assert main([*command, "--offload"]) == 2
+    assert "--offload: expected no such flag beside --memory" in capsys.readouterr().err

@@ -48,6 +48,8 @@ class Data(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val, self.batch_size, sampler=Unpadded(self.val, *self._ranks()))
 
+    test_dataloader = val_dataloader
+
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
@@ -88,6 +90,8 @@ class Module(LightningModule):
     def validation_step(self, batch, batch_idx):
         loss = (self(batch["first_frame"]) - 0.5).square().mean()
         self.log("val/loss", loss, batch_size=len(batch["key"]), sync_dist=True)
+
+    test_step = validation_step
 
     def configure_optimizers(self):
         return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.learning_rate)

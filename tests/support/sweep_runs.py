@@ -20,7 +20,7 @@ def save(number, frame):
 
 signal.signal(signal.SIGTERM, save)
 with own.open("a") as file:
-    print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
+    print(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), sys.argv[1], file=file)
 
 def first():
     return len(own.read_text().splitlines()) == 1
@@ -34,6 +34,8 @@ if what == "lose the worker" and first():
     os.kill(os.getppid(), signal.SIGKILL)
     time.sleep(600)
 if what == "wait" and first():
+    time.sleep(600)
+if what == "wait in its test" and sys.argv[1] == "test" and len(own.read_text().splitlines()) == 2:
     time.sleep(600)
 if what == "meet":  # the run beside this one
     ours = own.with_suffix(".meets")
@@ -53,13 +55,14 @@ if what == "last":
 
 
 def of(out: Path, **what: str) -> list[Trial]:
-    """Trials whose fit does something, with their records."""
+    """Trials whose fit does something, or whose test where it says so, with their records."""
     (out / "seen").mkdir(parents=True, exist_ok=True)
     record_file(out, "").parent.mkdir(exist_ok=True)
     trials = []
     for name, each in what.items():
         common = [f"--out={out}", f"--name={name}"]
-        trials.append(Trial(name, {"a": name}, 0, [*common, f"--what={each}"], common))
+        test = [*common, *([f"--what={each}"] if each.endswith("test") else [])]
+        trials.append(Trial(name, {"a": name}, 0, [*common, f"--what={each}"], test))
         if not record_file(out, name).exists():
             write_json(record_file(out, name), new_record(trials[-1]))
     return trials

@@ -74,9 +74,9 @@ def encode_mp4(frames: np.ndarray, fps: float, crf: int = CRF) -> bytes:
             return file.read()
 
 
-def set_format(stream: Any, height: int, width: int) -> None:
-    """Make a stream to be written 4:2:0 of BT.709, limited range, with the tags that say so (H.273)."""
-    stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+def set_format(stream: Any, height: int, width: int, form: str = "yuv420p") -> None:
+    """Make a stream to be written `form`, in BT.709 of limited range, with the tags that say so (H.273)."""
+    stream.height, stream.width, stream.pix_fmt = height, width, form
     context = stream.codec_context
     context.colorspace = context.color_primaries = context.color_trc = BT709
     context.color_range = LIMITED
@@ -84,9 +84,23 @@ def set_format(stream: Any, height: int, width: int) -> None:
 
 def picture_of(image: np.ndarray) -> av.VideoFrame:
     """(H, W, 3) uint8 as a picture for a stream of `set_format`; the same samples with every PyAV."""
-    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    return _converted(image, "yuv420p")
+
+
+def tagged(image: np.ndarray, form: str) -> av.VideoFrame:
+    """(H, W, 3 or 4) uint8 as a picture for a stream of `set_format`, with its tags: ProRes keeps them in pictures."""
+    frame = _converted(image, form)
+    frame.colorspace, frame.color_range = BT709, LIMITED
+    if hasattr(frame, "color_trc"):  # PyAV 17 and later
+        frame.color_primaries = frame.color_trc = BT709
+    return frame
+
+
+def _converted(image: np.ndarray, form: str) -> av.VideoFrame:
+    """(H, W, 3 or 4) uint8 in BT.709 of limited range."""
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24" if image.shape[2] == 3 else "rgba")
     colours = _BT709 | {"src_color_range": "JPEG", "dst_color_range": "MPEG"}
-    return frame.reformat(format="yuv420p", **colours, **_ONE_THREAD)
+    return frame.reformat(format=form, **colours, **_ONE_THREAD)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from PIL import Image
 
 from conditions import RegionWise
+from datamodules.drawings.motion import SceneMotion
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import RandomWan, Wan
 from lightning_modules.config import Control, Noise, Sampling
@@ -20,6 +22,8 @@ from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.second import Second
 from lightning_modules.systems.ours import ReMoCo
 from remoco.common.errors import UserError
+from remoco.generate import Loading, OtherSystem
+from remoco.page import exchange, makers
 from tests.support import wan
 from tests.support.commands import remoco
 from tests.support.modules import data, draw, perturb, trainer, written
@@ -193,5 +197,36 @@ def test_its_command_samples_two_runs(runs, tmp_path, capsys):
         clips.append(out.read_bytes())
     assert clips[0] == clips[2]
     assert remoco(*words, "--second", runs["high"], "--out", tmp_path / "3.mp4") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "second: it was trained over the high-noise expert, expected a run of the low-noise expert" in error
+
+
+def test_the_page_samples_two_runs(runs, capsys):
+    """With the guidance of the low-noise expert among its settings; the other expert bare where no run is named."""
+
+    def panels(**settings):
+        drawing, wanted = makers.generation(
+            {"drawing": exchange.examples()[0]["drawing"], "settings": {"steps": 2, **settings}}, maker
+        )
+        framing = wanted.framing(drawing)
+        return wanted.panels(drawing.framed(framing, (255, 255, 255)), SceneMotion(), lambda step: None)["generated"]
+
+    clips = {}
+    for name, second in (("both", str(runs["low"])), ("bare", None)):
+        with nullcontext() if second else pytest.warns(UserWarning, match="the other runs bare"):
+            loading = Loading(device="cpu", second=second, offload=True)
+            maker = makers.loaded(str(runs["high"]), OtherSystem(), loading, "crop", "embedded")
+        settings = {each.name: each for each in maker.settings()}
+        assert settings["first_guidance_2"].value == 2.0 and settings["last_guidance_2"].most == 20
+        clips[name] = panels(), panels(prompt="red dog", first_guidance_2=20, last_guidance_2=20)
+    assert not np.array_equal(clips["both"][0], clips["both"][1])
+    assert not np.array_equal(clips["both"][0], clips["bare"][0])
+    pipe = MotionControlPipeline.from_checkpoint(runs["high"], second=runs["low"])
+    drawing = exchange.parsed(exchange.examples()[0]["drawing"])
+    framed = drawing.framed(drawing.framing(pipe.grid), (255, 255, 255))
+    own = pipe(framed, num_frames=5, num_inference_steps=2, seed=0, prompt="red dog", guidance_scale_2=20.0).frames[0]
+    far = {name: [np.abs(np.stack(own).astype(int) - clip).max() for clip in each] for name, each in clips.items()}
+    assert far["both"][1] <= 1 < min(far["both"][0], far["bare"][1]), far
+    assert remoco("page", runs["high"], "--second", runs["high"], "--port", "0", "--device", "cpu") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "second: it was trained over the high-noise expert, expected a run of the low-noise expert" in error
