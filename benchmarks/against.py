@@ -200,8 +200,19 @@ def measured(case: Case, dtype: torch.dtype, args: Namespace) -> None:
             row += [f"{memory[what][name] / 1e6:.0f}", times(memory[what], name)]
         rows.append(row)
     heads = ["CPU ms", "times", "MB", "times"]
-    print(harness.table(["side", *(f"{what}: {head}" for what in WORK for head in heads)], rows))
-    print(flush=True)
+    print(harness.table(["side", *(f"{what}: {head}" for what in WORK for head in heads)], rows), "\n")
+    print(ratios(medians, memory), "\n", flush=True)
+
+
+def ratios(medians: dict[str, dict[str, float]], memory: dict[str, dict[str, float]]) -> str:
+    """A table of ours over what people run: the median time and the peak memory of each kind of work."""
+    others = [name for name in medians["step"] if not name.startswith(OURS)]
+    heads = [f"{what}: {head}" for what in WORK for head in ("time", "memory")]
+    rows = [
+        [f"ours over {name}", *(f"{of[what][OURS] / of[what][name]:.2f}" for what in WORK for of in (medians, memory))]
+        for name in others
+    ]
+    return harness.table(["", *heads], rows)
 
 
 def answer(pipe: Any, what: str) -> float:

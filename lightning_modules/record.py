@@ -196,12 +196,28 @@ def check_fill(condition: Condition, filled: str | None) -> None:
         )
 
 
-def check_precision(precision: str) -> None:
-    """Raise where a trainer's precision would keep what is trained in half precision."""
+def check_trainer(trainer: Trainer) -> None:
+    """Refuse a trainer under which nothing right is trained.
+
+    Args:
+        trainer: Its precision and strategy are looked at.
+
+    Raises:
+        UserError: What is trained would be in half precision, or each process would train weights of its own.
+    """
+    from lightning.pytorch.strategies import ModelParallelStrategy  # where there is a trainer, lightning is there
+
+    precision = trainer.precision
     if precision in ("bf16-true", "16-true"):
         raise UserError(
             f"trainer.precision is {precision}, expected {precision.split('-')[0]}-mixed: what is trained is float32, "
             "since a step at this learning rate is lost in half precision"
+        )
+    # it leaves all sharing to the module, and these modules share nothing by themselves
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise UserError(
+            "trainer.strategy is ModelParallelStrategy, expected ddp: nothing here is sharded, so no gradient would be "
+            "reduced, and each process would train weights of its own"
         )
 
 

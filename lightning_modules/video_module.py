@@ -109,7 +109,7 @@ class VideoModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before any weight is read."""
-        record.check_precision(self.trainer.precision)
+        record.check_trainer(self.trainer)
         record.check_data(self.trainer.datamodule, self.base, self.condition, self.sampling.inputs.get(NEGATIVE))
         # known this early when `python -m lightning` sets it on the trainer; else on_load_checkpoint sees it first
         if self.trainer.ckpt_path:

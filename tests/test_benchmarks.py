@@ -31,7 +31,7 @@ def test_the_page_of_the_benchmarks_names_each_script_and_no_other(repo):
 
 
 def test_the_benchmarks_stay_small(repo):
-    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 3050
+    assert sum(len(path.read_text().splitlines()) for path in (repo / "benchmarks").rglob("*.py")) <= 3250
 
 
 def test_what_documents_and_tests_name_of_the_benchmarks_is_there(repo):
@@ -138,8 +138,11 @@ def test_against_measures_each_side(repo):
     assert len(tables) == 3
     for each in tables:
         rows = [line.split("|")[1:-1] for line in each.splitlines() if line.startswith("| ")][2:]
-        assert [row[0].strip() for row in rows] == ["bare", "diffusers + peft", "ours", "ours, all recomputed"]
-        assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[1:])
+        sides, ratios = rows[:4], rows[6:]  # between them the second table's head
+        assert [row[0].strip() for row in sides] == ["bare", "diffusers + peft", "ours", "ours, all recomputed"]
+        assert [row[0].strip() for row in ratios] == ["ours over bare", "ours over diffusers + peft"]
+        assert all(float(cell.split()[0]) > 0 for row in sides + ratios for cell in row[1:])
+        assert ratios[0][1:] == sides[2][2::2]
 
 
 @pytest.mark.slow
@@ -227,6 +230,36 @@ def test_startup(repo):
 def test_help(repo):
     out = script(repo, "help.py", "--rounds", "1", "--only", "sweep", "table", "--other", str(repo))
     assert "| `--help` of | other checkout | this one |" in out and "| `remoco sweep table` | 0." in out
+
+
+@pytest.mark.slow
+def test_ranks_send_what_is_trained_and_see_the_same_samples(repo):
+    """A ring moves 2 (n - 1) / n of what is trained; the kernel's count has beside it what Lightning agrees upon."""
+    out = script(repo, "ranks.py", "--ranks", "1", "2", "--steps", "2", "--recipes", "lora")
+    one, two = ([cell.strip() for cell in row.split("|")[1:-1]] for row in out.splitlines()[2:])
+    assert (one[1], two[1]) == ("1", "2") and one[2:4] == two[2:4] and float(two[3]) < float(two[2]) / 5
+    assert float(one[4]) == 0 and float(one[5].split("..")[-1]) < 0.02
+    counted = float(two[3])
+    for cell in two[5].split(".."):
+        assert counted <= float(cell) < 1.02 * counted
+    assert one[7] == two[7] == "yes" and 0 < float(two[8]) < 1e-3
+
+
+@pytest.mark.slow
+def test_ranks_end_with_1_where_samples_are_others(repo, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(repo / "benchmarks"))
+    ranks = importlib.import_module("ranks")
+
+    def run(recipe, number, steps, folder):
+        torch.save({"a": torch.zeros(1)}, folder / "weights.pt")
+        each = {"received": 1.0, "waited": 0.1, "trained": 4, "parameters": 8}
+        return [each | {"drawn": {str(position): f"{min(number, 2)}"}} for position in range(number)]
+
+    monkeypatch.setattr(ranks, "run", run)
+    monkeypatch.setattr(sys, "argv", ["ranks.py", "--ranks", "1", "2", "--recipes", "base"])
+    with pytest.raises(SystemExit, match="samples, regions or noise are others"):
+        ranks.main()
+    assert "| **no** |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

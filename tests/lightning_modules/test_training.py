@@ -6,11 +6,13 @@ import random
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from conditions import GaussianFiltered, RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.control.lora import without_lora
+from lightning_modules.record import check_trainer
 from remoco.common.errors import UserError
 from tests.support.modules import data, module, perturb, trainer
 from tests.support.recorder import read
@@ -47,6 +49,17 @@ def test_trained_is_fp32_frozen_is_bf16_and_one_step_changes_all(tmp_path, sprit
     # with one image token the cross-attention softmax is 1, so its queries and keys have no gradient
     stuck = [k for k, p in trained.items() if torch.equal(p, probe.before[k]) and "attn2.to_" not in k]
     assert stuck == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "bf16-true"}, {"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)}],
+)
+def test_a_trainer_under_which_nothing_right_is_trained_is_refused(changes):
+    check_trainer(Trainer(accelerator="cpu", devices=1, logger=False, precision="bf16-mixed"))
+    name = f"trainer.{next(iter(changes))} is .*expected (bf16-mixed|ddp): "
+    with pytest.raises(UserError, match=name):
+        check_trainer(Trainer(accelerator="cpu", devices=1, logger=False, **changes))
 
 
 def test_training_step_leaves_the_global_generators_alone(sprites):

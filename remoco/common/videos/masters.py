@@ -39,13 +39,14 @@ def write_mov(path: Path, video: np.ndarray, fps: float, alpha: np.ndarray | Non
     """
     form = "yuv444p10le" if alpha is None else "yuva444p10le"
     rate = Fraction(fps).limit_denominator(1000)
+    height, width = video.shape[1:3]
     try:
         with (
             atomic_path(path) as part,
             av.open(str(part), "w", format="mov", options={"fflags": "+bitexact"}) as container,
         ):
             stream = container.add_stream("prores_ks", rate=rate)
-            set_format(stream, *video.shape[1:3], form)
+            set_format(stream, height, width, form)
             stream.options = {**_PRORES, "threads": REPEATABLE["threads"], "flags": REPEATABLE["flags"]}
             for number, picture in enumerate(video):
                 image = picture if alpha is None else np.dstack([picture, alpha[number]])
