@@ -54,6 +54,14 @@ class Camera:
         ahead = np.where(z > NEAREST, z, np.nan)
         return image[..., :2] / ahead[..., None], z
 
+    def part(self, start: int, stop: int) -> Camera:
+        """The camera of the frames from `start` to before `stop`; `seen` then counts from the first of them."""
+        return Camera(self.intrinsics[start:stop], self.poses[start:stop])
+
+    def back(self, frame: int) -> Camera:
+        """What leads from a frame's picture to the first one's: of two frames, `seen(1, ...)` of a still scene."""
+        return Camera(self.intrinsics[[frame, 0]], self.poses[[frame, 0]])
+
     def _from_first(self, frame: int) -> tuple[np.ndarray, np.ndarray]:
         first, other = self.poses[0], self.poses[frame]
         rotation = other[:, :3] @ first[:, :3].T
@@ -118,6 +126,44 @@ def camera_tracks(camera: Camera, height: int, width: int, depth: np.ndarray | N
     tracks = torch.from_numpy(np.stack(flow)).permute(0, 3, 1, 2).float(), torch.from_numpy(np.stack(visible))
     tracks[0][0], tracks[1][0] = 0, True
     return tracks
+
+
+def seen_depth(camera: Camera, frame: int, depth: np.ndarray) -> np.ndarray:
+    """(H, W) depth of a still scene in the picture of another frame.
+
+    What the first frame does not show is as far as the farther of what is beside it in its row: what a nearer thing
+    uncovers lies behind it.
+
+    Args:
+        camera: the camera of each frame.
+        frame: its index.
+        depth: (H, W) along z of the first camera.
+
+    Raises:
+        UserError: the frame shows nothing of the first one.
+    """
+    from scipy.ndimage import distance_transform_edt
+
+    y, x = np.mgrid[: depth.shape[0], : depth.shape[1]].astype(np.float64)
+    at, z = camera.seen(frame, np.stack([x, y], axis=-1), depth.astype(np.float64))
+    inside = np.logical_and(at >= -0.5, at < np.array(depth.shape[::-1]) - 0.5).all(axis=-1)
+    buffer = _nearest(at.round(6), z, inside)  # a whole pixel, but for the last bits, covers itself alone
+    if np.isinf(buffer).all():
+        raise UserError(f"poses: frame {frame + 1} shows nothing of the first one, expected a part of it")
+    sides = [_carried(buffer), _carried(buffer[:, ::-1])[:, ::-1]]
+    along = np.where(
+        np.isinf(sides[0]), sides[1], np.where(np.isinf(sides[1]), sides[0], np.maximum(sides[0], sides[1]))
+    )
+    rows, columns = distance_transform_edt(np.isinf(along), return_distances=False, return_indices=True)
+    found: np.ndarray = along[rows, columns]
+    return found
+
+
+def _carried(depth: np.ndarray) -> np.ndarray:
+    """(H, W) depth with the last finite one carried on along each row."""
+    last = np.maximum.accumulate(np.where(np.isfinite(depth), np.arange(depth.shape[1]), 0), axis=1)
+    found: np.ndarray = np.take_along_axis(depth, last, axis=1)
+    return found
 
 
 def camera_paths(camera: Camera, paths: Sequence[np.ndarray], depth: np.ndarray | None = None) -> list[np.ndarray]:
@@ -188,7 +234,17 @@ def over(control: Tensor, below: Tensor, brush: np.ndarray | None = None) -> Ten
 
 
 def _hidden(at: np.ndarray, z: np.ndarray, inside: Any) -> np.ndarray:
-    """Which pixels lie behind a nearer surface: in a depth buffer each covers the four pixels around its place."""
+    """Which pixels lie behind a nearer surface."""
+    height, width = z.shape
+    x, y = (np.nan_to_num(at[..., axis][inside]).round().astype(np.int64) for axis in (0, 1))
+    nearest = _nearest(at, z, inside)[y.clip(0, height - 1), x.clip(0, width - 1)]
+    hidden = np.zeros_like(inside)
+    hidden[inside] = z[inside] > (1 + TOLERANCE) * nearest
+    return hidden
+
+
+def _nearest(at: np.ndarray, z: np.ndarray, inside: Any) -> np.ndarray:
+    """(H, W) depth of what is nearest, infinite where there is nothing; each point covers the four pixels around it."""
     height, width = z.shape
     x, y = np.nan_to_num(at[..., 0][inside]), np.nan_to_num(at[..., 1][inside])
     buffer = torch.full((height * width,), torch.inf, dtype=torch.float64)
@@ -197,10 +253,8 @@ def _hidden(at: np.ndarray, z: np.ndarray, inside: Any) -> np.ndarray:
         for rows in (np.floor(y), np.ceil(y)):
             index = rows.clip(0, height - 1) * width + columns.clip(0, width - 1)
             buffer.scatter_reduce_(0, torch.from_numpy(index.astype(np.int64)), depths, "amin")
-    nearest = (y.round().clip(0, height - 1) * width + x.round().clip(0, width - 1)).astype(np.int64)
-    hidden = np.zeros_like(inside)
-    hidden[inside] = z[inside] > (1 + TOLERANCE) * buffer.numpy()[nearest]
-    return hidden
+    found: np.ndarray = buffer.numpy().reshape(height, width)
+    return found
 
 
 def _homogeneous(points: np.ndarray) -> np.ndarray:

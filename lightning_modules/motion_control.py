@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,6 +13,7 @@ from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.config import Control, Noise, Sampling, Speed, Start
 from lightning_modules.control.injection import check_injections, injection_class
+from lightning_modules.process.windows import Part, Window
 from lightning_modules.video_module import VideoModule
 from remoco.common.errors import UserError
 
@@ -106,12 +109,34 @@ class MotionControlModule(VideoModule):
 
     def feed(self, control: Tensor | None) -> None:
         """As `steer`, of those alone that are at the base's places."""
-        for controlled in (self, self.second):
-            if controlled is not None:
-                controlled.controller.feed(control)
+        for controller in self.controllers():
+            controller.feed(control)
+
+    def windows(self, conds: Sequence[Conditioning], places: Sequence[Window]) -> list[Part]:
+        """The windows of clips, each steered as a clip of its own.
+
+        Args:
+            conds: Conditioning of each, with its control.
+            places: Where they lie, in latents.
+        """
+        found = []
+        for cond, window in zip(conds, places, strict=True):
+            steered = self.steer(cond)
+            held = [(each, each.held()) for each in self.controllers()]
+            found.append(Part(window, steered, partial(hold, held)))
+        return found
+
+    def controllers(self) -> list[Any]:
+        """The controller, and that of the other expert."""
+        return [each.controller for each in (self, self.second) if each is not None]
 
     def release(self) -> None:
         """Let go of the motion: its maps are as large as the activations."""
-        for controlled in (self, self.second):
-            if controlled is not None:
-                controlled.controller.release()
+        for controller in self.controllers():
+            controller.release()
+
+
+def hold(held: Sequence[tuple[Any, Any]]) -> None:
+    """Give controllers what they kept of a motion before."""
+    for controller, kept in held:
+        controller.hold(kept)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -18,6 +19,7 @@ from lightning_modules.control.tokens import attach_tokens
 from lightning_modules.process.base import Denoiser
 from lightning_modules.process.graphs import Recorded
 from lightning_modules.process.sampler import OnStep, euler_sample
+from lightning_modules.process.windows import Part
 from remoco.common.errors import UserError
 
 
@@ -80,6 +82,16 @@ class Controller:
                 cond = steered.steer(cond.control, cond, base)
         return cond
 
+    def held(self) -> list[Any]:
+        """What the injections at places keep of the motion that they were given, for `hold`."""
+        return [injection.held() for injection in self.injections if isinstance(injection, Injection)]
+
+    def hold(self, held: Sequence[Any]) -> None:
+        """Give the injections at places what they kept of a motion before."""
+        placed = [injection for injection in self.injections if isinstance(injection, Injection)]
+        for injection, kept in zip(placed, held, strict=True):
+            injection.hold(kept)
+
     def release(self) -> None:
         """Remove the motion: its maps are as large as activations."""
         for injection in self.injections:
@@ -114,7 +126,7 @@ def add_control(base: VideoBase, control: Control, seed: int = 0) -> Controller:
 def sample(
     denoiser: Denoiser,
     base: VideoBase,
-    cond: Conditioning,
+    cond: Conditioning | Sequence[Part],
     noise: Tensor,
     sampling: Sampling,
     on_step: OnStep | None = None,
@@ -126,7 +138,7 @@ def sample(
         denoiser: The base's network; its motion is set.
         base: Whose LoRA is merged meanwhile; its float32 sums then differ in their last bits. Not where one of several
             networks is on the device: what is merged is kept beside it.
-        cond: Conditioning of the clips.
+        cond: Conditioning of the clips, or their windows.
         noise: What the sampler starts from.
         sampling: Steps, guidance and first noise level.
         on_step: Called after each step; see `sampler.euler`.

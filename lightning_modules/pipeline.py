@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from conditions import Condition, mix
+from conditions import Condition
 from datamodules.drawings import Drawing, Fit, FrameArea, Picture, drawings_of
 from datamodules.drawings.arguments import unbatched
+from datamodules.drawings.motion import SceneMotion
 from lightning_modules import checkpoint as checkpoints
 from lightning_modules import embedded
 from lightning_modules.bases.said import DRAWING
 from lightning_modules.built import built_of_two, of_adapter, of_peer, peer_of, record_and_state, value_errors
 from lightning_modules.config import PEERS, Sampling
+from lightning_modules.longer import Longer, planned
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.output import SHOWN_FPS, MotionControlOutput, check_output, converted
 from lightning_modules.pipeline_call import (
-    Framed,
     base_inputs,
     changed,
     check_callback,
-    check_finite,
-    check_noise,
+    check_continued,
     check_whole,
-    drawn_batch,
+    drawn_parts,
+    framed_batch,
     joined,
     seeds_of,
     split,
     stepped,
-    told,
 )
+from lightning_modules.pipeline_clips import Clips
 from lightning_modules.pipeline_files import RECORD as RECORD
 from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import read_folder
@@ -43,9 +42,6 @@ from lightning_modules.pipeline_parts import PipelineParts
 from lightning_modules.pipeline_place import dtype_of
 from lightning_modules.pipeline_prompts import prompts_of, text_rows
 from lightning_modules.pipeline_text import described
-from lightning_modules.process.base import randn
-from lightning_modules.process.sampler import OnStep
-from lightning_modules.video_module import AUG_NOISE, INITIAL
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
 
@@ -201,7 +197,7 @@ class MotionControlPipeline(PipelineParts):
         generator: torch.Generator | list[torch.Generator] | None = None,
         height: int | None = None,
         width: int | None = None,
-        control: torch.Tensor | Sequence[torch.Tensor] | None = None,
+        control: torch.Tensor | SceneMotion | Sequence[torch.Tensor | SceneMotion] | None = None,
         background: str | Sequence[int] = "white",
         fit: Fit = "crop",
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
@@ -215,6 +211,8 @@ class MotionControlPipeline(PipelineParts):
         prompt: str | Sequence[str] | None = None,
         negative_prompt: str | Sequence[str] | None = None,
         guidance_scale_2: float | None = None,
+        longer: Longer | None = None,
+        overlap: int | None = None,
     ) -> MotionControlOutput:
         """Generate one clip, or a batch of them: of a list of images, with a list of tracks and of brushes.
 
@@ -249,7 +247,8 @@ class MotionControlPipeline(PipelineParts):
             width: Width of the frame, a multiple of 64.
             control: (L, 3, H, W) control of the frame instead of tracks and brush, for each image, as
                 `conditions.camera` makes it or the condition from dense tracks; with a number for `motion_bucket_id`
-                where the configuration says `drawing`. The frame is by default the control's.
+                where the configuration says `drawing`. The frame is by default the control's. Or the motion of the
+                scene behind tracks and brush (`datamodules.drawings.motion.SceneMotion`), in pixels of the image.
             background: Colour behind transparent parts of an image, and around a padded one: a name, `#rrggbb`, or
                 R, G, B in 0..255.
             fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
@@ -272,6 +271,11 @@ class MotionControlPipeline(PipelineParts):
                 drawing's own, else the training configuration's, else none.
             negative_prompt: What guidance leads away from, likewise; by default the training configuration's.
             guidance_scale_2: Guidance by A14B's low-noise expert; the training configuration's by default.
+            longer: How a clip is made that has more frames than those of the training. `windows`: overlapping windows
+                of the trained length are denoised together; each begins with the first frame. `continue`: part by
+                part, each from the last frame of the one before, with what tracks, brush and camera then do. None: the
+                network sees all frames at once.
+            overlap: Frames that neighbouring windows share at least; by default half of the trained length.
 
         Raises:
             UserError: the image, a track, the brush or a number does not fit; one line.
@@ -290,67 +294,31 @@ class MotionControlPipeline(PipelineParts):
         measured = [name for name, value in inputs.items() if value == DRAWING]
         check_output(output_type)
         names = check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        if control is not None and measured:
+        motions = control if isinstance(control, (list, tuple)) else [control]
+        if measured and any(isinstance(each, torch.Tensor) for each in motions):
             raise UserError(f"{measured[0]}: expected a number beside a control: `drawing` measures tracks and brush")
+        plan = planned(module.base, self.sampling["num_frames"], frames, longer, overlap)
+        check_continued(plan, output_type, latents)
         image = unbatched(image)
         drawings = drawings_of(image, tracks, brush, background)
         controls = control if isinstance(image, list) else [control]
-        drawn = drawn_batch(self, drawings, controls, bool(measured), frames, fit, colour_of(background), height, width)
-        seeds = seeds_of(seed, generator, len(drawn), videos)
+        framed = framed_batch(self, drawings, controls, plan, fit, colour_of(background), height, width)
+        seeds = seeds_of(seed, generator, len(framed), videos)
+        drawn = drawn_parts(self, framed, plan, bool(measured), [each[0] for each in seeds])
         texts = prompts_of(usual, prompt, negative_prompt, drawings)
-        known = text_rows(module.base, texts) | {"frames": frames}
-        with self.progress_bar(total=sampling.steps * videos) as bar:
+        known = text_rows(module.base, texts) | {"frames": plan.seen}
+        with self.progress_bar(total=sampling.steps * videos * len(plan.starts)) as bar:
             on_step = stepped(self, callback_on_step_end, names, sampling, bar)
+            made = Clips(self, plan, known, inputs, sampling, on_step, output_type != "latent", decode_chunk_size).made
             clips = [
-                self._clips(drawn, known, inputs, each, noise, sampling, on_step, output_type, decode_chunk_size)
-                for each, noise in zip(zip(*seeds, strict=True), split(latents, len(drawn), videos), strict=True)
+                made(drawn, each, noise)
+                for each, noise in zip(zip(*seeds, strict=True), split(latents, len(framed), videos), strict=True)
             ]
+        if output_type != "latent":
+            clips = [converted(video, output_type) for video in clips]
         shown = None if output_type == "latent" else float(inputs.get("fps", SHOWN_FPS))
         output = MotionControlOutput(joined(clips), shown)
         return output if return_dict else (output.frames,)  # type: ignore[return-value]  # said in the docs alone
-
-    def _clips(
-        self,
-        drawn: Sequence[Framed],
-        known: Mapping[str, Any],
-        inputs: Mapping[str, Any],
-        seeds: Sequence[int],
-        noise: torch.Tensor | None,
-        sampling: Sampling,
-        on_step: OnStep,
-        output_type: str,
-        decode_chunk: int | None,
-    ) -> Any:
-        """A clip of each drawing at its seed, as `MotionControlOutput.frames`."""
-        module, base = self.module, self.module.base
-        frames, controls, moved = zip(*drawn, strict=True)
-        first = torch.from_numpy(np.stack(frames)).to(module.device).permute(0, 3, 1, 2)
-        # one stream per purpose, as in training; an inference has no position
-        streams = {stream: [int(mix(one, 0, stream)) for one in seeds] for stream in (AUG_NOISE, INITIAL)}
-        exact = base.arithmetic()
-        with module.autocast():
-            augment = None
-            if base.frame_noise is not None:
-                augment = randn(streams[AUG_NOISE], first.shape[1:], module.device)
-            shape = (base.grid.latents(len(controls[0])), base.channels, *base.grid.size(*first.shape[2:]))
-            drawn_noise = randn(streams[INITIAL], shape, module.device) if noise is None else noise
-            check_noise(drawn_noise, (len(seeds), *shape))
-            noise = drawn_noise.to(module.device, exact)
-            try:
-                with torch.no_grad(), self._in_use():
-                    clips = {**known, "first_frame": first}
-                    cond = base.condition(clips, told(inputs, moved, exact, module.device), augment)
-                    cond = module.steer(replace(cond, control=torch.stack(controls).to(module.device)))
-                latents = module.denoised(cond, noise, sampling, on_step)
-            finally:
-                module.release()
-            check_finite(latents)
-            if output_type == "latent":
-                return latents
-            with self._in_use():
-                video = base.finished(base.decode(latents, decode_chunk), cond).clamp(-1, 1)
-            check_finite(video)
-        return converted(video, output_type)
 
     @property
     def trained_size(self) -> tuple[int, int]:

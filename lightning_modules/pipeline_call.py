@@ -5,19 +5,21 @@ from __future__ import annotations
 import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
 from conditions import Condition
-from conditions.strokes import drawn_bucket, drawn_motion
 from datamodules.drawings import Drawing, Fit
 from datamodules.drawings.arguments import each_of
+from datamodules.drawings.cut import cut
+from datamodules.drawings.motion import SceneMotion
 from lightning_modules import record
 from lightning_modules.bases.said import DRAWING, Input, check_inputs
 from lightning_modules.built import value_errors
 from lightning_modules.config import Sampling
+from lightning_modules.longer import Plan
 from lightning_modules.process.sampler import OnStep
 from remoco.common.errors import UserError
 
@@ -25,7 +27,22 @@ if TYPE_CHECKING:
     from lightning_modules.pipeline import MotionControlPipeline
 
 CALLBACK_TENSORS = ("latents", "denoised")
-Framed: TypeAlias = tuple[np.ndarray, torch.Tensor, float]  # frame, control and mean displacement, see `controlled`
+Controls: TypeAlias = torch.Tensor | SceneMotion | None  # what a drawing's control is, or is made of
+Framed: TypeAlias = tuple[Drawing, Controls]  # in its frame
+
+
+class Drawn(NamedTuple):
+    """What is drawn in a clip.
+
+    Attributes:
+        frame: (H, W, 3) uint8, the first frame.
+        control: (L, 3, H, W) float32.
+        moved: Mean displacement in pixels, of the clip or of each of its windows; 0 where it is not measured.
+    """
+
+    frame: np.ndarray
+    control: torch.Tensor
+    moved: list[float]
 
 
 def changed(
@@ -117,28 +134,30 @@ def stepped(
     return on_step
 
 
-def drawn_batch(
+def framed_batch(
     pipeline: MotionControlPipeline,
     drawings: Sequence[Drawing],
     controls: Any,
-    measured: bool,
-    frames: int,
+    plan: Plan,
     fit: Fit,
     background: tuple[int, int, int],
     height: int | None,
     width: int | None,
 ) -> list[Framed]:
-    """Of each drawing the frame, (H, W, 3) uint8, the control on it, (L, 3, H, W), and its mean displacement.
+    """Each drawing in its frame, with its control or the motion of its scene.
 
     All have the frame of the first. A warning says once for a pipeline that images are scaled.
+
+    Raises:
+        UserError: the frame or the length does not fit the base or the condition.
     """
-    module, drawn = pipeline.module, list[Framed]()
+    module, framed = pipeline.module, list[Framed]()
     for drawing, control in zip(drawings, each_of("control", controls, len(drawings)), strict=True):
-        if control is not None and height is None and width is None:
+        if isinstance(control, torch.Tensor) and height is None and width is None:
             height, width = control.shape[-2:]
         framing = drawing.framing(pipeline.grid, fit, height, width)
         with value_errors():
-            record.check_size(module.base.grid, module.condition, *framing.frame, frames)
+            record.check_size(module.base.grid, module.condition, *framing.frame, plan.seen)
         if not framing.same and not pipeline.said_framing:
             pipeline.said_framing = True
             (h, w), (rows, columns) = framing.size, framing.frame
@@ -147,49 +166,81 @@ def drawn_batch(
                 f"with fit {fit!r}",
                 stacklevel=4,
             )
-        framed = drawing.framed(framing, background)
-        drawn.append(controlled(module.condition, framed, control, measured, frames))
+        motion = control.framed(framing) if isinstance(control, SceneMotion) else control
+        framed.append((drawing.framed(framing, background), motion))
         height, width = framing.frame
-    return drawn
+    return framed
+
+
+def drawn_parts(
+    pipeline: MotionControlPipeline, framed: Sequence[Framed], plan: Plan, measured: bool, seeds: Sequence[int]
+) -> list[list[Drawn]]:
+    """What is drawn in each part of the clips of a call.
+
+    Args:
+        pipeline: What makes them.
+        framed: Drawings in their frames.
+        plan: How the clips are made.
+        measured: Whether mean displacements are wanted.
+        seeds: For each drawing what draws the regions of a scene's motion.
+
+    Raises:
+        UserError: a drawing does not fit its control, or cannot be cut where a part begins.
+    """
+    condition, grid = pipeline.module.condition, pipeline.module.base.grid
+    at = plan.frames_of_windows(grid.time) or [torch.arange(plan.part)]
+
+    def one(drawing: Drawing, control: Controls, start: int, seed: int) -> Drawn:
+        if len(plan.starts) > 1:
+            if isinstance(control, torch.Tensor):
+                raise UserError("control: expected tracks and brush beside longer 'continue': a tensor cannot be cut")
+            check_still(drawing, control)
+            drawing, control = cut(drawing, control or SceneMotion(), plan.frames, start, start + plan.part)
+        return controlled(condition, drawing, control, plan.part, at if measured else [], seed)
+
+    return [[one(*each, start, seed) for each, seed in zip(framed, seeds, strict=True)] for start in plan.starts]
 
 
 def controlled(
     condition: Condition,
     drawing: Drawing,
-    control: torch.Tensor | None,
-    measured: bool,
+    control: Controls,
     frames: int,
-) -> Framed:
-    """Frame, control and mean displacement of one drawing.
+    measured: Sequence[torch.Tensor],
+    seed: int = 0,
+) -> Drawn:
+    """Frame, control and mean displacements of one drawing.
 
     Args:
         condition: Draws the control from tracks and brush.
         drawing: The drawing, already in its frame of H x W pixels.
-        control: (L, 3, H, W) control to use instead of tracks and brush, or None.
-        measured: Whether its mean displacement is wanted; there is none beside a control.
+        control: (L, 3, H, W) control to use instead of tracks and brush; or the scene's motion behind them; or None.
         frames: Length L of the clip.
-
-    Returns:
-        The frame, (H, W, 3) uint8, its control, (L, 3, H, W) float32, and its mean displacement in pixels;
-        0 where it is not measured.
+        measured: Indices of the frames over which a mean displacement is wanted; there is none beside a tensor.
+        seed: Draws the regions of a scene's motion.
 
     Raises:
         UserError: the control does not fit the drawing, or the drawing's scene moves and there is no control.
     """
     height, width = drawing.size
-    if control is not None:
+    if isinstance(control, torch.Tensor):
         if drawing.tracks or drawing.brush is not None:
             raise UserError("control: expected no tracks and no brush beside it")
         if control.shape != (frames, 3, height, width) or not control.isfinite().all():
             raise UserError(
                 f"control: expected finite ({frames}, 3, {height}, {width}) as the frames, got {tuple(control.shape)}"
             )
-        return drawing.image, control.to(torch.float32), 0.0
-    if drawing.backdrop is not None:
+        return Drawn(drawing.image, control.to(torch.float32), [0.0])
+    check_still(drawing, control)
+    motion = control or SceneMotion()
+    found, displacement = motion.control(condition, drawing, frames, motion.fps, seed)
+    return Drawn(drawing.image, found, [displacement(at) for at in measured] or [0.0])
+
+
+def check_still(drawing: Drawing, control: Controls) -> None:
+    """Raise UserError where a drawing's scene moves and nothing says how."""
+    if drawing.backdrop is not None and control is None:
         raise UserError("image: the drawing's scene moves, expected `control` of SceneMotion.control beside it")
-    strokes = drawing.strokes(frames), drawing.masks(), frames, height, width
-    moved = drawn_bucket(drawn_motion(*strokes, condition.region_size).flow) if measured else 0.0
-    return drawing.image, condition.draw(*strokes), moved
 
 
 def seeds_of(seed: int | Sequence[int], generator: Any, count: int, videos: int = 1) -> list[list[int]]:
@@ -254,6 +305,13 @@ def check_noise(noise: torch.Tensor, shape: tuple[int, ...]) -> None:
     """Raise UserError unless latents have this shape and are finite floats."""
     if tuple(noise.shape) != shape or not noise.is_floating_point() or not noise.isfinite().all():
         raise UserError(f"latents: expected finite floats of shape {shape}, got {tuple(noise.shape)}")
+
+
+def check_continued(plan: Plan, output_type: str, latents: torch.Tensor | None) -> None:
+    """Raise UserError where a clip that is made part by part is asked for as latents, or from latents."""
+    if len(plan.starts) > 1 and (output_type == "latent" or latents is not None):
+        name = "latents" if latents is not None else "output_type"
+        raise UserError(f"{name}: expected no latents with longer 'continue', whose parts have latents of their own")
 
 
 def check_finite(video: torch.Tensor) -> None:

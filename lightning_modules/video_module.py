@@ -262,11 +262,11 @@ class VideoModule(LightningModule):
         return clean, self.steer(self.inference_conditioning(batch, self.draw_control(batch), clean.dtype))
 
     @torch.no_grad()
-    def denoised(self, cond: Conditioning, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
+    def denoised(self, cond: Any, noise: Tensor, sampling: Sampling, on_step: Any = None) -> Tensor:
         """Latents (B, F, C, h, w) of new clips.
 
         Args:
-            cond: Their conditioning as `steer` returned it; without a control the base runs bare.
+            cond: Their conditioning as `steer` returned it, or their windows; without a control the base runs bare.
             noise: (B, F, C, h, w) standard normal.
             sampling: Steps, guidance and first noise level.
             on_step: Called after each step; see `sampler.euler`.

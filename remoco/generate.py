@@ -69,6 +69,12 @@ class Clip:
 
     num_frames: Frames | None = None
     """Length of the clips in frames. Default: the checkpoint's."""
+    longer: Literal["windows", "continue"] | None = None
+    """How a clip is made that has more frames than those of the training. `windows`: overlapping windows of the trained
+    length are denoised together, each from the first frame. `continue`: part by part, each from the last frame of the
+    one before. Default: the network sees all frames at once."""
+    overlap: int | None = None
+    """Frames that neighbouring windows share at least. Default: half of the trained length."""
     fps: Rate = 8.0
     """Frames per second, of the files and as the network's input."""
     seed: int = 0
@@ -89,6 +95,12 @@ class Clip:
     def __post_init__(self) -> None:
         if self.num_frames is not None:
             within("--num-frames", self.num_frames, 2, MOST_FRAMES, whole=True)
+        if self.longer not in (None, "windows", "continue"):
+            raise UserError(f"--longer is {self.longer!r:.40}, expected windows or continue")
+        if self.overlap is not None:
+            if self.longer != "windows":
+                raise UserError(f"--overlap is {self.overlap}, expected --longer windows beside it")
+            within("--overlap", self.overlap, 0, MOST_FRAMES, whole=True)
         within("--fps", self.fps, LEAST_FPS, MOST_FPS)
         FrameArea(multiple=LEAST_STEP).check(**{"--height": self.height, "--width": self.width})
         check_fit(self.fit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from datamodules.drawings import Drawing, Framing
 from datamodules.drawings.motion import SceneMotion, scene_motion
 from datamodules.drawings.panels import enlarged
 from datamodules.trackers import make_tracker
-from lightning_modules.bases.said import DRAWING, NEGATIVE, PROMPT, rate
+from lightning_modules.bases.said import DRAWING, PROMPT, rate
 from lightning_modules.control.pixels import moved_matte
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
@@ -28,12 +28,12 @@ from lightning_modules.pipeline_prompts import embed_prompts
 from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
-from remoco.common.ranges import within
 from remoco.common.videos.masters import write_mov, write_pngs
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
-from remoco.generate import MOST_FRAMES, Clip, Loading, Motion, OtherSystem, SamplingChanges
+from remoco.generate import Clip, Loading, Motion, OtherSystem, SamplingChanges
 from remoco.generation_jobs import Job, jobs_of, read_inputs
+from remoco.generation_options import options_of
 from remoco.other_system import load_other, system_panels
 from remoco.systems import fingerprint, system_class
 from remoco.unseen import unseen
@@ -172,11 +172,11 @@ def _listed(paths: Sequence[Path]) -> str:
 def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
     """What a checkpoint, or a folder of `save_pretrained`, generates; UserError where it does not read."""
     pipe = load_pipeline(checkpoint, loading, clip)
-    options = _options(pipe, clip, sampling)
+    options, parts = options_of(pipe, clip, sampling)
     size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width}
     return Generator(
         made_by(pipe.module, size | options),
-        options["num_inference_steps"],
+        options["num_inference_steps"] * parts,
         clip.fps,
         lambda drawing: drawing.framing(pipe.grid, clip.fit, clip.height, clip.width),
         lambda drawing, motion, seed, progress: panels_of(pipe, drawing, motion, seed, options, progress),
@@ -216,39 +216,6 @@ def of_system(other: OtherSystem, motion: Motion, clip: Clip, sampling: Sampling
     )
 
 
-def _options(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChanges) -> dict[str, Any]:
-    """Options of the pipeline's call: those that are given, else the checkpoint's.
-
-    Raises:
-        UserError: the base has no such input, or the checkpoint's length is none.
-    """
-    usual = pipe.module.sampling
-    scales = [
-        own if scale is None else scale
-        for scale, own in zip((sampling.min_guidance_scale, sampling.max_guidance_scale), usual.guidance, strict=True)
-    ]
-    frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
-    within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
-    inputs: dict[str, Any] = {}
-    for name in ("motion_bucket_id", PROMPT, NEGATIVE):
-        try:
-            inputs |= base_inputs(pipe.module.base.inputs(), usual.inputs, {name: getattr(sampling, name)})
-        except UserError as error:
-            raise UserError(f"--{name.replace('_', '-')}: {error}") from None
-    if sampling.guidance_scale_2 is not None and pipe.module.base.stages == 1:
-        raise UserError("--guidance-scale-2: this base has no second expert, expected none")
-    rare = (PROMPT, NEGATIVE, "guidance_scale_2")
-    said = {name: getattr(sampling, name) for name in rare if getattr(sampling, name) is not None}
-    return said | {
-        "num_frames": frames,
-        "num_inference_steps": usual.steps if sampling.steps is None else sampling.steps,
-        "min_guidance_scale": scales[0],
-        "max_guidance_scale": scales[1],
-        "motion_bucket_id": inputs.get("motion_bucket_id"),
-        "fps": clip.fps,
-    }
-
-
 def panels_of(
     pipe: MotionControlPipeline,
     drawing: Drawing,
@@ -264,7 +231,8 @@ def panels_of(
         drawing: in its frame.
         motion: of the camera or a driving video.
         seed: seed of the noise.
-        options: options of the pipeline's call; the rate is also a driving video's.
+        options: options of the pipeline's call; the rate is also a driving video's. A drawing with `longer` is given to
+            the pipeline itself, which measures and cuts it.
         progress: called after each step with its number from 0; an exception from it ends the generation.
     """
 
@@ -276,13 +244,17 @@ def panels_of(
     known, sampling = pipe.module.base.inputs(), options.get("sampling", pipe.module.sampling)
     said = rate(known, options["fps"]) | {"motion_bucket_id": options.get("motion_bucket_id")}
     inputs = base_inputs(known, sampling.inputs, said)
-    if measured := [name for name, value in inputs.items() if value == DRAWING and not known[name].text]:
+    given: dict[str, Any] = {"image": drawing.image, "control": control}
+    if "longer" in options:
+        scene = replace(motion, fps=options["fps"])
+        given = {"image": drawing, "control": scene, "height": drawing.size[0], "width": drawing.size[1]}
+    elif measured := [name for name, value in inputs.items() if value == DRAWING and not known[name].text]:
         inputs |= dict.fromkeys(measured, drawn())
     options = {name: value for name, value in options.items() if name not in ("fps", "motion_bucket_id")}
     options["sampling"] = sampling.but(inputs=inputs)
     if drawing.prompt is not None and PROMPT in known:
         options.setdefault(PROMPT, drawing.prompt)
-    output = pipe(drawing.image, control=control, seed=seed, callback_on_step_end=on_step, **options)
+    output = pipe(**given, seed=seed, callback_on_step_end=on_step, **options)
     frame = torch.from_numpy(drawing.image).permute(2, 0, 1)
     return {
         "first frame": drawing.image,

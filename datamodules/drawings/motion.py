@@ -36,6 +36,8 @@ class SceneMotion:
         tracker: tracker that follows the video.
         background: R, G, B of what transparent parts of the video show.
         framing: framing of the image, used for the video too; None where the frame has the image's size.
+        fps: frames per second that a driving video is read at, where a pipeline draws the control.
+        part: first frame of a part of a clip, and number of frames of the whole; None for all of it.
     """
 
     preset: dict[str, float] | None = None
@@ -45,6 +47,8 @@ class SceneMotion:
     tracker: Tracker | None = None
     background: tuple[int, int, int] = WHITE
     framing: Framing | None = None
+    fps: float = 8.0
+    part: tuple[int, int] | None = None
 
     def framed(self, framing: Framing) -> SceneMotion:
         """The same motion in a frame of the image. The poses' lens is in parts of the frame."""
@@ -59,17 +63,18 @@ class SceneMotion:
 
     def camera(self, frames: int, height: int, width: int) -> Camera | None:
         """The camera of each frame, for a frame of this size; None where nothing says one."""
+        start, total = self.part or (0, frames)
         if self.preset is not None:
-            return preset_camera(frames, height, width, **self.preset)
+            return preset_camera(total, height, width, **self.preset).part(start, start + frames)
         if self.poses is None:
             return None
-        chosen = np.linspace(0, len(self.poses[1]) - 1, frames).round().astype(int)
+        chosen = np.linspace(0, len(self.poses[1]) - 1, total).round().astype(int)
         fx, fy, cx, cy = self.poses[0][chosen].T
-        intrinsics = np.zeros((frames, 3, 3))
+        intrinsics = np.zeros((total, 3, 3))
         intrinsics[:, 0, 0], intrinsics[:, 1, 1], intrinsics[:, 2, 2] = fx * width, fy * height, 1
         # in parts of the picture its left border is 0; in pixels, whose centres are integers, it is -0.5
         intrinsics[:, 0, 2], intrinsics[:, 1, 2] = cx * width - 0.5, cy * height - 0.5
-        return Camera(intrinsics, self.poses[1][chosen])
+        return Camera(intrinsics, self.poses[1][chosen]).part(start, start + frames)
 
     def followed(self, frames: int, fps: float, height: int, width: int) -> Tracks | None:
         """The tracks of the driving video in a frame of this size; None without one.
@@ -78,19 +83,21 @@ class SceneMotion:
         """
         if self.driving is None or self.tracker is None:
             return None
-        framing = self.framing
+        framing, start = self.framing, self.part[0] if self.part else 0
+        frames += start
         if framing is None or framing == Framing.of(framing.size, framing.frame):  # both by one crop in the middle
-            return self.tracker(first_frames(self.driving, frames, fps, height, width, self.background))
+            return self.tracker(first_frames(self.driving, frames, fps, height, width, self.background)[start:])
         size = [min(MAX_SIDE, max(1, round(side * framing.scale.max()))) for side in framing.size]
-        video = first_frames(self.driving, frames, fps, size[0], size[1], self.background)
+        video = first_frames(self.driving, frames, fps, size[0], size[1], self.background)[start:]
         resized = framing.at((size[0], size[1]))
         framed = [resized.image(frame.transpose(1, 2, 0), self.background).transpose(2, 0, 1) for frame in video]
         return self.tracker(np.stack(framed))
 
     def control(
         self, condition: Condition, drawing: Drawing, frames: int, fps: float, seed: int
-    ) -> tuple[Tensor, Callable[[], float]]:
-        """The control (L, 3, H, W) of a drawing in its frame, and what gives the motion bucket of what is drawn.
+    ) -> tuple[Tensor, Callable[..., float]]:
+        """The control (L, 3, H, W) of a drawing in its frame, and what gives the motion bucket of what is drawn: of all
+        frames, or of those whose indices (n,) it is given.
 
         Args:
             condition: the checkpoint's.
@@ -118,16 +125,16 @@ class SceneMotion:
             flow = flow if within is None else flow * torch.from_numpy(within)
         else:
             arguments = drawing.strokes(frames), masks, frames, height, width
-            return condition.draw(*arguments), lambda: drawn_bucket(
-                drawn_motion(*arguments, condition.region_size).flow
+            return condition.draw(*arguments), lambda at=slice(None): drawn_bucket(
+                drawn_motion(*arguments, condition.region_size).flow[at]
             )
         if not strokes and (camera is None or masks is None):
-            return below, lambda: drawn_bucket(flow)
+            return below, lambda at=slice(None): drawn_bucket(flow[at])
         arguments = strokes, masks, frames, height, width
 
-        def drawn() -> float:
+        def drawn(at: Tensor | slice = slice(None)) -> float:  # noqa: B008
             moved = drawn_motion(*arguments, condition.region_size)
-            return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held))
+            return drawn_bucket(torch.where(moved.filled, moved.flow, flow * ~moved.held)[at])
 
         return over(condition.draw(*arguments), below, masks), drawn
 

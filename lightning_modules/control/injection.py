@@ -215,6 +215,14 @@ class Injection(nn.Module):
 
     prepare = set
 
+    def held(self) -> tuple[Any, Any]:
+        """What is kept of the features, for `hold`."""
+        return self._features, self._coefficients
+
+    def hold(self, held: tuple[Any, Any]) -> None:
+        """Use again what was kept of features before, without computing it again."""
+        self._features, self._coefficients = held
+
     def _at_places(self) -> Iterable[tuple[Any, Tensor]]:
         return zip(self._weights, self._features or [])
 

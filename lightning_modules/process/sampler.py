@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_modules.conditioning import Conditioning
 from lightning_modules.process.base import Denoise, Denoiser, NoiseProcess
+from lightning_modules.process.windows import Part, together
 
 # number of the step, from 0; latents after it; the denoised estimate of it -> latents to continue with, None for these
 OnStep = Callable[[int, Tensor, Tensor], Tensor | None]
@@ -91,7 +92,7 @@ def staged(denoiser: Denoiser, stages: Sequence[Denoise]) -> Denoise:
 def euler_sample(
     denoiser: Denoiser,
     noise: Tensor,
-    cond: Conditioning,
+    cond: Conditioning | Sequence[Part],
     steps: int = 25,
     guidance: tuple[float, float] = (1.0, 2.5),
     sigma_max: float | None = None,
@@ -106,7 +107,7 @@ def euler_sample(
     Args:
         denoiser: The network; motion is what its injections were given before.
         noise: (B, F, C, h, w) standard normal, float32 or float64.
-        cond: What the clips are conditioned on.
+        cond: What the clips are conditioned on; or their windows, which are denoised together.
         steps: Number of steps.
         guidance: Guidance of the first and of the last frame, linear in between.
         sigma_max: Noise level that the first step starts from; None: the process's own.
@@ -119,11 +120,14 @@ def euler_sample(
     process = denoiser.process
     if sigmas is None:
         sigmas = process.levels(steps, sigma_max).to(noise.device, noise.dtype)
+
+    def stage(scale: Tensor) -> Denoise:
+        if isinstance(cond, Conditioning):
+            return guided(denoiser, cond, scale)
+        return together([(part, guided(denoiser, part.cond, scale[part.window.at])) for part in cond])
+
     scales = [guidance] if guidance_2 is None else [guidance, guidance_2]
-    stages = [
-        guided(denoiser, cond, torch.linspace(*scale, noise.shape[1], dtype=noise.dtype, device=noise.device))
-        for scale in scales
-    ]
+    stages = [stage(torch.linspace(*scale, noise.shape[1], dtype=noise.dtype, device=noise.device)) for scale in scales]
     denoise = stages[0] if len(stages) == 1 else staged(denoiser, stages)
     denoise = denoise if recorded is None else recorded(denoise)
     return euler(process, denoise, process.start(noise, sigmas[0]), sigmas, on_step, solver)

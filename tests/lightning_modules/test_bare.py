@@ -160,7 +160,7 @@ def test_the_pipeline_is_the_bare_base_until_it_is_trained(folder, picture, monk
     module = motion_control(RegionWise(), path=str(folder), steps=STEPS, rank=2)
     module.configure_model(torch.float64)
     pipe, drawn = MotionControlPipeline(module), []
-    source = "lightning_modules.pipeline.randn"
+    source = "lightning_modules.pipeline_clips.randn"
     monkeypatch.setattr(source, lambda seeds, shape, device: drawn.append(torch.randn(1, *shape).double()) or drawn[-1])
     options = {"num_frames": FRAMES, **SHORT, "output_type": "latent"}
     clip = pipe(picture, **options).frames

@@ -196,7 +196,7 @@ def test_seeds_and_generators(pipe):
 def test_one_stream_per_purpose(pipe, monkeypatch):
     """Neighbouring seeds share no noise, as they did when the second purpose took the seed after the first's."""
     used = []
-    from lightning_modules import pipeline as source
+    from lightning_modules import pipeline_clips as source
 
     monkeypatch.setattr(source, "randn", lambda seeds, *rest: (used.append(seeds[0]), randn(seeds, *rest))[1])
     for seed in (0, 1, 2):
