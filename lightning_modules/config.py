@@ -184,7 +184,7 @@ class Speed:
     compile: bool = False
     """Compile the base's network at the first step. Compiling takes minutes."""
     decode_chunk: Count | None = None
-    """Number of frames to decode at once. Default: all. Fewer take less memory and leave seams between the parts."""
+    """Number of frames that SVD's VAE decodes at once. Default: all. Fewer take less memory, in overlapping windows."""
     sample_graph: bool = False
     """Record the first sampler step as a CUDA graph and replay it for the other steps."""
 

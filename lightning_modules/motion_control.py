@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from conditions import Condition
 from lightning_modules.bases.base import VideoBase
 from lightning_modules.conditioning import Conditioning
@@ -104,6 +106,11 @@ class MotionControlModule(VideoModule):
         if self.second is not None:
             self.second.controller.feed(cond.control)
         return self.controller.steer(cond, self.base)
+
+    def feed(self, control: Tensor | None) -> None:
+        """As `steer`, of those alone that are at the base's places."""
+        for controller in self.controllers():
+            controller.feed(control)
 
     def windows(self, conds: Sequence[Conditioning], places: Sequence[Window]) -> list[Part]:
         """The windows of clips, each steered as a clip of its own.

@@ -146,7 +146,7 @@ def sample(
     """
     with ExitStack() as stack:
         for network in [] if base.offloaded and base.stages > 1 else base.denoisers().values():
-            stack.enter_context(merged_lora(network))
+            stack.enter_context(merged_lora(network, base.device if base.offloaded or base.grouped else None))
         return euler_sample(
             denoiser,
             noise,
@@ -155,7 +155,7 @@ def sample(
             sampling.guidance,
             sampling.sigma_max,
             on_step=on_step,
-            recorded=Recorded if graph else None,
+            recorded=Recorded if graph and not base.grouped else None,  # a graph keeps addresses of weights
             solver=sampling.solver,
             guidance_2=sampling.guidance_2,
         )

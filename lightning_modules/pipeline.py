@@ -38,7 +38,8 @@ from lightning_modules.pipeline_clips import Clips
 from lightning_modules.pipeline_files import RECORD as RECORD
 from lightning_modules.pipeline_files import WEIGHTS as WEIGHTS
 from lightning_modules.pipeline_files import read_folder
-from lightning_modules.pipeline_parts import PipelineParts, dtype_of
+from lightning_modules.pipeline_parts import PipelineParts
+from lightning_modules.pipeline_place import dtype_of
 from lightning_modules.pipeline_prompts import prompts_of, text_rows
 from lightning_modules.pipeline_text import described
 from remoco.common.errors import UserError
@@ -253,7 +254,7 @@ class MotionControlPipeline(PipelineParts):
             fit: How an image is brought to the frame's shape: `crop` cuts off what the frame does not cover, `pad` puts
                 `background` around it, `stretch` squeezes it.
             output_type: Type of the frames: PIL images, an array, a tensor, or the latents, not decoded.
-            decode_chunk_size: Frames per pass of the VAE: fewer than L take less memory and leave seams.
+            decode_chunk_size: Frames per pass of SVD's VAE: fewer than L take less memory, in overlapping windows.
             callback_on_step_end: Called after each step as `callback(pipeline, step, timestep, tensors)`, in diffusers'
                 convention. Sampling continues with the latents of the dict that it returns. What it raises ends the
                 call.
@@ -324,6 +325,11 @@ class MotionControlPipeline(PipelineParts):
         """(height, width) of the training clips; the base's usual size where the record has none."""
         usual = self.module.base.usual()[1:]
         return self.sampling.get("height", usual[0]), self.sampling.get("width", usual[1])
+
+    @property
+    def trained_clip(self) -> tuple[int, int, int]:  # type: ignore[override]
+        """Frames, height and width of the clips where a call says none."""
+        return (self.sampling["num_frames"], *self.trained_size)
 
     @property
     def grid(self) -> FrameArea:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from lightning_modules.control.lora_files import DIFFUSERS, LoraFiles, factors_of, read_lora, trained_lora
 from lightning_modules.hub import upload
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.pipeline_files import library_of, write_folder
+from lightning_modules.pipeline_place import PipelinePlace
 from lightning_modules.process.scheduler import scheduler_of
 from remoco.common.errors import UserError
 from remoco.common.whole_files import atomic_path
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "float64": torch.float64}
 FIRST, SECOND = "transformer", "transformer_2"
 DIFFUSERS_2 = "pytorch_lora_weights_2.safetensors"
 NETWORK = "the controller was trained over this one; `svd` names another base, and its `compile()` compiles it in place"
@@ -31,7 +29,7 @@ READ_ONLY = {name: NETWORK for name in ("unet", FIRST, SECOND, "vae", "image_enc
 }
 
 
-class PipelineParts:
+class PipelineParts(PipelinePlace):
     """A module as the parts of a pipeline.
 
     Args:
@@ -79,89 +77,6 @@ class PipelineParts:
     def scheduler(self) -> Any:
         """The sampler as diffusers would configure it, with its `sigmas` and `timesteps`; a copy, to read."""
         return scheduler_of(self.module.process, self.module.sampling)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the sampler computes."""
-        return self.module.base.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Compute dtype of the frozen networks; what was trained is float32."""
-        return self.module.compute_dtype
-
-    def to(self, *place: Any, device: Any = None, dtype: torch.dtype | None = None) -> Any:
-        """Move the networks to a device, or give the frozen ones another dtype, or both.
-
-        Args:
-            place: A device, a dtype, or a device and a dtype.
-            device: The device by name.
-            dtype: Compute dtype; what was trained stays float32. Bits that a smaller dtype lost do not come back.
-
-        Raises:
-            UserError: they are not such.
-            RuntimeError, AssertionError: torch's own, where it has no such device or too little memory there. All
-                networks are then where they were.
-        """
-        device, dtype = _place(place, device, dtype)
-        if dtype is not None and dtype != self.dtype:
-            with self.lora_files.removed():  # rounded once, with the weights
-                self.module.base.cast(dtype)
-                self.module.compute_dtype = dtype
-        if device is not None:
-            self._to(device)
-        return self
-
-    def _to(self, device: torch.device | str, offloads: bool = False) -> None:
-        base, before = self.module.base, self.device
-        torch.zeros(1, device=device).cpu()  # a device that does not compute, `meta` for one, would keep no weights
-        kept = self._kept(offloads)
-        try:
-            with apart(base, kept):
-                self.module.to(device)
-            for part in kept:
-                nn.Module.to(part, "cpu")
-        except BaseException:
-            with apart(base, self._kept(self._offloads)):
-                self.module.to(before)  # some parts have moved
-            raise
-        self._offloads = base.offloaded = offloads
-
-    def _kept(self, offloads: bool) -> list[nn.Module]:
-        """What does not move to the device with the rest."""
-        base = self.module.base
-        return [*base.beside(), *base.waiting()] if offloads else []
-
-    def enable_model_cpu_offload(
-        self, gpu_id: int | str | torch.device | None = None, device: torch.device | str = "cuda"
-    ) -> None:
-        """Keep image encoder and VAE in the host's memory except while they are used; the rest goes to the device.
-
-        Of two experts the one that a step uses is on the device alone; what each call moves then is one more network.
-        Each call then pays for moving them, and the sampler, which needs most memory, has theirs. `to` ends it.
-
-        Args:
-            gpu_id: Number of the GPU, or a device.
-            device: The device, where there is no number.
-        """
-        place = device if gpu_id is None else gpu_id
-        self._to(f"cuda:{place}" if isinstance(place, int) else place, offloads=True)
-
-    @contextlib.contextmanager
-    def _in_use(self) -> Iterator[None]:
-        """Image encoder and VAE on the device, where they are kept off it otherwise."""
-        if not self._offloads:
-            yield
-            return
-        try:
-            self._move(self.device)
-            yield
-        finally:
-            self._move("cpu")
-
-    def _move(self, device: torch.device | str) -> None:
-        for part in self.module.base.beside():
-            nn.Module.to(part, device)
 
     # LoRA files
 
@@ -313,54 +228,3 @@ class PipelineParts:
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         """The bar of a call: of an iterable, or of a number of steps."""
         return tqdm(iterable, total=total, **self._progress_bar)
-
-
-@contextlib.contextmanager
-def apart(base: nn.Module, parts: Sequence[nn.Module]) -> Iterator[None]:
-    """A base without some of its networks, for the time of the block."""
-    whole = dict(base._modules)
-    for name, network in whole.items():
-        if any(network is part for part in parts):
-            del base._modules[name]
-    try:
-        yield
-    finally:
-        base._modules.clear()
-        base._modules.update(whole)
-
-
-def dtype_of(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype:
-    """The compute dtype from its two names in diffusers; float32 where neither is given.
-
-    Raises:
-        UserError: they differ, or are none that networks compute in.
-    """
-    if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
-        raise UserError(f"dtype and torch_dtype are {dtype} and {torch_dtype}, expected one of the two")
-    chosen = dtype if torch_dtype is None else torch_dtype
-    return torch.float32 if chosen is None else _checked(chosen, "dtype" if torch_dtype is None else "torch_dtype")
-
-
-def _checked(dtype: Any, name: str) -> torch.dtype:
-    if dtype not in DTYPES.values():
-        expected = ", ".join(f"torch.{each}" for each in DTYPES)
-        raise UserError(f"{name} is {str(dtype)[:60]}, expected one of {expected}")
-    kind: torch.dtype = dtype
-    return kind
-
-
-def _place(place: Sequence[Any], device: Any, dtype: Any) -> tuple[Any, torch.dtype | None]:
-    """Device and dtype of `to`'s arguments, either of them None."""
-    given = list(place)
-    if len(given) > 2 or (len(given) == 2 and isinstance(given[0], torch.dtype)):
-        raise UserError("to: expected a device, a dtype, or a device and then a dtype")
-    kinds = [isinstance(each, torch.dtype) for each in given]
-    if len(given) == 2 and not (kinds[1] or given[1] is None):
-        raise UserError(f"to: the second is {str(given[1])[:60]}, expected a dtype")
-    devices = [each for each, is_dtype in zip(given[:1], kinds, strict=False) if not is_dtype and each is not None]
-    dtypes = [each for each, is_dtype in zip(given, kinds, strict=True) if is_dtype]
-    for name, first, second in (("device", devices, device), ("dtype", dtypes, dtype)):
-        if first and second is not None:
-            raise UserError(f"to: {name} is given twice, expected it once")
-    device, dtype = (devices or [device])[0], (dtypes or [dtype])[0]
-    return device, None if dtype is None else _checked(dtype, "dtype")

@@ -13,15 +13,18 @@ from remoco.common.pictures import colour_of
 from remoco.common.ranges import number, within
 
 MOST_FRAMES, LEAST_FPS, MOST_FPS = 1024, 0.1, 1000
+LEAST_GIB, MOST_GIB = 0.5, 1024
 Dtype = Literal["float32", "bfloat16", "float16"]
 Format = Literal["mp4", "mov", "png"]
 
 if not TYPE_CHECKING:  # jsonargparse runs what stands below `if TYPE_CHECKING`
     Frames = number(int, 2, MOST_FRAMES)
     Rate = number(float, LEAST_FPS, MOST_FPS)
+    Gib = number(float, LEAST_GIB, MOST_GIB)
 else:
     Frames: TypeAlias = int
     Rate: TypeAlias = float
+    Gib: TypeAlias = float
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,20 @@ class Clip:
         if self.format not in get_args(Format):
             raise UserError(f"--format is {str(self.format):.40}, expected one of {', '.join(get_args(Format))}")
 
+    def largest(self, trained: tuple[int, int, int], multiple: int) -> tuple[int, int, int]:
+        """Frames, height and width of what memory is counted for.
+
+        Args:
+            trained: Those of training, which hold where nothing is said.
+            multiple: Of which sides are multiples. Beside one side that is said the other is 16/9 of it.
+        """
+        frames, height, width = trained
+        if self.height or self.width:
+            side = self.height or self.width or 0
+            other = -(-side * 16 // (9 * multiple)) * multiple
+            height, width = self.height or other, self.width or other
+        return self.num_frames or frames, height, width
+
 
 @dataclass(frozen=True)
 class SamplingChanges:
@@ -150,8 +167,15 @@ class Loading:
     second: str | None = None
     """Checkpoint or folder of the run of the other expert, where the base is Wan 2.2 A14B. Default: that expert runs
     without control."""
+    memory: Gib | None = None
+    """Memory of the card in GiB. What keeps the clip within it is chosen by count and printed. Default: everything is
+    on the device."""
 
     def __post_init__(self) -> None:
+        if self.memory is not None:
+            within("--memory", self.memory, LEAST_GIB, MOST_GIB)
+            if self.offload:
+                raise UserError("--offload: expected no such flag beside --memory, which decides that too")
         if self.dtype is not None and self.dtype not in get_args(Dtype):
             raise UserError(f"--dtype is {str(self.dtype):.40}, expected one of {', '.join(get_args(Dtype))}")
 

@@ -171,7 +171,7 @@ def _listed(paths: Sequence[Path]) -> str:
 
 def of_checkpoint(checkpoint: str, clip: Clip, sampling: SamplingChanges, loading: Loading) -> Generator:
     """What a checkpoint, or a folder of `save_pretrained`, generates; UserError where it does not read."""
-    pipe = load_pipeline(checkpoint, loading)
+    pipe = load_pipeline(checkpoint, loading, clip)
     options, parts = options_of(pipe, clip, sampling)
     size = {"area": pipe.grid.area, "height": clip.height, "width": clip.width}
     return Generator(
@@ -263,8 +263,8 @@ def panels_of(
     }
 
 
-def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
-    """The pipeline of a checkpoint or a folder of `save_pretrained`, where it is to compute.
+def load_pipeline(checkpoint: str, loading: Loading, clip: Clip | None = None) -> MotionControlPipeline:
+    """The pipeline of a checkpoint or a folder of `save_pretrained`, where it is to compute, for clips of a kind.
 
     Raises:
         UserError: one line.
@@ -273,7 +273,11 @@ def load_pipeline(checkpoint: str, loading: Loading) -> MotionControlPipeline:
     kind = getattr(torch, loading.dtype or ("bfloat16" if place.type == "cuda" else "float32"))
     pipe = opened(checkpoint, loading.svd, "cpu", kind, loading.second)
     try:
-        pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
+        if loading.memory is not None:
+            size = (clip or Clip()).largest(pipe.trained_clip, pipe.grid.multiple)
+            print(f"--memory: {pipe.fit_memory(loading.memory, place, size)}", flush=True)
+        else:
+            pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {loading.device}: {one_line(error)}") from None
     return pipe

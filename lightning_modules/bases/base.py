@@ -312,10 +312,6 @@ class VideoBase(Staged, nn.Module, ABC):
             for name, network in self.denoisers().items()
         }
 
-    def beside(self) -> list[nn.Module]:
-        """Networks that a sampler's steps do not use, which may be kept off the device meanwhile."""
-        return []
-
     def freeze_idle(self) -> dict[str, nn.Parameter]:
         """Freeze what would train but has no effect; returns it by name."""
         return {}

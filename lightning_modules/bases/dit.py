@@ -26,6 +26,7 @@ FINEST = 8  # pixels per feature of the first level
 LEAST, MOST = 32, 256  # channels of a feature
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 RECOMPUTED = ("none", "all")
+TILES = "tiles"
 
 
 class TransformerBase(PromptedBase):
@@ -203,6 +204,26 @@ class TransformerBase(PromptedBase):
         """In the blocks of the controlled transformer, see `dit.lora_targets`."""
         targets = lora_targets(self.controlled, kind, self.blocks)
         return {name: targets for name, network in self.denoisers().items() if network is self.controlled}
+
+    def groups(self) -> dict[str, list[nn.Module]]:
+        """The blocks of each transformer."""
+        return {name: list(getattr(network, self.blocks)) for name, network in self.denoisers().items()}
+
+    @property
+    def vae_parts(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Diffusers' tiles, which overlap, where the VAE is an autoencoder of diffusers."""
+        return (TILES,) if hasattr(self.vae, "enable_tiling") else ()
+
+    def work_in(self, part: str | None) -> None:
+        """As `VideoBase.work_in`."""
+        super().work_in(part)
+        if self.vae_parts:
+            self.vae.enable_tiling() if part == TILES else self.vae.disable_tiling()
+
+    def part_of(self, part: str, clip: tuple[int, int, int]) -> tuple[int, int, int]:
+        """As `VideoBase.part_of`."""
+        frames, height, width = clip
+        return frames, min(height, self.vae.tile_sample_min_height), min(width, self.vae.tile_sample_min_width)
 
     def compile(self, *args: Any, **options: Any) -> None:
         """Block by block: all have the same code, which is compiled once."""

@@ -118,17 +118,42 @@ def _unmerged(network: nn.Module) -> list[Any]:
 
 
 @contextmanager
-def merged_lora(network: nn.Module) -> Iterator[None]:
-    """The network with its LoRA merged, for the time of the block; the base weights come back bit for bit."""
+def merged_lora(network: nn.Module, device: torch.device | None = None) -> Iterator[None]:
+    """The network with its LoRA merged, for the time of the block; the base weights come back bit for bit.
+
+    Args:
+        network: The network.
+        device: Where sums are computed, one layer at a time, with the bits that they have where the network is there.
+            What comes back is then in the host's memory meanwhile. None: all of it is where the weights are.
+    """
     layers = _unmerged(network)
-    before = [layer.base_layer.weight.detach().clone() for layer in layers]
+    place = "cpu" if device is not None else None
+    before = [layer.base_layer.weight.detach().to(place, copy=True) for layer in layers]
     try:
-        merge_lora(network)
+        if device is None:
+            merge_lora(network)
+        else:
+            for layer in layers:
+                _merge_on(layer, device)
         yield
     finally:
         for layer, weight in zip(layers, before):
             layer.base_layer.weight.data.copy_(weight)
             layer.merged_adapters.clear()
+
+
+def _merge_on(layer: Any, device: torch.device) -> None:
+    """Merge a layer in place, computed on a device."""
+    weights = [layer.base_layer.weight, layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight]
+    held = [weight.data for weight in weights]
+    try:
+        for weight in weights:
+            weight.data = weight.data.to(device)
+        layer.merge()
+        held[0].copy_(weights[0].data)
+    finally:
+        for weight, data in zip(weights, held, strict=True):
+            weight.data = data
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class LoraFiles:
             for layer in sorted({layer for name in active for layer in self.files[name]}):
                 weight = weight_of(networks, layer)
                 self._before[layer] = weight.detach().to("cpu", copy=True)
-                total = weight.detach()
+                total = weight.detach().to(self.base.device)  # the same bits where the weight is off it
                 for name, factor in active.items():
                     if layer in self.files[name]:
                         total = self.files[name][layer].added_to(total, factor)

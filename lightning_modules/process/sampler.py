@@ -65,7 +65,7 @@ def guided(
     without = cond.unconditional(denoiser.base.unconditional)
     if all(without.parts[name] is value for name, value in cond.parts.items()):
         return lambda x, sigma: denoiser(x, sigma, cond)
-    both: Conditioning | None = without.followed_by(cond)
+    both: Conditioning | None = None if getattr(denoiser.base, "split", False) else without.followed_by(cond)
 
     def branches(x: Tensor, sigma: Tensor) -> Sequence[Tensor]:
         nonlocal both

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from datamodules.drawings import Fit
 from remoco.common.errors import UserError
 from remoco.common.pictures import colour_of
-from remoco.generate import Dtype, Loading, OtherSystem
+from remoco.generate import Dtype, Gib, Loading, OtherSystem
 
 HOST = "127.0.0.1"
 EMBEDDED = "embedded"  # `lightning_modules.embedded.NAME`, without importing torch for `--help`
@@ -26,6 +26,7 @@ def page(
     fit: Fit = "crop",
     offload: bool = False,
     second: str | None = None,
+    memory: Gib | None = None,
     other: OtherSystem = _OTHER,
 ) -> None:
     """Serve a page on this machine to open an image, draw tracks and a brush, and generate. Ctrl+C stops it.
@@ -44,6 +45,8 @@ def page(
         second: Checkpoint or folder of the run of the other expert, where the base is Wan 2.2 A14B. Default: that
             expert runs without control.
         other: Another system in the place of the checkpoint.
+        memory: Memory of the card in GiB, which clips of the training's length and size then fit. What keeps them
+            within it is chosen by count and printed.
 
     Example:
         remoco page
@@ -54,7 +57,7 @@ def page(
     with _bound(port) as listening:  # before minutes of loading
         from remoco.page.makers import loaded
 
-        maker = loaded(checkpoint, other, Loading(svd, device, dtype, offload, second), fit, EMBEDDED)
+        maker = loaded(checkpoint, other, Loading(svd, device, dtype, offload, second, memory), fit, EMBEDDED)
         from remoco.page.connections import server
         from remoco.page.jobs import Studio
         from remoco.page.routes import application

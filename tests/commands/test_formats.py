@@ -148,7 +148,7 @@ def test_a_folder_of_inputs_resumes_and_does_not_mix_formats(inputs, capsys):
         ),
         (["--out", "a.mp4", "--format", "png"], "--out a.mp4: expected the name of a folder for the pictures"),
         (["--out", "tracks.json", "--format", "png"], "--out tracks.json: is a file, expected the name of a folder"),
-        (["--out", ".", "--format", "png"], "expected a new folder, or one of numbered PNGs alone"),
+        (["--out", ".", "--format", "png"], "expected a new folder, or one that --format png wrote before"),
         (["--format", "gif"], "--format"),
     ],
 )

@@ -120,8 +120,14 @@ def test_ffmpeg_shows_the_colours_that_were_written(tmp_path):
 
 def test_a_folder_of_other_things_is_not_replaced(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds notes.txt, expected a new folder, or one of numbered PNGs alone"):
+    with pytest.raises(UserError, match="holds notes.txt, expected a new folder, or one that --format png"):
         write_pngs(tmp_path, photograph())
+    (tmp_path / "own").mkdir()
+    Image.fromarray(photograph()[0]).save(tmp_path / "own" / "00000.png")  # numbered, but somebody's
+    before = (tmp_path / "own" / "00000.png").read_bytes()
+    with pytest.raises(UserError, match=r"holds 00000\.png, expected a new folder"):
+        write_pngs(tmp_path / "own", photograph())
+    assert (tmp_path / "own" / "00000.png").read_bytes() == before
     with pytest.raises(UserError, match="is a file, expected the name of a folder"):
         write_pngs(tmp_path / "notes.txt", photograph())
     assert (tmp_path / "notes.txt").read_text() == "mine"

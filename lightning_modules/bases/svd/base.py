@@ -14,7 +14,7 @@ from transformers import CLIPVisionModelWithProjection
 
 from lightning_modules import embedded
 from lightning_modules.bases.arithmetic import exact, vae_arithmetic
-from lightning_modules.bases.base import Posterior, VideoBase
+from lightning_modules.bases.base import Posterior
 from lightning_modules.bases.grid import Grid
 from lightning_modules.bases.places import Level, Place
 from lightning_modules.bases.said import DRAWING, Input, whole_hash
@@ -23,6 +23,7 @@ from lightning_modules.bases.svd.blocks import compile_unet, freeze_idle, set_re
 from lightning_modules.bases.svd.clip import clip_input
 from lightning_modules.bases.svd.network import CONDITIONINGS, UNCONDITIONAL, Network, decoded, lora_targets, places
 from lightning_modules.bases.svd.norms import res_block_norms, set_res_block_eps, use_fast_temporal_convs
+from lightning_modules.bases.svd.spared import Spared
 from lightning_modules.bases.svd.weights import (
     COMPONENTS,
     VAE_DTYPES,
@@ -47,7 +48,7 @@ INFERENCE_STRENGTH = 0.02  # noise on the first frame at inference (released con
 ENCODED = 16  # frames per pass of the VAE's encoder
 
 
-class SVD(VideoBase):
+class SVD(Spared):
     """Stable Video Diffusion, image to video: UNet, VAE and CLIP image encoder.
 
     Args:
@@ -287,8 +288,8 @@ class SVD(VideoBase):
 
         Args:
             latents: (B, L, C, H/8, W/8).
-            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory and leave
-                a seam between passes. None: `decode_chunk`.
+            chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory, and are
+                decoded in overlapping windows. None: `decode_chunk`.
         """
         latents = exact(latents) / self.latent_scale
         if self.vae is None:
@@ -386,10 +387,6 @@ class SVD(VideoBase):
     def lora_targets(self, kind: Literal["attention", "linear"]) -> dict[str, list[str]]:
         """In the UNet, see `network.lora_targets`."""
         return {"unet": lora_targets(self.unet, kind)}
-
-    def beside(self) -> list[nn.Module]:
-        """Image encoder and VAE."""
-        return [part for part in (self.image_encoder, self.vae) if part is not None]
 
     def freeze_idle(self) -> dict[str, nn.Parameter]:
         """What cross-attention to the one image token does not depend on."""

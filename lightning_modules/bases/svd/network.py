@@ -121,6 +121,30 @@ def lora_targets(unet: nn.Module, kind: Literal["attention", "linear"]) -> list[
 
 
 def decoded(vae: AutoencoderKLTemporalDecoder, clip: Tensor, chunk: int) -> Tensor:
-    """(L, 3, H, W) of a clip's latents, `chunk` frames at a time."""
-    parts = [exact(vae.decode(part, num_frames=len(part)).sample) for part in clip.split(chunk)]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    """(L, 3, H, W) of a clip's latents, in windows of `chunk` frames that share half of them with the one before.
+
+    Over the shared frames the later window's weight rises smoothly, for a window is off most at its ends. No overlap
+    makes windows exact: the decoder's norms are over all frames of a window, and its temporal convolutions reach 29
+    frames to each side.
+    """
+    starts = window_starts(len(clip), chunk)
+    if len(starts) == 1:
+        return exact(vae.decode(clip, num_frames=len(clip)).sample)
+    frames: Tensor | None = None
+    end = 0
+    for start in starts:
+        window = exact(vae.decode(clip[start : start + chunk], num_frames=chunk).sample)
+        frames = window.new_empty(len(clip), *window.shape[1:]) if frames is None else frames
+        shared = end - start
+        rising = torch.arange(1, shared + 1, device=window.device, dtype=window.dtype) / (shared + 1)
+        frames[start:end].lerp_(window[:shared], (rising**2 * (3 - 2 * rising)).view(-1, 1, 1, 1))
+        frames[end : start + chunk] = window[shared:]
+        end = start + chunk
+    assert frames is not None
+    return frames
+
+
+def window_starts(length: int, size: int) -> list[int]:
+    """First frames of windows that cover a clip, each half a window after the one before; the last ends with it."""
+    last, step = max(0, length - size), size - size // 2
+    return [*range(0, last, step), last]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import av
 import numpy as np
@@ -72,15 +74,26 @@ def write_video(path: Path, video: np.ndarray, fps: float, crf: int = 10) -> Non
         OSError: it cannot be written.
     """
     height, width = (n - n % 2 for n in video.shape[1:3])  # 4:2:0 colour needs even sizes
-    options = {"movflags": "faststart", "fflags": "+bitexact"}
+    with whole_container(path, "mp4", movflags="faststart") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        set_format(stream, height, width)
+        stream.options = {**REPEATABLE, "crf": str(crf), "preset": "fast"}
+        for picture in video:
+            container.mux(stream.encode(picture_of(picture[:height, :width])))
+        container.mux(stream.encode())
+
+
+@contextmanager
+def whole_container(path: Path, form: str, **options: str) -> Iterator[Any]:
+    """A file of libavformat's `form` to write streams to, without dates; at `path` when all of it is written.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    options["fflags"] = "+bitexact"
     try:
-        with atomic_path(path) as part, av.open(str(part), "w", format="mp4", options=options) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-            set_format(stream, height, width)
-            stream.options = {**REPEATABLE, "crf": str(crf), "preset": "fast"}
-            for picture in video:
-                container.mux(stream.encode(picture_of(picture[:height, :width])))
-            container.mux(stream.encode())
+        with atomic_path(path) as part, av.open(str(part), "w", format=form, options=options) as container:
+            yield container
     except av.error.FFmpegError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
