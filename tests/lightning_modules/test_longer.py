@@ -159,20 +159,23 @@ def test_each_window_sees_its_own_motion(pipe, monkeypatch):
     """What is encoded once is given again in every step: as if it were encoded anew for each pass."""
     call = dict(INPUTS, num_frames=LONG, longer="windows", output_type="latent", seed=2)
     made, controller = pipe(IMAGE, **call).frames, pipe.module.controller
-    kept, features = [], controller.held
+    kept, used, features = [], [], controller.held
 
     def held():
         kept.append(features())
         return len(kept) - 1
 
     def again(index):
-        found = kept[index]
-        controller.injections[0].set([found[0][0][level] for level in range(1)])
+        used.append(index)
+        controller.injections[0].set([kept[index][0][0][0]])
 
     monkeypatch.setattr(controller, "held", held)
     monkeypatch.setattr(controller, "hold", again)
     torch.testing.assert_close(pipe(IMAGE, **call).frames, made, rtol=0, atol=1e-12)
-    assert len(kept) == len(windows(LONG, TRAINED, 2))
+    count = len(windows(LONG, TRAINED, 2))
+    assert len(kept) == count and used == [*range(count)] * 3  # in each of three steps
+    monkeypatch.setattr(controller, "hold", lambda index: again(0))
+    assert not torch.allclose(pipe(IMAGE, **call).frames, made, rtol=0, atol=1e-6)
 
 
 def test_a_part_is_a_clip_of_the_cut_drawing_from_the_frame_before(pipe):
