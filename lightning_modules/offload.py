@@ -49,7 +49,8 @@ def group(base: Any, device: torch.device) -> None:
     networks = list(roots.values())
 
     def predict(noisy: Tensor, time: Tensor, cond: Any) -> Tensor:
-        return networks[base.stage(time)](lambda: plain(noisy, time, cond))
+        found: Tensor = networks[base.stage(time)](lambda: plain(noisy, time, cond))
+        return found
 
     base.predict, base.grouped = predict, True
     base.roots = networks
