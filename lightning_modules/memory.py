@@ -186,7 +186,7 @@ def count(module: MotionControlModule, frames: int, height: int, width: int) -> 
     size = (frames, height, width)
     with fake_weights(module) as known:
         if base.stages > 1:
-            base.stage = lambda time: 0  # a fake time has no value
+            base.stage = lambda time: 0  # type: ignore[method-assign]  # a fake time has no value
         cond, encode = conditioned(module, known, size)
         both, one = (step_bytes(module, known, cond, latents_of(base, size), branches) for branches in (2, 1))
         clip[None] = max(encode, decode_bytes(base, known, size))

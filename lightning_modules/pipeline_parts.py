@@ -52,7 +52,7 @@ class PipelineParts(PipelinePlace):
     @property
     def components(self) -> dict[str, Any]:
         """Networks of the base, of the control, and the scheduler, by name; None for what the base does without."""
-        module, parts = self.module, dict(self.module.base.named_children())
+        module, parts = self.module, dict[str, Any](self.module.base.named_children())
         if "unet" in parts and hasattr(module.base, "vae"):
             parts.setdefault("vae", None)
         parts |= {"motion_encoder": module.motion_encoder, "injections": module.injections}
