@@ -175,7 +175,7 @@ def count(module: MotionControlModule, frames: int, height: int, width: int) -> 
         height: In pixels.
         width: In pixels.
     """
-    base: Any = module.base
+    base = module.base
     network = nbytes([module])
     groups, beside = [list(blocks) for blocks in base.groups().values()], nbytes(base.beside())
     blocks = nbytes(itertools.chain(*groups))

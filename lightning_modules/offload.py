@@ -49,8 +49,7 @@ def group(base: Any, device: torch.device) -> None:
     networks = list(roots.values())
 
     def predict(noisy: Tensor, time: Tensor, cond: Any) -> Tensor:
-        found: Tensor = networks[base.stage(time)](lambda: plain(noisy, time, cond))
-        return found
+        return networks[base.stage(time)](lambda: plain(noisy, time, cond))
 
     base.predict, base.grouped = predict, True
     base.roots = networks
