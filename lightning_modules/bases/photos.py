@@ -57,6 +57,10 @@ class Photos(Sprites):
         Photos.check_named({"components": components, "corrected": corrected})
         self.corrected = corrected
 
+    def same_name(self, record: Mapping[str, Any]) -> bool:
+        """As `VideoBase.same_name`; how many components are corrected may change in a run: the weights do not."""
+        return super().same_name({**record, "init_args": {**record["init_args"], "corrected": self.corrected}})
+
     @classmethod
     def check_named(cls, arguments: Mapping[str, Any]) -> None:
         """As `VideoBase.check_named`; the numbers of components are in their ranges too."""

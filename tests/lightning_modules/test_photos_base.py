@@ -126,6 +126,13 @@ def test_it_names_itself_and_takes_no_noise_on_the_first_frame(base):
     assert again.components == 70 and again.size == "photo"
 
 
+def test_a_run_may_go_on_with_another_number_of_corrected_components():
+    record = Photos(components=70, corrected=16).record()
+    assert Photos(components=70, corrected=3).same_name(record)
+    assert not Photos(components=71, corrected=16).same_name(record)
+    assert not Photos(init_seed=1, components=70, corrected=16).same_name(record)
+
+
 @pytest.mark.parametrize("corrected", ["x", -3, 1.5, 193, True])
 def test_a_record_of_another_kind_of_number_is_one_line(base, corrected):
     """A file names it: what a slice does not take would end a sample half way."""
