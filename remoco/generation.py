@@ -33,7 +33,7 @@ from remoco.common.whole_files import check_writable, clear_leftovers, write_jso
 from remoco.devices import usable_device
 from remoco.generate import Clip, Loading, Motion, OtherSystem, SamplingChanges
 from remoco.generation_jobs import Job, jobs_of, read_inputs
-from remoco.generation_options import options_of
+from remoco.generation_options import options_of, plan_of
 from remoco.other_system import load_other, system_panels
 from remoco.systems import fingerprint, system_class
 from remoco.unseen import unseen
@@ -274,8 +274,11 @@ def load_pipeline(checkpoint: str, loading: Loading, clip: Clip | None = None) -
     pipe = opened(checkpoint, loading.svd, "cpu", kind, loading.second)
     try:
         if loading.memory is not None:
-            size = (clip or Clip()).largest(pipe.trained_clip, pipe.grid.multiple)
-            print(f"--memory: {pipe.fit_memory(loading.memory, place, size)}", flush=True)
+            clip = clip or Clip()
+            plan_of(pipe, clip)  # its errors name the flag
+            size = clip.largest(pipe.trained_clip, pipe.grid.multiple, pipe.grid.only)
+            how = pipe.fit_memory(loading.memory, place, size, clip.longer, clip.overlap)
+            print(f"--memory: {how}", flush=True)
         else:
             pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:
