@@ -274,13 +274,14 @@ def test_a_count_does_not_depend_on_how_the_vae_works():
     assert base.at_once == 2 and count(pipe.module, *clip).clip[None] < counted.clip[None]
 
 
+@pytest.mark.slow
 def test_a_longer_clip_is_counted_as_it_is_made():
     """Windows are denoised one at a time, with each one's motion kept; parts are clips of the trained length."""
     pipe, net = made("svd"), made("svd").module
     plans = {way: planned(net.base, 8, 32, way, None) for way in (None, "windows", "continue")}
     whole, windows, parts = (count(net, 32, 64, 64, plan) for plan in plans.values())
     trained = count(net, 8, 64, 64)
-    assert trained.step == parts.step < windows.step < whole.step and windows.clip[None] == whole.clip[None]
+    assert trained.step == parts.step < min(windows.step, whole.step) and windows.clip[None] == whole.clip[None]
     assert parts.clip[None] == trained.clip[None] + 3 * 4 * 3 * 32 * 64 * 64 < whole.clip[None]
     pipe.sampling["num_frames"] = 8
     said = pipe.fit_memory(8, "cpu", (32, 64, 64), "continue")
