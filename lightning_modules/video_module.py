@@ -233,9 +233,8 @@ class VideoModule(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """The loss at fixed sigmas with fixed noise and regions: the same draws at every validation."""
         clean, cond = self.evaluated(batch)
-        self.validation_loss.update(
-            self.base, self.denoiser, clean, cond, self.draw_noise(batch, NOISE, clean[0].shape)
-        )
+        noise = self.draw_noise(batch, NOISE, clean[0].shape)
+        self.validation_loss.update(self.base, self.denoiser, clean, cond, noise)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """As `validation_step`; a benchmark's pairs have no clip to denoise, `callbacks.Benchmark` samples them."""
@@ -285,9 +284,8 @@ class VideoModule(LightningModule):
         """
         with self.autocast():
             cond = self.inference_conditioning(with_texts(self.base, self.sampling.inputs, batch), control)
-            frames, (height, width) = batch["flow"].shape[1], batch["first_frame"].shape[-2:]
-            grid = self.base.grid
-            shape = (grid.latents(frames), self.base.channels, *grid.size(height, width))
+            grid, size = self.base.grid, batch["first_frame"].shape[-2:]
+            shape = (grid.latents(batch["flow"].shape[1]), self.base.channels, *grid.size(*size))
             cond = self.steer(cond)
             latents = self.denoised(cond, self.draw_noise(batch, INITIAL, shape), self.sampling)
             return self.base.finished(self.base.decode(latents), cond).clamp(-1, 1)
@@ -308,8 +306,7 @@ class VideoModule(LightningModule):
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Everything but the position goes to the device."""
-        # the position seeds generators on the host: left there, no step waits for the device
-        position = batch["position"]
+        position = batch["position"]  # it seeds generators on the host: left there, no step waits for the device
         with self.copies.on(device):
             batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return self.copies.used(batch, device) | {"position": position}
