@@ -109,8 +109,11 @@ def _read(file: Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
     steps, state = saved.get("global_step", 0), saved.get("state_dict")
     if not whole(0, 2**63 - 1)(steps):
         raise UserError(f"{file}: global_step: expected a whole number of steps")
-    check_tensors(state)
-    return record, steps, state | average_of(saved)
+    try:
+        check_tensors(state)
+        return record, steps, state | average_of(saved)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def _pictures(run: Path, folder: Path, problems: list[str]) -> dict[str, str]:
