@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def write_holes(photos: str, folder: Path, clips: int, val_clips: int, seed: int
         UserError: the folder holds another set, or another process writes it.
     """
     pictures = {train: read_photos(photos, train) for train in (True, False)}
-    about = {"seed": seed, "side": side, "photos": [each.digest for each in pictures.values()]}
+    about: dict[str, Any] = {"seed": seed, "side": side, "photos": [each.digest for each in pictures.values()]}
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock") as mine:
         if not mine:
