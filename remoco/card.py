@@ -106,7 +106,8 @@ def _read(file: Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
     if not isinstance(arguments.get("path"), str | None):
         raise UserError(f"{file}: base.path: expected a folder or a hub id")
     check_fields(record.get("sampling") or {}, "sampling", SAMPLING, str(file))
-    steps, state = saved.get("global_step", 0), saved.get("state_dict")
+    steps: Any = saved.get("global_step", 0)
+    state: Any = saved.get("state_dict")
     if not whole(0, 2**63 - 1)(steps):
         raise UserError(f"{file}: global_step: expected a whole number of steps")
     try:
