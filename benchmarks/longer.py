@@ -4,8 +4,8 @@
 
 An object goes through key points at the speed of the training's clips, and stays inside the picture. The control error
 is that of `metrics.ControlError`. The seam error is the mean change from frame to frame where windows or parts begin
-or end, over that elsewhere, and this over the same ratio of the true clip: 1 is no seam. For a clip that is seen whole
-the places are those of the windows.
+or end, over that elsewhere, and this over the same ratio of the true clips: 1 is no seam. Means are over all clips. For
+clips that are seen whole the places are those of the windows.
 """
 
 from __future__ import annotations
@@ -58,11 +58,20 @@ def borders(plan: Plan) -> list[int]:
     return sorted({*begins[1:], *(end + 1 for end in ends[:-1])})
 
 
-def jump(video: np.ndarray, places: list[int]) -> float:
-    """Mean change between frames before these places over that between the others."""
-    changes = np.abs(np.diff(video.astype(float), axis=0)).mean((1, 2, 3))
-    at = np.isin(np.arange(1, len(video)), places)
-    return float(changes[at].mean() / changes[~at].mean())
+def changes(video: np.ndarray) -> np.ndarray:
+    """(L - 1,) mean change of each frame (3, H, W) of a clip from the one before."""
+    found: np.ndarray = np.abs(np.diff(video.astype(float), axis=0)).mean((1, 2, 3))
+    return found
+
+
+def jump(changed: np.ndarray, places: list[int]) -> float:
+    """Mean change before frames at these places over that before the others, of clips' changes (N, L - 1).
+
+    The means are over all clips: a clip's own ratio is large where its object stands still elsewhere, or by chance at
+    these places.
+    """
+    at = np.isin(np.arange(1, changed.shape[1] + 1), places)
+    return float(changed[:, at].mean() / changed[:, ~at].mean())
 
 
 def measured(
@@ -70,7 +79,8 @@ def measured(
 ) -> tuple[float, float, float]:
     """Control error in pixels, seam error, and CPU seconds a clip."""
     trained, side = pipe.sampling["num_frames"], pipe.trained_size[0]
-    frames, error, seams, seconds = times * trained, ControlError(), list[float](), 0.0
+    frames, error, seconds = times * trained, ControlError(), 0.0
+    made, real = list[np.ndarray](), list[np.ndarray]()
     places = borders(planned(pipe.module.base, trained, frames, WAYS[way] or "windows", overlap))
     for number in range(clips):
         drawing, true = sprite(number, frames, trained, side)
@@ -81,8 +91,10 @@ def measured(
         mask = torch.from_numpy(drawing.brush)[None] > 0
         error.update(torch.from_numpy(video)[None], torch.from_numpy(true[:1].copy()), mask, path[None])
         seconds += cpu / clips
-        seams += [jump(video, places) / jump(true, places)] if places else []
-    return float(error.compute()), float(np.mean(seams)) if seams else 1.0, seconds
+        made.append(changes(video))
+        real.append(changes(true))
+    seam = jump(np.stack(made), places) / jump(np.stack(real), places) if places else 1.0
+    return float(error.compute()), seam, seconds
 
 
 def main() -> None:

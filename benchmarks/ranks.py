@@ -127,8 +127,12 @@ def run(recipe: str, ranks: int, steps: int, folder: Path) -> list[dict[str, Any
         with (folder / f"{address}.log").open("w") as log:
             command = [sys.executable, "-m", "torch.distributed.run", *launch, *program]
             launchers.append(subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, env=environment))
-    if any([launcher.wait() for launcher in launchers]):
-        raise RuntimeError("\n".join(log.read_text()[-2000:] for log in folder.glob("*.log")))
+    try:
+        if any([launcher.wait() for launcher in launchers]):
+            raise RuntimeError("\n".join(log.read_text()[-2000:] for log in folder.glob("*.log")))
+    finally:
+        for launcher in launchers:
+            launcher.terminate()  # which ends its ranks too; of one that has ended it does nothing
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -139,6 +143,8 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20, help="steps that are measured, after 3")
     options.add_argument("--recipes", nargs="+", default=[*RECIPES], choices=RECIPES)
     args = options.parse_args()
+    if args.steps < 1:
+        options.error(f"--steps is {args.steps}, expected at least 1")
     rows, same = [], True
     for recipe in args.recipes:
         first: dict[str, Any] = {}

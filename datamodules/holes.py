@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.base import MAX_BATCH, ClipDataModule
+from datamodules.base import ClipDataModule
 from datamodules.order import Order
 from datamodules.shards import ClipShape
 from remoco.common.errors import UserError
@@ -138,8 +138,7 @@ class HolesDataModule(ClipDataModule):
         fps: float = 8.0,
     ) -> None:
         super().__init__(
-            ClipShape(2, height, width, float(fps)), batch_size, val_batch_size or min(batch_size, MAX_BATCH),
-            num_workers, seed,
+            ClipShape(2, height, width, float(fps)), batch_size, val_batch_size, num_workers, seed,
         )  # fmt: skip
         self.holes = Path(holes)
 

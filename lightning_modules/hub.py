@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 from remoco.common.errors import UserError
 
 UNREADABLE = (OSError, ValueError, EntryNotFoundError)  # what the library raises
+HIDDEN = re.compile(r"(Bearer |hf_)[^\s'\"]+")  # a token, which errors of the libraries may quote
 VARIANT = re.compile(r"[A-Za-z0-9_-]{1,40}")  # part of a file's name
 
 
@@ -99,7 +100,8 @@ def upload(folder: Path, repo: str, private: bool, message: str, token: str | No
         status = getattr(getattr(error, "response", None), "status_code", None)
         needed = isinstance(error, LocalTokenNotFoundError) or status in (401, 403)
         why = "it needs `hf auth login` with a token that may write there" if needed else reason(error, repo, None)
-        raise UserError(f"{repo}: not uploaded: {why}") from error
+        why = HIDDEN.sub(r"\1...", why)
+        raise UserError(f"{repo}: not uploaded: {why}") from None  # the token stands in what lies below it too
 
 
 def reason(error: BaseException, repo: str, revision: str | None) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_modules import longer
 from lightning_modules.control.lora import lora_layers
 from lightning_modules.motion_control import MotionControlModule
 from remoco.common.errors import UserError
@@ -166,7 +167,9 @@ def usable(gib: float) -> float:
     return (gib * (1 - RESERVED[1]) - RESERVED[0]) * GIB
 
 
-def count(module: MotionControlModule, frames: int, height: int, width: int) -> Counted:
+def count(
+    module: MotionControlModule, frames: int, height: int, width: int, plan: longer.Plan | None = None
+) -> Counted:
     """Count one clip, in the dtypes that the module's networks have.
 
     Args:
@@ -174,8 +177,9 @@ def count(module: MotionControlModule, frames: int, height: int, width: int) -> 
         frames: Length L of the clip.
         height: In pixels.
         width: In pixels.
+        plan: How the clip is made where it is longer than the trained ones; None: it is seen whole.
     """
-    base = module.base
+    base, plan = module.base, plan or longer.Plan(frames, frames)
     network = nbytes([module])
     groups, beside = [list(blocks) for blocks in base.groups().values()], nbytes(base.beside())
     blocks = nbytes(itertools.chain(*groups))
@@ -183,22 +187,34 @@ def count(module: MotionControlModule, frames: int, height: int, width: int) -> 
     pairs = [a + b for each in sizes for a, b in zip(each, [*each[1:], 0], strict=True)]
     layers = [layer for net in base.denoisers().values() for layer in lora_layers(net).values()]
     clip: dict[str | None, int] = {}
-    size = (frames, height, width)
-    with fake_weights(module) as known:
-        if base.stages > 1:
-            base.stage = lambda time: 0  # type: ignore[method-assign]  # a fake time has no value
-        cond, encode = conditioned(module, known, size)
-        both, one = (step_bytes(module, known, cond, latents_of(base, size), branches) for branches in (2, 1))
-        clip[None] = max(encode, decode_bytes(base, known, size))
+    seen, size, video = (plan.seen, height, width), (plan.part, height, width), 4 * 3 * frames * height * width
+    with fake_weights(module) as known, as_a_whole(base):
+        cond, encode = conditioned(module, known, seen)
+        x, windows = latents_of(base, seen), max(1, len(plan.windows))
+        both, one = (step_bytes(module, known, cond, x, branches, windows) for branches in (2, 1))
+        clip[None] = max(encode, decode_bytes(base, known, size)) + (3 * video if len(plan.starts) > 1 else 0)
         for part in base.vae_parts:  # one part of a clip, and the clip, which is there five times at most
             of = base.part_of(part, size)
-            worst = max(conditioned(module, known, of)[1], decode_bytes(base, known, of))
-            clip[part] = worst + 5 * 4 * 3 * frames * height * width
-        vars(base).pop("stage", None)
+            worst = max(conditioned(module, known, base.part_of(part, seen))[1], decode_bytes(base, known, of))
+            clip[part] = worst + 5 * video
     return Counted(
         rest=network - beside - blocks, blocks=blocks, pair=max(pairs, default=0), waiting=nbytes(base.waiting()),
         beside=beside, merged=sum(layer.base_layer.weight.nbytes for layer in layers), step=both, branch=one, clip=clip,
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def as_a_whole(base: Any) -> Iterator[None]:
+    """A block in which the VAE works as a whole, and steps are of the first stage: a fake time has no value."""
+    part = base.vae_part
+    base.work_in(None)
+    if base.stages > 1:
+        base.stage = lambda time: 0
+    try:
+        yield
+    finally:
+        base.work_in(part)
+        vars(base).pop("stage", None)
 
 
 def autocast(module: MotionControlModule) -> torch.autocast:
@@ -219,10 +235,18 @@ def conditioned(module: MotionControlModule, known: list[Tensor], clip: tuple[in
     return replace(cond, control=torch.empty(1, frames, 3, height, width)), held.peak
 
 
-def step_bytes(module: MotionControlModule, known: list[Tensor], cond: Any, latents: Tensor, branches: int) -> int:
-    """The most bytes that the control and a step of the sampler hold, with one or both branches of guidance."""
+def step_bytes(
+    module: MotionControlModule, known: list[Tensor], cond: Any, latents: Tensor, branches: int, windows: int = 1
+) -> int:
+    """The most bytes that the control and a step of the sampler hold, with one or both branches of guidance.
+
+    Of several windows each one's motion is kept, and one is denoised at a time.
+    """
     with torch.no_grad(), autocast(module), Held(known=known) as held:
-        module.feed(cond.control)
+        kept = []
+        for _ in range(windows):
+            module.feed(cond.control)
+            kept.append([each.held() for each in module.controllers()])
         both = replace(cond, control=None, frame=None)
         if branches == 2:
             both = both.followed_by(both.unconditional(module.base.unconditional))

@@ -49,10 +49,24 @@ def group(base: Any, device: torch.device) -> None:
     networks = list(roots.values())
 
     def predict(noisy: Tensor, time: Tensor, cond: Any) -> Tensor:
-        return networks[base.stage(time)](lambda: plain(noisy, time, cond))
+        root = networks[base.stage(time)]
+        try:
+            return root(lambda: plain(noisy, time, cond))
+        except BaseException:
+            back(root)  # what comes back of LoRA goes to the weights in the host's memory
+            raise
 
     base.predict, base.grouped = predict, True
     base.roots = networks
+
+
+def back(root: Blocks) -> None:
+    """Everything of a pass that did not end back to the host's memory."""
+    for module in root.modules():
+        if hasattr(module, "_diffusers_hook"):
+            hook = HookRegistry.check_if_exists_or_initialize(module).get_hook(HOOKS[0])
+            if hook is not None:
+                hook.group.offload_()
 
 
 def ungroup(base: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_modules.control.lora_files import LoraFiles
+from lightning_modules.longer import Longer, planned
 from lightning_modules.motion_control import MotionControlModule
 from lightning_modules.offload import apart, group, ungroup
 from remoco.common.errors import UserError
@@ -117,7 +118,12 @@ class PipelinePlace:
         self._to(onload_device, offloads=offload_beside, groups=True)
 
     def fit_memory(
-        self, gib: float, device: torch.device | str = "cuda", clip: tuple[int, int, int] | None = None
+        self,
+        gib: float,
+        device: torch.device | str = "cuda",
+        clip: tuple[int, int, int] | None = None,
+        longer: Longer | None = None,
+        overlap: int | None = None,
     ) -> str:
         """Move to a device so that clips fit its memory, by count: what changes no picture first, then what is fast.
 
@@ -125,21 +131,28 @@ class PipelinePlace:
             gib: Memory of the card in GiB. A part of it is left for what is not counted (`memory.RESERVED`).
             device: Where to compute.
             clip: Frames, height and width of the largest clip; by default those of training.
+            longer: As of a call, which then sees a part of the frames at once.
+            overlap: As of a call.
 
         Returns:
             What was chosen, in one line.
 
         Raises:
-            UserError: nothing makes them fit.
+            UserError: nothing makes them fit, or there are no such clips. All is then where it was.
         """
         from lightning_modules.memory import GIB, count  # torch's fake tensors take a moment
 
-        self.module.base.grid.check(*(clip or self.trained_clip))
+        base, (frames, height, width) = self.module.base, clip or self.trained_clip
+        made = planned(base, self.trained_clip[0], frames, longer, overlap)
+        base.grid.check(made.seen, height, width)
+        before = self.device, self._offloads, base.grouped
         self.to("cpu")
-        frames, height, width = clip or self.trained_clip
-        counted = count(self.module, frames, height, width)
-        plan = counted.pick(gib)
-        base = self.module.base
+        try:
+            counted = count(self.module, frames, height, width, made)
+            plan = counted.pick(gib)
+        except BaseException:
+            self._to(*before)
+            raise
         self._to(device, offloads=plan.offload, groups=plan.groups)
         base.split = plan.split
         base.work_in(plan.part)

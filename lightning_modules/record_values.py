@@ -100,8 +100,8 @@ def check_record(record: Mapping[str, Any], name: str) -> None:
         record: The record, with both parts there.
         name: Name of its file, for the error.
     """
-    _check_part(record["architecture"], "architecture", ARCHITECTURE, name)
-    _check_part(record["base"], "base", BASE, name)
+    check_fields(record["architecture"], "architecture", ARCHITECTURE, name)
+    check_fields(record["base"], "base", BASE, name)
     _check_condition(record["architecture"]["condition"], name)
     for part in ("sampling", "optimization"):
         if not isinstance(record.get(part, {}), dict):
@@ -121,7 +121,7 @@ def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> Non
         name: Name of its file, for the error.
     """
     sampling = record.get("sampling") or {}
-    _check_part(sampling, "sampling", SAMPLING, name)
+    check_fields(sampling, "sampling", SAMPLING, name)
     try:
         check_inputs(base.inputs(), sampling.get("inputs", {}), "sampling.inputs.")
     except ValueError as error:
@@ -138,7 +138,15 @@ def check_sampling(record: Mapping[str, Any], base: VideoBase, name: str) -> Non
         raise _wrong(name, "sampling", f"{frames} frames of {height} x {width}", f"at most {most} pixels in all")
 
 
-def _check_part(part: Any, title: str, fields: Mapping[str, tuple[Check, str]], name: str) -> None:
+def check_fields(part: Mapping[str, Any], title: str, fields: Mapping[str, tuple[Check, str]], name: str) -> None:
+    """Raise UserError unless a part of a record has some of these fields alone, and each a sound value.
+
+    Args:
+        part: The part.
+        title: What errors call it.
+        fields: Of each its check and what it expects.
+        name: Name of the record's file, for the error.
+    """
     for field, value in part.items():
         if field not in fields:
             raise _wrong(name, title, field, f"some of {', '.join(fields)}")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from remoco.common.errors import UserError
+from remoco.common.errors import UserError, readable
 
 
 def card(
@@ -46,13 +47,14 @@ def card(
     if not source.is_dir() or not file.is_file():
         raise UserError(f"{file}: no such file, expected the folder of a run with that checkpoint")
     target = Path(out or f"{source.resolve().name}-card")
-    if target.exists():
+    if os.path.lexists(target):
         raise UserError(f"--out {target}: exists already, expected a new folder")
     if push is not None and not HUB_ID.fullmatch(push):
         raise UserError(f"--push is {push!r:.80}, expected a hub id owner/name")
+    if private and push is None:
+        raise UserError("--private: expected --push beside it")
     licences = Licences(license, base_license, data_license)
 
-    from lightning_modules import checkpoint as checkpoints
     from lightning_modules.pipeline_files import write_folder
     from lightning_modules.resumed import KEY
     from remoco.common.whole_files import new_folder
@@ -64,7 +66,6 @@ def card(
         raise UserError(f"--push {push}: expected {', '.join(missing)}, which nobody stated")
     problems: list[str] = []
     results = read_results(source / "metrics.json", problems)
-    checkpoints.of({checkpoints.KEY: record}, str(file))
     with new_folder(target) as folder:
         kept = {key: value for key, value in public(record).items() if key != KEY}
         write_folder(folder, state, set(), kept, {}, None)
@@ -85,34 +86,58 @@ def card(
         try:
             print(f"uploaded {upload(target, push, private, f'{source.resolve().name}, step {steps}')}")
         except UserError as error:
-            raise UserError(f"{error}; `hf upload {push} {target}` goes on from here") from error
+            flag = " --private" if private else ""
+            raise UserError(f"{error}; `hf upload {push} {target}{flag}` goes on from here") from error
 
 
 def _read(file: Path) -> tuple[dict[str, Any], int, dict[str, Any]]:
     """Record, step and tensors of a checkpoint, the averaged weights where they are there."""
     from lightning_modules import checkpoint as checkpoints
+    from lightning_modules.record_values import SAMPLING, check_fields, whole
     from lightning_modules.restorable import average_of, check_tensors
 
     saved = checkpoints.read_checkpoint(file)
     record = checkpoints.of(saved, str(file))
     if record["architecture"].get("injection", "") is None:
         raise UserError(f"{file}: holds a base without a controller; `remoco export-base` writes it as folders")
-    state = saved["state_dict"] | average_of(saved)
-    check_tensors(state)
-    return record, int(saved.get("global_step", 0)), state
+    arguments = record["base"].get("init_args")
+    if "class_path" not in record["base"] or not isinstance(arguments, dict):
+        raise UserError(f"{file}: base: expected a class path with arguments")
+    if not isinstance(arguments.get("path"), str | None):
+        raise UserError(f"{file}: base.path: expected a folder or a hub id")
+    check_fields(record.get("sampling") or {}, "sampling", SAMPLING, str(file))
+    steps: Any = saved.get("global_step", 0)
+    state: Any = saved.get("state_dict")
+    if not whole(0, 2**63 - 1)(steps):
+        raise UserError(f"{file}: global_step: expected a whole number of steps")
+    try:
+        check_tensors(state)
+        return record, steps, state | average_of(saved)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from error
 
 
 def _pictures(run: Path, folder: Path, problems: list[str]) -> dict[str, str]:
-    """Caption -> file in `folder`, copied: the sheet of the last samples that a run has."""
-    import shutil
+    """Caption -> file in `folder`: the sheet of the last samples that a run has, as a picture of ours.
 
-    from remoco.report.collect import read_system
+    It is read and written anew. A copy would also be of what is no picture: a run's folder may come from anybody, with
+    a link to a private file in the sheet's place.
+    """
+    from callbacks.strips import write_png
+    from remoco.common.picture_files import read_image
+    from remoco.report.collect import last_strips
 
-    system = read_system(run)
-    problems.extend(line for line in system.problems if line not in problems)
-    for strip in system.strips[:1]:
+    strips, step = last_strips(run / "samples", problems)
+    for strip in strips[:1]:
         sheet = strip.with_name("sheet.png")
-        if sheet.is_file():
-            shutil.copyfile(sheet, folder / "samples.png")
-            return {f"Samples of validation clips at step {system.step}": "samples.png"}
+        if not os.path.lexists(sheet):
+            continue
+        try:
+            if not sheet.resolve().is_relative_to(run.resolve()):
+                raise UserError(f"{sheet}: lies outside of the run")
+            write_png(folder / "samples.png", read_image(sheet))
+        except UserError as error:
+            problems.append(readable(str(error)))
+        else:
+            return {f"Samples of validation clips at step {step}": "samples.png"}
     return {}

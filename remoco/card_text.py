@@ -98,17 +98,18 @@ def card(
     lines += ["---", "", f"# {_inline(name)}", ""]
     whole = bool(record.get("whole"))
     kind = "with its base, a" if record["architecture"].get("train_base") else "over a frozen"
-    about = f"trained with ReMoCo for {steps:,} steps {kind} {_class(base)}" + (f" `{_public(path)}`" if path else "")
+    shown = f" `{_code(_public(path))}`" if path else ""
+    about = f"trained with ReMoCo for {steps:,} steps {kind} {_class(base)}" + shown
     alone = "This is the controller; the base is loaded from where you name it." if path and not whole else ""
     lines += [f"Region-wise motion control of image-to-video diffusion, {about}.", *([alone] if alone else []), ""]
     for caption, file in pictures.items():
         lines += [f"![{_inline(caption)}]({file})", "", f"*{_inline(caption)}*", ""]
-    given = "" if whole or not path else f', svd="{_public(path)}"'
+    given = "" if whole or not path else f', svd="{_code(_public(path))}"'
     lines += [
         "## Use", "", "```python", "from remoco import MotionControlPipeline", "",
-        f'pipe = MotionControlPipeline.from_pretrained("{_inline(repo)}"{given})',
+        f'pipe = MotionControlPipeline.from_pretrained("{_code(repo)}"{given})',
         "frames = pipe(image, tracks=[[(40, 64), (88, 64)]], brush=mask, seed=1).frames[0]", "```", "",
-        f"    remoco generate {_inline(repo)} --help", "",
+        f"    remoco generate {_code(repo)} --help", "",
     ]  # fmt: skip
     lines += ["## What it is", "", "| | |", "|---|---|"]
     lines += [f"| {label} | {_cell(text)} |" for label, text in _facts(record, parameters).items()] + [""]
@@ -135,7 +136,8 @@ def public(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _public(path: str) -> str:
-    return path if HUB_ID.fullmatch(path) and not Path(path).exists() else Path(path).name
+    hub = HUB_ID.fullmatch(path) and not path.startswith(".") and not Path(path).exists()
+    return path if hub else Path(path).name
 
 
 def _metadata(record: Mapping[str, Any], path: Any, licences: Licences) -> dict[str, Any]:
@@ -151,7 +153,7 @@ def _metadata(record: Mapping[str, Any], path: Any, licences: Licences) -> dict[
 def _facts(record: Mapping[str, Any], parameters: int) -> dict[str, str]:
     architecture, sampling = record["architecture"], record.get("sampling") or {}
     condition = architecture["condition"]
-    settings = ", ".join(f"{name} {value}" for name, value in condition["init_args"].items())
+    settings = ", ".join(f"{name} {value}" for name, value in condition.get("init_args", {}).items())
     lora = architecture.get("lora")
     low_high = sampling.get("guidance") or [1.0, 1.0]
     facts = {
@@ -184,6 +186,11 @@ def _class(base: Mapping[str, Any]) -> str:
 
 def _cell(text: str) -> str:
     return _inline(text).replace("|", "\\|")
+
+
+def _code(text: str) -> str:
+    """Text from a file as one line within code and quotes, which it cannot end; there nothing is escaped."""
+    return re.sub(r"[`\"\\]", "'", readable(" ".join(str(text).split())))
 
 
 def _inline(text: str) -> str:

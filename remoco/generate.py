@@ -107,15 +107,20 @@ class Clip:
         if self.format not in get_args(Format):
             raise UserError(f"--format is {str(self.format):.40}, expected one of {', '.join(get_args(Format))}")
 
-    def largest(self, trained: tuple[int, int, int], multiple: int) -> tuple[int, int, int]:
+    def largest(
+        self, trained: tuple[int, int, int], multiple: int, only: tuple[int, int] | None = None
+    ) -> tuple[int, int, int]:
         """Frames, height and width of what memory is counted for.
 
         Args:
             trained: Those of training, which hold where nothing is said.
             multiple: Of which sides are multiples. Beside one side that is said the other is 16/9 of it.
+            only: The one height and width that the base takes, where there is but one.
         """
         frames, height, width = trained
-        if self.height or self.width:
+        if only is not None:
+            height, width = self.height or only[0], self.width or only[1]
+        elif self.height or self.width:
             side = self.height or self.width or 0
             other = -(-side * 16 // (9 * multiple)) * multiple
             height, width = self.height or other, self.width or other

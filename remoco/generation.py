@@ -28,12 +28,12 @@ from lightning_modules.pipeline_prompts import embed_prompts
 from lightning_modules.systems.ours import opened
 from remoco.common.errors import UserError, one_line
 from remoco.common.pictures import WHITE
-from remoco.common.videos.masters import write_mov, write_pngs
+from remoco.common.videos.masters import check_sequence, write_mov, write_pngs
 from remoco.common.whole_files import check_writable, clear_leftovers, write_json
 from remoco.devices import usable_device
-from remoco.generate import Clip, Loading, Motion, OtherSystem, SamplingChanges
+from remoco.generate import Clip, Format, Loading, Motion, OtherSystem, SamplingChanges
 from remoco.generation_jobs import Job, jobs_of, read_inputs
-from remoco.generation_options import options_of
+from remoco.generation_options import options_of, plan_of
 from remoco.other_system import load_other, system_panels
 from remoco.systems import fingerprint, system_class
 from remoco.unseen import unseen
@@ -111,11 +111,13 @@ def run(
             if state == "edited":
                 print(f"{job.name}: its inputs have changed; made again")
         jobs = [job for job, state in zip(jobs, states, strict=True) if state != "done"]
+        for job in jobs if clip.format == "png" else ():
+            check_sequence(job.video)
     written = [folder / "videos", folder / "strips"] if folder else [*jobs[0].files]
     if out is None and jobs:
         print(f"without --out this writes {_listed(written)} in {Path.cwd()}", flush=True)
     generator.embed([job.prompt for job in jobs])
-    _write(jobs, folder is not None, generator, motion.colour, clip.seed)
+    _write(jobs, folder is not None, generator, motion.colour, clip)
     print(f"wrote {_listed(written)}")
     return int(left_out > 0)
 
@@ -125,14 +127,14 @@ def _write(
     of_folder: bool,
     generator: Generator,
     background: tuple[int, int, int],
-    first_seed: int,
+    clip: Clip,
 ) -> None:
     """Generate the clips and write their files."""
     warned = False  # once is enough for a folder
     with tqdm(total=generator.steps * len(jobs), desc="generate", unit="step", disable=not jobs) as bar:
         for job in jobs:
             bar.set_postfix_str(job.name)
-            seed = clip_seed(first_seed, job.name) if of_folder else first_seed
+            seed = clip_seed(clip.seed, job.name) if of_folder else clip.seed
             try:
                 drawing, motion = job.read()
                 fingerprint = drawing.fingerprint()
@@ -147,19 +149,19 @@ def _write(
                 raise UserError(f"{job.name}: {one_line(error)}") from error
             for path in job.files:
                 path.parent.mkdir(parents=True, exist_ok=True)
-            _write_video(job.video, panels["generated"], generator.fps, matte)
-            moving = strip(panels, f"{job.name}, seed {first_seed}")
+            _write_video(job.video, clip.format, panels["generated"], generator.fps, matte)
+            moving = strip(panels, f"{job.name}, seed {clip.seed}")
             write_png(job.files[2], sheet([moving]))
             write_mp4(job.strip, moving, generator.fps)
             if of_folder:
                 write_json(job.record, {"inputs": fingerprint})  # the last: with it the clip is done
 
 
-def _write_video(path: Path, video: np.ndarray, fps: float, matte: np.ndarray | None) -> None:
-    """Write a clip as its name says: H.264 without its matte, ProRes 4444, or a folder of PNGs."""
-    if path.suffix == ".mp4":
+def _write_video(path: Path, form: Format, video: np.ndarray, fps: float, matte: np.ndarray | None) -> None:
+    """Write a clip: H.264 without its matte, ProRes 4444, or a folder of PNGs, whose name may end in anything."""
+    if form == "mp4":
         write_mp4(path, video, fps)
-    elif path.suffix == ".mov":
+    elif form == "mov":
         write_mov(path, video, fps, matte)
     else:
         write_pngs(path, video, matte)
@@ -274,8 +276,11 @@ def load_pipeline(checkpoint: str, loading: Loading, clip: Clip | None = None) -
     pipe = opened(checkpoint, loading.svd, "cpu", kind, loading.second)
     try:
         if loading.memory is not None:
-            size = (clip or Clip()).largest(pipe.trained_clip, pipe.grid.multiple)
-            print(f"--memory: {pipe.fit_memory(loading.memory, place, size)}", flush=True)
+            clip = clip or Clip()
+            plan_of(pipe, clip)  # its errors name the flag
+            size = clip.largest(pipe.trained_clip, pipe.grid.multiple, pipe.grid.only)
+            how = pipe.fit_memory(loading.memory, place, size, clip.longer, clip.overlap)
+            print(f"--memory: {how}", flush=True)
         else:
             pipe.enable_model_cpu_offload(place) if loading.offload else pipe.to(place)
     except (RuntimeError, AssertionError) as error:

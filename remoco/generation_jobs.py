@@ -120,14 +120,15 @@ def jobs_of(
 
 
 def _single(name: str, read: Callable[[], tuple[Drawing, SceneMotion]], path: Path, inputs: Drawing) -> Job:
-    return Job(name, read, path, path.with_name(f"{path.stem}-strip.mp4"), inputs.fingerprint(), inputs.prompt)
+    stem = path.stem if path.suffix in SUFFIX.values() else path.name  # a folder's name may have a point in it
+    return Job(name, read, path, path.with_name(f"{stem}-strip.mp4"), inputs.fingerprint(), inputs.prompt)
 
 
 def _check_file(path: Path, form: Format) -> None:
     other = path.suffix.removeprefix(".")
     hint = f"; for .{other} give --format {other}" if other in SUFFIX else ""
     if form == "png":
-        if path.suffix in (".mp4", ".mov", ".png"):
+        if path.suffix in (".mp4", ".mov", ".png") or path.name in ("", ".."):
             raise UserError(f"--out {path}: expected the name of a folder for the pictures")
         check_sequence(path, "--out")
     elif path.suffix != SUFFIX[form]:

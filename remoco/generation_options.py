@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_modules.bases.said import NEGATIVE, PROMPT
-from lightning_modules.longer import planned
+from lightning_modules.longer import Plan, planned
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_call import base_inputs
 from remoco.common.errors import UserError
@@ -24,12 +24,7 @@ def options_of(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChange
         own if scale is None else scale
         for scale, own in zip((sampling.min_guidance_scale, sampling.max_guidance_scale), usual.guidance, strict=True)
     ]
-    frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
-    within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
-    try:
-        plan = planned(pipe.module.base, pipe.sampling["num_frames"], frames, clip.longer, clip.overlap)
-    except UserError as error:
-        raise UserError(f"--longer {clip.longer}: {error}") from None
+    plan = plan_of(pipe, clip)
     inputs: dict[str, Any] = {}
     for name in ("motion_bucket_id", PROMPT, NEGATIVE):
         try:
@@ -41,7 +36,7 @@ def options_of(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChange
     rare = {name: getattr(sampling, name) for name in (PROMPT, NEGATIVE, "guidance_scale_2")}
     rare |= {"longer": clip.longer, "overlap": clip.overlap}
     options = {name: value for name, value in rare.items() if value is not None} | {
-        "num_frames": frames,
+        "num_frames": plan.frames,
         "num_inference_steps": usual.steps if sampling.steps is None else sampling.steps,
         "min_guidance_scale": scales[0],
         "max_guidance_scale": scales[1],
@@ -49,3 +44,17 @@ def options_of(pipe: MotionControlPipeline, clip: Clip, sampling: SamplingChange
         "fps": clip.fps,
     }
     return options, len(plan.starts)
+
+
+def plan_of(pipe: MotionControlPipeline, clip: Clip) -> Plan:
+    """How clips are made, of the length that is named, else the checkpoint's.
+
+    Raises:
+        UserError: the checkpoint's length is none, or the clip cannot be made so.
+    """
+    frames = pipe.sampling["num_frames"] if clip.num_frames is None else clip.num_frames
+    within("--num-frames", frames, 2, MOST_FRAMES, whole=True)
+    try:
+        return planned(pipe.module.base, pipe.sampling["num_frames"], frames, clip.longer, clip.overlap)
+    except UserError as error:
+        raise UserError(f"--longer {clip.longer}: {error}") from None

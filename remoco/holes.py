@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,23 +39,27 @@ def write_holes(photos: str, folder: Path, clips: int, val_clips: int, seed: int
         UserError: the folder holds another set, or another process writes it.
     """
     pictures = {train: read_photos(photos, train) for train in (True, False)}
-    about = {"seed": seed, "side": side, "photos": [each.digest for each in pictures.values()]}
+    about: dict[str, Any] = {"seed": seed, "side": side, "photos": [each.digest for each in pictures.values()]}
     folder.mkdir(parents=True, exist_ok=True)
     with held(folder / ".lock") as mine:
         if not mine:
             raise UserError(f"--out {folder}: another process writes it, expected a folder of its own")
-        there = read_object(folder / ABOUT) if (folder / ABOUT).exists() else about
+        there = read_object(folder / ABOUT) if (folder / ABOUT).exists() else {**about}
         if other := [name for name, value in about.items() if there.get(name) != value]:
             raise UserError(f"--out {folder}: its {other[0]} is another set's, expected the same or a new folder")
+        for name in SPLITS.values():
+            if type(there.setdefault(name, 0)) is not int:
+                raise UserError(f"--out {folder}: {ABOUT}: {name}: expected a number of files, or a new folder")
         clear_leftovers(folder)
-        write_json(folder / ABOUT, dict.fromkeys(SPLITS.values(), 0) | there)  # whose the files below are
+        write_json(folder / ABOUT, there)  # whose the files below are
         counts = {False: -(-val_clips // EACH), True: -(-clips // EACH)}
         for train, count in counts.items():
             for number in tqdm(range(count), SPLITS[train], unit="file"):
                 path = file_of(folder, train, number)
                 if not path.exists():
                     _write(path, pictures[train], [seed, int(not train)], EACH * number, side)
-        write_json(folder / ABOUT, about | {SPLITS[train]: count for train, count in counts.items()})
+        whole = {SPLITS[train]: max(count, there[SPLITS[train]]) for train, count in counts.items()}
+        write_json(folder / ABOUT, about | whole)  # fewer clips than there are take none away
 
 
 def _write(path: Path, photos: Photos, seed: list[int], first: int, side: int) -> None:

@@ -124,7 +124,7 @@ def euler_sample(
     def stage(scale: Tensor) -> Denoise:
         if isinstance(cond, Conditioning):
             return guided(denoiser, cond, scale)
-        return together([(part, guided(denoiser, part.cond, scale[part.window.at])) for part in cond])
+        return together([(part, guided(denoiser, part.cond, scale[part.window.at])) for part in cond], noise)
 
     scales = [guidance] if guidance_2 is None else [guidance, guidance_2]
     stages = [stage(torch.linspace(*scale, noise.shape[1], dtype=noise.dtype, device=noise.device)) for scale in scales]

@@ -24,11 +24,16 @@ class Window:
 
     Attributes:
         at: (n,) int64, the places in the clip, which begin with 0; of latents, or of frames.
-        weights: (n,) float64, its share in the average at these places. Over all windows they sum to 1 at each place.
+        weights: (n,), float64 at first, its share in the average at these places. Over all windows they sum
+            to 1 at each place.
     """
 
     at: Tensor
     weights: Tensor
+
+    def like(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """`at` on a tensor's device, and `weights` also in its dtype."""
+        return self.at.to(value.device), self.weights.to(value.device, value.dtype)
 
     def frames(self, time: int) -> Window:
         """The window in frames, of a window in latents of that many frames each but for the first."""
@@ -90,26 +95,30 @@ def spaced(last: int, count: int) -> list[int]:
     return [0] if count == 1 else [(2 * index * last + count - 1) // (2 * (count - 1)) for index in range(count)]
 
 
-def average(parts: Sequence[tuple[Window, Tensor]]) -> Tensor:
+def average(parts: Sequence[tuple[Window, Tensor]], total: int) -> Tensor:
     """(B, total, ...) of what each window gives, (B, n, ...)."""
-    total = 1 + max(int(window.at[-1]) for window, _ in parts)
     first = parts[0][1]
     mean = first.new_zeros(len(first), total, *first.shape[2:])
     for window, value in parts:
-        at = window.at.to(value.device)
-        weights = window.weights.to(value.device, value.dtype).view(-1, *[1] * (value.ndim - 2))
-        mean[:, at] = mean[:, at] + value * weights
+        at, weights = window.like(value)
+        mean[:, at] = mean[:, at] + value * weights.view(-1, *[1] * (value.ndim - 2))
     return mean
 
 
-def together(parts: Sequence[tuple[Part, Denoise]]) -> Denoise:
-    """One denoiser of the clip, (x, sigma) -> the average of its windows' denoised latents."""
+def together(parts: Sequence[tuple[Part, Denoise]], like: Tensor) -> Denoise:
+    """One denoiser of the clip, (x, sigma) -> the average of its windows' denoised latents.
+
+    Args:
+        parts: The windows, and what denoises each.
+        like: Latents of the device and dtype of x. Windows are brought there once: a CUDA graph records no such copy.
+    """
+    placed = [(Window(*part.window.like(like)), part.ready, denoise_part) for part, denoise_part in parts]
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         found = []
-        for part, denoise_part in parts:
-            part.ready()
-            found.append((part.window, denoise_part(x[:, part.window.at.to(x.device)], sigma)))
-        return average(found)
+        for window, ready, denoise_part in placed:
+            ready()
+            found.append((window, denoise_part(x[:, window.at], sigma)))
+        return average(found, x.shape[1])
 
     return denoise

@@ -74,7 +74,9 @@ def _connect(ray: Any, address: str, workers: int) -> None:
     try:
         environment = {"worker_process_setup_hook": _ours_first()}
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", runtime_env=environment, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # of a machine that is too busy to start it within 30 s Ray raises a bare one
+        if address == "local":
+            raise UserError(f"--ray local: Ray did not start: {one_line(error)}") from error
         # since Ray 2.60 `ray start` asks for a token where one lies in ~/.ray, and HOST:PORT does not send it unasked
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token: RAY_AUTH_MODE=token)"
         raise UserError(f"--ray {address}: no cluster there{hint}: {one_line(error)}") from error

@@ -204,7 +204,7 @@ def loaded(checkpoint: str, other: OtherSystem, loading: Loading, fit: Fit, embe
         return Checkpoint(load_pipeline(checkpoint, loading), name, fit)
     if checkpoint != embedded:
         raise UserError(f"{checkpoint}: expected no checkpoint beside --system, whose file is --weights")
-    for name in ("offload", "second"):
+    for name in ("offload", "second", "memory"):
         if getattr(loading, name):
             raise UserError(f"--{name}: {other.system} does not take it")
     return Other(load_other(other, loading)[0], fit)

@@ -97,7 +97,7 @@ def read_system(folder: str | Path, bench: str | Path | None = None, name: str |
         system.bench = read_results(inner / "scores.json", system.problems)
         system.bench_root = _root(inner / "generated.json", system.problems)
         system.videos = _videos(inner / "videos", system.problems)
-    system.strips, system.step = _strips(path / "samples", system.problems)
+    system.strips, system.step = last_strips(path / "samples", system.problems)
     return system
 
 
@@ -147,8 +147,13 @@ def _curves(folder: Path, problems: list[str]) -> dict[str, tuple[list[int], lis
     return {tag: (sorted(curve), [curve[step] for step in sorted(curve)]) for tag, curve in drawn.items()}
 
 
-def _strips(folder: Path, problems: list[str]) -> tuple[list[Path], int | None]:
-    """The last samples of training and the step at which they were made."""
+def last_strips(folder: Path, problems: list[str]) -> tuple[list[Path], int | None]:
+    """The last samples of training and the step at which they were made; neither where there are none.
+
+    Args:
+        folder: The run's `samples`.
+        problems: Gets a line for each file that is left out.
+    """
     steps = {}
     for path in folder.glob("step-*"):
         if re.fullmatch("step-[0-9]{1,15}", path.name) and path.is_dir():

@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file
 
 from callbacks.strips import write_mp4, write_png
+from lightning_modules.hub import upload
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.restorable import average_of
 from remoco.card_text import Licences, base_licence, card, public
@@ -40,6 +41,8 @@ def run(tmp_path, checkpoint):
     torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
     (folder / "config.yaml").write_text("{}\n")
     (folder / "metrics.json").write_text(json.dumps(NUMBERS))
+    for name in ("one", "two"):  # benchmarks that it was measured on
+        (folder / "benchmark" / name).mkdir(parents=True)
     for step, light in ((5, 50), (10, 200)):
         samples = folder / "samples" / f"step-{step:06d}"
         samples.mkdir(parents=True)
@@ -143,11 +146,13 @@ def test_a_controller_is_pushed_and_read_back_online_and_offline(run, tmp_path, 
         assert hub.private == {"me/other"} and hub.messages[-1] == "Mine"
         assert hub.repos["me/other"].keys() == {"model_index.json", "motion_control.json", "motion_control.safetensors"}
         hub.token = "another"  # noqa: S105
-        forks.run("main", ["card", str(run), "--out", str(tmp_path / "b"), "--push", "me/mine", *SAID])
-        assert last() == (
+        again = ["card", str(run), "--out", str(tmp_path / "b"), "--push", "me/mine", "--private", *SAID]
+        forks.run("main", again)
+        errors = [line for line in forks.said.splitlines() if "error" in line]  # beside what it printed
+        assert errors == [
             "remoco card: error: me/mine: not uploaded: it needs `hf auth login` with a token that may write there; "
-            f"`hf upload me/mine {tmp_path / 'b'}` goes on from here"
-        )
+            f"`hf upload me/mine {tmp_path / 'b'} --private` goes on from here"
+        ]
         assert (tmp_path / "b" / "README.md").is_file()
 
 
@@ -160,6 +165,7 @@ def test_a_controller_is_pushed_and_read_back_online_and_offline(run, tmp_path, 
         (["--license", "My Own"], "--license is 'My Own', expected an identifier"),
         (["--data-license", "a\nb"], "--data-license: expected one line"),
         (["--out", "."], "--out .: exists already, expected a new folder"),
+        (["--private"], "--private: expected --push beside it"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(run, tmp_path, capsys, monkeypatch, flags, named):
@@ -168,6 +174,63 @@ def test_a_mistake_is_one_line_and_writes_nothing(run, tmp_path, capsys, monkeyp
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
     assert not (tmp_path / "mine-card").exists()
+
+
+@pytest.mark.parametrize(
+    "place, value, named",
+    [
+        ("global_step", "many", "global_step: expected a whole number of steps"),
+        ("state_dict", [1], "state_dict"),
+        ("remoco.base.init_args", None, "base"),
+        ("remoco.base.init_args.path", 5, "base.path: expected a folder or a hub id"),
+        ("remoco.sampling.guidance", ["high", 1], "sampling.guidance is"),
+    ],
+)
+def test_a_checkpoint_of_somebody_that_does_not_fit_is_one_line(run, tmp_path, checkpoint, capsys, place, value, named):
+    saved = {**checkpoint, "remoco": json.loads(json.dumps(checkpoint["remoco"]))}
+    *folders, last = place.split(".")
+    part = saved
+    for folder in folders:
+        part = part[folder]
+    part[last] = value
+    torch.save(saved, run / "checkpoints" / "last.ckpt")
+    assert main(["card", str(run), "--out", str(tmp_path / "card")]) == 2
+    error = capsys.readouterr().err
+    assert named in error and "last.ckpt" in error and error.count("\n") == 1
+    assert not (tmp_path / "card").exists()
+
+
+def test_a_sheet_that_is_no_picture_of_the_run_is_left_out(run, tmp_path, capsys):
+    """A run's folder may come from anybody: a link in it must not publish a file of who makes the card."""
+    sheet, private = run / "samples" / "step-000010" / "sheet.png", tmp_path / "private.png"
+    private.write_bytes(sheet.read_bytes())
+    sheet.unlink()
+    sheet.symlink_to(private)
+    for number, (content, said) in enumerate([(None, "lies outside of the run"), (b"a key", "sheet.png: ")]):
+        if content is not None:
+            sheet.unlink()
+            sheet.write_bytes(content)
+        assert main(["card", str(run), "--out", str(tmp_path / f"card{number}")]) == 0
+        out = capsys.readouterr().out
+        assert "0 pictures" in out and said in out.splitlines()[1]
+        assert not (tmp_path / f"card{number}" / "samples.png").exists()
+
+
+def test_a_token_is_in_no_error(tmp_path, monkeypatch):
+    """Libraries quote the header that they cannot send."""
+
+    class Hub:
+        def __init__(self, token):
+            self.token = token
+
+        def create_repo(self, *arguments, **options):
+            raise RuntimeError(f"Illegal header value b'Bearer {self.token}'")
+
+    monkeypatch.setattr("lightning_modules.hub.HfApi", Hub)
+    with pytest.raises(UserError) as caught:
+        upload(tmp_path, "me/mine", False, "Mine", token="hf_abc%DEF")  # noqa: S106
+    assert str(caught.value) == "me/mine: not uploaded: Illegal header value b'Bearer ...'"
+    assert caught.value.__suppress_context__
 
 
 def test_what_a_base_says_of_its_licence(tmp_path):
@@ -195,6 +258,10 @@ def test_the_card_names_a_hub_base_and_no_place_of_a_disk(tmp_path, checkpoint):
     assert "None were measured." in text
     text, path = of(str(tmp_path / "svd_folder"))
     assert path == "svd_folder" and str(tmp_path) not in text and "base_model" not in metadata(text)
+    text, path = of("../svd_folder")  # which is not here
+    assert path == "svd_folder" and "base_model" not in metadata(text)
+    text, _ = of("a/x` <img src=x> \n```\n# y")
+    assert "\n# y" not in text and "x`" not in text
 
 
 def test_words_from_a_file_are_no_markup(checkpoint):

@@ -138,6 +138,29 @@ def test_a_folder_of_inputs_resumes_and_does_not_mix_formats(inputs, capsys):
     assert "--out out: holds clips" in capsys.readouterr().err
 
 
+def test_pictures_are_in_a_folder_whatever_its_name_ends_in(inputs, capsys):
+    """An input that is called as a video is one of a folder of inputs; strips have the folder's whole name."""
+    for name in ("clip.mp4", "clip.mov"):
+        folder = inputs / "in" / name
+        folder.mkdir(parents=True)
+        Image.open("cutout.png").save(folder / "first_frame.png")
+        Image.fromarray((ALPHA > 0).astype(np.uint8) * 255).save(folder / "first_frame_mask.png")
+        (folder / "meta_data.json").write_bytes((inputs / "tracks.json").read_bytes())
+    asked = ["generate", "embedded-sprites", "in", *FEW, "--format", "png", "--out", "out"]
+    theirs = inputs / "out/videos/clip.mov/00000.png"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"somebody's")
+    assert remoco(*asked) == 2  # before the first clip is made
+    assert "clip.mov: holds 00000.png, expected a new folder" in capsys.readouterr().err
+    assert theirs.read_bytes() == b"somebody's" and not (inputs / "out/videos/clip.mp4").exists()
+    theirs.unlink()
+    assert remoco(*asked) == 0
+    assert all(len(pngs(inputs / "out/videos" / name)) == 5 for name in ("clip.mp4", "clip.mov"))
+    for name in ("frames.1", "frames.2"):
+        assert generate("opaque.png", "--format", "png", "--out", name) == 0
+        assert (inputs / f"{name}-strip.mp4").is_file()
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -148,11 +171,13 @@ def test_a_folder_of_inputs_resumes_and_does_not_mix_formats(inputs, capsys):
         ),
         (["--out", "a.mp4", "--format", "png"], "--out a.mp4: expected the name of a folder for the pictures"),
         (["--out", "tracks.json", "--format", "png"], "--out tracks.json: is a file, expected the name of a folder"),
-        (["--out", ".", "--format", "png"], "expected a new folder, or one that --format png wrote before"),
+        (["--out", ".", "--format", "png"], "--out .: expected the name of a folder for the pictures"),
+        (["--out", "in", "--format", "png"], "in: holds a, expected a new folder, or one that --format png wrote"),
         (["--format", "gif"], "--format"),
     ],
 )
 def test_what_does_not_fit_is_one_line_before_the_work(inputs, monkeypatch, capsys, words, said):
+    (inputs / "in" / "a").mkdir(parents=True)
     monkeypatch.setattr("remoco.generation.load_pipeline", lambda *arguments: pytest.fail("a checkpoint was read"))
     assert generate("cutout.png", *words) == 2
     lines = capsys.readouterr().err.strip().splitlines()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from remoco.common.errors import UserError
-from remoco.common.ray_connection import load
+from remoco.common.ray_connection import connected, load
 from remoco.sweep.engine import run_trials
 from remoco.sweep.plan import Plan
 from tests.support.installed import need
@@ -118,6 +118,20 @@ def test_a_sweep_that_is_told_to_stop_has_its_runs_save(out):
         began |= new
     assert start().wait(300) == 0
     assert {state for state, _ in records(out).values()} == {"finished"}
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch):
+    """Ray raises a bare exception where the machine is too busy to start it within 30 s."""
+    need("ray", "ray")
+
+    def init(**options):
+        raise Exception("The current node timed out\nduring startup.")
+
+    monkeypatch.setattr(load("local"), "init", init)
+    with pytest.raises(UserError, match="^--ray local: Ray did not start: .*timed out during startup") as caught:
+        with connected("local", workers=1):
+            pass
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

@@ -80,6 +80,8 @@ def test_a_set_that_was_stopped_is_gone_on_with_and_grows(write, folder, tmp_pat
     write(tmp_path, seed=0, clips=16)
     assert json.loads((tmp_path / "holes.json").read_text())["train"] == 4
     assert len(data(tmp_path).train_set) > len(data(folder).train_set)
+    write(tmp_path, seed=0, clips=4)  # fewer take none away
+    assert json.loads((tmp_path / "holes.json").read_text())["train"] == 4
     with pytest.raises(UserError, match="its seed is another set's"):
         write(tmp_path, seed=1)
 
@@ -132,6 +134,11 @@ def test_a_set_that_does_not_read_is_one_line(folder, tmp_path, spoil, line):
     with pytest.raises(UserError, match=line) as error:
         data(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_batch_of_nothing_is_one_line():
+    with pytest.raises(UserError, match="val_batch_size is 0, expected 1 to"):
+        HolesDataModule(val_batch_size=0)
 
 
 def network():

@@ -6,6 +6,7 @@ import shlex
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from conditions import RegionWise
 from datamodules.drawings import Drawing
@@ -18,7 +19,7 @@ from lightning_modules.config import Control, Sampling
 from lightning_modules.longer import planned
 from lightning_modules.pipeline import MotionControlPipeline
 from lightning_modules.pipeline_clips import initial
-from lightning_modules.process.windows import average, windows
+from lightning_modules.process.windows import Part, average, together, windows
 from remoco.common.errors import UserError
 from remoco.common.videos.files import read_video
 from remoco.generation import panels_of
@@ -79,7 +80,24 @@ def test_windows_begin_with_the_first_latent_and_weigh_one_together(total, lengt
     fewest = 1 if total == length else -(-(total - length) // (length - 1 - overlap)) + 1
     assert len(parts) == fewest
     clip = torch.randn(2, total, 3, dtype=torch.float64)
-    torch.testing.assert_close(average([(part, clip[:, part.at]) for part in parts]), clip, rtol=0, atol=1e-14)
+    torch.testing.assert_close(average([(part, clip[:, part.at]) for part in parts], total), clip, rtol=0, atol=1e-14)
+
+
+def test_a_step_neither_copies_windows_nor_reads_a_number():
+    """A CUDA graph could not record it. Of float32 latents, whose weights are not those of the windows."""
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            called.append(func._schema.name)
+            return func(*args, **(kwargs or {}))
+
+    called, clip = [], torch.randn(1, 12, 3)
+    parts = [(Part(window, None, lambda: None), lambda x, sigma: 2 * x) for window in windows(12, 5, 2)]
+    denoise = together(parts, clip)
+    with Seen():
+        made = denoise(clip, torch.ones(1))
+    torch.testing.assert_close(made, 2 * clip)
+    assert "aten::mul" in called and not {"aten::_to_copy", "aten::_local_scalar_dense"} & set(called)
 
 
 def test_weights_are_ramped_over_the_overlap():

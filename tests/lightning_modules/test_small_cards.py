@@ -1,6 +1,7 @@
 """Clips on cards with less memory than a network: blocks in the host's memory, parts of the VAE, and what is chosen."""
 
 import re
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -13,11 +14,13 @@ from conditions import RegionWise
 from lightning_modules import MotionControlModule
 from lightning_modules.bases import RandomCogVideoX, RandomWan, Sprites
 from lightning_modules.config import Control, Sampling
+from lightning_modules.longer import planned
 from lightning_modules.memory import GIB, Counted, Held, Plan, count, fake_weights, usable
 from lightning_modules.offload import Blocks
 from lightning_modules.pipeline import MotionControlPipeline
 from remoco.cli import main
 from remoco.common.errors import UserError
+from remoco.generate import Clip
 from tests.support.modules import perturb
 from tests.support.places import REPO
 
@@ -107,6 +110,25 @@ def test_blocks_in_host_memory_give_the_same_bits(name, offloaded):
     offloaded.clear()
     pipe.to("cpu")
     assert torch.equal(latents(pipe), before) and not offloaded and "predict" not in vars(pipe.module.base)
+
+
+def test_a_pass_that_fails_leaves_nothing_on_the_device(monkeypatch):
+    """Else what comes back of merged LoRA would go to the device's copy of a block, which is then dropped."""
+    on, onload, offload = set(), ModuleGroup.onload_, ModuleGroup.offload_
+    monkeypatch.setattr(ModuleGroup, "onload_", lambda group: (on.add(id(group)), onload(group)))
+    monkeypatch.setattr(ModuleGroup, "offload_", lambda group: (on.discard(id(group)), offload(group)))
+    pipe = made("wan")
+    pipe.enable_group_offload("cpu")
+
+    def full(*arguments):
+        assert on
+        raise torch.OutOfMemoryError("full")
+
+    hook = pipe.module.base.transformer.blocks[1].attn1.register_forward_pre_hook(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        latents(pipe)
+    hook.remove()
+    assert not on
 
 
 def test_a_weight_that_is_read_off_the_device_shows(offloaded):
@@ -242,6 +264,54 @@ def test_a_count_changes_nothing(name):
     assert (small.waiting > 0) == (name == "a14b")
 
 
+def test_a_count_does_not_depend_on_how_the_vae_works():
+    pipe, clip = made("svd"), (9, 64, 64)
+    base, counted = pipe.module.base, count(pipe.module, *clip)
+    base.work_in("windows of 4 frames")
+    assert count(pipe.module, *clip) == counted and base.vae_part == "windows of 4 frames" and base.at_once == 4
+    base.decode_chunk = 2  # as a configuration says
+    assert base.at_once == 2
+    base.work_in(None)
+    assert base.at_once == 2 and count(pipe.module, *clip).clip[None] < counted.clip[None]
+
+
+@pytest.mark.slow
+def test_a_longer_clip_is_counted_as_it_is_made():
+    """Windows are denoised one at a time, with each one's motion kept; parts are clips of the trained length."""
+    pipe, net = made("svd"), made("svd").module
+    plans = {way: planned(net.base, 8, 32, way, None) for way in (None, "windows", "continue")}
+    whole, windows, parts = (count(net, 32, 64, 64, plan) for plan in plans.values())
+    trained = count(net, 8, 64, 64)
+    assert trained.step == parts.step < min(windows.step, whole.step) and windows.clip[None] == whole.clip[None]
+    assert parts.clip[None] == trained.clip[None] + 3 * 4 * 3 * 32 * 64 * 64 < whole.clip[None]
+    pipe.sampling["num_frames"] = 8
+    said = pipe.fit_memory(8, "cpu", (32, 64, 64), "continue")
+    assert said == f"everything on the device: {parts.need(Plan()) / GIB:.1f} of 8 GiB counted for 32 x 64 x 64"
+
+
+@pytest.mark.slow
+def test_a_base_of_one_length_has_longer_clips_within_a_memory():
+    pipe = made("cogvideox")
+    frames, height, width = pipe.module.base.usual()
+    pipe.sampling["num_frames"] = frames
+    assert "everything on the device" in pipe.fit_memory(8, "cpu", (2 * frames - 1, height, width), "continue")
+    with pytest.raises(UserError, match=f"^frames is {2 * frames - 1}, expected {frames}"):
+        pipe.fit_memory(8, "cpu", (2 * frames - 1, height, width))
+
+
+def test_where_nothing_fits_all_stays_where_it_was():
+    pipe = made("svd")
+    pipe.enable_group_offload("cpu")
+    with pytest.raises(UserError, match="^memory is 0.5 GiB"):
+        pipe.fit_memory(0.5, "cpu", (2, 64, 64))
+    assert pipe.module.base.grouped and pipe._offloads and "stage" not in vars(pipe.module.base)
+
+
+def test_a_side_that_is_named_beside_the_only_size():
+    assert Clip(height=480).largest((49, 480, 720), 16, (480, 720)) == (49, 480, 720)
+    assert Clip(height=480).largest((16, 320, 512), 64) == (16, 480, 896)
+
+
 def test_an_activation_is_counted_as_it_is():
     """The decoder's worst moment is near what the CPU's allocator sees."""
     from torch.profiler import ProfilerActivity, profile
@@ -250,15 +320,11 @@ def test_an_activation_is_counted_as_it_is():
     base, x = pipe.module.base, torch.randn(1, 9, 4, 8, 8)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
         base.decode(x)
-    live = peak = 0
-    for event in sorted(
-        (e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-    ):
-        live += event.nbytes()
-        peak = max(peak, live)
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
     with fake_weights(pipe.module) as known, Held(known=known) as held, torch.no_grad():
         base.decode(torch.empty(x.shape))
-    assert held.peak == pytest.approx(peak, rel=0.25)
+    assert peak / 1.5 < held.peak < 1.5 * peak  # kernels take scratch memory by the CPU
 
 
 MADE_UP = Counted(
@@ -282,9 +348,8 @@ def test_what_is_chosen(card, plan, need):
 
 
 def test_nothing_that_fits_is_one_line():
-    with pytest.raises(
-        UserError, match=r"^memory is 7 GiB, expected at least 7\.3 by count for this clip; .*takes less$"
-    ):
+    said = r"^memory is 7 GiB, expected at least 7\.3 by count for this clip; .*takes less$"
+    with pytest.raises(UserError, match=said):
         MADE_UP.pick(7)
     with pytest.raises(UserError, match="memory is 7.2"):
         MADE_UP.pick(7.2)
@@ -294,8 +359,7 @@ def test_nothing_that_fits_is_one_line():
 def test_a_pipeline_fits_a_card_and_says_how(offloaded, monkeypatch):
     """A tiny network beside the reserve of half a GiB; the picture is the same as long as no part is chosen."""
     pipe, clip = made("svd"), (9, 64, 64)
-    before = latents(pipe, "pt")
-    counted = count(pipe.module, *clip)
+    before, counted = latents(pipe, "pt"), count(pipe.module, *clip)
     monkeypatch.setattr("lightning_modules.memory.count", lambda *arguments: counted)  # once is enough
     assert pipe.fit_memory(8, "cpu", clip).startswith("everything on the device: 0.1 of 8 GiB counted for 9 x 64 x 64")
 
@@ -314,9 +378,6 @@ def test_a_pipeline_fits_a_card_and_says_how(offloaded, monkeypatch):
     pipe.fit_memory(8, "cpu", clip)
     assert pipe.module.base.vae_part is None and not pipe.module.base.grouped
     assert torch.equal(latents(pipe, "pt"), before)
-
-
-# The command
 
 
 def test_generate_keeps_within_the_memory_that_is_named(tmp_path, capsys):

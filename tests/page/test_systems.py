@@ -215,7 +215,7 @@ def test_flags_that_do_not_fit_are_one_line(checkpoint, other, message):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("flag", [{"second": "low.ckpt"}, {"offload": True}])
+@pytest.mark.parametrize("flag", [{"second": "low.ckpt"}, {"offload": True}, {"memory": 8.0}])
 def test_flags_of_a_checkpoint_are_one_line_beside_a_system(flag):
     with pytest.raises(UserError, match=f"--{next(iter(flag))}: {SLIDE} does not take it"):
         page.page(port=0, other=OtherSystem(SLIDE), **flag)

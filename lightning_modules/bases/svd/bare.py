@@ -88,7 +88,7 @@ def sample_bare(
         noise: (1, 3, height, width) standard normal, for the first frame.
         latents: (1, L, C, height / 8, width / 8) standard normal, what the sampler starts from.
         output_type: As of `MotionControlPipeline`.
-        decode_chunk_size: Frames per pass of the VAE; None is all of them.
+        decode_chunk_size: Frames per pass of the VAE, in windows that overlap, unlike diffusers' chunks; None: all.
 
     Raises:
         UserError: the image or a size does not fit; one line.

@@ -289,14 +289,14 @@ class SVD(Spared):
         Args:
             latents: (B, L, C, H/8, W/8).
             chunk: Frames per pass of the VAE, which mixes neighbouring frames: fewer than L take less memory, and are
-                decoded in overlapping windows. None: `decode_chunk`.
+                decoded in overlapping windows. None: `at_once`.
         """
         latents = exact(latents) / self.latent_scale
         if self.vae is None:
             return self.pca.decode(latents) if self.pca else F.pixel_shuffle(latents, self.grid.space)
         with vae_arithmetic(latents.device, self.vae_precision == "tf32"):
             clips = latents.to(self.vae.dtype)
-            return torch.stack([decoded(self.vae, clip, chunk or self.decode_chunk or len(clip)) for clip in clips])
+            return torch.stack([decoded(self.vae, clip, chunk or self.at_once or len(clip)) for clip in clips])
 
     def fitted(self) -> nn.Module | None:
         """The components of patches."""

@@ -31,10 +31,10 @@ class Spared(VideoBase):
         """Windows of the decoder, where there is a VAE."""
         return tuple(str(name) for name in WINDOWS) if self.vae is not None else ()
 
-    def work_in(self, part: str | None) -> None:
-        """As `VideoBase.work_in`: it sets `decode_chunk`."""
-        super().work_in(part)
-        self.decode_chunk = WINDOWS.get(part)
+    @property
+    def at_once(self) -> int | None:
+        """Frames that are decoded at once: of `work_in`, or of `decode_chunk` where that is less; None is all."""
+        return min(filter(None, (WINDOWS.get(self.vae_part), self.decode_chunk)), default=None)
 
     def part_of(self, part: str, clip: tuple[int, int, int]) -> tuple[int, int, int]:
         """As `VideoBase.part_of`."""
