@@ -119,7 +119,7 @@ class Photos(Sprites):
         """(B, L, 3, H, W): what the frames show of the difference that pictures (B, 3, H, W), as decoded, have made."""
         assert self.pca is not None
         before = self.pca.decode(self.pca.encode(torch.stack([one.plate for one in lowest])))
-        changes = (pictures - before) * torch.stack([one.hole for one in lowest])[:, None]
+        changes = interpolated(pictures - before) * torch.stack([one.hole for one in lowest])[:, None]
         return torch.stack([one.shown(change) for one, change in zip(lowest, changes, strict=True)])
 
     def loss(self, process: NoiseProcess, denoised: Tensor, clean: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
@@ -161,3 +161,10 @@ class Photos(Sprites):
         assert self.pca is not None
         scale = self.pca.scale.double()
         return scale / scale.square().mean().sqrt()
+
+
+def interpolated(change: Tensor) -> Tensor:
+    """(B, 3, H, W) with the mean of each patch interpolated between their middles: else the patches' edges show."""
+    means = F.avg_pool2d(change, PATCH)
+    flat = F.interpolate(means, scale_factor=float(PATCH))
+    return change + F.interpolate(means, scale_factor=float(PATCH), mode="bilinear") - flat
