@@ -78,8 +78,11 @@ def test_memory(repo, tmp_path):
     file = tmp_path / "memory.json"
     bases = ("svd", "wan14b", "wan5b", "cogvideox")
     out = script(repo, "memory.py", "--size", "tiny", "--base", *bases, "--json", str(file))
-    assert "| wan5b | 9 x 64 x 64 |" in out and "| svd | 8 GiB | 0.1: everything on the device |" in out
-    for found in json.loads(file.read_text()).values():
+    assert "| wan5b | 9 x 64 x 64 |" in out
+    for base, found in json.loads(file.read_text()).items():
+        need = found["rest"] + found["blocks"] + found["beside"]
+        need += max(found["step"] + found["merged"], found["clip"]["None"])
+        assert f"| {base} | 8 GiB | {need / 1e9:.1f}: everything on the device |" in out
         assert min(found[name] for name in ("rest", "blocks", "pair", "beside", "merged", "step")) > 0
         assert found["branch"] <= found["step"] and len(found["clip"]) >= 2
 
