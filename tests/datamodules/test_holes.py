@@ -137,7 +137,7 @@ def test_a_set_that_does_not_read_is_one_line(folder, tmp_path, spoil, line):
 
 
 def test_a_batch_of_nothing_is_one_line():
-    with pytest.raises(UserError, match="val_batch_size is 0, expected 1 to"):
+    with pytest.raises(UserError, match="val_batch_size=0: expected 1 to"):
         HolesDataModule(val_batch_size=0)
 
 

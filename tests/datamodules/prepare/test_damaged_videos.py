@@ -13,6 +13,7 @@ from datamodules.shards import Shards
 from remoco.common.errors import BadClip
 from remoco.common.videos import decode
 from remoco.common.videos.files import read_frames, read_video
+from remoco.common.videos.mp4 import REPEATABLE
 from tests.support.commands import prepare as run
 from tests.support.prepared import metas, report
 from tests.support.videos import FIELDS, damage, woven, write_pictures
@@ -34,7 +35,7 @@ def broken(request, tmp_path_factory, pan):
     """6 s with key frames every 2 s, and wrong bytes in the second of the three parts; what is sound is as it was."""
     root = tmp_path_factory.mktemp("broken")
     (root / "v").mkdir()
-    write_pictures(root / "whole.mp4", pan, g="50", crf="20", sc_threshold="0")
+    write_pictures(root / "whole.mp4", pan, g="50", crf="20", sc_threshold="0", **REPEATABLE)  # where damage hits
     (root / "v/a.mp4").write_bytes((root / "whole.mp4").read_bytes())
     damage(root / "v/a.mp4", 0.4, 0.6, request.param)
     return root
