@@ -18,7 +18,6 @@ import collections
 import contextlib
 import json
 import time
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
@@ -31,8 +30,9 @@ from full_size import BASES, SVD, Shape, bare_step, batch_on, materialise, modul
 from harness import parser, table
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+from lightning_modules.memory import Held, tensors_in
 
 BF16, TF32, BANDWIDTH, LAUNCH = 650e12, 300e12, 4.2e12, 4e-6
 IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}  # torch's table of FLOPs lacks it
@@ -44,23 +44,18 @@ FREE = {  # no kernel: views, metadata, memory that is not written
 }  # fmt: skip
 
 
-class Count(TorchDispatchMode):
+class Count(Held):
     """Adds up what every operation costs, by phase, and follows the memory that is held."""
 
     def __init__(self, device: str) -> None:
-        super().__init__()
-        self.device, self.phase = device, "data"
-        self.held: dict[int, int] = {}
-        self.live = self.peak = 0
+        super().__init__(device)
+        self.phase = "data"
         self.costs: dict[tuple[str, str], list[float]] = collections.defaultdict(lambda: [0, 0.0, 0.0, 0.0])
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        out = super().__torch_dispatch__(func, types, args, kwargs)
         name = func._schema.name.split("::")[1]
-        outs = list(_tensors(out))
-        for tensor in outs:
-            self._hold(tensor)
-        ins = list(_tensors([args, kwargs or {}]))
+        outs, ins = list(tensors_in(out)), list(tensors_in([args, kwargs or {}]))
         if name in FREE or not outs or all(self._is_view(o, ins) for o in outs) and not name.endswith("_"):
             return out
         packet = IN_PLACE.get(func._overloadpacket, func._overloadpacket)
@@ -75,21 +70,6 @@ class Count(TorchDispatchMode):
     @staticmethod
     def _is_view(out: Tensor, ins: list[Tensor]) -> bool:
         return any(out.untyped_storage()._cdata == t.untyped_storage()._cdata for t in ins)
-
-    def _hold(self, tensor: Tensor) -> None:
-        if tensor.device.type != self.device:
-            return
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.held:
-            return
-        self.held[key] = size
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key)
-
-    def _drop(self, key: int) -> None:
-        self.live -= self.held.pop(key, 0)
 
     def total(self, phase: str | None = None) -> list[float]:
         """Kernels, FLOPs, bytes, seconds."""
@@ -110,16 +90,6 @@ class Count(TorchDispatchMode):
                 for s, n, c in rows
             ]
         return "\n".join(lines)
-
-
-def _tensors(values: Any) -> Iterator[Tensor]:
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple)):
-        for value in values:
-            yield from _tensors(value)
-    elif isinstance(values, dict):
-        yield from _tensors(list(values.values()))
 
 
 @contextlib.contextmanager

@@ -141,8 +141,8 @@ class ClipDataModule(LightningDataModule):
     @property
     def latent_hashes(self) -> dict[str, str] | None:
         """Hashes of the weights (`vae`, `image_encoder`) that made the training batches' latents; None without."""
-        opened = self.train_set
-        return opened.shards.latent_hashes if opened is not None and opened.use_latents else None
+        opened: Any = self.train_set  # of photographs it has no latents
+        return opened.shards.latent_hashes if getattr(opened, "use_latents", False) else None
 
     @property
     def cached(self) -> Cached | None:
@@ -170,8 +170,8 @@ class ClipDataModule(LightningDataModule):
     @property
     def filled(self) -> str | None:
         """Index of the first folder of shards whose flow is filled in where pixels are hidden; None without."""
-        opened = [dataset.shards.filled for dataset in (self.train_set, self.val_set) if dataset is not None]
-        return next(filter(None, opened), None)
+        opened = [getattr(dataset, "shards", None) for dataset in (self.train_set, self.val_set)]
+        return next((shards.filled for shards in opened if shards is not None and shards.filled), None)
 
     def settings(self) -> dict[str, Any]:
         """What the samples of a run depend on beside the position, as plain values."""

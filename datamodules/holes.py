@@ -149,16 +149,6 @@ class HolesDataModule(ClipDataModule):
             self.train_set = Holes(self.holes, True, size, self.seed, self.shape.fps)  # type: ignore[assignment]
             self.val_set = Holes(self.holes, False, size, None, self.shape.fps)  # type: ignore[assignment]
 
-    @property
-    def latent_hashes(self) -> dict[str, str] | None:
-        """None: latents are not cached."""
-        return None
-
-    @property
-    def filled(self) -> str | None:
-        """None: no flow is used."""
-        return None
-
     def settings(self) -> dict[str, Any]:
         """What the samples of a run depend on beside the position."""
         values = {"seed": self.seed, "batch_size": self.batch_size, **vars(self.shape)}

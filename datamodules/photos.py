@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from datamodules.base import MAX_BATCH, ClipDataModule
+from datamodules.base import ClipDataModule
 from datamodules.order import Order
 from datamodules.scenes.photos import Photos, photo_scene, read_photos
 from datamodules.scenes.scene import render, tracks
@@ -99,8 +99,7 @@ class PhotosDataModule(ClipDataModule):
         fps: float = 8.0,
     ) -> None:
         super().__init__(
-            ClipShape(frames, height, width, float(fps)), batch_size, val_batch_size or min(batch_size, MAX_BATCH),
-            num_workers, seed,
+            ClipShape(frames, height, width, float(fps)), batch_size, val_batch_size, num_workers, seed,
         )  # fmt: skip
         for name, count in (("clips", clips), ("val_clips", val_clips)):
             if not 1 <= count <= MAX_CLIPS:
@@ -116,16 +115,6 @@ class PhotosDataModule(ClipDataModule):
             train, held = (read_photos(*which) for which in arguments)
             self.train_set = PhotoDataset(train, self.shape, self.clips, self.seed, [self.data_seed, 0])  # type: ignore[assignment]
             self.val_set = PhotoDataset(held, self.shape, self.val_clips, None, [self.data_seed, 1])  # type: ignore[assignment]
-
-    @property
-    def latent_hashes(self) -> dict[str, str] | None:
-        """None: latents are not cached."""
-        return None
-
-    @property
-    def filled(self) -> str | None:
-        """None: the flow is exact everywhere."""
-        return None
 
     def settings(self) -> dict[str, Any]:
         """What the samples of a run depend on beside the position."""

@@ -27,10 +27,22 @@ COLUMNS = ("track px, median", "object dB", "still dB", "uncovered dB", "uncover
 
 def print_table(checkpoint: str | None, photos: str, clips: int, steps: int | None, seed: int) -> None:
     """Print the table of `remoco photos`, which says what the arguments are."""
-    held = read_photos(photos, train=False)
     module = None if checkpoint is None else MotionControlPipeline.from_checkpoint(checkpoint).module
     if module is not None and steps is not None:
         module.sampling = module.sampling.but(steps=steps)
+    print_rows(module, photos, clips, seed)
+
+
+def print_rows(module: Any, photos: str, clips: int, seed: int) -> None:
+    """Print the table.
+
+    Args:
+        module: A module over a base of photographs; None for the rows without one.
+        photos: As `data.photos`.
+        clips: Number of held-out clips.
+        seed: Seed of the clips.
+    """
+    held = read_photos(photos, train=False)
     condition = (RegionWise(8, 0.0) if module is None else module.condition).with_mask_ratio(DROPPED)
     table: dict[str, list[list[float]]] = {}
     for number, scene in _scenes(held, seed, clips):

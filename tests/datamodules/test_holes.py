@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conditions import RegionWise
-from datamodules import HolesDataModule
+from datamodules import HolesDataModule, PhotosDataModule
 from datamodules.holes import changed, file_of
 from datamodules.scenes.photos import photo_scene, read_photos
 from datamodules.scenes.scene import render
@@ -136,9 +136,10 @@ def test_a_set_that_does_not_read_is_one_line(folder, tmp_path, spoil, line):
     assert "\n" not in str(error.value)
 
 
-def test_a_batch_of_nothing_is_one_line():
+@pytest.mark.parametrize("kind", [HolesDataModule, PhotosDataModule])
+def test_a_batch_of_nothing_is_one_line(kind):
     with pytest.raises(UserError, match="val_batch_size=0: expected 1 to"):
-        HolesDataModule(val_batch_size=0)
+        kind(val_batch_size=0)
 
 
 def network():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from diffusers import WanImageToVideoPipeline
 
 from conditions import RegionWise
 from lightning_modules import MotionControlModule
@@ -20,6 +21,15 @@ def module(base, kinds=(), lora="linear", dtype=torch.float64, **settings):
     made.configure_model(dtype)
     made.log = lambda *args, **kwargs: None
     return made
+
+
+def pipeline(folder):
+    """diffusers' pipeline over a folder, in float64."""
+    pipe = WanImageToVideoPipeline.from_pretrained(folder)
+    for name in (*EXPERTS.values(), "vae", "text_encoder"):
+        torch.nn.Module.to(getattr(pipe, name), torch.float64)
+    assert pipe.config.boundary_ratio == 0.9 and pipe.image_encoder is None
+    return pipe
 
 
 def first_frame(batch=1):

@@ -10,7 +10,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
-from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanTransformer3DModel
 from PIL import Image
 
 from conditions import RegionWise
@@ -29,7 +29,18 @@ from lightning_modules.video_module import NOISE
 from remoco.common.errors import UserError
 from tests.support import wan
 from tests.support.modules import draw, perturb, written
-from tests.support.wan_a14b import EXPERTS, FRAMES, HEIGHT, SIZE, WIDTH, conditioned, first_frame, module, velocity
+from tests.support.wan_a14b import (
+    EXPERTS,
+    FRAMES,
+    HEIGHT,
+    SIZE,
+    WIDTH,
+    conditioned,
+    first_frame,
+    module,
+    pipeline,
+    velocity,
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +50,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """diffusers' pipeline over the same folder, in float64."""
-    pipe = WanImageToVideoPipeline.from_pretrained(folder)
-    for name in (*EXPERTS.values(), "vae", "text_encoder"):
-        torch.nn.Module.to(getattr(pipe, name), torch.float64)
-    assert pipe.config.boundary_ratio == 0.9 and pipe.image_encoder is None
-    return pipe
+    return pipeline(folder)
 
 
 @pytest.fixture(scope="module")

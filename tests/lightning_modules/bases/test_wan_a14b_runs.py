@@ -27,7 +27,7 @@ from remoco.page import exchange, makers
 from tests.support import wan
 from tests.support.commands import remoco
 from tests.support.modules import data, draw, perturb, trainer, written
-from tests.support.wan_a14b import EXPERTS, SIZE, conditioned, module, velocity
+from tests.support.wan_a14b import EXPERTS, SIZE, conditioned, module, pipeline, velocity
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def theirs(folder):
-    """diffusers' pipeline over the same folder, in float64."""
-    pipe = WanImageToVideoPipeline.from_pretrained(folder)
-    for name in (*EXPERTS.values(), "vae", "text_encoder"):
-        torch.nn.Module.to(getattr(pipe, name), torch.float64)
-    assert pipe.config.boundary_ratio == 0.9 and pipe.image_encoder is None
-    return pipe
+    return pipeline(folder)
 
 
 @pytest.fixture(scope="module")
